@@ -1,0 +1,60 @@
+"""Instruction rows in the manner of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sftcore import Example, Formatter, Message, Row, hookimpl, plugin
+from sftcore.rows import text_of
+
+_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+@plugin
+class Alpaca:
+    """Rows with `instruction`, `input` (may be empty) and `output`; the loss is on the output.
+
+    `style` "chat" makes two messages for the tokenizer's chat template; "alpaca" the original prompt text, which needs
+    no template. `history` names a column of earlier (instruction, output) pairs.
+    """
+
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
+    system: str = "system"
+    history: str = "history"
+    style: Literal["chat", "alpaca"] = "chat"
+
+    @hookimpl
+    def detects(self, columns: tuple[str, ...]) -> bool:
+        return {self.instruction, self.output} <= set(columns) and "input_ids" not in columns
+
+    @hookimpl
+    def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
+        return self._as_text if self.style == "alpaca" else self._as_chat
+
+    def _as_chat(self, row: Row) -> Example:
+        instruction, context = text_of(row, self.instruction), self._optional(row, self.input)
+        prompt = [Message("system", system)] if (system := self._optional(row, self.system)) else []
+        for question, answer in row.get(self.history) or ():
+            prompt += [Message("user", question), Message("assistant", answer)]
+        prompt.append(Message("user", f"{instruction}\n{context}" if context else instruction))
+        return Example(prompt=prompt, completion=[Message("assistant", text_of(row, self.output))])
+
+    def _as_text(self, row: Row) -> Example:
+        instruction, context = text_of(row, self.instruction), self._optional(row, self.input)
+        template = _WITH_INPUT if context else _WITHOUT_INPUT
+        return Example(
+            prompt=template.format(instruction=instruction, input=context), completion=text_of(row, self.output)
+        )
+
+    def _optional(self, row: Row, column: str) -> str:
+        return text_of(row, column) if row.get(column) is not None else ""

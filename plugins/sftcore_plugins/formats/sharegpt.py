@@ -1,0 +1,73 @@
+"""Conversations in the shape of ShareGPT, with the tool roles that LLaMA-Factory added."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import attrs
+
+from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
+from sftcore.rows import messages_of, template_kwargs_of, text_of, tools_of
+
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "function_call": "function_call",
+    "observation": "tool",
+    "function_response": "tool",
+}
+
+
+@plugin
+class ShareGPT:
+    """Rows with `conversations`, each a list of turns with from and value; `tools` may be JSON text.
+
+    `function_call` says what becomes of a turn that calls a tool: "tool_calls" for templates that render them,
+    "content" to keep the call's text as the assistant's words.
+    """
+
+    conversations: str = "conversations"
+    tools: str = "tools"
+    system: str = "system"
+    roles: dict[str, str] = attrs.field(factory=dict)
+    function_call: Literal["tool_calls", "content"] = "tool_calls"
+
+    @hookimpl
+    def detects(self, columns: tuple[str, ...]) -> bool:
+        return self.conversations in columns and not {"image", "images", "input_ids"} & set(columns)
+
+    @hookimpl
+    def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
+        return self._read
+
+    def _read(self, row: Row) -> Example:
+        turns = row.get(self.conversations)
+        chatml = [self._turn(turn, i) for i, turn in enumerate(turns)] if isinstance(turns, (list, tuple)) else turns
+        messages = messages_of({**row, self.conversations: chatml}, self.conversations, format_name="sharegpt")
+        if row.get(self.system):
+            messages = [Message("system", text_of(row, self.system)), *messages]
+        return Example(messages=messages, tools=tools_of(row, self.tools), template_kwargs=template_kwargs_of(row))
+
+    def _turn(self, turn: Any, index: int) -> Any:
+        if not isinstance(turn, dict) or turn.get("from") is None:
+            return turn  # already role and content, or refused with its place by messages_of
+        role = self.roles.get(turn["from"], _ROLES.get(turn["from"], turn["from"]))
+        if role != "function_call":
+            return {"role": role, "content": turn.get("value")}
+        if self.function_call == "content":
+            return {"role": "assistant", "content": turn.get("value")}
+        return {"role": "assistant", "content": "", "tool_calls": self._calls(turn.get("value"), index)}
+
+    def _calls(self, value: Any, index: int) -> list[dict[str, Any]]:
+        try:
+            found = json.loads(value)
+            calls = found if isinstance(found, list) else [found]
+            return [{"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}} for c in calls]
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            raise RowError(
+                f"{self.conversations}[{index}]: this function_call is no JSON with name and arguments: {value!r:.60}.",
+                fix="Mend it, or keep the text: format: {sharegpt: {function_call: content}}.",
+            ) from None

@@ -1,0 +1,24 @@
+"""Plain text, for language modelling."""
+
+from __future__ import annotations
+
+from sftcore import Example, Formatter, Row, hookimpl, plugin
+from sftcore.rows import text_of
+
+
+@plugin
+class Text:
+    """Rows with one text, trained on whole; the EOS token is appended once."""
+
+    field: str = "text"
+
+    @hookimpl
+    def detects(self, columns: tuple[str, ...]) -> bool:
+        return self.field in columns and "input_ids" not in columns
+
+    @hookimpl
+    def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
+        def read(row: Row) -> Example:
+            return Example(text=text_of(row, self.field))
+
+        return read

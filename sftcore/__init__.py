@@ -1,0 +1,111 @@
+"""Supervised fine-tuning of language models on a minimal core of pluggy hooks.
+
+Names are imported on first use, so that `import sftcore` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sftcore.config import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
+    from sftcore.errors import (
+        CheckError,
+        ConflictError,
+        DataError,
+        ModelError,
+        PluginError,
+        RecipeError,
+        RowError,
+        SFTCoreError,
+    )
+    from sftcore.hookspecs import hookimpl
+    from sftcore.plugin_class import plugin
+    from sftcore.trainer import SFTTrainer
+    from sftcore.types import (
+        AttentionBackend,
+        Collator,
+        Example,
+        Formatter,
+        LoadedModel,
+        LoadOptions,
+        LossFunction,
+        LossOutput,
+        Message,
+        ModelRequest,
+        Part,
+        PatchReport,
+        Plan,
+        Probe,
+        Problem,
+        Removable,
+        Row,
+        Selection,
+        Span,
+        TokenizedRow,
+    )
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "config": ("ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config"),
+    "errors": (
+        "CheckError",
+        "ConflictError",
+        "DataError",
+        "ModelError",
+        "PluginError",
+        "RecipeError",
+        "RowError",
+        "SFTCoreError",
+    ),
+    "hookspecs": ("hookimpl",),
+    "plugin_class": ("plugin",),
+    "trainer": ("SFTTrainer",),
+    "types": (
+        "AttentionBackend",
+        "Collator",
+        "Example",
+        "Formatter",
+        "LoadOptions",
+        "LoadedModel",
+        "LossFunction",
+        "LossOutput",
+        "Message",
+        "ModelRequest",
+        "Part",
+        "PatchReport",
+        "Plan",
+        "Probe",
+        "Problem",
+        "Removable",
+        "Row",
+        "Selection",
+        "Span",
+        "TokenizedRow",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [  # noqa: RUF022 - sorted by module, as above
+    "__version__",
+    "ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config",
+    "CheckError", "ConflictError", "DataError", "ModelError", "PluginError", "RecipeError", "RowError", "SFTCoreError",
+    "hookimpl", "plugin", "SFTTrainer",
+    "AttentionBackend", "Collator", "Example", "Formatter", "LoadOptions", "LoadedModel", "LossFunction", "LossOutput",
+    "Message", "ModelRequest", "Part", "PatchReport", "Plan", "Probe", "Problem", "Removable", "Row", "Selection", "Span",
+    "TokenizedRow",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -1,0 +1,81 @@
+"""What users pass to SFTTrainer, turned into what a run needs; contradictions are refused here."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from sftcore.chat import set_chat_template, set_eos_token, set_pad_token
+from sftcore.errors import ConflictError, OptionTypeError
+from sftcore.run.setup import Setup, set_up
+from sftcore.selections import parse_plugins
+from sftcore.types import ModelRequest
+
+if TYPE_CHECKING:
+    from sftcore.config import SFTConfig
+
+
+def current_name(processing_class: Any, tokenizer: Any) -> Any:
+    if tokenizer is None:
+        return processing_class
+    if processing_class is not None:
+        raise ConflictError("tokenizer and processing_class are the same argument.", fix="Keep processing_class.")
+    warnings.warn("tokenizer= is now processing_class=.", FutureWarning, stacklevel=3)
+    return tokenizer
+
+
+def model_request(model: Any, args: SFTConfig, quantization_config: Any) -> ModelRequest:
+    kwargs = dict(args.model_init_kwargs or {})
+    if not isinstance(model, str):
+        if kwargs or quantization_config is not None:
+            given = ", ".join([*kwargs, *(["quantization_config"] if quantization_config is not None else [])])
+            raise ConflictError(
+                f"the model is a ready object, so these arguments for from_pretrained would do nothing: {given}.",
+                fix="Give them where you load the model, or pass its name instead.",
+            )
+        return ModelRequest(trust_remote_code=args.trust_remote_code)
+    if quantization_config is not None:
+        if kwargs.get("quantization_config") is not None:
+            raise ConflictError("quantization_config is given twice.", fix="Keep one of the two.")
+        kwargs["quantization_config"] = quantization_config
+    trust = kwargs.pop("trust_remote_code", args.trust_remote_code)
+    return ModelRequest(model, kwargs.pop("revision", None), kwargs.pop("dtype", "float32"), trust, kwargs)
+
+
+def set_up_trainer(request: ModelRequest, args: SFTConfig, peft_config: Any, data_collator: Any) -> Setup:
+    without = [*(["loader"] if request.name is None else []), *(["collator"] if data_collator is not None else [])]
+    return set_up(
+        parse_plugins(args.plugins, where="SFTConfig.plugins"),
+        args.to_settings(),
+        request,
+        where="SFTConfig",
+        block=args.block or (),
+        peft_config=_a_peft_config(peft_config),
+        without=without,
+    )
+
+
+def _a_peft_config(peft_config: Any) -> Any:
+    if peft_config is not None:
+        from peft import PeftConfig
+
+        if not isinstance(peft_config, PeftConfig):
+            raise OptionTypeError(f"peft_config is a PeftConfig, got {type(peft_config).__name__}.", where="SFTTrainer")
+    return peft_config
+
+
+def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> Any:
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if args.chat_template_path is not None:
+        set_chat_template(tokenizer, args.chat_template_path)
+    if args.eos_token is not None:
+        set_eos_token(tokenizer, args.eos_token)
+    if args.pad_token is not None:
+        set_pad_token(tokenizer, args.pad_token)
+    return tokenizer
+
+
+def max_length_of(args: SFTConfig, tokenizer: Any) -> int | None:
+    if args.max_length is None:
+        return None
+    return min(args.max_length, tokenizer.model_max_length)

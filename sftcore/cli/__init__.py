@@ -1,0 +1,60 @@
+"""The command line: one module a verb, imported only when that verb is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+_VERBS = {
+    "quickstart": ("quickstart", "Fine-tune a small model on your machine and see it change."),
+    "train": ("train", "Train what a recipe says."),
+    "list-plugins": ("list_plugins", "Show what is installed, usable or missing, and why."),
+    "explain": ("explain", "Show which plugin answers each hook of a run."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are called: `--help` imports nothing heavy."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module = importlib.import_module(f"sftcore.cli.{_VERBS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in _VERBS:
+            from sftcore.errors import nearest
+
+            ctx.fail(f'no verb named "{name}".{nearest(name, _VERBS)}')
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in _VERBS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sftcore")
+def cli() -> None:
+    """Supervised fine-tuning of language models."""
+
+
+def main() -> None:
+    """Run the command line; our own errors are shown as one message, exit code 1."""
+    from sftcore.errors import SFTCoreError
+
+    try:
+        cli(prog_name="sftcore")
+    except SFTCoreError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

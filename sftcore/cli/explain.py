@@ -1,0 +1,58 @@
+"""`sftcore explain`: the resolved plan of a recipe, and who answers each hook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
+
+
+@click.command("explain")
+@takes_recipe
+def command(words: tuple[str, ...], block: tuple[str, ...]) -> None:
+    """Show which plugin answers each hook of a run, from which distribution, file and line, in which order."""
+    for line in _lines(words, block):
+        click.echo(line)
+
+
+def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
+    from sftcore.data.files import first_rows, local_files
+    from sftcore.data.format import choose_format
+    from sftcore.hookspecs import LIFECYCLE, ONE_ANSWER
+    from sftcore.registry import AUTO
+    from sftcore.run.setup import set_up_recipe
+
+    recipe = recipe_from(words, block)
+    setup = set_up_recipe(recipe)
+    bound = list(setup.plugins.bound)
+    if not any(one.entry.kind == "format" for one in bound):
+        files = local_files(recipe.data.train)
+        rows = first_rows(files, 1000) if files else []
+        if rows and files:
+            columns = list(dict.fromkeys(key for _, row in rows for key in row))
+            bound.insert(0, choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, files.label))
+    yield f"recipe   {recipe.place}"
+    yield f"model    {recipe.model.name}"
+    yield f"data     {recipe.data.train}"
+    yield ""
+    yield "Plugins, in the order in which hooks ask them:"
+    if not any(one.entry.kind == "format" for one in bound):
+        yield f"  format     {AUTO}: chosen by the columns once the data are loaded"
+    for one in bound:
+        asked = "default" if one.selection.default else f"asked for in {one.selection.path}"
+        options = ", ".join(f"{key}={value!r}" for key, value in one.selection.options.items())
+        yield f"  {one.entry.kind:<10} {one.entry.name}@{one.entry.distribution} {one.entry.version} ({asked})" + (
+            f" with {options}" if options else ""
+        )
+    for default, winner in setup.plugins.yielded:
+        yield f"  yielded    default {default.label} to {winner.label}"
+    yield ""
+    yield "Hooks, in the order of a run:"
+    for hook in LIFECYCLE:
+        answers = [one for one in bound if one.implements(hook)]
+        if not answers:
+            yield f"  {hook:<18} {'-' if hook not in ONE_ANSWER else 'nobody'}"
+        for i, one in enumerate(answers):
+            yield f"  {hook if i == 0 else '':<18} {one.entry.name}@{one.entry.distribution}  {one.source(hook)}"

@@ -1,0 +1,112 @@
+"""Which format reads a data set, and its formatter with errors that name the row."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from sftcore.discovery import Catalog, PluginEntry
+from sftcore.errors import ConflictError, DataError, RowError, SFTCoreError, quoted
+from sftcore.registry import AUTO, ActivePlugins, Blocklist, Bound, bind
+from sftcore.selections import format_options
+from sftcore.types import Example, Formatter, Plan, Row, Selection
+
+
+@frozen
+class RowReader:
+    """A format bound to the columns of one data set. `where` names that set in errors."""
+
+    label: str
+    formatter: Formatter
+    where: str
+
+    def read(self, row: Row, number: int) -> list[Example]:
+        """The examples of one row, counted from 0.
+
+        Raises:
+            RowError: with data set and row number, whatever the format raised.
+        """
+        try:
+            found = self.formatter(row)
+        except RowError as error:
+            raise error.at(self.where, number) from None
+        except KeyError as error:
+            raise RowError(
+                f"{self.label} needs the column {error}.", fix=f"The row has: {', '.join(map(str, row))}."
+            ).at(self.where, number) from error
+        except Exception as error:  # a third party's format may raise anything; the row must be named all the same
+            raise RowError(f"{self.label} failed: {type(error).__name__}: {error}.").at(self.where, number) from error
+        return [found] if isinstance(found, Example) else list(found)
+
+
+def choose_format(plan: Plan, plugins: ActivePlugins, catalog: Catalog, blocked: Blocklist, columns: Sequence[str], where: str) -> Bound:
+    """The format of this data set: the one selected, or under `format: auto` the one that detects its columns.
+
+    Raises:
+        DataError: no format detects the columns; formats that could read them after a mapping are shown.
+        ConflictError: several do.
+    """
+    named = [one for one in plugins.bound if one.selection.kind == "format"]
+    if named:
+        return named[0]
+    columns = tuple(columns)
+    candidates = [one for entry in catalog.of_kind("format") if (one := _candidate(entry, plan, catalog, blocked))]
+    detecting = [one for one in candidates if one.implements("detects") and _guarded(one, "detects", columns)]
+    if len(detecting) > 1:
+        raise ConflictError(
+            f"{len(detecting)} formats recognise the columns {quoted(columns)}: "
+            f"{', '.join(f'{one.entry.name}@{one.entry.distribution}' for one in detecting)}.",
+            where=where,
+            fix=f"Choose one, for example: format: {detecting[0].entry.name}",
+        )
+    if detecting:
+        return detecting[0]
+    raise DataError(
+        f"no installed format recognises the columns {quoted(columns)}.", where=where, fix=_suggestions(candidates, columns)
+    )
+
+
+def reader_for(bound: Bound, columns: Sequence[str], where: str) -> RowReader:
+    """Ask the format for its formatter, through a manager of its own: data sets of one run may differ in format."""
+    formatter = ActivePlugins([bound]).one("make_formatter", columns=tuple(columns))
+    return RowReader(f'format "{bound.entry.name}"', formatter, where)
+
+
+def _candidate(entry: PluginEntry, plan: Plan, catalog: Catalog, blocked: Blocklist) -> Bound | None:
+    if blocked.blocks(entry) or entry.missing:
+        return None
+    options = format_options(plan.settings).get(entry.name, {})
+    selection = Selection("format", entry.name, options, entry.distribution, path=f"format: {AUTO}", default=True)
+    try:
+        one = bind(selection, catalog, blocked)
+        ActivePlugins([one])  # refuses hooks that do not fit
+    except SFTCoreError as error:
+        warnings.warn(f"format: auto passes over a broken plugin. {error}", stacklevel=2)
+        return None
+    return one
+
+
+def _guarded(one: Bound, hook: str, columns: tuple[str, ...]) -> Any:
+    try:
+        return next((answer for _, answer in ActivePlugins([one]).all(hook, columns=columns)), None)
+    except Exception as error:  # one broken format must not stop the others
+        warnings.warn(f"format: auto passes over {one.entry.label}: {type(error).__name__}: {error}", stacklevel=2)
+        return None
+
+
+def _suggestions(candidates: Sequence[Bound], columns: tuple[str, ...]) -> str:
+    lines = []
+    for one in candidates:
+        options = _guarded(one, "suggest", columns) if one.implements("suggest") else None
+        if isinstance(options, Mapping):
+            inner = ", ".join(f"{key}: {value}" for key, value in options.items())
+            lines.append(f"format: {{{one.entry.name}: {{{inner}}}}}")
+    if lines:
+        return f"Map them: {' or '.join(lines)}"
+    return (
+        f"Formats: {', '.join(one.entry.name for one in candidates)}. "
+        "Name one and map its columns, or give a formatting_func."
+    )

@@ -1,0 +1,168 @@
+"""The loss bound inside the model's own forward, where the head sees supervised positions only.
+
+It is bound before PEFT, DDP or FSDP wrap the model, and only answers a call that carries `NUM_ITEMS`; every other call
+(generation, a user's own) goes to the model's own forward untouched. See DESIGN, decision 3, in docs/architecture.md.
+
+Shapes: B rows, T tokens, W width, V vocabulary, N supervised positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from attrs import define
+
+from sftcore.types import LossFunction, LossOutput
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+IGNORED = -100
+NUM_ITEMS = "sft_num_items"
+"""The keyword argument that asks the model's forward for the loss: the normaliser, a scalar."""
+WEIGHTS = "sft_weights"
+"""The keyword argument with the tokens' weights: (B, T) float32."""
+
+
+@define
+class BoundLoss:
+    """A loss bound to a model. `gathers` says whether the head sees supervised positions only; else `reason` says why."""
+
+    model: PreTrainedModel
+    gathers: bool
+    reason: str
+    _before: Any = None
+
+    def undo(self) -> None:
+        """Give the model its own forward back."""
+        if self._before is None:
+            del self.model.__dict__["forward"]
+        else:
+            self.model.forward = self._before
+
+
+def bind_loss(model: PreTrainedModel, loss: LossFunction) -> BoundLoss:
+    """Bind `loss` to the causal model's forward.
+
+    Called with `NUM_ITEMS`, the forward returns a dict of scalars: loss, entropy and correct as in `LossOutput`,
+    supervised (how many tokens counted), and aux_loss where the model balances the load of its experts.
+
+    The head is applied to gathered hidden states where the result equals the model's own logits, which is tried on a
+    few tokens here; otherwise the model's own forward builds all logits and the loss gathers those.
+    """
+    head = Head(model)
+    reason = _why_not(model, head)
+    original = model.forward
+
+    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        if NUM_ITEMS not in kwargs:
+            return original(*args, **kwargs)
+        num_items, weights, labels = kwargs.pop(NUM_ITEMS), kwargs.pop(WEIGHTS, None), kwargs.pop("labels")
+        outputs: Any
+        if reason:
+            outputs = original(*args, **kwargs)
+            states, apply = outputs.logits, _identity
+        else:
+            outputs = self.base_model(*args, **kwargs)
+            states, apply = outputs[0], head
+        found = gathered_loss(loss, states, apply, labels, weights, num_items)
+        aux_loss = getattr(outputs, "aux_loss", None)
+        return found if aux_loss is None else {**found, "aux_loss": aux_loss}
+
+    # accelerate unwraps forwards down to the last __wrapped__ and binds what it finds there to the model again, so this
+    # one must be a method without __wrapped__; transformers and PEFT read the signature to see which arguments count
+    own = inspect.signature(original)
+    me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = own.replace(parameters=[me, *own.parameters.values()])  # type: ignore[attr-defined]
+    bound = BoundLoss(model, not reason, reason, model.__dict__.get("forward"))
+    model.forward = types.MethodType(forward, model)
+    return bound
+
+
+def gathered_loss(
+    loss: LossFunction,
+    states_BTW: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    labels_BT: torch.Tensor,
+    weights_BT: torch.Tensor | None,
+    num_items: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Shift, gather the positions whose next token counts, and ask the loss."""
+    targets_BT = labels_BT[:, 1:]
+    counts_BT = targets_BT != IGNORED
+    weights_N = None
+    if weights_BT is not None:
+        # virtual tokens of prompt learning stand in front of the row; the labels have them already
+        missing = labels_BT.shape[1] - weights_BT.shape[1]
+        shifted_BT = weights_BT.new_zeros(labels_BT.shape)
+        shifted_BT[:, missing:] = weights_BT
+        counts_BT = counts_BT & (shifted_BT[:, 1:] > 0)
+        weights_N = shifted_BT[:, 1:][counts_BT]
+    states_NW = states_BTW[:, :-1][counts_BT.to(states_BTW.device)]
+    output: LossOutput = loss(states_NW, head, targets_BT[counts_BT].to(states_NW.device), weights_N, num_items)
+    return {
+        "loss": output.loss,
+        "entropy": output.entropy.detach(),
+        "correct": output.correct.detach(),
+        "supervised": counts_BT.sum(),
+    }
+
+
+class Head:
+    """The model's output head as a function, with the scale and soft-cap that its configuration names.
+
+    The head is called as a module, never by its weight, so that adapters on it, biases and quantised heads work.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        config = model.config.get_text_config()
+        self._multiply = getattr(config, "logit_scale", None)
+        self._divide = getattr(config, "logits_scaling", None)
+        self._softcap = getattr(config, "final_logit_softcapping", None)
+
+    def __call__(self, states_NW: torch.Tensor) -> torch.Tensor:
+        """(N, W) to (N, V)."""
+        logits_NV: torch.Tensor = self._model.get_output_embeddings()(states_NW)
+        if self._multiply is not None:
+            logits_NV = logits_NV * self._multiply
+        if self._divide is not None:
+            logits_NV = logits_NV / self._divide
+        if self._softcap is not None:
+            logits_NV = (logits_NV / self._softcap).tanh() * self._softcap
+        return logits_NV
+
+
+def _why_not(model: PreTrainedModel, head: Head) -> str:
+    """Why the head cannot be applied to gathered hidden states, or an empty string."""
+    import torch
+
+    if model.get_output_embeddings() is None or model.base_model is model:
+        return "the model has no separate head"
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        return "the auxiliary loss of its experts is computed in its own forward"
+    was_training = model.training
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(3, 19, device=model.device).remainder(vocabulary)[None]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            wanted = model(input_ids=ids, use_cache=False).logits[0].float()
+            got = head(model.base_model(input_ids=ids, use_cache=False)[0][0]).float()
+    except (TypeError, RuntimeError, AttributeError, IndexError) as error:
+        return f"its parts cannot be called one by one ({type(error).__name__}: {error})"
+    finally:
+        model.train(was_training)
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 2e-2
+    gap = float((wanted - got).abs().max()) if wanted.shape == got.shape else float("inf")
+    if not gap <= tolerance * max(1.0, float(wanted.abs().max())):
+        return f"head and hidden states do not give the model's own logits (they differ by {gap:.2g})"
+    return ""
+
+
+def _identity(logits: torch.Tensor) -> torch.Tensor:
+    return logits

@@ -1,0 +1,159 @@
+"""Reading rows: what formats share, with errors that say which column is wrong and how to mend it.
+
+A function here raises `RowError` without a place; the core adds data set and row number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sftcore.errors import RowError, nearest
+from sftcore.types import Message, Part, Row
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles that chat templates know."""
+
+_KEYS = ("role", "content", "train", "weight", "reasoning_content", "tool_calls", "tool_call_id", "name")
+
+
+def value_of(row: Row, column: str) -> Any:
+    """The row's value in this column; a column that is absent or null is refused."""
+    value = row.get(column)
+    if value is None:
+        there = ", ".join(str(key) for key, found in row.items() if found is not None)
+        raise RowError(
+            f'the column "{column}" is {"null" if column in row else "missing"}.',
+            fix=f"The row has: {there or 'nothing'}. Fill it, drop the row, or map the column in format's options.",
+        )
+    return value
+
+
+def text_of(row: Row, column: str) -> str:
+    """The row's text in this column."""
+    value = value_of(row, column)
+    if not isinstance(value, str):
+        raise RowError(f'the column "{column}" holds {_kind(value)}, not a text: {_short(value)}.')
+    return value
+
+
+def messages_of(row: Row, column: str, roles: Mapping[str, str] | None = None, *, format_name: str = "chat") -> list[Message]:
+    """The row's conversation in this column: a list of mappings with `role` and `content`.
+
+    `roles` maps the data's own role names to those of chat templates. Keys that Arrow filled with null count as absent.
+    """
+    value = value_of(row, column)
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise RowError(
+            f'the column "{column}" is not a list of messages but {_kind(value)}: {_short(value)}.',
+            fix='Each row needs [{"role": "user", "content": "…"}, …].',
+        )
+    if not value:
+        raise RowError(f'the column "{column}" is an empty list.', fix="Drop the row.")
+    return [_message(turn, f"{column}[{i}]", roles or {}, format_name) for i, turn in enumerate(value)]
+
+
+def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
+    """Tool schemas in this column: a list of mappings, JSON text of one, or nothing."""
+    value = row.get(column)
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise RowError(f'the column "{column}" is no JSON: {error}.', fix="Give a JSON list of tool schemas.") from None
+    if value is None or value == []:
+        return None
+    if not isinstance(value, Sequence) or not all(isinstance(tool, Mapping) for tool in value):
+        raise RowError(f'the column "{column}" holds no list of tool schemas: {_short(value)}.')
+    return [without_nulls(tool) for tool in value]
+
+
+def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[str, Any]:
+    """Arguments for the chat template that this row brings along."""
+    value = row.get(column)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RowError(f'the column "{column}" holds {_kind(value)}, not a mapping.')
+    return without_nulls(value)
+
+
+def without_nulls(value: Any) -> Any:
+    """Plain data without the keys that Arrow filled with null, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_nulls(part) for part in value]
+    return value
+
+
+def _message(turn: Any, place: str, roles: Mapping[str, str], format_name: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowError(f"{place} is {_kind(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
+    turn = {key: value for key, value in turn.items() if value is not None}
+    role = turn.get("role")
+    if role is None:
+        raise RowError(f'{place} has no "role".', fix=f"It has: {', '.join(map(str, turn)) or 'nothing'}.")
+    role = roles.get(role, role)
+    if role not in ROLES:
+        raise RowError(
+            f'{place}: role "{role}" is not known.{nearest(str(role), ROLES)}',
+            fix=f"Known roles: {', '.join(ROLES)}. Map it with format: {{{format_name}: {{roles: {{{role}: assistant}}}}}}.",
+        )
+    calls = turn.get("tool_calls") or ()
+    content = turn.get("content")
+    if content is None and not calls:
+        raise RowError(f'{place} ({role}) has no "content".', fix="Give it a text, or drop the row.")
+    if content is not None and not isinstance(content, (str, list, tuple)):
+        raise RowError(f"{place} ({role}): content is {_kind(content)}, not a text: {_short(content)}.")
+    weight = turn.get("weight")
+    if weight is not None and not (isinstance(weight, (int, float)) and 0 <= weight <= 1):
+        raise RowError(f"{place} ({role}): weight is a number from 0.0 to 1.0, got {weight!r}.")
+    train = turn.get("train")
+    if train is not None and not isinstance(train, bool):
+        raise RowError(f"{place} ({role}): train is true or false, got {train!r}.")
+    return Message(
+        role=role,
+        content=content if content is None or isinstance(content, str) else [_part(part, place) for part in content],
+        train=train,
+        weight=None if weight is None else float(weight),
+        reasoning=turn.get("reasoning_content"),
+        tool_calls=[_call(call) for call in calls],
+        tool_call_id=turn.get("tool_call_id"),
+        name=turn.get("name"),
+        extra={key: without_nulls(value) for key, value in turn.items() if key not in _KEYS},
+    )
+
+
+def _part(part: Any, place: str) -> Part:
+    if isinstance(part, str):
+        return Part("text", part)
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        raise RowError(f"{place}: a part of the content has no type: {_short(part)}.")
+    clean = without_nulls(part)
+    return Part(clean["type"], clean.get("text"), {key: got for key, got in clean.items() if key not in ("type", "text")})
+
+
+def _call(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool call with its arguments as a mapping: templates print them, and Arrow often holds them as JSON text."""
+    clean: dict[str, Any] = without_nulls(call)
+    function = clean.get("function")
+    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+        try:
+            clean["function"] = {**function, "arguments": json.loads(function["arguments"])}
+        except json.JSONDecodeError:
+            pass  # some models are meant to see the text as it is
+    return clean
+
+
+def _kind(value: Any) -> str:
+    names = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -1,0 +1,104 @@
+"""What a run was: versions, plugins with their options, settings, data, seeds. Enough to run it again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from sftcore.registry import Bound
+    from sftcore.run.setup import Setup
+
+SCHEMA = 1
+LIBRARIES = ("sftcore", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "safetensors", "pluggy")
+SECRETS = frozenset({"token", "hub_token", "use_auth_token", "api_key", "password"})
+"""Keys whose values are never written."""
+
+
+def versions() -> dict[str, str]:
+    """Python, the platform, and every library that can change a result."""
+    found = {name: version for name in LIBRARIES if (version := _version(name))}
+    return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+def describe(setup: Setup) -> dict[str, Any]:
+    """The plan and its plugins as plain values."""
+    return {
+        "model": plain(attrs.asdict(setup.plan.model)),
+        "plugins": [describe_plugin(one) for one in setup.plugins.bound],
+        "settings": plain(dict(setup.plan.settings)),
+    }
+
+
+def describe_plugin(one: Bound) -> dict[str, Any]:
+    """Which plugin, from which version of which distribution, with which options."""
+    return {
+        "kind": one.entry.kind,
+        "name": one.entry.name,
+        "distribution": one.entry.distribution,
+        "version": one.entry.version,
+        "options": plain(dict(one.selection.options)),
+        "default": one.selection.default,
+    }
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Write `manifest.json` into `folder`."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({"schema": SCHEMA, **content}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def sha256_of_files(paths: Iterable[Path]) -> dict[str, str]:
+    """File name to the SHA-256 of its bytes."""
+    found = {}
+    for path in paths:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        found[str(path)] = digest.hexdigest()
+    return found
+
+
+def sha256_of_rows(dataset: Dataset) -> str:
+    """SHA-256 over the token rows: ids and labels, in order."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    columns = [name for name in ("input_ids", "labels", "weights") if name in dataset.column_names]
+    for table in dataset.with_format("arrow").iter(1000):
+        for name in columns:
+            column = table[name].combine_chunks()
+            digest.update(np.asarray(column.value_lengths()).astype("int64").tobytes())
+            digest.update(np.asarray(column.flatten()).astype("float64").tobytes())
+    return digest.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: secrets are left out, what has no plain form becomes its text."""
+    if isinstance(value, Mapping):
+        return {str(key): "<not written>" if str(key) in SECRETS else plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(part) for part in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value.value if hasattr(value, "value") else value
+    if callable(getattr(value, "to_dict", None)):
+        return plain(value.to_dict())
+    return str(value)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

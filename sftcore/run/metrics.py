@@ -1,0 +1,59 @@
+"""The metrics of TRL's trainer, kept as sums on the device and brought together across ranks when they are logged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+Mode: TypeAlias = Literal["train", "eval"]
+_SUMS = ("entropy", "correct", "supervised", "tokens", "aux_loss", "batches")
+
+
+class Metrics:
+    """entropy (nats) and mean_token_accuracy over supervised tokens since the last log, and running token counts.
+
+    Both means are weighted by tokens, not by batches. `num_tokens` counts non-padding tokens of training on all ranks,
+    `num_supervised_tokens` those of them that the loss was computed on.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._sums: dict[str, torch.Tensor | None] = {"train": None, "eval": None}
+        self.num_tokens = 0
+        self.num_supervised_tokens = 0
+
+    def add(self, mode: str, found: dict[str, torch.Tensor], inputs: dict[str, Any]) -> None:
+        """Count one micro-batch; nothing is moved off the device."""
+        import torch
+
+        mask = inputs.get("attention_mask")
+        tokens = inputs["labels"].new_tensor(inputs["labels"].numel()) if mask is None else mask.sum()
+        one = tokens.new_tensor(1)
+        parts = (found["entropy"], found["correct"], found["supervised"], tokens, found.get("aux_loss", one * 0), one)
+        sums = torch.stack([part.detach().double().to(tokens.device) for part in parts])
+        known = self._sums[mode]
+        self._sums[mode] = sums if known is None else known + sums
+
+    def drain(self, mode: str) -> dict[str, float]:
+        """The metrics since the last call, over all ranks; empty where no batch was counted."""
+        sums = self._sums[mode]
+        if sums is None:
+            return {}
+        self._sums[mode] = None
+        total = dict(zip(_SUMS, self._accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+        if mode == "train":
+            self.num_tokens += int(total["tokens"])
+            self.num_supervised_tokens += int(total["supervised"])
+        supervised = max(total["supervised"], 1.0)
+        logged = {
+            "entropy": total["entropy"] / supervised,
+            "mean_token_accuracy": total["correct"] / supervised,
+            "num_tokens": float(self.num_tokens),
+            "num_supervised_tokens": float(self.num_supervised_tokens),
+        }
+        if total["aux_loss"]:
+            logged["aux_loss"] = total["aux_loss"] / total["batches"]
+        return logged

@@ -1,0 +1,145 @@
+"""A run from a recipe: check while everything is light, then load, train, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+
+from sftcore.data.load import Source, inspect
+from sftcore.errors import ConflictError, DataError
+from sftcore.recipe import Recipe
+from sftcore.run.setup import Setup, check, set_up_recipe
+from sftcore.types import KINDS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sftcore.trainer import SFTTrainer
+
+
+@frozen
+class Checked:
+    """A recipe that passed `check`: nothing heavy has been imported yet."""
+
+    recipe: Recipe
+    setup: Setup
+    train: Source
+    eval: Source | None
+
+
+@frozen
+class Outcome:
+    """What a run gave: losses of the first and last log, seconds, and where the model is."""
+
+    trainer: SFTTrainer
+    first_loss: float
+    last_loss: float
+    seconds: float
+    folder: Path
+
+
+def check_recipe(recipe: Recipe) -> Checked:
+    """Everything that can be found wrong without torch: plugins, settings, files, the first rows of the data.
+
+    Raises:
+        SFTCoreError: with what is wrong, where, and how to mend it.
+    """
+    setup = set_up_recipe(recipe)
+    strategy = recipe.training.get("eval_strategy")
+    has_eval = recipe.data.eval is not None or recipe.data.eval_fraction is not None
+    if strategy not in (None, "no") and not has_eval:
+        raise ConflictError(
+            f'eval_strategy is "{strategy}", and the data have no evaluation set.',
+            where=recipe.place,
+            fix="Add data.eval or data.eval_fraction, or remove eval_strategy.",
+        )
+    check(setup)
+    train = inspect(recipe.data.train, setup)
+    return Checked(recipe, setup, train, inspect(recipe.data.eval, setup) if recipe.data.eval is not None else None)
+
+
+def run_recipe(
+    checked: Checked, console: Console, *, before_training: Callable[[SFTTrainer], None] | None = None
+) -> Outcome:
+    """Load, train and save.
+
+    Args:
+        checked: from `check_recipe`.
+        console: where progress is shown.
+        before_training: called with the trainer when model and data are ready.
+    """
+    for one in checked.setup.plugins.answers("prepare"):
+        one.plugin.prepare(plan=checked.setup.plan)
+    trainer = _trainer(checked, console)
+    if before_training is not None:
+        before_training(trainer)
+    start = time.monotonic()
+    trainer.train(resume_from_checkpoint=checked.recipe.training.get("resume_from_checkpoint"))
+    trainer.save_model()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    nan = float("nan")
+    return Outcome(
+        trainer,
+        losses[0] if losses else nan,
+        losses[-1] if losses else nan,
+        time.monotonic() - start,
+        Path(trainer.args.output_dir),
+    )
+
+
+def _trainer(checked: Checked, console: Console) -> SFTTrainer:
+    from transformers import PrinterCallback, ProgressCallback
+
+    from sftcore.config import SFTConfig
+    from sftcore.data.load import load, paths_of, split_off
+    from sftcore.run.manifest import plain, sha256_of_files
+    from sftcore.run.progress import RichProgress
+    from sftcore.trainer import SFTTrainer
+
+    recipe = checked.recipe
+    args = SFTConfig(**_config(recipe))
+    train = load(checked.train, recipe.data, recipe.data.split)
+    evaluation = load(checked.eval, recipe.data, recipe.data.eval_split) if checked.eval else None
+    if recipe.data.eval_fraction is not None:
+        train, evaluation = split_off(train, recipe.data.eval_fraction, args.seed)
+    try:
+        trainer = SFTTrainer(
+            str(Path(recipe.model.name).expanduser()) if recipe.model.name else "",
+            args=args,
+            train_dataset=train,
+            eval_dataset=evaluation,
+        )
+    except DataError as error:
+        # the trainer knows its data sets by argument, the user by file
+        error.where = error.where.replace("train_dataset", checked.train.label)
+        if checked.eval:
+            error.where = error.where.replace("eval_dataset", checked.eval.label)
+        raise
+    trainer.recorder.extra |= {
+        "recipe": plain(dict(recipe.raw)),
+        "data_files_sha256": sha256_of_files(paths_of(checked.train, checked.eval)),
+    }
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(RichProgress(console))
+    return trainer
+
+
+def _config(recipe: Recipe) -> dict[str, Any]:
+    """The fields of SFTConfig for this recipe, so that recipes take the same way as Python users."""
+    fields = {**recipe.training, "disable_tqdm": True}
+    fields.setdefault("output_dir", f"{(recipe.model.name or 'model').rstrip('/').rpartition('/')[2]}-SFT")
+    if recipe.data.eval is not None or recipe.data.eval_fraction is not None:
+        fields.setdefault("eval_strategy", "epoch")
+    model = {key: value for key, value in attrs.asdict(recipe.model).items() if key in ("revision", "dtype") and value}
+    return {
+        **fields,
+        "model_init_kwargs": {**model, **recipe.model.init_kwargs},
+        "plugins": {kind: recipe.raw[kind] for kind in KINDS if recipe.raw.get(kind) is not None},
+        "block": list(recipe.block),
+    }

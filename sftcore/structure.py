@@ -1,0 +1,119 @@
+"""Plain values (from YAML, JSON or Python) into typed ones, by cattrs, without silent conversions."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+from sftcore.errors import OptionTypeError
+
+if TYPE_CHECKING:
+    from cattrs import Converter
+
+
+def structure(value: Any, wanted: Any, *, path: str) -> Any:
+    """`value` as `wanted`, a type or a type expression.
+
+    Raises:
+        OptionTypeError: the value is of another type; the error's place is `path`, down to the element.
+
+    >>> structure(3, float, path="lr")
+    3.0
+    >>> structure("3", int, path="recipe.yaml: adapter.lora.r")
+    Traceback (most recent call last):
+    sftcore.errors.OptionTypeError: recipe.yaml: adapter.lora.r: expected int, got str '3'.
+    """
+    try:
+        return _converter().structure(value, wanted)
+    except Exception as error:  # cattrs raises exception groups of whatever its hooks raise
+        detail = _first_fault(error)
+        raise OptionTypeError(
+            f"expected {type_name(wanted)}, got {type(value).__name__} {value!r}.", where=path, fix=detail
+        ) from None
+
+
+def type_name(wanted: Any) -> str:
+    """A type as a user would write it: `int`, `list[str] | None`.
+
+    >>> type_name(Union[int, None])
+    'int | None'
+    """
+    if wanted is None or wanted is type(None):
+        return "None"
+    if _is_union(wanted):
+        return " | ".join(type_name(part) for part in get_args(wanted))
+    if get_origin(wanted) is not None and get_args(wanted) and get_origin(wanted).__name__ != "Literal":
+        inner = ", ".join(type_name(part) for part in get_args(wanted))
+        return f"{get_origin(wanted).__name__}[{inner}]"
+    if isinstance(wanted, type):
+        return wanted.__name__
+    return str(wanted).replace("typing.", "").replace("collections.abc.", "")
+
+
+@functools.cache
+def _converter() -> Converter:
+    from cattrs import Converter
+
+    converter = Converter(forbid_extra_keys=True)
+    for primitive in (bool, int, str):
+        converter.register_structure_hook(primitive, _exactly)
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook_factory(_is_union, lambda union: functools.partial(_first_arm, converter))
+    converter.register_structure_hook_func(lambda cls: get_origin(cls) in (list, Sequence), functools.partial(_items, converter))
+    converter.register_structure_hook_func(lambda cls: get_origin(cls) in (dict, Mapping), functools.partial(_mapping, converter))
+    return converter
+
+
+def _is_union(wanted: Any) -> bool:
+    return get_origin(wanted) in (Union, types.UnionType)
+
+
+def _exactly(value: Any, wanted: type) -> Any:
+    # bool is an int in Python, never in a recipe
+    if type(value) is not wanted:
+        raise TypeError(f"{value!r} is no {wanted.__name__}")
+    return value
+
+
+def _number(value: Any, _: type) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def _first_arm(converter: Converter, value: Any, union: Any) -> Any:
+    for arm in get_args(union):
+        if arm is type(value) or (arm is type(None) and value is None):
+            return value
+    for arm in get_args(union):
+        if arm is type(None):
+            continue
+        try:
+            return converter.structure(value, arm)
+        except Exception:  # the next arm may take it; if none does, the error below names the value
+            continue
+    raise TypeError(f"{value!r} is none of {type_name(union)}")
+
+
+def _items(converter: Converter, value: Any, wanted: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{value!r} is no list")
+    (item,) = get_args(wanted) or (Any,)
+    return [converter.structure(part, item) for part in value]
+
+
+def _mapping(converter: Converter, value: Any, wanted: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{value!r} is no mapping")
+    key_type, item = get_args(wanted) or (Any, Any)
+    return {converter.structure(key, key_type): converter.structure(part, item) for key, part in value.items()}
+
+
+def _first_fault(error: BaseException) -> str:
+    """The innermost message of cattrs' exception group, where it says more than the outer one."""
+    inner: BaseException = error
+    while getattr(inner, "exceptions", None):
+        inner = inner.exceptions[0]  # type: ignore[attr-defined]
+    return f"({inner})" if inner is not error else ""

@@ -1,0 +1,286 @@
+"""SFTTrainer: the order of the steps of a run, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainingArguments, set_seed
+
+from sftcore.arguments import current_name, max_length_of, model_request, prepare_tokenizer, set_up_trainer
+from sftcore.chat import align_eos
+from sftcore.config import SFTConfig, as_sft_config
+from sftcore.data.sets import DataPreparation
+from sftcore.errors import ConflictError, DataError
+from sftcore.loss import NUM_ITEMS, WEIGHTS
+from sftcore.model import Noise, adopt_model, finish_model, load_model, load_processor
+from sftcore.run.callbacks import RunRecorder
+from sftcore.run.card import write_card
+from sftcore.run.metrics import Metrics
+from sftcore.run.setup import check
+from sftcore.types import LoadedModel
+
+
+class SFTTrainer(Trainer):
+    """Supervised fine-tuning of a causal language model. Arguments and defaults are TRL's.
+
+    Args:
+        model: a hub id or folder, a `PreTrainedModel` or a `PeftModel`.
+        args: `SFTConfig`; a plain `TrainingArguments` is converted, None is `SFTConfig("<model>-SFT")`.
+        data_collator: replaces the collator plugin.
+        train_dataset: `Dataset` or `IterableDataset`, in any format that an installed plugin reads.
+        eval_dataset: one, or a mapping of several.
+        processing_class: tokenizer or processor; the model's own by default.
+        compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, on the full logits.
+        compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as in
+            `transformers.Trainer`; metrics on logits cost a second forward pass.
+        quantization_config: goes to `from_pretrained` where `model` is a name.
+        peft_config: any PEFT configuration; the adapter plugin applies it.
+        formatting_func: from a row to a text, or to a list of texts; replaces the format.
+        tokenizer: older name of `processing_class`.
+
+    Raises:
+        CheckError: what was found wrong before any weight was read.
+        DataError, RowError: data that cannot be used, with the row.
+        ConflictError: settings or plugins that exclude each other.
+    """
+
+    _tag_names = ("sftcore", "sft")
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | Any,
+        args: SFTConfig | TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_loss_func: Callable[..., Any] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[..., Any] | None = None,
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        formatting_func: Callable[[Any], Any] | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        processing_class = current_name(processing_class, tokenizer)
+        args = as_sft_config(args, model if isinstance(model, str) else model.config._name_or_path or "model")
+        request = model_request(model, args, quantization_config)
+        if train_dataset is None:
+            raise DataError("`train_dataset` is required.", fix="Pass a datasets.Dataset or IterableDataset.")
+
+        self.setup = set_up_trainer(request, args, peft_config, data_collator)
+        check(self.setup, needs_tokenizer=processing_class is None)
+        set_seed(args.seed)
+
+        processing_class = processing_class or load_processor(self.setup.plan, self.setup.plugins)
+        tokenizer = prepare_tokenizer(processing_class, args)
+        self.data = DataPreparation(self.setup, tokenizer, max_length_of(args, tokenizer), formatting_func)
+        self._skip_prepare = bool((args.dataset_kwargs or {}).get("skip_prepare_dataset"))
+        train_dataset = self._prepared(train_dataset, "train_dataset", data_collator)
+        if eval_dataset is not None:
+            eval_dataset = self._prepared(eval_dataset, "eval_dataset", data_collator)
+
+        if isinstance(train_dataset, IterableDataset) and args.accelerator_config.dispatch_batches is None:
+            args.accelerator_config.dispatch_batches = False
+        self.loaded = self._loaded(model, processing_class, args)
+        collator = data_collator or self.setup.plugins.one(
+            "make_collator", processor=processing_class, plan=self.setup.plan
+        )
+        self.noise = Noise(self.setup.plugins, self.setup.plan, self.loaded)
+        self.recorder = RunRecorder(self)
+        super().__init__(
+            model=self.loaded.model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=[self.recorder, *(callbacks or [])],
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self._own_loss_and_noise()
+        self.metrics = Metrics(self.accelerator)
+        self.model.add_model_tags(list(self._tag_names))
+
+    # --- Construction ---------------------------------------------------------------------------------------------
+    def _loaded(self, model: Any, processor: Any, args: SFTConfig) -> LoadedModel:
+        plan, plugins = self.setup.plan, self.setup.plugins
+        if isinstance(model, str):
+            loaded = load_model(plan, plugins, processor)
+        else:
+            loaded = adopt_model(model, processor, plan, plugins)
+        if args.eos_token is not None:
+            align_eos(loaded.model, processor.eos_token_id)
+        self._balance_experts(loaded.model, args)
+        return finish_model(loaded, plan, plugins)
+
+    def _balance_experts(self, model: Any, args: SFTConfig) -> None:
+        config = model.config.get_text_config()
+        given = args.router_aux_loss_coef
+        has_experts = hasattr(config, "output_router_logits")
+        if given and not has_experts:
+            raise ConflictError(
+                f"router_aux_loss_coef is {given}, and {type(model).__name__} has no experts to balance.",
+                fix="Remove router_aux_loss_coef.",
+            )
+        self.router_aux_loss_coef = getattr(config, "router_aux_loss_coef", 0.0) if given is None else given
+        self.aux_loss_enabled = has_experts and bool(self.router_aux_loss_coef)
+        if has_experts:
+            config.output_router_logits = self.aux_loss_enabled
+
+    def _own_loss_and_noise(self) -> None:
+        # The bound forward takes the normaliser whatever the model's own signature says
+        self.model_accepts_loss_kwargs = True
+        # Noise and kernels are plugins here; transformers' Trainer must not apply its own a second time
+        self.neftune_noise_alpha = None
+        self.args.use_liger_kernel = False
+
+    def _prepared(self, dataset: Any, name: str, data_collator: Any) -> Any:
+        if not self._skip_prepare:
+            return self.data.prepare_all(dataset, name)
+        for one in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
+            columns = one.column_names or ()
+            if data_collator is None and {"completion_mask", "assistant_masks"} & set(columns) and "labels" not in columns:
+                raise DataError(
+                    'the rows have masks but no "labels", and skip_prepare_dataset leaves labels to you.',
+                    where=name,
+                    fix='Add a "labels" column (-100 where a token does not count), or drop skip_prepare_dataset.',
+                )
+        return dataset
+
+    # --- Training ---------------------------------------------------------------------------------------------------
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, with the run's noise on; it is off again afterwards, whatever happens."""
+        self.noise.on()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.noise.off()
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of the plugin, from the model's own forward; with a user's loss function, that one's."""
+        inputs = {**inputs, "use_cache": False}
+        weights = inputs.pop("weights", None)
+        if self.aux_loss_enabled:
+            inputs["output_router_logits"] = True
+        without_labels = {key: value for key, value in inputs.items() if key != "labels"}
+        extra = {} if weights is None else {WEIGHTS: weights}
+        normaliser = num_items_in_batch
+        if normaliser is None:
+            normaliser = self._num_items([{**inputs, "weights": weights}])
+        found = model(**inputs, **extra, **{NUM_ITEMS: torch.as_tensor(normaliser, device=inputs["labels"].device)})
+        self.metrics.add(self._mode, found, inputs)
+        outputs = None
+        if self.compute_loss_func is not None or self.label_smoother is not None or return_outputs:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not return_outputs):
+                outputs = model(**without_labels)
+        loss = found["loss"]
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
+        elif self.label_smoother is not None:
+            kwargs = {"num_items_in_batch": num_items_in_batch} if num_items_in_batch is not None else {}
+            loss = self.label_smoother(outputs, inputs["labels"], shift_labels=True, **kwargs)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # every rank divides by the items of all ranks, and DDP averages their gradients
+            loss = loss * self.accelerator.num_processes
+        if self.aux_loss_enabled:
+            steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+            loss = loss + self.router_aux_loss_coef * found["aux_loss"] / steps
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """One batch of an evaluation: logits are built only where something asks for them."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if prediction_loss_only:
+                return self.compute_loss(model, inputs).detach(), None, None
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return loss.detach(), outputs.logits.detach(), inputs["labels"]
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate without noise; a raw data set is prepared as those of the constructor were."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepared_for_evaluation(eval_dataset)
+        was_on = self.noise.off()
+        try:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            if was_on:
+                self.noise.on()
+
+    def _prepared_for_evaluation(self, dataset: Any) -> Any:
+        if isinstance(dataset, Mapping):
+            return {key: self._prepared_for_evaluation(one) for key, one in dataset.items()}
+        known = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
+        if self._skip_prepare or any(dataset is one for one in (*known, self.train_dataset)):
+            return dataset
+        return self.data.prepare(dataset, "eval_dataset")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add entropy, mean_token_accuracy and num_tokens to what is logged; at evaluation with the prefix `eval_`."""
+        mode = self._mode
+        prefix = "" if mode == "train" else "eval_"
+        logs.update({f"{prefix}{key}": value for key, value in self.metrics.drain(mode).items()})
+        super().log(logs, start_time)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        num_items = self._num_items(batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            num_items = self.accelerator.gather(num_items).sum()
+        return num_items
+
+    @staticmethod
+    def _num_items(batches: list[dict[str, Any]]) -> torch.Tensor:
+        """The sum of weights over supervised positions, the first of each row left out: () float32."""
+        total = torch.zeros(())
+        for batch in batches:
+            counts = batch["labels"][..., 1:] != -100
+            weights = batch.get("weights")
+            found = counts.sum() if weights is None else (weights[..., 1:] * counts).sum()
+            total = total.to(found.device) + found.float()
+        return total
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["input_ids", "labels", "weights"]
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    # --- Saving -----------------------------------------------------------------------------------------------------
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        was_on = self.noise.off()
+        try:
+            super()._save(output_dir, state_dict)
+            folder = output_dir or self.args.output_dir
+            self.setup.plugins.all("save_model", loaded=self.loaded, folder=folder)
+            write_card(self, Path(folder))
+            self.recorder.write_manifest(Path(folder))
+        finally:
+            if was_on:
+                self.noise.on()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the model card into the output folder."""
+        write_card(self, Path(self.args.output_dir))
