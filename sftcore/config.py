@@ -109,6 +109,8 @@ class SFTConfig(TrainingArguments):
             if getattr(self, name):
                 warnings.warn(f"{name} is deprecated, use {instead}.", FutureWarning, stacklevel=3)
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
         if isinstance(self.model_init_kwargs, dict):
             self.model_init_kwargs = current_init_kwargs(self.model_init_kwargs)
         unknown = set(self.dataset_kwargs or {}) - {"skip_prepare_dataset"}

@@ -59,10 +59,11 @@ class RecipeError(SFTCoreError):
 class UnknownKeyError(RecipeError):
     """A key that nobody reads; the nearest known one is offered."""
 
-    def __init__(self, key: str, known: Iterable[str], *, where: str) -> None:
+    def __init__(self, key: str, known: Iterable[str], *, where: str, meant: str | None = None) -> None:
         self.key, self.known = key, tuple(known)
         listed = f" Known keys: {', '.join(sorted(self.known))}." if len(self.known) <= 20 else ""
-        super().__init__(f'unknown key "{key}".', where=where, fix=(nearest(key, self.known) + listed).strip())
+        offer = f' Did you mean "{meant}"?' if meant else nearest(key, self.known)
+        super().__init__(f'unknown key "{key}".', where=where, fix=(offer + listed).strip())
 
 
 class OptionTypeError(RecipeError, TypeError):

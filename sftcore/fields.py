@@ -26,6 +26,17 @@ RENAMED = {"max_seq_length": "max_length"}
 """Older names of fields that people still paste: they work, and say their new name."""
 
 
+ELSEWHERE = {
+    "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
+    "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
+    "sequence_len": "max_length", "cutoff_len": "max_length", "block_size": "max_length",
+    "lr_scheduler": "lr_scheduler_type", "optimizer": "optim", "base_model": "model", "model_name_or_path": "model",
+    "datasets": "data", "dataset": "data", "dataset_name": "data", "sample_packing": "packing",
+    "flash_attention": "attention", "attn_implementation": "attention", "peft_config": "adapter",
+}  # fmt: skip
+"""What other tools call a key of ours: offered when an unknown key is refused."""
+
+
 @frozen
 class Field:
     """One field. `type` is None where the source's type is a class that a plain value cannot show (it is not checked).
@@ -65,7 +76,7 @@ def check_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...]
     known = config_fields()
     for key, value in values.items():
         if key not in known:
-            raise UnknownKeyError(key, (*known, *also), where=where)
+            raise UnknownKeyError(key, (*known, *also), where=where, meant=ELSEWHERE.get(key))
         wanted = known[key].type
         if wanted is None:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,10 @@ class SFTTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         was_on = self.noise.off()
         try:
-            super()._save(output_dir, state_dict)
+            with warnings.catch_warnings():
+                # PEFT looks for the base model's config.json, which a base from a single file does not have
+                warnings.filterwarnings("ignore", message="Could not find a config file in")
+                super()._save(output_dir, state_dict)
             folder = output_dir or self.args.output_dir
             self.setup.plugins.all("save_model", loaded=self.loaded, folder=folder)
             write_card(self, Path(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,10 @@ class LoRA:
         if getattr(config, "task_type", None) is None:
             config.task_type = "CAUSAL_LM"  # without it PEFT's wrapper does not pass labels on
         try:
-            model = get_peft_model(loaded.model, config)
+            with warnings.catch_warnings():
+                # peft 0.21 reads an attribute that transformers 5.24 renamed; users can do nothing about it
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+                model = get_peft_model(loaded.model, config)
         except ValueError as error:
             raise ModelError(f"PEFT refuses this adapter: {error}", where="adapter.lora") from error
         if plan.settings.get("gradient_checkpointing"):

@@ -35,9 +35,7 @@ class GGUF:
             folder, gguf_file=file, dtype=request.dtype, revision=request.revision, **options.kwargs
         )
         # The weights are floats now; while transformers thinks them quantised it refuses to save or train them
-        model.hf_quantizer = None
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        model.hf_quantizer.remove_quantization_config(model)
         return LoadedModel(model, None, request, (f"weights of {file} turned back into {model.dtype}",))
 
     def _place(self, request: ModelRequest) -> tuple[str, str]:
