@@ -94,8 +94,8 @@ __all__ = [  # noqa: RUF022 - sorted by module, as above
     "CheckError", "ConflictError", "DataError", "ModelError", "PluginError", "RecipeError", "RowError", "SFTCoreError",
     "hookimpl", "plugin", "SFTTrainer",
     "AttentionBackend", "Collator", "Example", "Formatter", "LoadOptions", "LoadedModel", "LossFunction", "LossOutput",
-    "Message", "ModelRequest", "Part", "PatchReport", "Plan", "Probe", "Problem", "Removable", "Row", "Selection", "Span",
-    "TokenizedRow",
+    "Message", "ModelRequest", "Part", "PatchReport", "Plan", "Probe", "Problem", "Removable", "Row", "Selection",
+    "Span", "TokenizedRow",
 ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def current_name(processing_class: Any, tokenizer: Any) -> Any:
 
 
 def model_request(model: Any, args: SFTConfig, quantization_config: Any) -> ModelRequest:
-    kwargs = dict(args.model_init_kwargs or {})
+    kwargs = mapping_of(args.model_init_kwargs, "model_init_kwargs")
     if not isinstance(model, str):
         if kwargs or quantization_config is not None:
             given = ", ".join([*kwargs, *(["quantization_config"] if quantization_config is not None else [])])
@@ -45,7 +45,7 @@ def model_request(model: Any, args: SFTConfig, quantization_config: Any) -> Mode
 def set_up_trainer(request: ModelRequest, args: SFTConfig, peft_config: Any, data_collator: Any) -> Setup:
     without = [*(["loader"] if request.name is None else []), *(["collator"] if data_collator is not None else [])]
     return set_up(
-        parse_plugins(args.plugins, where="SFTConfig.plugins"),
+        parse_plugins(mapping_of(args.plugins, "plugins"), where="SFTConfig.plugins"),
         args.to_settings(),
         request,
         where="SFTConfig",
@@ -78,4 +78,13 @@ def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> Any:
 def max_length_of(args: SFTConfig, tokenizer: Any) -> int | None:
     if args.max_length is None:
         return None
-    return min(args.max_length, tokenizer.model_max_length)
+    return min(args.max_length, int(tokenizer.model_max_length))
+
+
+def mapping_of(value: Any, name: str) -> dict[str, Any]:
+    """A field that takes a mapping (or its JSON text, which transformers has parsed by now)."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise OptionTypeError(f"{name} is a mapping or JSON text of one, got {value!r}.", where="SFTConfig")
+    return dict(value)

@@ -55,7 +55,9 @@ def set_pad_token(tokenizer: Any, token: str) -> None:
         ModelError: the vocabulary does not have it.
     """
     if token not in tokenizer.get_vocab():
-        raise ModelError(f'the token "{token}" is not in the vocabulary.', where="pad_token", fix="Use one that it has.")
+        raise ModelError(
+            f'the token "{token}" is not in the vocabulary.', where="pad_token", fix="Use one that it has."
+        )
     tokenizer.pad_token = token
 
 

@@ -99,7 +99,7 @@ class SFTConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())
-        if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:
+        if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:  # type: ignore[has-type]
             # newer transformers warn about the name that everybody uses; both mean the same
             self.activation_checkpointing = self.gradient_checkpointing
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
@@ -113,7 +113,7 @@ class SFTConfig(TrainingArguments):
             self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
         if isinstance(self.model_init_kwargs, dict):
             self.model_init_kwargs = current_init_kwargs(self.model_init_kwargs)
-        unknown = set(self.dataset_kwargs or {}) - {"skip_prepare_dataset"}
+        unknown = set(self.dataset_kwargs if isinstance(self.dataset_kwargs, dict) else {}) - {"skip_prepare_dataset"}
         if unknown:
             raise RecipeError(
                 f"dataset_kwargs knows only skip_prepare_dataset, got {', '.join(sorted(unknown))}.", where="SFTConfig"
@@ -121,12 +121,13 @@ class SFTConfig(TrainingArguments):
 
     @functools.cached_property
     def _setup_devices(self) -> torch.device:
-        device = TrainingArguments._setup_devices.func(self)
-        if self._n_gpu > 1:
+        device: torch.device = TrainingArguments._setup_devices.func(self)
+        visible = self.__dict__.get("_n_gpu", 1)
+        if visible > 1:
             # nn.DataParallel copies the model at every step and breaks a bound forward
             warnings.warn(
-                f"{self._n_gpu} GPUs are visible and one is used. To use all: "
-                f"accelerate launch --num_processes {self._n_gpu} your_script.py",
+                f"{visible} GPUs are visible and one is used. To use all: "
+                f"accelerate launch --num_processes {visible} your_script.py",
                 stacklevel=2,
             )
             self._n_gpu = 1
@@ -184,10 +185,14 @@ def current_init_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     bits = [name for name in ("load_in_8bit", "load_in_4bit") if current.pop(name, False)]
     if bits:
         if len(bits) > 1 or current.get("quantization_config") is not None:
-            raise ConflictError("load_in_8bit, load_in_4bit and quantization_config exclude each other.", fix="Keep one.")
+            raise ConflictError(
+                "load_in_8bit, load_in_4bit and quantization_config exclude each other.", fix="Keep one."
+            )
         from transformers import BitsAndBytesConfig
 
-        warnings.warn(f"{bits[0]} is now quantization_config=BitsAndBytesConfig({bits[0]}=True).", FutureWarning, stacklevel=3)
+        warnings.warn(
+            f"{bits[0]} is now quantization_config=BitsAndBytesConfig({bits[0]}=True).", FutureWarning, stacklevel=3
+        )
         current["quantization_config"] = BitsAndBytesConfig(**{bits[0]: True})
     return current
 
@@ -252,7 +257,9 @@ class ModelConfig:
             warnings.warn("torch_dtype is now dtype.", FutureWarning, stacklevel=3)
             self.dtype, self.torch_dtype = self.torch_dtype, None
         if self.load_in_8bit and self.load_in_4bit:
-            raise ConflictError("load_in_8bit and load_in_4bit exclude each other.", where="ModelConfig", fix="Keep one.")
+            raise ConflictError(
+                "load_in_8bit and load_in_4bit exclude each other.", where="ModelConfig", fix="Keep one."
+            )
         if isinstance(self.lora_target_modules, list) and len(self.lora_target_modules) == 1:
             self.lora_target_modules = self.lora_target_modules[0]  # type: ignore[assignment]
 

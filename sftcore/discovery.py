@@ -141,7 +141,7 @@ def discover(path: list[str] | None = None) -> Catalog:
 
     A distribution that stands twice on the path counts once, the first one found, as Python itself would import it.
     """
-    finder = importlib.metadata.distributions(**({} if path is None else {"path": path}))
+    finder = importlib.metadata.distributions() if path is None else importlib.metadata.distributions(path=path)
     seen: set[str] = set()
     entries: list[PluginEntry] = []
     for distribution in finder:
@@ -156,7 +156,9 @@ def discover(path: list[str] | None = None) -> Catalog:
         version = metadata.get("version", ["?"])[0]
         for kind, entry, value in _parse(text):
             entries.append(
-                PluginEntry(kind, entry, name, version, value, _missing(entry, tuple(metadata.get("requires-dist", ()))))
+                PluginEntry(
+                    kind, entry, name, version, value, _missing(entry, tuple(metadata.get("requires-dist", ())))
+                )
             )
     return Catalog(tuple(sorted(entries, key=lambda entry: (KINDS.index(entry.kind), entry.name, entry.distribution))))
 

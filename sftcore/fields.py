@@ -126,7 +126,7 @@ def _union(arms: tuple[ast.expr, ...]) -> Any:
     types = [found for found in map(_type_of, arms) if found is not None]
     if all(found is None.__class__ for found in types):
         return None  # only None is left of it: the real type is a class, so nothing can be checked
-    return Union[tuple(types)]
+    return Union[tuple(types)]  # noqa: UP007 - the arms are known at run time only
 
 
 def _default_of(value: ast.expr | None) -> Any:
@@ -136,5 +136,3 @@ def _default_of(value: ast.expr | None) -> Any:
         return ast.literal_eval(value) if value is not None else ...
     except ValueError:
         return ...
-
-

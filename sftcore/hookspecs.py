@@ -118,7 +118,7 @@ class Hooks:
 
     @hookspec
     def detects(self, columns: tuple[str, ...]) -> bool:  # type: ignore[empty-body]
-        """Whether this format can read a data set with these columns. Asked of every installed format by `format: auto`.
+        """Whether this format can read a data set with these columns. `format: auto` asks every installed format.
 
         One yes wins; two are an error that names both.
 

@@ -30,7 +30,7 @@ WEIGHTS = "sft_weights"
 
 @define
 class BoundLoss:
-    """A loss bound to a model. `gathers` says whether the head sees supervised positions only; else `reason` says why."""
+    """A loss bound to a model. `gathers`: the head sees supervised positions only; where it does not, `reason` says why."""
 
     model: PreTrainedModel
     gathers: bool
@@ -62,13 +62,8 @@ def bind_loss(model: PreTrainedModel, loss: LossFunction) -> BoundLoss:
         if NUM_ITEMS not in kwargs:
             return original(*args, **kwargs)
         num_items, weights, labels = kwargs.pop(NUM_ITEMS), kwargs.pop(WEIGHTS, None), kwargs.pop("labels")
-        outputs: Any
-        if reason:
-            outputs = original(*args, **kwargs)
-            states, apply = outputs.logits, _identity
-        else:
-            outputs = self.base_model(*args, **kwargs)
-            states, apply = outputs[0], head
+        outputs = original(*args, **kwargs) if reason else self.base_model(*args, **kwargs)
+        states, apply = (outputs.logits, _identity) if reason else (outputs[0], head)
         found = gathered_loss(loss, states, apply, labels, weights, num_items)
         aux_loss = getattr(outputs, "aux_loss", None)
         return found if aux_loss is None else {**found, "aux_loss": aux_loss}

@@ -47,8 +47,14 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
             fix="Check the name or the folder; without a network, give a local folder.",
         ) from error
     except ValueError as error:
-        code = " It carries custom code: set trust_remote_code=True if you trust it." if "custom code" in str(error) else ""
-        raise ModelError(f"the model cannot be loaded: {_first_line(error)}{code}", where=f"model {plan.model.name}") from error
+        code = (
+            " It carries custom code: set trust_remote_code=True if you trust it."
+            if "custom code" in str(error)
+            else ""
+        )
+        raise ModelError(
+            f"the model cannot be loaded: {_first_line(error)}{code}", where=f"model {plan.model.name}"
+        ) from error
     return attrs.evolve(loaded, processor=processor)
 
 

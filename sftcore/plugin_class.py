@@ -33,7 +33,9 @@ def plugin(cls: type[T]) -> type[T]:
     ('reader', 'Says hello.')
     """
     if not inspect.getdoc(cls):
-        raise TypeError(f"{cls.__qualname__}: a plugin needs a docstring; its first line is the summary in list-plugins")
+        raise TypeError(
+            f"{cls.__qualname__}: a plugin needs a docstring; its first line is the summary in list-plugins"
+        )
     made = attrs.define(cls, eq=False, kw_only=True, slots=False)
     for option in options(made):
         if option.default is attrs.NOTHING:
@@ -59,8 +61,8 @@ def options(cls: type) -> tuple[attrs.Attribute[Any], ...]:
 
 def default_of(option: attrs.Attribute[Any]) -> Any:
     """An option's default as a value, factories called."""
-    default = option.default
-    return default.factory() if isinstance(default, attrs.Factory) and not default.takes_self else default  # type: ignore[arg-type]
+    default: Any = option.default
+    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
@@ -83,16 +85,14 @@ def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
         if key not in known:
             raise UnknownKeyError(str(key), known, where=path)
     try:
-        attrs.resolve_types(cls)
+        attrs.resolve_types(cls)  # type: ignore[type-var]
     except NameError as error:
         raise BrokenPluginError(
             f"an option of {cls.__qualname__} has a type that cannot be resolved: {error}.",
             where=path,
             fix="Import the type at module level, not under TYPE_CHECKING.",
         ) from error
-    typed = {
-        key: structure(value, known[key].type or Any, path=f"{path}.{key}") for key, value in values.items()
-    }
+    typed = {key: structure(value, known[key].type or Any, path=f"{path}.{key}") for key, value in values.items()}
     try:
         return cls(**typed)
     except OptionTypeError:

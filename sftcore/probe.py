@@ -55,7 +55,9 @@ def _model_problems(model: ModelRequest, needs_tokenizer: bool) -> Iterator[Prob
         yield Problem("the folder has no weights.", where, "Give the folder that model.save_pretrained wrote.")
     if needs_tokenizer and not any((path / name).is_file() for name in _TOKENIZER_FILES):
         yield Problem(
-            "the folder has no tokenizer.", where, "Save it there (tokenizer.save_pretrained), or pass processing_class."
+            "the folder has no tokenizer.",
+            where,
+            "Save it there (tokenizer.save_pretrained), or pass processing_class.",
         )
 
 
@@ -67,7 +69,9 @@ def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("fp16 and bf16 contradict each other.", fix="Keep one of the two.")
     max_length = given("max_length")
     if max_length is not None and max_length < 2:
-        yield Problem(f"max_length is {max_length}: nothing could be predicted.", fix="Set it to at least 2, or to null.")
+        yield Problem(
+            f"max_length is {max_length}: nothing could be predicted.", fix="Set it to at least 2, or to null."
+        )
     if given("truncation_mode") not in (None, "keep_start", "keep_end"):
         yield Problem(f'truncation_mode "{given("truncation_mode")}" is not known.', fix="Use keep_start or keep_end.")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):

@@ -1,10 +1,10 @@
 """A recipe: YAML, overrides from the command line, or both, as one frozen value.
 
-    model: HuggingFaceTB/SmolLM2-135M-Instruct   # or {name: …, revision: …, dtype: …, init_kwargs: {…}}
-    data: train.jsonl                            # or {train: …, eval: …, eval_fraction: 0.05, split: …}
-    format: auto                                 # one key per kind of plugin: a name, or {name: {option: value}}
-    adapter: {lora: {r: 16}}
-    learning_rate: 2e-4                          # and any field of SFTConfig
+model: HuggingFaceTB/SmolLM2-135M-Instruct   # or {name: …, revision: …, dtype: …, init_kwargs: {…}}
+data: train.jsonl                            # or {train: …, eval: …, eval_fraction: 0.05, split: …}
+format: auto                                 # one key per kind of plugin: a name, or {name: {option: value}}
+adapter: {lora: {r: 16}}
+learning_rate: 2e-4                          # and any field of SFTConfig
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from sftcore.structure import structure
 from sftcore.types import KINDS, ModelRequest, Selection
 
 SECTIONS = ("model", "data", *KINDS, "block")
-_FIELDS_WITH_A_KEY = {"plugins": "the kinds' own keys", "block": "block", "model_init_kwargs": "model: {init_kwargs: …}"}
+_FIELDS_WITH_A_KEY = {
+    "plugins": "the kinds' own keys",
+    "block": "block",
+    "model_init_kwargs": "model: {init_kwargs: …}",
+}
 
 
 @frozen
@@ -95,7 +99,10 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
         data=_data(raw["data"], place),
         chosen=tuple(one for kind in KINDS if kind in raw for one in parse_choice(kind, raw[kind], where=place)),
         training=training,
-        block=(*structure([blocked] if isinstance(blocked, str) else blocked, list[str], path=f"{place}: block"), *block),
+        block=(
+            *structure([blocked] if isinstance(blocked, str) else blocked, list[str], path=f"{place}: block"),
+            *block,
+        ),
         place=place,
         raw=dict(raw),
     )
@@ -110,7 +117,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"the recipe cannot be read: {error}.", where=str(path)) from None
     raw = yamlio.load(text, where=str(path))
     if not isinstance(raw, dict):
-        raise RecipeError("a recipe is a mapping of keys to values.", where=str(path), fix="Start with model: and data:.")
+        raise RecipeError(
+            "a recipe is a mapping of keys to values.", where=str(path), fix="Start with model: and data:."
+        )
     return {str(key): value for key, value in raw.items()}
 
 
@@ -153,7 +162,9 @@ def _data(value: Any, place: str) -> DataSection:
     if isinstance(value, (str, list)):
         value = {"train": value}
     if not isinstance(value, Mapping):
-        raise OptionTypeError(f"expected a file, a list or a mapping, got {type(value).__name__} {value!r}.", where=where)
+        raise OptionTypeError(
+            f"expected a file, a list or a mapping, got {type(value).__name__} {value!r}.", where=where
+        )
     paths = str | list[str]
     types = {
         "train": paths, "eval": paths | None, "eval_fraction": float | None,
@@ -167,7 +178,8 @@ def _data(value: Any, place: str) -> DataSection:
         raise RecipeError(f"eval_fraction is a share between 0 and 1, got {fraction}.", where=where)
     if fraction is not None and known.get("eval") is not None:
         raise RecipeError("eval and eval_fraction contradict each other.", where=where, fix="Keep one of the two.")
-    return DataSection(**{key: tuple(got) if isinstance(got, list) else got for key, got in known.items()})
+    fields: dict[str, Any] = {key: tuple(got) if isinstance(got, list) else got for key, got in known.items()}
+    return DataSection(**fields)
 
 
 def _typed(value: Mapping[str, Any], types: Mapping[str, Any], where: str) -> dict[str, Any]:

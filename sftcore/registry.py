@@ -158,9 +158,10 @@ class ActivePlugins:
         for hook in ONE_ANSWER:
             answers = self.answers(hook)
             if len(answers) > 1:
+                last = answers[-1].entry
                 raise ConflictError(
                     f"{len(answers)} plugins answer {hook}: {', '.join(one.entry.label for one in answers)}.",
-                    fix=f"Only one may. Remove one of them, or --block {answers[-1].entry.kind}:{answers[-1].entry.name}.",
+                    fix=f"Only one may. Remove one of them, or --block {last.kind}:{last.name}.",
                 )
 
 
@@ -249,7 +250,9 @@ def _freeing(one: Bound, slot: str) -> str:
     """The option that frees the slot, if the plugin has a switch named like it; else: remove the plugin."""
     switch = slot.rpartition(".")[2]
     if isinstance(getattr(one.plugin, switch, None), bool):
-        return f"Free it with {one.selection.kind}: {{{one.selection.name}: {{{switch}: false}}}}, or remove one of them."
+        return (
+            f"Free it with {one.selection.kind}: {{{one.selection.name}: {{{switch}: false}}}}, or remove one of them."
+        )
     return f"Remove one of them, or --block {one.selection.kind}:{one.selection.name}."
 
 

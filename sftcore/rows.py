@@ -5,6 +5,7 @@ A function here raises `RowError` without a place; the core adds data set and ro
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +39,9 @@ def text_of(row: Row, column: str) -> str:
     return value
 
 
-def messages_of(row: Row, column: str, roles: Mapping[str, str] | None = None, *, format_name: str = "chat") -> list[Message]:
+def messages_of(
+    row: Row, column: str, roles: Mapping[str, str] | None = None, *, format_name: str = "chat"
+) -> list[Message]:
     """The row's conversation in this column: a list of mappings with `role` and `content`.
 
     `roles` maps the data's own role names to those of chat templates. Keys that Arrow filled with null count as absent.
@@ -63,7 +66,9 @@ def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise RowError(f'the column "{column}" is no JSON: {error}.', fix="Give a JSON list of tool schemas.") from None
+            raise RowError(
+                f'the column "{column}" is no JSON: {error}.', fix="Give a JSON list of tool schemas."
+            ) from None
     if value is None or value == []:
         return None
     if not isinstance(value, Sequence) or not all(isinstance(tool, Mapping) for tool in value):
@@ -78,7 +83,8 @@ def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[s
         return {}
     if not isinstance(value, Mapping):
         raise RowError(f'the column "{column}" holds {_kind(value)}, not a mapping.')
-    return without_nulls(value)
+    found: dict[str, Any] = without_nulls(value)
+    return found
 
 
 def without_nulls(value: Any) -> Any:
@@ -101,7 +107,8 @@ def _message(turn: Any, place: str, roles: Mapping[str, str], format_name: str) 
     if role not in ROLES:
         raise RowError(
             f'{place}: role "{role}" is not known.{nearest(str(role), ROLES)}',
-            fix=f"Known roles: {', '.join(ROLES)}. Map it with format: {{{format_name}: {{roles: {{{role}: assistant}}}}}}.",
+            fix=f"Known roles: {', '.join(ROLES)}. "
+            f"Map it with format: {{{format_name}: {{roles: {{{role}: assistant}}}}}}.",
         )
     calls = turn.get("tool_calls") or ()
     content = turn.get("content")
@@ -134,7 +141,9 @@ def _part(part: Any, place: str) -> Part:
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
         raise RowError(f"{place}: a part of the content has no type: {_short(part)}.")
     clean = without_nulls(part)
-    return Part(clean["type"], clean.get("text"), {key: got for key, got in clean.items() if key not in ("type", "text")})
+    return Part(
+        clean["type"], clean.get("text"), {key: got for key, got in clean.items() if key not in ("type", "text")}
+    )
 
 
 def _call(call: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -142,15 +151,21 @@ def _call(call: Mapping[str, Any]) -> Mapping[str, Any]:
     clean: dict[str, Any] = without_nulls(call)
     function = clean.get("function")
     if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-        try:
+        # what is no JSON stays text: some models are meant to see it as it is
+        with contextlib.suppress(json.JSONDecodeError):
             clean["function"] = {**function, "arguments": json.loads(function["arguments"])}
-        except json.JSONDecodeError:
-            pass  # some models are meant to see the text as it is
     return clean
 
 
 def _kind(value: Any) -> str:
-    names = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
+    names = {
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "a mapping",
+    }
     return names.get(type(value), type(value).__name__)
 
 

@@ -45,7 +45,9 @@ def parse_choice(kind: str, value: Any, *, where: str) -> list[Selection]:
         found = [selection for item in value for selection in parse_choice(kind, item, where=where)]
         names = [selection.name for selection in found]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise RecipeError(f'"{sorted(twice)[0]}" stands twice.', where=path, fix="Name it once, with all its options.")
+            raise RecipeError(
+                f'"{sorted(twice)[0]}" stands twice.', where=path, fix="Name it once, with all its options."
+            )
         return found
     if isinstance(value, str):
         return [_selection(kind, value, {}, path)]
@@ -64,9 +66,7 @@ def parse_choice(kind: str, value: Any, *, where: str) -> list[Selection]:
                     fix=f"Write {kind}: {{{name}: {{option: value}}}}.",
                 )
         return [_selection(kind, str(name), options or {}, path) for name, options in value.items()]
-    raise OptionTypeError(
-        f"expected a name or a name with options, got {type(value).__name__} {value!r}.", where=path
-    )
+    raise OptionTypeError(f"expected a name or a name with options, got {type(value).__name__} {value!r}.", where=path)
 
 
 def parse_plugins(plugins: Mapping[str, Any] | None, *, where: str) -> list[Selection]:
@@ -151,9 +151,7 @@ def _default_options(kind: str, name: str, settings: Mapping[str, Any]) -> dict[
     return format_options(settings).get(name, {}) if kind == "format" else {}
 
 
-def _from_fields(
-    settings: Mapping[str, Any], model: ModelRequest, where: str, peft_config: Any
-) -> Iterable[Selection]:
+def _from_fields(settings: Mapping[str, Any], model: ModelRequest, where: str, peft_config: Any) -> Iterable[Selection]:
     def asks(field: str, kind: str, name: str, options: Mapping[str, Any] | None = None) -> Selection:
         return Selection(kind, name, options or {}, path=f"{where}.{field}" if where else field)
 

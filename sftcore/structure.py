@@ -61,13 +61,23 @@ def _converter() -> Converter:
         converter.register_structure_hook(primitive, _exactly)
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook_factory(_is_union, lambda union: functools.partial(_first_arm, converter))
-    converter.register_structure_hook_func(lambda cls: get_origin(cls) in (list, Sequence), functools.partial(_items, converter))
-    converter.register_structure_hook_func(lambda cls: get_origin(cls) in (dict, Mapping), functools.partial(_mapping, converter))
+    converter.register_structure_hook_func(_is_list, functools.partial(_items, converter))
+    converter.register_structure_hook_func(_is_mapping, functools.partial(_mapping, converter))
     return converter
 
 
 def _is_union(wanted: Any) -> bool:
     return get_origin(wanted) in (Union, types.UnionType)
+
+
+def _is_list(wanted: Any) -> bool:
+    origin: Any = get_origin(wanted)
+    return origin is list or origin is Sequence
+
+
+def _is_mapping(wanted: Any) -> bool:
+    origin: Any = get_origin(wanted)
+    return origin is dict or origin is Mapping
 
 
 def _exactly(value: Any, wanted: type) -> Any:

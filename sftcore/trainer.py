@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainingArguments, set_seed
 
-from sftcore.arguments import current_name, max_length_of, model_request, prepare_tokenizer, set_up_trainer
+from sftcore.arguments import current_name, mapping_of, max_length_of, model_request, prepare_tokenizer, set_up_trainer
 from sftcore.chat import align_eos
 from sftcore.config import SFTConfig, as_sft_config
 from sftcore.data.sets import DataPreparation
@@ -84,7 +84,7 @@ class SFTTrainer(Trainer):
         processing_class = processing_class or load_processor(self.setup.plan, self.setup.plugins)
         tokenizer = prepare_tokenizer(processing_class, args)
         self.data = DataPreparation(self.setup, tokenizer, max_length_of(args, tokenizer), formatting_func)
-        self._skip_prepare = bool((args.dataset_kwargs or {}).get("skip_prepare_dataset"))
+        self._skip_prepare = bool(mapping_of(args.dataset_kwargs, "dataset_kwargs").get("skip_prepare_dataset"))
         train_dataset = self._prepared(train_dataset, "train_dataset", data_collator)
         if eval_dataset is not None:
             eval_dataset = self._prepared(eval_dataset, "eval_dataset", data_collator)
@@ -153,7 +153,8 @@ class SFTTrainer(Trainer):
             return self.data.prepare_all(dataset, name)
         for one in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
             columns = one.column_names or ()
-            if data_collator is None and {"completion_mask", "assistant_masks"} & set(columns) and "labels" not in columns:
+            masked = {"completion_mask", "assistant_masks"} & set(columns) and "labels" not in columns
+            if data_collator is None and masked:
                 raise DataError(
                     'the rows have masks but no "labels", and skip_prepare_dataset leaves labels to you.',
                     where=name,
@@ -222,7 +223,8 @@ class SFTTrainer(Trainer):
             eval_dataset = self._prepared_for_evaluation(eval_dataset)
         was_on = self.noise.off()
         try:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return metrics
         finally:
             if was_on:
                 self.noise.on()
@@ -262,7 +264,7 @@ class SFTTrainer(Trainer):
         return total
 
     def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
+        if self._signature_columns is None:  # type: ignore[has-type]
             self._signature_columns = ["input_ids", "labels", "weights"]
 
     @property

@@ -104,7 +104,7 @@ class TokenizedRow:
 
 @frozen
 class Example:
-    """What a format makes of a row. Exactly one shape is given: `messages`, `prompt` with `completion`, `text`, `tokens`.
+    """What a format makes of a row: exactly one of `messages`, `prompt` with `completion`, `text`, `tokens`.
 
     `prompt` and `completion` are both texts or both lists of messages. `tools` are JSON schemas, `template_kwargs`
     further arguments for the chat template of this row.

@@ -32,7 +32,9 @@ def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
         rows = first_rows(files, 1000) if files else []
         if rows and files:
             columns = list(dict.fromkeys(key for _, row in rows for key in row))
-            bound.insert(0, choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, files.label))
+            bound.insert(
+                0, choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, files.label)
+            )
     yield f"recipe   {recipe.place}"
     yield f"model    {recipe.model.name}"
     yield f"data     {recipe.data.train}"

@@ -30,7 +30,9 @@ class Details:
 @click.command("list-plugins")
 @click.option("--kind", type=click.Choice(KINDS), help="Only plugins of this kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema: docs/reference/list-plugins.md).")
-@click.option("--details", is_flag=True, help="Import each plugin and show options, hooks and slots. Runs third-party code.")
+@click.option(
+    "--details", is_flag=True, help="Import each plugin and show options, hooks and slots. Runs third-party code."
+)
 @click.option("--block", multiple=True, metavar="KIND:NAME", help="Show this plugin as blocked.")
 def command(kind: str | None, as_json: bool, details: bool, block: tuple[str, ...]) -> None:
     """Show what is installed, usable or missing, and why. Nothing is imported without --details."""

@@ -23,7 +23,5 @@ def command(words: tuple[str, ...], block: tuple[str, ...]) -> None:
 
     console = Console()
     outcome = run_recipe(checked, console)
-    console.print(
-        f"loss {outcome.first_loss:.4f} to {outcome.last_loss:.4f} in {outcome.seconds:.0f} s; saved in {outcome.folder}",
-        highlight=False,
-    )
+    losses = f"loss {outcome.first_loss:.4f} to {outcome.last_loss:.4f}"
+    console.print(f"{losses} in {outcome.seconds:.0f} s; saved in {outcome.folder}", highlight=False)

@@ -92,7 +92,9 @@ def _expand(path: Path) -> list[Path]:
     if path.is_file():
         if _ending(path) not in BUILDERS:
             raise DataError(
-                f'files ending in "{path.suffix}" are not read.', where=str(path), fix=f"Endings: {', '.join(BUILDERS)}."
+                f'files ending in "{path.suffix}" are not read.',
+                where=str(path),
+                fix=f"Endings: {', '.join(BUILDERS)}.",
             )
         return [path]
     found = sorted(inner for inner in path.rglob("*") if inner.is_file() and _ending(inner) in BUILDERS)
@@ -108,7 +110,9 @@ def _ending(path: Path) -> str:
 def _neighbours(path: Path) -> str:
     folder = path.parent
     there = sorted(inner.name for inner in folder.glob("*") if _ending(inner) in BUILDERS) if folder.is_dir() else []
-    return f"In {folder}: {', '.join(there[:6])}." if there else f"Look at the path; the current folder is {Path.cwd()}."
+    return (
+        f"In {folder}: {', '.join(there[:6])}." if there else f"Look at the path; the current folder is {Path.cwd()}."
+    )
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
@@ -144,7 +148,9 @@ def _json_lines(file: Any, path: Path) -> Iterator[Any]:
 
 def _broken(error: json.JSONDecodeError, path: Path, line: int) -> DataError:
     return DataError(
-        f"broken JSON: {error.msg} at column {error.colno}.", where=f"{path} line {line}", fix="Mend or delete that line."
+        f"broken JSON: {error.msg} at column {error.colno}.",
+        where=f"{path} line {line}",
+        fix="Mend or delete that line.",
     )
 
 

@@ -42,7 +42,9 @@ class RowReader:
         return [found] if isinstance(found, Example) else list(found)
 
 
-def choose_format(plan: Plan, plugins: ActivePlugins, catalog: Catalog, blocked: Blocklist, columns: Sequence[str], where: str) -> Bound:
+def choose_format(
+    plan: Plan, plugins: ActivePlugins, catalog: Catalog, blocked: Blocklist, columns: Sequence[str], where: str
+) -> Bound:
     """The format of this data set: the one selected, or under `format: auto` the one that detects its columns.
 
     Raises:
@@ -65,7 +67,9 @@ def choose_format(plan: Plan, plugins: ActivePlugins, catalog: Catalog, blocked:
     if detecting:
         return detecting[0]
     raise DataError(
-        f"no installed format recognises the columns {quoted(columns)}.", where=where, fix=_suggestions(candidates, columns)
+        f"no installed format recognises the columns {quoted(columns)}.",
+        where=where,
+        fix=_suggestions(candidates, columns),
     )
 
 

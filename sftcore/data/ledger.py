@@ -40,8 +40,8 @@ class Ledger:
     def lines(self) -> list[str]:
         """A short report, one fact a line."""
         lines = [
-            f"{self.name}: {self.rows_kept:,} of {self.rows_in:,} rows kept ({self.format}), {self.tokens_kept:,} tokens, "
-            f"{self.tokens_supervised:,} supervised"
+            f"{self.name}: {self.rows_kept:,} of {self.rows_in:,} rows kept ({self.format}), "
+            f"{self.tokens_kept:,} tokens, {self.tokens_supervised:,} supervised"
         ]
         if self.rows_cut:
             lines.append(f"{self.name}: {self.rows_cut:,} rows cut to length, {self.tokens_cut:,} tokens away")

@@ -43,7 +43,8 @@ class Pipeline:
             for example in self.reader.read(dict(zip(batch, values, strict=True)), number)
         ]
         columns: dict[str, list[Any]] = {
-            name: [] for name in (*_COLUMNS, *(["weights"] if self.weights else []), _ROW, _IN, _CUT, _SUPERVISED, _DROPPED)
+            name: []
+            for name in (*_COLUMNS, *(["weights"] if self.weights else []), _ROW, _IN, _CUT, _SUPERVISED, _DROPPED)
         }
         for (number, _), row in zip(examples, self._tokenized(examples), strict=True):
             self._append(columns, number, row)

@@ -74,8 +74,8 @@ class Renderer:
         start, _ = self._chat(prompt, example, generation_prompt=answered, marks=False)
         if not text.startswith(start):
             raise RowError(
-                "the chat template renders the prompt differently when the completion follows, so the completion cannot "
-                "be told apart.",
+                "the chat template renders the prompt differently when the completion follows, "
+                "so the completion cannot be told apart.",
                 fix="Set completion_only_loss: false, or use a template whose rendering only grows.",
             )
         span = Span(len(start), self._end_of_turn(text, len(start)))
@@ -124,7 +124,9 @@ class Renderer:
     def _refuse_what_would_vanish(self, turns: Sequence[Message], template: str) -> None:
         for i, turn in enumerate(turns):
             if turn.train is not None or turn.weight is not None:
-                raise RowError(f'message {i}: "train" and "weight" of single messages are not supported.', fix="Remove them.")
+                raise RowError(
+                    f'message {i}: "train" and "weight" of single messages are not supported.', fix="Remove them."
+                )
             if turn.tool_calls and "tool_calls" not in template:
                 raise RowError(
                     f"message {i} calls a tool, and the chat template would leave the call out.",
@@ -150,7 +152,8 @@ class Renderer:
     def _refuse_assistant_only(self) -> None:
         if self._assistant_only:
             raise DataError(
-                "assistant_only_loss=True needs conversations, these rows are texts.", fix="Set assistant_only_loss: false."
+                "assistant_only_loss=True needs conversations, these rows are texts.",
+                fix="Set assistant_only_loss: false.",
             )
 
 

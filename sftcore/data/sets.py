@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
@@ -18,8 +18,6 @@ from sftcore.types import Example, Formatter, Row
 
 if TYPE_CHECKING:
     from sftcore.run.setup import Setup
-
-AnySet = TypeVar("AnySet")
 
 
 @define
@@ -39,10 +37,10 @@ class DataPreparation:
     def prepare_all(self, datasets: Any, name: str) -> Any:
         """One data set, or each member of a mapping of them."""
         if isinstance(datasets, Mapping):
-            return type(datasets)({key: self.prepare(one, f"{name}[{key!r}]") for key, one in datasets.items()})
+            return {key: self.prepare(one, f"{name}[{key!r}]") for key, one in datasets.items()}
         return self.prepare(datasets, name)
 
-    def prepare(self, dataset: AnySet, name: str) -> AnySet:
+    def prepare(self, dataset: Any, name: str) -> Any:
         """A `Dataset` or `IterableDataset` as token rows.
 
         Raises:
@@ -92,7 +90,7 @@ class DataPreparation:
         if self.formatting_func is not None and "input_ids" not in columns:
             if settings.get("completion_only_loss"):
                 raise ConflictError(
-                    "a formatting_func makes one text of a row, in which completion_only_loss=True finds no completion.",
+                    "a formatting_func makes one text of a row, so completion_only_loss=True finds no completion.",
                     fix="Drop one of the two, or use the prompt-completion format.",
                 )
             return RowReader("formatting_func", _by_function(self.formatting_func), name)

@@ -71,7 +71,9 @@ def token_range(encoding: Any, span: Span) -> tuple[int, int]:
 
     All tokens of one character go together: byte-level tokenizers spell one emoji with several tokens.
     """
-    first = next((token for at in range(span.start, span.end) if (token := encoding.char_to_token(at)) is not None), None)
+    first = next(
+        (token for at in range(span.start, span.end) if (token := encoding.char_to_token(at)) is not None), None
+    )
     if first is None:
         return 0, 0
     backwards = range(span.end - 1, span.start - 1, -1)

@@ -28,7 +28,7 @@ def truncate(row: TokenizedRow, max_length: int | None, mode: Mode = "keep_start
 
 
 def num_supervised(row: TokenizedRow) -> int:
-    """How many tokens the model is trained to predict: the first of a row has nothing before it to be predicted from."""
+    """How many tokens the model is trained to predict: the first of a row has nothing before it to predict it from."""
     if row.labels is None:
         return max(len(row.input_ids) - 1, 0)
     labels = row.labels[1:]

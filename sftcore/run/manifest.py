@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
     from sftcore.run.setup import Setup
 
 SCHEMA = 1
-LIBRARIES = ("sftcore", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "safetensors", "pluggy")
+LIBRARIES = (
+    "sftcore",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "pluggy",
+)
 SECRETS = frozenset({"token", "hub_token", "use_auth_token", "api_key", "password"})
 """Keys whose values are never written."""
 
@@ -90,8 +101,10 @@ def plain(value: Any) -> Any:
         return {str(key): "<not written>" if str(key) in SECRETS else plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(part) for part in value]
+    if isinstance(value, Enum):
+        return plain(value.value)
     if value is None or isinstance(value, (bool, int, float, str)):
-        return value.value if hasattr(value, "value") else value
+        return value
     if callable(getattr(value, "to_dict", None)):
         return plain(value.to_dict())
     return str(value)

@@ -36,7 +36,9 @@ class RichProgress(TrainerCallback):
                 console=self._console,
             )
             self._progress.start()
-            self._task = self._progress.add_task("train", total=state.max_steps, completed=state.global_step, figures="")
+            self._task = self._progress.add_task(
+                "train", total=state.max_steps, completed=state.global_step, figures=""
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar."""
@@ -61,7 +63,9 @@ class RichProgress(TrainerCallback):
         else:
             spent = time.monotonic() - self._start
             left = spent / max(state.global_step, 1) * (state.max_steps - state.global_step)
-            self._console.print(f"step {state.global_step}/{state.max_steps}  {figures}  left {_clock(left)}", highlight=False)
+            self._console.print(
+                f"step {state.global_step}/{state.max_steps}  {figures}  left {_clock(left)}", highlight=False
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the bar away."""

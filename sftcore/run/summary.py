@@ -19,7 +19,7 @@ def plan_lines(trainer: SFTTrainer) -> list[str]:
     bound = [f"{one.entry.kind} {one.entry.name}" for one in setup.plugins.bound if one.entry.kind != "format"]
     plugins = [*(f"format {found}" for found in sorted(formats)), *bound]
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    lines = [
+    return [
         f"model      {name}: {total / 1e6:,.1f}M parameters, {trainable / 1e6:,.2f}M trained, {model.dtype}",
         f"plugins    {', '.join(plugins)}",
         *(f"note       {note}" for note in trainer.loaded.notes),
@@ -31,7 +31,6 @@ def plan_lines(trainer: SFTTrainer) -> list[str]:
         f"precision  {_precision(trainer)} on {args.device}",
         f"output     {args.output_dir}",
     ]
-    return lines
 
 
 def _length(trainer: SFTTrainer) -> str:

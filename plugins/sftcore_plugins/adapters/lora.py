@@ -45,11 +45,13 @@ class LoRA:
         given = [name for name in _LORA_ONLY if getattr(self, name)]
         if given and self.peft_type.upper() != "LORA":
             yield Problem(
-                f"{', '.join(given)} {'is an option' if len(given) == 1 else 'are options'} of LoRA, not of {self.peft_type}.",
+                f"only LoRA takes {', '.join(given)}, not {self.peft_type}.",
                 fix="Use `arguments` for the method's own.",
             )
         if given and self.config is not None:
-            yield Problem(f"{', '.join(given)} and a ready peft_config contradict each other.", fix="Keep one of the two.")
+            yield Problem(
+                f"{', '.join(given)} and a ready peft_config contradict each other.", fix="Keep one of the two."
+            )
         if isinstance(self.config, Mapping):
             yield Problem("`config` takes a PeftConfig object, from Python.", fix="Use the options, or `arguments`.")
 

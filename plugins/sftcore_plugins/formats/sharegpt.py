@@ -65,7 +65,10 @@ class ShareGPT:
         try:
             found = json.loads(value)
             calls = found if isinstance(found, list) else [found]
-            return [{"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}} for c in calls]
+            return [
+                {"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}}
+                for c in calls
+            ]
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise RowError(
                 f"{self.conversations}[{index}]: this function_call is no JSON with name and arguments: {value!r:.60}.",

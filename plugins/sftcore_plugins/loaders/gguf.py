@@ -45,6 +45,8 @@ class GGUF:
         path = Path(name).expanduser()
         if path.suffix.lower() != ".gguf":
             raise RecipeError(
-                f'"{name}" is no .gguf file.', where="loader.gguf", fix="Name the file inside it: loader: {gguf: {file: …}}"
+                f'"{name}" is no .gguf file.',
+                where="loader.gguf",
+                fix="Name the file inside it: loader: {gguf: {file: …}}",
             )
         return str(path.parent), path.name
