@@ -30,7 +30,7 @@ WEIGHTS = "sft_weights"
 
 @define
 class BoundLoss:
-    """A loss bound to a model. `gathers`: the head sees supervised positions only; where it does not, `reason` says why."""
+    """A loss bound to a model. `gathers`: the head sees supervised positions only; else `reason` says why not."""
 
     model: PreTrainedModel
     gathers: bool

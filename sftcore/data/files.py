@@ -116,15 +116,15 @@ def _neighbours(path: Path) -> str:
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
-        start = file.read(1)
-        while start.isspace() and start:
+    try:
+        with path.open(encoding="utf-8") as file:
             start = file.read(1)
-        file.seek(0)
-        try:
+            while start.isspace():
+                start = file.read(1)
+            file.seek(0)
             yield from _json_array(file.read(), path) if start == "[" else _json_lines(file, path)
-        except UnicodeDecodeError as error:
-            raise DataError(f"the file is not UTF-8: {error}.", where=str(path), fix="Save it as UTF-8.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"the file is not UTF-8: {error}.", where=str(path), fix="Save it as UTF-8.") from None
 
 
 def _json_array(text: str, path: Path) -> list[Any]:

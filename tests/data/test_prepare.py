@@ -1,0 +1,145 @@
+"""The whole way of a data set, as SFTTrainer takes it."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from datasets import Dataset, IterableDataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sftcore import ConflictError, DataError, RowError, TokenizedRow
+from sftcore.data.prepare import NOTHING_LEFT, NOTHING_SUPERVISED
+from sftcore.data.sets import DataPreparation
+from sftcore.data.truncate import num_supervised, truncate
+from sftcore.run.setup import set_up
+from sftcore.types import ModelRequest
+from tests.conftest import alpaca_rows
+
+
+def preparation(tokenizer, max_length=None, formatting_func=None, chosen=(), **fields) -> DataPreparation:
+    setup = set_up(chosen, {"seed": 1, **fields}, ModelRequest(), where="test", without=["loader"])
+    return DataPreparation(setup, tokenizer, max_length, formatting_func)
+
+
+def test_the_ledger_adds_up_and_names_what_was_dropped(tokenizer):
+    rows = [*alpaca_rows(3), {"instruction": "x " * 50, "input": "", "output": "y"}]
+    data = preparation(tokenizer, max_length=40)
+    prepared = data.prepare(Dataset.from_list(rows), "train")
+    (ledger,) = data.ledgers
+    assert (ledger.rows_in, ledger.rows_kept, len(prepared)) == (4, 3, 3)
+    assert ledger.dropped == {NOTHING_LEFT: 1}
+    assert ledger.first_dropped == {NOTHING_LEFT: 3}
+    assert ledger.tokens_kept == sum(map(len, prepared["input_ids"]))
+    assert "1 rows dropped, no supervised token left after the cut (first: row 3)" in "\n".join(ledger.lines())
+
+
+def test_a_set_of_which_nothing_is_left_is_refused(tokenizer):
+    with pytest.raises(DataError, match="no row is left"):
+        preparation(tokenizer, max_length=5).prepare(Dataset.from_list(alpaca_rows(3)), "train")
+
+
+def test_an_empty_set_is_refused(tokenizer):
+    with pytest.raises(DataError, match="train: the data set has no rows"):
+        preparation(tokenizer).prepare(Dataset.from_dict({"text": []}), "train")
+
+
+def test_rows_tokenised_already_are_used_as_they_are(tokenizer):
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "text": "ignored"}, {"input_ids": [8, 9], "labels": [-100] * 2}]
+    data = preparation(tokenizer)
+    prepared = data.prepare(Dataset.from_list([{**row, "text": "x"} for row in rows]), "train")
+    assert prepared[:] == {"input_ids": [[5, 6, 7]], "labels": [[-100, 6, 7]]}
+    assert data.ledgers[0].dropped == {NOTHING_SUPERVISED: 1}
+
+
+def test_weights_of_tokenised_rows_travel_along(tokenizer):
+    rows = [{"input_ids": [5, 6, 7], "weights": [0.0, 0.5, 1.0]}]
+    prepared = preparation(tokenizer, max_length=2).prepare(Dataset.from_list(rows), "train")
+    assert prepared["weights"][0] == [0.0, 0.5]
+
+
+def test_a_formatting_function_gives_one_row_a_text(tokenizer):
+    data = preparation(tokenizer, formatting_func=lambda row: [row["a"], row["b"]])
+    prepared = data.prepare(Dataset.from_list([{"a": "hello", "b": "world"}]), "train")
+    assert [tokenizer.decode(ids) for ids in prepared["input_ids"]] == ["hello<|im_end|>", "world<|im_end|>"]
+
+
+def test_a_formatting_function_that_returns_no_text_names_the_row(tokenizer):
+    data = preparation(tokenizer, formatting_func=lambda row: row["a"])
+    with pytest.raises(RowError, match="train row 0: formatting_func failed: TypeError: it returned int"):
+        data.prepare(Dataset.from_list([{"a": 3}]), "train")
+
+
+def test_a_formatting_function_excludes_completion_only_loss(tokenizer):
+    data = preparation(tokenizer, formatting_func=str, completion_only_loss=True)
+    with pytest.raises(ConflictError, match="Drop one of the two"):
+        data.prepare(Dataset.from_list([{"a": "x"}]), "train")
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_a_bad_row_is_named_also_from_a_worker_process(tokenizer, num_proc):
+    rows = alpaca_rows(8)
+    rows[5]["output"] = None
+    data = preparation(tokenizer, dataset_num_proc=num_proc)
+    with pytest.raises(RowError, match='train row 5: the column "output" is null'):
+        data.prepare(Dataset.from_list(rows), "train")
+
+
+def test_a_stream_gives_the_same_rows_and_is_read_as_it_goes(tokenizer):
+    read = []
+
+    def rows():
+        for i, row in enumerate(alpaca_rows(5000)):
+            read.append(i)
+            yield row
+
+    stream = preparation(tokenizer).prepare(IterableDataset.from_generator(rows), "train")
+    first = next(iter(stream))
+    assert len(read) < 3000
+    assert first == preparation(tokenizer).prepare(Dataset.from_list(alpaca_rows(1)), "train")[0]
+
+
+def test_members_of_a_mapping_are_prepared_each_by_its_own_format(tokenizer):
+    data = preparation(tokenizer)
+    sets = data.prepare_all(
+        {"a": Dataset.from_list(alpaca_rows(2)), "t": Dataset.from_list([{"text": "hello"}])}, "eval"
+    )
+    assert {name: one.entry.name for name, one in data.formats.items()} == {"eval['a']": "alpaca", "eval['t']": "text"}
+    assert len(sets["a"]) == 2
+
+
+def test_a_set_with_a_transform_is_refused(tokenizer):
+    dataset = Dataset.from_list(alpaca_rows(2)).with_transform(lambda batch: batch)
+    with pytest.raises(DataError, match="skip_prepare_dataset"):
+        preparation(tokenizer).prepare(dataset, "train")
+
+
+def test_shuffling_depends_on_the_seed_alone(tokenizer):
+    def order(seed):
+        data = preparation(tokenizer, shuffle_dataset=True, seed=seed)
+        return data.prepare(Dataset.from_list(alpaca_rows(30)), "train")["input_ids"][:]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_preparation_warns_of_nothing(tokenizer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        preparation(tokenizer).prepare(Dataset.from_list(alpaca_rows(2)), "train")
+
+
+@given(
+    labels=st.lists(st.sampled_from([-100, 1, 2]), min_size=1, max_size=20),
+    max_length=st.integers(1, 25),
+    mode=st.sampled_from(["keep_start", "keep_end"]),
+)
+@settings(deadline=None)
+def test_a_cut_keeps_ids_and_labels_side_by_side(labels, max_length, mode):
+    row = TokenizedRow(list(range(len(labels))), labels)
+    kept = truncate(row, max_length, mode)
+    assert len(kept.input_ids) == len(kept.labels) == min(max_length, len(labels))
+    assert [labels[token] for token in kept.input_ids] == list(kept.labels)
+    assert kept.input_ids == (row.input_ids[:max_length] if mode == "keep_start" else row.input_ids[-max_length:])
+    assert num_supervised(kept) == sum(label != -100 for label in list(kept.labels)[1:])

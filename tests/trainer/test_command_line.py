@@ -1,0 +1,116 @@
+"""`sftcore train` and `explain` as a user types them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import alpaca_rows
+
+
+def sftcore(*words: str, code: int = 0) -> str:
+    """Run the command; what it printed, both streams."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sftcore", *words], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def train_file(write) -> Path:
+    return write("train.jsonl", "".join(json.dumps(row) + "\n" for row in alpaca_rows(24)))
+
+
+def test_a_recipe_trains_and_leaves_everything_behind(tmp_path, write, model_folder, train_file):
+    recipe = write(
+        "r.yaml",
+        f"model: {model_folder}\ndata: {{train: {train_file}, eval_fraction: 0.25}}\nadapter: {{lora: {{r: 4}}}}\n"
+        f"output_dir: {tmp_path / 'out'}\nmax_steps: 6\nlogging_steps: 2\nlearning_rate: 1e-2\nuse_cpu: true\n"
+        "per_device_train_batch_size: 3\neval_strategy: steps\neval_steps: 3\n",
+    )
+    printed = sftcore("train", str(recipe), "adapter.lora.r=2", "max_steps=4", "logging_steps=2")
+    assert "format alpaca, collator padded, loader hf, adapter lora, attention sdpa, loss nll" in printed
+    assert "step 2/4  loss" in printed
+    assert "supervised)  left" in printed
+    assert "step 3: eval_loss" in printed
+    assert f"saved in {tmp_path / 'out'}" in printed
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["recipe"]["adapter"] == {"lora": {"r": 2}}
+    assert list(manifest["data_files_sha256"]) == [str(train_file)]
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 2
+
+
+def test_explain_says_who_answers_each_hook_and_where(model_folder, train_file):
+    printed = sftcore("explain", f"model={model_folder}", f"data={train_file}", "attention=eager")
+    assert "alpaca@sftcore" in printed
+    assert "eager@sftcore" in printed
+    line = next(line for line in printed.splitlines() if line.strip().startswith("make_loss"))
+    file, _, number = line.split()[-1].rpartition(":")
+    assert "def make_loss" in "".join(Path(file).read_text().splitlines(keepends=True)[int(number) - 1 : int(number) + 1])
+
+
+def test_a_wrong_recipe_fails_before_anything_heavy_is_imported(model_folder, train_file):
+    code = (
+        "import sys; sys.argv = ['sftcore', 'train', *sys.argv[1:]]\n"
+        "from sftcore.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: print('exit', stop.code)\n"
+        "print('heavy', [name for name in ('torch', 'transformers', 'datasets', 'peft') if name in sys.modules])"
+    )
+    words = [f"model={model_folder}", f"data={train_file}", "adapter.lora.rank=4", "loss=nnl", "fp16=true"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert "exit 1" in done.stdout
+    assert "heavy []" in done.stdout
+    assert 'unknown key "rank"' in done.stderr
+    assert 'no loss named "nnl". Did you mean "nll"?' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data=nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["fp16=true", "bf16=true"], "fp16 and bf16 contradict each other"),
+        (["eval_strategy=steps"], "the data have no evaluation set"),
+        (["max_length=1"], "nothing could be predicted"),
+        (["--block", "loss:nll"], 'loss "nll" is blocked'),
+        (["attention=flash-9"], 'no attention named "flash-9"'),
+        (["adapter=lroa"], 'no adapter named "lroa". Did you mean "lora"?'),
+        (["adapter.lora.peft_type=IA3", "adapter.lora.r=4"], "only LoRA takes r, not IA3"),
+        (["loss=nll@acme"], 'no loss named "nll" in the distribution "acme". It comes from: "sftcore"'),
+    ],
+)
+def test_contradictions_and_unknown_names_are_refused(model_folder, train_file, words, said):
+    base = [f"model={model_folder}", f"data={train_file}"]
+    assert said in sftcore("train", *base, *words, code=1)
+
+
+def test_a_model_folder_without_tokenizer_weights_or_config_is_refused(tmp_path, model_folder, train_file):
+    import shutil
+
+    for missing, said in (
+        ("tokenizer.json", "the folder has no tokenizer"),
+        ("model.safetensors", "the folder has no weights"),
+        ("config.json", "the folder has no config.json"),
+    ):
+        folder = tmp_path / missing
+        shutil.copytree(model_folder, folder)
+        (folder / missing).unlink()
+        assert said in sftcore("train", f"model={folder}", f"data={train_file}", code=1)
+    assert "no such folder or file" in sftcore("train", "model=./nowhere", f"data={train_file}", code=1)
+
+
+def test_an_unknown_hub_model_offline_is_one_clear_error(train_file):
+    printed = sftcore("train", "model=nobody/nothing", f"data={train_file}", code=1)
+    assert printed.splitlines()[-1].startswith("error: model nobody/nothing: the tokenizer cannot be loaded")
+
+
+def test_an_unknown_verb_offers_the_nearest():
+    assert 'no verb named "trian". Did you mean "train"?' in sftcore("trian", code=2)
+    assert "Give a recipe file, key=value pairs, or both" in sftcore("train", code=2)
