@@ -26,6 +26,9 @@ GROUP = "sftcore."
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")
 """Libraries that a plugin's module must not import at its top: discovery and check have to stay light."""
 
+_pulled: dict[str, str] = {}
+"""Which module brought in which heavy library. A second load finds both imported, and must give the same verdict."""
+
 
 @frozen
 class PluginEntry:
@@ -67,8 +70,10 @@ class PluginEntry:
                 fix=f"Update or remove {self.distribution}, or report this to its authors.",
             ) from error
         if pulled := [name for name in light if name in sys.modules]:
+            _pulled[module_name] = pulled[0]
+        if module_name in _pulled:
             raise BrokenPluginError(
-                f"{self.label} imports {pulled[0]} at the top of a module it loads ({self.value}).",
+                f"{self.label} imports {_pulled[module_name]} at the top of a module it loads ({self.value}).",
                 fix="Move that import into the hook that needs it.",
             )
         if not is_plugin(obj):
@@ -145,7 +150,7 @@ def discover(path: list[str] | None = None) -> Catalog:
     seen: set[str] = set()
     entries: list[PluginEntry] = []
     for distribution in finder:
-        text = distribution.read_text("entry_points.txt")
+        text = _text(distribution, "entry_points.txt")
         if not text or GROUP not in text:
             continue
         metadata = _headers(distribution)
@@ -175,10 +180,18 @@ def _parse(text: str) -> Iterator[tuple[str, str, str]]:
             yield kind, name.strip(), value.partition("[")[0].strip()
 
 
+def _text(distribution: importlib.metadata.Distribution, file: str) -> str:
+    """A metadata file's text, empty where it is absent or no UTF-8: one odd distribution must not hide the others."""
+    try:
+        return distribution.read_text(file) or ""
+    except UnicodeDecodeError:
+        return ""
+
+
 def _headers(distribution: importlib.metadata.Distribution) -> dict[str, list[str]]:
     # importlib.metadata parses the whole file, README included, as an e-mail: 20 times slower than reading its head
     found: dict[str, list[str]] = {}
-    for line in (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "").splitlines():
+    for line in (_text(distribution, "METADATA") or _text(distribution, "PKG-INFO")).splitlines():
         if not line:
             break
         key, colon, value = line.partition(": ")
@@ -189,13 +202,19 @@ def _headers(distribution: importlib.metadata.Distribution) -> dict[str, list[st
 
 def _missing(extra: str, requirements: Iterable[str]) -> tuple[str, ...]:
     """Requirements of the extra named like the plugin that the environment does not meet."""
-    candidates = [text for text in requirements if "extra" in text and extra in text]
+    # metadata hold an extra's normalised name: absent_too stands there as absent-too
+    candidates = [text for text in requirements if "extra" in text and normalized(extra) in normalized(text)]
     if not candidates:
         return ()
-    from packaging.requirements import Requirement
+    from packaging.requirements import InvalidRequirement, Requirement
 
     missing = []
-    for requirement in map(Requirement, candidates):
+    for text in candidates:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            missing.append(text)
+            continue
         marker = requirement.marker
         if marker is None or marker.evaluate({"extra": ""}) or not marker.evaluate({"extra": extra}):
             continue

@@ -48,20 +48,20 @@ ONE_ANSWER = (
 
 LIFECYCLE = (
     "claims",
-    "prepare",
     "check",
+    "prepare",
+    "load_processor",
     "detects",
     "suggest",
     "make_formatter",
-    "load_processor",
     "attention_backend",
     "load_options",
     "load_model",
     "patch_kernels",
-    "wrap_model",
-    "inject_noise",
-    "make_collator",
     "make_loss",
+    "wrap_model",
+    "make_collator",
+    "inject_noise",
     "save_model",
 )
 """All hooks, in the order in which a run calls them."""
@@ -86,6 +86,22 @@ class Hooks:
         """
 
     @hookspec
+    def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:  # type: ignore[empty-body]
+        """Problems that can be seen before weights are read. Asked of all plugins; all problems are shown at once.
+
+        >>> from sftcore import Plan, Problem, Probe, hookimpl, plugin
+        >>> @plugin
+        ... class ShortOnly:
+        ...     '''A kernel for short sequences.'''
+        ...     @hookimpl
+        ...     def check(self, plan, probe):
+        ...         if (plan.settings.get("max_length") or 0) > 4096:
+        ...             yield Problem("sequences beyond 4096 tokens are not supported.", fix="Set max_length: 4096.")
+        >>> [str(problem) for problem in ShortOnly().check(Plan((), {"max_length": 8192}), Probe())]
+        ['sequences beyond 4096 tokens are not supported. Set max_length: 4096.']
+        """
+
+    @hookspec
     def prepare(self, plan: Plan) -> None:
         """The last moment before transformers is imported. Asked of all plugins, from the command line only.
 
@@ -100,20 +116,22 @@ class Hooks:
         >>> Interpreted().prepare(Plan(selections=()))
         """
 
-    @hookspec
-    def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:  # type: ignore[empty-body]
-        """Problems that can be seen before weights are read. Asked of all plugins; all problems are shown at once.
+    @hookspec(firstresult=True)
+    def load_processor(self, request: ModelRequest) -> Any:
+        """The tokenizer or processor that belongs to the model. Asked of one plugin, the loader.
 
-        >>> from sftcore import Plan, Problem, Probe, hookimpl, plugin
+        It comes before the weights, so that the data can be prepared, and its faults be found, without them.
+
+        >>> from sftcore import ModelRequest, hookimpl, plugin
         >>> @plugin
-        ... class ShortOnly:
-        ...     '''A kernel for short sequences.'''
+        ... class Local:
+        ...     '''Tokenizers from a folder.'''
         ...     @hookimpl
-        ...     def check(self, plan, probe):
-        ...         if (plan.settings.get("max_length") or 0) > 4096:
-        ...             yield Problem("sequences beyond 4096 tokens are not supported.", fix="Set max_length: 4096.")
-        >>> [str(problem) for problem in ShortOnly().check(Plan((), {"max_length": 8192}), Probe())]
-        ['sequences beyond 4096 tokens are not supported. Set max_length: 4096.']
+        ...     def load_processor(self, request):
+        ...         from transformers import AutoTokenizer
+        ...         return AutoTokenizer.from_pretrained(request.name)
+        >>> Local().load_processor.__name__
+        'load_processor'
         """
 
     @hookspec
@@ -164,24 +182,6 @@ class Hooks:
         ...         return lambda row: Example(messages=[Message("user", row["q"]), Message("assistant", row["a"])])
         >>> QA().make_formatter(("q", "a"))({"q": "Why?", "a": "Because."}).messages[1].content
         'Because.'
-        """
-
-    @hookspec(firstresult=True)
-    def load_processor(self, request: ModelRequest) -> Any:
-        """The tokenizer or processor that belongs to the model. Asked of one plugin, the loader.
-
-        It comes before the weights, so that the data can be prepared, and its faults be found, without them.
-
-        >>> from sftcore import ModelRequest, hookimpl, plugin
-        >>> @plugin
-        ... class Local:
-        ...     '''Tokenizers from a folder.'''
-        ...     @hookimpl
-        ...     def load_processor(self, request):
-        ...         from transformers import AutoTokenizer
-        ...         return AutoTokenizer.from_pretrained(request.name)
-        >>> Local().load_processor.__name__
-        'load_processor'
         """
 
     @hookspec(firstresult=True)
@@ -245,60 +245,6 @@ class Hooks:
         """
 
     @hookspec(firstresult=True)
-    def wrap_model(self, loaded: LoadedModel, plan: Plan) -> LoadedModel:  # type: ignore[empty-body]
-        """The model with an adapter around it. Asked of one plugin, the adapter.
-
-        >>> import attrs
-        >>> from sftcore import LoadedModel, Plan, hookimpl, plugin
-        >>> @plugin
-        ... class Tagged:
-        ...     '''An adapter that only leaves a note.'''
-        ...     @hookimpl
-        ...     def wrap_model(self, loaded, plan):
-        ...         return attrs.evolve(loaded, notes=(*loaded.notes, "tagged"))
-        >>> Tagged().wrap_model(LoadedModel(None, None), Plan(())).notes
-        ('tagged',)
-        """
-
-    @hookspec
-    def inject_noise(self, loaded: LoadedModel, plan: Plan) -> Removable:  # type: ignore[empty-body]
-        """Noise for training. Asked of all plugins; removed before evaluation and before anything is saved.
-
-        >>> from sftcore import LoadedModel, Plan, hookimpl, plugin
-        >>> @plugin
-        ... class Hiss:
-        ...     '''Noise on the embeddings.'''
-        ...     scale: float = 0.1
-        ...     @hookimpl
-        ...     def inject_noise(self, loaded, plan):
-        ...         embed = loaded.model.get_input_embeddings()
-        ...         def add(module, args, output):
-        ...             return output + self.scale * (output.detach().clone().uniform_(-1, 1))
-        ...         return embed.register_forward_hook(add)
-        >>> Hiss(scale=0.2).scale
-        0.2
-        """
-
-    @hookspec(firstresult=True)
-    def make_collator(self, processor: Any, plan: Plan) -> Collator:  # type: ignore[empty-body]
-        """A function from prepared rows to a batch of tensors. Asked of one plugin, the collator.
-
-        >>> from sftcore import Plan, hookimpl, plugin
-        >>> @plugin
-        ... class OneByOne:
-        ...     '''Batches of one row, never padded.'''
-        ...     @hookimpl
-        ...     def make_collator(self, processor, plan):
-        ...         def collate(rows):
-        ...             import torch
-        ...             (row,) = rows
-        ...             return {key: torch.tensor([row[key]]) for key in ("input_ids", "labels")}
-        ...         return collate
-        >>> OneByOne().make_collator(None, Plan(()))([{"input_ids": [1, 2], "labels": [-100, 2]}])["labels"].tolist()
-        [[-100, 2]]
-        """
-
-    @hookspec(firstresult=True)
     def make_loss(self, loaded: LoadedModel, plan: Plan) -> LossFunction:  # type: ignore[empty-body]
         """A `LossFunction` over supervised positions. Asked of one plugin, the loss.
 
@@ -320,6 +266,60 @@ class Hooks:
         >>> out = loss(torch.zeros(2, 4), torch.nn.Identity(), torch.tensor([0, 3]), None, torch.tensor(2))
         >>> round(out.loss.item(), 4)
         1.3863
+        """
+
+    @hookspec(firstresult=True)
+    def wrap_model(self, loaded: LoadedModel, plan: Plan) -> LoadedModel:  # type: ignore[empty-body]
+        """The model with an adapter around it. Asked of one plugin, the adapter.
+
+        >>> import attrs
+        >>> from sftcore import LoadedModel, Plan, hookimpl, plugin
+        >>> @plugin
+        ... class Tagged:
+        ...     '''An adapter that only leaves a note.'''
+        ...     @hookimpl
+        ...     def wrap_model(self, loaded, plan):
+        ...         return attrs.evolve(loaded, notes=(*loaded.notes, "tagged"))
+        >>> Tagged().wrap_model(LoadedModel(None, None), Plan(())).notes
+        ('tagged',)
+        """
+
+    @hookspec(firstresult=True)
+    def make_collator(self, processor: Any, plan: Plan) -> Collator:  # type: ignore[empty-body]
+        """A function from prepared rows to a batch of tensors. Asked of one plugin, the collator.
+
+        >>> from sftcore import Plan, hookimpl, plugin
+        >>> @plugin
+        ... class OneByOne:
+        ...     '''Batches of one row, never padded.'''
+        ...     @hookimpl
+        ...     def make_collator(self, processor, plan):
+        ...         def collate(rows):
+        ...             import torch
+        ...             (row,) = rows
+        ...             return {key: torch.tensor([row[key]]) for key in ("input_ids", "labels")}
+        ...         return collate
+        >>> OneByOne().make_collator(None, Plan(()))([{"input_ids": [1, 2], "labels": [-100, 2]}])["labels"].tolist()
+        [[-100, 2]]
+        """
+
+    @hookspec
+    def inject_noise(self, loaded: LoadedModel, plan: Plan) -> Removable:  # type: ignore[empty-body]
+        """Noise for training. Asked of all plugins; removed before evaluation and before anything is saved.
+
+        >>> from sftcore import LoadedModel, Plan, hookimpl, plugin
+        >>> @plugin
+        ... class Hiss:
+        ...     '''Noise on the embeddings.'''
+        ...     scale: float = 0.1
+        ...     @hookimpl
+        ...     def inject_noise(self, loaded, plan):
+        ...         embed = loaded.model.get_input_embeddings()
+        ...         def add(module, args, output):
+        ...             return output + self.scale * (output.detach().clone().uniform_(-1, 1))
+        ...         return embed.register_forward_hook(add)
+        >>> Hiss(scale=0.2).scale
+        0.2
         """
 
     @hookspec

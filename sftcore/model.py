@@ -55,7 +55,18 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         raise ModelError(
             f"the model cannot be loaded: {_first_line(error)}{code}", where=f"model {plan.model.name}"
         ) from error
-    return attrs.evolve(loaded, processor=processor)
+    notes = (*loaded.notes, *_attention_taken(loaded.model, plan, plugins))
+    return attrs.evolve(loaded, processor=processor, notes=notes)
+
+
+def _attention_taken(model: Any, plan: Plan, plugins: ActivePlugins) -> list[str]:
+    """A note where the default attention was not the one that the model supports."""
+    taken = getattr(model.config, "_attn_implementation", None)
+    wanted = [one for one in plugins.answers("attention_backend") if one.selection.default]
+    if not wanted or taken is None:
+        return []
+    backend = plugins.one("attention_backend", request=plan.model)
+    return [] if taken == backend.implementation else [f"attention {taken}: the model has no {backend.implementation}"]
 
 
 def adopt_model(model: Any, processor: Any, plan: Plan, plugins: ActivePlugins) -> LoadedModel:
@@ -95,7 +106,8 @@ def finish_model(loaded: LoadedModel, plan: Plan, plugins: ActivePlugins) -> Loa
 def merged_options(plan: Plan, plugins: ActivePlugins) -> LoadOptions:
     """Every plugin's arguments for `from_pretrained` and the user's own, merged."""
     answers: list[tuple[str, Mapping[str, Any]]] = [("model_init_kwargs", plan.model.init_kwargs)]
-    if plugins.answers("attention_backend"):
+    # The default attention is transformers' own choice too, which falls back where a model has none of it
+    if any(not one.selection.default for one in plugins.answers("attention_backend")):
         backend = plugins.one("attention_backend", request=plan.model)
         chosen = plugins.answers("attention_backend")[0].selection.label
         named = {key: value for key, value in plan.model.init_kwargs.items() if key != "attn_implementation"}

@@ -59,12 +59,6 @@ def options(cls: type) -> tuple[attrs.Attribute[Any], ...]:
     return tuple(option for option in attrs.fields(cls) if option.init)
 
 
-def default_of(option: attrs.Attribute[Any]) -> Any:
-    """An option's default as a value, factories called."""
-    default: Any = option.default
-    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
-
-
 def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
     """An instance of a plugin class from plain values.
 

@@ -24,6 +24,8 @@ from sftcore.structure import structure
 from sftcore.types import KINDS, ModelRequest, Selection
 
 SECTIONS = ("model", "data", *KINDS, "block")
+LAST_CHECKPOINT = "last"
+"""For `resume_from_checkpoint`: the newest checkpoint in output_dir; `true` means the same."""
 _FIELDS_WITH_A_KEY = {
     "plugins": "the kinds' own keys",
     "block": "block",
@@ -92,6 +94,8 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
     for key, instead in _FIELDS_WITH_A_KEY.items():
         if key in training:
             raise RecipeError(f'"{key}" is for Python; a recipe uses {instead}.', where=place)
+    if training.get("resume_from_checkpoint") is True:
+        training["resume_from_checkpoint"] = LAST_CHECKPOINT
     check_fields(training, where=place, also=SECTIONS)
     blocked = raw.get("block") or ()
     return Recipe(

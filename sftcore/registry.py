@@ -23,6 +23,7 @@ from sftcore.errors import (
     PluginError,
     RecipeError,
     SFTCoreError,
+    UnknownPluginError,
     nearest,
     quoted,
 )
@@ -61,11 +62,13 @@ class Blocklist:
     @classmethod
     def parse(cls, patterns: Iterable[str], *, where: str) -> Blocklist:
         """From a recipe's or the command line's patterns, and `SFTCORE_BLOCK` (separated by commas or spaces)."""
+        patterns = tuple(patterns)
         environment = os.environ.get("SFTCORE_BLOCK", "").replace(",", " ").split()
-        for source, found in ((where, tuple(patterns)), ("SFTCORE_BLOCK", tuple(environment))):
+        for source, found in ((where, patterns), ("SFTCORE_BLOCK", tuple(environment))):
             for pattern in found:
                 kind, colon, name = pattern.partition(":")
-                if not colon or not name or kind not in KINDS:
+                plugin = name.partition("@")[0]
+                if not colon or kind not in KINDS or not plugin or plugin != plugin.strip():
                     raise RecipeError(
                         f'cannot block "{pattern}".',
                         where=source,
@@ -124,13 +127,26 @@ class ActivePlugins:
 
     def problems(self, plan: Plan, probe: Any) -> list[Problem]:
         """What the plugins' `check` finds, each with its plugin as the place where none was given."""
-        return [
-            attrs.evolve(problem, where=problem.where or one.selection.label)
-            for one, found in self.all("check", plan=plan, probe=probe)
-            for problem in found
-        ]
+        problems: list[Problem] = []
+        for one in self.answers("check"):
+            try:
+                found = list(one.plugin.check(plan=plan, probe=probe))
+            except Exception as error:  # a third party's check may raise anything; the others are asked all the same
+                found = [Problem(f"its check failed: {type(error).__name__}: {error}.")]
+            problems += [attrs.evolve(problem, where=problem.where or one.selection.label) for problem in found]
+        return problems
 
     def _register(self, one: Bound) -> None:
+        # pluggy looks at positional parameters only: it would call the hook without the others
+        for hook in filter(one.implements, LIFECYCLE):
+            parameters = inspect.signature(getattr(one.plugin, hook)).parameters.values()
+            if hidden := [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]:
+                raise BrokenPluginError(
+                    f"{one.entry.label} does not fit the hooks of this version: {hook} takes {quoted(hidden)} by "
+                    "keyword only.",
+                    where=one.selection.path,
+                    fix='Take the "*" out of its arguments.',
+                )
         try:
             self._manager.register(one.plugin, name=f"{one.entry.kind}:{one.entry.name}@{one.entry.distribution}")
         except pluggy.PluginValidationError as error:
@@ -167,13 +183,7 @@ class ActivePlugins:
 
 def bind(selection: Selection, catalog: Catalog, blocked: Blocklist) -> Bound:
     """Resolve one selection: find it, refuse it if blocked or unavailable, import it, and give it its options."""
-    entry = catalog.find(selection.kind, selection.name, selection.distribution, where=selection.path)
-    if blocked.blocks(entry):
-        raise BlockedPluginError(
-            f"{selection.label} is blocked.",
-            where=selection.path,
-            fix=f"Choose another {selection.kind}, or unblock {selection.kind}:{selection.name}.",
-        )
+    entry = _find(selection, catalog, blocked)
     try:
         entry.require_available()
         plugin_class = entry.load()
@@ -182,6 +192,19 @@ def bind(selection: Selection, catalog: Catalog, blocked: Blocklist) -> Bound:
         raise
     plugin = build(plugin_class, selection.options, path=_options_path(selection))
     return Bound(selection, entry, plugin)
+
+
+def _find(selection: Selection, catalog: Catalog, blocked: Blocklist) -> PluginEntry:
+    allowed = Catalog(tuple(entry for entry in catalog.entries if not blocked.blocks(entry)))
+    try:
+        return allowed.find(selection.kind, selection.name, selection.distribution, where=selection.path)
+    except UnknownPluginError:
+        catalog.find(selection.kind, selection.name, selection.distribution, where=selection.path)
+        raise BlockedPluginError(
+            f"{selection.label} is blocked.",
+            where=selection.path,
+            fix=f"Choose another {selection.kind}, or unblock {selection.kind}:{selection.name}.",
+        ) from None
 
 
 def resolve(selections: Sequence[Selection], catalog: Catalog, blocked: Blocklist) -> ActivePlugins:
@@ -226,7 +249,7 @@ def _settle(bound: Sequence[Bound]) -> tuple[list[Bound], list[tuple[Selection, 
             raise ConflictError(
                 f'{first.entry.label} and {second.entry.label} both claim the slot "{slot}".',
                 where=second.selection.path,
-                fix=_freeing(second, slot),
+                fix=_freeing(first, second, slot),
             )
         if explicit:
             yielded += [(one.selection, explicit[0].selection) for one in holders if one.selection.default]
@@ -237,7 +260,15 @@ def _settle(bound: Sequence[Bound]) -> tuple[list[Bound], list[tuple[Selection, 
 def _claims(one: Bound) -> Iterator[str]:
     if not one.implements("claims"):
         return
-    for slot in one.plugin.claims():
+    try:
+        slots = tuple(one.plugin.claims())
+    except Exception as error:  # a third party's plugin may raise anything
+        raise BrokenPluginError(
+            f"{one.entry.label} cannot say which slots it claims: {type(error).__name__}: {error}.",
+            where=one.selection.path,
+            fix=f"Update or remove {one.entry.distribution}, or report this to its authors.",
+        ) from error
+    for slot in slots:
         if slot not in SLOTS:
             raise BrokenPluginError(
                 f'{one.entry.label} claims "{slot}", which is no slot.{nearest(str(slot), SLOTS)}',
@@ -246,14 +277,14 @@ def _claims(one: Bound) -> Iterator[str]:
         yield slot
 
 
-def _freeing(one: Bound, slot: str) -> str:
-    """The option that frees the slot, if the plugin has a switch named like it; else: remove the plugin."""
+def _freeing(first: Bound, second: Bound, slot: str) -> str:
+    """The option that frees the slot, if one of the two has a switch named like it; else: remove the second."""
     switch = slot.rpartition(".")[2]
-    if isinstance(getattr(one.plugin, switch, None), bool):
-        return (
-            f"Free it with {one.selection.kind}: {{{one.selection.name}: {{{switch}: false}}}}, or remove one of them."
-        )
-    return f"Remove one of them, or --block {one.selection.kind}:{one.selection.name}."
+    for one in (second, first):
+        if getattr(one.plugin, switch, None) is True:
+            option = f"{one.selection.kind}: {{{one.selection.name}: {{{switch}: false}}}}"
+            return f"Free it with {option}, or remove one of them."
+    return f"Remove one of them, or --block {second.selection.kind}:{second.selection.name}."
 
 
 def _options_path(selection: Selection) -> str:

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from attrs import evolve
+
 from sftcore.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError
 from sftcore.registry import AUTO
 from sftcore.types import KINDS, REPEATABLE_KINDS, ModelRequest, Selection
@@ -105,7 +107,7 @@ def selections_for(
     Raises:
         ConflictError: a field and an explicit choice ask for different plugins of one kind.
     """
-    explicit = list(chosen)
+    explicit = [_with_field_options(one, settings) for one in chosen]
     for selection in _from_fields(settings, model, where, peft_config):
         same = [one for one in explicit if one.kind == selection.kind]
         if selection.kind in REPEATABLE_KINDS:
@@ -135,6 +137,11 @@ def format_options(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options that fields give to formats which `format: auto` considers, by format name."""
     field = settings.get("dataset_text_field")
     return {"text": {"field": field}} if field is not None else {}
+
+
+def _with_field_options(selection: Selection, settings: Mapping[str, Any]) -> Selection:
+    given = format_options(settings).get(selection.name, {}) if selection.kind == "format" else {}
+    return evolve(selection, options={**given, **selection.options})
 
 
 def _selection(kind: str, spelled: str, options: Mapping[str, Any], path: str) -> Selection:

@@ -15,7 +15,7 @@ from sftcore.arguments import current_name, mapping_of, max_length_of, model_req
 from sftcore.chat import align_eos
 from sftcore.config import SFTConfig, as_sft_config
 from sftcore.data.sets import DataPreparation
-from sftcore.errors import ConflictError, DataError
+from sftcore.errors import ConflictError, DataError, OptionTypeError
 from sftcore.loss import NUM_ITEMS, WEIGHTS
 from sftcore.model import Noise, adopt_model, finish_model, load_model, load_processor
 from sftcore.run.callbacks import RunRecorder
@@ -76,6 +76,12 @@ class SFTTrainer(Trainer):
         request = model_request(model, args, quantization_config)
         if train_dataset is None:
             raise DataError("`train_dataset` is required.", fix="Pass a datasets.Dataset or IterableDataset.")
+        if isinstance(train_dataset, Mapping):
+            raise OptionTypeError(
+                f"train_dataset is one data set, got a {type(train_dataset).__name__} of {', '.join(train_dataset)}.",
+                where="SFTTrainer",
+                fix=f"Pass one of them: train_dataset=data[{next(iter(train_dataset), 'train')!r}].",
+            )
 
         self.setup = set_up_trainer(request, args, peft_config, data_collator)
         check(self.setup, needs_tokenizer=processing_class is None)
@@ -123,7 +129,7 @@ class SFTTrainer(Trainer):
         else:
             loaded = adopt_model(model, processor, plan, plugins)
         if args.eos_token is not None:
-            align_eos(loaded.model, processor.eos_token_id)
+            align_eos(loaded.model, self.data.tokenizer.eos_token_id)
         self._balance_experts(loaded.model, args)
         return finish_model(loaded, plan, plugins)
 
@@ -151,6 +157,8 @@ class SFTTrainer(Trainer):
     def _prepared(self, dataset: Any, name: str, data_collator: Any) -> Any:
         if not self._skip_prepare:
             return self.data.prepare_all(dataset, name)
+        if not isinstance(dataset, (Mapping, Dataset, IterableDataset)):
+            return dataset  # any torch data set may go to a user's collator
         for one in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
             columns = one.column_names or ()
             masked = {"completion_mask", "assistant_masks"} & set(columns) and "labels" not in columns
@@ -184,7 +192,14 @@ class SFTTrainer(Trainer):
         normaliser = num_items_in_batch
         if normaliser is None:
             normaliser = self._num_items([{**inputs, "weights": weights}])
-        found = model(**inputs, **extra, **{NUM_ITEMS: torch.as_tensor(normaliser, device=inputs["labels"].device)})
+        # A row's first token has nothing to be predicted from, not even where virtual tokens stand before it
+        labels = inputs["labels"].clone()
+        labels[:, 0] = -100
+        found = model(
+            **{**inputs, "labels": labels},
+            **extra,
+            **{NUM_ITEMS: torch.as_tensor(normaliser, device=inputs["labels"].device)},
+        )
         self.metrics.add(self._mode, found, inputs)
         outputs = None
         if self.compute_loss_func is not None or self.label_smoother is not None or return_outputs:

@@ -261,11 +261,10 @@ class AttentionBackend:
 
 @frozen
 class PatchReport:
-    """What a kernel plugin replaced and what it skipped, with the reason; `undo` puts the originals back."""
+    """What a kernel plugin replaced and what it skipped, with the reason."""
 
     replaced: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(factory=dict)
-    undo: Callable[[], None] | None = None
 
 
 class Removable(Protocol):

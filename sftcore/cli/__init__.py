@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 
 import click
 
@@ -43,6 +44,19 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _VERBS.items()])
 
 
+class _WarnOnce:
+    """Shows a warning as one line, once: a run is checked twice, from the recipe and in the trainer."""
+
+    def __init__(self) -> None:
+        self._shown: set[str] = set()
+
+    def __call__(self, message: Warning | str, *_: object, **__: object) -> None:
+        text = str(message)
+        if text not in self._shown:
+            self._shown.add(text)
+            click.echo(f"warning: {text}", err=True)
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sftcore")
 def cli() -> None:
@@ -53,6 +67,7 @@ def main() -> None:
     """Run the command line; our own errors are shown as one message, exit code 1."""
     from sftcore.errors import SFTCoreError
 
+    warnings.showwarning = _WarnOnce()
     try:
         cli(prog_name="sftcore")
     except SFTCoreError as error:

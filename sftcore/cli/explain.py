@@ -55,6 +55,7 @@ def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
     for hook in LIFECYCLE:
         answers = [one for one in bound if one.implements(hook)]
         if not answers:
-            yield f"  {hook:<18} {'-' if hook not in ONE_ANSWER else 'nobody'}"
+            nobody = "the format, once the columns are known" if hook == "make_formatter" else "nobody"
+            yield f"  {hook:<18} {nobody if hook in ONE_ANSWER else '-'}"
         for i, one in enumerate(answers):
             yield f"  {hook if i == 0 else '':<18} {one.entry.name}@{one.entry.distribution}  {one.source(hook)}"

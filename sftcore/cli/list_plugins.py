@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import Any
@@ -63,7 +64,7 @@ def _row(entry: PluginEntry, catalog: Catalog, blocked: Blocklist, details: Deta
     }
     if details is None:
         return row
-    if details.error:
+    if details.error and status != "missing":
         row |= {"status": "broken", "why": details.error}
     return {
         **row,
@@ -89,25 +90,30 @@ def _status(entry: PluginEntry, catalog: Catalog, blocked: Blocklist) -> tuple[s
 def _details(entry: PluginEntry, catalog: Catalog) -> Details:
     from sftcore.errors import SFTCoreError
     from sftcore.hookspecs import LIFECYCLE
-    from sftcore.plugin_class import default_of, options, summary
+    from sftcore.plugin_class import options, summary
     from sftcore.structure import type_name
 
     try:
-        plugin_class = entry.load()
-        selection = Selection(entry.kind, entry.name, {}, entry.distribution)
-        one: Bound | None = None
-        if not entry.missing:
-            # binding and registering shows misspelled hooks and misfits too
-            (one,) = resolve([selection], catalog, Blocklist()).bound
-        instance = one.plugin if one else plugin_class()
-        hooks = tuple(hook for hook in LIFECYCLE if hasattr(getattr(instance, hook, None), "sftcore_impl"))
-        slots = tuple(slot for slot in instance.claims() if slot in SLOTS) if "claims" in hooks else ()
+        with contextlib.redirect_stdout(sys.stderr):  # what a module prints must not end up inside the JSON
+            plugin_class = entry.load()
+            selection = Selection(entry.kind, entry.name, {}, entry.distribution)
+            one: Bound | None = None
+            if not entry.missing:
+                # binding and registering shows misspelled hooks and misfits too
+                (one,) = resolve([selection], catalog, Blocklist()).bound
+            instance = one.plugin if one else plugin_class()
+            hooks = tuple(hook for hook in LIFECYCLE if hasattr(getattr(instance, hook, None), "sftcore_impl"))
+            slots = tuple(slot for slot in instance.claims() if slot in SLOTS) if "claims" in hooks else ()
     except SFTCoreError as error:
         return Details(error=str(error))
     except Exception as error:  # a third party's code may raise anything; the list goes on
         return Details(error=f"{type(error).__name__}: {error}")
     listed = tuple(
-        {"name": option.name, "type": _type_text(option.type, type_name), "default": _json_default(default_of(option))}
+        {
+            "name": option.name,
+            "type": _type_text(option.type, type_name),
+            "default": _json_default(getattr(instance, option.name)),
+        }
         for option in options(plugin_class)
     )
     return Details(summary(plugin_class), listed, hooks, slots)

@@ -41,11 +41,7 @@ def command(model: str | None, output: str, steps: int) -> None:
     before: list[str] = []
     outcome = run_recipe(checked, console, before_training=lambda trainer: before.extend(answers(trainer)))
     _show(console, before, answers(outcome.trainer))
-    console.print(
-        f"loss {outcome.first_loss:.3f} to {outcome.last_loss:.3f} in {outcome.seconds:.0f} s of training; "
-        f"the adapter is in {outcome.folder}",
-        highlight=False,
-    )
+    console.print(outcome.sentence, highlight=False, soft_wrap=True)
     console.print(
         f"The same on your own data: sftcore train model={raw['model']} data=yours.jsonl adapter=lora", soft_wrap=True
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
@@ -21,7 +23,5 @@ def command(words: tuple[str, ...], block: tuple[str, ...]) -> None:
 
     from rich.console import Console
 
-    console = Console()
-    outcome = run_recipe(checked, console)
-    losses = f"loss {outcome.first_loss:.4f} to {outcome.last_loss:.4f}"
-    console.print(f"{losses} in {outcome.seconds:.0f} s; saved in {outcome.folder}", highlight=False)
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    console.print(run_recipe(checked, console).sentence, highlight=False, soft_wrap=True)

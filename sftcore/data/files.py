@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import itertools
 import json
 import sys
@@ -50,7 +51,7 @@ def local_files(source: str | Sequence[str]) -> Files | None:
         raise DataError(
             f"the files are of different types: {quoted(builders)}.",
             where=", ".join(source),
-            fix="Give files of one type, for example data/*.jsonl as a list.",
+            fix="Give files of one type, as a pattern (data/*.jsonl) or a list.",
         )
     for path in paths:
         if path.stat().st_size == 0:
@@ -88,6 +89,8 @@ def _is_local(text: str) -> bool:
 
 def _expand(path: Path) -> list[Path]:
     if not path.exists():
+        if glob.has_magic(str(path)) and (matching := sorted(glob.glob(str(path), recursive=True))):
+            return [inner for text in matching for inner in _expand(Path(text))]
         raise DataError("no such file.", where=str(path), fix=_neighbours(path))
     if path.is_file():
         if _ending(path) not in BUILDERS:
@@ -141,7 +144,7 @@ def _json_lines(file: Any, path: Path) -> Iterator[Any]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield json.loads(line.rstrip("\r\n"))
             except json.JSONDecodeError as error:
                 raise _broken(error, path, number) from None
 

@@ -62,7 +62,7 @@ def choose_format(
             f"{len(detecting)} formats recognise the columns {quoted(columns)}: "
             f"{', '.join(f'{one.entry.name}@{one.entry.distribution}' for one in detecting)}.",
             where=where,
-            fix=f"Choose one, for example: format: {detecting[0].entry.name}",
+            fix=f"Choose one, for example: format: {_spelled(detecting[0].entry, catalog)}",
         )
     if detecting:
         return detecting[0]
@@ -75,7 +75,11 @@ def choose_format(
 
 def reader_for(bound: Bound, columns: Sequence[str], where: str) -> RowReader:
     """Ask the format for its formatter, through a manager of its own: data sets of one run may differ in format."""
-    formatter = ActivePlugins([bound]).one("make_formatter", columns=tuple(columns))
+    try:
+        formatter = ActivePlugins([bound]).one("make_formatter", columns=tuple(columns))
+    except DataError as error:
+        error.where = error.where or where
+        raise
     return RowReader(f'format "{bound.entry.name}"', formatter, where)
 
 
@@ -91,6 +95,12 @@ def _candidate(entry: PluginEntry, plan: Plan, catalog: Catalog, blocked: Blockl
         warnings.warn(f"format: auto passes over a broken plugin. {error}", stacklevel=2)
         return None
     return one
+
+
+def _spelled(entry: PluginEntry, catalog: Catalog) -> str:
+    """How a recipe names this plugin: with its distribution where another one offers the name too."""
+    shared = sum(other.name == entry.name for other in catalog.of_kind(entry.kind)) > 1
+    return f"{entry.name}@{entry.distribution}" if shared else entry.name
 
 
 def _guarded(one: Bound, hook: str, columns: tuple[str, ...]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ class Renderer:
             )
         try:
             texts, marked = render_jinja_template(
-                conversations=[[turn.as_template() for turn in turns]],
+                conversations=[[_shaped(turn, i, template) for i, turn in enumerate(turns)]],
                 tools=tools,
                 chat_template=template,
                 return_assistant_tokens_mask=marks,
@@ -157,6 +158,19 @@ class Renderer:
             )
 
 
+def _shaped(turn: Message, index: int, template: str) -> dict[str, Any]:
+    """The message as this template reads it: text parts are joined where the template knows plain strings only."""
+    parts = turn.content
+    if parts is None or isinstance(parts, str) or re.search(r"""['"]type['"]|\.type\b""", template):
+        return turn.as_template()
+    if other := [part.type for part in parts if part.type != "text" or part.text is None]:
+        raise RowError(
+            f'message {index} has a part of type "{other[0]}", which the chat template does not render.',
+            fix="Use a model and template that do, or remove the part.",
+        )
+    return {**turn.as_template(), "content": "".join(part.text or "" for part in parts)}
+
+
 def _turns(turns: str | Turns | None) -> Turns:
     assert turns is not None
     assert not isinstance(turns, str)
@@ -169,8 +183,6 @@ def _clip(spans: Sequence[Span], bounds: Span) -> tuple[Span, ...]:
 
 
 def _has_generation_markers(template: str) -> bool:
-    import re
-
     return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
 
 

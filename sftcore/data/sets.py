@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,13 @@ class DataPreparation:
 
     def _pipeline(self, columns: list[str], name: str) -> Pipeline:
         settings = self.setup.plan.settings
+        template = self.tokenizer.chat_template
+        if "tools" in columns and isinstance(template, str) and "tools" not in template:
+            warnings.warn(
+                f'{name}: the column "tools" is left out, since the chat template does not render tools. '
+                "Use a template that does, or remove the column.",
+                stacklevel=2,
+            )
         return Pipeline(
             reader=self._reader(columns, name),
             renderer=Renderer(

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from sftcore.data.load import Source, inspect
 from sftcore.errors import ConflictError, DataError
-from sftcore.recipe import Recipe
+from sftcore.recipe import LAST_CHECKPOINT, Recipe
 from sftcore.run.setup import Setup, check, set_up_recipe
 from sftcore.types import KINDS
 
@@ -35,13 +35,18 @@ class Checked:
 
 @frozen
 class Outcome:
-    """What a run gave: losses of the first and last log, seconds, and where the model is."""
+    """What a run gave: the logged losses (of a short run their mean alone), seconds, and where the model is."""
 
     trainer: SFTTrainer
-    first_loss: float
-    last_loss: float
+    losses: tuple[float, ...]
     seconds: float
     folder: Path
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in one line."""
+        spelled = " to ".join(f"{loss:.4f}" for loss in (self.losses[0], self.losses[-1])[: len(self.losses)])
+        return f"loss {spelled} in {self.seconds:.0f} s of training; saved in {self.folder}"
 
 
 def check_recipe(recipe: Recipe) -> Checked:
@@ -82,17 +87,12 @@ def run_recipe(
     if before_training is not None:
         before_training(trainer)
     start = time.monotonic()
-    trainer.train(resume_from_checkpoint=checked.recipe.training.get("resume_from_checkpoint"))
+    resume = checked.recipe.training.get("resume_from_checkpoint")
+    result = trainer.train(resume_from_checkpoint=True if resume == LAST_CHECKPOINT else resume)
     trainer.save_model()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    nan = float("nan")
-    return Outcome(
-        trainer,
-        losses[0] if losses else nan,
-        losses[-1] if losses else nan,
-        time.monotonic() - start,
-        Path(trainer.args.output_dir),
-    )
+    losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    seconds = time.monotonic() - start
+    return Outcome(trainer, losses or (result.training_loss,), seconds, Path(trainer.args.output_dir))
 
 
 def _trainer(checked: Checked, console: Console) -> SFTTrainer:

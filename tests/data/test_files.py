@@ -63,7 +63,11 @@ def test_a_hub_id_is_no_file():
         ("list.jsonl", '{"text": "a"}\n[1, 2]\n', "list.jsonl row 1: this is list, not a row of named columns"),
         ("null.jsonl", jsonl([{"text": "a"}, {"text": None}]), 'null.jsonl row 1: the column "text" is null'),
         ("mixed.jsonl", jsonl([{"text": "a"}, {"title": "b"}]), 'mixed.jsonl row 1: the column "text" is missing'),
-        ("chat.jsonl", jsonl([{"messages": "hi"}]), "chat.jsonl row 0: the column \"messages\" is not a list of messages"),
+        (
+            "chat.jsonl",
+            jsonl([{"messages": "hi"}]),
+            'chat.jsonl row 0: the column "messages" is not a list of messages',
+        ),
         ("odd.jsonl", jsonl([{"foo": "a"}]), 'no installed format recognises the columns "foo"'),
         ("data.txt", "hello", 'files ending in ".txt" are not read'),
     ],
@@ -85,6 +89,12 @@ def test_a_missing_file_lists_its_neighbours(write):
     path = write("train.jsonl", "{}")
     with pytest.raises(DataError, match=r"no such file. In .*: train.jsonl"):
         looked_at(path.with_name("trian.jsonl"))
+
+
+def test_a_pattern_means_all_files_that_match(tmp_path, write):
+    for name in ("b.jsonl", "a.jsonl"):
+        write(name, jsonl(alpaca_rows(1)))
+    assert [path.name for path in local_files(str(tmp_path / "*.jsonl")).paths] == ["a.jsonl", "b.jsonl"]
 
 
 def test_files_of_different_types_are_refused(write):
@@ -120,7 +130,11 @@ def test_a_share_is_held_back_by_the_seed():
 # --- The real data sets ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "format_name", "rows"),
-    [("alpaca_en_demo.json", "alpaca", 999), ("identity.json", "alpaca", 91), ("glaive_toolcall_en_demo.json", "sharegpt", 300)],
+    [
+        ("alpaca_en_demo.json", "alpaca", 999),
+        ("identity.json", "alpaca", 91),
+        ("glaive_toolcall_en_demo.json", "sharegpt", 300),
+    ],
 )
 def test_auto_picks_the_right_format_of_real_files(shared_data, name, format_name, rows):
     source, recipe = looked_at(shared_data / name)

@@ -115,6 +115,15 @@ def test_tool_calls_that_the_template_would_swallow_are_refused(tokenizer):
         supervised(tokenizer, Example(messages=[USER, call]))
 
 
+def test_text_parts_are_joined_where_the_template_knows_plain_strings(tokenizer):
+    from sftcore import Part
+
+    parts = Message("assistant", [Part("text", "The "), Part("text", "answer")])
+    assert supervised(tokenizer, Example(prompt=[USER], completion=[parts])) == "The answer<|im_end|>"
+    with pytest.raises(RowError, match='message 1 has a part of type "image", which the chat template does not render'):
+        supervised(tokenizer, Example(messages=[USER, Message("user", [Part("image")])]))
+
+
 def test_turns_with_train_or_weight_are_refused_not_ignored(tokenizer):
     with pytest.raises(RowError, match='"train" and "weight" of single messages are not supported'):
         supervised(tokenizer, Example(messages=[USER, Message("assistant", "x", train=False)]))
@@ -141,6 +150,6 @@ def test_tokens_are_supervised_exactly_where_they_overlap_the_span(tokenizer, te
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for token, label, (left, right) in zip(encoded["input_ids"], row.labels, encoded["offset_mapping"], strict=True):
-        overlaps = left < end and right > start and not (token in special and left < start)
+        overlaps = start < end and left < end and right > start and not (token in special and left < start)
         assert (label == token) == overlaps
         assert label in (token, IGNORED)

@@ -46,7 +46,10 @@ def test_an_empty_set_is_refused(tokenizer):
 
 
 def test_rows_tokenised_already_are_used_as_they_are(tokenizer):
-    rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "text": "ignored"}, {"input_ids": [8, 9], "labels": [-100] * 2}]
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "text": "ignored"},
+        {"input_ids": [8, 9], "labels": [-100] * 2},
+    ]
     data = preparation(tokenizer)
     prepared = data.prepare(Dataset.from_list([{**row, "text": "x"} for row in rows]), "train")
     assert prepared[:] == {"input_ids": [[5, 6, 7]], "labels": [[-100, 6, 7]]}
@@ -122,6 +125,28 @@ def test_shuffling_depends_on_the_seed_alone(tokenizer):
 
     assert order(1) == order(1)
     assert order(1) != order(2)
+
+
+@pytest.mark.parametrize("name", ["chat", "prompt-completion", "sharegpt"])
+def test_a_text_format_refuses_rows_with_images(tokenizer, name):
+    from sftcore.selections import parse_choice
+
+    data = preparation(tokenizer, chosen=parse_choice("format", name, where="r"))
+    with pytest.raises(DataError, match=f'train: the format "{name}" reads no images'):
+        data.prepare(Dataset.from_list([{"messages": [], "images": []}]), "train")
+
+
+def test_the_text_field_reaches_a_text_format_that_is_named(tokenizer):
+    from sftcore.selections import parse_choice
+
+    data = preparation(tokenizer, chosen=parse_choice("format", "text", where="r"), dataset_text_field="body")
+    assert len(data.prepare(Dataset.from_list([{"body": "hello"}]), "train")) == 1
+
+
+def test_tools_that_the_template_does_not_render_are_said(tokenizer):
+    rows = [{"messages": [{"role": "user", "content": "x"}], "tools": "[]"}]
+    with pytest.warns(UserWarning, match='the column "tools" is left out'):
+        preparation(tokenizer).prepare(Dataset.from_list(rows), "train")
 
 
 def test_preparation_warns_of_nothing(tokenizer):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sftcore_plugins.losses.nll import NLL
 from torch.nn.functional import cross_entropy
 
 from sftcore import Plan
 from sftcore.loss import NUM_ITEMS, WEIGHTS, bind_loss
-from sftcore_plugins.losses.nll import NLL
 from tests.conftest import make_llama
 
 SMALL = {
@@ -35,7 +35,9 @@ ARCHITECTURES = {
 def build(name: str):
     import transformers
 
-    keys = set(SMALL) - {"head_dim"} if name in ("Phi", "Bloom", "OPT", "GPT2", "GPTNeoX", "Cohere", "Granite") else SMALL
+    keys = (
+        set(SMALL) - {"head_dim"} if name in ("Phi", "Bloom", "OPT", "GPT2", "GPTNeoX", "Cohere", "Granite") else SMALL
+    )
     config = getattr(transformers, f"{name}Config")(**{key: SMALL[key] for key in keys}, **ARCHITECTURES[name])
     torch.manual_seed(0)
     head = {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM")
@@ -110,7 +112,9 @@ def test_weights_scale_each_token_and_zero_leaves_it_out():
 def test_a_batch_without_supervised_tokens_gives_a_zero_that_reaches_every_parameter():
     model, inputs = build("Llama"), batch()
     bind_loss(model, NLL().make_loss(loaded=None, plan=Plan(())))
-    loss = model(**{**inputs, "labels": torch.full_like(inputs["labels"], -100)}, **{NUM_ITEMS: torch.tensor(0.0)})["loss"]
+    loss = model(**{**inputs, "labels": torch.full_like(inputs["labels"], -100)}, **{NUM_ITEMS: torch.tensor(0.0)})[
+        "loss"
+    ]
     loss.backward()
     assert loss == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

@@ -47,13 +47,36 @@ def test_a_recipe_trains_and_leaves_everything_behind(tmp_path, write, model_fol
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 2
 
 
+def test_a_run_resumes_from_the_last_checkpoint(tmp_path, model_folder, train_file):
+    words = [
+        f"model={model_folder}",
+        f"data={train_file}",
+        f"output_dir={tmp_path / 'out'}",
+        "save_steps=2",
+        "logging_steps=1",
+    ]
+    sftcore("train", *words, "max_steps=2")
+    printed = sftcore("train", *words, "max_steps=4", "resume_from_checkpoint=true")
+    assert "step 3/4" in printed
+    assert "step 2/4" not in printed
+
+
+def test_a_warning_is_one_line_shown_once(model_folder, write):
+    rows = write("chat.jsonl", json.dumps({"text": "say hello", "tools": "[]"}) + "\n")
+    printed = sftcore("train", f"model={model_folder}", f"data={rows}", "max_steps=1", f"output_dir={rows}.out")
+    assert printed.count("is left out, since the chat template does not render tools") == 1
+    assert "loss " in printed.splitlines()[-1] or "loss " in printed
+
+
 def test_explain_says_who_answers_each_hook_and_where(model_folder, train_file):
     printed = sftcore("explain", f"model={model_folder}", f"data={train_file}", "attention=eager")
     assert "alpaca@sftcore" in printed
     assert "eager@sftcore" in printed
     line = next(line for line in printed.splitlines() if line.strip().startswith("make_loss"))
     file, _, number = line.split()[-1].rpartition(":")
-    assert "def make_loss" in "".join(Path(file).read_text().splitlines(keepends=True)[int(number) - 1 : int(number) + 1])
+    assert "def make_loss" in "".join(
+        Path(file).read_text().splitlines(keepends=True)[int(number) - 1 : int(number) + 1]
+    )
 
 
 def test_a_wrong_recipe_fails_before_anything_heavy_is_imported(model_folder, train_file):

@@ -20,9 +20,7 @@ def train(tmp_path, tokenizer, model, **config):
         str(tmp_path), max_steps=STEPS, logging_steps=1, per_device_train_batch_size=2, learning_rate=1e-2,
         save_strategy="no", lr_scheduler_type="constant", max_grad_norm=0.0, use_cpu=True, **config,
     )  # fmt: skip
-    trainer = SFTTrainer(
-        model, args, train_dataset=Dataset.from_list(alpaca_rows(40)), processing_class=tokenizer
-    )
+    trainer = SFTTrainer(model, args, train_dataset=Dataset.from_list(alpaca_rows(40)), processing_class=tokenizer)
     batches = []
     collate = trainer.data_collator
     trainer.data_collator = lambda rows: batches.append(collate(rows)) or batches[-1]
@@ -66,9 +64,7 @@ def test_loss_of_every_step_equals_the_loop_by_hand(tmp_path, tokenizer, accumul
 
 
 def test_the_same_seed_gives_the_same_curve_twice(tmp_path, tokenizer):
-    curves = [
-        train(tmp_path, tokenizer, make_llama(tokenizer, attention_dropout=0.1), seed=3)[2] for _ in range(2)
-    ]
+    curves = [train(tmp_path, tokenizer, make_llama(tokenizer, attention_dropout=0.1), seed=3)[2] for _ in range(2)]
     assert curves[0] == curves[1]
     assert train(tmp_path, tokenizer, make_llama(tokenizer, attention_dropout=0.1), seed=4)[2] != curves[0]
 

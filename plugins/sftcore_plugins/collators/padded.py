@@ -21,7 +21,8 @@ class Padded:
     def make_collator(self, processor: Any, plan: Plan) -> Collator:
         multiple = plan.settings.get("pad_to_multiple_of")
         # Any id serves as filler, since mask and labels say what is padding; a stop token is never turned into a pad
-        filler = processor.pad_token_id if processor.pad_token_id is not None else processor.eos_token_id
+        tokenizer = getattr(processor, "tokenizer", processor)
+        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return PaddedCollator(filler or 0, multiple if isinstance(multiple, int) else 1)
 
 

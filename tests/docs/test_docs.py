@@ -1,0 +1,223 @@
+"""The documentation says what the code does: hooks, fields and plugins are all there, and examples run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sftcore import yamlio
+from sftcore.discovery import discover
+from sftcore.hookspecs import LIFECYCLE, Hooks
+from sftcore.plugin_class import is_plugin, options
+from sftcore.recipe import parse_recipe
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+
+
+def text_of(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [code for found, code in FENCE.findall(text_of(page)) if found == language]
+
+
+def sections(page: str, level: str = "## ") -> dict[str, str]:
+    """Heading to the text below it, down to the next heading of the same level."""
+    parts = re.split(rf"^{level}", text_of(page), flags=re.MULTILINE)[1:]
+    return {part.partition("\n")[0].partition(" {")[0]: part.partition("\n")[2] for part in parts}
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, made as mkdocs makes them or given with { #… }."""
+    found = set()
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for heading in re.findall(r"^#+ (.+)$", prose, re.MULTILINE):
+        given = re.search(r"\{ #(\S+) \}$", heading)
+        found.add(given[1] if given else re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()))
+    return found
+
+
+# --- Reference ------------------------------------------------------------------------------------------------------
+def test_generated_pages_say_what_the_code_says():
+    script = ROOT / "scripts" / "gen_reference.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_page_fails_the_check(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import gen_reference
+
+    monkeypatch.setattr(gen_reference, "REFERENCE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gen_reference.py"])
+    gen_reference.main()
+    assert gen_reference.stale() == []
+
+    (tmp_path / "hooks.md").write_text("# Hooks\n", encoding="utf-8")
+    (tmp_path / "plugins.md").unlink()
+    monkeypatch.setattr(sys, "argv", ["gen_reference.py", "--check"])
+    with pytest.raises(SystemExit, match=r"stale in docs/reference: hooks\.md, plugins\.md\."):
+        gen_reference.main()
+
+
+def test_every_hook_is_documented_in_the_order_of_the_lifecycle():
+    hooks = {name for name, value in vars(Hooks).items() if hasattr(value, "sftcore_spec")}
+    assert hooks == set(LIFECYCLE)
+    assert tuple(sections("reference/hooks.md")) == LIFECYCLE
+
+
+@pytest.mark.parametrize("hook", LIFECYCLE)
+def test_a_hook_is_documented_with_its_real_arguments(hook):
+    code = getattr(Hooks, hook).__code__
+    arguments = code.co_varnames[1 : code.co_argcount]
+    call = sections("reference/hooks.md")[hook].strip().partition("\n")[0]
+    shown = re.findall(r"(\w+): ", call)
+    assert call.startswith(f"`{hook}(")
+    assert tuple(shown) == arguments
+
+
+@pytest.mark.parametrize("hook", LIFECYCLE)
+def test_the_example_of_a_hook_runs_and_answers_it(hook):
+    (code,) = [code for language, code in FENCE.findall(sections("reference/hooks.md")[hook]) if language == "python"]
+    namespace: dict[str, object] = {}
+    exec(compile(code, f"hooks.md: {hook}", "exec"), namespace)
+    plugins = [value for value in namespace.values() if is_plugin(value)]
+    assert any(hasattr(getattr(one, hook, None), "sftcore_impl") for one in plugins)
+
+
+@pytest.mark.parametrize("name", ["SFTConfig", "ModelConfig"])
+def test_every_field_of_our_own_is_documented(name):
+    import sftcore
+
+    config = getattr(sftcore, name)
+    own = {field.name for field in dataclasses.fields(config)} & set(config.__annotations__)
+    documented = sections("reference/config.md")[name]
+    for field in own:
+        _, _, below = documented.partition(f"### {field}")
+        assert below, f"{name}.{field} is missing"
+        type_and_default, _, description = below.partition("`\n\n")
+        assert ", default `" in type_and_default
+        assert len(description.partition("\n")[0]) > 3, f"{name}.{field} is not described"
+
+
+def test_every_built_in_plugin_is_documented_with_its_options():
+    documented = sections("reference/plugins.md")
+    entries = [entry for entry in discover().entries if entry.distribution == "sftcore"]
+    assert len(entries) >= 13
+    for entry in entries:
+        section = documented[f"{entry.kind}: {entry.name}"]
+        for option in options(entry.load()):
+            assert f"| `{option.name}` |" in section
+
+
+def test_the_schema_of_list_plugins_is_the_documented_one():
+    import json
+
+    from click.testing import CliRunner
+
+    from sftcore.cli.list_plugins import SCHEMA, command
+
+    runner = CliRunner()
+    (documented,) = (json.loads(code) for code in blocks("reference/list-plugins.md", "json"))
+    printed = json.loads(runner.invoke(command, ["--json", "--kind", "loss"]).stdout)
+    assert printed["schema"] == documented["schema"] == SCHEMA
+    assert printed["plugins"][0].keys() == documented["plugins"][0].keys()
+    detailed = json.loads(runner.invoke(command, ["--json", "--kind", "loss", "--details"]).stdout)
+    for key in detailed["plugins"][0]:
+        assert f"| `{key}` |" in text_of("reference/list-plugins.md")
+
+
+def test_every_verb_is_documented():
+    from sftcore.cli import _VERBS
+
+    assert set(_VERBS) == set(sections("reference/cli.md"))
+
+
+# --- How to ---------------------------------------------------------------------------------------------------------
+def test_whole_recipes_parse():
+    found = [yamlio.load(code, where="recipes.md") for code in blocks("how-to/recipes.md", "yaml")]
+    whole = [recipe for recipe in found if {"model", "data"} <= recipe.keys()]
+    assert len(whole) >= 8
+    for recipe in whole:
+        assert parse_recipe(recipe, place="recipes.md").raw == recipe
+
+
+def test_recipes_name_plugins_and_options_that_exist():
+    from sftcore.registry import Blocklist, bind
+
+    catalog = discover()
+    for page in ("how-to/recipes.md", "tutorial/first-run.md"):
+        for code in blocks(page, "yaml"):
+            recipe = yamlio.load(code, where=page)
+            for selection in parse_recipe(recipe, place=page).chosen:
+                bind(selection, catalog, Blocklist())
+
+
+def test_every_kind_and_key_of_a_recipe_is_documented():
+    from sftcore.recipe import SECTIONS, DataSection
+
+    text = text_of("how-to/recipes.md")
+    for key in (*SECTIONS, *(field.name for field in DataSection.__attrs_attrs__)):
+        assert f"| `{key}` |" in text, key
+
+
+def test_every_built_in_format_has_a_section():
+    formats = {entry.name for entry in discover().of_kind("format") if entry.distribution == "sftcore"}
+    assert formats <= set(sections("how-to/formats.md"))
+
+
+def test_fields_that_are_refused_are_said_to_be():
+    from sftcore.probe import _NOT_YET
+
+    for page in ("how-to/recipes.md", "how-to/coming-from-trl.md"):
+        for field in _NOT_YET:
+            assert f"`{field}`" in text_of(page), (page, field)
+
+
+def test_plugins_of_the_plugin_page_execute():
+    codes = [code for code in blocks("how-to/write-a-plugin.md", "python") if "@plugin" in code]
+    assert len(codes) == 2
+    for code in codes:
+        namespace: dict[str, object] = {"__name__": "documented"}
+        exec(compile(code, "write-a-plugin.md", "exec"), namespace)
+        (made,) = [value for value in namespace.values() if is_plugin(value)]
+        made()
+
+
+def test_the_plugin_page_describes_a_package_whose_own_tests_pass(tmp_path):
+    codes = blocks("how-to/write-a-plugin.md", "python")
+    module, test = codes[0], next(code for code in codes if "def test_" in code)
+    without_installation = test.partition("\n\ndef test_the_package_is_found")[0]
+    (tmp_path / "sftcore_faq.py").write_text(module, encoding="utf-8")
+    (tmp_path / "test_faq.py").write_text(without_installation, encoding="utf-8")
+    pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(pytest_here, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+# --- Links ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_internal_link_leads_somewhere(page):
+    for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.is_file(), f"{target} does not exist"
+        assert not anchor or anchor in anchors(file), f"{target}: no such heading"
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES:
+        assert f": {page.relative_to(DOCS).as_posix()}\n" in navigation
