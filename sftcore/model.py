@@ -11,7 +11,7 @@ from attrs import frozen
 from sftcore.errors import ConflictError, ModelError
 from sftcore.loss import bind_loss
 from sftcore.registry import ActivePlugins, Bound
-from sftcore.types import LoadedModel, LoadOptions, Plan, Removable
+from sftcore.types import AttentionBackend, LoadedModel, LoadOptions, Plan, Removable, Selection
 
 
 def load_processor(plan: Plan, plugins: ActivePlugins) -> Any:
@@ -37,7 +37,8 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         ConflictError: two plugins, or a plugin and the user, want different values for one argument.
         ModelError: it cannot be loaded.
     """
-    options = merged_options(plan, plugins)
+    attention = _attention(plan, plugins)
+    options = merged_options(plan, plugins, attention)
     try:
         loaded: LoadedModel = plugins.one("load_model", request=plan.model, options=options)
     except (OSError, ImportError) as error:
@@ -55,28 +56,26 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         raise ModelError(
             f"the model cannot be loaded: {_first_line(error)}{code}", where=f"model {plan.model.name}"
         ) from error
-    notes = (*loaded.notes, *_attention_taken(loaded.model, plan, plugins))
+    notes = loaded.notes
+    taken = getattr(loaded.model.config, "_attn_implementation", None)
+    if attention is not None and taken not in (None, attention[1].implementation):
+        notes = (*notes, f"attention {taken}: the model has no {attention[1].implementation}")
     return attrs.evolve(loaded, processor=processor, notes=notes)
 
 
-def _attention_taken(model: Any, plan: Plan, plugins: ActivePlugins) -> list[str]:
-    """A note where the default attention was not the one that the model supports."""
-    taken = getattr(model.config, "_attn_implementation", None)
-    wanted = [one for one in plugins.answers("attention_backend") if one.selection.default]
-    if not wanted or taken is None:
-        return []
-    backend = plugins.one("attention_backend", request=plan.model)
-    return [] if taken == backend.implementation else [f"attention {taken}: the model has no {backend.implementation}"]
+def _attention(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, AttentionBackend] | None:
+    """The attention of the run and who chose it; None where no plugin has one."""
+    chosen = plugins.answers("attention_backend")
+    return (chosen[0].selection, plugins.one("attention_backend", request=plan.model)) if chosen else None
 
 
 def adopt_model(model: Any, processor: Any, plan: Plan, plugins: ActivePlugins) -> LoadedModel:
     """A ready model object; an attention that was chosen explicitly is set on it, the default leaves it as it is."""
     notes: tuple[str, ...] = ()
-    chosen = [one for one in plugins.answers("attention_backend") if not one.selection.default]
-    if chosen:
-        backend = plugins.one("attention_backend", request=plan.model)
-        model.set_attn_implementation(backend.implementation)
-        notes = (f"attention of the given model set to {backend.implementation}",)
+    attention = _attention(plan, plugins)
+    if attention is not None and not attention[0].default:
+        model.set_attn_implementation(attention[1].implementation)
+        notes = (f"attention of the given model set to {attention[1].implementation}",)
     return LoadedModel(model, processor, plan.model, notes)
 
 
@@ -103,15 +102,16 @@ def finish_model(loaded: LoadedModel, plan: Plan, plugins: ActivePlugins) -> Loa
     return loaded
 
 
-def merged_options(plan: Plan, plugins: ActivePlugins) -> LoadOptions:
+def merged_options(
+    plan: Plan, plugins: ActivePlugins, attention: tuple[Selection, AttentionBackend] | None
+) -> LoadOptions:
     """Every plugin's arguments for `from_pretrained` and the user's own, merged."""
-    answers: list[tuple[str, Mapping[str, Any]]] = [("model_init_kwargs", plan.model.init_kwargs)]
+    users = dict(plan.model.init_kwargs)
+    answers: list[tuple[str, Mapping[str, Any]]] = [("model_init_kwargs", users)]
     # The default attention is transformers' own choice too, which falls back where a model has none of it
-    if any(not one.selection.default for one in plugins.answers("attention_backend")):
-        backend = plugins.one("attention_backend", request=plan.model)
-        chosen = plugins.answers("attention_backend")[0].selection.label
-        named = {key: value for key, value in plan.model.init_kwargs.items() if key != "attn_implementation"}
-        answers = [("model_init_kwargs", named), (chosen, {"attn_implementation": backend.implementation})]
+    if attention is not None and not attention[0].default:
+        users.pop("attn_implementation", None)
+        answers.append((attention[0].label, {"attn_implementation": attention[1].implementation}))
     answers += [(one.entry.label, options.kwargs) for one, options in plugins.all("load_options", request=plan.model)]
     return LoadOptions(_merge(answers))
 

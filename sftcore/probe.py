@@ -77,10 +77,9 @@ def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if given(name) is not None and given(name) < 1:
             yield Problem(f"{name} is {given(name)}.", fix="It is at least 1.")
-    for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        kwargs = given(name)
-        if isinstance(kwargs, Mapping) and kwargs.get("selective"):
-            yield Problem(f'{name}: "selective" is not supported by this version.', fix="Remove it.")
+    kwargs = given("gradient_checkpointing_kwargs") or given("activation_checkpointing_kwargs")
+    if isinstance(kwargs, Mapping) and kwargs.get("selective"):
+        yield Problem('gradient_checkpointing_kwargs: "selective" is not supported by this version.', fix="Remove it.")
     for name in _NOT_YET:
         if given(name):
             yield Problem(f"{name} is not supported by this version.", fix=f"Remove {name}.")

@@ -94,8 +94,8 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
     for key, instead in _FIELDS_WITH_A_KEY.items():
         if key in training:
             raise RecipeError(f'"{key}" is for Python; a recipe uses {instead}.', where=place)
-    if training.get("resume_from_checkpoint") is True:
-        training["resume_from_checkpoint"] = LAST_CHECKPOINT
+    if isinstance(resume := training.get("resume_from_checkpoint"), bool):
+        training["resume_from_checkpoint"] = LAST_CHECKPOINT if resume else None
     check_fields(training, where=place, also=SECTIONS)
     blocked = raw.get("block") or ()
     return Recipe(

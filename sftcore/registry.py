@@ -28,7 +28,7 @@ from sftcore.errors import (
     quoted,
 )
 from sftcore.hookspecs import LIFECYCLE, ONE_ANSWER, PROJECT, Hooks
-from sftcore.plugin_class import build
+from sftcore.plugin_class import build, options
 from sftcore.types import KINDS, SLOTS, Plan, Problem, Selection
 
 AUTO = "auto"
@@ -190,8 +190,11 @@ def bind(selection: Selection, catalog: Catalog, blocked: Blocklist) -> Bound:
     except PluginError as error:
         error.where = selection.path
         raise
-    plugin = build(plugin_class, selection.options, path=_options_path(selection))
-    return Bound(selection, entry, plugin)
+    known = {option.name for option in options(plugin_class)}
+    soft = {key: value for key, value in selection.field_options.items() if key in known}
+    if soft:
+        selection = attrs.evolve(selection, options={**soft, **selection.options})
+    return Bound(selection, entry, build(plugin_class, selection.options, path=_options_path(selection)))
 
 
 def _find(selection: Selection, catalog: Catalog, blocked: Blocklist) -> PluginEntry:

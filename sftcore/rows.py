@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sftcore.errors import DataError, RowError, nearest
+from sftcore.errors import RowError, nearest
 from sftcore.types import Message, Part, Row
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -85,15 +85,6 @@ def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[s
         raise RowError(f'the column "{column}" holds {_kind(value)}, not a mapping.')
     found: dict[str, Any] = without_nulls(value)
     return found
-
-
-def refuse_images(columns: Sequence[str], format_name: str) -> None:
-    """Refuse a data set whose images a text format would leave out without a word."""
-    if found := sorted({"image", "images"} & set(columns)):
-        raise DataError(
-            f'the format "{format_name}" reads no images, and the rows have the column "{found[0]}".',
-            fix="Use a vision-language format, or remove the column.",
-        )
 
 
 def without_nulls(value: Any) -> Any:

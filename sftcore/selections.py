@@ -121,7 +121,7 @@ def selections_for(
             )
     kinds = {one.kind for one in explicit}
     defaults = [
-        Selection(kind, name, _default_options(kind, name, settings), path="default", default=True)
+        Selection(kind, name, path="default", default=True)
         for kind, name in _defaults_for(model).items()
         if kind not in kinds
     ]
@@ -141,7 +141,7 @@ def format_options(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _with_field_options(selection: Selection, settings: Mapping[str, Any]) -> Selection:
     given = format_options(settings).get(selection.name, {}) if selection.kind == "format" else {}
-    return evolve(selection, options={**given, **selection.options})
+    return evolve(selection, field_options=given)
 
 
 def _selection(kind: str, spelled: str, options: Mapping[str, Any], path: str) -> Selection:
@@ -152,10 +152,6 @@ def _selection(kind: str, spelled: str, options: Mapping[str, Any], path: str) -
 def _defaults_for(model: ModelRequest) -> dict[str, str]:
     ending = next((loader for end, loader in FILE_LOADERS.items() if (model.name or "").lower().endswith(end)), None)
     return {**DEFAULTS, "loader": ending} if ending else DEFAULTS
-
-
-def _default_options(kind: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return format_options(settings).get(name, {}) if kind == "format" else {}
 
 
 def _from_fields(settings: Mapping[str, Any], model: ModelRequest, where: str, peft_config: Any) -> Iterable[Selection]:

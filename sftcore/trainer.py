@@ -294,6 +294,8 @@ class SFTTrainer(Trainer):
                 # PEFT looks for the base model's config.json, which a base from a single file does not have
                 warnings.filterwarnings("ignore", message="Could not find a config file in")
                 super()._save(output_dir, state_dict)
+            if not self.args.should_save:
+                return
             folder = output_dir or self.args.output_dir
             self.setup.plugins.all("save_model", loaded=self.loaded, folder=folder)
             write_card(self, Path(folder))

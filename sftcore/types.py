@@ -150,7 +150,8 @@ class Selection:
     """A plugin that a run uses: which one, with which options, and who asked for it.
 
     `path` is where a user wrote it (`recipe.yaml: adapter`, `SFTConfig.loss_type`). A default yields to an explicit
-    choice that claims the same slot.
+    choice that claims the same slot. `field_options` come from fields of SFTConfig: a plugin that has no such option
+    does without.
     """
 
     kind: str
@@ -159,6 +160,7 @@ class Selection:
     distribution: str | None = None
     path: str = ""
     default: bool = False
+    field_options: Mapping[str, Any] = field(factory=dict)
 
     @property
     def label(self) -> str:

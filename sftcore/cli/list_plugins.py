@@ -80,7 +80,8 @@ def _status(entry: PluginEntry, catalog: Catalog, blocked: Blocklist) -> tuple[s
         return "blocked", f"{entry.kind}:{entry.name}"
     if entry.missing:
         return "missing", f'needs {", ".join(entry.missing)}: pip install "{entry.distribution}[{entry.name}]"'
-    others = [one for one in catalog.of_kind(entry.kind) if one.name == entry.name and one != entry]
+    named = [one for one in catalog.of_kind(entry.kind) if one.name == entry.name and not blocked.blocks(one)]
+    others = [one for one in named if one != entry]
     if others:
         offers = ", ".join(one.distribution for one in others)
         return "ambiguous", f"also from {offers}: write {entry.name}@{entry.distribution}"

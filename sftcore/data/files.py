@@ -84,7 +84,7 @@ def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
 def _is_local(text: str) -> bool:
     path = Path(text).expanduser()
     looks_like_a_path = text.startswith((".", "/", "~", "\\")) or _ending(path) in BUILDERS
-    return looks_like_a_path or path.exists()
+    return looks_like_a_path or path.exists() or glob.has_magic(text)
 
 
 def _expand(path: Path) -> list[Path]:

@@ -51,6 +51,7 @@ def choose_format(
         DataError: no format detects the columns; formats that could read them after a mapping are shown.
         ConflictError: several do.
     """
+    refuse_images(columns, where)
     named = [one for one in plugins.bound if one.selection.kind == "format"]
     if named:
         return named[0]
@@ -73,6 +74,16 @@ def choose_format(
     )
 
 
+def refuse_images(columns: Sequence[str], where: str) -> None:
+    """Refuse images that a text run would leave out without a word."""
+    if "input_ids" not in columns and (found := sorted({"image", "images"} & set(columns))):
+        raise DataError(
+            f'the rows have the column "{found[0]}", and text alone is trained on.',
+            where=where,
+            fix="Remove the column if the images do not matter.",
+        )
+
+
 def reader_for(bound: Bound, columns: Sequence[str], where: str) -> RowReader:
     """Ask the format for its formatter, through a manager of its own: data sets of one run may differ in format."""
     try:
@@ -87,7 +98,8 @@ def _candidate(entry: PluginEntry, plan: Plan, catalog: Catalog, blocked: Blockl
     if blocked.blocks(entry) or entry.missing:
         return None
     options = format_options(plan.settings).get(entry.name, {})
-    selection = Selection("format", entry.name, options, entry.distribution, path=f"format: {AUTO}", default=True)
+    where = f"format: {AUTO}"
+    selection = Selection("format", entry.name, {}, entry.distribution, where, default=True, field_options=options)
     try:
         one = bind(selection, catalog, blocked)
         ActivePlugins([one])  # refuses hooks that do not fit

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import attrs
 from attrs import frozen
 
+from sftcore.data.spans import AssistantSpans, Render
 from sftcore.errors import DataError, RowError
-from sftcore.types import Example, Message, Span, Turns
+from sftcore.types import Example, Message, Part, Span, Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_PROBE = "q7zXprobeXz7q"
 
 
 @frozen
@@ -30,7 +35,8 @@ class Renderer:
     Args:
         tokenizer: its chat template is used for messages.
         completion_only: True, False, or None for "where the example has a completion".
-        assistant_only: supervise the assistant's turns alone, by the template's generation markers.
+        assistant_only: supervise the assistant's turns alone, by the template's generation markers, or where it has
+            none by spans that are derived and verified (see sftcore.data.spans).
     """
 
     def __init__(
@@ -42,6 +48,8 @@ class Renderer:
         self._eos = "" if _appends_eos(tokenizer) else (tokenizer.eos_token or "")
         self._special_tokens: Mapping[str, Any] = dict(tokenizer.special_tokens_map)
         self._end_tokens = tuple(_special_texts(tokenizer))
+        self._learned: dict[tuple[str, str], AssistantSpans] = {}
+        self._parts: dict[str, bool] = {}
 
     def render(self, example: Example) -> Rendered:
         """The example's text and spans.
@@ -91,27 +99,58 @@ class Renderer:
         tools = [dict(tool) for tool in example.tools] if example.tools else None
         template = self._template(tools)
         self._refuse_what_would_vanish(turns, template)
-        marks = marks and self._assistant_only
-        if marks and not _has_generation_markers(template):
-            raise DataError(
-                "assistant_only_loss needs a chat template with {% generation %} markers, and this one has none.",
-                fix="Give one with chat_template_path, or use prompt and completion columns instead of messages.",
-            )
-        try:
-            texts, marked = render_jinja_template(
-                conversations=[[_shaped(turn, i, template) for i, turn in enumerate(turns)]],
-                tools=tools,
-                chat_template=template,
-                return_assistant_tokens_mask=marks,
-                add_generation_prompt=generation_prompt,
-                **{**self._special_tokens, **example.template_kwargs},
-            )
-        except Exception as error:  # templates raise TemplateError by themselves, and Python errors by accident
-            raise RowError(
-                f"the chat template refuses this conversation: {type(error).__name__}: {error}.",
-                fix=f"Its roles: {', '.join(turn.role for turn in turns)}.",
-            ) from error
-        return texts[0], tuple(Span(*mark) for mark in marked[0]) if marks else None
+        if not self._reads_parts(template):
+            turns = [_joined(turn, i) for i, turn in enumerate(turns)]
+        if tools and "tools" not in template:
+            warnings.warn("tools are left out: the chat template does not render them.", stacklevel=2)
+        wanted = marks and self._assistant_only
+        has_markers = _has_generation_markers(template)
+
+        def rendered(turns: Sequence[Message], generation_prompt: bool) -> tuple[str, list[tuple[int, int]]]:
+            try:
+                texts, marked = render_jinja_template(
+                    conversations=[[turn.as_template() for turn in turns]],
+                    tools=tools,
+                    chat_template=template,
+                    return_assistant_tokens_mask=wanted and has_markers,
+                    add_generation_prompt=generation_prompt,
+                    **{**self._special_tokens, **example.template_kwargs},
+                )
+            except Exception as error:  # templates raise TemplateError by themselves, and Python errors by accident
+                raise RowError(
+                    f"the chat template refuses this conversation: {type(error).__name__}: {error}.",
+                    fix=f"Its roles: {', '.join(turn.role for turn in turns)}.",
+                ) from error
+            return texts[0], marked[0] if wanted and has_markers else []
+
+        text, marked = rendered(turns, generation_prompt)
+        if not wanted:
+            return text, None
+        if has_markers:
+            return text, tuple(Span(*mark) for mark in marked)
+        return text, self._derived(turns, text, template, example, lambda turns, prompt: rendered(turns, prompt)[0])
+
+    def _reads_parts(self, template: str) -> bool:
+        """Whether the template prints the words of text parts, and not the list as Python shows it."""
+        if template not in self._parts:
+            from transformers.utils.chat_template_utils import render_jinja_template
+
+            probe = [{"role": "user", "content": [Part("text", _PROBE).as_template()]}]
+            try:
+                (text,), _ = render_jinja_template([probe], chat_template=template, **self._special_tokens)
+            except Exception:  # a template that knows plain strings only raises whatever it stumbles upon
+                text = ""
+            self._parts[template] = _PROBE in text and "'type'" not in text and '"type"' not in text
+        return self._parts[template]
+
+    def _derived(
+        self, turns: Sequence[Message], text: str, template: str, example: Example, render: Render
+    ) -> tuple[Span, ...]:
+        """The assistant's turns in a template without markers; what is learned of a template is kept."""
+        key = (template, repr(sorted(example.template_kwargs.items())))
+        if key not in self._learned:
+            self._learned[key] = AssistantSpans(render, self._end_tokens, self._tokenizer.eos_token or "")
+        return self._learned[key].find(turns, text, render)
 
     def _template(self, tools: list[dict[str, Any]] | None) -> str:
         if not self._tokenizer.chat_template:
@@ -158,17 +197,16 @@ class Renderer:
             )
 
 
-def _shaped(turn: Message, index: int, template: str) -> dict[str, Any]:
-    """The message as this template reads it: text parts are joined where the template knows plain strings only."""
-    parts = turn.content
-    if parts is None or isinstance(parts, str) or re.search(r"""['"]type['"]|\.type\b""", template):
-        return turn.as_template()
-    if other := [part.type for part in parts if part.type != "text" or part.text is None]:
+def _joined(turn: Message, index: int) -> Message:
+    """The message with its text parts joined, for templates that know plain strings only."""
+    if turn.content is None or isinstance(turn.content, str):
+        return turn
+    if other := [part.type for part in turn.content if part.type != "text" or part.text is None]:
         raise RowError(
             f'message {index} has a part of type "{other[0]}", which the chat template does not render.',
             fix="Use a model and template that do, or remove the part.",
         )
-    return {**turn.as_template(), "content": "".join(part.text or "" for part in parts)}
+    return attrs.evolve(turn, content="".join(part.text or "" for part in turn.content))
 
 
 def _turns(turns: str | Turns | None) -> Turns:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from sftcore.data.format import RowReader, choose_format, reader_for
+from sftcore.data.format import RowReader, choose_format, reader_for, refuse_images
 from sftcore.data.ledger import Ledger
 from sftcore.data.prepare import Pipeline, columns_of, prepare, prepare_stream
 from sftcore.data.render import Renderer
@@ -73,13 +72,6 @@ class DataPreparation:
 
     def _pipeline(self, columns: list[str], name: str) -> Pipeline:
         settings = self.setup.plan.settings
-        template = self.tokenizer.chat_template
-        if "tools" in columns and isinstance(template, str) and "tools" not in template:
-            warnings.warn(
-                f'{name}: the column "tools" is left out, since the chat template does not render tools. '
-                "Use a template that does, or remove the column.",
-                stacklevel=2,
-            )
         return Pipeline(
             reader=self._reader(columns, name),
             renderer=Renderer(
@@ -96,6 +88,7 @@ class DataPreparation:
     def _reader(self, columns: list[str], name: str) -> RowReader:
         settings = self.setup.plan.settings
         if self.formatting_func is not None and "input_ids" not in columns:
+            refuse_images(columns, name)
             if settings.get("completion_only_loss"):
                 raise ConflictError(
                     "a formatting_func makes one text of a row, so completion_only_loss=True finds no completion.",

@@ -12,7 +12,7 @@ import attrs
 from attrs import frozen
 
 from sftcore.data.load import Source, inspect
-from sftcore.errors import ConflictError, DataError
+from sftcore.errors import ConflictError, DataError, RecipeError
 from sftcore.recipe import LAST_CHECKPOINT, Recipe
 from sftcore.run.setup import Setup, check, set_up_recipe
 from sftcore.types import KINDS
@@ -87,8 +87,7 @@ def run_recipe(
     if before_training is not None:
         before_training(trainer)
     start = time.monotonic()
-    resume = checked.recipe.training.get("resume_from_checkpoint")
-    result = trainer.train(resume_from_checkpoint=True if resume == LAST_CHECKPOINT else resume)
+    result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe, trainer.args.output_dir))
     trainer.save_model()
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     seconds = time.monotonic() - start
@@ -131,6 +130,23 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
         trainer.remove_callback(callback)
     trainer.add_callback(RichProgress(console))
     return trainer
+
+
+def _checkpoint(recipe: Recipe, folder: str) -> str | None:
+    """The checkpoint that the run continues, if any."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    wanted: str | None = recipe.training.get("resume_from_checkpoint")
+    if wanted != LAST_CHECKPOINT:
+        return wanted
+    found: str | None = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if found is None:
+        raise RecipeError(
+            f"there is no checkpoint in {folder} to resume from.",
+            where=f"{recipe.place}: resume_from_checkpoint",
+            fix="Remove the key for the first run.",
+        )
+    return found
 
 
 def _config(recipe: Recipe) -> dict[str, Any]:

@@ -80,9 +80,10 @@ def test_assistant_only_and_completion_only_together_give_what_both_mean():
     assert supervised(tokenizer, example, assistant_only=True) == "hello<|im_end|>"
 
 
-def test_assistant_only_is_refused_where_the_template_has_no_markers(tokenizer):
-    with pytest.raises(DataError, match=r"\{% generation %\} markers, and this one has none"):
-        supervised(tokenizer, Example(messages=[USER, ASSISTANT]), assistant_only=True)
+def test_templates_without_markers_give_the_same_turns_as_marked_ones(tokenizer):
+    example = Example(messages=[USER, ASSISTANT, USER, Message("assistant", "hello")])
+    marked = supervised(make_tokenizer(template=CHATML_MARKED), example, assistant_only=True)
+    assert supervised(tokenizer, example, assistant_only=True) == marked == "The answer<|im_end|>hello<|im_end|>"
 
 
 def test_settings_that_do_not_fit_the_rows_are_refused(tokenizer):
@@ -122,6 +123,14 @@ def test_text_parts_are_joined_where_the_template_knows_plain_strings(tokenizer)
     assert supervised(tokenizer, Example(prompt=[USER], completion=[parts])) == "The answer<|im_end|>"
     with pytest.raises(RowError, match='message 1 has a part of type "image", which the chat template does not render'):
         supervised(tokenizer, Example(messages=[USER, Message("user", [Part("image")])]))
+
+
+def test_text_parts_stay_parts_where_the_template_reads_them():
+    from sftcore import Part
+
+    template = CHATML.replace("{{ m.content }}", "{% for p in m.content %}({{ p.text }}){% endfor %}")
+    example = Example(messages=[Message("user", [Part("text", "hello"), Part("text", "world")])])
+    assert "(hello)(world)<|im_end|>" in supervised(make_tokenizer(template=template), example)
 
 
 def test_turns_with_train_or_weight_are_refused_not_ignored(tokenizer):

@@ -127,13 +127,11 @@ def test_shuffling_depends_on_the_seed_alone(tokenizer):
     assert order(1) != order(2)
 
 
-@pytest.mark.parametrize("name", ["chat", "prompt-completion", "sharegpt"])
-def test_a_text_format_refuses_rows_with_images(tokenizer, name):
-    from sftcore.selections import parse_choice
-
-    data = preparation(tokenizer, chosen=parse_choice("format", name, where="r"))
-    with pytest.raises(DataError, match=f'train: the format "{name}" reads no images'):
-        data.prepare(Dataset.from_list([{"messages": [], "images": []}]), "train")
+@pytest.mark.parametrize("function", [None, str])
+def test_images_are_refused_not_left_out(tokenizer, function):
+    data = preparation(tokenizer, formatting_func=function)
+    with pytest.raises(DataError, match='train: the rows have the column "images", and text alone is trained on'):
+        data.prepare(Dataset.from_list([{"text": "x", "images": []}]), "train")
 
 
 def test_the_text_field_reaches_a_text_format_that_is_named(tokenizer):
@@ -144,8 +142,8 @@ def test_the_text_field_reaches_a_text_format_that_is_named(tokenizer):
 
 
 def test_tools_that_the_template_does_not_render_are_said(tokenizer):
-    rows = [{"messages": [{"role": "user", "content": "x"}], "tools": "[]"}]
-    with pytest.warns(UserWarning, match='the column "tools" is left out'):
+    rows = [{"messages": [{"role": "user", "content": "x"}], "tools": '[{"name": "now"}]'}]
+    with pytest.warns(UserWarning, match="tools are left out: the chat template does not render them"):
         preparation(tokenizer).prepare(Dataset.from_list(rows), "train")
 
 

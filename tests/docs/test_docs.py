@@ -184,6 +184,22 @@ def test_fields_that_are_refused_are_said_to_be():
             assert f"`{field}`" in text_of(page), (page, field)
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("yes", "yes"), ("010", 10), ("0x10", 16), ("0o10", 8), ("2026-01-31", "2026-01-31"), ("12:30", "12:30")],
+)
+def test_yaml_is_read_as_documented(written, read):
+    assert f"`{written}`" in sections("how-to/recipes.md")["YAML as it is read"]
+    found = yamlio.load(written, where="recipes.md")
+    assert (type(found), found) == (type(read), read)
+
+
+def test_the_way_of_a_run_asks_the_hooks_in_the_order_of_the_lifecycle():
+    rows = [line.split("|") for line in sections("architecture.md")["The way of a run"].splitlines() if "|" in line]
+    asked = [hook for row in rows if len(row) == 5 for hook in re.findall(r"`(\w+)`", row[2])]
+    assert asked == [hook for hook in LIFECYCLE if hook != "prepare"]
+
+
 def test_plugins_of_the_plugin_page_execute():
     codes = [code for code in blocks("how-to/write-a-plugin.md", "python") if "@plugin" in code]
     assert len(codes) == 2

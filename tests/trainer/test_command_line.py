@@ -61,11 +61,18 @@ def test_a_run_resumes_from_the_last_checkpoint(tmp_path, model_folder, train_fi
     assert "step 2/4" not in printed
 
 
+def test_a_first_run_has_nothing_to_resume_from(tmp_path, model_folder, train_file):
+    words = [f"model={model_folder}", f"data={train_file}", f"output_dir={tmp_path / 'out'}", "save_strategy=no"]
+    printed = sftcore("train", *words, "resume_from_checkpoint=last", code=1)
+    assert "there is no checkpoint in" in printed
+    assert "loss " in sftcore("train", *words, "resume_from_checkpoint=false", "max_steps=1")
+
+
 def test_a_warning_is_one_line_shown_once(model_folder, write):
-    rows = write("chat.jsonl", json.dumps({"text": "say hello", "tools": "[]"}) + "\n")
+    row = {"messages": [{"role": "user", "content": "say hello"}], "tools": '[{"name": "now"}]'}
+    rows = write("chat.jsonl", (json.dumps(row) + "\n") * 3)
     printed = sftcore("train", f"model={model_folder}", f"data={rows}", "max_steps=1", f"output_dir={rows}.out")
-    assert printed.count("is left out, since the chat template does not render tools") == 1
-    assert "loss " in printed.splitlines()[-1] or "loss " in printed
+    assert printed.count("warning: tools are left out") == 1
 
 
 def test_explain_says_who_answers_each_hook_and_where(model_folder, train_file):

@@ -197,9 +197,8 @@ def test_a_model_without_sdpa_falls_back_and_says_so(tmp_path, tokenizer, rows):
     from transformers import BloomConfig, BloomForCausalLM
 
     folder = tmp_path / "bloom"
-    BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=4)).save_pretrained(
-        folder
-    )
+    bloom = BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=4)
+    BloomForCausalLM(bloom).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     trainer = SFTTrainer(str(folder), config(tmp_path), train_dataset=rows)
     trainer.train()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from sftcore import Example, Formatter, Row, hookimpl, plugin
-from sftcore.rows import messages_of, refuse_images, template_kwargs_of, tools_of
+from sftcore.rows import messages_of, template_kwargs_of, tools_of
 
 
 @plugin
@@ -23,8 +23,6 @@ class Chat:
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
-        refuse_images(columns, "chat")
-
         def read(row: Row) -> Example:
             return Example(
                 messages=messages_of(row, self.messages, self.roles, format_name="chat"),

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
-from sftcore.rows import messages_of, refuse_images, template_kwargs_of, text_of, tools_of
+from sftcore.rows import messages_of, template_kwargs_of, text_of, tools_of
 
 _PAIRS = (
     ("question", "answer"),
@@ -53,8 +53,6 @@ class PromptCompletion:
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
-        refuse_images(columns, "prompt-completion")
-
         def read(row: Row) -> Example:
             texts = [isinstance(row.get(column), str) for column in (self.prompt, self.completion)]
             if all(texts):

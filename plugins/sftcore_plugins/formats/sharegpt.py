@@ -8,7 +8,7 @@ from typing import Any, Literal
 import attrs
 
 from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
-from sftcore.rows import messages_of, refuse_images, template_kwargs_of, text_of, tools_of
+from sftcore.rows import messages_of, template_kwargs_of, text_of, tools_of
 
 _ROLES = {
     "human": "user",
@@ -41,7 +41,6 @@ class ShareGPT:
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
-        refuse_images(columns, "sharegpt")
         return self._read
 
     def _read(self, row: Row) -> Example:
