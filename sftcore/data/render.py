@@ -49,7 +49,7 @@ class Renderer:
         self._special_tokens: Mapping[str, Any] = dict(tokenizer.special_tokens_map)
         self._end_tokens = tuple(_special_texts(tokenizer))
         self._learned: dict[tuple[str, str], AssistantSpans] = {}
-        self._parts: dict[str, bool] = {}
+        self._printed: dict[tuple[str, bool], bool] = {}
 
     def render(self, example: Example) -> Rendered:
         """The example's text and spans.
@@ -99,8 +99,7 @@ class Renderer:
         tools = [dict(tool) for tool in example.tools] if example.tools else None
         template = self._template(tools)
         self._refuse_what_would_vanish(turns, template)
-        if not self._reads_parts(template):
-            turns = [_joined(turn, i) for i, turn in enumerate(turns)]
+        turns = self._shaped(turns, template)
         if tools and "tools" not in template:
             warnings.warn("tools are left out: the chat template does not render them.", stacklevel=2)
         wanted = marks and self._assistant_only
@@ -130,18 +129,27 @@ class Renderer:
             return text, tuple(Span(*mark) for mark in marked)
         return text, self._derived(turns, text, template, example, lambda turns, prompt: rendered(turns, prompt)[0])
 
-    def _reads_parts(self, template: str) -> bool:
-        """Whether the template prints the words of text parts, and not the list as Python shows it."""
-        if template not in self._parts:
+    def _shaped(self, turns: Sequence[Message], template: str) -> list[Message]:
+        """The turns with their content in a shape that the template prints: plain strings, or lists of parts."""
+        if not self._prints(template, [Part("text", _PROBE)]):
+            return [_joined(turn, i) for i, turn in enumerate(turns)]
+        if not self._prints(template, _PROBE):
+            return [_in_parts(turn) for turn in turns]
+        return list(turns)
+
+    def _prints(self, template: str, content: str | list[Part]) -> bool:
+        """Whether the template prints the words of such content: not nothing, nor a list as Python shows it."""
+        key = (template, isinstance(content, str))
+        if key not in self._printed:
             from transformers.utils.chat_template_utils import render_jinja_template
 
-            probe = [{"role": "user", "content": [Part("text", _PROBE).as_template()]}]
+            conversation = [Message("user", content).as_template()]
             try:
-                (text,), _ = render_jinja_template([probe], chat_template=template, **self._special_tokens)
-            except Exception:  # a template that knows plain strings only raises whatever it stumbles upon
+                (text,), _ = render_jinja_template([conversation], chat_template=template, **self._special_tokens)
+            except Exception:  # a template that knows the other shape only raises whatever it stumbles upon
                 text = ""
-            self._parts[template] = _PROBE in text and "'type'" not in text and '"type"' not in text
-        return self._parts[template]
+            self._printed[key] = _PROBE in text and "'type'" not in text and '"type"' not in text
+        return self._printed[key]
 
     def _derived(
         self, turns: Sequence[Message], text: str, template: str, example: Example, render: Render
@@ -207,6 +215,11 @@ def _joined(turn: Message, index: int) -> Message:
             fix="Use a model and template that do, or remove the part.",
         )
     return attrs.evolve(turn, content="".join(part.text or "" for part in turn.content))
+
+
+def _in_parts(turn: Message) -> Message:
+    """The message with its text as a part, for templates that know lists of parts only."""
+    return attrs.evolve(turn, content=[Part("text", turn.content)]) if isinstance(turn.content, str) else turn
 
 
 def _turns(turns: str | Turns | None) -> Turns:

@@ -125,6 +125,14 @@ def test_text_parts_are_joined_where_the_template_knows_plain_strings(tokenizer)
         supervised(tokenizer, Example(messages=[USER, Message("user", [Part("image")])]))
 
 
+def test_strings_become_parts_where_the_template_would_leave_them_out():
+    body = "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}"
+    tokenizer = make_tokenizer(template=CHATML.replace("{{ m.content }}", body))
+    example = Example(messages=[USER, ASSISTANT])
+    assert "say hello<|im_end|>" in supervised(tokenizer, example)
+    assert supervised(tokenizer, example, assistant_only=True) == "The answer<|im_end|>"
+
+
 def test_text_parts_stay_parts_where_the_template_reads_them():
     from sftcore import Part
 
