@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import attrs
 
 from sftcore.errors import RowError, nearest
 from sftcore.types import Message, Part, Row
@@ -55,6 +58,29 @@ def messages_of(
     if not value:
         raise RowError(f'the column "{column}" is an empty list.', fix="Drop the row.")
     return [_message(turn, f"{column}[{i}]", roles or {}, format_name) for i, turn in enumerate(value)]
+
+
+def is_trained_turns(instance: object, attribute: object, value: str) -> None:
+    """An attrs validator for the option `trained_turns`: "all", "last" or "first N"."""
+    if not re.fullmatch(r"all|last|first [1-9][0-9]*", value):
+        raise ValueError(f'trained_turns is "all", "last" or "first N" (such as "first 2"), got "{value}"')
+
+
+def single_out(messages: list[Message], trained_turns: str) -> list[Message]:
+    """The messages with `train` set on those assistant turns that count: "all", "last", or "first N".
+
+    "all" leaves the data's own `train` and `weight` as they are; the others set `train` false on every other turn.
+    """
+    if trained_turns == "all":
+        return messages
+    turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
+    chosen = set(turns[-1:] if trained_turns == "last" else turns[: int(trained_turns.removeprefix("first "))])
+    return [
+        attrs.evolve(message, train=message.train is not False) if i in chosen
+        else attrs.evolve(message, train=False) if i in turns
+        else message
+        for i, message in enumerate(messages)
+    ]  # fmt: skip
 
 
 def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:

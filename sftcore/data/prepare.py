@@ -16,10 +16,10 @@ from sftcore.errors import DataError, RowError
 from sftcore.types import Example, TokenizedRow
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, Features, IterableDataset
 
 _ROW, _IN, _CUT, _SUPERVISED, _DROPPED = "_row", "_tokens_in", "_tokens_cut", "_supervised", "_dropped"
-_COLUMNS = ("input_ids", "labels")
+_COLUMNS = ("input_ids", "labels", "weights")
 NOTHING_SUPERVISED = "no supervised token"
 NOTHING_LEFT = "no supervised token left after the cut"
 
@@ -33,7 +33,6 @@ class Pipeline:
     tokenizer: Tokenizer
     max_length: int | None = None
     truncation: Mode = "keep_start"
-    weights: bool = False
 
     def __call__(self, batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         """A batch of columns and the rows' numbers, to columns with what became of each example."""
@@ -42,10 +41,7 @@ class Pipeline:
             for number, values in zip(numbers, zip(*batch.values(), strict=True), strict=True)
             for example in self.reader.read(dict(zip(batch, values, strict=True)), number)
         ]
-        columns: dict[str, list[Any]] = {
-            name: []
-            for name in (*_COLUMNS, *(["weights"] if self.weights else []), _ROW, _IN, _CUT, _SUPERVISED, _DROPPED)
-        }
+        columns: dict[str, list[Any]] = {name: [] for name in (*_COLUMNS, _ROW, _IN, _CUT, _SUPERVISED, _DROPPED)}
         for (number, _), row in zip(examples, self._tokenized(examples), strict=True):
             self._append(columns, number, row)
         return columns
@@ -73,8 +69,7 @@ class Pipeline:
             reason = NOTHING_LEFT if num_supervised(row) else NOTHING_SUPERVISED
         columns["input_ids"].append(kept.input_ids)
         columns["labels"].append(kept.input_ids if kept.labels is None else kept.labels)
-        if self.weights:
-            columns["weights"].append([1.0] * len(kept.input_ids) if kept.weights is None else kept.weights)
+        columns["weights"].append(kept.weights)
         columns[_ROW].append(number)
         columns[_IN].append(len(row.input_ids))
         columns[_CUT].append(len(row.input_ids) - len(kept.input_ids))
@@ -97,6 +92,7 @@ def prepare(dataset: Dataset, pipeline: Pipeline, *, name: str, num_proc: int | 
         with_indices=True,
         remove_columns=dataset.column_names,
         num_proc=num_proc,
+        features=_features(),
         load_from_cache_file=False,
         desc=f"Preparing {name}",
     )
@@ -108,7 +104,8 @@ def prepare(dataset: Dataset, pipeline: Pipeline, *, name: str, num_proc: int | 
             where=name,
             fix="Raise max_length, or look at what is supervised.",
         )
-    return kept.remove_columns([_ROW, _IN, _CUT, _SUPERVISED, _DROPPED]), ledger
+    unused = ["weights"] if kept.data.column("weights").null_count == len(kept.data) else []
+    return kept.remove_columns([_ROW, _IN, _CUT, _SUPERVISED, _DROPPED, *unused]), ledger
 
 
 def prepare_stream(dataset: IterableDataset, pipeline: Pipeline) -> IterableDataset:
@@ -117,8 +114,7 @@ def prepare_stream(dataset: IterableDataset, pipeline: Pipeline) -> IterableData
     def kept(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         columns = pipeline(batch, numbers)
         chosen = [i for i, reason in enumerate(columns[_DROPPED]) if not reason]
-        wanted = [*_COLUMNS, *(["weights"] if pipeline.weights else [])]
-        return {column: [columns[column][i] for i in chosen] for column in wanted}
+        return {column: [columns[column][i] for i in chosen] for column in _COLUMNS}
 
     return dataset.map(kept, batched=True, with_indices=True, remove_columns=columns_of(dataset))
 
@@ -131,6 +127,22 @@ def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
     if first is None:
         raise DataError("the data set has no rows.")
     return list(first)
+
+
+def _features() -> Features:
+    """The columns' types, said outright: a batch without weights would else decide that there are none."""
+    from datasets import Features, List, Value
+
+    tokens, number = List(Value("int32")), Value("int64")
+    return Features(
+        {
+            "input_ids": tokens,
+            "labels": tokens,
+            "weights": List(Value("float32")),
+            **dict.fromkeys((_ROW, _IN, _CUT, _SUPERVISED), number),
+            _DROPPED: Value("string"),
+        }
+    )
 
 
 def _ledger(rows: Dataset, name: str, label: str) -> Ledger:

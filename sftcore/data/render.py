@@ -102,8 +102,10 @@ class Renderer:
         turns = self._shaped(turns, template)
         if tools and "tools" not in template:
             warnings.warn("tools are left out: the chat template does not render them.", stacklevel=2)
-        wanted = marks and self._assistant_only
-        has_markers = _has_generation_markers(template)
+        singled_out = any(turn.train is not None or turn.weight is not None for turn in turns)
+        wanted = marks and (self._assistant_only or singled_out)
+        # Markers do not say whose turn they mark, so turns that are singled out are always derived
+        has_markers = not singled_out and _has_generation_markers(template)
 
         def rendered(turns: Sequence[Message], generation_prompt: bool) -> tuple[str, list[tuple[int, int]]]:
             try:
@@ -171,9 +173,10 @@ class Renderer:
 
     def _refuse_what_would_vanish(self, turns: Sequence[Message], template: str) -> None:
         for i, turn in enumerate(turns):
-            if turn.train is not None or turn.weight is not None:
+            if turn.role != "assistant" and (turn.train or turn.weight):
                 raise RowError(
-                    f'message {i}: "train" and "weight" of single messages are not supported.', fix="Remove them."
+                    f"message {i} ({turn.role}) is to be trained on, and only assistant turns can be.",
+                    fix='Give "train" or "weight" to assistant messages alone.',
                 )
             if turn.tool_calls and "tool_calls" not in template:
                 raise RowError(

@@ -82,7 +82,6 @@ class DataPreparation:
             tokenizer=Tokenizer(self.tokenizer),
             max_length=self.max_length,
             truncation=settings.get("truncation_mode") or "keep_start",
-            weights="weights" in columns,
         )
 
     def _reader(self, columns: list[str], name: str) -> RowReader:

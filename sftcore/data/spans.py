@@ -50,7 +50,9 @@ class AssistantSpans:
         self._header, self._enders = self._probe(render)
 
     def find(self, turns: Sequence[Message], text: str, render: Render) -> tuple[Span, ...]:
-        """The spans of all assistant turns in `text`, which is what `render(turns, False)` gives.
+        """The span of each assistant turn in `text`, which is what `render(turns, False)` gives; in order.
+
+        Turns with `train` false or `weight` 0 are left out; a `weight` between becomes the span's.
 
         Raises:
             RowError: a turn cannot be told apart; with the message's index and the reason.
@@ -64,7 +66,8 @@ class AssistantSpans:
                 after = min((place.start for place in places if place.message > index), default=len(text))
                 own = [place for place in places if place.message == index]
                 spans.append(self._turn(text, index, turn, own, before, after))
-        return tuple(spans)
+        weights = [_weight(turn) for turn in turns if turn.role == "assistant"]
+        return tuple(attrs.evolve(span, weight=weight) for span, weight in zip(spans, weights, strict=True) if weight)
 
     def _turn(self, text: str, index: int, turn: Message, own: Sequence[_Place], before: int, after: int) -> Span:
         if not own and not turn.tool_calls and isinstance(turn.content, str) and turn.content.strip():
@@ -173,6 +176,12 @@ def _marked(turn: Message, index: int, mark: Callable[[int, str], str]) -> Messa
     elif content is not None:
         content = [part if part.text is None else attrs.evolve(part, text=mark(index, part.text)) for part in content]
     return attrs.evolve(turn, content=content, reasoning=reasoning)
+
+
+def _weight(turn: Message) -> float:
+    if turn.train is False:
+        return 0.0
+    return 1.0 if turn.weight is None else turn.weight
 
 
 def _shortened(header: str) -> list[str]:

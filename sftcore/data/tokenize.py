@@ -47,23 +47,26 @@ class Tokenizer:
         )
         ids: list[list[int]] = batch["input_ids"]
         return [
-            TokenizedRow(row, row if one.spans is None else self._labels(batch, i, row, one.spans))
+            TokenizedRow(row, row) if one.spans is None else self._labelled(batch, i, row, one.spans)
             for i, (row, one) in enumerate(zip(ids, rendered, strict=True))
         ]
 
-    def _labels(self, batch: Any, index: int, ids: list[int], spans: Sequence[Span]) -> list[int]:
+    def _labelled(self, batch: Any, index: int, ids: list[int], spans: Sequence[Span]) -> TokenizedRow:
         if not batch.encodings:
             raise ModelError(
                 "masks need a fast tokenizer, and this one gives no offsets.",
                 fix="Convert it, or train on whole texts (completion_only_loss: false).",
             )
         labels = [IGNORED] * len(ids)
+        weights = [0.0] * len(ids) if any(span.weight != 1.0 for span in spans) else None
         for span in spans:
             first, last = token_range(batch.encodings[index], span)
             if first < last and ids[first] in self._special and _begins_before(batch.encodings[index], first, span):
                 first += 1
             labels[first:last] = ids[first:last]
-        return labels
+            if weights is not None:
+                weights[first:last] = [span.weight] * (last - first)
+        return TokenizedRow(ids, labels, weights)
 
 
 def token_range(encoding: Any, span: Span) -> tuple[int, int]:

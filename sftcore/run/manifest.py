@@ -90,7 +90,8 @@ def sha256_of_rows(dataset: Dataset) -> str:
     for table in dataset.with_format("arrow").iter(1000):
         for name in columns:
             column = table[name].combine_chunks()
-            digest.update(np.asarray(column.value_lengths()).astype("int64").tobytes())
+            lengths = column.value_lengths().fill_null(-1)  # a row without weights
+            digest.update(np.asarray(lengths).astype("int64").tobytes())
             digest.update(np.asarray(column.flatten()).astype("float64").tobytes())
     return digest.hexdigest()
 

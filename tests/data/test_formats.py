@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sftcore import Example, RowError
+from sftcore import Example, RecipeError, RowError
 from sftcore.data.format import reader_for
 from sftcore.discovery import discover
 from sftcore.registry import Blocklist, bind
@@ -47,6 +47,23 @@ def test_chat_keeps_roles_tools_and_template_arguments():
 def test_chat_maps_roles_by_its_option():
     row = {"messages": [{"role": "bot", "content": "Ho"}]}
     assert turns(read("chat", row, roles={"bot": "assistant"}).messages) == [("assistant", "Ho")]
+
+
+@pytest.mark.parametrize(
+    ("turns_", "trained"), [("all", [None, None]), ("last", [False, True]), ("first 1", [True, False])]
+)
+@pytest.mark.parametrize("format_name", ["chat", "sharegpt"])
+def test_the_last_or_the_first_turns_can_be_trained_alone(format_name, turns_, trained):
+    said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    row = (
+        {"messages": [{"role": role, "content": text} for role, text in said]}
+        if format_name == "chat"
+        else {"conversations": [{"from": role, "value": text} for role, text in said]}
+    )
+    messages = read(format_name, row, trained_turns=turns_).messages
+    assert [message.train for message in messages if message.role == "assistant"] == trained
+    with pytest.raises(RecipeError, match='trained_turns is "all", "last" or "first N"'):
+        read(format_name, row, trained_turns="second")
 
 
 def test_prompt_completion_takes_texts_and_messages():

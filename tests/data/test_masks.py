@@ -141,9 +141,33 @@ def test_text_parts_stay_parts_where_the_template_reads_them():
     assert "(hello)(world)<|im_end|>" in supervised(make_tokenizer(template=template), example)
 
 
-def test_turns_with_train_or_weight_are_refused_not_ignored(tokenizer):
-    with pytest.raises(RowError, match='"train" and "weight" of single messages are not supported'):
-        supervised(tokenizer, Example(messages=[USER, Message("assistant", "x", train=False)]))
+def test_turns_are_singled_out_by_train_and_weight(tokenizer):
+    def talk(**flags):
+        return Example(messages=[USER, Message("assistant", "hello", **flags), USER, Message("assistant", "world")])
+
+    assert supervised(tokenizer, talk(train=False)) == "world<|im_end|>"
+    assert supervised(tokenizer, talk(weight=0.0), assistant_only=True) == "world<|im_end|>"
+    assert supervised(tokenizer, talk(train=True)) == "hello<|im_end|>world<|im_end|>"
+    marked = make_tokenizer(template=CHATML_MARKED)
+    assert supervised(marked, talk(train=False), assistant_only=True) == "world<|im_end|>"
+
+
+def test_a_weight_lies_on_the_tokens_of_its_turn(tokenizer):
+    example = Example(messages=[USER, Message("assistant", "hello", weight=0.25), USER, Message("assistant", "world")])
+    (row,) = Tokenizer(tokenizer).rows([Renderer(tokenizer).render(example)])
+    by_weight = {
+        weight: tokenizer.decode(
+            [ids for ids, found in zip(row.input_ids, row.weights, strict=True) if found == weight]
+        )
+        for weight in (0.25, 1.0)
+    }
+    assert by_weight == {0.25: "hello<|im_end|>", 1.0: "world<|im_end|>"}
+    assert all((weight > 0) == (label != IGNORED) for weight, label in zip(row.weights, row.labels, strict=True))
+
+
+def test_only_assistant_turns_can_be_singled_out(tokenizer):
+    with pytest.raises(RowError, match=r"message 0 \(user\) is to be trained on, and only assistant turns can be"):
+        supervised(tokenizer, Example(messages=[Message("user", "x", train=True), ASSISTANT]))
 
 
 def test_all_tokens_of_one_character_go_together(tokenizer):

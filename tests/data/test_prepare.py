@@ -60,6 +60,29 @@ def test_weights_of_tokenised_rows_travel_along(tokenizer):
     rows = [{"input_ids": [5, 6, 7], "weights": [0.0, 0.5, 1.0]}]
     prepared = preparation(tokenizer, max_length=2).prepare(Dataset.from_list(rows), "train")
     assert prepared["weights"][0] == [0.0, 0.5]
+    assert "weights" not in preparation(tokenizer).prepare(Dataset.from_list([{"text": "x y"}]), "train").column_names
+
+
+def test_weights_of_single_messages_reach_the_loss(tokenizer, tmp_path):
+    from sftcore import SFTConfig, SFTTrainer
+    from tests.conftest import make_llama
+
+    def talk(weight):
+        user = {"role": "user", "content": "say hello"}
+        return {"messages": [user, {"role": "assistant", "content": "hello", "weight": weight}, user,
+                             {"role": "assistant", "content": "world", "weight": None}]}  # fmt: skip
+
+    rows = Dataset.from_list([talk(None), talk(0.5), talk(0.0)])
+    args = SFTConfig(str(tmp_path), max_steps=1, logging_steps=1, per_device_train_batch_size=3, use_cpu=True,
+                     assistant_only_loss=True, save_strategy="no")  # fmt: skip
+    trainer = SFTTrainer(make_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
+    assert [row["weights"] is None for row in trainer.train_dataset] == [True, False, True]
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    hello = len(tokenizer("hello<|im_end|>")["input_ids"])
+    world = len(tokenizer("world<|im_end|>")["input_ids"])
+    assert trainer._num_items([batch]) == pytest.approx(1.5 * hello + 3 * world)
+    trainer.train()
+    assert trainer.state.log_history[0]["num_supervised_tokens"] == 2 * hello + 3 * world
 
 
 def test_a_formatting_function_gives_one_row_a_text(tokenizer):
@@ -100,6 +123,7 @@ def test_a_stream_gives_the_same_rows_and_is_read_as_it_goes(tokenizer):
     stream = preparation(tokenizer).prepare(IterableDataset.from_generator(rows), "train")
     first = next(iter(stream))
     assert len(read) < 3000
+    assert first.pop("weights") is None
     assert first == preparation(tokenizer).prepare(Dataset.from_list(alpaca_rows(1)), "train")[0]
 
 

@@ -48,6 +48,7 @@ class PaddedCollator:
             "labels": padded([row.get("labels", row["input_ids"]) for row in rows], IGNORED, torch.long),
             "attention_mask": padded([[1] * len(row) for row in ids], 0, torch.long),
         }
-        if "weights" in rows[0]:
-            batch["weights"] = padded([row["weights"] for row in rows], 0.0, torch.float32)
+        if any(row.get("weights") is not None for row in rows):
+            given = [row.get("weights") or [1.0] * len(row["input_ids"]) for row in rows]
+            batch["weights"] = padded(given, 0.0, torch.float32)
         return batch

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import attrs
 
 from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
-from sftcore.rows import messages_of, template_kwargs_of, text_of, tools_of
+from sftcore.rows import is_trained_turns, messages_of, single_out, template_kwargs_of, text_of, tools_of
 
 _ROLES = {
     "human": "user",
@@ -26,7 +26,8 @@ class ShareGPT:
     """Rows with `conversations`, each a list of turns with from and value; `tools` may be JSON text.
 
     `function_call` says what becomes of a turn that calls a tool: "tool_calls" for templates that render them,
-    "content" to keep the call's text as the assistant's words.
+    "content" to keep the call's text as the assistant's words. `trained_turns` "last" or "first N" trains those
+    assistant turns alone.
     """
 
     conversations: str = "conversations"
@@ -34,6 +35,7 @@ class ShareGPT:
     system: str = "system"
     roles: dict[str, str] = attrs.field(factory=dict)
     function_call: Literal["tool_calls", "content"] = "tool_calls"
+    trained_turns: str = attrs.field(default="all", validator=is_trained_turns)
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
@@ -49,17 +51,19 @@ class ShareGPT:
         messages = messages_of({**row, self.conversations: chatml}, self.conversations, format_name="sharegpt")
         if row.get(self.system):
             messages = [Message("system", text_of(row, self.system)), *messages]
+        messages = single_out(messages, self.trained_turns)
         return Example(messages=messages, tools=tools_of(row, self.tools), template_kwargs=template_kwargs_of(row))
 
     def _turn(self, turn: Any, index: int) -> Any:
         if not isinstance(turn, dict) or turn.get("from") is None:
             return turn  # already role and content, or refused with its place by messages_of
         role = self.roles.get(turn["from"], _ROLES.get(turn["from"], turn["from"]))
+        chosen = {key: turn[key] for key in ("train", "weight") if key in turn}
         if role != "function_call":
-            return {"role": role, "content": turn.get("value")}
+            return {**chosen, "role": role, "content": turn.get("value")}
         if self.function_call == "content":
-            return {"role": "assistant", "content": turn.get("value")}
-        return {"role": "assistant", "content": "", "tool_calls": self._calls(turn.get("value"), index)}
+            return {**chosen, "role": "assistant", "content": turn.get("value")}
+        return {**chosen, "role": "assistant", "content": "", "tool_calls": self._calls(turn.get("value"), index)}
 
     def _calls(self, value: Any, index: int) -> list[dict[str, Any]]:
         try:
