@@ -227,6 +227,6 @@ def _missing(extra: str, requirements: Iterable[str]) -> tuple[str, ...]:
 
 def _installed(distribution: str) -> str | None:
     try:
-        return importlib.metadata.version(distribution)
+        return _headers(importlib.metadata.distribution(distribution)).get("version", [None])[0]
     except importlib.metadata.PackageNotFoundError:
         return None
