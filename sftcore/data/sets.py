@@ -62,7 +62,7 @@ class DataPreparation:
                 fix='Pass dataset_kwargs={"skip_prepare_dataset": True} and let the transform return token rows.',
             )
         settings = self.setup.plan.settings
-        pipeline = self._pipeline(columns_of(dataset), name)
+        pipeline = self.pipeline(columns_of(dataset), name)
         if isinstance(dataset, IterableDataset):
             stream = prepare_stream(dataset, pipeline)
             return stream.shuffle(seed=settings["seed"]) if settings.get("shuffle_dataset") else stream
@@ -70,7 +70,8 @@ class DataPreparation:
         self.ledgers.append(ledger)
         return prepared.shuffle(seed=settings["seed"]) if settings.get("shuffle_dataset") else prepared
 
-    def _pipeline(self, columns: list[str], name: str) -> Pipeline:
+    def pipeline(self, columns: list[str], name: str) -> Pipeline:
+        """The way of a data set with these columns."""
         settings = self.setup.plan.settings
         return Pipeline(
             reader=self._reader(columns, name),

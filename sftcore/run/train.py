@@ -104,7 +104,7 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
     from sftcore.trainer import SFTTrainer
 
     recipe = checked.recipe
-    args = SFTConfig(**_config(recipe))
+    args = SFTConfig(**config_of(recipe))
     train = load(checked.train, recipe.data, recipe.data.split)
     evaluation = load(checked.eval, recipe.data, recipe.data.eval_split) if checked.eval else None
     if recipe.data.eval_fraction is not None:
@@ -149,7 +149,7 @@ def _checkpoint(recipe: Recipe, folder: str) -> str | None:
     return found
 
 
-def _config(recipe: Recipe) -> dict[str, Any]:
+def config_of(recipe: Recipe) -> dict[str, Any]:
     """The fields of SFTConfig for this recipe, so that recipes take the same way as Python users."""
     fields = {**recipe.training, "disable_tqdm": True}
     fields.setdefault("output_dir", f"{(recipe.model.name or 'model').rstrip('/').rpartition('/')[2]}-SFT")
