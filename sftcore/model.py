@@ -69,6 +69,24 @@ def _attention(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, Attention
     return (chosen[0].selection, plugins.one("attention_backend", request=plan.model)) if chosen else None
 
 
+def refuse_unsupported(plan: Plan, plugins: ActivePlugins, dtype: str, device: str) -> None:
+    """Refuse a dtype ("bfloat16") or device ("cuda") that the run's attention does not declare.
+
+    Raises:
+        ModelError: with what it declares.
+    """
+    attention = _attention(plan, plugins)
+    if attention is None:
+        return
+    selection, backend = attention
+    for what, taken, declared in (("dtype", dtype, backend.dtypes), ("device", device, backend.devices)):
+        if declared and taken not in declared:
+            raise ModelError(
+                f"{selection.label} does not support the {what} {taken}.",
+                fix=f"It supports: {', '.join(declared)}. Change the {what}, or choose another attention.",
+            )
+
+
 def adopt_model(model: Any, processor: Any, plan: Plan, plugins: ActivePlugins) -> LoadedModel:
     """A ready model object; an attention that was chosen explicitly is set on it, the default leaves it as it is."""
     notes: tuple[str, ...] = ()

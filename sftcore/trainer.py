@@ -17,7 +17,7 @@ from sftcore.config import SFTConfig, as_sft_config
 from sftcore.data.sets import DataPreparation
 from sftcore.errors import ConflictError, DataError, OptionTypeError
 from sftcore.loss import NUM_ITEMS, WEIGHTS
-from sftcore.model import Noise, adopt_model, finish_model, load_model, load_processor
+from sftcore.model import Noise, adopt_model, finish_model, load_model, load_processor, refuse_unsupported
 from sftcore.run.callbacks import RunRecorder
 from sftcore.run.card import write_card
 from sftcore.run.metrics import Metrics
@@ -131,6 +131,7 @@ class SFTTrainer(Trainer):
         if args.eos_token is not None:
             align_eos(loaded.model, self.data.tokenizer.eos_token_id)
         self._balance_experts(loaded.model, args)
+        refuse_unsupported(plan, plugins, _running_dtype(loaded.model, args), args.device.type)
         return finish_model(loaded, plan, plugins)
 
     def _balance_experts(self, model: Any, args: SFTConfig) -> None:
@@ -307,3 +308,10 @@ class SFTTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card into the output folder."""
         write_card(self, Path(self.args.output_dir))
+
+
+def _running_dtype(model: Any, args: SFTConfig) -> str:
+    """The dtype in which attention runs: that of the autocast, else that of the weights."""
+    if args.bf16 or args.fp16:
+        return "bfloat16" if args.bf16 else "float16"
+    return str(model.dtype).removeprefix("torch.")

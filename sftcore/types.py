@@ -250,13 +250,11 @@ class LoadedModel:
 class AttentionBackend:
     """An attention implementation and what it supports.
 
-    `implementation` is a name in transformers' attention registry. `padding`: batches with an attention mask;
-    `packed`: several documents in one row; empty `devices` or `dtypes`: all of them.
+    `implementation` is a name in transformers' attention registry. `devices` ("cuda", "cpu") and `dtypes` ("bfloat16")
+    are those it runs on; empty means all of them.
     """
 
     implementation: str
-    padding: bool = True
-    packed: bool = False
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
 
