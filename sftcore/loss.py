@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from attrs import define
+from attrs import frozen
 
 from sftcore.types import LossFunction, LossOutput
 
@@ -28,21 +28,12 @@ WEIGHTS = "sft_weights"
 """The keyword argument with the tokens' weights: (B, T) float32."""
 
 
-@define
+@frozen
 class BoundLoss:
-    """A loss bound to a model. `gathers`: the head sees supervised positions only; else `reason` says why not."""
+    """How a loss is bound: `gathers` says that the head sees supervised positions only; else `reason` says why not."""
 
-    model: PreTrainedModel
     gathers: bool
     reason: str
-    _before: Any = None
-
-    def undo(self) -> None:
-        """Give the model its own forward back."""
-        if self._before is None:
-            del self.model.__dict__["forward"]
-        else:
-            self.model.forward = self._before
 
 
 def bind_loss(model: PreTrainedModel, loss: LossFunction) -> BoundLoss:
@@ -73,9 +64,8 @@ def bind_loss(model: PreTrainedModel, loss: LossFunction) -> BoundLoss:
     own = inspect.signature(original)
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = own.replace(parameters=[me, *own.parameters.values()])  # type: ignore[attr-defined]
-    bound = BoundLoss(model, not reason, reason, model.__dict__.get("forward"))
     model.forward = types.MethodType(forward, model)
-    return bound
+    return BoundLoss(not reason, reason)
 
 
 def gathered_loss(
