@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from sftcore.types import LossFunction, LossOutput
+from sftcore.types import IGNORED, LossFunction, LossOutput
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-IGNORED = -100
 NUM_ITEMS = "sft_num_items"
 """The keyword argument that asks the model's forward for the loss: the normaliser, a scalar."""
 WEIGHTS = "sft_weights"

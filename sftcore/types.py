@@ -30,6 +30,9 @@ SLOTS = (
 )
 """What a plugin can occupy; two claims on one slot are a conflict."""
 
+IGNORED = -100
+"""The label of a token that does not count for the loss."""
+
 Slot: TypeAlias = str
 Row: TypeAlias = Mapping[str, Any]
 

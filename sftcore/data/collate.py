@@ -1,0 +1,104 @@
+"""Prepared rows into batches: padded side by side, or laid end to end in one row.
+
+A row has `input_ids`, and may have `labels`, `weights` and `seq_lengths` (the lengths of the documents packed into it).
+Where documents share a row, `position_ids` restart at 0 for each of them and no attention mask is given; padding is a
+document of its own. The first label of every document is -100: nothing that belongs to it stands before it.
+
+Six tokens of two documents, of 4 and 2 tokens, padded to 8:
+
+    input_ids      a   b   c   d   x   y   .   .
+    position_ids   0   1   2   3   0   1   0   1
+    labels      -100   b   c   d -100  y -100 -100
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sftcore.types import IGNORED
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = np.ndarray[Any, Any]
+    Batch = dict[str, torch.Tensor]
+
+
+def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_multiple_of: int = 1) -> Batch:
+    """Rows side by side, padded on the right to the longest.
+
+    Returns:
+        input_ids, labels: (rows, width) int64; weights: (rows, width) float32 where a row has some; and
+        attention_mask (rows, width) int64, or where the rows are packed position_ids (rows, width) int64.
+    """
+    import torch
+
+    lengths = [len(row["input_ids"]) for row in rows]
+    shape = len(rows), _rounded(max(lengths), pad_to_multiple_of)
+    ids = np.full(shape, pad_token_id, np.int64)
+    labels = np.full(shape, IGNORED, np.int64)
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        ids[i, :length] = row["input_ids"]
+        labels[i, :length] = _labels_of(row)
+    batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+    if any(row.get("seq_lengths") is not None for row in rows):
+        padded = [[*_seq_lengths_of(row), shape[1] - length] for row, length in zip(rows, lengths, strict=True)]
+        position_ids = np.stack([restarting_positions(seq_lengths) for seq_lengths in padded])
+        batch["position_ids"] = torch.from_numpy(position_ids)
+    else:
+        mask = np.arange(shape[1])[None] < np.array(lengths)[:, None]
+        batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+    if any(row.get("weights") is not None for row in rows):
+        weights = np.zeros(shape, np.float32)
+        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            weights[i, :length] = 1.0 if row.get("weights") is None else row["weights"]
+        batch["weights"] = torch.from_numpy(weights)
+    return batch
+
+
+def flatten_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_multiple_of: int = 1) -> Batch:
+    """All documents of all rows end to end in one row, as padding-free training and packed rows want them.
+
+    Returns:
+        input_ids, labels, position_ids: (1, tokens) int64; weights: (1, tokens) float32 where a row has some.
+    """
+    whole: dict[str, Any] = {
+        "input_ids": np.concatenate([np.asarray(row["input_ids"], np.int64) for row in rows]),
+        "labels": np.concatenate([_labels_of(row) for row in rows]),
+        "seq_lengths": [length for row in rows for length in _seq_lengths_of(row)],
+    }
+    if any(row.get("weights") is not None for row in rows):
+        given = [np.ones(len(row["input_ids"])) if row.get("weights") is None else row["weights"] for row in rows]
+        whole["weights"] = np.concatenate(given)
+    return pad_rows([whole], pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
+
+
+def restarting_positions(seq_lengths: Sequence[int]) -> Array:
+    """Positions that start again at 0 for each document: (sum of lengths,) int64.
+
+    >>> restarting_positions([3, 1, 2]).tolist()
+    [0, 1, 2, 0, 0, 1]
+    """
+    lengths = np.asarray(seq_lengths, np.int64)
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(starts, lengths)
+
+
+def _labels_of(row: Mapping[str, Any]) -> Array:
+    given = row.get("labels")
+    labels = np.array(row["input_ids"] if given is None else given, np.int64)
+    lengths = np.asarray(_seq_lengths_of(row), np.int64)
+    labels[(np.cumsum(lengths) - lengths)[lengths > 0]] = IGNORED
+    return labels
+
+
+def _seq_lengths_of(row: Mapping[str, Any]) -> Sequence[int]:
+    given = row.get("seq_lengths")
+    return [len(row["input_ids"])] if given is None else given
+
+
+def _rounded(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple

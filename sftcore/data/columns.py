@@ -1,0 +1,153 @@
+"""Token rows of a batch, laid end to end: what the way of the data hands on, without a Python object per token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from attrs import frozen
+
+from sftcore.types import IGNORED, TokenizedRow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Array = np.ndarray[Any, Any]
+
+Truncation: TypeAlias = Literal["keep_start", "keep_end"]
+
+
+@frozen(eq=False)
+class TokenColumns:
+    """Rows of tokens; row i is the slice `offsets[i]:offsets[i + 1]` of the others.
+
+    input_ids, labels: (tokens,) int32, -100 where a token does not count; weights: (tokens,) float32, or None where all
+    that counts counts fully; offsets: (rows + 1,) int64; weighted: (rows,) bool, which rows have weights of their own.
+    """
+
+    input_ids: Array
+    labels: Array
+    weights: Array | None
+    offsets: Array
+    weighted: Array
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenizedRow]) -> TokenColumns:
+        """From single rows.
+
+        >>> TokenColumns.of([TokenizedRow([1, 2], [-100, 2]), TokenizedRow([3])]).labels.tolist()
+        [-100, 2, 3]
+        """
+        ids = [np.asarray(row.input_ids, np.int32) for row in rows]
+        labels = [one if row.labels is None else np.asarray(row.labels, np.int32) for one, row in zip(ids, rows, strict=True)]
+        weighted = np.array([row.weights is not None for row in rows], bool)
+        weights = [
+            np.ones(len(one), np.float32) if row.weights is None else np.asarray(row.weights, np.float32)
+            for one, row in zip(ids, rows, strict=True)
+        ]
+        return cls(
+            _joined(ids, np.int32),
+            _joined(labels, np.int32),
+            _joined(weights, np.float32) if weighted.any() else None,
+            offsets_of([len(one) for one in ids]),
+            weighted,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[TokenColumns]) -> TokenColumns:
+        """The rows of all parts, in order."""
+        weights = None
+        if any(part.weights is not None for part in parts):
+            weights = np.concatenate(
+                [np.ones(len(part.input_ids), np.float32) if part.weights is None else part.weights for part in parts]
+            )
+        return cls(
+            np.concatenate([part.input_ids for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            weights,
+            offsets_of(np.concatenate([part.lengths for part in parts])),
+            np.concatenate([part.weighted for part in parts]),
+        )
+
+    @property
+    def lengths(self) -> Array:
+        """Tokens in each row: (rows,) int64."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> TokenizedRow:
+        """One row as plain lists."""
+        part = slice(self.offsets[index], self.offsets[index + 1])
+        weights = self.weights[part].tolist() if self.weights is not None and self.weighted[index] else None
+        return TokenizedRow(self.input_ids[part].tolist(), self.labels[part].tolist(), weights)
+
+    def num_supervised(self) -> Array:
+        """How many tokens of each row the model is trained to predict: (rows,) int64.
+
+        The first of a row has nothing before it to predict it from, and never counts.
+        """
+        counts = self.labels != IGNORED
+        if self.weights is not None:
+            counts &= self.weights > 0
+        counts[self.offsets[:-1][self.lengths > 0]] = False
+        sums = np.concatenate([[0], np.cumsum(counts)])
+        return sums[self.offsets[1:]] - sums[self.offsets[:-1]]
+
+    def truncated(self, max_length: int | None, truncation: Truncation = "keep_start") -> TokenColumns:
+        """Each row, or the first or last `max_length` tokens of it.
+
+        >>> TokenColumns.of([TokenizedRow([1, 2, 3], [-100, 2, 3])]).truncated(2, "keep_end").input_ids.tolist()
+        [2, 3]
+        """
+        lengths = self.lengths
+        if max_length is None or not (lengths > max_length).any():
+            return self
+        kept = np.minimum(lengths, max_length)
+        starts = self.offsets[:-1] + (lengths - kept if truncation == "keep_end" else 0)
+        return self._sliced(starts, kept)
+
+    def select(self, rows: Array) -> TokenColumns:
+        """The rows with these numbers, in this order."""
+        return self._sliced(self.offsets[:-1][rows], self.lengths[rows], self.weighted[rows])
+
+    def to_arrow(self) -> dict[str, pa.Array]:
+        """Arrow columns: input_ids and labels list<int32>, weights list<float32>, null for rows without."""
+        import pyarrow as pa
+
+        offsets = pa.array(self.offsets, pa.int32())
+        columns = {
+            "input_ids": pa.ListArray.from_arrays(offsets, pa.array(self.input_ids)),
+            "labels": pa.ListArray.from_arrays(offsets, pa.array(self.labels)),
+        }
+        if self.weights is None:
+            columns["weights"] = pa.nulls(len(self.offsets) - 1, pa.list_(pa.float32()))
+        else:
+            columns["weights"] = pa.ListArray.from_arrays(
+                offsets, pa.array(self.weights), mask=pa.array(~self.weighted)
+            )
+        return columns
+
+    def _sliced(self, starts: Array, lengths: Array, weighted: Array | None = None) -> TokenColumns:
+        parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
+
+        def gathered(values: Array) -> Array:
+            return _joined([values[part] for part in parts], values.dtype)
+
+        return TokenColumns(
+            gathered(self.input_ids),
+            gathered(self.labels),
+            None if self.weights is None else gathered(self.weights),
+            offsets_of(lengths),
+            self.weighted if weighted is None else weighted,
+        )
+
+
+def offsets_of(lengths: Any) -> Array:
+    """Where each row begins and the last one ends: (rows + 1,) int64."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _joined(parts: Sequence[Array], dtype: Any) -> Array:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
