@@ -19,7 +19,11 @@ from sftcore.types import Message, Part, Row
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that chat templates know."""
 
-_KEYS = ("role", "content", "train", "weight", "reasoning_content", "tool_calls", "tool_call_id", "name")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""What data sets call the reasoning before an answer: DeepSeek's name, and those of newer servers and of gpt-oss."""
+
+_ROLES = frozenset(ROLES)
+_KEYS = frozenset(("role", "content", "train", "weight", *REASONING, "tool_calls", "tool_call_id", "name"))
 
 
 def value_of(row: Row, column: str) -> Any:
@@ -49,7 +53,13 @@ def messages_of(
 
     `roles` maps the data's own role names to those of chat templates. Keys that Arrow filled with null count as absent.
     """
-    value = value_of(row, column)
+    return read_messages(value_of(row, column), column, roles, format_name=format_name)
+
+
+def read_messages(
+    value: Any, column: str, roles: Mapping[str, str] | None = None, *, format_name: str = "chat"
+) -> list[Message]:
+    """The same for a value that a format has already taken out of its column."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise RowError(
             f'the column "{column}" is not a list of messages but {_kind(value)}: {_short(value)}.',
@@ -57,7 +67,10 @@ def messages_of(
         )
     if not value:
         raise RowError(f'the column "{column}" is an empty list.', fix="Drop the row.")
-    return [_message(turn, f"{column}[{i}]", roles or {}, format_name) for i, turn in enumerate(value)]
+    return [
+        _plain(turn, roles) or _message(turn, f"{column}[{i}]", roles or {}, format_name)
+        for i, turn in enumerate(value)
+    ]
 
 
 def is_trained_turns(instance: object, attribute: object, value: str) -> None:
@@ -84,29 +97,31 @@ def single_out(messages: list[Message], trained_turns: str) -> list[Message]:
 
 
 def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
-    """Tool schemas in this column: a list of mappings, JSON text of one, or nothing."""
+    """Tool schemas in this column: a list of mappings, JSON text of the list or of each one, or nothing."""
     value = row.get(column)
+    if value is None:
+        return None
     if isinstance(value, str):
-        if not value.strip():
-            return None
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise RowError(
-                f'the column "{column}" is no JSON: {error}.', fix="Give a JSON list of tool schemas."
-            ) from None
+        value = _from_json(value, f'the column "{column}"', fix="Give a JSON list of tool schemas.")
+    if isinstance(value, (list, tuple)):
+        value = [
+            _from_json(tool, f"{column}[{i}]", fix="Give tool schemas.") if isinstance(tool, str) else tool
+            for i, tool in enumerate(value)
+        ]
     if value is None or value == []:
         return None
-    if not isinstance(value, Sequence) or not all(isinstance(tool, Mapping) for tool in value):
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise RowError(f'the column "{column}" holds no list of tool schemas: {_short(value)}.')
     return [without_nulls(tool) for tool in value]
 
 
 def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[str, Any]:
-    """Arguments for the chat template that this row brings along."""
+    """Arguments for the chat template that this row brings along: a mapping or JSON text of one."""
     value = row.get(column)
     if value is None:
         return {}
+    if isinstance(value, str):
+        value = _from_json(value, f'the column "{column}"', fix="Give a mapping, or JSON of one.") or {}
     if not isinstance(value, Mapping):
         raise RowError(f'the column "{column}" holds {_kind(value)}, not a mapping.')
     found: dict[str, Any] = without_nulls(value)
@@ -122,43 +137,85 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+def _from_json(text: str, place: str, *, fix: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowError(f"{place} is no JSON: {error}.", fix=fix) from None
+
+
+def _plain(turn: Any, roles: Mapping[str, str] | None) -> Message | None:
+    """A turn that is a known role and a text and nothing else, as most are: no part of it needs a closer look."""
+    if type(turn) is not dict:
+        return None
+    role, content = turn.get("role"), turn.get("content")
+    if type(content) is not str or type(role) is not str:
+        return None
+    if roles:
+        role = roles.get(role, role)
+    if role not in _ROLES or (len(turn) > 2 and sum(value is not None for value in turn.values()) > 2):
+        return None
+    return Message(role, content)
+
+
 def _message(turn: Any, place: str, roles: Mapping[str, str], format_name: str) -> Message:
     if not isinstance(turn, Mapping):
         raise RowError(f"{place} is {_kind(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
     turn = {key: value for key, value in turn.items() if value is not None}
-    role = turn.get("role")
-    if role is None:
-        raise RowError(f'{place} has no "role".', fix=f"It has: {', '.join(map(str, turn)) or 'nothing'}.")
-    role = roles.get(role, role)
-    if role not in ROLES:
-        raise RowError(
-            f'{place}: role "{role}" is not known.{nearest(str(role), ROLES)}',
-            fix=f"Known roles: {', '.join(ROLES)}. "
-            f"Map it with format: {{{format_name}: {{roles: {{{role}: assistant}}}}}}.",
-        )
-    calls = turn.get("tool_calls") or ()
+    role = _role(turn, place, roles, format_name)
+    place = f"{place} ({role})"
+    calls = _calls(turn.get("tool_calls"), place)
     content = turn.get("content")
     if content is None and not calls:
-        raise RowError(f'{place} ({role}) has no "content".', fix="Give it a text, or drop the row.")
+        raise RowError(f'{place} has no "content".', fix="Give it a text, or drop the row.")
     if content is not None and not isinstance(content, (str, list, tuple)):
-        raise RowError(f"{place} ({role}): content is {_kind(content)}, not a text: {_short(content)}.")
+        raise RowError(f"{place}: content is {_kind(content)}, not a text: {_short(content)}.")
     weight = turn.get("weight")
     if weight is not None and not (isinstance(weight, (int, float)) and 0 <= weight <= 1):
-        raise RowError(f"{place} ({role}): weight is a number from 0.0 to 1.0, got {weight!r}.")
+        raise RowError(f"{place}: weight is a number from 0.0 to 1.0, got {weight!r}.")
     train = turn.get("train")
     if train is not None and not isinstance(train, bool):
-        raise RowError(f"{place} ({role}): train is true or false, got {train!r}.")
+        raise RowError(f"{place}: train is true or false, got {train!r}.")
     return Message(
         role=role,
         content=content if content is None or isinstance(content, str) else [_part(part, place) for part in content],
         train=train,
         weight=None if weight is None else float(weight),
-        reasoning=turn.get("reasoning_content"),
-        tool_calls=[_call(call) for call in calls],
+        reasoning=_reasoning(turn, place),
+        tool_calls=calls,
         tool_call_id=turn.get("tool_call_id"),
         name=turn.get("name"),
         extra={key: without_nulls(value) for key, value in turn.items() if key not in _KEYS},
     )
+
+
+def _role(turn: Mapping[str, Any], place: str, roles: Mapping[str, str], format_name: str) -> str:
+    role = turn.get("role")
+    if role is None:
+        raise RowError(f'{place} has no "role".', fix=f"It has: {', '.join(map(str, turn)) or 'nothing'}.")
+    if not isinstance(role, str):
+        raise RowError(f"{place}: role is {_kind(role)}, not a text: {_short(role)}.")
+    role = roles.get(role, role)
+    if role not in _ROLES:
+        raise RowError(
+            f'{place}: role "{role}" is not known.{nearest(role, ROLES)}',
+            fix=f"Known roles: {', '.join(ROLES)}. "
+            f"Map it with format: {{{format_name}: {{roles: {{{role}: assistant}}}}}}.",
+        )
+    return role
+
+
+def _reasoning(turn: Mapping[str, Any], place: str) -> str | None:
+    """The reasoning under whichever name it has; two names must agree."""
+    found = {name: turn[name] for name in REASONING if name in turn}
+    for name, value in found.items():
+        if not isinstance(value, str):
+            raise RowError(f"{place}: {name} is {_kind(value)}, not a text: {_short(value)}.")
+    if len(set(found.values())) > 1:
+        raise RowError(f"{place}: {' and '.join(found)} differ.", fix="Keep one of them.")
+    return next(iter(found.values()), None)
 
 
 def _part(part: Any, place: str) -> Part:
@@ -172,14 +229,33 @@ def _part(part: Any, place: str) -> Part:
     )
 
 
+def _calls(value: Any, place: str) -> list[Mapping[str, Any]]:
+    """Tool calls: a list of mappings, or JSON text of it."""
+    if isinstance(value, str):
+        value = _from_json(value, f"{place}: tool_calls", fix="Give a list of tool calls.")
+    if not value:
+        return []
+    if not isinstance(value, (list, tuple)) or not all(isinstance(call, Mapping) for call in value):
+        raise RowError(f"{place}: tool_calls is no list of tool calls: {_short(value)}.")
+    return [_call(call) for call in value]
+
+
 def _call(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A tool call with its arguments as a mapping: templates print them, and Arrow often holds them as JSON text."""
+    """A tool call as templates read it: below `function`, with its arguments as a mapping.
+
+    Some data sets leave out the outer mapping, and Arrow often holds arguments as JSON text.
+    """
     clean: dict[str, Any] = without_nulls(call)
-    function = clean.get("function")
-    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-        # what is no JSON stays text: some models are meant to see it as it is
-        with contextlib.suppress(json.JSONDecodeError):
-            clean["function"] = {**function, "arguments": json.loads(function["arguments"])}
+    if "function" not in clean and isinstance(clean.get("name"), str):
+        inner = {key: clean.pop(key) for key in ("name", "arguments") if key in clean}
+        clean = {"type": "function", **clean, "function": inner}
+    if isinstance(function := clean.get("function"), dict):
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            # what is no JSON stays text: some models are meant to see it as it is
+            with contextlib.suppress(json.JSONDecodeError):
+                arguments = json.loads(arguments)
+        clean["function"] = {**function, "arguments": arguments}
     return clean
 
 

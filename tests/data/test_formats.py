@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sftcore import Example, RecipeError, RowError
+from sftcore import Example, Part, RecipeError, RowError, TokenizedRow
 from sftcore.data.format import reader_for
 from sftcore.discovery import discover
 from sftcore.registry import Blocklist, bind
@@ -42,6 +42,125 @@ def test_chat_keeps_roles_tools_and_template_arguments():
     assert example.messages[1].reasoning == "hm"
     assert example.tools == [{"type": "function", "function": {"name": "now"}}]
     assert example.template_kwargs == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_read_under_each_of_its_common_names(name):
+    row = {"messages": [{"role": "assistant", "content": "4", name: "two and two", "tool_calls": None}]}
+    (message,) = read("chat", row).messages
+    assert (message.reasoning, message.extra) == ("two and two", {})
+
+
+def test_tools_and_template_arguments_may_be_json_text_throughout():
+    row = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "tools": ['{"name": "now"}', {"name": "later", "description": None}],
+        "chat_template_kwargs": '{"enable_thinking": false}',
+    }
+    example = read("chat", row)
+    assert example.tools == [{"name": "now"}, {"name": "later"}]
+    assert example.template_kwargs == {"enable_thinking": False}
+    assert read("chat", {**row, "tools": " ", "chat_template_kwargs": ""}).tools is None
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [{"type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}],
+        [{"type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}', "other": None}}],
+        [{"name": "now", "arguments": {"zone": "UTC", "format": None}, "function": None}],
+        '[{"name": "now", "arguments": "{\\"zone\\": \\"UTC\\"}"}]',
+    ],
+)
+def test_tool_calls_reach_the_template_in_one_shape(calls):
+    row = {"messages": [{"role": "assistant", "content": None, "tool_calls": calls}]}
+    assert read("chat", row).messages[0].tool_calls == [
+        {"type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}
+    ]
+
+
+def test_a_call_without_arguments_has_none_of_them_and_text_that_is_no_json_stays():
+    calls = [{"id": "1", "name": "now"}, {"function": {"name": "say", "arguments": "hello"}}]
+    (message,) = read("chat", {"messages": [{"role": "assistant", "content": "", "tool_calls": calls}]}).messages
+    assert message.tool_calls == [
+        {"type": "function", "id": "1", "function": {"name": "now", "arguments": {}}},
+        {"function": {"name": "say", "arguments": "hello"}},
+    ]
+
+
+def test_a_conversation_with_tools_keeps_every_turn_and_its_keys():
+    row = {
+        "messages": [
+            {"role": "system", "content": "Be brief.", "tool_calls": None, "name": None, "cache": None},
+            {"role": "user", "content": "time?", "tool_calls": None, "name": "ann", "cache": True},
+            {"role": "assistant", "content": None, "tool_calls": [{"name": "now"}], "name": None, "cache": None},
+            {"role": "tool", "content": "12:00", "tool_calls": None, "name": "now", "tool_call_id": "1"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Noon."}], "tool_calls": []},
+        ]
+    }
+    messages = read("chat", row).messages
+    assert [message.role for message in messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert [message.name for message in messages] == [None, "ann", None, "now", None]
+    assert [message.extra for message in messages] == [{}, {"cache": True}, {}, {}, {}]
+    assert messages[3].tool_call_id == "1"
+    assert messages[4].content == [Part("text", "Noon.")]
+
+
+def test_rows_of_mixed_shape_survive_arrow_which_fills_them_with_nulls():
+    from datasets import Dataset
+
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {
+            "messages": [
+                {"role": "user", "content": "c"},
+                {
+                    "role": "assistant",
+                    "reasoning": "d",
+                    "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}],
+                },
+                {"role": "tool", "content": "e", "tool_call_id": "1"},
+            ],
+            "tools": [{"name": "f"}],
+        },
+    ]
+    columns = ["messages", "tools"]
+    filled = Dataset.from_list([{name: row.get(name) for name in columns} for row in rows])
+    assert filled[0]["messages"][0]["tool_calls"] is None
+    assert [read("chat", row) for row in filled] == [read("chat", row) for row in rows]
+
+
+def test_further_columns_beside_messages_are_left_alone():
+    row = {"prompt": "a", "prompt_id": 3, "messages": [{"role": "user", "content": "a"}]}
+    assert turns(read("chat", row).messages) == [("user", "a")]
+
+
+def test_sharegpt_keeps_what_else_a_turn_has():
+    turn = {"from": "gpt", "value": "4", "thinking": "2 + 2", "weight": 0.5, "name": None}
+    (message,) = read("sharegpt", {"conversations": [turn]}).messages
+    assert (message.role, message.content, message.reasoning, message.weight) == ("assistant", "4", "2 + 2", 0.5)
+
+
+def test_alpaca_puts_earlier_turns_before_the_instruction():
+    example = read(
+        "alpaca", {"instruction": "And 3?", "output": "9", "history": [["Square 2", "4"]], "system": "Count."}
+    )
+    assert turns(example.prompt) == [
+        ("system", "Count."),
+        ("user", "Square 2"),
+        ("assistant", "4"),
+        ("user", "And 3?"),
+    ]
+
+
+@pytest.mark.parametrize("shape", [list, tuple, "numpy", "torch"])
+def test_tokenized_takes_lists_arrays_and_tensors(shape):
+    import numpy as np
+    import torch
+
+    made = {"numpy": np.asarray, "torch": torch.tensor}.get(shape, shape)
+    example = read("tokenized", {"input_ids": made([5, 6, 7]), "completion_mask": made([0, 1, 1])})
+    assert example.tokens == TokenizedRow([5, 6, 7], [-100, 6, 7])
 
 
 def test_chat_maps_roles_by_its_option():
@@ -131,6 +250,34 @@ def test_tokenized_makes_labels_of_masks():
         ("sharegpt", {"conversations": [{"from": "function_call", "value": "now()"}]}, "is no JSON with name"),
         ("sharegpt", {"conversations": [{"from": "alien", "value": "x"}]}, 'role "alien" is not known'),
         ("tokenized", {"input_ids": [1, 2], "labels": [1]}, '"labels" has 1 entries, "input_ids" 2'),
+        ("tokenized", {"input_ids": [1, 2], "completion_mask": [1]}, '"completion_mask" has 1 entries, "input_ids" 2'),
+        ("tokenized", {"input_ids": [1, 2], "completion_mask": [0, 2]}, '"completion_mask" holds 2, and a mask'),
+        ("tokenized", {"input_ids": [1, -2]}, '"input_ids" holds -2, and token ids begin at 0'),
+        ("tokenized", {"input_ids": [1, 2.5]}, '"input_ids" holds 2.5, which is no token id'),
+        ("tokenized", {"input_ids": [[1, 2]]}, '"input_ids" holds [1, 2], which is no token id'),
+        ("tokenized", {"input_ids": "1 2"}, '"input_ids" is no list of numbers but str'),
+        ("tokenized", {"input_ids": [1, 2], "labels": [-1, 2]}, '"labels" holds -1, which is no token id. -100 marks'),
+        ("tokenized", {"input_ids": [1, 2], "weights": [0.5, 2]}, '"weights" holds a number outside 0.0 to 1.0'),
+        ("chat", {"messages": [{"role": 3, "content": "x"}]}, "messages[0]: role is a number, not a text: 3"),
+        ("chat", {"messages": [{"role": "user", "content": "x", "thinking": 3}]}, "(user): thinking is a number"),
+        (
+            "chat",
+            {"messages": [{"role": "assistant", "content": "x", "thinking": "a", "reasoning": "b"}]},
+            "messages[0] (assistant): reasoning and thinking differ. Keep one of them.",
+        ),
+        ("chat", {"messages": [{"role": "assistant", "tool_calls": "now()"}]}, "(assistant): tool_calls is no JSON"),
+        ("chat", {"messages": [{"role": "assistant", "tool_calls": ["now"]}]}, "tool_calls is no list of tool calls"),
+        ("chat", {"messages": [{"role": "user", "content": "x"}], "tools": ["now"]}, "tools[0] is no JSON"),
+        ("chat", {"messages": None, "text": "x"}, 'the column "messages" is null. The row has: text.'),
+        (
+            "prompt-completion",
+            {"prompt": "a", "completion": [{"role": "user"}]},
+            'Make "prompt" a list: [{"role": "user"',
+        ),
+        ("prompt-completion", {"prompt": [{"role": "user"}], "completion": "b"}, 'Make "completion" a list'),
+        ("prompt-completion", {"prompt": "a", "completion": 3}, 'the column "completion" holds a number, not a text'),
+        ("prompt-completion", {"prompt": "a", "completion": None}, 'the column "completion" is null'),
+        ("alpaca", {"instruction": "x", "output": "y", "history": [["a"]]}, "no list of (instruction, output) pairs"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_number_and_what_is_wrong(format_name, row, said):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sftcore import Example, Formatter, Message, Row, hookimpl, plugin
+from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
 from sftcore.rows import text_of
 
 _WITH_INPUT = (
@@ -44,8 +44,8 @@ class Alpaca:
     def _as_chat(self, row: Row) -> Example:
         instruction, context = text_of(row, self.instruction), self._optional(row, self.input)
         prompt = [Message("system", system)] if (system := self._optional(row, self.system)) else []
-        for question, answer in row.get(self.history) or ():
-            prompt += [Message("user", question), Message("assistant", answer)]
+        if row.get(self.history):
+            prompt += self._earlier(row)
         prompt.append(Message("user", f"{instruction}\n{context}" if context else instruction))
         return Example(prompt=prompt, completion=[Message("assistant", text_of(row, self.output))])
 
@@ -55,6 +55,15 @@ class Alpaca:
         return Example(
             prompt=template.format(instruction=instruction, input=context), completion=text_of(row, self.output)
         )
+
+    def _earlier(self, row: Row) -> list[Message]:
+        pairs = row[self.history]
+        turns = (
+            [turn for pair in pairs for turn in pair] if all(isinstance(pair, (list, tuple)) for pair in pairs) else []
+        )
+        if len(turns) != 2 * len(pairs) or not all(isinstance(turn, str) for turn in turns):
+            raise RowError(f'the column "{self.history}" holds no list of (instruction, output) pairs of texts.')
+        return [Message("assistant" if i % 2 else "user", turn) for i, turn in enumerate(turns)]
 
     def _optional(self, row: Row, column: str) -> str:
         return text_of(row, column) if row.get(column) is not None else ""

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
-from sftcore.rows import messages_of, template_kwargs_of, text_of, tools_of
+from sftcore.rows import read_messages, template_kwargs_of, text_of, tools_of, value_of
 
 _PAIRS = (
     ("question", "answer"),
@@ -54,20 +54,31 @@ class PromptCompletion:
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
         def read(row: Row) -> Example:
-            texts = [isinstance(row.get(column), str) for column in (self.prompt, self.completion)]
-            if all(texts):
-                prompt = text_of(row, self.prompt) + self.separator
-                return Example(prompt=prompt, completion=text_of(row, self.completion))
-            if any(texts) and None not in (row.get(self.prompt), row.get(self.completion)):
-                raise RowError(f'"{self.prompt}" and "{self.completion}" are not both texts or both lists of messages.')
+            prompt, completion = value_of(row, self.prompt), value_of(row, self.completion)
+            if isinstance(prompt, str) and isinstance(completion, str):
+                return Example(prompt=prompt + self.separator, completion=completion)
+            if isinstance(prompt, str) or isinstance(completion, str):
+                self._refuse_mixture(row)
             return Example(
-                prompt=self._turns(row, self.prompt),
-                completion=self._turns(row, self.completion),
+                prompt=self._turns(prompt, self.prompt),
+                completion=self._turns(completion, self.completion),
                 tools=tools_of(row, self.tools),
                 template_kwargs=template_kwargs_of(row, self.template_kwargs),
             )
 
         return read
 
-    def _turns(self, row: Row, column: str) -> list[Message]:
-        return messages_of(row, column, self.roles, format_name="prompt-completion")
+    def _refuse_mixture(self, row: Row) -> None:
+        """One of the two is a text: which turn of a conversation it would be cannot be known."""
+        text, other, role = self.prompt, self.completion, "user"
+        if not isinstance(row[text], str):
+            text, other, role = other, text, "assistant"
+        if not isinstance(row[other], (list, tuple)):
+            text_of(row, other)  # refuses what is neither
+        raise RowError(
+            f'"{self.prompt}" and "{self.completion}" are not both texts or both lists of messages.',
+            fix=f'Make "{text}" a list: [{{"role": "{role}", "content": …}}], or "{other}" a text.',
+        )
+
+    def _turns(self, turns: Any, column: str) -> list[Message]:
+        return read_messages(turns, column, self.roles, format_name="prompt-completion")

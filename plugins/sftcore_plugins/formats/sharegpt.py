@@ -8,7 +8,15 @@ from typing import Any, Literal
 import attrs
 
 from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
-from sftcore.rows import is_trained_turns, messages_of, single_out, template_kwargs_of, text_of, tools_of
+from sftcore.rows import (
+    is_trained_turns,
+    read_messages,
+    single_out,
+    template_kwargs_of,
+    text_of,
+    tools_of,
+    value_of,
+)
 
 _ROLES = {
     "human": "user",
@@ -46,24 +54,29 @@ class ShareGPT:
         return self._read
 
     def _read(self, row: Row) -> Example:
-        turns = row.get(self.conversations)
-        chatml = [self._turn(turn, i) for i, turn in enumerate(turns)] if isinstance(turns, (list, tuple)) else turns
-        messages = messages_of({**row, self.conversations: chatml}, self.conversations, format_name="sharegpt")
+        turns = value_of(row, self.conversations)
+        if isinstance(turns, (list, tuple)):
+            turns = [self._turn(turn, i) for i, turn in enumerate(turns)]
+        messages = read_messages(turns, self.conversations, format_name="sharegpt")
         if row.get(self.system):
             messages = [Message("system", text_of(row, self.system)), *messages]
         messages = single_out(messages, self.trained_turns)
         return Example(messages=messages, tools=tools_of(row, self.tools), template_kwargs=template_kwargs_of(row))
 
     def _turn(self, turn: Any, index: int) -> Any:
-        if not isinstance(turn, dict) or turn.get("from") is None:
-            return turn  # already role and content, or refused with its place by messages_of
-        role = self.roles.get(turn["from"], _ROLES.get(turn["from"], turn["from"]))
-        chosen = {key: turn[key] for key in ("train", "weight") if key in turn}
+        """The turn with role and content; what is none is left to `read_messages`, which refuses it with its place."""
+        if not isinstance(turn, dict) or (name := turn.get("from")) is None:
+            return turn
+        role = self.roles.get(name) or _ROLES.get(name, name) if isinstance(name, str) else name
+        content = turn.get("value")
+        if len(turn) == 2 and role != "function_call":
+            return {"role": role, "content": content}
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value") and value is not None}
         if role != "function_call":
-            return {**chosen, "role": role, "content": turn.get("value")}
+            return {**rest, "role": role, "content": content}
         if self.function_call == "content":
-            return {**chosen, "role": "assistant", "content": turn.get("value")}
-        return {**chosen, "role": "assistant", "content": "", "tool_calls": self._calls(turn.get("value"), index)}
+            return {**rest, "role": "assistant", "content": content}
+        return {**rest, "role": "assistant", "content": "", "tool_calls": self._calls(content, index)}
 
     def _calls(self, value: Any, index: int) -> list[dict[str, Any]]:
         try:

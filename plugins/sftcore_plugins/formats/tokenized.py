@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
+from typing import Any
 
 from sftcore import Example, Formatter, Row, RowError, TokenizedRow, hookimpl, plugin
 from sftcore.rows import value_of
-
-IGNORED = -100
+from sftcore.types import IGNORED
 
 
 @plugin
@@ -26,22 +26,52 @@ class Tokenized:
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
-        def read(row: Row) -> Example:
-            ids = value_of(row, self.input_ids)
-            labels = row.get(self.labels)
-            if labels is None:
-                labels = self._masked(row, ids)
-            for name, column in ((self.labels, labels), (self.weights, row.get(self.weights))):
-                if column is not None and len(column) != len(ids):
-                    raise RowError(f'"{name}" has {len(column)} entries, "{self.input_ids}" {len(ids)}.')
-            return Example(tokens=TokenizedRow(ids, labels, row.get(self.weights)))
+        return self._read
 
-        return read
+    def _read(self, row: Row) -> Example:
+        ids = _numbers(value_of(row, self.input_ids), self.input_ids)
+        if ids and min(ids) < 0:
+            raise RowError(f'"{self.input_ids}" holds {min(ids)}, and token ids begin at 0.')
+        labels = self._column(row, self.labels, ids)
+        if labels is None:
+            labels = self._masked(row, ids)
+        elif wrong := [label for label in set(labels) if label < 0 and label != IGNORED]:
+            raise RowError(
+                f'"{self.labels}" holds {max(wrong)}, which is no token id.',
+                fix=f"{IGNORED} marks a token that does not count.",
+            )
+        weights = self._column(row, self.weights, ids, (int, float))
+        if weights and not (min(weights) >= 0 and max(weights) <= 1):
+            raise RowError(f'"{self.weights}" holds a number outside 0.0 to 1.0.')
+        return Example(tokens=TokenizedRow(ids, labels, weights))
 
-    def _masked(self, row: Row, ids: Sequence[int]) -> list[int] | None:
-        masks = [row[name] for name in (self.completion_mask, self.assistant_masks) if row.get(name) is not None]
+    def _masked(self, row: Row, ids: list[int]) -> list[int] | None:
+        names = (self.completion_mask, self.assistant_masks)
+        masks = [mask for name in names if (mask := self._column(row, name, ids, (int, bool), {0, 1})) is not None]
         if not masks:
             return None
-        if any(len(mask) != len(ids) for mask in masks):
-            raise RowError(f'a mask is not as long as "{self.input_ids}".')
         return [token if all(bits) else IGNORED for token, *bits in zip(ids, *masks, strict=True)]
+
+    def _column(
+        self, row: Row, name: str, ids: list[int], types: tuple[type, ...] = (int,), known: Collection[Any] = ()
+    ) -> list[Any] | None:
+        """The row's numbers in this column, as many as it has tokens; None where the row has none."""
+        if row.get(name) is None:
+            return None
+        values = _numbers(row[name], name, types)
+        if len(values) != len(ids):
+            raise RowError(f'"{name}" has {len(values)} entries, "{self.input_ids}" {len(ids)}.')
+        if known and (wrong := set(values).difference(known)):
+            raise RowError(f'"{name}" holds {min(wrong)}, and a mask is of 0 and 1.')
+        return values
+
+
+def _numbers(value: Any, name: str, types: tuple[type, ...] = (int,)) -> list[Any]:
+    """A flat list of numbers; arrays and tensors become one."""
+    values = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(values, (list, tuple)):
+        raise RowError(f'"{name}" is no list of numbers but {type(value).__name__}.')
+    if wrong := set(map(type, values)).difference(types):
+        found = next(one for one in values if type(one) in wrong)
+        raise RowError(f'"{name}" holds {found!r:.40}, which is no {"token id" if types == (int,) else "number"}.')
+    return values if isinstance(values, list) else list(values)
