@@ -9,6 +9,7 @@ from pathlib import Path
 # Set before any library reads them at import
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="sftcore-hf-"))
+os.environ["SFTCORE_CACHE"] = tempfile.mkdtemp(prefix="sftcore-cache-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 

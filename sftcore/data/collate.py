@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftcore.types import IGNORED
+from sftcore.types import IGNORED, Plan
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,18 @@ def flatten_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to
         given = [np.ones(len(row["input_ids"])) if row.get("weights") is None else row["weights"] for row in rows]
         whole["weights"] = np.concatenate(given)
     return pad_rows([whole], pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
+
+
+def filler_of(processor: Any) -> int:
+    """A token id to pad with: mask and labels say what is padding, so a stop token is never turned into a pad."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return (tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id) or 0
+
+
+def multiple_of(plan: Plan) -> int:
+    """The multiple that rows are padded to."""
+    multiple = plan.settings.get("pad_to_multiple_of")
+    return multiple if isinstance(multiple, int) else 1
 
 
 def restarting_positions(seq_lengths: Sequence[int]) -> Array:

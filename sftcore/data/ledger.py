@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sftcore.data.pack import Packing
+
+WELL_FILLED = 0.97
+"""The share of a block below which the reason is said."""
+
+
+@frozen
+class PackingCounts:
+    """What packing made: `fill` is the share of all blocks that holds tokens, `reason` why it is low, where it is."""
+
+    strategy: str
+    capacity: int
+    blocks: int
+    fill: float
+    rows_split: int
+    reason: str = ""
+
+    def lines(self, name: str) -> list[str]:
+        """A short report."""
+        why = f" ({self.reason})" if self.reason else ""
+        lines = [
+            f"{name}: packed into {self.blocks:,} blocks of {self.capacity:,} tokens ({self.strategy}), "
+            f"{100 * self.fill:.1f}% filled{why}"
+        ]
+        if self.rows_split:
+            lines.append(f"{name}: {self.rows_split:,} rows stand in several pieces, each a document of its own")
+        return lines
 
 
 @frozen
 class Ledger:
     """Counts that add up: rows in = kept + dropped, tokens in = kept + cut + dropped.
 
-    `dropped` counts rows by reason; `first_dropped` gives the first row number of each, counted from 0. A row that a
-    format turns into several counts as several. `tokens_supervised` are those that the loss is computed on.
+    `dropped_rows` are the numbers of the dropped rows by reason, counted from 0; `notes` counts rows by what else is to
+    be known of them. A row that a format turns into several counts as several, one that it makes nothing of as one
+    that is dropped. `tokens_supervised` are those that the loss is computed on, the first of each document left out.
     """
 
     name: str
@@ -26,16 +58,79 @@ class Ledger:
     tokens_cut: int
     tokens_dropped: int
     tokens_supervised: int
-    dropped: Mapping[str, int] = field(factory=dict)
-    first_dropped: Mapping[str, int] = field(factory=dict)
+    dropped_rows: Mapping[str, Sequence[int]] = field(factory=dict)
+    notes: Mapping[str, int] = field(factory=dict)
+    packing: PackingCounts | None = None
 
     def __attrs_post_init__(self) -> None:
         assert self.rows_in == self.rows_kept + sum(self.dropped.values())
         assert self.tokens_in == self.tokens_kept + self.tokens_cut + self.tokens_dropped
 
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many rows were dropped, by reason."""
+        return {reason: len(rows) for reason, rows in self.dropped_rows.items()}
+
+    @property
+    def first_dropped(self) -> dict[str, int]:
+        """The first row dropped for each reason."""
+        return {reason: rows[0] for reason, rows in self.dropped_rows.items()}
+
+    @classmethod
+    def of(cls, fates: pa.Table, *, name: str, format: str) -> Ledger:
+        """The counts of examples whose fates `Pipeline.encode` told, one a row of `fates`."""
+        numbers, tokens, cut, supervised, reasons, notes = (
+            fates.column(f"_{column}").to_pylist()
+            for column in ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
+        )
+        dropped_rows: dict[str, list[int]] = {}
+        lost = 0
+        for number, reason, count in zip(numbers, reasons, tokens, strict=True):
+            if reason:
+                dropped_rows.setdefault(reason, []).append(number)
+                lost += count
+        kept = [not reason for reason in reasons]
+        cut_away = [gone for gone, keep in zip(cut, kept, strict=True) if keep]
+        total = sum(tokens)
+        return cls(
+            name=name,
+            format=format,
+            rows_in=len(kept),
+            rows_kept=sum(kept),
+            rows_cut=sum(map(bool, cut_away)),
+            tokens_in=total,
+            tokens_kept=total - sum(cut_away) - lost,
+            tokens_cut=sum(cut_away),
+            tokens_dropped=lost,
+            tokens_supervised=sum(count for count, keep in zip(supervised, kept, strict=True) if keep),
+            dropped_rows=dropped_rows,
+            notes=_counted(notes),
+        )
+
+    def packed(self, packing: Packing, strategy: str, tokens_supervised: int) -> Ledger:
+        """The ledger with what packing made of the rows that were kept."""
+        assert packing.num_tokens == self.tokens_kept
+        counts = PackingCounts(
+            strategy, packing.capacity, packing.num_blocks, packing.fill, packing.num_split, _why_low(packing)
+        )
+        return evolve(self, packing=counts, tokens_supervised=tokens_supervised)
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values for JSON, with the number of every dropped row."""
+        return {**asdict(self), "dropped": self.dropped}
+
+    def summary(self) -> dict[str, Any]:
+        """`as_dict` with the first dropped row of each reason instead of all of them."""
+        values = self.as_dict()
+        del values["dropped_rows"]
+        return {**values, "first_dropped": self.first_dropped}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Ledger:
+        """From what `as_dict` gave."""
+        packing = values["packing"]
+        plain = {key: value for key, value in values.items() if key not in ("packing", "dropped")}
+        return cls(**plain, packing=PackingCounts(**packing) if packing else None)
 
     def lines(self) -> list[str]:
         """A short report, one fact a line."""
@@ -46,7 +141,26 @@ class Ledger:
         if self.rows_cut:
             lines.append(f"{self.name}: {self.rows_cut:,} rows cut to length, {self.tokens_cut:,} tokens away")
         lines += [
-            f"{self.name}: {count:,} rows dropped, {reason} (first: row {self.first_dropped[reason]})"
-            for reason, count in self.dropped.items()
+            f"{self.name}: {len(rows):,} rows dropped, {reason} (first: row {rows[0]})"
+            for reason, rows in self.dropped_rows.items()
         ]
-        return lines
+        lines += [f"{self.name}: {count:,} rows: {note}" for note, count in self.notes.items()]
+        return [*lines, *(self.packing.lines(self.name) if self.packing else ())]
+
+
+def _counted(notes: Iterable[Iterable[str]]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in notes:
+        for note in dict.fromkeys(row):
+            counts[note] = counts.get(note, 0) + 1
+    return counts
+
+
+def _why_low(packing: Packing) -> str:
+    if packing.fill >= WELL_FILLED:
+        return ""
+    if packing.num_tokens > (packing.num_blocks - 1) * packing.capacity * WELL_FILLED:
+        return "the rows end within the last block"
+    large = int((packing.lengths * 2 > packing.capacity).sum())
+    share = 100 * large / len(packing.lengths)
+    return f"{share:.0f}% of the documents are longer than half a block: raise max_length, or use bfd_split"

@@ -1,27 +1,49 @@
-"""The way of the data: format, render, tokenize, mask, truncate. One function for map-style sets and streams."""
+"""The way of the data: format, render, tokenize, mask, truncate. One object for map-style sets, streams and reports."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 from attrs import frozen
 
+from sftcore.data.columns import TokenColumns, Truncation
 from sftcore.data.format import RowReader
-from sftcore.data.ledger import Ledger
 from sftcore.data.render import Rendered, Renderer
-from sftcore.data.tokenize import Tokenizer
-from sftcore.data.truncate import Mode, num_supervised, truncate
+from sftcore.data.tokenize import STRADDLES, Tokenizer
 from sftcore.errors import DataError, RowError
-from sftcore.types import Example, TokenizedRow
+from sftcore.types import Example, Row, TokenizedRow
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features, IterableDataset
+    import pyarrow as pa
 
-_ROW, _IN, _CUT, _SUPERVISED, _DROPPED = "_row", "_tokens_in", "_tokens_cut", "_supervised", "_dropped"
-_COLUMNS = ("input_ids", "labels", "weights")
+Content: TypeAlias = "Rendered | TokenizedRow | None"
+
 NOTHING_SUPERVISED = "no supervised token"
 NOTHING_LEFT = "no supervised token left after the cut"
+NOTHING_MADE = "the format makes nothing of it"
+
+FATE = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
+"""Columns that say what became of an example; each has an underscore in front."""
+
+
+@frozen
+class Inspected:
+    """What the run would make of one example of a row.
+
+    `example` is None where the format refused the row, `row` where anything did; `error` says who and why. `row` is what
+    is left after the cut, always with labels. `dropped` is the reason for which the run would leave it out, or empty.
+    """
+
+    number: int
+    example: Example | None
+    error: RowError | None
+    row: TokenizedRow | None
+    tokens_in: int
+    tokens_cut: int
+    dropped: str
+    notes: tuple[str, ...]
 
 
 @frozen
@@ -32,27 +54,72 @@ class Pipeline:
     renderer: Renderer
     tokenizer: Tokenizer
     max_length: int | None = None
-    truncation: Mode = "keep_start"
+    truncation: Truncation = "keep_start"
 
-    def __call__(self, batch: Mapping[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
-        """A batch of columns and the rows' numbers, to columns with what became of each example."""
-        examples = [
-            (number, example)
-            for number, values in zip(numbers, zip(*batch.values(), strict=True), strict=True)
-            for example in self.reader.read(dict(zip(batch, values, strict=True)), number)
+    def __call__(self, batch: pa.Table | Mapping[str, list[Any]], numbers: Sequence[int]) -> pa.Table:
+        """A batch of raw rows and their numbers, to token rows with what became of each example.
+
+        Raises:
+            RowError: the format, the template or the mask refuses a row; with data set and row number.
+        """
+        return self.encode(self.read(rows_of(batch), numbers))
+
+    def read(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[tuple[int, Content]]:
+        """Each example as a text with spans, or as tokens where it is some already; None for a row without examples."""
+        found: list[tuple[int, Content]] = []
+        for number, row in zip(numbers, rows, strict=True):
+            examples = self.reader.read(row, number)
+            found += [(number, self._content(number, example)) for example in examples] or [(number, None)]
+        return found
+
+    def encode(self, contents: Sequence[tuple[int, Content]]) -> pa.Table:
+        """Tokens, labels and weights of these examples after the cut, with what became of each."""
+        import pyarrow as pa
+
+        whole, straddles = self._tokenized([content for _, content in contents])
+        kept, dropped = self._cut(whole, contents)
+        notes = [
+            [*getattr(content, "notes", ()), *([STRADDLES] if straddling else [])]
+            for (_, content), straddling in zip(contents, straddles, strict=True)
         ]
-        columns: dict[str, list[Any]] = {name: [] for name in (*_COLUMNS, _ROW, _IN, _CUT, _SUPERVISED, _DROPPED)}
-        for (number, _), row in zip(examples, self._tokenized(examples), strict=True):
-            self._append(columns, number, row)
-        return columns
+        lengths = whole.lengths
+        fate = {
+            "_row": pa.array([number for number, _ in contents], pa.int64()),
+            "_tokens_in": pa.array(lengths, pa.int64()),
+            "_tokens_cut": pa.array(lengths - kept.lengths, pa.int64()),
+            "_supervised": pa.array(kept.num_supervised(), pa.int64()),
+            "_dropped": pa.array(dropped, pa.string()),
+            "_notes": pa.array(notes, pa.list_(pa.string())),
+        }
+        return pa.table({**kept.to_arrow(), **fate})
 
-    def _tokenized(self, examples: Sequence[tuple[int, Example]]) -> list[TokenizedRow]:
-        ready = {i: example.tokens for i, (_, example) in enumerate(examples) if example.tokens is not None}
-        texts = [(i, self._rendered(number, example)) for i, (number, example) in enumerate(examples) if i not in ready]
-        rows = dict(zip((i for i, _ in texts), self.tokenizer.rows([text for _, text in texts]), strict=True))
-        return [ready[i] if i in ready else rows[i] for i in range(len(examples))]
+    def inspect(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
+        """What becomes of each row, one by one; a row that would stop the run is told, not raised."""
+        found: list[Inspected] = []
+        pending: list[tuple[int, Example | None, Content]] = []
+        for number, row in zip(numbers, rows, strict=True):
+            example: Example | None = None
+            try:
+                examples = self.reader.read(row, number)
+                for example in examples:
+                    pending.append((number, example, self._content(number, example)))
+            except RowError as error:
+                found.append(Inspected(number, example, error, None, 0, 0, "", ()))
+                continue
+            if not examples:
+                pending.append((number, None, None))
+        whole, straddles = self._tokenized([content for _, _, content in pending])
+        kept, dropped = self._cut(whole, [(number, content) for number, _, content in pending])
+        for i, (number, example, content) in enumerate(pending):
+            notes = (*getattr(content, "notes", ()), *([STRADDLES] if straddles[i] else []))
+            length = int(whole.lengths[i])
+            cut = length - int(kept.lengths[i])
+            found.append(Inspected(number, example, None, kept.row(i), length, cut, dropped[i] or "", notes))
+        return sorted(found, key=lambda one: one.number)
 
-    def _rendered(self, number: int, example: Example) -> Rendered:
+    def _content(self, number: int, example: Example) -> Content:
+        if example.tokens is not None:
+            return example.tokens
         try:
             return self.renderer.render(example)
         except RowError as error:
@@ -61,113 +128,33 @@ class Pipeline:
             error.where = error.where or self.reader.where
             raise
 
-    def _append(self, columns: dict[str, list[Any]], number: int, row: TokenizedRow) -> None:
-        kept = truncate(row, self.max_length, self.truncation)
-        supervised = num_supervised(kept)
-        reason = ""
-        if not supervised:
-            reason = NOTHING_LEFT if num_supervised(row) else NOTHING_SUPERVISED
-        columns["input_ids"].append(kept.input_ids)
-        columns["labels"].append(kept.input_ids if kept.labels is None else kept.labels)
-        columns["weights"].append(kept.weights)
-        columns[_ROW].append(number)
-        columns[_IN].append(len(row.input_ids))
-        columns[_CUT].append(len(row.input_ids) - len(kept.input_ids))
-        columns[_SUPERVISED].append(supervised)
-        columns[_DROPPED].append(reason)
+    def _tokenized(self, contents: Sequence[Content]) -> tuple[TokenColumns, Any]:
+        texts = [content for content in contents if isinstance(content, Rendered)]
+        if len(texts) == len(contents):
+            return self.tokenizer.columns(texts)
+        ready = [content or TokenizedRow(()) for content in contents if not isinstance(content, Rendered)]
+        rendered, straddles = self.tokenizer.columns(texts)
+        where = np.argsort([not isinstance(content, Rendered) for content in contents], kind="stable")
+        back = np.argsort(where)
+        joined = TokenColumns.joined([rendered, TokenColumns.of(ready)]).select(back)
+        return joined, np.concatenate([straddles, np.zeros(len(ready), bool)])[back]
+
+    def _cut(
+        self, whole: TokenColumns, contents: Sequence[tuple[int, Content]]
+    ) -> tuple[TokenColumns, list[str | None]]:
+        kept = whole.truncated(self.max_length, self.truncation)
+        dropped: list[str | None] = [None] * len(contents)
+        before: Any = None
+        for i in np.flatnonzero(kept.num_supervised() == 0).tolist():
+            before = whole.num_supervised() if before is None else before
+            if contents[i][1] is None:
+                dropped[i] = NOTHING_MADE
+            else:
+                dropped[i] = NOTHING_LEFT if before[i] else NOTHING_SUPERVISED
+        return kept, dropped
 
 
-def prepare(dataset: Dataset, pipeline: Pipeline, *, name: str, num_proc: int | None = None) -> tuple[Dataset, Ledger]:
-    """A map-style data set as token rows, and the ledger of it.
-
-    Raises:
-        RowError: a row that cannot be used, with its number.
-        DataError: no row is left.
-    """
-    if len(dataset) == 0:
-        raise DataError("the data set has no rows.", where=name)
-    rows = dataset.map(
-        pipeline,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        num_proc=num_proc,
-        features=_features(),
-        load_from_cache_file=False,
-        desc=f"Preparing {name}",
-    )
-    ledger = _ledger(rows, name, pipeline.reader.label)
-    kept = rows.select([i for i, reason in enumerate(rows[_DROPPED]) if not reason]) if ledger.dropped else rows
-    if not ledger.rows_kept:
-        raise DataError(
-            f"no row is left: {'; '.join(ledger.lines()[1:])}.",
-            where=name,
-            fix="Raise max_length, or look at what is supervised.",
-        )
-    unused = ["weights"] if kept.data.column("weights").null_count == len(kept.data) else []
-    return kept.remove_columns([_ROW, _IN, _CUT, _SUPERVISED, _DROPPED, *unused]), ledger
-
-
-def prepare_stream(dataset: IterableDataset, pipeline: Pipeline) -> IterableDataset:
-    """A stream as token rows, made as they are read; rows without supervised tokens are left out."""
-
-    def kept(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
-        columns = pipeline(batch, numbers)
-        chosen = [i for i, reason in enumerate(columns[_DROPPED]) if not reason]
-        return {column: [columns[column][i] for i in chosen] for column in _COLUMNS}
-
-    return dataset.map(kept, batched=True, with_indices=True, remove_columns=columns_of(dataset))
-
-
-def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
-    """Column names, also of a stream whose features are not known."""
-    if dataset.column_names is not None:
-        return list(dataset.column_names)
-    first = next(iter(dataset), None)
-    if first is None:
-        raise DataError("the data set has no rows.")
-    return list(first)
-
-
-def _features() -> Features:
-    """The columns' types, said outright: a batch without weights would else decide that there are none."""
-    from datasets import Features, List, Value
-
-    tokens, number = List(Value("int32")), Value("int64")
-    return Features(
-        {
-            "input_ids": tokens,
-            "labels": tokens,
-            "weights": List(Value("float32")),
-            **dict.fromkeys((_ROW, _IN, _CUT, _SUPERVISED), number),
-            _DROPPED: Value("string"),
-        }
-    )
-
-
-def _ledger(rows: Dataset, name: str, label: str) -> Ledger:
-    table = {column: rows[column][:] for column in (_ROW, _IN, _CUT, _SUPERVISED, _DROPPED)}
-    dropped: dict[str, int] = {}
-    first: dict[str, int] = {}
-    for number, reason in zip(table[_ROW], table[_DROPPED], strict=True):
-        if reason:
-            dropped[reason] = dropped.get(reason, 0) + 1
-            first.setdefault(reason, number)
-    kept = [not reason for reason in table[_DROPPED]]
-    total = sum(table[_IN])
-    cut = sum(gone for gone, keep in zip(table[_CUT], kept, strict=True) if keep)
-    lost = sum(count for count, keep in zip(table[_IN], kept, strict=True) if not keep)
-    return Ledger(
-        name=name,
-        format=label,
-        rows_in=len(kept),
-        rows_kept=sum(kept),
-        rows_cut=sum(bool(gone) and keep for gone, keep in zip(table[_CUT], kept, strict=True)),
-        tokens_in=total,
-        tokens_kept=total - cut - lost,
-        tokens_cut=cut,
-        tokens_dropped=lost,
-        tokens_supervised=sum(count for count, keep in zip(table[_SUPERVISED], kept, strict=True) if keep),
-        dropped=dropped,
-        first_dropped=first,
-    )
+def rows_of(batch: pa.Table | Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """The rows of a batch as mappings."""
+    columns = batch if isinstance(batch, Mapping) else {name: batch.column(name).to_pylist() for name in batch.column_names}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

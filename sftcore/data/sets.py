@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 
+from sftcore.data.blocks import PackingPlan
+from sftcore.data.cache import find_or_make, wrapped
 from sftcore.data.format import RowReader, choose_format, reader_for, refuse_images
+from sftcore.data.keys import key_of
 from sftcore.data.ledger import Ledger
-from sftcore.data.prepare import Pipeline, columns_of, prepare, prepare_stream
+from sftcore.data.mapstyle import build
+from sftcore.data.prepare import Pipeline
 from sftcore.data.render import Renderer
+from sftcore.data.stream import columns_of, prepare_stream
 from sftcore.data.tokenize import Tokenizer
 from sftcore.errors import ConflictError, DataError, OptionTypeError
 from sftcore.registry import Bound
 from sftcore.types import Example, Formatter, Row
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
     from sftcore.run.setup import Setup
 
 
@@ -24,7 +33,8 @@ if TYPE_CHECKING:
 class DataPreparation:
     """Prepares the data sets of one run.
 
-    `ledgers` collects what became of the rows of map-style sets, `formats` which plugin read each set.
+    `ledgers` collects what became of the rows of map-style sets, `formats` which plugin read each set, `notes` what else
+    is to be said of them.
     """
 
     setup: Setup
@@ -33,6 +43,7 @@ class DataPreparation:
     formatting_func: Callable[[Row], Any] | None = None
     ledgers: list[Ledger] = field(factory=list)
     formats: dict[str, Bound] = field(factory=dict)
+    notes: list[str] = field(factory=list)
 
     def prepare_all(self, datasets: Any, name: str) -> Any:
         """One data set, or each member of a mapping of them."""
@@ -62,17 +73,21 @@ class DataPreparation:
                 fix='Pass dataset_kwargs={"skip_prepare_dataset": True} and let the transform return token rows.',
             )
         settings = self.setup.plan.settings
+        packing = self._packing(name)
         pipeline = self.pipeline(columns_of(dataset), name)
+        seed = settings["seed"] if settings.get("shuffle_dataset") else None
         if isinstance(dataset, IterableDataset):
-            stream = prepare_stream(dataset, pipeline)
-            return stream.shuffle(seed=settings["seed"]) if settings.get("shuffle_dataset") else stream
-        prepared, ledger = prepare(dataset, pipeline, name=name, num_proc=settings.get("dataset_num_proc"))
-        self.ledgers.append(ledger)
-        return prepared.shuffle(seed=settings["seed"]) if settings.get("shuffle_dataset") else prepared
+            self.notes.append(f"{name}: a stream, prepared as it is read; its rows are not counted")
+            source = dataset.shuffle(seed=seed) if packing and seed is not None else dataset
+            stream = prepare_stream(source, pipeline, packing=packing)
+            return stream.shuffle(seed=seed) if seed is not None else stream
+        prepared = self._built(dataset, pipeline, packing, name)
+        return prepared.shuffle(seed=seed) if seed is not None else prepared
 
     def pipeline(self, columns: list[str], name: str) -> Pipeline:
         """The way of a data set with these columns."""
         settings = self.setup.plan.settings
+        packing = self._packing(name)
         return Pipeline(
             reader=self._reader(columns, name),
             renderer=Renderer(
@@ -81,9 +96,56 @@ class DataPreparation:
                 assistant_only=bool(settings.get("assistant_only_loss")),
             ),
             tokenizer=Tokenizer(self.tokenizer),
-            max_length=self.max_length,
+            # what packing cuts in pieces is not cut before
+            max_length=None if packing and packing.strategy != "bfd" else self.max_length,
             truncation=settings.get("truncation_mode") or "keep_start",
         )
+
+    def _packing(self, name: str) -> PackingPlan | None:
+        """How this set is packed: an evaluation set as `eval_packing` says, else as the training set."""
+        settings = self.setup.plan.settings
+        wanted = settings.get("packing")
+        if name.startswith("eval") and settings.get("eval_packing") is not None:
+            wanted = settings["eval_packing"]
+        if not wanted:
+            return None
+        if self.max_length is None:
+            raise ConflictError(
+                "packing needs the length of a block, and max_length is None.",
+                where=name,
+                fix="Set max_length to the number of tokens in a block.",
+            )
+        seed = settings["seed"] if settings.get("shuffle_dataset") else None
+        return PackingPlan(settings.get("packing_strategy") or "bfd", self.max_length, seed)
+
+    def _built(self, dataset: Dataset, pipeline: Pipeline, packing: PackingPlan | None, name: str) -> Dataset:
+        """The set from the cache, or prepared and put there."""
+        settings = self.setup.plan.settings
+
+        def make(folder: Path | None) -> tuple[pa.Table, Ledger]:
+            num_proc = settings.get("dataset_num_proc")
+            return build(dataset, pipeline, name=name, packing=packing, num_proc=num_proc, folder=folder)
+
+        key = None
+        if settings.get("dataset_cache", True):
+            key = key_of(
+                dataset,
+                format=self.formatting_func if name not in self.formats else self.formats[name],
+                tokenizer=self.tokenizer,
+                settings=settings,
+                max_length=self.max_length,
+                packing=f"{packing.strategy}, shuffle seed {packing.shuffle_seed}" if packing else "",
+            )
+            if key is None:
+                self.notes.append(f"{name}: not cached, as the formatting function has no stable hash")
+        if key is None:
+            table, ledger = make(None)
+            self.ledgers.append(ledger)
+            return wrapped(table)
+        found = find_or_make(key, make)
+        self.notes.append(f"{name}: {found.note}")
+        self.ledgers.append(evolve(found.ledger, name=name))
+        return found.dataset
 
     def _reader(self, columns: list[str], name: str) -> RowReader:
         settings = self.setup.plan.settings

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from sftcore.data.columns import TokenColumns, offsets_of
 from sftcore.data.render import Rendered
 from sftcore.errors import ModelError
-from sftcore.types import Span, TokenizedRow
+from sftcore.types import IGNORED, Span
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
+    Array = np.ndarray[Any, Any]
+
+STRADDLES = "a token straddles the border of what is supervised, and counts"
 
 
 class Tokenizer:
@@ -23,50 +29,81 @@ class Tokenizer:
         self._special = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+        self._is_plain = _is_plain(tokenizer)
 
-    def rows(self, rendered: Sequence[Rendered]) -> list[TokenizedRow]:
-        """One row for each text, in order.
+    def columns(self, rendered: Sequence[Rendered]) -> tuple[TokenColumns, Array]:
+        """One row for each text, in order, and for each whether a token straddles a border: (rows,) bool.
 
         Raises:
             ModelError: spans are asked for and the tokenizer gives no offsets.
         """
-        rows: dict[int, TokenizedRow] = {}
-        for flag in (True, False):
-            chosen = [i for i, one in enumerate(rendered) if one.add_special_tokens is flag]
-            if chosen:
-                rows.update(zip(chosen, self._encode([rendered[i] for i in chosen], flag), strict=True))
-        return [rows[i] for i in range(len(rendered))]
+        flags = [one.add_special_tokens for one in rendered]
+        if any(flags) and not all(flags):
+            chosen = {flag: [i for i, one in enumerate(flags) if one is flag] for flag in (True, False)}
+            parts = [self.columns([rendered[i] for i in chosen[flag]]) for flag in (True, False)]
+            back = np.argsort([*chosen[True], *chosen[False]])
+            return TokenColumns.joined([columns for columns, _ in parts]).select(back), np.concatenate(
+                [straddles for _, straddles in parts]
+            )[back]
+        ids, encodings = self._encode([one.text for one in rendered], all(flags))
+        offsets = offsets_of([len(row) for row in ids])
+        flat = np.empty(offsets[-1], np.int32)
+        for row, start, stop in zip(ids, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            flat[start:stop] = row
+        return self._labelled(rendered, flat, offsets, encodings)
 
-    def _encode(self, rendered: Sequence[Rendered], add_special_tokens: bool) -> list[TokenizedRow]:
+    def _encode(self, texts: list[str], add_special_tokens: bool) -> tuple[list[list[int]], Sequence[Encoding] | None]:
+        if self._is_plain:
+            # What the tokenizer's own call does for a batch of texts, without building a dict of lists from each row
+            core: Any = self._tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+            core.no_truncation()
+            core.no_padding()
+            core.encode_special_tokens = bool(getattr(self._tokenizer, "split_special_tokens", False))
+            encodings = core.encode_batch(texts, add_special_tokens=add_special_tokens)
+            return [encoding.ids for encoding in encodings], encodings
         batch = self._tokenizer(
-            [one.text for one in rendered],
+            texts,
             add_special_tokens=add_special_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
-        ids: list[list[int]] = batch["input_ids"]
-        return [
-            TokenizedRow(row, row) if one.spans is None else self._labelled(batch, i, row, one.spans)
-            for i, (row, one) in enumerate(zip(ids, rendered, strict=True))
-        ]
+        return batch["input_ids"], batch.encodings
 
-    def _labelled(self, batch: Any, index: int, ids: list[int], spans: Sequence[Span]) -> TokenizedRow:
-        if not batch.encodings:
-            raise ModelError(
-                "masks need a fast tokenizer, and this one gives no offsets.",
-                fix="Convert it, or train on whole texts (completion_only_loss: false).",
-            )
-        labels = [IGNORED] * len(ids)
-        weights = [0.0] * len(ids) if any(span.weight != 1.0 for span in spans) else None
-        for span in spans:
-            first, last = token_range(batch.encodings[index], span)
-            if first < last and ids[first] in self._special and _begins_before(batch.encodings[index], first, span):
-                first += 1
-            labels[first:last] = ids[first:last]
-            if weights is not None:
-                weights[first:last] = [span.weight] * (last - first)
-        return TokenizedRow(ids, labels, weights)
+    def _labelled(
+        self, rendered: Sequence[Rendered], ids: Array, offsets: Array, encodings: Sequence[Encoding] | None
+    ) -> tuple[TokenColumns, Array]:
+        straddles = np.zeros(len(rendered), bool)
+        weighted = np.zeros(len(rendered), bool)
+        labels = ids.copy()
+        weights = None
+        for i, one in enumerate(rendered):
+            if one.spans is None:
+                continue
+            if not encodings:
+                raise ModelError(
+                    "masks need a fast tokenizer, and this one gives no offsets.",
+                    fix="Convert it, or train on whole texts (completion_only_loss: false).",
+                )
+            start, stop = int(offsets[i]), int(offsets[i + 1])
+            labels[start:stop] = IGNORED
+            weighted[i] = any(span.weight != 1.0 for span in one.spans)
+            if weighted[i]:
+                weights = np.ones(len(ids), np.float32) if weights is None else weights
+                weights[start:stop] = 0.0
+            for span in one.spans:
+                first, last = token_range(encodings[i], span)
+                if first == last:
+                    continue
+                if encodings[i].token_to_chars(first)[0] < span.start:
+                    if ids[start + first] in self._special:
+                        first += 1
+                    else:
+                        straddles[i] = True
+                labels[start + first : start + last] = ids[start + first : start + last]
+                if weighted[i]:
+                    weights[start + first : start + last] = span.weight  # type: ignore[index]
+        return TokenColumns(ids, labels, weights, offsets, weighted), straddles
 
 
 def token_range(encoding: Any, span: Span) -> tuple[int, int]:
@@ -81,7 +118,7 @@ def token_range(encoding: Any, span: Span) -> tuple[int, int]:
         return 0, 0
     backwards = range(span.end - 1, span.start - 1, -1)
     last = next(token for at in backwards if (token := encoding.char_to_token(at)) is not None)
-    while last + 1 < len(encoding.ids):
+    while last + 1 < len(encoding):
         chars = encoding.token_to_chars(last + 1)
         # tokens that the tokenizer added have no characters, or none of their own
         if chars is None or chars[0] >= span.end or chars[0] == chars[1]:
@@ -90,6 +127,12 @@ def token_range(encoding: Any, span: Span) -> tuple[int, int]:
     return first, last + 1
 
 
-def _begins_before(encoding: Any, token: int, span: Span) -> bool:
-    chars = encoding.token_to_chars(token)
-    return chars is not None and chars[0] < span.start
+def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer's call is that of its fast base class, so that its backend may be called directly."""
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    return (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and type(tokenizer)._encode_plus is PreTrainedTokenizerFast._encode_plus
+        and type(tokenizer).__call__ is PreTrainedTokenizerBase.__call__
+    )

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftcore import ConflictError, DataError, RowError, TokenizedRow
-from sftcore.data.prepare import NOTHING_LEFT, NOTHING_SUPERVISED
+from sftcore.data.columns import TokenColumns
+from sftcore.data.prepare import NOTHING_LEFT, NOTHING_MADE, NOTHING_SUPERVISED
 from sftcore.data.sets import DataPreparation
-from sftcore.data.truncate import num_supervised, truncate
 from sftcore.run.setup import set_up
 from sftcore.types import ModelRequest
 from tests.conftest import alpaca_rows
@@ -177,16 +177,58 @@ def test_preparation_warns_of_nothing(tokenizer):
         preparation(tokenizer).prepare(Dataset.from_list(alpaca_rows(2)), "train")
 
 
-@given(
-    labels=st.lists(st.sampled_from([-100, 1, 2]), min_size=1, max_size=20),
-    max_length=st.integers(1, 25),
-    mode=st.sampled_from(["keep_start", "keep_end"]),
-)
+@st.composite
+def token_rows(draw):
+    labels = draw(st.lists(st.lists(st.sampled_from([-100, 1, 2]), min_size=1, max_size=20), min_size=1, max_size=5))
+    return [TokenizedRow(list(range(len(one))), one) for one in labels]
+
+
+@given(rows=token_rows(), max_length=st.integers(1, 25), mode=st.sampled_from(["keep_start", "keep_end"]))
 @settings(deadline=None)
-def test_a_cut_keeps_ids_and_labels_side_by_side(labels, max_length, mode):
-    row = TokenizedRow(list(range(len(labels))), labels)
-    kept = truncate(row, max_length, mode)
-    assert len(kept.input_ids) == len(kept.labels) == min(max_length, len(labels))
-    assert [labels[token] for token in kept.input_ids] == list(kept.labels)
-    assert kept.input_ids == (row.input_ids[:max_length] if mode == "keep_start" else row.input_ids[-max_length:])
-    assert num_supervised(kept) == sum(label != -100 for label in list(kept.labels)[1:])
+def test_a_cut_keeps_ids_and_labels_side_by_side(rows, max_length, mode):
+    columns = TokenColumns.of(rows).truncated(max_length, mode)
+    for i, whole in enumerate(rows):
+        kept = columns.row(i)
+        assert len(kept.input_ids) == len(kept.labels) == min(max_length, len(whole.labels))
+        assert [whole.labels[token] for token in kept.input_ids] == kept.labels
+        wanted = whole.input_ids[:max_length] if mode == "keep_start" else whole.input_ids[-max_length:]
+        assert kept.input_ids == wanted
+        assert columns.num_supervised()[i] == sum(label != -100 for label in kept.labels[1:])
+
+
+def test_a_row_of_which_the_format_makes_nothing_is_counted(tokenizer):
+    data = preparation(tokenizer, formatting_func=lambda row: [row["text"]] if row["text"] else [])
+    prepared = data.prepare(Dataset.from_list([{"text": "hello"}, {"text": ""}]), "train")
+    assert len(prepared) == 1
+    assert data.ledgers[0].dropped_rows == {NOTHING_MADE: [1]}
+
+
+def test_every_row_is_told_what_becomes_of_it_and_none_stops_the_rest(tokenizer):
+    rows = alpaca_rows(4)
+    rows[1]["output"] = None
+    rows[2]["instruction"] = "x " * 50
+    pipeline = preparation(tokenizer, max_length=40).pipeline(list(rows[0]), "train")
+    good, refused, cut, last = pipeline.inspect(rows, [10, 11, 12, 13])
+    assert (good.number, good.error, good.dropped) == (10, None, "")
+    assert tokenizer.decode([token for token in good.row.labels if token != -100]) == "The answer is 0<|im_end|>"
+    assert (refused.row, str(refused.error)[:47]) == (None, 'train row 11: the column "output" is null. The ')
+    assert (cut.dropped, len(cut.row.input_ids)) == (NOTHING_LEFT, 40)
+    assert cut.tokens_in - cut.tokens_cut == 40
+    assert last.example.completion[0].content == "The answer is 3"
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_rows_come_out_in_order_whatever_the_number_of_processes(tokenizer, num_proc):
+    rows = Dataset.from_list(alpaca_rows(2100))
+    prepared = preparation(tokenizer, dataset_num_proc=num_proc, dataset_cache=False).prepare(rows, "train")
+    texts = tokenizer.batch_decode(prepared["input_ids"][:])
+    assert [f"The answer is {i}<|im_end|>\n" in text for i, text in enumerate(texts)] == [True] * 2100
+
+
+def test_tokens_are_those_of_the_tokenizers_own_call():
+    from tests.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer(bos=True)
+    texts = ["say hello", "wörld 🙂", "x"]
+    prepared = preparation(tokenizer).prepare(Dataset.from_dict({"text": texts}), "train")
+    assert prepared["input_ids"][:] == tokenizer([f"{text}<|im_end|>" for text in texts])["input_ids"]
