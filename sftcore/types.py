@@ -255,11 +255,18 @@ class AttentionBackend:
 
     `implementation` is a name in transformers' attention registry. `devices` ("cuda", "cpu") and `dtypes` ("bfloat16")
     are those it runs on; empty means all of them.
+
+    `boundaries` says that it keeps documents of a packed row apart by `cu_seq_lens_q` and `cu_seq_lens_k`, keyword
+    arguments of the model's forward; `calls`, if given, tells how often it has been called with them so far.
+    `deterministic` is False where the same inputs may give other last bits.
     """
 
     implementation: str
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
+    boundaries: bool = False
+    deterministic: bool = True
+    calls: Callable[[], int] | None = None
 
 
 @frozen
