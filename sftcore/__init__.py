@@ -9,7 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sftcore.chat_template_utils import get_training_chat_template, supports_tool_calling
+    from sftcore.collator import DataCollatorForLanguageModeling
     from sftcore.config import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
+    from sftcore.data_utils import (
+        apply_chat_template,
+        is_conversational,
+        is_conversational_from_value,
+        maybe_apply_chat_template,
+        maybe_convert_to_chatml,
+        pack_dataset,
+        prepare_multimodal_messages,
+    )
     from sftcore.errors import (
         CheckError,
         ConflictError,
@@ -22,6 +33,15 @@ if TYPE_CHECKING:
     )
     from sftcore.hookspecs import hookimpl
     from sftcore.plugin_class import plugin
+    from sftcore.run.progress import RichProgressCallback
+    from sftcore.script_arguments import (
+        DatasetConfig,
+        DatasetMixtureConfig,
+        ScriptArguments,
+        TrlParser,
+        get_dataset,
+        init_zero_verbose,
+    )
     from sftcore.trainer import SFTTrainer
     from sftcore.types import (
         AttentionBackend,
@@ -49,7 +69,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "chat_template_utils": ("get_training_chat_template", "supports_tool_calling"),
+    "collator": ("DataCollatorForLanguageModeling",),
     "config": ("ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config"),
+    "data_utils": (
+        "apply_chat_template",
+        "is_conversational",
+        "is_conversational_from_value",
+        "maybe_apply_chat_template",
+        "maybe_convert_to_chatml",
+        "pack_dataset",
+        "prepare_multimodal_messages",
+    ),
     "errors": (
         "CheckError",
         "ConflictError",
@@ -62,6 +93,15 @@ _WHERE = {
     ),
     "hookspecs": ("hookimpl",),
     "plugin_class": ("plugin",),
+    "run.progress": ("RichProgressCallback",),
+    "script_arguments": (
+        "DatasetConfig",
+        "DatasetMixtureConfig",
+        "ScriptArguments",
+        "TrlParser",
+        "get_dataset",
+        "init_zero_verbose",
+    ),
     "trainer": ("SFTTrainer",),
     "types": (
         "AttentionBackend",
@@ -90,9 +130,14 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 
 __all__ = [  # noqa: RUF022 - sorted by module, as above
     "__version__",
+    "get_training_chat_template", "supports_tool_calling", "DataCollatorForLanguageModeling",
     "ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config",
+    "apply_chat_template", "is_conversational", "is_conversational_from_value", "maybe_apply_chat_template",
+    "maybe_convert_to_chatml", "pack_dataset", "prepare_multimodal_messages",
     "CheckError", "ConflictError", "DataError", "ModelError", "PluginError", "RecipeError", "RowError", "SFTCoreError",
-    "hookimpl", "plugin", "SFTTrainer",
+    "hookimpl", "plugin", "RichProgressCallback",
+    "DatasetConfig", "DatasetMixtureConfig", "ScriptArguments", "TrlParser", "get_dataset", "init_zero_verbose",
+    "SFTTrainer",
     "AttentionBackend", "Collator", "Example", "Formatter", "LoadOptions", "LoadedModel", "LossFunction", "LossOutput",
     "Message", "ModelRequest", "Part", "PatchReport", "Plan", "Probe", "Problem", "Removable", "Row", "Selection",
     "Span", "TokenizedRow",

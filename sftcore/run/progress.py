@@ -57,7 +57,9 @@ class RichProgress(TrainerCallback):
             )
         if "loss" not in logs:
             return
-        figures = f"loss {float(logs['loss']):.4f}  accuracy {logs['mean_token_accuracy']:.3f}  {self._speed(logs)}"
+        figures = f"loss {float(logs['loss']):.4f}"
+        if "num_supervised_tokens" in logs:  # SFTTrainer logs them, other trainers do not
+            figures += f"  accuracy {logs['mean_token_accuracy']:.3f}  {self._speed(logs)}"
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step, figures=figures)
         else:
@@ -80,6 +82,13 @@ class RichProgress(TrainerCallback):
         seconds = max(now - then, 1e-9)
         per_second = (logs["num_tokens"] - tokens) / seconds
         return f"{per_second:,.0f} tokens/s ({(logs['num_supervised_tokens'] - supervised) / seconds:,.0f} supervised)"
+
+
+class RichProgressCallback(RichProgress):
+    """The same under TRL's name, on standard error: for the `callbacks` of any `transformers.Trainer`."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(stderr=True))
 
 
 def _clock(seconds: float) -> str:
