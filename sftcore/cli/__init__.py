@@ -11,6 +11,7 @@ import click
 _VERBS = {
     "quickstart": ("quickstart", "Fine-tune a small model on your machine and see it change."),
     "train": ("train", "Train what a recipe says."),
+    "check": ("check", "Report on a whole data set: what a run would make of it, and what is odd."),
     "preview": ("preview", "Show a row as the model will see it, with what is supervised."),
     "list-plugins": ("list_plugins", "Show what is installed, usable or missing, and why."),
     "explain": ("explain", "Show which plugin answers each hook of a run."),

@@ -4,40 +4,109 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
+from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from sftcore.run.preview import Preview, Segment
 
 
 @click.command("preview")
-@takes_recipe
+@takes_data
 @click.option("--row", default=0, show_default=True, type=click.IntRange(min=0), help="Which row, counted from 0.")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page instead.")
-def command(words: tuple[str, ...], block: tuple[str, ...], row: int, page: Path | None) -> None:
+def command(
+    words: tuple[str, ...],
+    model: str | None,
+    format_choice: str | None,
+    block: tuple[str, ...],
+    row: int,
+    page: Path | None,
+) -> None:
     """Show a row as the model will see it: what is supervised in colour, special tokens visible.
 
-    Takes what `train` takes; no weights are read. For example: sftcore preview model=… data=train.jsonl --row 3
+    Takes data or what `train` takes; no weights are read. With packing=true, row N is block N, with the borders of its
+    documents. For example: sftcore preview train.jsonl --model MODEL --row 3
     """
-    from sftcore.run.preview import as_page, preview
-
+    recipe = recipe_from_data(words, model, format_choice, block)
+    if recipe.model.name is None:
+        raise click.UsageError(
+            "Give the model whose tokenizer reads the row: --model HuggingFaceTB/SmolLM2-135M-Instruct"
+        )
     os.environ.setdefault("TQDM_DISABLE", "1")  # reading one row needs no bars
-    recipe = recipe_from(words, block)
+    from sftcore.run.preview import preview
+
     previews = preview(recipe, row)
     if page is not None:
+        from sftcore.run.preview_page import as_page
+
         page.write_text(as_page(previews, f"{recipe.data.train}"), encoding="utf-8")
         click.echo(f"written to {page}")
         return
 
     from rich.console import Console
-    from rich.text import Text
 
     console = Console()
     for one in previews:
-        console.print(one.caption, style="bold", highlight=False)
-        text = Text()
-        for segment in one.segments:
-            # without colours the borders must show all the same
-            shown = segment.text if console.color_system else f"«{segment.text}»"
-            text.append(shown if segment.weight else segment.text, "black on green" if segment.weight else "dim")
-        console.print(text, soft_wrap=True)
+        _show(console, one)
+
+
+def _show(console: Console, one: Preview) -> None:
+    from rich.text import Text
+
+    from sftcore.run.preview import CUT_SHOWN, visible
+    from sftcore.run.preview_page import border
+
+    console.print(Text(one.caption, "bold"))
+    if one.dropped:
+        console.print(Text(f"A run drops this row: {one.dropped}.", "yellow"))
+    for note in one.notes:
+        console.print(Text(visible(note), "yellow"), soft_wrap=True)
+    for index, document in enumerate(one.documents):
+        if one.capacity is not None:
+            console.print(Text(f"── {border(index, document, len(one.documents))}", "cyan"), soft_wrap=True)
+        show = _coloured if console.color_system else _plain
+        console.print(show(document.segments), soft_wrap=True)
+    if one.cut > CUT_SHOWN:
+        console.print(Text(f"{one.cut - CUT_SHOWN:,} more tokens are cut away.", "red"))
+
+
+def _coloured(segments: tuple[Segment, ...]) -> Text:
+    """Supervised green, with a weight below 1 yellow; special tokens inverse; what is cut struck through."""
+    from rich.text import Text
+
+    text = Text()
+    for segment in segments:
+        supervised = "black on green" if segment.weight == 1 else "black on yellow"
+        styles = [supervised if segment.weight else "dim"]
+        if segment.special:
+            styles.append("bold" if segment.weight else "reverse")
+        if segment.cut:
+            styles = ["red strike"]
+        text.append(segment.text, " ".join(styles))
+        if 0 < segment.weight < 1 and not segment.special and not segment.cut:
+            text.append(f"×{segment.weight:g}", "yellow")
+    return text
+
+
+def _plain(segments: tuple[Segment, ...]) -> Text:
+    """Without colours the borders show all the same: «supervised», «0.5: with its weight», [cut: …]."""
+    from itertools import groupby
+
+    from rich.text import Text
+
+    text = Text()
+    for cut, stretch in groupby(segments, key=lambda segment: segment.cut):
+        parts = []
+        for weight, group in groupby(stretch, key=lambda segment: segment.weight):
+            joined = "".join(segment.text for segment in group)
+            parts.append(joined if not weight else f"«{joined}»" if weight == 1 else f"«{weight:g}: {joined}»")
+        joined = "".join(parts)
+        text.append(f"[cut: {joined}]" if cut else joined)
+    return text

@@ -1,14 +1,18 @@
-"""The arguments that verbs taking a recipe share."""
+"""The arguments that verbs taking a recipe, or data in place of one, share."""
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import attrs
 import click
 
 from sftcore.recipe import Recipe, load_recipe
+from sftcore.types import ModelRequest
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,6 +23,18 @@ def takes_recipe(function: F) -> F:
     return click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")(block(function))
 
 
+def takes_data(function: F) -> F:
+    """Add `[DATA | RECIPE] [KEY=VALUE]... --model --format --block`; `format` is passed on as `format_choice`."""
+    for option in (
+        click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin."),
+        click.option("--format", "format_choice", metavar="FORMAT", help="Read the rows by this format, not by auto."),
+        click.option("--model", metavar="MODEL", help="Hub id, folder or .gguf file: its tokenizer is used."),
+        click.argument("words", nargs=-1, metavar="DATA|RECIPE [KEY=VALUE]..."),
+    ):
+        function = option(function)
+    return function
+
+
 def recipe_from(words: tuple[str, ...], block: tuple[str, ...]) -> Recipe:
     """The recipe that the words mean: an optional file first, then overrides."""
     if not words:
@@ -26,3 +42,39 @@ def recipe_from(words: tuple[str, ...], block: tuple[str, ...]) -> Recipe:
     first, rest = words[0], words[1:]
     is_file = "=" not in first or Path(first).is_file()
     return load_recipe(first, rest, block=block) if is_file else load_recipe(None, words, block=block)
+
+
+def recipe_from_data(
+    words: tuple[str, ...], model: str | None, format_choice: str | None, block: tuple[str, ...]
+) -> Recipe:
+    """The recipe that the words mean: a recipe file, or data (one file, pattern, folder or hub id, or several files).
+
+    Its model has no name where none is given.
+    """
+    data = list(itertools.takewhile(_is_no_override, words))
+    path = data.pop() if len(data) == 1 and _is_recipe(data[0]) else None
+    overrides = list(words[len(data) + (path is not None) :])
+    if not data and path is None and not any(word.startswith(("data=", "data.")) for word in overrides):
+        raise click.UsageError("Give data or a recipe first: train.jsonl, 'data/*.jsonl', owner/name, recipe.yaml")
+    given = [] if not data else [f"data={_as_yaml(data[0] if len(data) == 1 else data)}"]
+    if model is not None:
+        given.append(f"model={_as_yaml(model)}")
+    if format_choice is not None:
+        given.append(f"format={format_choice}")
+    if path is not None or any(word.startswith(("model=", "model.")) for word in (*given, *overrides)):
+        return load_recipe(path, [*given, *overrides], block=block)
+    recipe = load_recipe(None, ["model=none", *given, *overrides], block=block)
+    return attrs.evolve(recipe, model=ModelRequest())
+
+
+def _is_no_override(word: str) -> bool:
+    return "=" not in word or Path(word).exists()
+
+
+def _is_recipe(word: str) -> bool:
+    return word.lower().endswith((".yaml", ".yml")) or (Path(word).is_file() and not Path(word).suffix)
+
+
+def _as_yaml(value: str | list[str]) -> str:
+    """Quoted, as a path may hold what YAML reads otherwise: `*`, `#`, `: `."""
+    return json.dumps(value, ensure_ascii=False)

@@ -2,99 +2,279 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+import attrs
+from attrs import define, field, frozen
 
-from sftcore.errors import RecipeError
+from sftcore.data.report_format import FormatChoice, format_for
+from sftcore.errors import DataError, RecipeError
 from sftcore.recipe import Recipe
-from sftcore.types import TokenizedRow
+from sftcore.run.setup import Setup, check, set_up_recipe
+from sftcore.types import IGNORED, TokenizedRow
 
 if TYPE_CHECKING:
-    from sftcore.data.prepare import Pipeline
+    from datasets import Dataset
 
-IGNORED = -100
+    from sftcore.config import SFTConfig
+    from sftcore.data.load import Source
+    from sftcore.data.prepare import Inspected, Pipeline
+    from sftcore.data.sets import DataPreparation
+
+CUT_SHOWN = 200
+"""How many tokens of what max_length takes away are shown."""
+
+
+@frozen
+class Piece:
+    """The fewest tokens that make whole characters; `position` is that of the first of them in its document.
+
+    `weight` is 0 where the tokens are not supervised. `cut` pieces are taken away by max_length.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    position: int
+    weight: float = 0.0
+    special: bool = False
+    cut: bool = False
 
 
 @frozen
 class Segment:
-    """Neighbouring tokens that are all supervised, with one weight, or all not (weight 0)."""
+    """Neighbouring pieces that are alike."""
 
     text: str
     num_tokens: int
     weight: float
+    special: bool = False
+    cut: bool = False
+
+
+@frozen
+class Document:
+    """A document of a packed block, or the one of a row: where it begins there, and its pieces."""
+
+    start: int
+    length: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Pieces that are alike, joined."""
+        found = []
+        alike = itertools.groupby(self.pieces, key=lambda piece: (piece.weight, piece.special, piece.cut))
+        for (weight, special, cut), group in alike:
+            pieces = list(group)
+            text = "".join(piece.text for piece in pieces)
+            found.append(Segment(text, sum(len(piece.ids) for piece in pieces), weight, special, cut))
+        return tuple(found)
 
 
 @frozen
 class Preview:
-    """A row's segments. `cut` counts the tokens that max_length takes away; `example` numbers the row's examples."""
+    """A row, or a block of packed rows where `capacity` is its length. `example` numbers the examples of a row.
+
+    `cut` counts the tokens that max_length takes away, of which up to CUT_SHOWN are among the pieces. `dropped` is the
+    reason for which a run would leave the row out. `notes` are sentences about it.
+    """
 
     row: int
     example: int
-    segments: tuple[Segment, ...]
+    documents: tuple[Document, ...]
     cut: int = 0
+    dropped: str = ""
+    notes: tuple[str, ...] = ()
+    capacity: int | None = None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments of all documents."""
+        return tuple(segment for document in self.documents for segment in document.segments)
 
     @property
     def caption(self) -> str:
         """Row, tokens, supervised tokens, cut."""
-        total = sum(segment.num_tokens for segment in self.segments)
-        supervised = sum(segment.num_tokens for segment in self.segments if segment.weight)
+        total = sum(document.length for document in self.documents)
+        supervised = sum(segment.num_tokens for segment in self.segments if segment.weight and not segment.cut)
+        if self.capacity is not None:
+            count = len(self.documents)
+            return (
+                f"block {self.row}: {total} of {self.capacity} tokens in {count} document{'' if count == 1 else 's'}, "
+                f"{supervised} supervised"
+            )
         number = f"row {self.row}" + (f", example {self.example}" if self.example else "")
         cut = f", {self.cut} more cut away" if self.cut else ""
         return f"{number}: {total} tokens, {supervised} supervised{cut}"
 
 
+@define
+class Preparations:
+    """Makes the preparation of a recipe's data for a setup; the tokenizer is loaded once."""
+
+    recipe: Recipe
+    _args: SFTConfig | None = field(default=None, init=False)
+    _tokenizer: Any = field(default=None, init=False)
+
+    def __call__(self, setup: Setup) -> DataPreparation:
+        """The preparation, with all settings as a run has them.
+
+        Raises:
+            ModelError: the tokenizer cannot be loaded.
+        """
+        from sftcore.arguments import max_length_of, prepare_tokenizer
+        from sftcore.config import SFTConfig
+        from sftcore.data.sets import DataPreparation
+        from sftcore.model import load_processor
+        from sftcore.run.train import config_of
+
+        if self._args is None:
+            args = SFTConfig(**{**config_of(self.recipe), "output_dir": "unused"})
+            self._tokenizer = prepare_tokenizer(load_processor(setup.plan, setup.plugins), args)
+            self._args = args
+        setup = attrs.evolve(setup, plan=attrs.evolve(setup.plan, settings=self._args.to_settings()))
+        return DataPreparation(setup, self._tokenizer, max_length_of(self._args, self._tokenizer))
+
+
+# --- From a recipe to a row -----------------------------------------------------------------------------------------
 def preview(recipe: Recipe, row: int) -> list[Preview]:
-    """Row `row` of the training set, counted from 0, through the recipe's own pipeline.
+    """Row `row` of the training set, counted from 0, through the recipe's own pipeline; of packed sets block `row`.
+
+    Columns that no format reads are read by the mapping that a format suggests, and a note says so.
 
     Raises:
         RecipeError: there is no such row.
         SFTCoreError: whatever would stop the run at this row.
     """
-    from sftcore.arguments import max_length_of, prepare_tokenizer
-    from sftcore.config import SFTConfig
-    from sftcore.data.load import load
-    from sftcore.data.sets import DataPreparation
-    from sftcore.model import load_processor
-    from sftcore.run.train import check_recipe, config_of
+    from sftcore.data.load import inspect, load
 
-    checked = check_recipe(recipe)
-    args = SFTConfig(**{**config_of(recipe), "output_dir": "unused"})
-    tokenizer = prepare_tokenizer(load_processor(checked.setup.plan, checked.setup.plugins), args)
-    dataset = load(checked.train, recipe.data, recipe.data.split)
-    if not 0 <= row < len(dataset):
-        raise RecipeError(f"there is no row {row}.", where=checked.train.label, fix=f"Rows: 0 to {len(dataset) - 1}.")
-    data = DataPreparation(checked.setup, tokenizer, max_length_of(args, tokenizer))
-    pipeline = data.pipeline(dataset.column_names, checked.train.label)
-    return _through(pipeline, dataset[row], row, tokenizer)
+    setup = set_up_recipe(recipe)
+    check(setup)
+    source, choice = _looked_at(recipe, setup)
+    dataset = load(source or inspect(recipe.data.train, setup), recipe.data, recipe.data.split)
+    label = source.label if source else str(recipe.data.train)
+    choice = choice or format_for(setup, dataset.column_names, label)
+    notes = (f"Read by a suggested mapping; a run needs this line: {choice.line}",) if choice.line else ()
+    preparation = Preparations(recipe)(choice.setup)
+    if preparation.setup.plan.settings.get("packing"):
+        return [_block(preparation, dataset, row, label, notes)]
+    _refuse_beyond(row, len(dataset), "row", label)
+    pipeline = preparation.pipeline(dataset.column_names, label)
+    return _row(pipeline, dataset[row], row, preparation.tokenizer, notes)
 
 
-def _through(pipeline: Pipeline, values: dict[str, Any], row: int, tokenizer: Any) -> list[Preview]:
-    columns = pipeline({name: [value] for name, value in values.items()}, [row])
-    parts = zip(columns["input_ids"], columns["labels"], columns["weights"], columns["_tokens_cut"], strict=True)
+def _looked_at(recipe: Recipe, setup: Setup) -> tuple[Source | None, FormatChoice | None]:
+    """Local files that can be sampled, refused while everything is light, and their format."""
+    from sftcore.data.files import first_rows, local_files
+    from sftcore.data.load import SAMPLE, inspect
+
+    files = local_files(recipe.data.train)
+    sample = first_rows(files, SAMPLE) if files else []
+    if files is None or not sample:
+        return None, None
+    choice = format_for(setup, list(dict.fromkeys(key for _, row in sample for key in row)), files.label)
+    return inspect(recipe.data.train, choice.setup), choice
+
+
+def _refuse_beyond(row: int, count: int, unit: str, label: str) -> None:
+    if not 0 <= row < count:
+        raise RecipeError(f"there is no {unit} {row}.", where=label, fix=f"{unit.title()}s: 0 to {count - 1}.")
+
+
+def _row(pipeline: Pipeline, values: dict[str, Any], row: int, tokenizer: Any, notes: tuple[str, ...]) -> list[Preview]:
+    kept = pipeline.inspect([values], [row])
+    whole = attrs.evolve(pipeline, max_length=None).inspect([values], [row])
+    from_end = pipeline.truncation == "keep_end"
     return [
-        Preview(row, i, tuple(_segments(TokenizedRow(ids, labels, weights), tokenizer)), cut)
-        for i, (ids, labels, weights, cut) in enumerate(parts)
+        _example(i, one, full, tokenizer, from_end, notes)
+        for i, (one, full) in enumerate(zip(kept, whole, strict=True))
     ]
 
 
-def _segments(row: TokenizedRow, tokenizer: Any) -> list[Segment]:
-    labels = row.labels or row.input_ids
+def _example(
+    index: int, one: Inspected, full: Inspected, tokenizer: Any, from_end: bool, notes: tuple[str, ...]
+) -> Preview:
+    if one.error is not None:
+        raise one.error
+    assert one.row is not None
+    assert full.row is not None
+    length = len(one.row.input_ids)
+    pieces = pieces_of(one.row, tokenizer)
+    if one.tokens_cut:
+        gone = (
+            slice(max(one.tokens_cut - CUT_SHOWN, 0), one.tokens_cut) if from_end else slice(length, length + CUT_SHOWN)
+        )
+        cut = [attrs.evolve(piece, cut=True) for piece in pieces_of(_part(full.row, gone), tokenizer, gone.start)]
+        pieces = [*cut, *pieces] if from_end else [*pieces, *cut]
+    document = Document(0, length, tuple(pieces))
+    return Preview(one.number, index, (document,), one.tokens_cut, one.dropped, (*notes, *map(_sentence, one.notes)))
+
+
+def _sentence(note: str) -> str:
+    return f"{note[:1].upper()}{note[1:]}."
+
+
+def _block(preparation: DataPreparation, dataset: Dataset, row: int, label: str, notes: tuple[str, ...]) -> Preview:
+    try:
+        blocks = preparation.prepare(dataset, "train_dataset")
+    except DataError as error:
+        # the preparation knows the set by its argument, the user by its file
+        error.where = error.where.replace("train_dataset", label)
+        raise
+    _refuse_beyond(row, len(blocks), "block", label)
+    block = blocks[row]
+    whole = TokenizedRow(block["input_ids"], block["labels"], block.get("weights"))
+    documents, start = [], 0
+    for length in block["seq_lengths"]:
+        pieces = pieces_of(_part(whole, slice(start, start + length)), preparation.tokenizer)
+        documents.append(Document(start, length, tuple(pieces)))
+        start += length
+    return Preview(row, 0, tuple(documents), notes=notes, capacity=preparation.max_length)
+
+
+def _part(row: TokenizedRow, part: slice) -> TokenizedRow:
+    labels = None if row.labels is None else row.labels[part]
+    return TokenizedRow(row.input_ids[part], labels, None if row.weights is None else row.weights[part])
+
+
+# --- From tokens to text --------------------------------------------------------------------------------------------
+def pieces_of(row: TokenizedRow, tokenizer: Any, start: int = 0) -> list[Piece]:
+    """The tokens of one document as text; `start` is the position of the first."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    labels = row.input_ids if row.labels is None else row.labels
     weights: Sequence[float] = row.weights or [1.0] * len(row.input_ids)
-    tokens = [
-        (token, 0.0 if label == IGNORED else weight)
-        for token, label, weight in zip(row.input_ids, labels, weights, strict=True)
-    ]
-    tokens[0] = (tokens[0][0], 0.0)  # nothing stands before the first token to predict it from
-    segments = []
-    for weight, group in itertools.groupby(tokens, key=lambda pair: pair[1]):
-        ids = [token for token, _ in group]
-        segments.append(Segment(visible(tokenizer.decode(ids, skip_special_tokens=False)), len(ids), weight))
-    return segments
+    pieces = []
+    for first, last, text in _texts(row.input_ids, tokenizer):
+        ids = tuple(row.input_ids[first:last])
+        # nothing stands before the first token of a document to predict it from
+        counted = [i for i in range(first, last) if labels[i] != IGNORED and start + i > 0]
+        weight = max((float(weights[i]) for i in counted), default=0.0)
+        pieces.append(Piece(visible(text), ids, start + first, weight, ids[0] in special))
+    return pieces
+
+
+def _texts(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int, str]]:
+    """The fewest tokens from `first` to `last` (exclusive) that end with a whole character, with their text.
+
+    Decoded together with the piece before, since some tokenizers drop the space in front of a text.
+    """
+
+    def decoded(tokens: Sequence[int]) -> str:
+        text: str = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    before = first = 0
+    for last in range(1, len(ids) + 1):
+        context, text = decoded(ids[before:first]), decoded(ids[before:last])
+        # half a character is decoded as U+FFFD; a character has at most four bytes
+        if text.endswith("\ufffd") and last - first < 4 and last < len(ids):
+            continue
+        yield first, last, text[len(context) :]
+        before, first = first, last
 
 
 def visible(text: str) -> str:
@@ -105,37 +285,7 @@ def visible(text: str) -> str:
     """
     return "".join(
         char
-        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf")
-        else char.encode("unicode_escape").decode()
+        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs")
+        else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
     )
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.6 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-pre {{ font: 14px/1.6 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4;
-  border: 1px solid #ddd; border-radius: 6px; padding: 1rem; color: #666 }}
-mark {{ background: #c8ecc8; color: #114411; border-radius: 3px }}
-h2 {{ font-size: 1rem; font-weight: 600 }}
-</style>
-<h1>{title}</h1>
-<p><mark>Marked</mark> text is supervised: the model is trained to produce it. The rest is context.</p>
-{rows}
-</html>
-"""
-
-
-def as_page(previews: Sequence[Preview], title: str) -> str:
-    """A self-contained HTML page."""
-    rows = []
-    for one in previews:
-        text = "".join(
-            f'<mark title="weight {segment.weight:g}">{html.escape(segment.text)}</mark>'
-            if segment.weight
-            else html.escape(segment.text)
-            for segment in one.segments
-        )
-        rows.append(f"<h2>{html.escape(one.caption)}</h2>\n<pre>{text}</pre>")
-    return _PAGE.format(title=html.escape(title), rows="\n".join(rows))

@@ -8,7 +8,8 @@ import pytest
 
 from sftcore import RecipeError
 from sftcore.recipe import load_recipe
-from sftcore.run.preview import as_page, preview
+from sftcore.run.preview import preview
+from sftcore.run.preview_page import as_page
 from tests.conftest import alpaca_rows
 from tests.trainer.test_command_line import sftcore
 

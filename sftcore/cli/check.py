@@ -1,0 +1,212 @@
+"""`sftcore check`: a report of a whole data set without training."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
+
+if TYPE_CHECKING:
+    from sftcore.data.report import SetReport
+    from sftcore.data.report_findings import Finding, Place
+    from sftcore.recipe import Recipe
+
+SCHEMA = 1
+"""Version of what `--json` prints; docs/how-to/check-your-data.md describes it."""
+
+_BAR = 40
+_INDENT = " " * 9
+_DETAILED = 3
+"""How many rows of a finding are shown with what is the matter with each."""
+_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
+
+
+@click.command("check")
+@takes_data
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (schema: docs/how-to/check-your-data.md).")
+def command(
+    words: tuple[str, ...], model: str | None, format_choice: str | None, block: tuple[str, ...], as_json: bool
+) -> None:
+    """Report on a whole data set: what a run would make of it, and what is odd about it. Nothing is trained.
+
+    DATA is a file, a quoted pattern, a folder or a hub id; a RECIPE brings model and settings along. Without a model
+    characters are counted in place of tokens. Exit code 1 where something would stop or spoil the run.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    reports = list(_reports(recipe_from_data(words, model, format_choice, block)))
+    errors, warnings = (sum(report.count(severity) for report in reports) for severity in ("error", "warning"))
+    if as_json:
+        sets = [report.as_dict() for report in reports]
+        click.echo(json.dumps({"schema": SCHEMA, "sets": sets, "errors": errors, "warnings": warnings}, indent=2))
+    else:
+        for report in reports:
+            for line in _lines(report):
+                click.echo(line)
+        click.echo(f"{_num(errors, 'error')}, {_num(warnings, 'warning')}")
+    sys.exit(1 if errors else 0)
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+def _reports(recipe: Recipe) -> Iterator[SetReport]:
+    """The training set's report, and the evaluation set's where the recipe names one."""
+    from sftcore.data.report import Reporter
+    from sftcore.data.report_inspect import Inspectors
+    from sftcore.run.preview import Preparations
+    from sftcore.run.setup import check, set_up
+    from sftcore.types import KINDS
+
+    named = recipe.model.name is not None
+    without = () if named else [kind for kind in KINDS if kind != "format"]
+    setup = set_up(
+        recipe.chosen, recipe.training, recipe.model, where=recipe.place, block=recipe.block, without=without
+    )
+    check(setup)
+    prepare = Preparations(recipe) if named else None
+    training = None
+    for name, source, split in (
+        ("train", recipe.data.train, recipe.data.split),
+        ("eval", recipe.data.eval, recipe.data.eval_split),
+    ):
+        if source is not None:
+            label = source if isinstance(source, str) else ", ".join(source)
+            reporter = Reporter(name, label, Inspectors(setup, prepare), recipe.model.name, training, _progress())
+            _read(reporter, source, recipe, split)
+            if reporter.progress is not None:
+                click.echo("\r\x1b[K", nl=False, err=True)
+            training = reporter.seen
+            yield reporter.report()
+
+
+def _read(reporter: Any, source: str | tuple[str, ...], recipe: Recipe, split: str) -> None:
+    from sftcore.data.files import local_files
+    from sftcore.data.report_findings import Place
+    from sftcore.data.report_read import Raw, raw_rows
+    from sftcore.errors import DataError
+
+    try:
+        files = local_files(source)
+    except DataError as error:
+        reporter.findings.add("unreadable", Place(file=error.where), what=error.what, fix=error.fix)
+        return
+    if files is not None:
+        for path in files.paths:
+            reporter.read(str(path), raw_rows(path, files.builder))
+        return
+    from sftcore.data.load import Source, load
+
+    label = str(source)
+    reporter.read(label, map(Raw, load(Source(label, None), recipe.data, split)))
+
+
+def _progress() -> Any:
+    if not sys.stderr.isatty():
+        return None
+    return lambda rows: click.echo(f"\r\x1b[K{rows:,} rows", nl=False, err=True)
+
+
+# --- Showing --------------------------------------------------------------------------------------------------------
+def _lines(report: SetReport) -> Iterator[str]:
+    from sftcore.run.preview import visible
+
+    yield click.style(visible(f"{report.name}: {report.source}"), bold=True)
+    for file in report.files if len(report.files) > 1 else ():
+        yield visible(f"  {'file':<14} {file.path}: {_num(file.rows, 'row')}, {file.format or 'no format'}")
+    for name, text in _facts(report):
+        yield visible(f"  {name:<14} {text}")
+    yield ""
+    yield from _histogram(report)
+    for finding in report.findings:
+        yield from _finding(finding, several=len(report.files) > 1)
+    if report.findings:
+        yield ""
+
+
+def _facts(report: SetReport) -> Iterator[tuple[str, str]]:
+    formats = list(dict.fromkeys(file.format for file in report.files if file.format))
+    if formats:
+        yield "format", ", ".join(formats) + (" (suggested, see below)" if report.suggested else "")
+    if report.model is not None:
+        at = f", max_length {report.max_length:,}" if report.max_length is not None else ""
+        yield "model", f"{Path(report.model).name}{at}"
+    rows = report.rows
+    parts = [f"{rows.read:,} read", f"{rows.broken:,} broken", f"{rows.refused:,} refused"]
+    if report.tokens is not None:
+        parts += [f"{rows.dropped:,} dropped", f"{rows.kept:,} kept", f"{rows.cut:,} of them cut"]
+    yield "rows", ", ".join(parts)
+    if (tokens := report.tokens) is not None:
+        share = f" ({tokens.supervised / tokens.kept:.1%} of them)" if tokens.kept else ""
+        yield (
+            "tokens",
+            f"{tokens.all:,} in, {tokens.cut:,} cut, {tokens.dropped:,} dropped, {tokens.kept:,} kept, "
+            f"{tokens.supervised:,} supervised{share}",
+        )
+    unit = "tokens" if report.tokens is not None else "characters"
+    total = sum(getattr(role, unit) for role in report.roles.values())
+    if total:
+        shares = (f"{name} {getattr(role, unit) / total:.1%}" for name, role in report.roles.items())
+        yield f"{unit} of", ", ".join(shares)
+    if report.packing is not None:
+        packing = report.packing
+        blocks = f"{packing.blocks:,} blocks of {report.max_length:,} tokens, {packing.fill:.1%} filled"
+        yield "packing", f"would make {blocks} ({packing.strategy})"
+
+
+def _histogram(report: SetReport) -> Iterator[str]:
+    lengths = report.lengths
+    if lengths is None:
+        return
+    quantiles = ", ".join(f"{name} {value:,}" for name, value in lengths.quantiles.items())
+    yield f"  {lengths.unit} a row: {quantiles}"
+    longest = max(one.rows for one in lengths.histogram)
+    width = max(len(f"{one.start:,}") for one in lengths.histogram)
+    marked = report.max_length if lengths.unit == "tokens" else None
+    if marked is not None and marked > lengths.quantiles["max"]:
+        yield f"  max_length is {marked:,}: no row is longer"
+        marked = None
+    for one in lengths.histogram:
+        end = f"{one.end - 1:,}" if one.end is not None else "…"
+        bar = "█" * round(_BAR * one.rows / longest) or ("▏" if one.rows else "")
+        inside = marked is not None and one.start <= marked and (one.end is None or marked < one.end)
+        yield f"  {one.start:>{width},} – {end:<{width}} {bar} {one.rows:,}" + (" ← max_length" if inside else "")
+    if marked is not None and marked < lengths.histogram[0].start:
+        yield f"  max_length is {marked:,}: every row is longer"
+    yield ""
+
+
+def _finding(finding: Finding, *, several: bool) -> Iterator[str]:
+    from sftcore.run.preview import visible
+
+    label = click.style(f"{finding.severity:<9}", fg=_COLOURS[finding.severity], bold=True)
+    count = "" if all(place.row is None for place in finding.rows) else f" ({_num(finding.count, 'row')})"
+    yield label + visible(f"{finding.id}{count}: {finding.what}")
+    detailed = [place for place in finding.rows if place.row is None or place.detail][:_DETAILED]
+    for place in detailed:
+        if text := _place(place, several=several):
+            yield visible(f"{_INDENT}{text}")
+    numbers = [str(place.row) for place in finding.rows if place not in detailed and place.row is not None]
+    more = f" … and {finding.count - len(finding.rows):,} more" if finding.count > len(finding.rows) else ""
+    if numbers or more:
+        yield f"{_INDENT}{'and ' if detailed else ''}rows {', '.join(numbers)}{more}"
+    if finding.fix:
+        yield visible(f"{_INDENT}→ {finding.fix}")
+
+
+def _place(place: Place, *, several: bool) -> str:
+    """`row 3 (line 4): detail`, with the file where there are several."""
+    if place.row is None:
+        where = f"{place.file} line {place.line}" if place.line is not None else place.file if several else ""
+    else:
+        line = f" (line {place.line})" if place.line is not None else ""
+        where = f"{place.file} row {place.row}{line}" if several else f"row {place.row}{line}"
+    return ": ".join(filter(None, [where, place.detail]))
+
+
+def _num(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

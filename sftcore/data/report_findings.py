@@ -1,0 +1,119 @@
+"""What a report can find: every finding has an id that stays, a severity, and the rows that it concerns."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from attrs import define, evolve, field, frozen
+
+Severity: TypeAlias = Literal["error", "warning", "info"]
+
+SHOWN = 10
+"""How many places of a finding are kept."""
+_REASONS = 30
+"""How many different texts one id may have; further ones are counted together."""
+
+# id: severity, what it is (empty: said by each finding), how to mend it.
+KINDS: dict[str, tuple[Severity, str, str]] = {
+    "unreadable": ("error", "", ""),
+    "no-rows": ("error", "there are no rows.", "Give a file with at least one row."),
+    "broken-json": ("error", "", "Mend or delete the line."),
+    "broken-csv": ("error", "", "Mend or delete the line."),
+    "not-a-row": ("error", "", ""),
+    "not-utf8": ("error", "", "Save the file as UTF-8."),
+    "bom": ("error", "", ""),
+    "lone-surrogate": ("error", "", ""),
+    "no-format": ("error", "", ""),
+    "mixed-formats": ("error", "", "Check and train the files apart, or give them the same columns."),
+    "tokenizer": ("error", "", ""),
+    "null-content": ("error", "", "Fill it, or drop the row."),
+    "unknown-role": ("error", "", ""),
+    "refused": ("error", "", ""),
+    "missing-answer": ("error", "nothing is answered.", "Drop the row, or give it an answer."),
+    "nothing-left": ("error", "no row is left to train on.", "Mend what is said above."),
+    "format-suggested": ("warning", "", ""),
+    "cut": ("warning", "", "Raise max_length, or split these rows."),
+    "dropped": ("warning", "", "Look at one with: sftcore preview DATA --model M --row N."),
+    "duplicate-rows": ("warning", "the same as an earlier row.", "Keep one of each."),
+    "same-prompt": (
+        "warning",
+        "the same prompt as an earlier row, with another answer.",
+        "See whether both are meant.",
+    ),
+    "also-in-training": ("warning", "the same as a row that is trained on.", "Take it out of one of the two sets."),
+    "two-in-a-row": ("warning", "one role speaks twice in a row.", "Join the turns, or see what is missing between."),
+    "assistant-first": ("warning", "the assistant speaks first.", "Many templates refuse it; drop the turn."),
+    "system-not-first": ("warning", "a system turn behind others.", "Put it in front; many templates refuse it."),
+    "tool-without-call": ("warning", "a tool answers what nobody called.", "Add the assistant's call before it."),
+    "ends-unanswered": ("warning", "the conversation ends without an answer.", "Drop what follows the last answer."),
+    "empty-turn": ("warning", "a turn without words.", "Drop the turn or the row."),
+    "long-turn": ("warning", "", "Split it, or see whether it belongs here."),
+    "huge-row": ("warning", "much longer than the others.", "See whether it belongs here."),
+    "replacement-character": ("warning", "characters that were lost (U+FFFD).", "Read the source again as UTF-8."),
+    "mojibake": ("warning", "UTF-8 that was read as Windows-1252.", "Read the source again as UTF-8."),
+    "control-characters": ("warning", "control characters.", "Remove them."),
+    "bom-inside": ("warning", "a byte-order mark inside a text.", "Remove it."),
+    "special-tokens": (
+        "warning",
+        "the tokenizer's special tokens inside a message: the model reads them as structure.",
+        "Remove or rewrite them.",
+    ),
+    "special-tokens-in-texts": (
+        "info",
+        "the tokenizer's special tokens stand in the text.",
+        "Fine if you put them there.",
+    ),
+    "html-entities": ("info", "HTML entities.", "Unescape them if the data are no HTML."),
+    "invisible-characters": ("info", "zero-width, direction or tag characters.", "See whether they are meant."),
+    "sparse-columns": ("info", "", ""),
+    "note": ("info", "", ""),
+}
+
+
+@frozen
+class Place:
+    """A row that a finding concerns: its number in the data set from 0, its file, its line there from 1."""
+
+    row: int | None = None
+    file: str = ""
+    line: int | None = None
+    detail: str = ""
+
+
+@frozen
+class Finding:
+    """One finding: `count` rows (or files) have it, `rows` are the first of them."""
+
+    id: str
+    severity: Severity
+    what: str
+    fix: str
+    count: int = 0
+    rows: tuple[Place, ...] = ()
+
+
+@define
+class Findings:
+    """Collects findings; a row counts once for each."""
+
+    _found: dict[tuple[str, str], Finding] = field(factory=dict)
+    _last: dict[tuple[str, str], Place] = field(factory=dict)
+
+    def add(self, kind: str, place: Place, *, what: str = "", fix: str = "") -> None:
+        """Count one more place; `what` and `fix` stand in for those of the kind."""
+        severity, general, mend = KINDS[kind]
+        key = kind, what or general
+        if key not in self._found and sum(one == kind for one, _ in self._found) >= _REASONS:
+            key = kind, "further reasons."
+        found = self._found.get(key) or Finding(kind, severity, key[1], fix or mend)
+        last = self._last.get(key)
+        if last is not None and place.row is not None and (last.row, last.file) == (place.row, place.file):
+            return
+        self._last[key] = place
+        rows = (*found.rows, place) if len(found.rows) < SHOWN else found.rows
+        self._found[key] = evolve(found, count=found.count + 1, rows=rows)
+
+    def all(self) -> tuple[Finding, ...]:
+        """Errors first, then warnings, then the rest; each in the order of the kinds."""
+        kinds = list(KINDS)
+        return tuple(sorted(self._found.values(), key=lambda one: (kinds.index(one.id), -one.count)))
