@@ -43,6 +43,12 @@ def model_request(model: Any, args: SFTConfig, quantization_config: Any) -> Mode
 
 
 def set_up_trainer(request: ModelRequest, args: SFTConfig, peft_config: Any, data_collator: Any) -> Setup:
+    if data_collator is not None and args.padding_free:
+        raise ConflictError(
+            "padding_free is a collator, and you pass a data_collator of your own.",
+            where="SFTTrainer",
+            fix="Drop one of the two.",
+        )
     without = [*(["loader"] if request.name is None else []), *(["collator"] if data_collator is not None else [])]
     return set_up(
         parse_plugins(mapping_of(args.plugins, "plugins"), where="SFTConfig.plugins"),

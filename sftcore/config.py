@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 
+_OLDER_STRATEGIES = {"bfd-requeue": "bfd_split"}
+
+
 @dataclass
 class SFTConfig(TrainingArguments):
     """Settings of a run: the fields of `transformers.TrainingArguments`, and those below."""
@@ -59,6 +62,8 @@ class SFTConfig(TrainingArguments):
     """{"skip_prepare_dataset": True} hands the data to the collator as they are."""
     dataset_num_proc: int | None = None
     """Processes that prepare map-style data."""
+    dataset_cache: bool = True
+    """Keep prepared map-style data under the hash of all that they are made from (folder: $SFTCORE_CACHE)."""
     eos_token: str | None = None
     """The token that ends a turn or text, set on tokenizer, model and generation configuration."""
     max_length: int | None = 1024
@@ -68,11 +73,11 @@ class SFTConfig(TrainingArguments):
     shuffle_dataset: bool = False
     """Shuffle the data with the run's seed when they are prepared."""
     packing: bool = False
-    """Put several sequences into one row."""
+    """Put several documents into one row of `max_length` tokens; that they do not read each other is proven at start."""
     packing_strategy: str = "bfd"
-    """How: bfd, bfd_split or wrapped."""
+    """bfd (best fit, longest first, rows cut to max_length before), bfd_split (long rows in pieces) or wrapped (in order)."""
     padding_free: bool = False
-    """Flatten each batch into one row."""
+    """Lay the rows of each batch end to end in one, without padding."""
     pad_to_multiple_of: int | str | None = "auto"
     """Pad batches to a multiple of this; "auto" and None: to the longest row."""
     eval_packing: bool | None = None
@@ -108,6 +113,12 @@ class SFTConfig(TrainingArguments):
         for name, instead in (("pad_token", "tokenizer.pad_token"), ("label_smoothing_factor", "a loss plugin")):
             if getattr(self, name):
                 warnings.warn(f"{name} is deprecated, use {instead}.", FutureWarning, stacklevel=3)
+        if self.packing_strategy in _OLDER_STRATEGIES:
+            current = _OLDER_STRATEGIES[self.packing_strategy]
+            warnings.warn(
+                f'packing_strategy "{self.packing_strategy}" is now "{current}".', FutureWarning, stacklevel=3
+            )
+            self.packing_strategy = current
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns

@@ -37,7 +37,7 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         ConflictError: two plugins, or a plugin and the user, want different values for one argument.
         ModelError: it cannot be loaded.
     """
-    attention = _attention(plan, plugins)
+    attention = attention_of(plan, plugins)
     options = merged_options(plan, plugins, attention)
     try:
         loaded: LoadedModel = plugins.one("load_model", request=plan.model, options=options)
@@ -63,7 +63,7 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
     return attrs.evolve(loaded, processor=processor, notes=notes)
 
 
-def _attention(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, AttentionBackend] | None:
+def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, AttentionBackend] | None:
     """The attention of the run and who chose it; None where no plugin has one."""
     chosen = plugins.answers("attention_backend")
     return (chosen[0].selection, plugins.one("attention_backend", request=plan.model)) if chosen else None
@@ -75,7 +75,7 @@ def refuse_unsupported(plan: Plan, plugins: ActivePlugins, dtype: str, device: s
     Raises:
         ModelError: with what it declares.
     """
-    attention = _attention(plan, plugins)
+    attention = attention_of(plan, plugins)
     if attention is None:
         return
     selection, backend = attention
@@ -90,7 +90,7 @@ def refuse_unsupported(plan: Plan, plugins: ActivePlugins, dtype: str, device: s
 def adopt_model(model: Any, processor: Any, plan: Plan, plugins: ActivePlugins) -> LoadedModel:
     """A ready model object; an attention that was chosen explicitly is set on it, the default leaves it as it is."""
     notes: tuple[str, ...] = ()
-    attention = _attention(plan, plugins)
+    attention = attention_of(plan, plugins)
     if attention is not None and not attention[0].default:
         model.set_attn_implementation(attention[1].implementation)
         notes = (f"attention of the given model set to {attention[1].implementation}",)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftcore.errors import RecipeError
-from sftcore.types import ModelRequest, Plan, Probe, Problem
+from sftcore.errors import RecipeError, nearest
+from sftcore.types import PACKING_STRATEGIES, ModelRequest, Plan, Probe, Problem
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.safetensors.index.json")
@@ -77,6 +77,16 @@ def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if given(name) is not None and given(name) < 1:
             yield Problem(f"{name} is {given(name)}.", fix="It is at least 1.")
+    if (given("packing") or given("eval_packing")) and max_length is None and "max_length" in settings:
+        yield Problem(
+            "packing needs the length of a block, and max_length is null.", fix="Set max_length to a block's tokens."
+        )
+    strategy = given("packing_strategy")
+    if strategy not in (None, *PACKING_STRATEGIES):
+        yield Problem(
+            f'packing_strategy "{strategy}" is not known.{nearest(str(strategy), PACKING_STRATEGIES)}',
+            fix=f"Use one of: {', '.join(PACKING_STRATEGIES)}.",
+        )
     kwargs = given("gradient_checkpointing_kwargs") or given("activation_checkpointing_kwargs")
     if isinstance(kwargs, Mapping) and kwargs.get("selective"):
         yield Problem('gradient_checkpointing_kwargs: "selective" is not supported by this version.', fix="Remove it.")
@@ -85,5 +95,5 @@ def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"{name} is not supported by this version.", fix=f"Remove {name}.")
 
 
-_NOT_YET = ("packing", "eval_packing", "padding_free", "activation_offloading")
+_NOT_YET = ("activation_offloading",)
 """Fields of TRL whose plugins are not part of this version: asked for, they are refused, never ignored."""

@@ -24,6 +24,12 @@ FILE_LOADERS = {".gguf": "gguf"}
 ATTENTION_NAMES = {"flash_attention_2": "flash-2", "flex_attention": "flex"}
 """transformers' names for attention implementations, where ours differ."""
 
+FLATTENED = "flattened"
+"""The collator that lays batches end to end."""
+
+TAKES_BOUNDARIES = ("varlen", "flash-1", "flash-2")
+"""Attentions that compute documents one by one, so that one long row of them costs no more than several."""
+
 LOSS_ALIASES = {"chunked_nll": "nll"}
 
 
@@ -122,7 +128,7 @@ def selections_for(
     kinds = {one.kind for one in explicit}
     defaults = [
         Selection(kind, name, path="default", default=True)
-        for kind, name in _defaults_for(model).items()
+        for kind, name in _defaults_for(model, settings, explicit).items()
         if kind not in kinds
     ]
     dropped = set(without)
@@ -149,15 +155,21 @@ def _selection(kind: str, spelled: str, options: Mapping[str, Any], path: str) -
     return Selection(kind, name, dict(options), distribution or None, path)
 
 
-def _defaults_for(model: ModelRequest) -> dict[str, str]:
-    ending = next((loader for end, loader in FILE_LOADERS.items() if (model.name or "").lower().endswith(end)), None)
-    return {**DEFAULTS, "loader": ending} if ending else DEFAULTS
+def _defaults_for(model: ModelRequest, settings: Mapping[str, Any], explicit: Iterable[Selection]) -> dict[str, str]:
+    defaults = dict(DEFAULTS)
+    if ending := next((end for end in FILE_LOADERS if (model.name or "").lower().endswith(end)), None):
+        defaults["loader"] = FILE_LOADERS[ending]
+    if settings.get("packing") and any(one.kind == "attention" and one.name in TAKES_BOUNDARIES for one in explicit):
+        defaults["collator"] = FLATTENED
+    return defaults
 
 
 def _from_fields(settings: Mapping[str, Any], model: ModelRequest, where: str, peft_config: Any) -> Iterable[Selection]:
     def asks(field: str, kind: str, name: str, options: Mapping[str, Any] | None = None) -> Selection:
         return Selection(kind, name, options or {}, path=f"{where}.{field}" if where else field)
 
+    if settings.get("padding_free"):
+        yield asks("padding_free", "collator", FLATTENED)
     loss = settings.get("loss_type")
     if loss in LOSS_ALIASES:
         warnings.warn(f'loss_type "{loss}" is now "{LOSS_ALIASES[loss]}".', FutureWarning, stacklevel=2)

@@ -17,11 +17,20 @@ from sftcore.config import SFTConfig, as_sft_config
 from sftcore.data.sets import DataPreparation
 from sftcore.errors import ConflictError, DataError, OptionTypeError
 from sftcore.loss import NUM_ITEMS, WEIGHTS
-from sftcore.model import Noise, adopt_model, finish_model, load_model, load_processor, refuse_unsupported
+from sftcore.model import (
+    Noise,
+    adopt_model,
+    attention_of,
+    finish_model,
+    load_model,
+    load_processor,
+    refuse_unsupported,
+)
 from sftcore.run.callbacks import RunRecorder
 from sftcore.run.card import write_card
 from sftcore.run.metrics import Metrics
 from sftcore.run.setup import check
+from sftcore.shared_rows import SharedRows, layout_of
 from sftcore.types import LoadedModel
 
 
@@ -101,6 +110,9 @@ class SFTTrainer(Trainer):
         collator = data_collator or self.setup.plugins.one(
             "make_collator", processor=processing_class, plan=self.setup.plan
         )
+        packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
+        layout = layout_of(collator, packed=packed)
+        self.padding_free = layout.flattened
         self.noise = Noise(self.setup.plugins, self.setup.plan, self.loaded)
         self.recorder = RunRecorder(self)
         super().__init__(
@@ -119,6 +131,11 @@ class SFTTrainer(Trainer):
         )
         self._own_loss_and_noise()
         self.metrics = Metrics(self.accelerator)
+        self.shared_rows = SharedRows()
+        with self.accelerator.autocast():
+            attention = attention_of(self.setup.plan, self.setup.plugins)
+            backend = attention[1] if attention else None
+            self.shared_rows.prove(self.model, backend, layout, max_length=self.data.max_length)
         self.model.add_model_tags(list(self._tag_names))
 
     # --- Construction ---------------------------------------------------------------------------------------------
@@ -184,8 +201,8 @@ class SFTTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of the plugin, from the model's own forward; with a user's loss function, that one's."""
-        inputs = {**inputs, "use_cache": False}
-        weights = inputs.pop("weights", None)
+        inputs = {**self.shared_rows(inputs, self._mode), "use_cache": False}
+        weights, num_tokens = inputs.pop("weights", None), inputs.pop("num_tokens", None)
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
         without_labels = {key: value for key, value in inputs.items() if key != "labels"}
@@ -201,7 +218,7 @@ class SFTTrainer(Trainer):
             **extra,
             **{NUM_ITEMS: torch.as_tensor(normaliser, device=inputs["labels"].device)},
         )
-        self.metrics.add(self._mode, found, inputs)
+        self.metrics.add(self._mode, found, inputs, num_tokens)
         outputs = None
         if self.compute_loss_func is not None or self.label_smoother is not None or return_outputs:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not return_outputs):
@@ -281,7 +298,7 @@ class SFTTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # type: ignore[has-type]
-            self._signature_columns = ["input_ids", "labels", "weights"]
+            self._signature_columns = ["input_ids", "labels", "weights", "seq_lengths"]
 
     @property
     def _mode(self) -> str:

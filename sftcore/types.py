@@ -30,6 +30,9 @@ SLOTS = (
 )
 """What a plugin can occupy; two claims on one slot are a conflict."""
 
+PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
+"""How documents are placed in blocks; `sftcore.data.pack` describes them."""
+
 IGNORED = -100
 """The label of a token that does not count for the loss."""
 

@@ -31,8 +31,9 @@ def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_mul
     """Rows side by side, padded on the right to the longest.
 
     Returns:
-        input_ids, labels: (rows, width) int64; weights: (rows, width) float32 where a row has some; and
-        attention_mask (rows, width) int64, or where the rows are packed position_ids (rows, width) int64.
+        input_ids, labels: (rows, width) int64; weights: (rows, width) float32 where a row has some; and attention_mask
+        (rows, width) int64, or where the rows are packed position_ids (rows, width) int64 with num_tokens, a scalar:
+        how many of them are no padding.
     """
     import torch
 
@@ -48,6 +49,7 @@ def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_mul
         padded = [[*_seq_lengths_of(row), shape[1] - length] for row, length in zip(rows, lengths, strict=True)]
         position_ids = np.stack([restarting_positions(seq_lengths) for seq_lengths in padded])
         batch["position_ids"] = torch.from_numpy(position_ids)
+        batch["num_tokens"] = torch.tensor(sum(lengths))
     else:
         mask = np.arange(shape[1])[None] < np.array(lengths)[:, None]
         batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
@@ -63,7 +65,8 @@ def flatten_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to
     """All documents of all rows end to end in one row, as padding-free training and packed rows want them.
 
     Returns:
-        input_ids, labels, position_ids: (1, tokens) int64; weights: (1, tokens) float32 where a row has some.
+        input_ids, labels, position_ids: (1, tokens) int64; weights: (1, tokens) float32 where a row has some;
+        num_tokens: scalar, without padding.
     """
     whole: dict[str, Any] = {
         "input_ids": np.concatenate([np.asarray(row["input_ids"], np.int64) for row in rows]),

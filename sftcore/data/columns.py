@@ -40,7 +40,9 @@ class TokenColumns:
         [-100, 2, 3]
         """
         ids = [np.asarray(row.input_ids, np.int32) for row in rows]
-        labels = [one if row.labels is None else np.asarray(row.labels, np.int32) for one, row in zip(ids, rows, strict=True)]
+        labels = [
+            one if row.labels is None else np.asarray(row.labels, np.int32) for one, row in zip(ids, rows, strict=True)
+        ]
         weighted = np.array([row.weights is not None for row in rows], bool)
         weights = [
             np.ones(len(one), np.float32) if row.weights is None else np.asarray(row.weights, np.float32)

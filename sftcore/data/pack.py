@@ -22,13 +22,13 @@ from attrs import frozen
 
 from sftcore.data.columns import offsets_of
 from sftcore.errors import OptionTypeError, nearest
+from sftcore.types import PACKING_STRATEGIES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     Array = np.ndarray[Any, Any]
 
-STRATEGIES = ("bfd", "bfd_split", "wrapped")
 WINDOW = 4096
 """Blocks that are written at a time."""
 
@@ -78,10 +78,10 @@ def pack(lengths: Any, capacity: int, strategy: str = "bfd") -> Packing:
     Raises:
         OptionTypeError: a strategy that is not known, or a capacity below 1.
     """
-    if strategy not in STRATEGIES:
+    if strategy not in PACKING_STRATEGIES:
         raise OptionTypeError(
-            f'packing_strategy "{strategy}" is not known.{nearest(strategy, STRATEGIES)}',
-            fix=f"Use one of: {', '.join(STRATEGIES)}.",
+            f'packing_strategy "{strategy}" is not known.{nearest(strategy, PACKING_STRATEGIES)}',
+            fix=f"Use one of: {', '.join(PACKING_STRATEGIES)}.",
         )
     if capacity < 1:
         raise OptionTypeError(f"a block of {capacity} tokens holds nothing.", fix="Set max_length to at least 2.")
@@ -114,7 +114,9 @@ def packed(table: pa.Table, packing: Packing) -> Iterator[pa.Table]:
         arrays = {}
         for name, (values, offsets, kind) in columns.items():
             starts = offsets[packing.documents[part]] + packing.starts[part]
-            gathered = [values[start:stop] for start, stop in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)]
+            gathered = [
+                values[start:stop] for start, stop in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+            ]
             flat = np.concatenate(gathered) if gathered else values[:0]
             arrays[name] = pa.ListArray.from_arrays(pa.array(block_offsets, pa.int32()), pa.array(flat, kind))
         arrays["seq_lengths"] = pa.ListArray.from_arrays(

@@ -156,5 +156,7 @@ class Pipeline:
 
 def rows_of(batch: pa.Table | Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """The rows of a batch as mappings."""
-    columns = batch if isinstance(batch, Mapping) else {name: batch.column(name).to_pylist() for name in batch.column_names}
+    columns = (
+        batch if isinstance(batch, Mapping) else {name: batch.column(name).to_pylist() for name in batch.column_names}
+    )
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

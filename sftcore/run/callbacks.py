@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RunRecorder(TrainerCallback):
-    """Writes `metrics.jsonl`, a line for each log, and `manifest.json`, on the first rank.
+    """Writes `metrics.jsonl`, a line for each log, `manifest.json` and `ledger.json`, on the first rank.
 
     `extra` is added to the manifest: the command line puts recipe and data files there.
     """
@@ -37,6 +37,10 @@ class RunRecorder(TrainerCallback):
             if state.global_step == 0:
                 (folder / "metrics.jsonl").write_text("", encoding="utf-8")
             self.write_manifest(folder)
+            ledgers = [ledger.as_dict() for ledger in self._trainer.data.ledgers]
+            (folder / "ledger.json").write_text(
+                json.dumps({"schema": 1, "ledgers": ledgers}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append what was logged."""
@@ -58,8 +62,9 @@ class RunRecorder(TrainerCallback):
                 "data": {
                     "train_rows_sha256": self._rows_hash(),
                     "formats": {name: manifest.describe_plugin(one) for name, one in trainer.data.formats.items()},
-                    "ledgers": [ledger.as_dict() for ledger in trainer.data.ledgers],
+                    "ledgers": [ledger.summary() for ledger in trainer.data.ledgers],
                 },
+                **({"documents": proof.record()} if (proof := trainer.shared_rows.proof) else {}),
                 "steps": trainer.state.global_step,
                 **self.extra,
             },

@@ -25,12 +25,19 @@ class Metrics:
         self.num_tokens = 0
         self.num_supervised_tokens = 0
 
-    def add(self, mode: str, found: dict[str, torch.Tensor], inputs: dict[str, Any]) -> None:
-        """Count one micro-batch; nothing is moved off the device."""
+    def add(
+        self, mode: str, found: dict[str, torch.Tensor], inputs: dict[str, Any], num_tokens: torch.Tensor | None = None
+    ) -> None:
+        """Count one micro-batch, whose tokens are `num_tokens` or those of its padding mask; nothing leaves the device."""
         import torch
 
-        mask = inputs.get("attention_mask")
-        tokens = inputs["labels"].new_tensor(inputs["labels"].numel()) if mask is None else mask.sum()
+        labels, mask = inputs["labels"], inputs.get("attention_mask")
+        if num_tokens is not None:
+            tokens = num_tokens.sum()
+        else:
+            tokens = (
+                mask.sum() if mask is not None and mask.shape == labels.shape else labels.new_tensor(labels.numel())
+            )
         one = tokens.new_tensor(1)
         parts = (found["entropy"], found["correct"], found["supervised"], tokens, found.get("aux_loss", one * 0), one)
         sums = torch.stack([part.detach().double().to(tokens.device) for part in parts])

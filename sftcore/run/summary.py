@@ -24,6 +24,8 @@ def plan_lines(trainer: SFTTrainer) -> list[str]:
         f"plugins    {', '.join(plugins)}",
         *(f"note       {note}" for note in trainer.loaded.notes),
         *(f"data       {line}" for ledger in trainer.data.ledgers for line in ledger.lines()),
+        *(f"data       {note}" for note in trainer.data.notes),
+        *([f"documents  {trainer.shared_rows.proof}"] if trainer.shared_rows.proof else []),
         f"length     {_length(trainer)}",
         f"steps      {trainer.state.max_steps:,} of {rows} rows ({args.per_device_train_batch_size} x "
         f"{args.gradient_accumulation_steps} accumulated x {args.world_size} process(es)), "

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from sftcore import ConflictError, SFTCoreError
 from sftcore.data.collate import flatten_rows, pad_rows
-from sftcore.data.pack import STRATEGIES, pack
+from sftcore.data.pack import pack
+from sftcore.types import PACKING_STRATEGIES
 from tests.conftest import alpaca_rows
 from tests.data.test_prepare import preparation
 
@@ -29,7 +30,7 @@ def pieces_of(packing):
     return found
 
 
-@given(lengths=LENGTHS, capacity=st.integers(1, 50), strategy=st.sampled_from(STRATEGIES))
+@given(lengths=LENGTHS, capacity=st.integers(1, 50), strategy=st.sampled_from(PACKING_STRATEGIES))
 @settings(deadline=None)
 def test_packing_is_a_partition_of_the_tokens_and_keeps_their_order(lengths, capacity, strategy):
     packing = pack(lengths, capacity, strategy)
@@ -101,7 +102,7 @@ words = st.integers(1, 30).map(lambda count: " ".join(["hello"] * count))
 
 @given(
     answers=st.lists(words, min_size=1, max_size=12),
-    strategy=st.sampled_from(STRATEGIES),
+    strategy=st.sampled_from(PACKING_STRATEGIES),
     max_length=st.integers(4, 60),
     shuffle=st.booleans(),
 )
@@ -244,6 +245,7 @@ def test_padded_packed_rows_keep_positions_and_make_padding_a_document():
         "input_ids": [[5, 6, 7, 8, 0, 0], [9, 10, 0, 0, 0, 0]],
         "labels": [[-100, 6, -100, 8, -100, -100], [-100, 10, -100, -100, -100, -100]],
         "position_ids": [[0, 1, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3]],
+        "num_tokens": 6,
     }
 
 
@@ -255,4 +257,5 @@ def test_flattened_rows_are_one_row_of_documents():
         "labels": [[-100, 6, -100, 8, -100, 10, -100, 12, 13]],
         "position_ids": [[0, 1, 0, 1, 0, 1, 0, 1, 2]],
         "weights": [[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.5, 1.0]],
+        "num_tokens": 9,
     }

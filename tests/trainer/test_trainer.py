@@ -350,7 +350,7 @@ def test_masks_without_labels_are_refused_when_preparation_is_skipped(tmp_path, 
         SFTTrainer(llama, args, train_dataset=rows, processing_class=tokenizer)
 
 
-@pytest.mark.parametrize("field", ["packing", "padding_free", "eval_packing", "activation_offloading"])
+@pytest.mark.parametrize("field", ["activation_offloading"])
 def test_what_is_not_supported_is_refused_not_ignored(tmp_path, tokenizer, llama, rows, field):
     with pytest.raises(ValueError, match=f"{field} is not supported"):
         SFTTrainer(llama, config(tmp_path, **{field: True}), train_dataset=rows, processing_class=tokenizer)
