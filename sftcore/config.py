@@ -73,9 +73,9 @@ class SFTConfig(TrainingArguments):
     shuffle_dataset: bool = False
     """Shuffle the data with the run's seed when they are prepared."""
     packing: bool = False
-    """Put several documents into one row of `max_length` tokens; that they do not read each other is proven at start."""
+    """Put several documents into a row of `max_length` tokens; that none reads another is proven at the start."""
     packing_strategy: str = "bfd"
-    """bfd (best fit, longest first, rows cut to max_length before), bfd_split (long rows in pieces) or wrapped (in order)."""
+    """bfd (best fit, rows cut to max_length before), bfd_split (long rows in pieces) or wrapped (in order)."""
     padding_free: bool = False
     """Lay the rows of each batch end to end in one, without padding."""
     pad_to_multiple_of: int | str | None = "auto"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Layout:
-    """What a collator makes of rows: `shared` where documents stand in one row, `flattened` where that is the only one."""
+    """What a collator makes of rows: `shared` where documents stand in one row, `flattened` where all of them do."""
 
     shared: bool
     flattened: bool
@@ -52,7 +52,7 @@ def layout_of(collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]], *, 
 
 @define
 class SharedRows:
-    """Keeps the documents of a run's batches apart, by the way that the proof found; does nothing where none share a row."""
+    """Keeps documents that share a row apart, by the way that the proof found; leaves other batches as they are."""
 
     proof: Proof | None = None
     _unchecked: set[str] = field(factory=lambda: {"train", "eval"})
@@ -69,7 +69,7 @@ class SharedRows:
             self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, max_length=max_length)
 
     def __call__(self, batch: dict[str, Any], mode: str) -> dict[str, Any]:
-        """The batch with what the model needs to keep its documents apart; labels are checked in the first of a mode."""
+        """The batch with what keeps its documents apart; the labels of the first batch of a mode are checked."""
         if self.proof is None or "position_ids" not in batch or "attention_mask" in batch:
             return batch
         if mode in self._unchecked:

@@ -93,7 +93,8 @@ class TokenColumns:
             counts &= self.weights > 0
         counts[self.offsets[:-1][self.lengths > 0]] = False
         sums = np.concatenate([[0], np.cumsum(counts)])
-        return sums[self.offsets[1:]] - sums[self.offsets[:-1]]
+        counted: Array = sums[self.offsets[1:]] - sums[self.offsets[:-1]]
+        return counted
 
     def truncated(self, max_length: int | None, truncation: Truncation = "keep_start") -> TokenColumns:
         """Each row, or the first or last `max_length` tokens of it.

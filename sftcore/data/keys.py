@@ -34,7 +34,7 @@ _LIBRARIES = ("tokenizers", "transformers", "jinja2", "datasets", "pyarrow")
 def key_of(
     dataset: Dataset,
     *,
-    format: Bound | Callable[..., Any],
+    format: Bound | Callable[..., Any] | None,
     tokenizer: Any,
     settings: Mapping[str, Any],
     max_length: int | None,
@@ -50,6 +50,7 @@ def key_of(
         max_length: of a row or block.
         packing: how rows are packed, in words; empty where they are not.
     """
+    assert format is not None
     read = _function_digest(format) if callable(format) else _plugin_digest(format)
     if read is None:
         return None

@@ -32,8 +32,8 @@ FATE = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
 class Inspected:
     """What the run would make of one example of a row.
 
-    `example` is None where the format refused the row, `row` where anything did; `error` says who and why. `row` is what
-    is left after the cut, always with labels. `dropped` is the reason for which the run would leave it out, or empty.
+    `example` is None where the format refused the row, `row` where anything did; `error` says who and why. `row` is
+    what is left after the cut, always with labels. `dropped` is why the run would leave it out, or empty.
     """
 
     number: int

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class DataPreparation:
     """Prepares the data sets of one run.
 
-    `ledgers` collects what became of the rows of map-style sets, `formats` which plugin read each set, `notes` what else
-    is to be said of them.
+    `ledgers` collects what became of the rows of map-style sets, `formats` which plugin read each set, `notes` what
+    else is to be said of them.
     """
 
     setup: Setup
@@ -130,7 +130,7 @@ class DataPreparation:
         if settings.get("dataset_cache", True):
             key = key_of(
                 dataset,
-                format=self.formatting_func if name not in self.formats else self.formats[name],
+                format=self.formats.get(name) or self.formatting_func,
                 tokenizer=self.tokenizer,
                 settings=settings,
                 max_length=self.max_length,

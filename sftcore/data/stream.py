@@ -20,8 +20,8 @@ def prepare_stream(
 ) -> IterableDataset:
     """A stream as token rows or blocks; rows without supervised tokens are left out.
 
-    With packing, a window of rows is packed at a time: as many as a block has tokens, at least 1,000. A window depends on
-    nothing before it, so that a stream resumes at its own position.
+    With packing, a window of rows is packed at a time: as many as a block has tokens, at least 1,000. A window depends
+    on nothing before it, so that a stream resumes at its own position.
 
     Raises (while it is read):
         RowError: a row that cannot be used, with its number.

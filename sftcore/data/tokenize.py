@@ -55,7 +55,7 @@ class Tokenizer:
     def _encode(self, texts: list[str], add_special_tokens: bool) -> tuple[list[list[int]], Sequence[Encoding] | None]:
         if self._is_plain:
             # What the tokenizer's own call does for a batch of texts, without building a dict of lists from each row
-            core: Any = self._tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+            core: Any = self._tokenizer.backend_tokenizer
             core.no_truncation()
             core.no_padding()
             core.encode_special_tokens = bool(getattr(self._tokenizer, "split_special_tokens", False))
@@ -95,7 +95,7 @@ class Tokenizer:
                 first, last = token_range(encodings[i], span)
                 if first == last:
                     continue
-                if encodings[i].token_to_chars(first)[0] < span.start:
+                if _begins_before(encodings[i], first, span):
                     if ids[start + first] in self._special:
                         first += 1
                     else:
@@ -125,6 +125,11 @@ def token_range(encoding: Any, span: Span) -> tuple[int, int]:
             break
         last += 1
     return first, last + 1
+
+
+def _begins_before(encoding: Any, token: int, span: Span) -> bool:
+    chars = encoding.token_to_chars(token)
+    return chars is not None and chars[0] < span.start
 
 
 def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:

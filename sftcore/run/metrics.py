@@ -28,16 +28,17 @@ class Metrics:
     def add(
         self, mode: str, found: dict[str, torch.Tensor], inputs: dict[str, Any], num_tokens: torch.Tensor | None = None
     ) -> None:
-        """Count one micro-batch, whose tokens are `num_tokens` or those of its padding mask; nothing leaves the device."""
+        """Count one micro-batch of `num_tokens`, or of what its padding mask says; nothing leaves the device."""
         import torch
 
-        labels, mask = inputs["labels"], inputs.get("attention_mask")
+        labels: Any = inputs["labels"]
+        mask: Any = inputs.get("attention_mask")
         if num_tokens is not None:
             tokens = num_tokens.sum()
+        elif getattr(mask, "shape", None) == labels.shape:
+            tokens = mask.sum()
         else:
-            tokens = (
-                mask.sum() if mask is not None and mask.shape == labels.shape else labels.new_tensor(labels.numel())
-            )
+            tokens = labels.new_tensor(labels.numel())
         one = tokens.new_tensor(1)
         parts = (found["entropy"], found["correct"], found["supervised"], tokens, found.get("aux_loss", one * 0), one)
         sums = torch.stack([part.detach().double().to(tokens.device) for part in parts])

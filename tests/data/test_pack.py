@@ -93,7 +93,7 @@ def test_a_document_goes_where_it_leaves_least_room():
 
 
 def test_an_unknown_strategy_names_the_nearest():
-    with pytest.raises(SFTCoreError, match='"bfd_spilt" is not known. Did you mean "bfd_split"'):
+    with pytest.raises(SFTCoreError, match=r'"bfd_spilt" is not known\. Did you mean "bfd_split"'):
         pack([1], 4, "bfd_spilt")
 
 
