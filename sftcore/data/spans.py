@@ -1,197 +1,300 @@
 """Where each assistant turn stands in a rendered conversation, for chat templates without generation markers.
 
-Every text part of every message is replaced by a sentinel, the conversation is rendered once more, and the originals
-are put back: only where that rebuilds the real rendering byte for byte are the sentinels' places trusted. A turn is
-what the model must produce, from behind the generation prompt to the end token of the turn.
+The conversation was rendered with a sentinel in place of each of its texts (see sftcore.data.skeleton). A turn is what
+the model must produce: from behind the generation prompt to the token that ends the turn. Its header and its end are
+read from what the template itself writes around the sentinels; words of the data are not searched.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import attrs
 from attrs import frozen
 
+from sftcore.data.templates import Habits, SpecialTexts
 from sftcore.errors import RowError
-from sftcore.types import Message, Span
+from sftcore.types import Message
 
-Render: TypeAlias = Callable[[Sequence[Message], bool], str]
-"""Renders messages, with or without the generation prompt."""
-
-_THINKING = re.compile(r"(<think>|</think>)")
-_SENTINEL = "q7zX{:04d}Xz7q"
-_MARK = re.compile("q7zX[0-9]{4}Xz7q")
+LEFT_OUT = "the chat template leaves its words out"
 
 
 @frozen
-class _Place:
-    """Where an original text part stands in the real rendering, and to which message it belongs."""
+class Hole:
+    """A sentinel in the rendering: at which characters, and for which of the originals, of which message."""
+
+    start: int
+    end: int
+    original: int
+    message: int
+
+
+@frozen
+class Turn:
+    """One stretch of an assistant message, in characters of the sentinel rendering; tool results may part a message."""
 
     message: int
     start: int
     end: int
 
 
-class AssistantSpans:
-    """Finds assistant turns for one chat template, whose generation prompt and end tokens it learns when it is made.
+Prefix = Callable[[int, bool], "tuple[str, Sequence[Hole]] | None"]
+"""The sentinel rendering of the first n messages, with or without generation prompt; None where that is refused."""
 
-    Args:
-        render: renders messages with that template.
-        special_texts: the texts of the tokenizer's special tokens.
-        eos: the text of its EOS token, or an empty text.
+CallPlaces = Mapping["tuple[int, int]", "tuple[int, int]"]
+"""Where the name of each call stands: by message, and by number within it."""
+
+
+class TurnFinder:
+    """Finds the assistant's turns of one conversation in its sentinel rendering.
+
+    `stop` is the token that must be appended since the template gives the last turn none, else "". `unended` says that
+    a turn inside has no end token.
     """
 
-    def __init__(self, render: Render, special_texts: Sequence[str], eos: str) -> None:
-        longest_first = sorted(filter(None, {*special_texts, eos}), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or "$^")
-        self._eos = eos
-        self._header, self._enders = self._probe(render)
+    def __init__(
+        self,
+        turns: Sequence[Message],
+        text: str,
+        holes: Sequence[Hole],
+        prefix: Prefix,
+        calls: CallPlaces | None,
+        habits: Habits,
+        special: SpecialTexts,
+    ) -> None:
+        self._turns, self._text, self._holes, self._calls = turns, text, holes, calls
+        self._prefix, self._habits, self._special = prefix, habits, special
+        self._said = 0
+        self._open = False
+        self.stop = ""
+        self.unended = False
 
-    def find(self, turns: Sequence[Message], text: str, render: Render) -> tuple[Span, ...]:
-        """The span of each assistant turn in `text`, which is what `render(turns, False)` gives; in order.
-
-        Turns with `train` false or `weight` 0 are left out; a `weight` between becomes the span's.
+    def find(self) -> tuple[Turn, ...]:
+        """All stretches of all assistant messages, in the order of the rendering.
 
         Raises:
-            RowError: a turn cannot be told apart; with the message's index and the reason.
+            RowError: a message's words or calls are not there; with its index and the reason.
         """
-        places = _places(turns, text, render)
-        spans: list[Span] = []
-        for index, turn in enumerate(turns):
-            if turn.role == "assistant":
-                ends = [place.end for place in places if place.message < index]
-                before = max(ends + [span.end for span in spans], default=0)
-                after = min((place.start for place in places if place.message > index), default=len(text))
-                own = [place for place in places if place.message == index]
-                spans.append(self._turn(text, index, turn, own, before, after))
-        weights = [_weight(turn) for turn in turns if turn.role == "assistant"]
-        return tuple(attrs.evolve(span, weight=weight) for span, weight in zip(spans, weights, strict=True) if weight)
+        found: list[Turn] = []
+        for index, message in enumerate(self._turns):
+            if message.role == "assistant":
+                found += self._message(index, message)
+                self._said = max((turn.end for turn in found), default=0)
+        return tuple(sorted(found, key=lambda turn: turn.start))
 
-    def _turn(self, text: str, index: int, turn: Message, own: Sequence[_Place], before: int, after: int) -> Span:
-        if not own and not turn.tool_calls and isinstance(turn.content, str) and turn.content.strip():
-            raise _refused(index, "the chat template leaves its words out")
-        first = min((place.start for place in own), default=after)
-        start = self._start(text, before, first, wordless=not own)
+    def _message(self, index: int, message: Message) -> list[Turn]:
+        own = sorted((hole for hole in self._holes if hole.message == index), key=lambda hole: hole.start)
+        first = own[0].start if own else len(self._text)
+        earlier = [hole.end for hole in self._holes if hole.message < index and hole.end <= first]
+        before = max([*earlier, min(self._said, first)])
+        if not own and not message.tool_calls:
+            return self._wordless(index, before)
+        found: list[Turn] = []
+        if message.tool_calls:
+            bound = self._next(index, before, later_only=True)
+            inside = [hole for hole in own if hole.start < bound]
+            found.append(self._calling(index, message, inside, before, bound))
+            own = own[len(inside) :]
+        for run in self._runs(own):
+            if found:
+                before = max(hole.end for hole in self._holes if hole.end <= run[0].start)
+                start = self._behind(before, run[0].start)
+            else:
+                start = self._start(index, before, run[0].start) or 0
+            found.append(Turn(index, start, self._end(index, run[-1].end)))
+        return found
+
+    def _runs(self, own: Sequence[Hole]) -> list[list[Hole]]:
+        """The message's holes, parted where one of another message stands between."""
+        runs: list[list[Hole]] = []
+        for hole in own:
+            if runs and not any(runs[-1][-1].end <= other.start < hole.start for other in self._holes):
+                runs[-1].append(hole)
+            else:
+                runs.append([hole])
+        return runs
+
+    def _wordless(self, index: int, before: int) -> list[Turn]:
+        """A turn without words or calls: its end token, or nothing where the template leaves it out whole."""
+        bound = self._next(index, before)
+        start = self._start(index, before, None, bound=bound)
         if start is None:
-            raise _refused(index, "its header cannot be found in the rendering")
-        last = max((place.end for place in own), default=start)
-        for call in turn.tool_calls:
-            name = str(call.get("function", call).get("name", ""))
-            at = text.find(name, last, after)
-            if at < 0:
-                raise _refused(index, f'the chat template leaves its call of "{name}" out')
-            last = at + len(name)
-        end = self._end(text, last, after, plain=bool(own) and not turn.tool_calls)
+            return []
+        end = self._known_end(start, bound)
         if end is None:
-            raise _refused(index, "the chat template ends it with no end token, so the model would never learn to stop")
-        return Span(start, end)
+            end = self._written_end(index, start, bound)
+        return [Turn(index, start, end)]
 
-    def _start(self, text: str, before: int, first: int, *, wordless: bool) -> int | None:
-        """Behind the generation prompt; behind the last special token where the template has none.
+    def _calling(self, index: int, message: Message, own: Sequence[Hole], before: int, bound: int) -> Turn:
+        start = self._start(index, before, own[0].start if own else None, bound=bound)
+        last = before if start is None else start
+        for number, call in enumerate(message.tool_calls):
+            place = self._call(index, number, call, last, bound)
+            if place is None:
+                raise refused(index, f'the chat template leaves its call of "{_name(call)}" out')
+            if start is None:
+                start = self._behind(before, place[0])
+            last = place[1]
+        last = max([last, *(hole.end for hole in own)])
+        assert start is not None
+        marked = any(hole.message == index + 1 for hole in self._holes) or index + 1 == len(self._turns)
+        end = self._known_end(last, bound) if marked else None
+        return Turn(index, start, self._written_end(index, last, bound) if end is None else end)
 
-        It is the last one before the turn's words; a turn without words takes the next one, as more may follow it.
+    def _call(self, index: int, number: int, call: Mapping[str, Any], last: int, bound: int) -> tuple[int, int] | None:
+        """Where the call's name stands."""
+        if self._calls is not None:
+            return self._calls.get((index, number))
+        name = _name(call)
+        at = self._text.find(name, last, bound)
+        return (at, at + len(name)) if at >= 0 else None
+
+    # --- Starts
+    def _start(self, index: int, before: int, first: int | None, *, bound: int = 0) -> int | None:
+        """Behind the generation prompt; else behind the last special token before the words.
+
+        Without words (`first` None) it is the next one before `bound`, and None where there is none.
         """
-        region = text[before:first]
-        for header in _shortened(self._header):
-            at = region.find(header) if wordless else region.rfind(header)
+        header = self._habits.header
+        gap_end = bound if first is None else first
+        gap = self._text[before:gap_end]
+        if header and (gap.count(header) == 1 or (first is not None and gap.endswith(header))):
+            return before + gap.rfind(header) + len(header)
+        if (prompted := self._prompted(index, before, gap_end)) is not None:
+            return prompted
+        for shorter in _shortened(header):
+            at = gap.find(shorter) if first is None else gap.rfind(shorter)
             if at >= 0:
-                return before + at + len(header)
-        if self._header:
+                return before + at + len(shorter)
+        if first is None:
             return None
-        tokens = list(self._special.finditer(region))
-        return before + tokens[-1].end() if tokens else first
+        shared = _shared_start(gap[::-1], header[::-1])[::-1]
+        return first if self._special.first(shared, 0, len(shared)) else self._behind(before, first)
 
-    def _end(self, text: str, last: int, after: int, *, plain: bool) -> int | None:
-        """Behind the token that ends a turn, and behind the EOS where that follows at once.
+    def _prompted(self, index: int, before: int, gap_end: int) -> int | None:
+        """Behind what the template writes to prompt this very turn, where the rendering has that."""
+        if (rendered := self._prefix(index, True)) is None:
+            return None
+        text, holes = rendered
+        tail = text[holes[-1].end :] if holes else text
+        if not self._habits.header and not self._special.first(tail, 0, len(tail)):
+            return None
+        if before <= len(text) <= gap_end and self._text.startswith(text):
+            return len(text)
+        if not any(hole.end == before and hole.original == holes[-1].original for hole in self._holes):
+            return None
+        for shorter in _shortened(tail):
+            if shorter and before + len(shorter) <= gap_end and self._text.startswith(shorter, before):
+                return before + len(shorter)
+        return None
 
-        Behind words it is the first special token; behind tool calls or nothing, whose markup may hold special tokens
-        of its own, it is one that was seen to end a plain turn.
-        """
-        if plain:
-            token = self._special.search(text, last, after)
-            end = token.end() if token else None
-        else:
-            found = [(at, ender) for ender in self._enders if (at := text.find(ender, last, after)) >= 0]
-            end = min(found)[0] + len(min(found)[1]) if found else None
-        if end is not None and self._eos and text.startswith(self._eos, end):
-            return end + len(self._eos)
+    def _behind(self, before: int, first: int) -> int:
+        end = self._special.last_end(self._text, before, first)
+        if end is None:
+            # a template that merges two turns of the assistant writes what stands between them as the model would
+            return before if self._open and before == self._said else first
         return end
 
-    def _probe(self, render: Render) -> tuple[str, tuple[str, ...]]:
-        """The generation prompt, and the tokens that end a plain turn inside and at the end of a conversation."""
-        words = [_SENTINEL.format(9001 + i) for i in range(4)]
-        turns = [Message(role, word) for role, word in zip(("user", "assistant") * 2, words, strict=True)]
-        try:
-            asked, prompted, told = render(turns[:1], False), render(turns[:1], True), render(turns, False)
-        except RowError:
-            return "", ()
-        # some templates put EOS where no generation prompt follows (Phi-3)
-        asked = asked.removesuffix(self._eos)
-        header = prompted[len(asked) :] if prompted.startswith(asked) else ""
-        ends = [self._special.search(told, told.find(word)) for word in (words[1], words[3]) if word in told]
-        return header, tuple({token.group() for token in ends if token})
+    # --- Ends
+    def _end(self, index: int, last: int) -> int:
+        """Behind the first special token after the words, and behind the EOS where that follows at once."""
+        bound = self._next(index, last)
+        self._open = False
+        token = self._special.first(self._text, last, bound)
+        header = self._habits.header.strip()
+        # one that opens the assistant's next turn ends nothing
+        if token and not (header and self._text.startswith(header, token.start())):
+            return self._special.with_eos(self._text, token.end())
+        return self._without_end(index, last, bound)
 
+    def _known_end(self, last: int, bound: int) -> int | None:
+        """Behind the next token that was seen to end a plain turn."""
+        found = [
+            (at, at + len(ender)) for ender in self._habits.enders if (at := self._text.find(ender, last, bound)) >= 0
+        ]
+        return self._special.with_eos(self._text, min(found)[1]) if found else None
 
-def _places(turns: Sequence[Message], text: str, render: Render) -> list[_Place]:
-    """Where every text part stands in `text`, found by sentinels and verified by putting the originals back."""
-    originals: list[tuple[int, str]] = []
+    def _written_end(self, index: int, last: int, bound: int) -> int:
+        """The end of a turn of calls, or of one without words, whose markup may hold special tokens of its own.
 
-    def mark(index: int, part: str) -> str:
-        bare = part.strip()
-        if not bare:
-            return part
-        originals.append((index, bare))
-        return part.replace(bare, _SENTINEL.format(len(originals) - 1), 1)
+        It is the last special token that the template writes when the conversation stops with this turn, or the first
+        that follows that where it goes on (GLM-4 ends turns with the next one's header).
+        """
+        tail = self._stopped(index, last)
+        shared = _shared_start(tail, self._text[last:bound])
+        tokens = list(self._special.pattern.finditer(shared))
+        if tokens and not tail[len(shared) :].strip():
+            return last + tokens[-1].end()
+        following = last + (tokens[-1].end() if tokens else 0)
+        if token := self._special.first(self._text, following, bound):
+            return self._special.with_eos(self._text, token.end())
+        if (added := self._special.last_end(shared, 0, len(shared))) is not None and bound < len(self._text):
+            return last + added
+        return self._without_end(index, last + len(shared.rstrip()), bound)
 
-    marked = [_marked(turn, index, mark) for index, turn in enumerate(turns)]
-    if _MARK.search(text) or len(originals) > 9000:
-        raise RowError("the assistant's turns cannot be told apart in this conversation.", fix="Drop the row.")
-    sentinels = render(marked, False)
-    places: list[_Place] = []
-    rebuilt, at, length = [], 0, 0
-    for found in _MARK.finditer(sentinels):
-        message, original = originals[int(found.group()[4:8])]
-        rebuilt += [sentinels[at : found.start()], original]
-        length += found.start() - at
-        places.append(_Place(message, length, length + len(original)))
-        length += len(original)
-        at = found.end()
-    if "".join([*rebuilt, sentinels[at:]]) != text:
-        raise RowError(
-            "the chat template rewrites the messages' text, so the assistant's turns cannot be told apart.",
-            fix="Use a template that prints content as it is, or one with {% generation %} markers.",
+    def _stopped(self, index: int, last: int) -> str:
+        """What follows `last` in the rendering of the conversation up to this message."""
+        if index + 1 == len(self._turns):
+            return self._text[last:]
+        if (rendered := self._prefix(index + 1, False)) is None:
+            return ""
+        text, holes = rendered
+        if text.startswith(self._text[:last]):
+            return text[last:]
+        at = holes[-1].end if holes else 0
+        if self._habits.header:
+            at = max(at, text.rfind(self._habits.header) + len(self._habits.header))
+        for call in self._turns[index].tool_calls:
+            at = max(at, text.find(_name(call), at) + len(_name(call)))
+        return text[at:]
+
+    def _without_end(self, index: int, last: int, bound: int) -> int:
+        if bound == len(self._text) and index + 1 == len(self._turns):
+            self.stop = self._stop_token(index)
+            return len(self._text)
+        following = [hole for hole in self._holes if hole.start == bound]
+        self._open = bool(following) and self._turns[following[0].message].role == "assistant"
+        self.unended |= not self._open
+        return last
+
+    def _stop_token(self, index: int) -> str:
+        """What ends such a turn inside a conversation: behind calls that is what leads to a tool's answer."""
+        if self._turns[index].tool_calls and (rendered := self._prefix(index + 2, False)) is not None:
+            text, _ = rendered
+            if text.startswith(self._text) and (token := self._special.first(text, len(self._text), len(text))):
+                return token.group()
+        return self._habits.stop
+
+    def _next(self, index: int, start: int, *, later_only: bool = False) -> int:
+        """Where the next text of another message stands."""
+        return min(
+            (
+                hole.start
+                for hole in self._holes
+                if hole.start >= start and (hole.message > index if later_only else hole.message != index)
+            ),
+            default=len(self._text),
         )
-    if [place.message for place in places] != sorted(place.message for place in places):
-        raise RowError("the chat template changes the order of the messages.", fix="Use another template.")
-    return places
 
 
-def _marked(turn: Message, index: int, mark: Callable[[int, str], str]) -> Message:
-    reasoning = None if turn.reasoning is None else mark(index, turn.reasoning)
-    content: Any = turn.content
-    if isinstance(content, str):
-        content = "".join(part if _THINKING.fullmatch(part) else mark(index, part) for part in _THINKING.split(content))
-    elif content is not None:
-        content = [part if part.text is None else attrs.evolve(part, text=mark(index, part.text)) for part in content]
-    return attrs.evolve(turn, content=content, reasoning=reasoning)
-
-
-def _weight(turn: Message) -> float:
-    if turn.train is False:
-        return 0.0
-    return 1.0 if turn.weight is None else turn.weight
-
-
-def _shortened(header: str) -> list[str]:
-    """The generation prompt whole, then without what only opens the thinking of the newest turn."""
-    bare = _THINKING.split(header)[0]
-    return [header, *([bare] if bare != header and bare else [])] if header else []
-
-
-def _refused(index: int, reason: str) -> RowError:
+def refused(index: int, reason: str) -> RowError:
+    """The refusal of an assistant message."""
     return RowError(
         f"message {index} (assistant) cannot be supervised: {reason}.",
         fix="Drop the row, or use another chat template.",
     )
+
+
+def _shortened(prompt: str) -> list[str]:
+    """A generation prompt whole, then without what only opens the thinking of the newest turn."""
+    bare = prompt.split("<think>")[0]
+    return [prompt, *([bare] if bare != prompt else [])] if prompt else []
+
+
+def _shared_start(one: str, other: str) -> str:
+    differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(differing, min(len(one), len(other)))]
+
+
+def _name(call: Mapping[str, Any]) -> str:
+    return str(call.get("function", call).get("name", ""))

@@ -1,145 +1,340 @@
-"""Assistant turns derived from chat templates without markers: found in full, or refused."""
+"""Assistant turns derived from chat templates without markers: found in full and verified, or refused."""
 
 from __future__ import annotations
 
-import importlib.util
-import re
-from pathlib import Path
+import pickle
+from functools import lru_cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jinja2 import UndefinedError
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from sftcore import Message, RowError
-from sftcore.data.spans import AssistantSpans
+from sftcore import Example, Message, Part, RowError
+from sftcore.data.render import Renderer
+from tests.conftest import CHATML, CHATML_MARKED, make_tokenizer
+from tests.data.test_masks import supervised
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content | trim }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-LLAMA3 = (
-    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
-NO_END = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
-UPPER = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | upper }}<|im_end|>{% endfor %}"
-DROPS = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
-SPECIAL = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "[INST]",
-    "[/INST]",
-    "<s>",
-    "</s>",
-]
+DEEPSEEK = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}{% elif m.role == 'assistant' %}"
+    "<｜Assistant｜>{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
+)
+STYLES = {
+    "chatml": (CHATML, "<|im_end|>", ["<|im_start|>"]),
+    "llama3": (LLAMA3, "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"]),
+    "mistral": (MISTRAL, "</s>", ["[INST]", "[/INST]"]),
+    "gemma": (GEMMA, "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
+    "deepseek": (DEEPSEEK, "<｜end▁of▁sentence｜>", []),
+}
+"""Template, EOS and other special tokens."""
+ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>", "gemma": "<end_of_turn>",
+        "deepseek": "<｜end▁of▁sentence｜>"}  # fmt: skip
 
 
-def found(template: str, turns: list[Message], special=SPECIAL, eos="</s>") -> list[str]:
-    def render(turns, generation_prompt):
-        conversations = [[turn.as_template() for turn in turns]]
-        tokens = {"bos_token": "<s>", "eos_token": eos}
-        return render_jinja_template(
-            conversations=conversations, chat_template=template, add_generation_prompt=generation_prompt, **tokens
-        )[0][0]
-
-    text = render(turns, False)
-    return [text[span.start : span.end] for span in AssistantSpans(render, special, eos).find(turns, text, render)]
+@lru_cache
+def tokenizer_of(template: str, eos: str = "</s>", special: tuple[str, ...] = ()):
+    tokenizer = make_tokenizer(template=template)
+    tokens = {"bos_token": "<s>", "eos_token": eos, "additional_special_tokens": list(special)}
+    tokenizer.add_special_tokens(tokens)
+    return tokenizer
 
 
-def talk(*contents: str) -> list[Message]:
+def styled(style: str):
+    template, eos, special = STYLES[style]
+    return tokenizer_of(template, eos, tuple(special))
+
+
+def rendered(tokenizer, turns: list[Message], **fields):
+    return Renderer(tokenizer, assistant_only=True).render(Example(messages=turns, **fields))
+
+
+def found(tokenizer, turns: list[Message], **fields) -> list[str]:
+    """The text of each supervised stretch."""
+    one = rendered(tokenizer, turns, **fields)
+    return [one.text[span.start : span.end] for span in one.spans]
+
+
+def talk(*contents: str | None) -> list[Message]:
     return [Message(("user", "assistant")[i % 2], content) for i, content in enumerate(contents)]
 
 
+# --- Five styles
+def expected(style: str, content: str) -> str:
+    """What a turn is, told from the template's source by hand."""
+    if style in ("llama3", "gemma"):
+        content = content.strip()
+    if style == "mistral":
+        content = " " + content.strip()
+    if style == "deepseek":
+        content = content.split("</think>")[-1]
+    return content + ENDS[style]
+
+
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
-    ("template", "turns"),
+    "turns",
     [
-        (CHATML, ["b<|im_end|>", "d<|im_end|>"]),
-        (LLAMA3, ["b<|eot_id|>", "d<|eot_id|>"]),
-        (MISTRAL, [" b</s>", " d</s>"]),
+        talk("a", "b"),
+        talk("a", "b", "c", "d", "e", "f"),
+        [Message("system", "be kind"), *talk("a", "b")],
+        talk("grüß dich 🎉", "你好，世界 👩‍👩‍👧 é", "ok", "ＡＢＣ"),
+        talk("a", "", "c", "d"),
+        talk("  a\n", "\n\n b \n", "c", "  d"),
+        talk("a</s> b", "x <|im_end|> y</s>", "<end_of_turn>", "<|eot_id|> z [INST]"),
+        talk("a", "<think>\nhm\n</think>\n\nb", "c", "<think>ho</think>d"),
+    ],
+    ids=["one", "many", "system", "unicode", "empty", "edges", "special", "thinking"],
+)
+def test_a_turn_reaches_from_the_generation_prompt_to_its_end_token(style, turns):
+    if style == "mistral" and turns[0].role == "system":
+        turns = turns[1:]
+    assert found(styled(style), turns) == [expected(style, m.content) for m in turns if m.role == "assistant"]
+
+
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=15),
+    st.sampled_from(
+        ["", " ", "\n", "<|im_end|>", "</s>x", "<think>", "</think>", "<think>a</think>b", "<end_of_turn>"]
+    ),
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from(["chatml", "llama3", "mistral", "gemma"]),
+    st.lists(TEXTS, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0),
+)
+def test_every_turn_is_exactly_its_words_and_its_end_token(style, texts):
+    assert found(styled(style), talk(*texts)) == [expected(style, text) for text in texts[1::2]]
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Zs", "Zl", "Zp", "Cc"]), min_size=1, max_size=12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(["chatml", "llama3", "gemma"]), st.lists(WORDS, min_size=2, max_size=6))
+def test_the_decoded_labels_are_the_words_and_the_end_tokens(style, texts):
+    texts = texts[: len(texts) // 2 * 2]
+    decoded = supervised(styled(style), Example(messages=talk(*texts)), assistant_only=True)
+    assert decoded == "".join(expected(style, text) for text in texts[1::2])
+
+
+# --- Templates that do things of their own
+def test_turns_that_a_template_merges_are_one_stretch():
+    merged = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}{{ m.content }}"
+        "{% if loop.last or messages[loop.index].role == 'user' %}</s>{% else %}{{ '\n\n' }}{% endif %}"
+        "{% endif %}{% endfor %}"
+    )
+    turns = [*talk("a", "b"), Message("assistant", "c"), *talk("d", "e")]
+    spans = rendered(tokenizer_of(merged, special=("[INST]", "[/INST]")), turns).spans
+    assert spans[0].end == spans[1].start
+    assert found(tokenizer_of(merged, special=("[INST]", "[/INST]")), turns) == ["b", "\n\nc</s>", "e</s>"]
+
+
+def test_reasoning_of_earlier_turns_may_be_left_out_and_is_noted():
+    strips = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{% if loop.last and m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+        "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = tokenizer_of(strips, "<|im_end|>")
+    last = Message("assistant", "d", reasoning="why")
+    turns = [*talk("a", "<think>hm</think>\n\nb", "c"), last]
+    one = rendered(tokenizer, turns)
+    assert found(tokenizer, turns) == ["b<|im_end|>", "<think>\nwhy\n</think>\n\nd<|im_end|>"]
+    assert one.notes == ("reasoning of earlier turns left out by the chat template",)
+    assert rendered(styled("chatml"), [*talk("a"), last]).notes == (
+        "reasoning of the last turn left out by the chat template",
+    )
+
+
+def test_a_system_prompt_of_the_templates_own_is_noted_where_the_row_has_none():
+    own = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are kind<|im_end|>\n{% endif %}" + CHATML
+    tokenizer = tokenizer_of(own, "<|im_end|>")
+    assert rendered(tokenizer, talk("a", "b")).notes == ("the chat template adds a system prompt of its own",)
+    assert rendered(tokenizer, [Message("system", "s"), *talk("a", "b")]).notes == ()
+    assert rendered(styled("chatml"), talk("a", "b")).notes == ()
+
+
+def test_messages_and_tools_that_a_template_leaves_out_are_noted():
+    turns = [Message("system", "be kind"), *talk("a", "b")]
+    assert rendered(styled("mistral"), turns[1:]).notes == ()
+    no_system = CHATML.replace("{{ m.content }}", "{{ m.content if m.role != 'system' }}")
+    assert rendered(tokenizer_of(no_system, "<|im_end|>"), turns).notes == (
+        "system messages left out by the chat template",
+    )
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+    assert rendered(styled("chatml"), talk("a", "b"), tools=tools).notes == (
+        "tools left out: the chat template does not render them",
+    )
+
+
+GLM = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+"""Turns end with the next one's header, and the last one with nothing."""
+
+
+def test_a_last_turn_without_an_end_token_gets_the_one_that_ends_turns_inside():
+    tokenizer = tokenizer_of(GLM, "<|endoftext|>", ("<|user|>", "<|assistant|>"))
+    one = rendered(tokenizer, talk("a", "b", "c", "d"))
+    assert found(tokenizer, talk("a", "b", "c", "d")) == ["b<|user|>", "d<|user|>"]
+    assert one.text.endswith("d<|user|>")
+    assert one.notes == ("stop token appended: the chat template ends the last turn without one",)
+    example = Example(prompt=talk("a"), completion=[Message("assistant", "b")])
+    assert supervised(tokenizer, example) == "b<|user|>"
+
+
+def test_a_template_without_any_end_token_gives_the_last_turn_eos():
+    tokenizer = tokenizer_of("{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}")
+    assert found(tokenizer, talk("a", "b", "c", "d")) == ["b", "d\n</s>"]
+    assert rendered(tokenizer, talk("a", "b", "c", "d")).notes == (
+        "stop token appended: the chat template ends the last turn without one",
+        "turns inside the conversation end without an end token in the chat template",
+    )
+
+
+# --- Tools
+CALL = {"id": "1", "type": "function", "function": {"name": "now", "arguments": {"zone": "CET"}}}
+TOOLED = (
+    "{% for m in messages %}{% if m.role == 'tool' %}<|tool|>{{ m.content | tojson }}{% else %}<|{{ m.role }}|>"
+    "{% if m.tool_calls %}{% for c in m.tool_calls %}<|call|>{{ c.function.name }} {{ c.function.arguments }}"
+    "{% endfor %}<|ran|>{% else %}{{ m.content }}<|end|>{% endif %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TOOLED_TOKENS = ("<|tool|>", "<|user|>", "<|assistant|>", "<|call|>", "<|ran|>", "<|end|>")
+
+
+def test_a_call_ends_with_the_token_that_the_template_writes_behind_calls():
+    tokenizer = tokenizer_of(TOOLED, "</s>", TOOLED_TOKENS)
+    turns = [*talk("a"), Message("assistant", None, tool_calls=[CALL]), Message("tool", '{"time": "9"}'),
+             Message("assistant", "nine"), *talk("b", "c")]  # fmt: skip
+    call = "<|call|>now {'zone': 'CET'}<|ran|>"
+    assert found(tokenizer, turns) == [call, "nine<|end|>", "c<|end|>"]
+    assert found(tokenizer, turns[:2]) == [call]
+
+
+def test_an_answer_that_follows_the_tool_without_a_header_starts_behind_it():
+    bare = TOOLED.replace(
+        "<|{{ m.role }}|>", "{% if loop.first or loop.previtem.role != 'tool' %}<|{{ m.role }}|>{% endif %}"
+    )
+    bare = bare.replace("{{ m.content | tojson }}", "{{ m.content }}<|/tool|>")
+    tokenizer = tokenizer_of(bare, "</s>", (*TOOLED_TOKENS, "<|/tool|>"))
+    turns = [*talk("a"), Message("assistant", None, tool_calls=[CALL]), Message("tool", "9"), Message("assistant", "b")]
+    assert found(tokenizer, turns) == ["<|call|>now {'zone': 'CET'}<|ran|>", "b<|end|>"]
+
+
+def test_arguments_become_json_text_where_the_template_cannot_take_a_mapping():
+    text = TOOLED.replace("{{ c.function.arguments }}", "{{ c.function.arguments + '!' }}")
+    tokenizer = tokenizer_of(text, "</s>", TOOLED_TOKENS)
+    turns = [*talk("a"), Message("assistant", None, tool_calls=[CALL])]
+    assert found(tokenizer, turns) == ['<|call|>now {"zone": "CET"}!<|ran|>']
+
+
+def test_a_call_that_is_left_out_is_refused_though_its_name_stands_elsewhere():
+    first_only = TOOLED.replace("in m.tool_calls", "in m.tool_calls[:1]")
+    tokenizer = tokenizer_of(first_only, "</s>", TOOLED_TOKENS)
+    turns = [*talk("now"), Message("assistant", None, tool_calls=[CALL, CALL]), Message("tool", "now")]
+    with pytest.raises(RowError, match=r'message 1 .* leaves its call of "now" out'):
+        found(tokenizer, turns)
+
+
+# --- Completions
+def test_a_prompt_that_is_rendered_differently_is_told_apart_by_the_turns():
+    eager = CHATML.replace("{% if add_generation_prompt %}", "{% if add_generation_prompt %}<|ready|>")
+    tokenizer = tokenizer_of(eager, "<|im_end|>", ("<|im_start|>", "<|ready|>"))
+    example = Example(prompt=talk("a", "b", "c"), completion=[Message("assistant", "d"), *talk("e", "f")])
+    assert supervised(tokenizer, example) == (
+        "d<|im_end|>\n<|im_start|>user\ne<|im_end|>\n<|im_start|>assistant\nf<|im_end|>"
+    )
+    assert supervised(styled("deepseek"), Example(prompt=talk("a"), completion=talk("", "b")[1:])) == (
+        "b<｜end▁of▁sentence｜>"
+    )
+
+
+def test_mask_style_trl_supervises_what_the_template_adds_after_the_end_token():
+    example = Example(prompt=talk("a"), completion=[Message("assistant", "b")])
+    assert supervised(styled("gemma"), example, mask_style="turn") == "b<end_of_turn>"
+    assert supervised(styled("gemma"), example, mask_style="trl") == "b<end_of_turn>\n"
+    with pytest.raises(ValueError, match='mask_style is "turn" or "trl", got "line"'):
+        Renderer(styled("gemma"), mask_style="line")
+
+
+# --- Refusals
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("{{ m.content | upper }}", "rewrites the messages' text"),
+        ("{{ m.content[:3] }}", "leaves its words out|rewrites the messages' text"),
+        ("{{ m.content if m.role == 'user' }}", "leaves its words out"),
     ],
 )
-def test_a_turn_reaches_from_the_generation_prompt_to_its_end_token(template, turns):
-    assert found(template, talk("a", "b", "c", "d")) == turns
-
-
-def test_special_tokens_inside_the_words_do_not_end_the_turn():
-    assert found(CHATML, talk("a <|im_end|> b", "c <|im_end|> d")) == ["c <|im_end|> d<|im_end|>"]
-
-
-def test_an_empty_turn_is_its_end_token():
-    assert found(CHATML, talk("a", "", "c", "d")) == ["<|im_end|>", "d<|im_end|>"]
-
-
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [(NO_END, "no end token"), (UPPER, "rewrites the messages' text"), (DROPS, "leaves its words out")],
-)
-def test_what_cannot_be_verified_is_refused_with_its_reason(template, said):
+def test_what_cannot_be_verified_is_refused_with_its_reason(change, said):
     with pytest.raises(RowError, match=said):
-        found(template, talk("a", "b"))
+        found(tokenizer_of(CHATML.replace("{{ m.content }}", change), "<|im_end|>"), talk("hello", "there"))
 
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=15)
+def test_only_the_assistants_words_need_to_stand_as_they_are():
+    loud = CHATML.replace("{{ m.content }}", "{{ m.content if m.role == 'assistant' else m.content | upper }}")
+    assert found(tokenizer_of(loud, "<|im_end|>"), talk("a", "b", "c", "d")) == ["b<|im_end|>", "d<|im_end|>"]
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(TEXTS, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
-def test_chatml_turns_are_exactly_the_words_and_the_end_token(texts):
-    assert found(CHATML, talk(*texts)) == [f"{text}<|im_end|>" for text in texts[1::2]]
+def test_parts_of_text_are_told_apart_one_by_one():
+    parts = CHATML.replace("{{ m.content }}", "{% for p in m.content %}({{ p.text }}){% endfor %}")
+    turns = [*talk("a"), Message("assistant", [Part("text", "b"), Part("text", "c")])]
+    assert found(tokenizer_of(parts, "<|im_end|>"), turns) == ["(b)(c)<|im_end|>"]
 
 
-# --- The templates that the installed trl package ships
-def templates() -> list[Path]:
-    spec = importlib.util.find_spec("trl")
-    folder = Path(next(iter(spec.submodule_search_locations))) / "chat_templates" if spec else Path("nowhere")
-    return sorted(path for path in folder.glob("*.jinja") if path.with_name(f"{path.stem}_training.jinja").exists())
+# --- What is kept
+def test_rows_of_one_shape_are_rendered_once_each():
+    tokenizer = styled("chatml")
+    renderer = Renderer(tokenizer, assistant_only=True)
+    renderer.render(Example(messages=talk("a", "b")))
+    template = renderer._conversations._template(None)
+    calls = []
+    template.render = lambda *given: calls.append(given) or type(template).render(template, *given)
+    for i in range(20):
+        one = renderer.render(Example(messages=talk(f"question {i}", f"answer {i}")))
+        assert one.text[one.spans[0].start : one.spans[0].end] == f"answer {i}<|im_end|>"
+    assert len(calls) == 20
 
 
-REFUSED = {
-    "glm4moe": "no end token",
-    "idefics3": "leaves its words out",
-    "smolvlm": "leaves its words out",
-    "llava_next": "has no attribute 'text'",
-}
-"""GLM gives the last turn no end token; the others print lists of parts only, and nothing of a plain string."""
+def test_a_kept_shape_that_a_row_does_not_fit_is_made_anew_for_it():
+    shouts = CHATML.replace("{{ m.content }}", "{% if '!' in messages[0].content %}<|loud|>{% endif %}{{ m.content }}")
+    tokenizer = tokenizer_of(shouts, "<|im_end|>", ("<|loud|>",))
+    renderer = Renderer(tokenizer, assistant_only=True)
+    for question, turn in [("a", "b<|im_end|>"), ("a!", "<|loud|>b<|im_end|>"), ("a", "b<|im_end|>")]:
+        one = renderer.render(Example(messages=talk(question, "b")))
+        assert [one.text[span.start : span.end] for span in one.spans] == [turn]
 
 
-@pytest.mark.skipif(not templates(), reason="needs: pip install trl")
-@pytest.mark.parametrize("path", templates(), ids=lambda path: path.stem)
-def test_stock_templates_give_the_words_that_their_training_variants_mark(path):
-    """Where both render the same text, the derived turns and the marked ones hold the same words and end tokens."""
-    stock = path.read_text()
-    marked_template = path.with_name(f"{path.stem}_training.jinja").read_text()
-    special = sorted({*re.findall(r"<\|?[a-zA-Z_|]+\|?>|<｜[^｜]+｜>|\[/?[A-Z_]+\]", stock), "<bos>", "<eos>"})
-    special = [text for text in special if text not in ("<think>", "</think>", "<tool_call>", "</tool_call>")]
-    turns = talk("hi there", "hello friend", "how are you", "fine thanks")
-    tokens = {"bos_token": "<bos>", "eos_token": "<eos>"}
-    if path.stem in REFUSED:
-        with pytest.raises((RowError, UndefinedError), match=REFUSED[path.stem]):
-            found(stock, turns, special, "<eos>")
-        return
-    ours = found(stock, turns, special, "<eos>")
-    text = render_jinja_template(conversations=[[turn.as_template() for turn in turns]], chat_template=stock, **tokens)[
-        0
-    ][0]
-    (marked,), (places,) = render_jinja_template(
-        conversations=[[turn.as_template() for turn in turns]], chat_template=marked_template,
-        return_assistant_tokens_mask=True, **tokens,
-    )  # fmt: skip
-    assert len(ours) == 2
-    for turn, word in zip(ours, ("hello friend", "fine thanks"), strict=True):
-        assert word in turn
-        assert any(turn.endswith(token) for token in special)
-    if marked == text:
-        theirs = "".join(marked[start:end] for start, end in places)
-        assert all(turn.strip() in theirs for turn in ours)
+def test_what_is_kept_is_bounded_and_does_not_travel_to_workers():
+    renderer = Renderer(styled("chatml"))
+    before = pickle.dumps(renderer)
+    for i in range(1100):
+        renderer.render(Example(messages=talk(" " * i + "a", "b")))
+    assert len(renderer._conversations._kept) <= 1024
+    assert pickle.dumps(renderer) == before
+    assert pickle.loads(before).render(Example(messages=talk("a", "b"))).text.endswith("b<|im_end|>\n")
+
+
+def test_markers_and_derived_turns_agree():
+    turns = talk("a", "b", "c", "d")
+    assert found(tokenizer_of(CHATML_MARKED, "<|im_end|>"), turns) == found(styled("chatml"), turns)

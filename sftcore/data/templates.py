@@ -1,0 +1,206 @@
+"""Chat templates, compiled once, and what a probe shows of each: its generation prompt, its end tokens, its habits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sftcore.errors import RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Turn: TypeAlias = "dict[str, Any]"
+"""A message as chat templates read it."""
+
+_PROBES = tuple(f"q7zXprobe{i}Xz7q" for i in range(4))
+
+
+class SpecialTexts:
+    """The texts of a tokenizer's special tokens and of its other added ones, and its EOS ("" where it has none)."""
+
+    def __init__(self, special: Sequence[str], added: Sequence[str], eos: str) -> None:
+        self.eos = eos
+        self.texts = tuple(sorted(filter(None, {*special, eos}), key=len, reverse=True))
+        self.pattern = _any_of(self.texts)
+        self.added = _any_of(sorted(filter(None, {*added, *self.texts}), key=len, reverse=True))
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTexts:
+        """Those of this tokenizer."""
+        tokens = tokenizer.added_tokens_decoder.values()
+        special = [*(token.content for token in tokens if token.special), *tokenizer.all_special_tokens]
+        return cls(special, [token.content for token in tokens], tokenizer.eos_token or "")
+
+    def first(self, text: str, start: int, end: int) -> re.Match[str] | None:
+        """The first special token there."""
+        return self.pattern.search(text, start, end)
+
+    def last_end(self, text: str, start: int, end: int) -> int | None:
+        """Behind the last special token there, or behind the last added one where none is special."""
+        for pattern in (self.pattern, self.added):
+            if found := list(pattern.finditer(text, start, end)):
+                return found[-1].end()
+        return None
+
+    def with_eos(self, text: str, end: int) -> int:
+        """`end`, or behind the EOS that follows there at once."""
+        return end + len(self.eos) if self.eos and text.startswith(self.eos, end) else end
+
+
+class ChatTemplate:
+    """One chat template for one tokenizer.
+
+    Rendering goes to the compiled template directly: transformers' own way looks its environment up anew for every row,
+    which takes longer than most templates do.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, Any], special: SpecialTexts) -> None:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        self.source = source
+        self.special = special
+        self.has_markers = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
+        self.knows_tools = "tools" in source
+        self.knows_calls = "tool_calls" in source
+        self._compiled = _compile_jinja_template(source)
+        self._environment = self._compiled.environment
+        # a flat dict: jinja's own ChainMap of globals costs more than a short template
+        self._globals = {**self._compiled.globals, **special_tokens, "documents": None}
+        self._habits: dict[str, Habits] = {}
+
+    def render(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> str:
+        """The rendered conversation.
+
+        Raises:
+            RowError: the template refuses it, in its own words.
+        """
+        try:
+            return "".join(self._blocks(turns, tools, kwargs, generation_prompt))
+        except Exception as error:  # templates raise TemplateError by themselves, and Python errors by accident
+            raise _refusal(error, turns) from error
+
+    def render_marked(
+        self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered conversation, and the characters that its generation markers enclose."""
+        blocks: list[str] = []
+        marks: list[tuple[int, int]] = []
+        try:
+            with self._environment.activate_tracker(blocks, marks):
+                for block in self._blocks(turns, tools, kwargs, False):
+                    blocks.append(block)
+        except Exception as error:
+            raise _refusal(error, turns) from error
+        return "".join(blocks), marks
+
+    def _blocks(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> Any:
+        compiled = self._compiled
+        names = {
+            **self._globals,
+            "messages": turns,
+            "tools": tools,
+            "add_generation_prompt": generation_prompt,
+            **kwargs,
+        }
+        context = self._environment.context_class(
+            self._environment, names, compiled.name, compiled.blocks, compiled.globals
+        )
+        return compiled.root_render_func(context)
+
+    def habits(self, kwargs: Mapping[str, Any]) -> Habits:
+        """What a probe shows of the template with these arguments; kept."""
+        key = repr(sorted(kwargs.items())) if kwargs else ""
+        if key not in self._habits:
+            if len(self._habits) > 256:
+                self._habits.clear()
+            self._habits[key] = Habits(self, dict(kwargs))
+        return self._habits[key]
+
+    @cached_property
+    def prints(self) -> frozenset[str]:
+        """Which shapes of content it prints the words of: "text", "parts", or both."""
+        found = frozenset(shape for shape in ("text", "parts") if self._prints(shape))
+        return found or frozenset({"text"})
+
+    def _prints(self, shape: str) -> bool:
+        words = [word if shape == "text" else [{"type": "text", "text": word}] for word in _PROBES[:2]]
+        turns = [{"role": role, "content": word} for role, word in zip(("user", "assistant"), words, strict=True)]
+        for tried in (turns, turns[:1]):
+            try:
+                text = self.render(tried, None, {}, False)
+            except RowError:  # a template that knows the other shape only raises whatever it stumbles upon
+                continue
+            # a list may also be printed as Python shows it
+            return all(word in text for word in _PROBES[: len(tried)]) and "'type'" not in text and '"type"' not in text
+        return False
+
+
+class Habits:
+    """What a probe shows of a template with certain arguments.
+
+    `header` is its generation prompt; `enders` are the tokens that end a plain turn, inside a conversation and at its
+    end; `stop` is what a last turn without an end token is closed with: the token that ends turns inside, else EOS.
+    `adds_system` says whether it writes words of its own where no system message is given.
+    """
+
+    def __init__(self, template: ChatTemplate, kwargs: Mapping[str, Any]) -> None:
+        special = template.special
+        self.header = ""
+        self.enders: tuple[str, ...] = ()
+        self.stop = special.eos
+        self.adds_system = False
+        roles = ("user", "assistant") * 2
+        words: list[Any] = list(_PROBES)
+        if "text" not in template.prints:
+            words = [[{"type": "text", "text": word}] for word in words]
+        turns = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
+        try:
+            asked = template.render(turns[:1], None, kwargs, False)
+            prompted = template.render(turns[:1], None, kwargs, True)
+            told = template.render(turns, None, kwargs, False)
+        except RowError:
+            return
+        # some templates put EOS where no generation prompt follows (Phi-3)
+        asked = asked.removesuffix(special.eos)
+        self.header = prompted[len(asked) :] if prompted.startswith(asked) else ""
+        if not all(word in told for word in _PROBES):
+            return
+        inside = special.first(told, told.find(_PROBES[1]), told.find(_PROBES[2]))
+        last = special.first(told, told.find(_PROBES[3]), len(told))
+        self.enders = tuple({token.group() for token in (inside, last) if token})
+        self.stop = inside.group() if inside else special.eos
+        self.adds_system = _has_words(told, special)
+
+
+def plain(value: Any) -> Any:
+    """The value out of JSON's types alone: a template is foreign code, and objects have methods that it could call."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return f"<{type(value).__name__}>"
+
+
+def _has_words(told: str, special: SpecialTexts) -> bool:
+    """Whether more stands before the first user's words than before the second's, special tokens aside."""
+    first = told[: told.find(_PROBES[0])]
+    second = told[told.find(_PROBES[1]) + len(_PROBES[1]) : told.find(_PROBES[2])]
+    shared = next((i for i in range(min(len(first), len(second))) if first[-1 - i] != second[-1 - i]), None)
+    own = first[: len(first) - (min(len(first), len(second)) if shared is None else shared)]
+    return re.search(r"\w{2,}\W+\w{2,}", special.added.sub("\n", own)) is not None
+
+
+def _refusal(error: Exception, turns: Sequence[Turn]) -> RowError:
+    return RowError(
+        f"the chat template refuses this conversation: {type(error).__name__}: {error}.",
+        fix=f"Its roles: {', '.join(str(turn['role']) for turn in turns)}.",
+    )
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
