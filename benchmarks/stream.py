@@ -27,27 +27,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="sftcore-stream-"))
 
 MAX_LENGTH = 1024
-WORDS = [
-    "the",
-    "model",
-    "reads",
-    "a",
-    "row",
-    "of",
-    "words",
-    "and",
-    "learns",
-    "to",
-    "answer",
-    "it",
-    "in",
-    "few",
-    "tokens",
-    "or",
-    "many",
-    "of",
-    "them",
-]
+WORDS = ("answer", "few", "hello", "it", "learns", "many", "model", "of", "reads", "row", "the", "tokens", "words")
 
 
 def main() -> None:
