@@ -88,6 +88,8 @@ class SFTConfig(TrainingArguments):
     """Loss on the completion alone. None: where the rows have a prompt and a completion."""
     assistant_only_loss: bool = False
     """Loss on the assistant's turns alone."""
+    mask_style: str = "turn"
+    """Where a completion of messages ends: "turn" (behind its end token), "trl" (with what the template adds there)."""
     loss_type: str = "nll"
     """The loss plugin."""
     activation_offloading: bool = False
