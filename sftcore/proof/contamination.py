@@ -131,7 +131,7 @@ def keep_documents_apart(
         tried[way.summary] = failure
         failed.setdefault(failure, {})[way.name] = None
     attention = causal_model(model).config.get_text_config()._attn_implementation
-    reasons = "; ".join(f"with {' or '.join(names)} {failure}" for failure, names in failed.items())
+    reasons = "; ".join(f"with {' or '.join(names)}, {failure}" for failure, names in failed.items())
     raise ModelError(
         f"documents that share a row are not kept apart in {type(causal_model(model)).__name__}: {reasons}.",
         where=f"attention {attention}",

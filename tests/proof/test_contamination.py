@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,10 +79,10 @@ def test_a_model_that_keeps_boundaries_to_itself_gets_a_mask():
 @pytest.mark.parametrize(
     ("name", "attention", "said"),
     [
-        ("Bloom", "eager", r"with positions or boundaries other documents move a document's logits by \d"),
+        ("Bloom", "eager", r"with positions or boundaries, other documents move a document's logits by \d"),
         ("Bloom", "varlen", 'models of BloomConfig compute their own attention and never ask for "varlen"'),
         ("XGLM", "varlen", 'models of XGLMConfig compute their own attention and never ask for "varlen"'),
-        ("RecurrentGemma", "eager", r"with positions or boundaries or mask other documents move .* by \d"),
+        ("RecurrentGemma", "eager", r"with positions or boundaries or mask, other documents move .* by \d"),
         ("RecurrentGemma", "varlen", r"other documents move a document's logits by \d"),
         ("Lfm2", "sdpa", r"other documents move a document's logits by \d"),
     ],
@@ -90,6 +91,13 @@ def test_a_model_in_which_documents_meet_is_refused(name, attention, said):
     with pytest.raises(ModelError, match=said) as caught:
         proof_of(name, attention)
     assert "packing: false, padding_free: false" in str(caught.value)
+
+
+def test_the_page_on_packing_shows_the_refusal_as_it_is():
+    with pytest.raises(ModelError) as caught:
+        proof_of("Bloom", "eager", flattened=False)
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "packing.md"
+    assert str(caught.value) in page.read_text(encoding="utf-8")
 
 
 def test_boundaries_that_reach_no_attention_layer_are_no_way():
@@ -127,7 +135,7 @@ def register():
 
 def test_an_attention_that_ignores_the_mask_is_refused(register):
     backend = register("leaky", leaky)
-    with pytest.raises(ModelError, match=r"with positions or boundaries or mask other documents move .* by \d"):
+    with pytest.raises(ModelError, match=r"with positions or boundaries or mask, other documents move .* by \d"):
         keep_documents_apart(build("Llama", "leaky"), backend, flattened=True)
 
 
