@@ -6,7 +6,9 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import trl
@@ -14,7 +16,7 @@ from datasets import Dataset
 from trl.scripts.utils import DatasetConfig as TheirDatasetConfig
 
 import sftcore
-from sftcore import ConflictError, DataError, DatasetConfig, DatasetMixtureConfig, RecipeError, get_dataset
+from sftcore import ConflictError, DataError, DatasetConfig, DatasetMixtureConfig, RecipeError, get_dataset, yamlio
 from sftcore.errors import OptionTypeError, UnknownKeyError
 
 
@@ -133,6 +135,23 @@ def test_a_whole_script_configuration_is_read(parse, write, tmp_path):
     )
     assert (model.model_name_or_path, model.lora_target_modules) == ("m", "all-linear")
     assert mixture.datasets == [DatasetConfig("a.jsonl", fraction=0.5), DatasetConfig("b.jsonl")]
+
+
+def test_the_script_of_the_documentation_trains(write, tmp_path, model_folder, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "coming-from-trl.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    config = yamlio.load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1], where="page")
+    for i, one in enumerate(config["datasets"]):
+        rows = [{"messages": [{"role": role, "content": f"say {i}"} for role in ("user", "assistant")]}] * 20
+        one["path"] = str(write(one["path"], "".join(json.dumps(row) + "\n" for row in rows)))
+    config |= {"model_name_or_path": str(model_folder), "output_dir": str(tmp_path / "out"), "max_length": 64}
+    monkeypatch.setenv("SFTCORE_CACHE", str(tmp_path / "cache"))
+    words = ["--config", str(write("run.yaml", json.dumps(config))), "--max_steps", "1", "--use_cpu", "--bf16", "no"]
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    done = {"__name__": "__main__"}
+    exec(compile(code, "coming-from-trl.md", "exec"), done)
+    assert len(done["trainer"].train_dataset["seq_lengths"][0]) > 1
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
 # --- Mixtures -------------------------------------------------------------------------------------------------------
