@@ -186,11 +186,12 @@ def _finding(finding: Finding, *, several: bool) -> Iterator[str]:
     label = click.style(f"{finding.severity:<9}", fg=_COLOURS[finding.severity], bold=True)
     count = "" if all(place.row is None for place in finding.rows) else f" ({_num(finding.count, 'row')})"
     yield label + visible(f"{finding.id}{count}: {finding.what}")
-    detailed = [place for place in finding.rows if place.row is None or place.detail][:_DETAILED]
+    told = finding.severity != "info" or any(place.detail for place in finding.rows)
+    detailed = finding.rows[:_DETAILED] if told else ()
     for place in detailed:
         if text := _place(place, several=several):
             yield visible(f"{_INDENT}{text}")
-    numbers = [str(place.row) for place in finding.rows if place not in detailed and place.row is not None]
+    numbers = [str(place.row) for place in finding.rows[len(detailed) :] if place.row is not None]
     more = f" … and {finding.count - len(finding.rows):,} more" if finding.count > len(finding.rows) else ""
     if numbers or more:
         yield f"{_INDENT}{'and ' if detailed else ''}rows {', '.join(numbers)}{more}"

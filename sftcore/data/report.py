@@ -18,7 +18,7 @@ from sftcore.data.report_inspect import Inspector, Inspectors
 from sftcore.data.report_lengths import Lengths, Packed, describe, packed
 from sftcore.data.report_read import Raw
 from sftcore.data.report_text import LONG_CHARACTERS, Words, answer_of, text_faults, turn_faults, whole_of, words_of
-from sftcore.errors import RowError, SFTCoreError
+from sftcore.errors import ConflictError, DataError, RowError, SFTCoreError
 from sftcore.types import IGNORED, Example, TokenizedRow
 
 SAMPLE = 1000
@@ -153,7 +153,7 @@ class Reporter:
     def _open(self, file: str, columns: list[str]) -> Inspector | None:
         try:
             inspector = self.inspectors.open(columns, file)
-        except SFTCoreError as error:
+        except (DataError, ConflictError) as error:
             # without a format no row can be read; the files are looked at all the same
             self.findings.add("no-format", Place(file=file), what=error.what, fix=error.fix)
             return None
@@ -175,7 +175,7 @@ class Reporter:
             self._counts["read"] += not raw.whole_file
             if raw.fault is not None:
                 self._counts["broken"] += not raw.whole_file
-                self.findings.add(raw.fault.id, place, what=raw.fault.what, fix=raw.fault.fix)
+                self.findings.add(raw.fault.id, _with(place, raw.fault.detail), fix=raw.fault.fix)
             elif raw.row is not None:
                 self._columns.update(map(str, raw.row))
                 batch.append((place, raw.row))
@@ -328,7 +328,7 @@ class Reporter:
         elif found:
             try:
                 self.inspectors.open(list(self._columns), self.source)
-            except SFTCoreError as error:
+            except (DataError, ConflictError) as error:
                 self.findings.add("mixed-formats", Place(file=self.source), what=error.what, fix=error.fix)
 
     def _huge(self) -> None:

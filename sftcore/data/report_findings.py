@@ -15,14 +15,14 @@ _REASONS = 30
 
 # id: severity, what it is (empty: said by each finding), how to mend it.
 KINDS: dict[str, tuple[Severity, str, str]] = {
-    "unreadable": ("error", "", ""),
+    "unreadable": ("error", "the file cannot be read.", "Write it anew."),
     "no-rows": ("error", "there are no rows.", "Give a file with at least one row."),
-    "broken-json": ("error", "", "Mend or delete the line."),
-    "broken-csv": ("error", "", "Mend or delete the line."),
-    "not-a-row": ("error", "", ""),
-    "not-utf8": ("error", "", "Save the file as UTF-8."),
-    "bom": ("error", "", ""),
-    "lone-surrogate": ("error", "", ""),
+    "broken-json": ("error", "broken JSON.", "Mend or delete it."),
+    "broken-csv": ("error", "broken CSV.", "Mend or delete the line."),
+    "not-a-row": ("error", "no row of named columns.", "Write each row as a mapping."),
+    "not-utf8": ("error", "not UTF-8.", "Save the file as UTF-8."),
+    "bom": ("error", "the file begins with a byte-order mark.", "Save it as UTF-8 without one."),
+    "lone-surrogate": ("error", "half a surrogate pair, which is no character.", "Mend or delete it."),
     "no-format": ("error", "", ""),
     "mixed-formats": ("error", "", "Check and train the files apart, or give them the same columns."),
     "tokenizer": ("error", "", ""),

@@ -14,7 +14,6 @@ from attrs import frozen
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
-_MEND = "Mend or delete that line."
 # What the CSV reader of `datasets` (pandas) takes for null.
 _CSV_NULLS = frozenset(
     ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
@@ -24,10 +23,10 @@ _CSV_NULLS = frozenset(
 
 @frozen
 class Fault:
-    """Why something in a file is no row: a finding's id, what is wrong, and how to mend it."""
+    """Why something in a file is no row: a finding's id, the detail, and how to mend it where the kind does not say."""
 
     id: str
-    what: str
+    detail: str = ""
     fix: str = ""
 
 
@@ -50,17 +49,16 @@ def raw_rows(path: Path, builder: str) -> Iterator[Raw]:
     try:
         yield from readers.get(builder, _json)(path)
     except Exception as error:  # a reader may raise anything at a damaged file
-        yield _of_file("unreadable", f"the file cannot be read: {type(error).__name__}: {error}.", "Write it anew.")
+        yield _of_file("unreadable", f"{type(error).__name__}: {error}")
 
 
-def _of_file(fault: str, what: str, fix: str, line: int | None = None) -> Raw:
-    return Raw(line=line, fault=Fault(fault, what, fix), whole_file=True)
+def _of_file(fault: str, detail: str = "", fix: str = "", line: int | None = None) -> Raw:
+    return Raw(line=line, fault=Fault(fault, detail, fix), whole_file=True)
 
 
 def _checked(value: Any, line: int | None) -> Raw:
     if not isinstance(value, dict):
-        what = f"this is {type(value).__name__}, not a row of named columns."
-        return Raw(line=line, fault=Fault("not-a-row", what, "Write each row as a mapping of columns."))
+        return Raw(line=line, fault=Fault("not-a-row", f"this is {type(value).__name__}"))
     return Raw(value, line)
 
 
@@ -88,7 +86,7 @@ def _has_surrogates(text: str, value: Any) -> bool:
     return False
 
 
-_SURROGATE = Fault("lone-surrogate", "a text holds half a surrogate pair.", _MEND)
+_SURROGATE = Fault("lone-surrogate")
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
@@ -96,7 +94,7 @@ def _json(path: Path) -> Iterator[Raw]:
     with path.open("rb") as file:
         head = file.read(4096)
         if head.startswith(_UTF16_BOMS):
-            yield _of_file("not-utf8", "the file is UTF-16.", "Save it as UTF-8.")
+            yield _of_file("not-utf8", "the file is UTF-16")
             return
         start = len(_UTF8_BOM) if head.startswith(_UTF8_BOM) else 0
         if start:
@@ -111,7 +109,7 @@ def _json(path: Path) -> Iterator[Raw]:
 
 
 def _bom() -> Raw:
-    return _of_file("bom", "the file begins with a byte-order mark.", "Save it as UTF-8 without a byte-order mark.", 1)
+    return _of_file("bom", line=1)
 
 
 def _json_lines(lines: Iterator[bytes]) -> Iterator[Raw]:
@@ -131,11 +129,11 @@ def _decoded(text: str) -> tuple[Any, Fault | None]:
         value = _DECODER.decode(text)
         return (None, _SURROGATE) if _has_surrogates(text, value) else (value, None)
     except json.JSONDecodeError as error:
-        return None, Fault("broken-json", f"broken JSON: {error.msg} at column {error.colno}.", _MEND)
+        return None, Fault("broken-json", f"{error.msg} at column {error.colno}")
     except _TwiceError as error:
-        return None, Fault("broken-json", f'broken JSON: the key "{error}" stands twice.', _MEND)
+        return None, Fault("broken-json", f'the key "{error}" stands twice')
     except RecursionError:
-        return None, Fault("broken-json", "broken JSON: it is nested too deeply.", _MEND)
+        return None, Fault("broken-json", "it is nested too deeply")
 
 
 def _json_array(raw: bytes) -> Iterator[Raw]:
@@ -183,16 +181,16 @@ def _element(text: str, at: int, line: int) -> tuple[int | None, Raw]:
         alone = _has_surrogates(text[at:end], value)
         return end, Raw(line=line, fault=_SURROGATE) if alone else _checked(value, line)
     except json.JSONDecodeError as error:
-        what = f"broken JSON: {error.msg} at line {error.lineno} column {error.colno}."
+        detail = f"{error.msg} at line {error.lineno} column {error.colno}"
     except _TwiceError as error:
-        what = f'broken JSON: the key "{error}" stands twice.'
+        detail = f'the key "{error}" stands twice'
     except RecursionError:
-        what = "broken JSON: it is nested too deeply."
-    return None, Raw(line=line, fault=Fault("broken-json", what, "Mend or delete that row."))
+        detail = "it is nested too deeply"
+    return None, Raw(line=line, fault=Fault("broken-json", detail))
 
 
-def _broken_list(text: str, at: int, what: str) -> Raw:
-    return _of_file("broken-json", f"broken JSON: {what}.", "Mend the list there.", text.count("\n", 0, at) + 1)
+def _broken_list(text: str, at: int, detail: str) -> Raw:
+    return _of_file("broken-json", detail, "Mend the list there.", text.count("\n", 0, at) + 1)
 
 
 def _skip(text: str, at: int) -> int:
@@ -207,7 +205,7 @@ def _indent(text: str, at: int) -> str:
 
 
 def _not_utf8(error: UnicodeDecodeError) -> Fault:
-    return Fault("not-utf8", f"not UTF-8: {error.reason} at byte {error.start}.", "Save the file as UTF-8.")
+    return Fault("not-utf8", f"{error.reason} at byte {error.start}")
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
@@ -224,17 +222,17 @@ def _csv(path: Path) -> Iterator[Raw]:
             try:
                 row: dict[Any, Any] | None = next(reader, None)
             except csv.Error as error:
-                yield Raw(line=line, fault=Fault("broken-csv", f"broken CSV: {error}.", _MEND))
+                yield Raw(line=line, fault=Fault("broken-csv", f"{error}"))
                 continue
             if row is None:
                 return
             line = max(line, 2)  # the first row stands below the head
             if None in row:
                 cells, columns = len(row) - 1 + len(row[None]), len(row) - 1
-                what = f"the row has {cells} cells, the head {columns} columns."
-                yield Raw(line=line, fault=Fault("broken-csv", what, "Quote cells that hold the separator."))
+                detail = f"the row has {cells} cells, the head {columns} columns"
+                yield Raw(line=line, fault=Fault("broken-csv", detail, "Quote cells that hold the separator."))
             elif any(isinstance(cell, str) and re.search("[\udc80-\udcff]", cell) for cell in row.values()):
-                yield Raw(line=line, fault=Fault("not-utf8", "not UTF-8.", "Save the file as UTF-8."))
+                yield Raw(line=line, fault=Fault("not-utf8"))
             else:
                 yield Raw({column: None if cell in _CSV_NULLS else cell for column, cell in row.items()}, line)
 

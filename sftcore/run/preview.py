@@ -149,13 +149,13 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
         RecipeError: there is no such row.
         SFTCoreError: whatever would stop the run at this row.
     """
-    from sftcore.data.load import inspect, load
+    from sftcore.data.load import load
 
     setup = set_up_recipe(recipe)
     check(setup)
     source, choice = _looked_at(recipe, setup)
-    dataset = load(source or inspect(recipe.data.train, setup), recipe.data, recipe.data.split)
-    label = source.label if source else str(recipe.data.train)
+    dataset = load(source, recipe.data, recipe.data.split)
+    label = source.label
     choice = choice or format_for(setup, dataset.column_names, label)
     notes = (f"Read by a suggested mapping; a run needs this line: {choice.line}",) if choice.line else ()
     preparation = Preparations(recipe)(choice.setup)
@@ -166,17 +166,24 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
     return _row(pipeline, dataset[row], row, preparation.tokenizer, notes)
 
 
-def _looked_at(recipe: Recipe, setup: Setup) -> tuple[Source | None, FormatChoice | None]:
-    """Local files that can be sampled, refused while everything is light, and their format."""
+def _looked_at(recipe: Recipe, setup: Setup) -> tuple[Source, FormatChoice | None]:
+    """Where the rows are, and their format where local files can be sampled: refused while everything is light.
+
+    The sampled rows are not judged: a row can be looked at though another one is wrong.
+    """
     from sftcore.data.files import first_rows, local_files
-    from sftcore.data.load import SAMPLE, inspect
+    from sftcore.data.format import reader_for
+    from sftcore.data.load import SAMPLE, Source
 
     files = local_files(recipe.data.train)
-    sample = first_rows(files, SAMPLE) if files else []
-    if files is None or not sample:
-        return None, None
-    choice = format_for(setup, list(dict.fromkeys(key for _, row in sample for key in row)), files.label)
-    return inspect(recipe.data.train, choice.setup), choice
+    if files is None:
+        return Source(str(recipe.data.train), None), None
+    sample = first_rows(files, SAMPLE)
+    if not sample:
+        return Source(files.label, files), None
+    columns = list(dict.fromkeys(key for _, row in sample for key in row))
+    choice = format_for(setup, columns, files.label)
+    return Source(files.label, files, reader_for(choice.bound, columns, files.label)), choice
 
 
 def _refuse_beyond(row: int, count: int, unit: str, label: str) -> None:

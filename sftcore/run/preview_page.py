@@ -46,7 +46,8 @@ mark.light {{ background: var(--light) }}
 b {{ font-weight: 400; background: var(--mark); color: var(--mark-text); border-radius: 4px; padding: .1em .2em;
   font-size: .9em }}
 mark b {{ background: var(--stop); color: inherit }}
-del {{ color: var(--gone); opacity: .75 }}
+mark.light b {{ background: none }}
+del, del mark, del b {{ color: var(--gone); background: none }}
 sub {{ color: var(--learn-text); background: var(--light); font-size: .7em }}
 span:hover {{ outline: 1px solid var(--soft); border-radius: 2px }}
 </style>
