@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from sftcore.data.shapes import Variant, as_turns, shape_of, variants
-from sftcore.data.skeleton import Place, Skeleton, learn
+from sftcore.data.skeleton import STOP_APPENDED, Place, Skeleton, learn
 from sftcore.data.templates import ChatTemplate, SpecialTexts, plain
 from sftcore.errors import DataError, RowError
 from sftcore.types import Example, Message, Turns
@@ -140,7 +140,9 @@ class Conversations:
         notes = skeleton.notes
         if tools and not template.knows_tools:
             notes = (*notes, TOOLS_LEFT_OUT)
-        return Drawn(text + skeleton.stop, skeleton, lengths, marks, notes)
+        if skeleton.stop and marks is None:
+            return Drawn(text + skeleton.stop, skeleton, lengths, marks, (*notes, STOP_APPENDED))
+        return Drawn(text, skeleton, lengths, marks, notes)
 
     def _template(self, tools: Any) -> ChatTemplate:
         template = self._templates.get(bool(tools))

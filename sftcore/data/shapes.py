@@ -30,11 +30,12 @@ class Variant:
     """How messages are put where templates differ in what they read.
 
     arguments: those of tool calls, as mappings or as JSON text; empty: the content of a message that has none beside
-    its tool calls; content: as given, each text as one part, or parts joined to a text.
+    its tool calls (a null that was given is left away); content: as given, each text as one part, or parts joined to a
+    text.
     """
 
     arguments: Literal["mapping", "json"] = "mapping"
-    empty: Literal["given", "null", "absent", "text"] = "given"
+    empty: Literal["given", "null", "text"] = "given"
     content: Literal["given", "parts", "text"] = "given"
 
 
@@ -51,7 +52,7 @@ def variants(turns: Sequence[Message], prints: frozenset[str]) -> Iterator[Varia
     if any(turn.tool_calls for turn in turns):
         arguments = ["mapping", "json"]
         if any(turn.tool_calls and not turn.content for turn in turns):
-            empties = ["given", "null", "absent", "text"]
+            empties = ["given", "null", "text"]
     for content in contents:
         for empty in empties:
             for argument in arguments:
@@ -80,7 +81,10 @@ def _as_turn(message: Message, index: int, variant: Variant) -> Turn:
         content = [{"type": "text", "text": content}]
     elif content is not None and not isinstance(content, str):
         content = [plain(part.as_template()) for part in content]
-    turn: Turn = {"role": message.role, "content": content}
+    turn: Turn = {"role": message.role}
+    if content is not None:
+        # many templates would print None as a word
+        turn["content"] = content
     if message.reasoning is not None:
         # gpt-oss and LFM2.5 read the second name
         turn["reasoning_content"] = turn["thinking"] = message.reasoning
@@ -89,8 +93,6 @@ def _as_turn(message: Message, index: int, variant: Variant) -> Turn:
         turn["tool_calls"] = [_arguments_as_json(call) for call in calls] if variant.arguments == "json" else calls
         if variant.empty != "given" and not message.content:
             turn["content"] = "" if variant.empty == "text" else None
-            if variant.empty == "absent":
-                del turn["content"]
     if message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
     if message.name is not None:

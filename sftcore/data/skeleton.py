@@ -107,7 +107,6 @@ def learn(
     found = finder.find()
     notes = [
         *sentinels.notes(turns),
-        *([STOP_APPENDED] if finder.stop else []),
         *([UNENDED] if finder.unended else []),
         *([OWN_SYSTEM] if habits.adds_system and turns[0].role not in ("system", "developer") else []),
     ]

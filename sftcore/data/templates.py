@@ -163,8 +163,9 @@ class Habits:
             told = template.render(turns, None, kwargs, False)
         except RowError:
             return
-        # some templates put EOS where no generation prompt follows (Phi-3)
-        asked = asked.removesuffix(special.eos)
+        if not prompted.startswith(asked):
+            # some templates put EOS where no generation prompt follows (Phi-3)
+            asked = asked.removesuffix(special.eos)
         self.header = prompted[len(asked) :] if prompted.startswith(asked) else ""
         if not all(word in told for word in _PROBES):
             return

@@ -206,8 +206,8 @@ def test_a_template_without_any_end_token_gives_the_last_turn_eos():
     tokenizer = tokenizer_of("{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}")
     assert found(tokenizer, talk("a", "b", "c", "d")) == ["b", "d\n</s>"]
     assert rendered(tokenizer, talk("a", "b", "c", "d")).notes == (
-        "stop token appended: the chat template ends the last turn without one",
         "turns inside the conversation end without an end token in the chat template",
+        "stop token appended: the chat template ends the last turn without one",
     )
 
 
