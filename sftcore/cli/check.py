@@ -189,7 +189,7 @@ def _finding(finding: Finding, *, several: bool) -> Iterator[str]:
     told = finding.severity != "info" or any(place.detail for place in finding.rows)
     detailed = finding.rows[:_DETAILED] if told else ()
     for place in detailed:
-        if text := _place(place, several=several):
+        if text := _place(place, detail="" if place.detail == finding.what else place.detail, several=several):
             yield visible(f"{_INDENT}{text}")
     numbers = [str(place.row) for place in finding.rows[len(detailed) :] if place.row is not None]
     more = f" … and {finding.count - len(finding.rows):,} more" if finding.count > len(finding.rows) else ""
@@ -199,14 +199,14 @@ def _finding(finding: Finding, *, several: bool) -> Iterator[str]:
         yield visible(f"{_INDENT}→ {finding.fix}")
 
 
-def _place(place: Place, *, several: bool) -> str:
+def _place(place: Place, *, detail: str, several: bool) -> str:
     """`row 3 (line 4): detail`, with the file where there are several."""
     if place.row is None:
         where = f"{place.file} line {place.line}" if place.line is not None else place.file if several else ""
     else:
         line = f" (line {place.line})" if place.line is not None else ""
         where = f"{place.file} row {place.row}{line}" if several else f"row {place.row}{line}"
-    return ": ".join(filter(None, [where, place.detail]))
+    return ": ".join(filter(None, [where, detail]))
 
 
 def _num(count: int, noun: str) -> str:

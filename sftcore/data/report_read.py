@@ -129,7 +129,7 @@ def _decoded(text: str) -> tuple[Any, Fault | None]:
         value = _DECODER.decode(text)
         return (None, _SURROGATE) if _has_surrogates(text, value) else (value, None)
     except json.JSONDecodeError as error:
-        return None, Fault("broken-json", f"{error.msg} at column {error.colno}")
+        return None, Fault("broken-json", f"{error.msg.removesuffix(' at')} at column {error.colno}")
     except _TwiceError as error:
         return None, Fault("broken-json", f'the key "{error}" stands twice')
     except RecursionError:
@@ -181,7 +181,7 @@ def _element(text: str, at: int, line: int) -> tuple[int | None, Raw]:
         alone = _has_surrogates(text[at:end], value)
         return end, Raw(line=line, fault=_SURROGATE) if alone else _checked(value, line)
     except json.JSONDecodeError as error:
-        detail = f"{error.msg} at line {error.lineno} column {error.colno}"
+        detail = f"{error.msg.removesuffix(' at')} at line {error.lineno} column {error.colno}"
     except _TwiceError as error:
         detail = f'the key "{error}" stands twice'
     except RecursionError:
