@@ -22,6 +22,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """What data sets call the reasoning before an answer: DeepSeek's name, and those of newer servers and of gpt-oss."""
 
+_ARGUMENTS = ("arguments", "parameters", "input")
+"""What a call without the outer mapping calls its arguments: OpenAI's name, Llama's, Anthropic's."""
+
 _ROLES = frozenset(ROLES)
 _KEYS = frozenset(("role", "content", "train", "weight", *REASONING, "tool_calls", "tool_call_id", "name"))
 
@@ -237,25 +240,36 @@ def _calls(value: Any, place: str) -> list[Mapping[str, Any]]:
         return []
     if not isinstance(value, (list, tuple)) or not all(isinstance(call, Mapping) for call in value):
         raise RowError(f"{place}: tool_calls is no list of tool calls: {_short(value)}.")
-    return [_call(call) for call in value]
+    return [_call(call, f"{place}: tool_calls[{i}]") for i, call in enumerate(value)]
 
 
-def _call(call: Mapping[str, Any]) -> Mapping[str, Any]:
+def _call(call: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     """A tool call as templates read it: below `function`, with its arguments as a mapping.
 
-    Some data sets leave out the outer mapping, and Arrow often holds arguments as JSON text.
+    Some data sets leave out the outer mapping, and Arrow often holds arguments as JSON text. A call that is of no
+    function at all stays as it is.
     """
     clean: dict[str, Any] = without_nulls(call)
-    if "function" not in clean and isinstance(clean.get("name"), str):
-        inner = {key: clean.pop(key) for key in ("name", "arguments") if key in clean}
+    if "function" not in clean:
+        if not isinstance(clean.get("name"), str):
+            return clean
+        inner = {"name": clean.pop("name")}
+        for key in _ARGUMENTS:
+            if key in clean:
+                inner["arguments"] = clean.pop(key)
+                break
         clean = {"type": "function", **clean, "function": inner}
-    if isinstance(function := clean.get("function"), dict):
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            # what is no JSON stays text: some models are meant to see it as it is
-            with contextlib.suppress(json.JSONDecodeError):
-                arguments = json.loads(arguments)
-        clean["function"] = {**function, "arguments": arguments}
+    function = clean["function"]
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowError(
+            f"{place} names no function: {_short(call)}.", fix='A call is {"function": {"name": …, "arguments": …}}.'
+        )
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        # what is no JSON stays text: some models are meant to see it as it is
+        with contextlib.suppress(json.JSONDecodeError):
+            arguments = json.loads(arguments)
+    clean["function"] = {**function, "arguments": arguments}
     return clean
 
 

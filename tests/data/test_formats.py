@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sftcore import Example, Part, RecipeError, RowError, TokenizedRow
 from sftcore.data.format import reader_for
@@ -69,6 +71,8 @@ def test_tools_and_template_arguments_may_be_json_text_throughout():
         [{"type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}],
         [{"type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}', "other": None}}],
         [{"name": "now", "arguments": {"zone": "UTC", "format": None}, "function": None}],
+        [{"name": "now", "parameters": {"zone": "UTC"}}],
+        [{"name": "now", "input": {"zone": "UTC"}, "arguments": None}],
         '[{"name": "now", "arguments": "{\\"zone\\": \\"UTC\\"}"}]',
     ],
 )
@@ -267,6 +271,11 @@ def test_tokenized_makes_labels_of_masks():
         ),
         ("chat", {"messages": [{"role": "assistant", "tool_calls": "now()"}]}, "(assistant): tool_calls is no JSON"),
         ("chat", {"messages": [{"role": "assistant", "tool_calls": ["now"]}]}, "tool_calls is no list of tool calls"),
+        (
+            "chat",
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
+            "messages[0] (assistant): tool_calls[0] names no function: {'function': {'arguments': '{}'}}.",
+        ),
         ("chat", {"messages": [{"role": "user", "content": "x"}], "tools": ["now"]}, "tools[0] is no JSON"),
         ("chat", {"messages": None, "text": "x"}, 'the column "messages" is null. The row has: text.'),
         (
@@ -298,3 +307,45 @@ def test_whatever_a_format_raises_names_the_row():
         RowReader('format "x"', Broken(), "data").read({"a": 1}, 3)
     with pytest.raises(RowError, match=r"data row 3: .*failed: TypeError"):
         RowReader('format "x"', Broken(), "data").read({"nowhere": "text"}, 3)
+
+
+_leaf = st.one_of(
+    st.none(), st.booleans(), st.integers(-200, 200), st.floats(), st.text(max_size=4),
+    st.sampled_from(["user", "assistant", "[]", "{}", "[1]", "human", "function_call", "tool"]),
+)  # fmt: skip
+_keys = st.sampled_from(
+    ["role", "content", "from", "value", "train", "weight", "thinking", "tool_calls", "name", "function", "arguments"]
+)
+_anything = st.recursive(
+    _leaf,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_keys, inner, max_size=4),
+    max_leaves=10,
+)
+_turn = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant"]), "content": _anything},
+    optional={"tool_calls": _anything, "weight": _leaf, "train": _leaf, "thinking": _leaf, "extra": _anything},
+)
+_columns = st.sampled_from(
+    ["messages", "prompt", "completion", "conversations", "system", "instruction", "output", "history", "text",
+     "input_ids", "labels", "weights", "completion_mask", "tools", "chat_template_kwargs"]
+)  # fmt: skip
+_value = st.one_of(_anything, st.lists(_turn, max_size=3), st.lists(st.integers(-5, 5), max_size=4))
+READERS = {
+    name: reader_for(bind(Selection("format", name), discover(), Blocklist()), (), "data")
+    for name in ("text", "chat", "prompt-completion", "sharegpt", "alpaca", "tokenized")
+}
+
+
+@given(row=st.dictionaries(_columns, _value, max_size=10))
+@settings(deadline=None, max_examples=300)
+def test_whatever_a_row_holds_a_format_reads_it_or_says_what_is_wrong(row):
+    assert not [said for reader in READERS.values() if "failed:" in (said := refusal(reader, row))]
+
+
+def refusal(reader, row: dict) -> str:
+    """What a format says of a row that it does not read; "failed:" in it is an error of Python's."""
+    try:
+        reader.read(row, 0)
+    except RowError as error:
+        return error.what
+    return ""

@@ -83,8 +83,7 @@ class ShareGPT:
             found = json.loads(value)
             calls = found if isinstance(found, list) else [found]
             return [
-                {"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}}
-                for c in calls
+                {"name": call["name"], "arguments": call.get("arguments", call.get("parameters"))} for call in calls
             ]
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise RowError(
