@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 from pathlib import Path
 
 import datasets
@@ -87,6 +88,30 @@ def outcome(function, *args, **kwargs):
 @pytest.fixture(scope="module")
 def any_tokenizer():
     return make_tokenizer(bos=True)
+
+
+SHARED = sorted(set(sftcore.__all__) & set(trl.__all__ if hasattr(trl, "__all__") else dir(trl)) - {"__version__"})
+
+
+def test_the_names_that_scripts_import_are_there():
+    assert {
+        "SFTTrainer", "SFTConfig", "ModelConfig", "ScriptArguments", "DatasetMixtureConfig", "TrlParser", "get_dataset",
+        "init_zero_verbose", "get_training_chat_template", "supports_tool_calling", "get_peft_config",
+        "get_quantization_config", "apply_chat_template", "maybe_apply_chat_template", "is_conversational",
+        "is_conversational_from_value", "maybe_convert_to_chatml", "pack_dataset", "prepare_multimodal_messages",
+        "RichProgressCallback",
+    } <= set(SHARED)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in SHARED if inspect.isroutine(getattr(trl, name)) and sftcore._MODULE_OF[name] != "config"],
+)
+def test_functions_take_the_arguments_of_trls_in_their_order(name):
+    def arguments(function):
+        return [(one.name, one.kind, one.default) for one in inspect.signature(function).parameters.values()]
+
+    assert arguments(getattr(sftcore, name)) == arguments(getattr(trl, name))
 
 
 # --- Conversations --------------------------------------------------------------------------------------------------
