@@ -29,6 +29,8 @@ Lengths: TypeAlias = tuple[tuple[int, ...], ...]
 
 LONGEST_WINDOW = 4096
 """A longer sliding window is not exceeded: the proof would cost more than it tells."""
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "index_topk")
+"""Where configurations say how many tokens a layer sees at most."""
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """How far logits may lie apart for another order of summation, as a part of the largest logit."""
 HALVES = ("float16", "bfloat16")
@@ -237,7 +239,7 @@ def _layout(
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
     """The documents' lengths in each row, and what they cannot show."""
     limit = min(length for length in (max_length, getattr(config, "max_position_embeddings", None), 1 << 30) if length)
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    windows = [getattr(config, name, None) for name in WINDOWS]
     reached = [window for window in windows if isinstance(window, int) and window < limit]
     notes = tuple(f"the window of {window} tokens was not exceeded" for window in reached if window > LONGEST_WINDOW)
     long = min(limit, max([24, *(window + 5 for window in reached if window <= LONGEST_WINDOW)]))

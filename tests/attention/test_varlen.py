@@ -213,7 +213,7 @@ def test_a_saved_model_does_not_ask_for_the_plugin(tmp_path):
 
 # --- What it rests on in transformers and torch ---------------------------------------------------------------------
 def masks(function, **fields):
-    shape = {"batch_size": 1, "q_length": 6, "kv_length": 6, "mask_function": function, "allow_is_causal_skip": False}
+    shape = {"batch_size": 1, "q_length": 6, "kv_length": 6, "mask_function": function}
     return mask_if_needed(**{**shape, **fields})
 
 
@@ -228,7 +228,8 @@ def test_a_mask_is_built_only_where_boundaries_do_not_say_all():
     assert masks(causal) is None
     assert masks(window) is None
     assert masks(masking_utils.and_masks(remapped, packed)).shape == (1, 1, 1, 1)
-    assert masks(masking_utils.and_masks(chunked, packed)).shape == (1, 1, 6, 6)
+    assert masks(masking_utils.and_masks(chunked, packed), allow_is_causal_skip=False).shape == (1, 1, 6, 6)
+    assert masks(causal, allow_is_causal_skip=False).shape == (1, 1, 6, 6)
     assert masks(causal, kv_length=9, q_offset=3).shape == (1, 1, 6, 9)
     assert masks(causal, attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1]]).bool()).shape == (1, 1, 6, 6)
 

@@ -126,6 +126,7 @@ def mask_if_needed(
     mask_function: Callable[..., Any] | None = None,
     device: Any = "cpu",
     config: Any = None,
+    allow_is_causal_skip: bool = True,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """The mask that a layer needs: none where causality, window and boundaries say all; else that of sdpa.
@@ -143,8 +144,10 @@ def mask_if_needed(
     parts = _parts_of(mask_function) if mask_function is not None else set()
     whole = attention_mask is None and q_length == kv_length and isinstance(q_offset, int) and q_offset == 0
     if whole and parts and parts <= PLAIN_MASKS:
-        packed = "packed_sequence_mask_function" in parts
-        return torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=device) if packed else None
+        if "packed_sequence_mask_function" in parts:
+            return torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=device)
+        if allow_is_causal_skip:  # else the model itself reads the mask, as DeepSeek-V3.2's indexer does
+            return None
     if mask_function is not None:
         kwargs["mask_function"] = mask_function
     mask: torch.Tensor | None = sdpa_mask(
@@ -153,6 +156,7 @@ def mask_if_needed(
         q_offset=q_offset,
         attention_mask=attention_mask,
         device=device,
+        allow_is_causal_skip=allow_is_causal_skip,
         **kwargs,
     )
     return mask
