@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as Theirs
 
-from sftcore import DataCollatorForLanguageModeling
+from sftcore import DataCollatorForLanguageModeling, SFTConfig, SFTTrainer
 from sftcore.errors import OptionTypeError
+from tests.conftest import make_llama
 
 PLAIN = [{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}]
 LABELLED = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4, 5], "labels": [4, -100]}]
@@ -89,6 +91,22 @@ def test_a_trainer_of_transformers_takes_it(tmp_path, llama):
     args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none", save_strategy="no")
     trainer = Trainer(llama, args, DataCollatorForLanguageModeling(0), PLAIN)
     assert trainer.train().training_loss > 0
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_with_packed_rows_sfttrainer_learns_what_it_learns_with_its_own_collator(tmp_path, tokenizer, free):
+    rows = Dataset.from_list([{"text": f"say hello {i}"} for i in range(12)])
+
+    def first_loss(collator):
+        args = SFTConfig(
+            str(tmp_path), max_steps=1, logging_steps=1, use_cpu=True, save_strategy="no", packing=True, max_length=48,
+            dataset_cache=False, per_device_train_batch_size=2,
+        )  # fmt: skip
+        trainer = SFTTrainer(make_llama(tokenizer), args, collator, rows, processing_class=tokenizer)
+        trainer.train()
+        return trainer.state.log_history[0]["loss"]
+
+    assert first_loss(DataCollatorForLanguageModeling(0, free)) == pytest.approx(first_loss(None), abs=1e-6)
 
 
 def test_other_tensors_than_torchs_are_refused():
