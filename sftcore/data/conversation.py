@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 TOOLS_LEFT_OUT = "tools left out: the chat template does not render them"
 
+Marks: TypeAlias = "Sequence[tuple[int, int]] | None"
+
 _KEPT = 1024
 """Skeletons that are kept: a data set has few shapes of conversation, unless tools differ from row to row."""
 
@@ -26,20 +28,49 @@ _KEPT = 1024
 class Drawn:
     """A rendered conversation: its skeleton, and how long its words before each hole are, all together.
 
-    `marks` are the characters that the template's own generation markers enclose, None where they were not asked for.
+    `marks` are the characters that the template's own generation markers enclose, None where they were not asked for;
+    `stop` is the token that was appended to the rendering.
     """
 
     text: str
     skeleton: Skeleton
     lengths: Sequence[int]
-    marks: Sequence[tuple[int, int]] | None
+    marks: Marks
+    stop: str
     notes: tuple[str, ...]
 
     def at(self, place: Place) -> int:
-        """The place as a character of the text."""
+        """The place as a character of the text; the end of the rendering is behind what was appended."""
         at = place.literal + self.lengths[place.holes]
-        stop = len(self.skeleton.stop)
+        stop = len(self.stop)
         return at + stop if stop and at == len(self.text) - stop else at
+
+
+@frozen
+class _Setting:
+    """What a conversation is rendered with."""
+
+    template: ChatTemplate
+    tools: Any
+    kwargs: Mapping[str, Any]
+    marks: bool
+
+    def render(self, turns: Sequence[Message], variant: Variant, generation_prompt: bool) -> str:
+        return self.template.render(as_turns(turns, variant), self.tools, self.kwargs, generation_prompt)
+
+    def render_row(self, turns: Sequence[Message], variant: Variant) -> tuple[str, Marks]:
+        if self.marks:
+            return self.template.render_marked(as_turns(turns, variant), self.tools, self.kwargs)
+        return self.template.render(as_turns(turns, variant), self.tools, self.kwargs, False), None
+
+    def drawn(self, text: str, marks: Marks, skeleton: Skeleton, lengths: Sequence[int]) -> Drawn:
+        notes = skeleton.notes
+        if self.tools and not self.template.knows_tools:
+            notes = (*notes, TOOLS_LEFT_OUT)
+        # the template's own marks say what is supervised, and an appended token would not be
+        if skeleton.stop and marks is None:
+            return Drawn(text + skeleton.stop, skeleton, lengths, marks, skeleton.stop, (*notes, STOP_APPENDED))
+        return Drawn(text, skeleton, lengths, marks, "", notes)
 
 
 class Conversations:
@@ -55,7 +86,15 @@ class Conversations:
         """Without what was learned: it is learned anew in a worker, and no cache key depends on it."""
         return {**self.__dict__, "_templates": {}, "_kept": {}}
 
-    def draw(self, turns: Turns, example: Example, *, prompt_turns: int | None = None, marks: bool = False) -> Drawn:
+    def draw(
+        self,
+        turns: Turns,
+        example: Example,
+        *,
+        prompt_turns: int | None = None,
+        marks: bool = False,
+        proof: bool = True,
+    ) -> Drawn:
         """The conversation as text, verified against the skeleton of its shape.
 
         Args:
@@ -63,86 +102,76 @@ class Conversations:
             example: where they come from, with tools and arguments for the template.
             prompt_turns: how many of the messages are the prompt of a completion.
             marks: read the template's generation markers, where it has any.
+            proof: whether turns are to be told apart; else a shape that cannot be verified is rendered all the same.
 
         Raises:
             RowError: the template refuses the conversation, or leaves assistant words out.
             DataError: there is no template.
         """
-        tools = plain(example.tools) if example.tools else None
-        kwargs = plain(example.template_kwargs) if example.template_kwargs else {}
-        template = self._template(tools)
-        marks = marks and template.has_markers
+        setting = self._setting(example, marks)
         shape, words = shape_of(turns)
+        tools, kwargs = setting.tools, setting.kwargs
         key = (shape, prompt_turns, repr(tools) if tools else "", repr(kwargs) if kwargs else "")
-        if (kept := self._kept.get(key)) is not None:
-            text, found = _render(template, as_turns(turns, kept.variant), tools, kwargs, marks)
+        kept = self._kept.get(key)
+        if kept is not None:
+            text, found = setting.render_row(turns, kept.variant)
             if kept.unproven:
-                return self._drawn(text, kept, (), found, template, tools)
-            filled, lengths = kept.fill(words)
-            if filled == text:
-                return self._drawn(text, kept, lengths, found, template, tools)
-        return self._learn(turns, words, template, tools, kwargs, key, prompt_turns, marks)
+                if not proof or found is not None:
+                    return setting.drawn(text, found, kept, ())
+            else:
+                filled, lengths = kept.fill(words)
+                if filled == text:
+                    return setting.drawn(text, found, kept, lengths)
+        return self._learn(turns, words, setting, key, prompt_turns)
 
     def render_prompt(self, turns: Turns, example: Example, variant: Variant) -> str:
         """A prompt on its own, with the generation prompt where it is to be answered."""
-        tools = plain(example.tools) if example.tools else None
-        template = self._template(tools)
         # a prompt that ends with the assistant's words is continued, not answered
         answered = turns[-1].role != "assistant"
-        return template.render(as_turns(turns, variant), tools, plain(example.template_kwargs), answered)
+        return self._setting(example, False).render(turns, variant, answered)
 
     def _learn(
-        self,
-        turns: Turns,
-        words: Sequence[str],
-        template: ChatTemplate,
-        tools: Any,
-        kwargs: Mapping[str, Any],
-        key: Hashable,
-        prompt_turns: int | None,
-        marks: bool,
+        self, turns: Turns, words: Sequence[str], setting: _Setting, key: Hashable, prompt_turns: int | None
     ) -> Drawn:
         """The same with a skeleton made for this very conversation, kept if it may serve for others."""
-        _refuse_what_would_vanish(turns, template)
+        _refuse_what_would_vanish(turns, setting.template)
+        best: tuple[str, Marks, Skeleton] | None = None
         first_error: RowError | None = None
-        for variant in variants(turns, template.prints):
-
-            def render(turns: Sequence[Message], prompt: bool, variant: Variant = variant) -> str:
-                return template.render(as_turns(turns, variant), tools, kwargs, prompt)
-
+        for variant in variants(turns, setting.template.prints):
             try:
-                text, found = _render(template, as_turns(turns, variant), tools, kwargs, marks)
-                skeleton = learn(
-                    turns, text, render, template.habits(kwargs), self._special,
-                    variant=variant, prompt_turns=prompt_turns,
-                )  # fmt: skip
+                tried = self._try(turns, setting, variant, prompt_turns)
             except RowError as error:
                 first_error = first_error or error
                 continue
-            if skeleton.general:
-                if len(self._kept) >= _KEPT:
-                    del self._kept[next(iter(self._kept))]
-                self._kept[key] = skeleton
-            lengths = skeleton.fill(words)[1] if not skeleton.unproven else ()
-            return self._drawn(text, skeleton, lengths, found, template, tools)
-        assert first_error is not None
-        raise first_error
+            if best is None or not tried[2].left_out:
+                best = tried
+            if not best[2].left_out:
+                break
+        if best is None:
+            assert first_error is not None
+            raise first_error
+        text, found, skeleton = best
+        if skeleton.general:
+            if len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = skeleton
+        return setting.drawn(text, found, skeleton, () if skeleton.unproven else skeleton.fill(words)[1])
 
-    @staticmethod
-    def _drawn(
-        text: str,
-        skeleton: Skeleton,
-        lengths: Sequence[int],
-        marks: Sequence[tuple[int, int]] | None,
-        template: ChatTemplate,
-        tools: Any,
-    ) -> Drawn:
-        notes = skeleton.notes
-        if tools and not template.knows_tools:
-            notes = (*notes, TOOLS_LEFT_OUT)
-        if skeleton.stop and marks is None:
-            return Drawn(text + skeleton.stop, skeleton, lengths, marks, (*notes, STOP_APPENDED))
-        return Drawn(text, skeleton, lengths, marks, notes)
+    def _try(
+        self, turns: Turns, setting: _Setting, variant: Variant, prompt_turns: int | None
+    ) -> tuple[str, Marks, Skeleton]:
+        def render(turns: Sequence[Message], generation_prompt: bool) -> str:
+            return setting.render(turns, variant, generation_prompt)
+
+        text, found = setting.render_row(turns, variant)
+        habits = setting.template.habits(setting.kwargs)
+        return text, found, learn(turns, text, render, habits, self._special, variant, prompt_turns)
+
+    def _setting(self, example: Example, marks: bool) -> _Setting:
+        tools = plain(example.tools) if example.tools else None
+        template = self._template(tools)
+        kwargs = plain(example.template_kwargs) if example.template_kwargs else {}
+        return _Setting(template, tools, kwargs, marks and template.has_markers)
 
     def _template(self, tools: Any) -> ChatTemplate:
         template = self._templates.get(bool(tools))
@@ -156,14 +185,6 @@ class Conversations:
             template = ChatTemplate(source, dict(self._tokenizer.special_tokens_map), self._special)
             self._templates[bool(tools)] = template
         return template
-
-
-def _render(
-    template: ChatTemplate, turns: Sequence[Any], tools: Any, kwargs: Mapping[str, Any], marks: bool
-) -> tuple[str, Sequence[tuple[int, int]] | None]:
-    if marks:
-        return template.render_marked(turns, tools, kwargs)
-    return template.render(turns, tools, kwargs, False), None
 
 
 def _refuse_what_would_vanish(turns: Turns, template: ChatTemplate) -> None:

@@ -138,9 +138,15 @@ class Renderer:
         return tuple(spans)
 
     def _draw(self, turns: Turns, example: Example, *, prompt_turns: int | None = None) -> Drawn:
-        # markers do not say whose turn they mark, so turns that are singled out are always derived
-        marks = self._assistant_only and not _singled_out(turns)
-        return self._conversations.draw(turns, example, prompt_turns=prompt_turns, marks=marks)
+        singled_out = _singled_out(turns)
+        return self._conversations.draw(
+            turns,
+            example,
+            prompt_turns=prompt_turns,
+            # markers do not say whose turn they mark, so turns that are singled out are always derived
+            marks=self._assistant_only and not singled_out,
+            proof=self._assistant_only or singled_out or prompt_turns is not None,
+        )
 
     def _with_eos(self, text: str) -> str:
         return text if self._eos and text.endswith(self._eos) else text + self._eos

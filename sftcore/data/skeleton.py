@@ -28,7 +28,7 @@ Render: TypeAlias = Callable[[Sequence[Message], bool], str]
 REASONING_EARLIER = "reasoning of earlier turns left out by the chat template"
 REASONING_LAST = "reasoning of the last turn left out by the chat template"
 STOP_APPENDED = "stop token appended: the chat template ends the last turn without one"
-UNENDED = "turns inside the conversation end without an end token in the chat template"
+UNENDED = "turns without an end token in the chat template"
 OWN_SYSTEM = "the chat template adds a system prompt of its own"
 
 _DIGITS = 5
@@ -53,6 +53,8 @@ class Skeleton:
     completion: where the completion begins; completion_end: where it ends, None where its own words decide that.
     stop: the token that must be appended.
     general: whether all words became holes, so that the skeleton is worth keeping.
+    left_out: whether words of others than the assistant are not in the rendering.
+    unproven: why the conversation could not be verified; nothing but the notes is known then.
     """
 
     variant: Variant
@@ -65,6 +67,7 @@ class Skeleton:
     stop: str
     notes: tuple[str, ...]
     general: bool
+    left_out: bool = False
     unproven: str = ""
 
     def fill(self, words: Sequence[str]) -> tuple[str, list[int]]:
@@ -81,7 +84,6 @@ def learn(
     render: Render,
     habits: Habits,
     special: SpecialTexts,
-    *,
     variant: Variant,
     prompt_turns: int | None = None,
 ) -> Skeleton:
@@ -102,11 +104,13 @@ def learn(
     sentinels.refuse_left_out(turns)
     if not sentinels.rebuilds:
         unproven = "the chat template rewrites the messages' text, so the assistant's turns cannot be told apart"
-        return Skeleton(variant, (), None, (), (), None, None, "", (), True, unproven)
+        return Skeleton(variant, (), None, (), (), None, None, "", (), True, unproven=unproven)
     finder = TurnFinder(turns, sentinels.text, sentinels.holes, sentinels.prefix, sentinels.calls(), habits, special)
     found = finder.find()
+    left_out = sentinels.left_out(turns)
     notes = [
-        *sentinels.notes(turns),
+        *left_out,
+        *sentinels.reasoning_left_out(turns),
         *([UNENDED] if finder.unended else []),
         *([OWN_SYSTEM] if habits.adds_system and turns[0].role not in ("system", "developer") else []),
     ]
@@ -122,6 +126,7 @@ def learn(
         stop=finder.stop,
         notes=tuple(notes),
         general=everyone,
+        left_out=bool(left_out),
     )
 
 
@@ -147,6 +152,7 @@ class _Sentinels:
 
         self._turns = [marked(turn, index, mark) for index, turn in enumerate(turns)]
         self._everyone = everyone
+        self._real = text
         self.count = len(self._originals)
         self.escaped: tuple[bool, ...] = ()
         self.text = render(self._turns, False)
@@ -240,21 +246,24 @@ class _Sentinels:
     def refuse_left_out(self, turns: Sequence[Message]) -> None:
         """Raise where an assistant's words are not in the rendering at all."""
         for number, index, kind in self._missing():
-            # one that stands there in other letters was rewritten, not left out
-            there = re.search(f"{self._stem}{number:0{_DIGITS}}zq", self.text, re.IGNORECASE)
+            # one that stands there in other letters, or that was cut, was rewritten and not left out
+            there = not self.rebuilds and (
+                self._originals[number][1] in self._real
+                or re.search(f"{self._stem}{number:0{_DIGITS}}zq", self.text, re.IGNORECASE)
+            )
             if turns[index].role == "assistant" and kind == "content" and not there:
                 raise refused(index, LEFT_OUT)
 
-    def notes(self, turns: Sequence[Message]) -> list[str]:
-        """What the template leaves out of this conversation, short of assistant words."""
+    def left_out(self, turns: Sequence[Message]) -> list[str]:
+        """Notes on words of others than the assistant that are not in the rendering."""
+        roles = dict.fromkeys(turns[index].role for _, index, _ in self._missing())
+        return [f"{role} messages left out by the chat template" for role in roles if role != "assistant"]
+
+    def reasoning_left_out(self, turns: Sequence[Message]) -> list[str]:
+        """Notes on the assistant's reasoning that is not in the rendering."""
         last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
-        notes: dict[str, None] = {}
-        for _, index, _ in self._missing():
-            if turns[index].role == "assistant":
-                notes[REASONING_LAST if index == last else REASONING_EARLIER] = None
-            else:
-                notes[f"{turns[index].role} messages left out by the chat template"] = None
-        return list(notes)
+        missing = [index for _, index, _ in self._missing() if turns[index].role == "assistant"]
+        return list(dict.fromkeys(REASONING_LAST if index == last else REASONING_EARLIER for index in missing))
 
 
 def _completion(

@@ -251,6 +251,7 @@ class TurnFinder:
     def _without_end(self, index: int, last: int, bound: int) -> int:
         if bound == len(self._text) and index + 1 == len(self._turns):
             self.stop = self._stop_token(index)
+            self.unended |= not self.stop
             return len(self._text)
         following = [hole for hole in self._holes if hole.start == bound]
         self._open = bool(following) and self._turns[following[0].message].role == "assistant"

@@ -206,7 +206,7 @@ def test_a_template_without_any_end_token_gives_the_last_turn_eos():
     tokenizer = tokenizer_of("{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}")
     assert found(tokenizer, talk("a", "b", "c", "d")) == ["b", "d\n</s>"]
     assert rendered(tokenizer, talk("a", "b", "c", "d")).notes == (
-        "turns inside the conversation end without an end token in the chat template",
+        "turns without an end token in the chat template",
         "stop token appended: the chat template ends the last turn without one",
     )
 
@@ -289,6 +289,39 @@ def test_mask_style_trl_supervises_what_the_template_adds_after_the_end_token():
 def test_what_cannot_be_verified_is_refused_with_its_reason(change, said):
     with pytest.raises(RowError, match=said):
         found(tokenizer_of(CHATML.replace("{{ m.content }}", change), "<|im_end|>"), talk("hello", "there"))
+
+
+def test_an_answer_that_is_left_out_is_refused_though_the_user_said_the_same():
+    silent = tokenizer_of(CHATML.replace("{{ m.content }}", "{{ m.content if m.role == 'user' }}"), "<|im_end|>")
+    for choice in ({"assistant_only": True}, {}):
+        with pytest.raises(RowError, match=r"message 3 \(assistant\) .* leaves its words out"):
+            supervised(silent, Example(messages=talk("a", "", "b", "b")), **choice)
+
+
+def test_a_row_that_can_be_verified_is_not_refused_for_one_that_could_not():
+    picky = CHATML.replace("{{ m.content }}", "{{ m.content | replace('!', '') }}")
+    renderer = Renderer(tokenizer_of(picky, "<|im_end|>"), assistant_only=True)
+    for _ in range(2):
+        with pytest.raises(RowError, match="rewrites the messages' text"):
+            renderer.render(Example(messages=talk("a", "b!")))
+        one = renderer.render(Example(messages=talk("a", "b")))
+        assert [one.text[span.start : span.end] for span in one.spans] == ["b<|im_end|>"]
+
+
+def test_content_is_put_in_the_shape_in_which_every_message_is_printed():
+    strict = CHATML.replace(
+        "{{ m.content }}",
+        "{% if m.content is string %}{{ m.content if m.role != 'system' }}{% else %}{{ m.content[0].text }}{% endif %}",
+    )
+    tokenizer = tokenizer_of(strict, "<|im_end|>")
+    one = rendered(tokenizer, [Message("system", "be kind"), *talk("a", "b")])
+    assert one.text.startswith("<|im_start|>system\nbe kind<|im_end|>")
+    assert one.notes == ()
+
+
+def test_words_that_look_like_a_sentinel_are_words():
+    texts = ["q7z00000zq", "q7z00001zq", "q7zX", "q7z00003zq q7zXX"]
+    assert found(styled("chatml"), talk(*texts)) == [f"{texts[1]}<|im_end|>", f"{texts[3]}<|im_end|>"]
 
 
 def test_only_the_assistants_words_need_to_stand_as_they_are():
