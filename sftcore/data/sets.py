@@ -94,6 +94,7 @@ class DataPreparation:
                 self.tokenizer,
                 completion_only=settings.get("completion_only_loss"),
                 assistant_only=bool(settings.get("assistant_only_loss")),
+                mask_style=settings.get("mask_style") or "turn",
             ),
             tokenizer=Tokenizer(self.tokenizer),
             # what packing cuts in pieces is not cut before

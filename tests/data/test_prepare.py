@@ -166,9 +166,18 @@ def test_the_text_field_reaches_a_text_format_that_is_named(tokenizer):
 
 
 def test_tools_that_the_template_does_not_render_are_said(tokenizer):
-    rows = [{"messages": [{"role": "user", "content": "x"}], "tools": '[{"name": "now"}]'}]
-    with pytest.warns(UserWarning, match="tools are left out: the chat template does not render them"):
-        preparation(tokenizer).prepare(Dataset.from_list(rows), "train")
+    rows = [{"messages": [{"role": "user", "content": "x"}], "tools": '[{"name": "now"}]'}] * 2
+    data = preparation(tokenizer)
+    data.prepare(Dataset.from_list(rows), "train")
+    assert data.ledgers[0].notes == {"tools left out: the chat template does not render them": 2}
+    assert "train: 2 rows: tools left out: the chat template does not render them" in data.ledgers[0].lines()
+
+
+@pytest.mark.parametrize(("style", "wanted"), [("turn", "hello<|im_end|>"), ("trl", "hello<|im_end|>\n")])
+def test_mask_style_says_where_a_completion_ends(tokenizer, style, wanted):
+    turns = {"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "hello"}]}
+    (row,) = preparation(tokenizer, mask_style=style).prepare(Dataset.from_list([turns]), "train")
+    assert tokenizer.decode([label for label in row["labels"] if label != -100]) == wanted
 
 
 def test_preparation_warns_of_nothing(tokenizer):
