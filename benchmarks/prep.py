@@ -73,6 +73,7 @@ def main() -> None:
             print(line(results[-1]), flush=True)
     report = {"rows": len(pairs), **facts(given), "results": results}
     text = json.dumps(report, indent=2)
+    print(f"{len(pairs):,} rows, {given.threads} tokenizer threads, medians of {given.repeats} rounds")
     print(table(results))
     print(text)
     if given.json:
@@ -88,7 +89,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="use the first N rows")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds (default: 5)")
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=1, help="threads of the tokenizer (default: 1)")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--threads", type=int, default=cores, help="threads of the tokenizer (default: one a core)")
     parser.add_argument("--num-proc", type=int, help="processes on both sides (default: none)")
     parser.add_argument("--json", type=Path, help="write the JSON there too")
     return parser.parse_args()
