@@ -135,7 +135,7 @@ class Renderer:
             weight = 0.0 if turn.train is False else 1.0 if turn.weight is None else turn.weight
             if weight:
                 spans.append(Span(drawn.at(start), drawn.at(end), weight))
-        return tuple(spans)
+        return tuple(span for span in spans if span.start < span.end)
 
     def _draw(self, turns: Turns, example: Example, *, prompt_turns: int | None = None) -> Drawn:
         singled_out = _singled_out(turns)

@@ -33,16 +33,37 @@ DEEPSEEK = (
     "<｜Assistant｜>{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
 )
+LLAMA2 = (
+    "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+    "{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
+    "{% for m in turns %}{% if m.role == 'user' %}"
+    "{{ bos_token }}[INST] {{ ((system if loop.first else '') + m.content).strip() }} [/INST]"
+    "{% else %} {{ m.content.strip() }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+VICUNA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}\n\n{% elif m.role == 'user' %}"
+    "USER: {{ m.content | trim }}\n{% else %}ASSISTANT: {{ m.content | trim }}{{ eos_token }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
 STYLES = {
     "chatml": (CHATML, "<|im_end|>", ["<|im_start|>"]),
     "llama3": (LLAMA3, "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"]),
     "mistral": (MISTRAL, "</s>", ["[INST]", "[/INST]"]),
+    "llama2": (LLAMA2, "</s>", ["[INST]", "[/INST]"]),
+    "vicuna": (VICUNA, "</s>", []),
     "gemma": (GEMMA, "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
     "deepseek": (DEEPSEEK, "<｜end▁of▁sentence｜>", []),
 }
 """Template, EOS and other special tokens."""
-ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>", "gemma": "<end_of_turn>",
-        "deepseek": "<｜end▁of▁sentence｜>"}  # fmt: skip
+ENDS = {
+    "chatml": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "mistral": "</s>",
+    "llama2": " </s>",
+    "vicuna": "</s>",
+    "gemma": "<end_of_turn>",
+    "deepseek": "<｜end▁of▁sentence｜>",
+}
 
 
 @lru_cache
@@ -72,12 +93,12 @@ def talk(*contents: str | None) -> list[Message]:
     return [Message(("user", "assistant")[i % 2], content) for i, content in enumerate(contents)]
 
 
-# --- Five styles
+# --- Styles
 def expected(style: str, content: str) -> str:
     """What a turn is, told from the template's source by hand."""
     if style in ("llama3", "gemma"):
         content = content.strip()
-    if style == "mistral":
+    if style in ("mistral", "llama2", "vicuna"):
         content = " " + content.strip()
     if style == "deepseek":
         content = content.split("</think>")[-1]
@@ -115,7 +136,7 @@ TEXTS = st.one_of(
 
 @settings(max_examples=120, deadline=None)
 @given(
-    st.sampled_from(["chatml", "llama3", "mistral", "gemma"]),
+    st.sampled_from(["chatml", "llama3", "mistral", "llama2", "vicuna", "gemma"]),
     st.lists(TEXTS, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0),
 )
 def test_every_turn_is_exactly_its_words_and_its_end_token(style, texts):
@@ -131,6 +152,17 @@ def test_the_decoded_labels_are_the_words_and_the_end_tokens(style, texts):
     texts = texts[: len(texts) // 2 * 2]
     decoded = supervised(styled(style), Example(messages=talk(*texts)), assistant_only=True)
     assert decoded == "".join(expected(style, text) for text in texts[1::2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["chatml", "llama3", "mistral", "llama2", "vicuna", "gemma"]),
+    st.lists(TEXTS, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0),
+)
+def test_a_completion_is_its_last_turn(style, texts):
+    turns = talk(*texts)
+    one = Renderer(styled(style)).render(Example(prompt=turns[:-1], completion=turns[-1:]))
+    assert [one.text[span.start : span.end] for span in one.spans] == [expected(style, texts[-1])]
 
 
 # --- Templates that do things of their own

@@ -121,6 +121,31 @@ def test_a_completion_is_the_last_turn(name):
     assert compared >= 9 or name.startswith("lfm2_2_5")
 
 
+@pytest.mark.parametrize("name", STOCK)
+def test_mask_style_trl_is_all_that_follows_the_prompts_ids(name):
+    """TRL's rule for completions, by its own route: the prompt is tokenised apart, what exceeds it is supervised."""
+    tokenizer, compared = trl.tokenizer_of(name), 0
+    for kind in ("one turn", "many turns", "unicode", "think tags", "edge white space"):
+        turns = trl.talk(kind, name)
+        for parts in (False, True):
+            try:
+                said = [trl.as_mapping(turn, parts) for turn in turns]
+                prompt = tokenizer.apply_chat_template(said[:-1], add_generation_prompt=True, return_dict=False)
+                whole = tokenizer.apply_chat_template(said, return_dict=False)
+            except Exception:
+                continue
+            if whole[: len(prompt)] == prompt and all(word in tokenizer.decode(whole) for word in trl.words_of(turns)):
+                break
+        else:
+            continue
+        ids, mask = supervised_ids(name, Example(prompt=turns[:-1], completion=turns[-1:]), mask_style="trl")
+        assert ids[: len(whole)] == whole
+        assert mask == [0] * len(prompt) + [1] * (len(ids) - len(prompt)), kind
+        compared += 1
+    # these open the thinking in the prompt alone
+    assert compared or name.startswith("deepseek")
+
+
 @pytest.mark.parametrize("name", TRAINING)
 def test_derived_turns_are_those_that_training_variants_mark_but_for_what_the_page_lists(name):
     compared = [found for kind in trl.TALKS if (found := trl.differences(name, kind)) is not None]

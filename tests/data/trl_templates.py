@@ -1,6 +1,6 @@
 """The chat templates that the installed trl package ships, the conversations they are tried on, and what comes out.
 
-`python -m tests.data.trl_templates` prints the tables of docs/reference/templates.md.
+`python -m tests.data.trl_templates` writes the tables of docs/reference/templates.md anew.
 """
 
 from __future__ import annotations
@@ -301,7 +301,20 @@ def version() -> str:
     return importlib.metadata.version("trl")
 
 
-if __name__ == "__main__":
-    print("trl", version())
+def updated(page: str) -> str:
+    """The page with the tables, and the count of templates, of the installed trl."""
+    counts = f"trl {version()}: {len(names(training=False))} stock templates, {len(names(training=True))} of them"
+    page = re.sub(r"trl [\d.]+: \d+ stock templates, \d+ of them", counts, page)
     for heading, rows in tables().items():
-        print(f"\n## {heading}\n", *rows, sep="\n")
+        before, rest = page.split(f"\n## {heading}\n", 1)
+        section, *others = rest.split("\n## ", 1)
+        lines = section.splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("|---")) + 1
+        end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
+        section = "\n".join([*lines[:start], *rows, *lines[end:]]) + "\n"
+        page = "\n## ".join([f"{before}\n## {heading}\n{section}", *others])
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
