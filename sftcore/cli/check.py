@@ -76,7 +76,7 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
     ):
         if source is not None:
             label = source if isinstance(source, str) else ", ".join(source)
-            reporter = Reporter(name, label, Inspectors(setup, prepare), recipe.model.name, training, _progress())
+            reporter = Reporter(name, label, Inspectors(setup, prepare, name), recipe.model.name, training, _progress())
             _read(reporter, source, recipe, split)
             if reporter.progress is not None:
                 click.echo("\r\x1b[K", nl=False, err=True)

@@ -6,7 +6,7 @@ import itertools
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -19,7 +19,7 @@ from sftcore.data.report_lengths import Lengths, Packed, describe, packed
 from sftcore.data.report_read import Raw
 from sftcore.data.report_text import LONG_CHARACTERS, Words, answer_of, text_faults, turn_faults, whole_of, words_of
 from sftcore.errors import ConflictError, DataError, RowError, SFTCoreError
-from sftcore.types import IGNORED, Example, TokenizedRow
+from sftcore.types import IGNORED, Example, Row, TokenizedRow
 
 SAMPLE = 1000
 """Rows whose columns decide the format, as in a run."""
@@ -192,13 +192,13 @@ class Reporter:
         rows, places = [row for _, row in batch], {place.row: place for place, _ in batch}
         numbers = [place.row or 0 for place, _ in batch]
         try:
-            found = inspector.inspect(rows, numbers)
+            found = _inspected(inspector, rows, numbers)
         except SFTCoreError as error:
             if inspector.pipeline is None:
                 raise
             self.findings.add("tokenizer", Place(file=batch[0][0].file), what=error.what, fix=error.fix)
             inspector = self.inspectors.light(inspector)
-            found = inspector.inspect(rows, numbers)
+            found = _inspected(inspector, rows, numbers)
         words = [words_of(one.example) if one.example is not None else [] for one in found]
         counts = iter(inspector.count([one.text for said in words for one in said]))
         for one, said in zip(found, words, strict=True):
@@ -346,6 +346,19 @@ class Reporter:
         return next(file.path for file, end in zip(self._files, ends, strict=True) if number < end)
 
 
+def _inspected(inspector: Inspector, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
+    """What becomes of the rows. Where tokenizer or template fail on them as a whole, the row that does it is found."""
+    try:
+        return inspector.inspect(rows, numbers)
+    except SFTCoreError:
+        raise
+    except Exception as error:  # a template or tokenizer may raise anything at what is no text
+        if len(rows) == 1:
+            return [Inspected(numbers[0], None, RowError(f"{type(error).__name__}: {error}."), None, 0, 0, "", ())]
+        half = len(rows) // 2
+        return _inspected(inspector, rows[:half], numbers[:half]) + _inspected(inspector, rows[half:], numbers[half:])
+
+
 def _with(place: Place, detail: str) -> Place:
     return Place(place.row, place.file, place.line, detail)
 
@@ -361,9 +374,9 @@ def _refusal(error: RowError) -> tuple[str, str]:
 
 def _num_supervised(row: TokenizedRow) -> int:
     """Tokens that the loss is computed on: nothing stands before the first to predict it from."""
-    labels = (row.labels if row.labels is not None else row.input_ids)[1:]
+    labels = list(row.input_ids if row.labels is None else row.labels)[1:]
     if row.weights is None:
-        return sum(label != IGNORED for label in labels)
+        return len(labels) - labels.count(IGNORED)
     return sum(label != IGNORED and weight > 0 for label, weight in zip(labels, row.weights[1:], strict=True))
 
 

@@ -60,13 +60,15 @@ class Inspector:
 
 @define
 class Inspectors:
-    """Makes the inspector of a file from its columns. `prepare` gives tokenizer and pipelines; it is called once, late.
+    """Makes the inspector of a file from its columns. `prepare` gives tokenizer and pipelines; it is called late.
 
-    Importing torch takes seconds, so files that are broken are reported before.
+    Importing torch takes seconds, so files without a usable row are reported before. The set's `name` decides how it
+    is packed: one that begins with "eval" as `eval_packing` says.
     """
 
     setup: Setup
     prepare: Callable[[Setup], DataPreparation] | None = None
+    name: str = "train"
     _tokenizer: Any = field(default=None, init=False)
     _special: re.Pattern[str] | None = field(default=None, init=False)
 
@@ -86,7 +88,7 @@ class Inspectors:
         if self._tokenizer is not tokenizer:
             added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
             self._tokenizer, self._special = tokenizer, special_text_pattern({*added, *tokenizer.all_special_tokens})
-        pipeline = preparation.pipeline(list(columns), where)
+        pipeline = preparation.pipeline(list(columns), self.name)
         return Inspector(choice, reader, pipeline, tokenizer, self._special, preparation.max_length)
 
     def light(self, inspector: Inspector) -> Inspector:

@@ -105,7 +105,22 @@ def _json(path: Path) -> Iterator[Raw]:
         if head[start:].lstrip()[:1] == b"[":
             yield from _json_array(file.read())
         else:
+            first = file.readline()
+            if first.strip() == b"{" and (keys := _one_object(first + file.read())):
+                fix = "Write its rows as a list, or one a line."
+                yield _of_file("not-a-row", f"the whole file is one object with the keys {keys}", fix)
+                return
+            file.seek(start)
             yield from _json_lines(file)
+
+
+def _one_object(raw: bytes) -> str:
+    """The keys of a file that holds one indented object in place of rows."""
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return ""
+    return ", ".join(map(str, list(found)[:5]))
 
 
 def _bom() -> Raw:

@@ -46,15 +46,20 @@ def words_of(example: Example) -> list[Words]:
         place = f"turn {i} ({turn.role})"
         found.append(Words(turn.role, place, content_of(turn)))
         if turn.reasoning:
-            found.append(Words(turn.role, f"{place}, reasoning", turn.reasoning))
+            found.append(Words(turn.role, f"{place}, reasoning", _as_text(turn.reasoning)))
     return found
 
 
 def content_of(turn: Message) -> str:
     """The turn's words; parts that are no text count as none."""
-    if turn.content is None or isinstance(turn.content, str):
-        return turn.content or ""
-    return "".join(part.text or "" for part in turn.content)
+    if isinstance(turn.content, (list, tuple)):
+        return "".join(_as_text(getattr(part, "text", None)) for part in turn.content)
+    return _as_text(turn.content)
+
+
+def _as_text(value: object) -> str:
+    # a format may let through what is no text
+    return value if isinstance(value, str) else "" if value is None else str(value)
 
 
 def answer_of(example: Example) -> tuple[str, str] | None:
@@ -70,7 +75,7 @@ def answer_of(example: Example) -> tuple[str, str] | None:
 
 
 def _said(turn: Message) -> tuple[str, str, str, str]:
-    return turn.role, content_of(turn), turn.reasoning or "", repr(list(turn.tool_calls)) if turn.tool_calls else ""
+    return turn.role, content_of(turn), _as_text(turn.reasoning), repr(list(turn.tool_calls)) if turn.tool_calls else ""
 
 
 def whole_of(example: Example) -> str:
@@ -138,7 +143,8 @@ def _is_called(turns: Sequence[Message], index: int) -> bool:
 
 
 def _has_other_parts(turn: Message) -> bool:
-    return not isinstance(turn.content, str) and any(part.type != "text" for part in turn.content or ())
+    parts = turn.content if isinstance(turn.content, (list, tuple)) else ()
+    return any(getattr(part, "type", "") != "text" for part in parts)
 
 
 # --- Texts ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sftcore.data.prepare import Inspected, Pipeline
     from sftcore.data.sets import DataPreparation
 
+_NAME = "train_dataset"
 CUT_SHOWN = 200
 """How many tokens of what max_length takes away are shown."""
 
@@ -159,11 +160,16 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
     choice = choice or format_for(setup, dataset.column_names, label)
     notes = (f"Read by a suggested mapping; a run needs this line: {choice.line}",) if choice.line else ()
     preparation = Preparations(recipe)(choice.setup)
-    if preparation.setup.plan.settings.get("packing"):
-        return [_block(preparation, dataset, row, label, notes)]
-    _refuse_beyond(row, len(dataset), "row", label)
-    pipeline = preparation.pipeline(dataset.column_names, label)
-    return _row(pipeline, dataset[row], row, preparation.tokenizer, notes)
+    try:
+        if preparation.setup.plan.settings.get("packing"):
+            return [_block(preparation, dataset, row, label, notes)]
+        _refuse_beyond(row, len(dataset), "row", label)
+        pipeline = preparation.pipeline(dataset.column_names, _NAME)
+        return _row(pipeline, dataset[row], row, preparation.tokenizer, notes)
+    except DataError as error:
+        # the preparation knows the set by its argument, the user by its file
+        error.where = error.where.replace(_NAME, label)
+        raise
 
 
 def _looked_at(recipe: Recipe, setup: Setup) -> tuple[Source, FormatChoice | None]:
@@ -225,12 +231,7 @@ def _sentence(note: str) -> str:
 
 
 def _block(preparation: DataPreparation, dataset: Dataset, row: int, label: str, notes: tuple[str, ...]) -> Preview:
-    try:
-        blocks = preparation.prepare(dataset, "train_dataset")
-    except DataError as error:
-        # the preparation knows the set by its argument, the user by its file
-        error.where = error.where.replace("train_dataset", label)
-        raise
+    blocks = preparation.prepare(dataset, _NAME)
     _refuse_beyond(row, len(blocks), "block", label)
     block = blocks[row]
     whole = TokenizedRow(block["input_ids"], block["labels"], block.get("weights"))

@@ -7,6 +7,8 @@ import tracemalloc
 
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sftcore import Example, Message
 from sftcore.data.report import Reporter
@@ -59,6 +61,29 @@ def test_bytes_that_are_no_utf8_cost_their_line_alone(tmp_path):
     assert read(path) == [("not-utf8", None)]
     path.write_text('{"a": 1}', encoding="utf-8-sig")
     assert read(path) == [("bom", 1), ({"a": 1}, 1)]
+
+
+def test_an_object_in_place_of_rows_is_one_fault(write):
+    path = write("d.json", json.dumps({"data": [{"a": 1}], "version": 2}, indent=2))
+    (raw,) = raw_rows(path, "json")
+    assert (raw.fault.id, raw.fault.detail) == ("not-a-row", "the whole file is one object with the keys data, version")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=8), st.data())
+def test_whatever_is_damaged_nothing_is_raised_and_whole_lines_are_read(tmp_path_factory, values, data):
+    lines = [json.dumps({"a": value}).encode() for value in values]
+    damaged = data.draw(st.sets(st.integers(0, len(lines) - 1)))
+    # a { more never closes, and what stands behind it stays in its line
+    junk = st.binary(max_size=9).filter(lambda raw: b"\n" not in raw)
+    written = [b"{" + data.draw(junk) + line if i in damaged else line for i, line in enumerate(lines)]
+    path = tmp_path_factory.mktemp("damaged") / "d.jsonl"
+    path.write_bytes(b"\n".join(written))
+    found = list(raw_rows(path, "json"))
+    assert [raw.row for raw in found if raw.fault is None] == [
+        {"a": value} for i, value in enumerate(values) if i not in damaged
+    ]
+    assert {raw.line - 1 for raw in found if raw.fault is not None} == damaged
 
 
 def test_a_table_is_read_with_the_nulls_that_a_run_sees(tmp_path):
