@@ -189,11 +189,6 @@ class Conversations:
 
 def _refuse_what_would_vanish(turns: Turns, template: ChatTemplate) -> None:
     for i, turn in enumerate(turns):
-        if turn.role != "assistant" and (turn.train or turn.weight):
-            raise RowError(
-                f"message {i} ({turn.role}) is to be trained on, and only assistant turns can be.",
-                fix='Give "train" or "weight" to assistant messages alone.',
-            )
         if turn.tool_calls and not template.knows_calls:
             raise RowError(
                 f"message {i} calls a tool, and the chat template would leave the call out.",

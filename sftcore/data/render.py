@@ -167,7 +167,14 @@ class Renderer:
 
 
 def _singled_out(turns: Turns) -> bool:
-    return any(turn.train is not None or turn.weight is not None for turn in turns)
+    chosen = [i for i, turn in enumerate(turns) if turn.train is not None or turn.weight is not None]
+    for i in chosen:
+        if turns[i].role != "assistant" and (turns[i].train or turns[i].weight):
+            raise RowError(
+                f"message {i} ({turns[i].role}) is to be trained on, and only assistant turns can be.",
+                fix='Give "train" or "weight" to assistant messages alone.',
+            )
+    return bool(chosen)
 
 
 def _turns(turns: str | Turns | None) -> Turns:

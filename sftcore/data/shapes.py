@@ -131,7 +131,7 @@ def _full_shape(turn: Message, words: list[str]) -> Hashable:
     extra = repr(turn.extra) if turn.extra else ""
     content: Any = found.content
     if content is not None and not isinstance(content, str):
-        content = tuple((part.type, part.text, repr(part.extra)) for part in content)
+        content = tuple((part.type, part.text, repr(plain(part.extra))) for part in content)
     return (turn.role, content, found.reasoning, calls, extra, turn.name, turn.tool_call_id)
 
 

@@ -94,15 +94,8 @@ def learn(
     Raises:
         RowError: the template leaves assistant words or calls out.
     """
-    for everyone in (True, False):
-        sentinels = _Sentinels(turns, text, render, everyone=everyone)
-        if sentinels.rebuilds:
-            break
-    else:
-        everyone = True
-        sentinels = _Sentinels(turns, text, render, everyone=True)
-    sentinels.refuse_left_out(turns)
-    if not sentinels.rebuilds:
+    sentinels = _verified(turns, text, render)
+    if sentinels is None or not sentinels.rebuilds:
         unproven = "the chat template rewrites the messages' text, so the assistant's turns cannot be told apart"
         return Skeleton(variant, (), None, (), (), None, None, "", (), True, unproven=unproven)
     finder = TurnFinder(turns, sentinels.text, sentinels.holes, sentinels.prefix, sentinels.calls(), habits, special)
@@ -125,9 +118,30 @@ def learn(
         completion_end=_completion_end(sentinels, found, turns, special),
         stop=finder.stop,
         notes=tuple(notes),
-        general=everyone,
+        general=sentinels.everyone,
         left_out=bool(left_out),
     )
+
+
+def _verified(turns: Sequence[Message], text: str, render: Render) -> _Sentinels | None:
+    """The first sentinel rendering that rebuilds the text, else the first that there is.
+
+    Raises:
+        RowError: assistant words are not in the rendering at all.
+    """
+    first: _Sentinels | None = None
+    for everyone in (True, False):
+        try:
+            sentinels = _Sentinels(turns, text, render, everyone=everyone)
+        except RowError:  # a template may demand something of the words, such as JSON of a tool
+            continue
+        first = first or sentinels
+        if sentinels.rebuilds:
+            first = sentinels
+            break
+    if first is not None:
+        first.refuse_left_out(turns)
+    return first
 
 
 class _Sentinels:
@@ -151,7 +165,7 @@ class _Sentinels:
             return f"{stem}{len(self._originals) - 1:0{_DIGITS}}zq" if hidden else part
 
         self._turns = [marked(turn, index, mark) for index, turn in enumerate(turns)]
-        self._everyone = everyone
+        self.everyone = everyone
         self._real = text
         self.count = len(self._originals)
         self.escaped: tuple[bool, ...] = ()
@@ -240,7 +254,7 @@ class _Sentinels:
         return [
             (number, index, kind)
             for number, (index, _, kind) in enumerate(self._originals)
-            if number not in there and (self._everyone or self._turns[index].role == "assistant")
+            if number not in there and (self.everyone or self._turns[index].role == "assistant")
         ]
 
     def refuse_left_out(self, turns: Sequence[Message]) -> None:

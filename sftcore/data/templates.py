@@ -100,10 +100,10 @@ class ChatTemplate:
         compiled = self._compiled
         names = {
             **self._globals,
+            **kwargs,
             "messages": turns,
             "tools": tools,
             "add_generation_prompt": generation_prompt,
-            **kwargs,
         }
         context = self._environment.context_class(
             self._environment, names, compiled.name, compiled.blocks, compiled.globals
@@ -157,16 +157,18 @@ class Habits:
         if "text" not in template.prints:
             words = [[{"type": "text", "text": word}] for word in words]
         turns = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
-        try:
-            asked = template.render(turns[:1], None, kwargs, False)
-            prompted = template.render(turns[:1], None, kwargs, True)
-            told = template.render(turns, None, kwargs, False)
-        except RowError:
-            return
+
+        def render(count: int, generation_prompt: bool = False) -> str:
+            try:
+                return template.render(turns[:count], None, kwargs, generation_prompt)
+            except RowError:
+                return ""
+
+        asked, prompted, told = render(1), render(1, True), render(4)
         if not prompted.startswith(asked):
             # some templates put EOS where no generation prompt follows (Phi-3)
             asked = asked.removesuffix(special.eos)
-        self.header = prompted[len(asked) :] if prompted.startswith(asked) else ""
+        self.header = prompted[len(asked) :] if asked and prompted.startswith(asked) else ""
         if not all(word in told for word in _PROBES):
             return
         inside = special.first(told, told.find(_PROBES[1]), told.find(_PROBES[2]))

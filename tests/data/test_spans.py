@@ -351,6 +351,35 @@ def test_content_is_put_in_the_shape_in_which_every_message_is_printed():
     assert one.notes == ()
 
 
+def test_a_template_that_demands_something_of_a_tools_words_is_still_verified():
+    demanding = CHATML.replace(
+        "{{ m.content }}",
+        "{% if m.role == 'tool' and '{' not in m.content %}{{ raise_exception('no JSON') }}{% endif %}{{ m.content }}",
+    )
+    turns = [*talk("a", "b"), Message("tool", '{"c": 1}'), Message("assistant", "d")]
+    assert found(tokenizer_of(demanding, "<|im_end|>"), turns) == ["b<|im_end|>", "d<|im_end|>"]
+
+
+def test_a_users_turn_that_is_to_be_trained_on_is_refused_in_a_shape_that_is_known_too():
+    renderer = Renderer(styled("chatml"))
+    renderer.render(Example(messages=talk("a", "b")))
+    for turns in (talk("a", "b"), [Message("user", "a", train=False), Message("assistant", "b")]):
+        renderer.render(Example(messages=turns))
+    with pytest.raises(RowError, match=r"message 0 \(user\) is to be trained on"):
+        renderer.render(Example(messages=[Message("user", "a", weight=0.5), Message("assistant", "b")]))
+
+
+def test_arguments_of_a_row_reach_the_template_and_tell_its_shapes_apart():
+    thinks = CHATML.replace("{{ m.content }}", "{% if mood %}<{{ mood }}>{% endif %}{{ m.content }}")
+    renderer = Renderer(tokenizer_of(thinks, "<|im_end|>"))
+    texts = [
+        renderer.render(Example(messages=talk("a", "b"), template_kwargs=given)).text
+        for given in ({"mood": "glad"}, {}, {"mood": "sad"})
+    ]
+    assert [text.count("<glad>") for text in texts] == [2, 0, 0]
+    assert texts[2].count("<sad>") == 2
+
+
 def test_words_that_look_like_a_sentinel_are_words():
     texts = ["q7z00000zq", "q7z00001zq", "q7zX", "q7z00003zq q7zXX"]
     assert found(styled("chatml"), talk(*texts)) == [f"{texts[1]}<|im_end|>", f"{texts[3]}<|im_end|>"]
