@@ -149,7 +149,7 @@ def _prepared(dataset: Dataset, pipeline: Pipeline, num_proc: int | None, name: 
 
 
 def _in_this_process(dataset: Dataset, pipeline: Pipeline, name: str) -> Iterator[pa.Table]:
-    """Rows are read and rendered here while a second thread tokenises the batch before: the tokenizer needs no GIL."""
+    """All but the tokenizer runs here, one batch ahead and one behind it: in its own thread it needs no GIL."""
     from datasets.utils import tqdm
 
     starts = tqdm(range(0, len(dataset), BATCH), desc=f"Preparing {name}", unit_scale=BATCH, unit=" rows")
@@ -158,11 +158,12 @@ def _in_this_process(dataset: Dataset, pipeline: Pipeline, name: str) -> Iterato
         for start in starts:
             numbers = range(start, min(start + BATCH, len(dataset)))
             contents = pipeline.read(rows_of(dataset[start : start + BATCH]), numbers)
+            encoded = pool.submit(pipeline.tokenize, contents)
             if before is not None:
-                yield before.result()
-            before = pool.submit(pipeline.encode, contents)
+                yield pipeline.encode(before[0], before[1].result())
+            before = contents, encoded
         if before is not None:
-            yield before.result()
+            yield pipeline.encode(before[0], before[1].result())
 
 
 @contextmanager

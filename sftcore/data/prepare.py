@@ -11,7 +11,7 @@ from attrs import frozen
 from sftcore.data.columns import TokenColumns, Truncation
 from sftcore.data.format import RowReader
 from sftcore.data.render import Rendered, Renderer
-from sftcore.data.tokenize import STRADDLES, Tokenizer
+from sftcore.data.tokenize import STRADDLES, Encoded, Tokenizer
 from sftcore.errors import DataError, RowError
 from sftcore.types import Example, Row, TokenizedRow
 
@@ -62,7 +62,8 @@ class Pipeline:
         Raises:
             RowError: the format, the template or the mask refuses a row; with data set and row number.
         """
-        return self.encode(self.read(rows_of(batch), numbers))
+        contents = self.read(rows_of(batch), numbers)
+        return self.encode(contents, self.tokenize(contents))
 
     def read(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[tuple[int, Content]]:
         """Each example as a text with spans, or as tokens where it is some already; None for a row without examples."""
@@ -72,11 +73,15 @@ class Pipeline:
             found += [(number, self._content(number, example)) for example in examples] or [(number, None)]
         return found
 
-    def encode(self, contents: Sequence[tuple[int, Content]]) -> pa.Table:
+    def tokenize(self, contents: Sequence[tuple[int, Content]]) -> Encoded:
+        """What the tokenizer makes of those contents that are texts; another thread may run it."""
+        return self.tokenizer.encode([content for _, content in contents if isinstance(content, Rendered)])
+
+    def encode(self, contents: Sequence[tuple[int, Content]], encoded: Encoded) -> pa.Table:
         """Tokens, labels and weights of these examples after the cut, with what became of each."""
         import pyarrow as pa
 
-        whole, straddles = self._tokenized([content for _, content in contents])
+        whole, straddles = self._joined([content for _, content in contents], encoded)
         kept, dropped = self._cut(whole, contents)
         notes = [
             [*getattr(content, "notes", ()), *([STRADDLES] if straddling else [])]
@@ -108,8 +113,9 @@ class Pipeline:
                 continue
             if not examples:
                 pending.append((number, None, None))
-        whole, straddles = self._tokenized([content for _, _, content in pending])
-        kept, dropped = self._cut(whole, [(number, content) for number, _, content in pending])
+        contents = [(number, content) for number, _, content in pending]
+        whole, straddles = self._joined([content for _, content in contents], self.tokenize(contents))
+        kept, dropped = self._cut(whole, contents)
         for i, (number, example, content) in enumerate(pending):
             notes = (*getattr(content, "notes", ()), *([STRADDLES] if straddles[i] else []))
             length = int(whole.lengths[i])
@@ -128,12 +134,12 @@ class Pipeline:
             error.where = error.where or self.reader.where
             raise
 
-    def _tokenized(self, contents: Sequence[Content]) -> tuple[TokenColumns, Any]:
+    def _joined(self, contents: Sequence[Content], encoded: Encoded) -> tuple[TokenColumns, Any]:
         texts = [content for content in contents if isinstance(content, Rendered)]
         if len(texts) == len(contents):
-            return self.tokenizer.columns(texts)
+            return self.tokenizer.columns(texts, encoded)
         ready = [content or TokenizedRow(()) for content in contents if not isinstance(content, Rendered)]
-        rendered, straddles = self.tokenizer.columns(texts)
+        rendered, straddles = self.tokenizer.columns(texts, encoded)
         where = np.argsort([not isinstance(content, Rendered) for content in contents], kind="stable")
         back = np.argsort(where)
         joined = TokenColumns.joined([rendered, TokenColumns.of(ready)]).select(back)

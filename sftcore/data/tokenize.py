@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from attrs import frozen
 
 from sftcore.data.columns import TokenColumns, offsets_of
 from sftcore.data.render import Rendered
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 STRADDLES = "a token straddles the border of what is supervised, and counts"
 
 
+@frozen(eq=False)
+class Encoded:
+    """Encodings of a batch with their offsets; `ids` alone where the tokenizer gives no offsets."""
+
+    ids: list[list[int]] | None
+    encodings: Sequence[Encoding] | None
+
+    def rows(self) -> list[list[int]]:
+        """The ids of each text."""
+        return [encoding.ids for encoding in self.encodings or ()] if self.ids is None else self.ids
+
+
 class Tokenizer:
     """Tokenises rendered texts and labels what their spans cover."""
 
@@ -31,36 +44,52 @@ class Tokenizer:
         }
         self._is_plain = _is_plain(tokenizer)
 
-    def columns(self, rendered: Sequence[Rendered]) -> tuple[TokenColumns, Array]:
+    def encode(self, rendered: Sequence[Rendered]) -> Encoded:
+        """The tokens of these texts: almost all of the work, done without the GIL where the tokenizer is a fast one."""
+        flags = {one.add_special_tokens for one in rendered}
+        if len(flags) < 2:
+            return self._encode(rendered, flags == {True})
+        ids: dict[int, list[int]] = {}
+        encodings: dict[int, Encoding] = {}
+        for flag in (True, False):
+            chosen = [i for i, one in enumerate(rendered) if one.add_special_tokens is flag]
+            part = self._encode([rendered[i] for i in chosen], flag)
+            ids.update(zip(chosen, part.rows(), strict=True))
+            encodings.update(zip(chosen, part.encodings or (), strict=bool(part.encodings)))
+        order = range(len(rendered))
+        return Encoded([ids[i] for i in order], [encodings[i] for i in order] if encodings else None)
+
+    def columns(self, rendered: Sequence[Rendered], encoded: Encoded | None = None) -> tuple[TokenColumns, Array]:
         """One row for each text, in order, and for each whether a token straddles a border: (rows,) bool.
+
+        Args:
+            rendered: the texts with their spans.
+            encoded: what `encode` gave for them, if it was asked before.
 
         Raises:
             ModelError: spans are asked for and the tokenizer gives no offsets.
         """
-        flags = [one.add_special_tokens for one in rendered]
-        if any(flags) and not all(flags):
-            chosen = {flag: [i for i, one in enumerate(flags) if one is flag] for flag in (True, False)}
-            parts = [self.columns([rendered[i] for i in chosen[flag]]) for flag in (True, False)]
-            back = np.argsort([*chosen[True], *chosen[False]])
-            return TokenColumns.joined([columns for columns, _ in parts]).select(back), np.concatenate(
-                [straddles for _, straddles in parts]
-            )[back]
-        ids, encodings = self._encode([one.text for one in rendered], all(flags))
+        encoded = self.encode(rendered) if encoded is None else encoded
+        ids = encoded.rows()
         offsets = offsets_of([len(row) for row in ids])
         flat = np.empty(offsets[-1], np.int32)
         for row, start, stop in zip(ids, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
             flat[start:stop] = row
-        return self._labelled(rendered, flat, offsets, encodings)
+        return self._labelled(rendered, flat, offsets, encoded.encodings)
 
-    def _encode(self, texts: list[str], add_special_tokens: bool) -> tuple[list[list[int]], Sequence[Encoding] | None]:
+    def _encode(self, rendered: Sequence[Rendered], add_special_tokens: bool) -> Encoded:
+        texts = [one.text for one in rendered]
         if self._is_plain:
             # What the tokenizer's own call does for a batch of texts, without building a dict of lists from each row
             core: Any = self._tokenizer.backend_tokenizer
-            core.no_truncation()
-            core.no_padding()
+            if core.truncation is not None:
+                core.no_truncation()
+            if core.padding is not None:
+                core.no_padding()
             core.encode_special_tokens = bool(getattr(self._tokenizer, "split_special_tokens", False))
-            encodings = core.encode_batch(texts, add_special_tokens=add_special_tokens)
-            return [encoding.ids for encoding in encodings], encodings
+            # Where all tokens count nobody asks for offsets, and the tokenizer is faster without
+            encode = core.encode_batch_fast if all(one.spans is None for one in rendered) else core.encode_batch
+            return Encoded(None, encode(texts, add_special_tokens=add_special_tokens))
         batch = self._tokenizer(
             texts,
             add_special_tokens=add_special_tokens,
@@ -68,7 +97,7 @@ class Tokenizer:
             return_token_type_ids=False,
             verbose=False,
         )
-        return batch["input_ids"], batch.encodings
+        return Encoded(batch["input_ids"], batch.encodings)
 
     def _labelled(
         self, rendered: Sequence[Rendered], ids: Array, offsets: Array, encodings: Sequence[Encoding] | None
