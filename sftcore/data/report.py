@@ -218,21 +218,21 @@ class Reporter:
             return
         for note in one.notes:
             self.findings.add("note", place, what=f"{note[:1].upper()}{note[1:]}.")
-        if one.row is None:
-            return
-        kept = len(one.row.input_ids)
-        self._lengths.append(one.tokens_in)
-        self._tokens["all"] += one.tokens_in
+        if one.row is not None:
+            self._lengths.append(one.tokens_in)
+            self._tokens["all"] += one.tokens_in
         if one.dropped:
             self._counts["dropped"] += 1
             self._tokens["dropped"] += one.tokens_in
-            self.findings.add(
-                "dropped", _with(place, f"{one.tokens_in:,} tokens"), what=f"{one.dropped}: a run drops it."
-            )
-            return
+            what = f"{one.dropped}: a run drops it."
+            self.findings.add("dropped", _with(place, f"{one.tokens_in:,} tokens"), what=what)
+        elif one.row is not None:
+            self._keep(one, one.row, place)
+
+    def _keep(self, one: Inspected, row: TokenizedRow, place: Place) -> None:
         self._counts["kept"] += 1
-        self._kept.append(kept)
-        self._tokens.update(kept=kept, cut=one.tokens_cut, supervised=_num_supervised(one.row))
+        self._kept.append(len(row.input_ids))
+        self._tokens.update(kept=len(row.input_ids), cut=one.tokens_cut, supervised=_num_supervised(row))
         if one.tokens_cut:
             self._counts["cut"] += 1
             what = f"longer than max_length ({self.max_length:,}): the rest is cut away."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field, frozen
 
 from sftcore.data.format import RowReader, reader_for
-from sftcore.data.prepare import Inspected
+from sftcore.data.prepare import NOTHING_MADE, Inspected
 from sftcore.data.report_format import FormatChoice, format_for
 from sftcore.data.report_text import special_text_pattern
 from sftcore.errors import RowError
@@ -48,6 +48,8 @@ class Inspector:
                 found.append(Inspected(number, None, error, None, 0, 0, "", ()))
                 continue
             found += [Inspected(number, example, None, None, 0, 0, "", ()) for example in examples]
+            if not examples:
+                found.append(Inspected(number, None, None, None, 0, 0, NOTHING_MADE, ()))
         return found
 
     def count(self, texts: Sequence[str]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 
+import attrs
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
@@ -285,3 +286,12 @@ def test_columns_that_come_late_decide_too():
     found = {finding.id: finding.what for finding in one.report().findings}
     assert "2 formats recognise the columns" in found["mixed-formats"]
     assert json.dumps(one.report().as_dict())
+
+
+def test_a_row_of_which_the_format_makes_nothing_is_dropped_also_without_a_model():
+    one = reporter()
+    one.read("a", [Raw({"prompt": "a", "completion": "b"})])
+    inspector = one.inspectors.open(["prompt", "completion"], "a")
+    silent = attrs.evolve(inspector, reader=attrs.evolve(inspector.reader, formatter=lambda row: []))
+    (found,) = silent.inspect([{"prompt": "a"}], [7])
+    assert (found.number, found.example, found.dropped) == (7, None, "the format makes nothing of it")
