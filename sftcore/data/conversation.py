@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from attrs import frozen
 
 from sftcore.data.shapes import Variant, as_turns, shape_of, variants
-from sftcore.data.skeleton import STOP_APPENDED, Place, Skeleton, learn
+from sftcore.data.skeleton import STOP_APPENDED, Place, Skeleton, is_answered, learn
 from sftcore.data.templates import ChatTemplate, SpecialTexts, plain
 from sftcore.errors import DataError, RowError
 from sftcore.types import Example, Message, Turns
@@ -124,11 +124,10 @@ class Conversations:
                     return setting.drawn(text, found, kept, lengths)
         return self._learn(turns, words, setting, key, prompt_turns)
 
-    def render_prompt(self, turns: Turns, example: Example, variant: Variant) -> str:
-        """A prompt on its own, with the generation prompt where it is to be answered."""
-        # a prompt that ends with the assistant's words is continued, not answered
-        answered = turns[-1].role != "assistant"
-        return self._setting(example, False).render(turns, variant, answered)
+    def render_prompt(self, turns: Turns, prompt_turns: int, example: Example, variant: Variant) -> str:
+        """The first of the messages on their own, with the generation prompt where they are answered."""
+        answered = is_answered(turns, prompt_turns)
+        return self._setting(example, False).render(turns[:prompt_turns], variant, answered)
 
     def _learn(
         self, turns: Turns, words: Sequence[str], setting: _Setting, key: Hashable, prompt_turns: int | None

@@ -88,17 +88,17 @@ class Renderer:
             drawn = self._draw(turns, example)
             return Rendered(drawn.text, self._assistant(turns, drawn), False, drawn.notes)
         drawn = self._draw(turns, example, prompt_turns=len(prompt))
-        start = self._completion_start(drawn, prompt, example)
+        start = self._completion_start(drawn, turns, len(prompt), example)
         whole = Span(start, max(start, self._completion_end(drawn, start)))
         assistant = self._assistant(turns, drawn)
         return Rendered(drawn.text, (whole,) if assistant is None else _clip(assistant, whole), False, drawn.notes)
 
-    def _completion_start(self, drawn: Drawn, prompt: Turns, example: Example) -> int:
+    def _completion_start(self, drawn: Drawn, turns: Turns, prompt_turns: int, example: Example) -> int:
         skeleton = drawn.skeleton
         if skeleton.completion is not None:
             return drawn.at(skeleton.completion)
         if skeleton.unproven:
-            text = self._conversations.render_prompt(prompt, example, skeleton.variant)
+            text = self._conversations.render_prompt(turns, prompt_turns, example, skeleton.variant)
             if drawn.text.startswith(text):
                 return len(text)
         raise RowError(

@@ -192,10 +192,12 @@ class _Sentinels:
         return False
 
     def _holes(self, text: str) -> list[Hole]:
-        return [
-            Hole(found.start(), found.end(), int(found.group(1)), self._originals[int(found.group(1))][0])
-            for found in self._pattern.finditer(text)
-        ]
+        holes = []
+        for found in self._pattern.finditer(text):
+            number = int(found.group(1))
+            message, _, kind = self._originals[number]
+            holes.append(Hole(found.start(), found.end(), number, message, kind == "reasoning"))
+        return holes
 
     def prefix(self, count: int, generation_prompt: bool) -> tuple[str, list[Hole]] | None:
         """The first messages alone; one more than there are adds a tool's answer to the last one's calls."""
@@ -280,13 +282,17 @@ class _Sentinels:
         return list(dict.fromkeys(REASONING_LAST if index == last else REASONING_EARLIER for index in missing))
 
 
+def is_answered(turns: Sequence[Message], prompt_turns: int) -> bool:
+    """Whether the prompt takes a generation prompt: not if it ends with the assistant's words, which are continued."""
+    return turns[prompt_turns - 1].role != "assistant" and turns[prompt_turns].role == "assistant"
+
+
 def _completion(
     sentinels: _Sentinels, found: Sequence[Turn], prompt_turns: int, turns: Sequence[Message]
 ) -> Place | None:
     """Where the completion begins: behind the prompt's own rendering, or where that differs once the completion
     follows, where the completion's first turn begins. None where prompt and completion are not apart there."""
-    # a prompt that ends with the assistant's words is continued, not answered
-    answered = turns[prompt_turns - 1].role != "assistant"
+    answered = is_answered(turns, prompt_turns)
     prompt = sentinels.prefix(prompt_turns, answered)
     if prompt is not None and sentinels.text.startswith(prompt[0]):
         start = len(prompt[0])

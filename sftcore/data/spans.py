@@ -21,12 +21,13 @@ LEFT_OUT = "the chat template leaves its words out"
 
 @frozen
 class Hole:
-    """A sentinel in the rendering: at which characters, and for which of the originals, of which message."""
+    """A sentinel in the rendering: at which characters, for which of the originals, of which message."""
 
     start: int
     end: int
     original: int
     message: int
+    reasoning: bool = False
 
 
 @frozen
@@ -64,6 +65,8 @@ class TurnFinder:
     ) -> None:
         self._turns, self._text, self._holes, self._calls = turns, text, holes, calls
         self._prefix, self._habits, self._special = prefix, habits, special
+        self._anchors = [(hole.start, hole.end, hole.message) for hole in holes]
+        self._anchors += [(start, end, index) for (index, _), (start, end) in (calls or {}).items()]
         self._said = 0
         self._open = False
         self.stop = ""
@@ -84,14 +87,16 @@ class TurnFinder:
 
     def _message(self, index: int, message: Message) -> list[Turn]:
         own = sorted((hole for hole in self._holes if hole.message == index), key=lambda hole: hole.start)
-        first = own[0].start if own else len(self._text)
-        earlier = [hole.end for hole in self._holes if hole.message < index and hole.end <= first]
+        first = min((start for start, _, owner in self._anchors if owner == index), default=len(self._text))
+        # a system message may stand before the turns that precede it
+        anchored = first < len(self._text)
+        earlier = [end for _, end, owner in self._anchors if end <= first and (owner < index or anchored)]
         before = max([*earlier, min(self._said, first)])
         if not own and not message.tool_calls:
             return self._wordless(index, before)
         found: list[Turn] = []
         if message.tool_calls:
-            bound = self._next(index, before, later_only=True)
+            bound = self._next(index, first if self._calls and anchored else before, later_only=True)
             inside = [hole for hole in own if hole.start < bound]
             found.append(self._calling(index, message, inside, before, bound))
             own = own[len(inside) :]
@@ -101,7 +106,7 @@ class TurnFinder:
                 start = self._behind(before, run[0].start)
             else:
                 start = self._start(index, before, run[0].start) or 0
-            found.append(Turn(index, start, self._end(index, run[-1].end)))
+            found.append(Turn(index, start, self._end(index, run[-1])))
         return found
 
     def _runs(self, own: Sequence[Hole]) -> list[list[Hole]]:
@@ -126,14 +131,16 @@ class TurnFinder:
         return [Turn(index, start, end)]
 
     def _calling(self, index: int, message: Message, own: Sequence[Hole], before: int, bound: int) -> Turn:
-        start = self._start(index, before, own[0].start if own else None, bound=bound)
+        known = [place[0] for (owner, _), place in (self._calls or {}).items() if owner == index]
+        first = min([hole.start for hole in own] + known, default=None)
+        start = self._start(index, before, first, bound=bound, words=bool(own))
         last = before if start is None else start
         for number, call in enumerate(message.tool_calls):
             place = self._call(index, number, call, last, bound)
             if place is None:
                 raise refused(index, f'the chat template leaves its call of "{_name(call)}" out')
             if start is None:
-                start = self._behind(before, place[0])
+                start = self._before_call(before, place[0])
             last = place[1]
         last = max([last, *(hole.end for hole in own)])
         assert start is not None
@@ -150,10 +157,11 @@ class TurnFinder:
         return (at, at + len(name)) if at >= 0 else None
 
     # --- Starts
-    def _start(self, index: int, before: int, first: int | None, *, bound: int = 0) -> int | None:
+    def _start(self, index: int, before: int, first: int | None, *, bound: int = 0, words: bool = True) -> int | None:
         """Behind the generation prompt; else behind the last special token before the words.
 
-        Without words (`first` None) it is the next one before `bound`, and None where there is none.
+        Where neither words nor calls are known (`first` None) it is the next generation prompt before `bound`, and
+        None where there is none. `words` false says that a call comes first.
         """
         header = self._habits.header
         gap_end = bound if first is None else first
@@ -169,7 +177,9 @@ class TurnFinder:
         if first is None:
             return None
         shared = _shared_start(gap[::-1], header[::-1])[::-1]
-        return first if self._special.first(shared, 0, len(shared)) else self._behind(before, first)
+        if self._special.first(shared, 0, len(shared)):
+            return first
+        return self._behind(before, first) if words else self._before_call(before, first)
 
     def _prompted(self, index: int, before: int, gap_end: int) -> int | None:
         """Behind what the template writes to prompt this very turn, where the rendering has that."""
@@ -181,7 +191,7 @@ class TurnFinder:
             return None
         if before <= len(text) <= gap_end and self._text.startswith(text):
             return len(text)
-        if not any(hole.end == before and hole.original == holes[-1].original for hole in self._holes):
+        if not holes or all(hole.end != before or hole.original != holes[-1].original for hole in self._holes):
             return None
         for shorter in _shortened(tail):
             if shorter and before + len(shorter) <= gap_end and self._text.startswith(shorter, before):
@@ -195,11 +205,20 @@ class TurnFinder:
             return before if self._open and before == self._said else first
         return end
 
+    def _before_call(self, before: int, first: int) -> int:
+        """Behind what ended the text before; special tokens between that and the call's name belong to the call."""
+        token = self._special.first(self._text, before, first)
+        return before if before == self._said or token is None else token.end()
+
     # --- Ends
-    def _end(self, index: int, last: int) -> int:
+    def _end(self, index: int, words: Hole) -> int:
         """Behind the first special token after the words, and behind the EOS where that follows at once."""
+        last = words.end
         bound = self._next(index, last)
         self._open = False
+        if words.reasoning:
+            # an answer without words may still have a frame of its own (gpt-oss)
+            return self._written_end(index, last, bound)
         token = self._special.first(self._text, last, bound)
         header = self._habits.header.strip()
         # one that opens the assistant's next turn ends nothing
@@ -253,8 +272,8 @@ class TurnFinder:
             self.stop = self._stop_token(index)
             self.unended |= not self.stop
             return len(self._text)
-        following = [hole for hole in self._holes if hole.start == bound]
-        self._open = bool(following) and self._turns[following[0].message].role == "assistant"
+        following = [owner for start, _, owner in self._anchors if start == bound]
+        self._open = bool(following) and self._turns[following[0]].role == "assistant"
         self.unended |= not self._open
         return last
 
@@ -267,13 +286,9 @@ class TurnFinder:
         return self._habits.stop
 
     def _next(self, index: int, start: int, *, later_only: bool = False) -> int:
-        """Where the next text of another message stands."""
+        """Where the next text or call of another message stands."""
         return min(
-            (
-                hole.start
-                for hole in self._holes
-                if hole.start >= start and (hole.message > index if later_only else hole.message != index)
-            ),
+            (at for at, _, owner in self._anchors if at >= start and (owner > index if later_only else owner != index)),
             default=len(self._text),
         )
 

@@ -16,7 +16,7 @@ USER, ASSISTANT = Message("user", "say hello"), Message("assistant", "The answer
 
 def supervised(tokenizer, example: Example, **choice) -> str:
     rendered = Renderer(tokenizer, **choice).render(example)
-    (row,) = Tokenizer(tokenizer).rows([rendered])
+    row = Tokenizer(tokenizer).columns([rendered])[0].row(0)
     return tokenizer.decode([label for label in row.labels if label != IGNORED])
 
 
@@ -37,7 +37,9 @@ def test_a_tokenizer_that_appends_eos_itself_is_not_helped():
 
 def test_bos_stands_once_before_text_and_never_in_a_completion():
     tokenizer = make_tokenizer(bos=True)
-    (row,) = Tokenizer(tokenizer).rows([Renderer(tokenizer).render(Example(prompt="say", completion=" hello"))])
+    row = (
+        Tokenizer(tokenizer).columns([Renderer(tokenizer).render(Example(prompt="say", completion=" hello"))])[0].row(0)
+    )
     assert list(row.input_ids).count(1) == 1
     assert row.input_ids[0] == 1
     assert row.labels[0] == IGNORED
@@ -154,7 +156,7 @@ def test_turns_are_singled_out_by_train_and_weight(tokenizer):
 
 def test_a_weight_lies_on_the_tokens_of_its_turn(tokenizer):
     example = Example(messages=[USER, Message("assistant", "hello", weight=0.25), USER, Message("assistant", "world")])
-    (row,) = Tokenizer(tokenizer).rows([Renderer(tokenizer).render(example)])
+    row = Tokenizer(tokenizer).columns([Renderer(tokenizer).render(example)])[0].row(0)
     by_weight = {
         weight: tokenizer.decode(
             [ids for ids, found in zip(row.input_ids, row.weights, strict=True) if found == weight]
@@ -172,7 +174,7 @@ def test_only_assistant_turns_can_be_singled_out(tokenizer):
 
 def test_all_tokens_of_one_character_go_together(tokenizer):
     text = "say 🎉!"
-    (row,) = Tokenizer(tokenizer).rows([Rendered(text, (Span(4, 5),), False)])
+    row = Tokenizer(tokenizer).columns([Rendered(text, (Span(4, 5),), False)])[0].row(0)
     assert tokenizer.decode([label for label in row.labels if label != IGNORED]) == "🎉"
     assert sum(label != IGNORED for label in row.labels) > 1
 
@@ -186,7 +188,7 @@ def test_tokens_are_supervised_exactly_where_they_overlap_the_span(tokenizer, te
     text = "".join(texts)
     start = chosen.draw(st.integers(0, len(text)))
     end = chosen.draw(st.integers(start, len(text)))
-    (row,) = Tokenizer(tokenizer).rows([Rendered(text, (Span(start, end),), False)])
+    row = Tokenizer(tokenizer).columns([Rendered(text, (Span(start, end),), False)])[0].row(0)
     # an independent route: Python-side offsets of a second call
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)

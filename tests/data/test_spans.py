@@ -288,6 +288,19 @@ def test_a_call_that_is_left_out_is_refused_though_its_name_stands_elsewhere():
         found(tokenizer, turns)
 
 
+def test_calls_without_headers_in_a_row_are_turns_of_their_own_though_the_system_message_moves_to_the_front():
+    moved = (
+        "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}"
+        "{% for m in messages if m.role != 'system' %}"
+        "{% if m.role != 'assistant' or loop.first or loop.previtem.role != 'assistant' %}<|{{ m.role }}|>{% endif %}"
+        "{{ m.content }}{% for c in m.tool_calls %}<|call|>{{ c.function.name }}{% endfor %}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    turns = [*talk("a"), Message("assistant", "b", tool_calls=[CALL]), Message("assistant", "", tool_calls=[CALL])]
+    found_turns = found(tokenizer_of(moved, "</s>", TOOLED_TOKENS), [*turns, Message("system", "be kind")])
+    assert found_turns == ["b<|call|>now<|end|>", "<|call|>now<|end|>"]
+
+
 # --- Completions
 def test_a_prompt_that_is_rendered_differently_is_told_apart_by_the_turns():
     eager = CHATML.replace("{% if add_generation_prompt %}", "{% if add_generation_prompt %}<|ready|>")
@@ -307,6 +320,11 @@ def test_mask_style_trl_supervises_what_the_template_adds_after_the_end_token():
     assert supervised(styled("gemma"), example, mask_style="trl") == "b<end_of_turn>\n"
     with pytest.raises(ValueError, match='mask_style is "turn" or "trl", got "line"'):
         Renderer(styled("gemma"), mask_style="line")
+
+
+def test_a_completion_that_begins_with_the_user_begins_behind_the_prompt():
+    example = Example(prompt=[Message("system", "s")], completion=talk("a", "b"))
+    assert supervised(styled("chatml"), example) == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"
 
 
 # --- Refusals

@@ -135,6 +135,7 @@ TALKS: dict[str, list[Message]] = {
                   says("both are so")],
     "call at the end": [user("weather?"), says("", tool_calls=calls("Oslo"))],
     "reasoning": [user("hi there"), says("hello friend", reasoning="they greet me")],
+    "reasoning alone": [user("hi there"), says("", reasoning="they greet me"), user("how"), says("", reasoning="well")],
     "reasoning in many turns": [user("hi there"), says("hello friend", reasoning="they greet me"), user("how"),
                               says("fine", reasoning="feels well")],
     "reasoning and call": [user("weather?"), says("", reasoning="must look", tool_calls=calls("Oslo")), answers("grey"),
