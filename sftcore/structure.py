@@ -58,7 +58,7 @@ def _converter() -> Converter:
     from cattrs import Converter
 
     converter = Converter(forbid_extra_keys=True)
-    for primitive in (bool, int, str, bytes):
+    for primitive in (bool, int, str, bytes, type(None)):
         converter.register_structure_hook(primitive, _exactly)
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook_factory(_is_union, lambda union: functools.partial(_first_arm, converter))

@@ -241,6 +241,7 @@ def test_structure_never_converts_a_value_silently(value, wanted):
 
 @settings(deadline=None)
 @given(PLAIN, TYPES)
+@example(None, type(None))
 def test_structure_takes_every_value_that_is_of_the_type(value, wanted):
     if fits(value, wanted):
         assert same(structure(value, wanted, path="option"), value)

@@ -68,11 +68,17 @@ def test_a_first_run_has_nothing_to_resume_from(tmp_path, model_folder, train_fi
     assert "loss " in sftcore("train", *words, "resume_from_checkpoint=false", "max_steps=1")
 
 
-def test_a_warning_is_one_line_shown_once(model_folder, write):
+def test_a_warning_is_one_line_shown_once(tmp_path, model_folder, train_file):
+    words = [f"model={model_folder}", f"data={train_file}", f"output_dir={tmp_path / 'out'}", "max_steps=1"]
+    printed = sftcore("train", *words, "label_smoothing_factor=0.1")
+    assert printed.count("warning: label_smoothing_factor is deprecated, use a loss plugin.") == 1
+
+
+def test_what_a_template_leaves_out_is_counted_once_for_all_rows(model_folder, write):
     row = {"messages": [{"role": "user", "content": "say hello"}], "tools": '[{"name": "now"}]'}
     rows = write("chat.jsonl", (json.dumps(row) + "\n") * 3)
     printed = sftcore("train", f"model={model_folder}", f"data={rows}", "max_steps=1", f"output_dir={rows}.out")
-    assert printed.count("warning: tools are left out") == 1
+    assert printed.count("3 rows: tools left out: the chat template does not render them") == 1
 
 
 def test_explain_says_who_answers_each_hook_and_where(model_folder, train_file):
