@@ -12,6 +12,9 @@ os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="sftcore-hf-"))
 os.environ["SFTCORE_CACHE"] = tempfile.mkdtemp(prefix="sftcore-cache-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker with threads of its own would want every core, and torch slows down tenfold
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
