@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from sftcore.hookspecs import hookimpl
     from sftcore.plugin_class import plugin
+    from sftcore.precision import get_kbit_device_map
     from sftcore.run.progress import RichProgressCallback
     from sftcore.script_arguments import (
         DatasetConfig,
@@ -93,6 +94,7 @@ _WHERE = {
     ),
     "hookspecs": ("hookimpl",),
     "plugin_class": ("plugin",),
+    "precision": ("get_kbit_device_map",),
     "run.progress": ("RichProgressCallback",),
     "script_arguments": (
         "DatasetConfig",
@@ -135,7 +137,7 @@ __all__ = [  # noqa: RUF022 - sorted by module, as above
     "apply_chat_template", "is_conversational", "is_conversational_from_value", "maybe_apply_chat_template",
     "maybe_convert_to_chatml", "pack_dataset", "prepare_multimodal_messages",
     "CheckError", "ConflictError", "DataError", "ModelError", "PluginError", "RecipeError", "RowError", "SFTCoreError",
-    "hookimpl", "plugin", "RichProgressCallback",
+    "hookimpl", "plugin", "get_kbit_device_map", "RichProgressCallback",
     "DatasetConfig", "DatasetMixtureConfig", "ScriptArguments", "TrlParser", "get_dataset", "init_zero_verbose",
     "SFTTrainer",
     "AttentionBackend", "Collator", "Example", "Formatter", "LoadOptions", "LoadedModel", "LossFunction", "LossOutput",

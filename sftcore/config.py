@@ -33,6 +33,7 @@ class SFTConfig(TrainingArguments):
         "model_init_kwargs",
         "dataset_kwargs",
         "plugins",
+        "prepare_in_int8_kwargs",
     ]
 
     # --- Other defaults than in TrainingArguments ---
@@ -50,6 +51,14 @@ class SFTConfig(TrainingArguments):
     """Arguments for `from_pretrained`, handed over whole, where `model` is a name. JSON text is understood."""
     trust_remote_code: bool = False
     """Allow models and tokenizers that carry Python code."""
+    allow_pickle: bool = False
+    """Allow weights in pickle files (*.bin, *.pt), which can run code when they are read; else only safetensors."""
+    adapter_dtype: str = "float32"
+    """float32, or bfloat16 with float32 master copies in the optimizer: what an adapter's weights are held in."""
+    master_weights: bool | None = None
+    """Step on float32 copies of weights that train below float32. None: of an adapter's; True: of a whole model's."""
+    prepare_in_int8_kwargs: dict[str, Any] | str | None = None
+    """Arguments for PEFT's `prepare_model_for_kbit_training`, and `layer_norm_names`; {} raises all to float32."""
     router_aux_loss_coef: float | None = None
     """Weight of the load-balancing loss of mixtures of experts; None: the model's own, 0.0: off."""
     chat_template_path: str | None = None
@@ -106,6 +115,9 @@ class SFTConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())
+        elif self.bf16 and not torch.accelerator.is_available():
+            # transformers refuses bf16 without a GPU until it is told so, though a CPU has it
+            self.use_cpu = True  # type: ignore[has-type]
         if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:  # type: ignore[has-type]
             # newer transformers warn about the name that everybody uses; both mean the same
             self.activation_checkpointing = self.gradient_checkpointing

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from sftcore.errors import ConflictError, ModelError
 from sftcore.loss import bind_loss
+from sftcore.precision import cast_adapter, dtype_notes, keep_gradients, quantisation_of
 from sftcore.registry import ActivePlugins, Bound
 from sftcore.types import AttentionBackend, LoadedModel, LoadOptions, Plan, Removable, Selection
 
@@ -47,6 +48,11 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
             where=f"model {plan.model.name}",
             fix="Check the name or the folder; without a network, give a local folder.",
         ) from error
+    except KeyError as error:
+        # transformers' older models look their attention up in a table of their own
+        if attention is not None and error.args == (attention[1].implementation,):
+            raise _no_such_attention(attention[0], plan.model.name or "the model") from error
+        raise
     except ValueError as error:
         code = (
             " It carries custom code: set trust_remote_code=True if you trust it."
@@ -56,11 +62,7 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         raise ModelError(
             f"the model cannot be loaded: {_first_line(error)}{code}", where=f"model {plan.model.name}"
         ) from error
-    notes = loaded.notes
-    taken = getattr(loaded.model.config, "_attn_implementation", None)
-    if attention is not None and taken not in (None, attention[1].implementation):
-        notes = (*notes, f"attention {taken}: the model has no {attention[1].implementation}")
-    return attrs.evolve(loaded, processor=processor, notes=notes)
+    return attrs.evolve(loaded, processor=processor, notes=(*loaded.notes, *_taken_attention(loaded.model, attention)))
 
 
 def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, AttentionBackend] | None:
@@ -92,32 +94,118 @@ def adopt_model(model: Any, processor: Any, plan: Plan, plugins: ActivePlugins) 
     notes: tuple[str, ...] = ()
     attention = attention_of(plan, plugins)
     if attention is not None and not attention[0].default:
-        model.set_attn_implementation(attention[1].implementation)
-        notes = (f"attention of the given model set to {attention[1].implementation}",)
+        try:
+            model.set_attn_implementation(attention[1].implementation)
+        except (ValueError, KeyError, ImportError) as error:
+            raise _no_such_attention(attention[0], type(model).__name__, _first_line(error)) from error
+        notes = _taken_attention(model, attention) or (
+            f"attention of the given model set to {attention[1].implementation}",
+        )
     return LoadedModel(model, processor, plan.model, notes)
+
+
+def _taken_attention(model: Any, attention: tuple[Selection, AttentionBackend] | None) -> tuple[str, ...]:
+    """A note where the model took another attention than the run's.
+
+    Raises:
+        ModelError: the run's was chosen explicitly, and the model stayed with one of transformers' own two.
+    """
+    taken = getattr(model.config, "_attn_implementation", None)
+    if attention is None or taken in (None, attention[1].implementation):
+        return ()
+    if not attention[0].default and taken in ("eager", "sdpa"):
+        raise _no_such_attention(attention[0], type(model).__name__, f"it stays with {taken}")
+    return (f"attention {taken}: the model has no {attention[1].implementation}",)
+
+
+def _no_such_attention(selection: Selection, model: str, reason: str = "") -> ModelError:
+    return ModelError(
+        f"{model} has no {selection.label}{reason and f' ({reason})'}: its class computes attention in its own way.",
+        where=selection.path,
+        fix="Choose attention eager or sdpa, or another model.",
+    )
 
 
 def finish_model(loaded: LoadedModel, plan: Plan, plugins: ActivePlugins) -> LoadedModel:
     """Kernels, the loss inside the forward, and the adapter around it: in this order, which the hooks rely on."""
     notes = [*loaded.notes]
+    has_adapter = bool(plugins.answers("wrap_model")) or is_peft_model(loaded.model)
+    if (quantised := quantisation_of(loaded.model)) and not has_adapter:
+        raise ModelError(
+            f"the model is quantised ({quantised}), and its weights cannot be trained.",
+            fix="Give an adapter (peft_config, or adapter: lora), or load the model without quantisation.",
+        )
+    if quantised:
+        keep_gradients(loaded.model)  # before the first evaluation, which is the trial of the head below
     for one, report in plugins.all("patch_kernels", loaded=loaded, plan=plan):
         skipped = "".join(f", {name} skipped: {why}" for name, why in report.skipped.items())
         notes.append(f"{one.selection.label} replaced {', '.join(report.replaced) or 'nothing'}{skipped}")
-    causal = loaded.model.get_base_model() if _is_peft_model(loaded.model) else loaded.model
+    causal = loaded.model.get_base_model() if is_peft_model(loaded.model) else loaded.model
     bound = bind_loss(causal, plugins.one("make_loss", loaded=loaded, plan=plan))
     if not bound.gathers:
         notes.append(f"the loss builds all logits: {bound.reason}")
     loaded = attrs.evolve(loaded, notes=tuple(notes))
     if plugins.answers("wrap_model"):
         loaded = plugins.one("wrap_model", loaded=loaded, plan=plan)
-    elif _is_peft_model(loaded.model) and plan.settings.get("gradient_checkpointing"):
-        loaded.model.enable_input_require_grads()
+    elif is_peft_model(loaded.model):
+        loaded = attrs.evolve(loaded, notes=(*loaded.notes, *_train_on(loaded.model, plan.settings)))
+    if is_peft_model(loaded.model):
+        cast_adapter(loaded.model, plan.settings.get("adapter_dtype") or "float32")
     if not any(parameter.requires_grad for parameter in loaded.model.parameters()):
         raise ModelError(
             "no parameter of the model is trainable.",
             fix="Load a PeftModel with is_trainable=True, or unfreeze the layers you want to train.",
         )
-    return loaded
+    return attrs.evolve(loaded, notes=(*loaded.notes, *dtype_notes(loaded.model, plan.settings)))
+
+
+def _train_on(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """A ready PeftModel: its active adapter trains on."""
+    if settings.get("gradient_checkpointing"):
+        model.enable_input_require_grads()
+    keep_gradients(model)
+    active, known = model.active_adapters, list(model.peft_config)
+    others = [name for name in known if name not in active]
+    kept = f"; {', '.join(others)} stays as it is" if others else ""
+    return (f"adapter {', '.join(active)} of the given PeftModel trains on{kept}",)
+
+
+def merge_adapter(model: Any) -> Any:
+    """The base with the adapter merged into it, whose logits are those of the unmerged model.
+
+    Where embeddings and head share one weight and the adapter changes either as a layer, merging into the shared
+    weight would change both; each gets a weight of its own first.
+
+    Raises:
+        ModelError: the base is quantised, so that merging would round the adapter away; the method cannot be merged.
+    """
+    if quantised := quantisation_of(model):
+        raise ModelError(
+            f"the base is quantised ({quantised}), and merging would round the adapter to its few bits.",
+            fix="Load the base without quantisation, put the adapter on it with PeftModel.from_pretrained, and merge.",
+        )
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise ModelError(f"{_method_of(model)} adds virtual tokens and has no weights to merge.", fix="Keep it apart.")
+    _untie(model)
+    return model.merge_and_unload()
+
+
+def _untie(model: Any) -> None:
+    import torch
+
+    causal = model.get_base_model()
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    layers = [getattr(one, "base_layer", None) for one in (embedding, head)]
+    inner = [one if layer is None else layer for one, layer in zip((embedding, head), layers, strict=True)]
+    if all(layer is None for layer in layers) or inner[0].weight is not inner[1].weight:
+        return
+    inner[1].weight = torch.nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
+    for config in (causal.config, causal.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _method_of(model: Any) -> str:
+    return str(model.peft_config[model.active_adapter].peft_type.value)
 
 
 def merged_options(
@@ -130,6 +218,8 @@ def merged_options(
     if attention is not None and not attention[0].default:
         users.pop("attn_implementation", None)
         answers.append((attention[0].label, {"attn_implementation": attention[1].implementation}))
+    if not plan.settings.get("allow_pickle"):
+        answers.append(("allow_pickle: false", {"use_safetensors": True}))
     answers += [(one.entry.label, options.kwargs) for one, options in plugins.all("load_options", request=plan.model)]
     return LoadOptions(_merge(answers))
 
@@ -172,7 +262,8 @@ class Noise:
         return was_on
 
 
-def _is_peft_model(model: Any) -> bool:
+def is_peft_model(model: Any) -> bool:
+    """Whether PEFT has wrapped this model."""
     import sys
 
     peft = sys.modules.get("peft")  # a model cannot be PEFT's where PEFT was never imported

@@ -3,38 +3,130 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sftcore.errors import RecipeError, nearest
+from sftcore.precision import ADAPTER_DTYPES
 from sftcore.types import PACKING_STRATEGIES, ModelRequest, Plan, Probe, Problem
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.safetensors.index.json")
+_WEIGHTS = ("*.safetensors", "*.gguf", "*.safetensors.index.json")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def probe_run(model: ModelRequest, columns: Sequence[str] | None = None) -> Probe:
-    """Read the model's configuration where it is a local folder.
+    """Read the model's configuration where it is a local folder; for a saved adapter, its base's.
 
     Raises:
         RecipeError: its config.json is no JSON.
     """
-    config = None
-    if model.name and (path := Path(model.name).expanduser() / "config.json").is_file():
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RecipeError(f"this is no JSON: {error}.", where=str(path)) from None
+    adapter = adapter_folder(model)
+    base = _json(adapter / "adapter_config.json").get("base_model_name_or_path") if adapter else model.name
+    path = Path(base or "").expanduser() / "config.json"
+    config = _json(path) if base and path.is_file() else None
     return Probe(config, None if columns is None else tuple(columns), ready_model=model.name is None)
 
 
-def core_problems(plan: Plan, *, needs_tokenizer: bool = True) -> list[Problem]:
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    except ValueError as error:
+        raise RecipeError(f"this is no JSON: {error}.", where=str(path)) from None
+
+
+def adapter_folder(model: ModelRequest) -> Path | None:
+    """The folder of the saved adapter that a run names as its model; None where it names something else."""
+    if not model.name:
+        return None
+    folder = Path(model.name).expanduser()
+    is_one = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    return folder if is_one else None
+
+
+def quantisation_asked_for(model: ModelRequest, probe: Probe) -> dict[str, Any] | None:
+    """The settings with which the run's base is quantised, by its arguments or by its own config.json."""
+    kwargs = model.init_kwargs
+    flags = {name: True for name in _BITS if kwargs.get(name)}
+    given = kwargs.get("quantization_config")
+    values = dict(given or {}) if isinstance(given, Mapping | None) else given.to_dict()
+    saved = dict((probe.model_config or {}).get("quantization_config") or {})
+    return {**saved, **values, **flags} or None
+
+
+_BITS = ("load_in_4bit", "load_in_8bit")
+_SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def core_problems(plan: Plan, probe: Probe, *, needs_tokenizer: bool = True) -> list[Problem]:
     """What the core itself finds wrong: the model's files, and settings that contradict each other."""
-    return [*_model_problems(plan.model, needs_tokenizer), *_setting_problems(plan.settings)]
+    allow_pickle = bool(plan.settings.get("allow_pickle"))
+    return [
+        *_model_problems(plan.model, needs_tokenizer, allow_pickle),
+        *_loading_problems(plan, probe),
+        *_setting_problems(plan.settings),
+    ]
 
 
-def _model_problems(model: ModelRequest, needs_tokenizer: bool) -> Iterator[Problem]:
+def _loading_problems(plan: Plan, probe: Probe) -> Iterator[Problem]:
+    """Ways of loading that cannot be trained, or exclude each other."""
+    kwargs, settings = plan.model.init_kwargs, plan.settings
+    ways = [name for name in (*_BITS, "quantization_config") if kwargs.get(name)]
+    if len(ways) > 1:
+        yield Problem(f"{' and '.join(ways)} exclude each other.", "model_init_kwargs", "Keep one of them.")
+    quantised = quantisation_asked_for(plan.model, probe)
+    if quantised and not plan.selected("adapter") and adapter_folder(plan.model) is None:
+        yield Problem(
+            "a quantised base cannot be trained in full: its weights are whole numbers.",
+            "model_init_kwargs" if ways else f"model {plan.model.name}",
+            "Give an adapter (peft_config, or adapter: lora), or load the model without quantisation.",
+        )
+    if ways and (plan.model.name or "").lower().endswith(".gguf"):
+        yield Problem(
+            "a GGUF file is quantised in its own way, and its weights are turned back into floats.",
+            "model_init_kwargs",
+            f"Drop {' and '.join(ways)}, or save the model as a folder first (model.save_pretrained).",
+        )
+    if kwargs.get("use_safetensors") is False and not settings.get("allow_pickle"):
+        yield Problem(
+            "use_safetensors: false reads pickle files, which can run code.",
+            "model_init_kwargs",
+            "Set allow_pickle: true if you trust the file, or drop use_safetensors.",
+        )
+    spread = kwargs.get("device_map")
+    if spread in _SPREADS and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield Problem(
+            f'device_map "{spread}" spreads the model over all devices, and each process would do so.',
+            "model_init_kwargs",
+            "Drop device_map: each process takes its own device.",
+        )
+    yield from _precision_problems(plan)
+
+
+def _precision_problems(plan: Plan) -> Iterator[Problem]:
+    settings = plan.settings
+    if settings.get("fp16") and settings.get("use_cpu"):
+        yield Problem("float16 autocast needs a GPU.", fix="Set bf16: true, which a CPU can do, or neither.")
+    if settings.get("fp16") and plan.model.dtype == "float16" and not plan.selected("adapter"):
+        yield Problem(
+            "fp16 scales the gradients of float32 weights, and the model's are float16.",
+            fix="Load it in float32 (dtype: float32).",
+        )
+    wanted = settings.get("adapter_dtype")
+    if wanted not in (None, *ADAPTER_DTYPES):
+        yield Problem(f'adapter_dtype "{wanted}" is not known.', fix=f"Use one of: {', '.join(ADAPTER_DTYPES)}.")
+    sharded = [name for name in ("fsdp", "deepspeed") if settings.get(name)]
+    if sharded and (wanted == "bfloat16" or settings.get("master_weights")):
+        yield Problem(
+            f"{sharded[0]} shards the weights and keeps master copies in its own way.",
+            fix="Set adapter_dtype: float32 and drop master_weights.",
+        )
+
+
+def _model_problems(model: ModelRequest, needs_tokenizer: bool, allow_pickle: bool) -> Iterator[Problem]:
     if model.name is None:
         return
     path, where = Path(model.name).expanduser(), f"model {model.name}"
@@ -48,17 +140,48 @@ def _model_problems(model: ModelRequest, needs_tokenizer: bool) -> Iterator[Prob
         found = sorted(inner.name for inner in path.glob("*.gguf"))
         yield Problem("the folder holds GGUF files.", where, f"Name the file itself: model: {path / found[0]}")
         return
+    if adapter := adapter_folder(model):
+        yield from _adapter_problems(adapter, allow_pickle)
+        return
     if not (path / "config.json").is_file():
         yield Problem("the folder has no config.json.", where, "Give the folder that save_pretrained wrote.")
         return
     if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
-        yield Problem("the folder has no weights.", where, "Give the folder that model.save_pretrained wrote.")
+        pickles = sorted(found.name for pattern in _PICKLES for found in path.glob(pattern))
+        if not pickles:
+            yield Problem("the folder has no weights.", where, "Give the folder that model.save_pretrained wrote.")
+        elif not allow_pickle:
+            yield _a_pickle(pickles[0], where)
     if needs_tokenizer and not any((path / name).is_file() for name in _TOKENIZER_FILES):
         yield Problem(
             "the folder has no tokenizer.",
             where,
             "Save it there (tokenizer.save_pretrained), or pass processing_class.",
         )
+
+
+def _adapter_problems(adapter: Path, allow_pickle: bool) -> Iterator[Problem]:
+    where = f"model {adapter}"
+    base = _json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        yield Problem(
+            "the adapter does not say which base it belongs to.", where, "Load it yourself, and pass the object."
+        )
+    elif base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+        yield Problem(f"the adapter's base {base} is not there.", where, "Set base_model_name_or_path in its config.")
+    if not (adapter / "adapter_model.safetensors").is_file() and not allow_pickle:
+        if (adapter / "adapter_model.bin").is_file():
+            yield _a_pickle("adapter_model.bin", where)
+        else:
+            yield Problem("the adapter has no weights.", where, "Give the folder that save_pretrained wrote.")
+
+
+def _a_pickle(name: str, where: str) -> Problem:
+    return Problem(
+        f"{name} is a pickle file, which can run code when it is read, and there are no safetensors.",
+        where,
+        "Convert it (load it where you trust it, then save_pretrained), or set allow_pickle: true.",
+    )
 
 
 def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:

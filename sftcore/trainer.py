@@ -22,10 +22,12 @@ from sftcore.model import (
     adopt_model,
     attention_of,
     finish_model,
+    is_peft_model,
     load_model,
     load_processor,
     refuse_unsupported,
 )
+from sftcore.precision import add_master_weights, cast_adapter, wants_master_weights
 from sftcore.run.callbacks import RunRecorder
 from sftcore.run.card import write_card
 from sftcore.run.metrics import Metrics
@@ -187,6 +189,19 @@ class SFTTrainer(Trainer):
                     fix='Add a "labels" column (-100 where a token does not count), or drop skip_prepare_dataset.',
                 )
         return dataset
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer; on float32 copies of what trains below float32, where the plan says so."""
+        own, optimizer = self.optimizer is None, super().create_optimizer(*args, **kwargs)
+        if own and wants_master_weights(self.model, self.setup.plan.settings):
+            add_master_weights(optimizer)
+        return optimizer
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(*args, **kwargs)
+        if is_peft_model(self.model):
+            # PEFT raises an adapter that it loads to float32, whatever it was trained in
+            cast_adapter(self.model, self.args.adapter_dtype)
 
     # --- Training ---------------------------------------------------------------------------------------------------
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -63,7 +63,9 @@ def check(setup: Setup, *, columns: Sequence[str] | None = None, needs_tokenizer
         CheckError: with every problem found.
     """
     probe = probe_run(setup.plan.model, columns)
-    problems = core_problems(setup.plan, needs_tokenizer=needs_tokenizer) + setup.plugins.problems(setup.plan, probe)
+    problems = core_problems(setup.plan, probe, needs_tokenizer=needs_tokenizer) + setup.plugins.problems(
+        setup.plan, probe
+    )
     for problem in problems:
         if problem.severity == "warning":
             warnings.warn(str(problem), stacklevel=2)

@@ -52,8 +52,8 @@ def test_model_config_has_trls_fields_and_defaults():
 
 def test_public_names_are_frozen():
     names = [
-        "__version__", "ModelConfig", "SFTConfig", "SFTTrainer", "get_peft_config", "get_quantization_config",
-        "hookimpl", "plugin", "CheckError", "ConflictError", "DataError", "ModelError", "PluginError", "RecipeError",
+        "__version__", "ModelConfig", "SFTConfig", "SFTTrainer", "get_kbit_device_map", "get_peft_config",
+        "get_quantization_config", "hookimpl", "plugin", "CheckError", "ConflictError", "DataError", "ModelError", "PluginError", "RecipeError",
         "RowError", "SFTCoreError", "AttentionBackend", "Collator", "Example", "Formatter", "LoadOptions",
         "LoadedModel",
         "LossFunction", "LossOutput", "Message", "ModelRequest", "Part", "PatchReport", "Plan", "Probe", "Problem",
