@@ -1,0 +1,165 @@
+"""Load what a saved folder is: its tokenizer, its base without quantisation, the adapter on it."""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from sftcore.errors import ModelError
+from sftcore.run.saved import ADAPTER_WEIGHTS, SavedRun
+from sftcore.types import ModelRequest, Selection
+
+
+def load_tokenizer(run: SavedRun) -> Any:
+    """The run's own tokenizer with its chat template, else its base's.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    for folder in dict.fromkeys(filter(None, (run.folder, run.adapter))):
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            try:
+                return AutoTokenizer.from_pretrained(folder, trust_remote_code=run.base.trust_remote_code)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"the tokenizer cannot be loaded: {error}", where=str(folder)) from error
+    from sftcore.model import load_processor
+
+    setup = _setup(run.base, run.loader)
+    found = load_processor(setup.plan, setup.plugins)
+    return getattr(found, "tokenizer", found)
+
+
+def load_base(run: SavedRun, dtype: str = "float32") -> Any:
+    """The base, or the whole model, without quantisation; a base that is saved quantised is turned back into floats.
+
+    Raises:
+        ModelError: it cannot be loaded, or not turned back.
+    """
+    from sftcore.precision import quantisation_of
+
+    model = load_request(attrs.evolve(run.base, dtype=dtype), run.loader)
+    if quantised := quantisation_of(model):
+        try:
+            model = model.dequantize()
+        except (NotImplementedError, AttributeError, ValueError) as error:
+            raise ModelError(
+                f"the base is saved quantised ({quantised}) and cannot be turned back into floats: {error}",
+                where=f"model {run.base.name}",
+                fix="Name the unquantised one: --base MODEL.",
+            ) from error
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        if dtype != "auto":
+            import torch
+
+            model = model.to(getattr(torch, dtype))
+    return model.eval()
+
+
+def load_request(request: ModelRequest, loader: Selection | None, *further: Selection) -> Any:
+    """A model by its loader, with what further plugins ask of `from_pretrained`.
+
+    Raises:
+        CheckError, ModelError: it cannot be loaded.
+    """
+    from sftcore.model import load_model
+    from sftcore.run.setup import check
+
+    setup = _setup(request, loader, *further)
+    check(setup, needs_tokenizer=False)
+    for one in setup.plugins.answers("prepare"):
+        one.plugin.prepare(plan=setup.plan)
+    return load_model(setup.plan, setup.plugins, None).model
+
+
+def _setup(request: ModelRequest, loader: Selection | None, *further: Selection) -> Any:
+    from sftcore.run.setup import set_up
+
+    chosen = [*([loader] if loader else []), *further]
+    return set_up(chosen, {}, request, where="", without=("format", "collator", "loss"))
+
+
+def put_adapter(base: Any, run: SavedRun, *, rows: int | None = None) -> Any:
+    """The adapter around a base, whose embeddings are brought to the size that it was saved with.
+
+    Args:
+        base: the model.
+        run: where the adapter is.
+        rows: how many tokens the run's tokenizer has.
+
+    Raises:
+        ModelError: the tokenizer has tokens for which neither base nor adapter has rows; PEFT refuses the adapter.
+    """
+    from peft import PeftModel
+
+    assert run.adapter is not None
+    _fit_embeddings(base, run, rows or 0)
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 reads an attribute that transformers 5.24 renamed
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            # what PEFT says of tied weights is handled where they are merged
+            warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
+            model = PeftModel.from_pretrained(base, run.adapter, adapter_name=run.adapter_name)
+    except (ValueError, RuntimeError, TypeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"PEFT cannot put it on {run.base.name}: {first}",
+            where=str(run.adapter),
+            fix="Name the base that it was trained on: --base MODEL.",
+        ) from error
+    return model.eval()
+
+
+def _fit_embeddings(base: Any, run: SavedRun, rows: int) -> None:
+    assert run.adapter is not None
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if embedding is None:
+        return
+    names = {name.rpartition(".")[2] for name, module in base.named_modules() if module in (embedding, head)}
+    whole = {name: shape[0] for name, shape in saved_shapes(run.adapter).items() if _is_whole(name, names)}
+    known = embedding.weight.shape[0]
+    if whole:
+        if (saved := max(whole.values())) != known:
+            base.resize_token_embeddings(saved, mean_resizing=False)
+        return
+    if rows <= known:
+        return
+    trained = run.adapter_config.get("trainable_token_indices") or []
+    indices = {one for part in (trained.values() if isinstance(trained, dict) else [trained]) for one in part}
+    if missing := sorted(set(range(known, rows)) - indices):
+        raise ModelError(
+            f"the tokenizer has {rows} tokens, the base {known} rows, and the adapter saved none for "
+            f"{len(missing)} of the new ones.",
+            where=str(run.adapter),
+            fix="Name the base that was resized before training (--base MODEL); a run that adds tokens must train or "
+            "save their rows (modules_to_save, or trainable_token_indices).",
+        )
+    base.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _is_whole(name: str, embeddings: set[str]) -> bool:
+    return name.endswith(".weight") and ".lora_" not in name and bool(embeddings & set(name.split(".")))
+
+
+def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name to shape of what an adapter saved, from the file's header (github.com/huggingface/safetensors, Format)."""
+    return dict(_header(folder / ADAPTER_WEIGHTS))
+
+
+def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield name, tuple(entry["shape"])
