@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sftcore.chat import clone_chat_template
     from sftcore.chat_template_utils import get_training_chat_template, supports_tool_calling
     from sftcore.collator import DataCollatorForLanguageModeling
     from sftcore.config import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "chat": ("clone_chat_template",),
     "chat_template_utils": ("get_training_chat_template", "supports_tool_calling"),
     "collator": ("DataCollatorForLanguageModeling",),
     "config": ("ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config"),
@@ -132,7 +134,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 
 __all__ = [  # noqa: RUF022 - sorted by module, as above
     "__version__",
-    "get_training_chat_template", "supports_tool_calling", "DataCollatorForLanguageModeling",
+    "clone_chat_template", "get_training_chat_template", "supports_tool_calling", "DataCollatorForLanguageModeling",
     "ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config",
     "apply_chat_template", "is_conversational", "is_conversational_from_value", "maybe_apply_chat_template",
     "maybe_convert_to_chatml", "pack_dataset", "prepare_multimodal_messages",

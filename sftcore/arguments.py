@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from sftcore.chat import set_chat_template, set_eos_token, set_pad_token
+from sftcore.chat import clone_tokens, is_template_file, set_chat_template, set_eos_token, set_pad_token
 from sftcore.errors import ConflictError, OptionTypeError
 from sftcore.run.setup import Setup, set_up
 from sftcore.selections import parse_plugins
@@ -70,15 +70,20 @@ def _a_peft_config(peft_config: Any) -> Any:
     return peft_config
 
 
-def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> Any:
+def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list[int]]:
+    """The tokenizer with what the configuration sets on it, and the ids of tokens that a cloned template brought."""
+    new_ids: list[int] = []
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if args.chat_template_path is not None:
-        set_chat_template(tokenizer, args.chat_template_path)
+        if is_template_file(args.chat_template_path):
+            set_chat_template(tokenizer, args.chat_template_path)
+        else:
+            new_ids = clone_tokens(tokenizer, args.chat_template_path)
     if args.eos_token is not None:
         set_eos_token(tokenizer, args.eos_token)
     if args.pad_token is not None:
         set_pad_token(tokenizer, args.pad_token)
-    return tokenizer
+    return tokenizer, new_ids
 
 
 def max_length_of(args: SFTConfig, tokenizer: Any) -> int | None:

@@ -62,7 +62,7 @@ class SFTConfig(TrainingArguments):
     router_aux_loss_coef: float | None = None
     """Weight of the load-balancing loss of mixtures of experts; None: the model's own, 0.0: off."""
     chat_template_path: str | None = None
-    """A .jinja or .j2 file with the chat template."""
+    """A .jinja or .j2 file with the chat template, or a tokenizer whose template, tokens and EOS are taken over."""
 
     # --- The data ---
     dataset_text_field: str = "text"
@@ -114,10 +114,10 @@ class SFTConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())
+            self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())  # type: ignore[has-type]
         elif self.bf16 and not torch.accelerator.is_available():
             # transformers refuses bf16 without a GPU until it is told so, though a CPU has it
-            self.use_cpu = True  # type: ignore[has-type]
+            self.use_cpu = True
         if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:  # type: ignore[has-type]
             # newer transformers warn about the name that everybody uses; both mean the same
             self.activation_checkpointing = self.gradient_checkpointing

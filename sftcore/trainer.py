@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainingArguments, set_seed
 
 from sftcore.arguments import current_name, mapping_of, max_length_of, model_request, prepare_tokenizer, set_up_trainer
-from sftcore.chat import align_eos
+from sftcore.chat_tokens import fit_model, supervised_ids, untrained_tokens
 from sftcore.config import SFTConfig, as_sft_config
 from sftcore.data.sets import DataPreparation
 from sftcore.errors import ConflictError, DataError, OptionTypeError
@@ -99,7 +100,7 @@ class SFTTrainer(Trainer):
         set_seed(args.seed)
 
         processing_class = processing_class or load_processor(self.setup.plan, self.setup.plugins)
-        tokenizer = prepare_tokenizer(processing_class, args)
+        tokenizer, new_ids = prepare_tokenizer(processing_class, args)
         self.data = DataPreparation(self.setup, tokenizer, max_length_of(args, tokenizer), formatting_func)
         self._skip_prepare = bool(mapping_of(args.dataset_kwargs, "dataset_kwargs").get("skip_prepare_dataset"))
         train_dataset = self._prepared(train_dataset, "train_dataset", data_collator)
@@ -108,7 +109,7 @@ class SFTTrainer(Trainer):
 
         if isinstance(train_dataset, IterableDataset) and args.accelerator_config.dispatch_batches is None:
             args.accelerator_config.dispatch_batches = False
-        self.loaded = self._loaded(model, processing_class, args)
+        self.loaded = self._loaded(model, processing_class, args, new_ids, train_dataset)
         collator = data_collator or self.setup.plugins.one(
             "make_collator", processor=processing_class, plan=self.setup.plan
         )
@@ -141,17 +142,22 @@ class SFTTrainer(Trainer):
         self.model.add_model_tags(list(self._tag_names))
 
     # --- Construction ---------------------------------------------------------------------------------------------
-    def _loaded(self, model: Any, processor: Any, args: SFTConfig) -> LoadedModel:
+    def _loaded(self, model: Any, processor: Any, args: SFTConfig, new_ids: Sequence[int], rows: Any) -> LoadedModel:
         plan, plugins = self.setup.plan, self.setup.plugins
         if isinstance(model, str):
             loaded = load_model(plan, plugins, processor)
         else:
             loaded = adopt_model(model, processor, plan, plugins)
-        if args.eos_token is not None:
-            align_eos(loaded.model, self.data.tokenizer.eos_token_id)
+        notes = fit_model(loaded.model, self.data.tokenizer, args, new_ids, rows)
+        loaded = attrs.evolve(loaded, notes=(*loaded.notes, *notes))
         self._balance_experts(loaded.model, args)
         refuse_unsupported(plan, plugins, _running_dtype(loaded.model, args), args.device.type)
-        return finish_model(loaded, plan, plugins)
+        loaded = finish_model(loaded, plan, plugins)
+        untrained = untrained_tokens(loaded.model, self.data.tokenizer, new_ids, supervised_ids(rows))
+        if untrained is None:
+            return loaded
+        warnings.warn(str(untrained), stacklevel=3)
+        return attrs.evolve(loaded, notes=(*loaded.notes, str(untrained)))
 
     def _balance_experts(self, model: Any, args: SFTConfig) -> None:
         config = model.config.get_text_config()

@@ -134,7 +134,7 @@ class Preparations:
 
         if self._args is None:
             args = SFTConfig(**{**config_of(self.recipe), "output_dir": "unused"})
-            self._tokenizer = prepare_tokenizer(load_processor(setup.plan, setup.plugins), args)
+            self._tokenizer, _ = prepare_tokenizer(load_processor(setup.plan, setup.plugins), args)
             self._args = args
         setup = attrs.evolve(setup, plan=attrs.evolve(setup.plan, settings=self._args.to_settings()))
         return DataPreparation(setup, self._tokenizer, max_length_of(self._args, self._tokenizer))
