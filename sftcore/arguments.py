@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from sftcore.chat import clone_tokens, is_template_file, set_chat_template, set_eos_token, set_pad_token
+from sftcore.chat import clone_tokens, clones_tokenizer, set_chat_template, set_eos_token, set_pad_token
 from sftcore.errors import ConflictError, OptionTypeError
 from sftcore.run.setup import Setup, set_up
 from sftcore.selections import parse_plugins
@@ -75,10 +75,10 @@ def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list
     new_ids: list[int] = []
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if args.chat_template_path is not None:
-        if is_template_file(args.chat_template_path):
-            set_chat_template(tokenizer, args.chat_template_path)
-        else:
+        if clones_tokenizer(args.chat_template_path):
             new_ids = clone_tokens(tokenizer, args.chat_template_path)
+        else:
+            set_chat_template(tokenizer, args.chat_template_path)
     if args.eos_token is not None:
         set_eos_token(tokenizer, args.eos_token)
     if args.pad_token is not None:

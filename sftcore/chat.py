@@ -41,9 +41,9 @@ def clone_chat_template(
     return model, tokenizer, added
 
 
-def is_template_file(path: str) -> bool:
-    """Whether `chat_template_path` names a file with a template, rather than a tokenizer."""
-    return Path(path).suffix in _TEMPLATE_FILES
+def clones_tokenizer(path: str | None) -> bool:
+    """Whether `chat_template_path` names a tokenizer to take over, rather than a file with a template alone."""
+    return path is not None and Path(path).suffix not in _TEMPLATE_FILES
 
 
 def set_chat_template(tokenizer: Any, path: str) -> None:
@@ -165,7 +165,7 @@ def _tokenizer_of(source: str) -> Any:
 
     path = Path(source).expanduser()
     where = f"chat_template_path {source}"
-    if is_template_file(source):
+    if not clones_tokenizer(source):
         raise ModelError(
             "this is a file with a template alone, and brings no tokens.",
             where=where,

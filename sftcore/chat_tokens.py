@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from sftcore.chat import fit_embeddings, is_template_file, num_rows
+from sftcore.chat import clones_tokenizer, fit_embeddings, num_rows
 from sftcore.data.templates import SpecialTexts
 from sftcore.eos import align_pad, align_stop, rendering, stop_at, turn_end
 from sftcore.errors import DataError, ModelError
@@ -54,7 +54,7 @@ def fit_model(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int
         ModelError: the template uses tokens for which the model has no row.
     """
     notes: tuple[str, ...] = ()
-    if args.chat_template_path is not None and not is_template_file(args.chat_template_path):
+    if args.chat_template_path is not None and clones_tokenizer(args.chat_template_path):
         notes = (_grown(model, tokenizer, args.chat_template_path, new_ids),)
     _refuse_without_row(model, tokenizer)
     labels = supervised_ids(rows)
@@ -191,5 +191,5 @@ def _fix(causal: Any, embeddings: Any, head: Any, ids: Sequence[int]) -> str:
 
 
 def _name(causal: Any, module: Any) -> str:
-    path = next(name for name, one in causal.named_modules() if one is module)
+    path: str = next(name for name, one in causal.named_modules() if one is module)
     return path.removesuffix(".base_layer").rpartition(".")[2]

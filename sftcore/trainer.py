@@ -337,7 +337,11 @@ class SFTTrainer(Trainer):
                 return
             folder = output_dir or self.args.output_dir
             self.setup.plugins.all("save_model", loaded=self.loaded, folder=folder)
+            if is_peft_model(self.loaded.model) and self.loaded.model.generation_config is not None:
+                # PEFT saves the adapter alone, and the base's own stops may be others
+                self.loaded.model.generation_config.to_json_file(Path(folder) / "generation_config.json")
             write_card(self, Path(folder))
+            self.recorder.check_parity(Path(folder))
             self.recorder.write_manifest(Path(folder))
         finally:
             if was_on:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 from transformers import TrainerCallback
 
+from sftcore.chat_tokens import supervised_ids
+from sftcore.eos import trained_stop
+from sftcore.parity import record_of, saved_parity
 from sftcore.run import manifest
 from sftcore.run.summary import plan_lines
 
@@ -47,6 +52,20 @@ class RunRecorder(TrainerCallback):
         if state.is_world_process_zero and logs and self._trainer.is_in_train:
             with (Path(args.output_dir) / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+    def check_parity(self, folder: Path) -> None:
+        """Record what the run trains with, and warn where the folder, as it was saved, would be served otherwise."""
+        trainer = self._trainer
+        tokenizer = trainer.data.tokenizer
+        trained = record_of(
+            tokenizer, trainer.loaded.model, trained_stop(tokenizer, supervised_ids(trainer.train_dataset))
+        )
+        checks = saved_parity(folder, trained)
+        self.extra["chat"] = trained.as_dict()
+        self.extra["parity"] = [attrs.asdict(check) for check in checks]
+        for check in checks:
+            if check.state == "differs":
+                warnings.warn(f"{folder} would be served otherwise than it was trained: {check}", stacklevel=2)
 
     def write_manifest(self, folder: Path) -> None:
         """Write the manifest as it stands now."""
