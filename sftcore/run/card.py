@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sftcore.chat import clones_tokenizer
+
 if TYPE_CHECKING:
+    from sftcore.run.merge import Merged
+    from sftcore.run.saved import SavedRun
     from sftcore.trainer import SFTTrainer
 
 _BODY = """---
@@ -16,7 +20,7 @@ _BODY = """---
 
 # {name}
 
-Fine-tuned from {base} with sftcore {version}.
+{origin}
 
 ## Use
 
@@ -36,11 +40,15 @@ chat = pipeline("text-generation", model="{name}")
 print(chat([{{"role": "user", "content": "Hello!"}}], max_new_tokens=64)[0]["generated_text"])"""
 
 _ADAPTER = """from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-base = AutoModelForCausalLM.from_pretrained({base_arguments})
-model = PeftModel.from_pretrained(base, "{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")"""
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+base = AutoModelForCausalLM.from_pretrained({base_arguments}){grown}
+base.generation_config = GenerationConfig.from_pretrained("{name}")  # where answers end
+model = PeftModel.from_pretrained(base, "{name}")"""
+
+_GROWN = """
+base.resize_token_embeddings(len(tokenizer))  # as in training"""
 
 
 def write_card(trainer: SFTTrainer, folder: Path) -> None:
@@ -49,19 +57,58 @@ def write_card(trainer: SFTTrainer, folder: Path) -> None:
     name = (trainer.args.hub_model_id or Path(trainer.args.output_dir).name).rpartition("/")[2]
     is_adapter = hasattr(trainer.loaded.model, "peft_config")
     head: dict[str, Any] = {"library_name": "peft" if is_adapter else "transformers", "tags": list(trainer._tag_names)}
-    if base.count("/") == 1 and not base.startswith((".", "/", "~")):
+    if _is_hub_id(base):
         head["base_model"] = base
-    usage = _ADAPTER.format(base_arguments=_base_arguments(base), name=name) if is_adapter else _FULL.format(name=name)
+    usage = (
+        _ADAPTER.format(
+            base_arguments=_base_arguments(_public(base) if trainer.args.push_to_hub else base),
+            name=name,
+            grown=_GROWN if clones_tokenizer(trainer.args.chat_template_path) else "",
+        )
+        if is_adapter
+        else _FULL.format(name=name)
+    )
+    origin = f"Fine-tuned from `{_public(base)}` with sftcore {importlib.metadata.version('sftcore')}."
+    _write(folder, head, name, origin, usage, _facts(trainer))
+
+
+def write_merged_card(folder: Path, merged: Merged, run: SavedRun) -> None:
+    """Write `README.md` of a merged model into `folder`."""
+    base, name = run.base.name or "", merged.folder.name
+    head: dict[str, Any] = {"library_name": "transformers", "tags": ["sftcore", "sft"]}
+    if _is_hub_id(base):
+        head["base_model"] = base
+    origin = (
+        f"`{_public(base)}` with an adapter merged into it, by sftcore {importlib.metadata.version('sftcore')}. "
+        f"Merged in float32, saved in {merged.dtype}."
+    )
+    ledgers = (run.manifest.get("data") or {}).get("ledgers") or ()
+    facts = [f"{one['rows_kept']:,} rows, {one['tokens_supervised']:,} tokens supervised" for one in ledgers[:1]]
+    facts += [f"{run.manifest['steps']} steps"] if run.manifest.get("steps") else []
+    facts += [f"Compared with the unmerged model on {merged.probes.description}"]
+    facts += [f"{str(one)[:1].upper()}{str(one)[1:]}" for one in merged.agreements]
+    _write(folder, head, name, origin, _FULL.format(name=name), facts)
+
+
+def _write(folder: Path, head: dict[str, Any], name: str, origin: str, usage: str, facts: list[str]) -> None:
     text = _BODY.format(
         head=yaml.safe_dump(head, sort_keys=True),
         name=name,
-        base=f"`{Path(base).name if base.startswith(('/', '.', '~')) else base}`",
-        version=importlib.metadata.version("sftcore"),
+        origin=origin,
         usage=usage,
-        facts="".join(f"- {fact}\n" for fact in _facts(trainer)),
+        facts="".join(f"- {fact}\n" for fact in facts),
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _is_hub_id(base: str) -> bool:
+    return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
+
+
+def _public(base: str) -> str:
+    """The base's name without the folders of this machine."""
+    return base if _is_hub_id(base) else Path(base).name
 
 
 def _base_name(trainer: SFTTrainer) -> str:

@@ -7,13 +7,16 @@ import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from sftcore.errors import ModelError
-from sftcore.run.saved import ADAPTER_WEIGHTS, SavedRun
+from sftcore.run.saved import ADAPTER_WEIGHTS, QUANTISES, SavedRun, selections_of
 from sftcore.types import ModelRequest, Selection
+
+if TYPE_CHECKING:
+    from sftcore.run.setup import Setup
 
 
 def load_tokenizer(run: SavedRun) -> Any:
@@ -71,17 +74,23 @@ def load_request(request: ModelRequest, loader: Selection | None, *further: Sele
     Raises:
         CheckError, ModelError: it cannot be loaded.
     """
-    from sftcore.model import load_model
     from sftcore.run.setup import check
 
     setup = _setup(request, loader, *further)
     check(setup, needs_tokenizer=False)
+    return load_model_of(setup)
+
+
+def load_model_of(setup: Setup) -> Any:
+    """The model of a setup, by its own loader."""
+    from sftcore.model import load_model
+
     for one in setup.plugins.answers("prepare"):
         one.plugin.prepare(plan=setup.plan)
     return load_model(setup.plan, setup.plugins, None).model
 
 
-def _setup(request: ModelRequest, loader: Selection | None, *further: Selection) -> Any:
+def _setup(request: ModelRequest, loader: Selection | None, *further: Selection) -> Setup:
     from sftcore.run.setup import set_up
 
     chosen = [*([loader] if loader else []), *further]
@@ -163,3 +172,33 @@ def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name, entry in header.items():
         if name != "__metadata__":
             yield name, tuple(entry["shape"])
+
+
+def quantised_as_trained(run: SavedRun) -> Any | None:
+    """The base quantised as the run had it; None where the run had it whole.
+
+    Raises:
+        SFTCoreError: it cannot be loaded that way here.
+    """
+    from sftcore.model import merged_options
+
+    ran = run.manifest.get("model") or {}
+    asked = {key: value for key, value in (ran.get("init_kwargs") or {}).items() if key in QUANTISES and value}
+    dtype = ran.get("dtype") or "auto"
+    request = attrs.evolve(run.base, dtype=dtype, init_kwargs={**run.base.init_kwargs, **asked})
+    adapter = [one for one in selections_of(run.manifest, "adapter") if "config" not in one.options]
+    setup = _setup(request, run.loader, *adapter)
+    options = merged_options(setup.plan, setup.plugins, None).kwargs
+    if not QUANTISES & options.keys() and not _saved_quantised(run):
+        return None
+    return load_model_of(setup)
+
+
+def _saved_quantised(run: SavedRun) -> bool:
+    from transformers import PretrainedConfig
+
+    try:
+        config, _ = PretrainedConfig.get_config_dict(run.base.name, revision=run.base.revision)
+    except (OSError, ValueError):  # a single file has none
+        return False
+    return bool(config.get("quantization_config"))

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -109,6 +110,23 @@ def plain(value: Any) -> Any:
     if callable(getattr(value, "to_dict", None)):
         return plain(value.to_dict())
     return str(value)
+
+
+def public(value: Any) -> Any:
+    """Plain values without the folders of this machine: of every absolute path only the last part is left.
+
+    >>> public({"data": "/home/me/rows.jsonl", "note": "read from /data/a/b.json, twice"})
+    {'data': 'rows.jsonl', 'note': 'read from b.json, twice'}
+    """
+    if isinstance(value, Mapping):
+        return {public(key): public(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [public(part) for part in value]
+    return _PATH.sub(lambda found: re.split(r"[/\\]", found[0])[-1], value) if isinstance(value, str) else value
+
+
+_PATH = re.compile(r"(?<![\w:/.\\-])(?:~|[A-Za-z]:)?(?:[/\\][^\s\"',;:()/\\]+){2,}")
+"""An absolute path of at least two parts inside a text; `1/2`, `owner/name` and addresses are none."""
 
 
 def _version(name: str) -> str | None:

@@ -18,10 +18,11 @@ from sftcore.types import ModelRequest, Selection
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_OF_ONE_MACHINE = (
-    "attn_implementation", "device_map", "dtype", "load_in_4bit", "load_in_8bit", "max_memory", "quantization_config",
-    "token", "torch_dtype", "trust_remote_code",
-)  # fmt: skip
+QUANTISES = frozenset({"load_in_4bit", "load_in_8bit", "quantization_config"})
+"""Arguments of `from_pretrained` that quantise."""
+_OF_ONE_MACHINE = QUANTISES | {
+    "attn_implementation", "device_map", "dtype", "max_memory", "token", "torch_dtype", "trust_remote_code",
+}  # fmt: skip
 """Arguments of a run's `from_pretrained` that are not taken over: they belong to its machine, quantise, or run code."""
 
 
@@ -190,11 +191,16 @@ def _is_there(name: str) -> bool:
 
 
 def _loader_of(manifest: Mapping[str, Any]) -> Selection | None:
-    for one in manifest.get("plugins") or ():
-        if one.get("kind") == "loader" and not one.get("default"):
-            options = one.get("options") or {}
-            return Selection("loader", one["name"], options, one.get("distribution"), path="manifest.json: loader")
-    return None
+    return next(iter(selections_of(manifest, "loader")), None)
+
+
+def selections_of(manifest: Mapping[str, Any], kind: str) -> list[Selection]:
+    """The plugins of one kind that the run was asked to use; its defaults are left out."""
+    return [
+        Selection(kind, one["name"], one.get("options") or {}, one.get("distribution"), path=f"manifest.json: {kind}")
+        for one in manifest.get("plugins") or ()
+        if one.get("kind") == kind and not one.get("default")
+    ]
 
 
 def _manifest_of(folder: Path) -> Mapping[str, Any]:
@@ -214,16 +220,24 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _from_hub(name: str) -> Path | None:
     """The local copy of an adapter on the hub; None where the hub id is a whole model."""
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         hf_hub_download(name, ADAPTER_CONFIG)
     except HFValidationError as error:
         raise ModelError("no such folder, and no hub id.", where=name, fix="Give a run's output folder.") from error
-    except (EntryNotFoundError, LocalEntryNotFoundError):
+    except LocalEntryNotFoundError as error:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return None
+        raise ModelError(
+            "no such folder, and no hub to look it up.", where=name, fix="Give a run's output folder."
+        ) from error
+    except EntryNotFoundError:
         return None
     except (HfHubHTTPError, OSError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise ModelError(f"the hub does not give it: {first}", where=name) from error
+        raise ModelError(
+            f"no such folder, and the hub does not give it: {first}", where=name, fix="Give a run's output folder."
+        ) from error
     return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pt", "checkpoint-*", "optimizer*"]))

@@ -1,0 +1,75 @@
+"""`sftcore merge`: an adapter into its base, verified before anything is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("merge")
+@click.argument("run", metavar="RUN")
+@click.option(
+    "--output", metavar="FOLDER", type=click.Path(path_type=Path), help="Default: RUN with -merged behind it."
+)
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of the saved weights; auto is the base's own.",
+)
+@click.option("--adapter", metavar="NAME", help="Which one, where RUN holds several.")
+@click.option("--base", metavar="MODEL", help="The base, where the run's own name for it leads nowhere.")
+@click.option("--max-shard-size", default="5GB", show_default=True, help="Largest file of weights.")
+@click.option("--overwrite", is_flag=True, help="Replace what is in the output folder.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that the base brings along.")
+@click.option("--push-to-hub", metavar="REPO_ID", help="Upload the merged model; nothing is uploaded without this.")
+@click.option("--private", is_flag=True, help="With --push-to-hub: make a private repository.")
+def command(
+    run: str,
+    output: Path | None,
+    dtype: str,
+    adapter: str | None,
+    base: str | None,
+    max_shard_size: str,
+    overwrite: bool,
+    trust_remote_code: bool,
+    push_to_hub: str | None,
+    private: bool,
+) -> None:
+    """Merge the adapter of RUN into its base: a model that needs no PEFT.
+
+    RUN is a run's output folder, a checkpoint in it, or the folder of any PEFT adapter. Merged in float32, its logits
+    are compared with those of the unmerged model, before and after it is saved; where they differ nothing is kept.
+    """
+    from sftcore.cli.quiet import quiet
+    from sftcore.run.saved import open_run
+
+    if private and not push_to_hub:
+        raise click.UsageError("--private belongs to --push-to-hub REPO_ID.")
+    quiet()
+    saved = open_run(run, adapter=adapter, base=base, trust_remote_code=trust_remote_code)
+    folder = output or Path(f"{run.rstrip('/')}-merged")
+    from sftcore.run.merge import merge, refuse_merge
+
+    refuse_merge(saved, folder, overwrite=overwrite)
+    if push_to_hub:
+        from sftcore.run.push import refuse_push
+
+        refuse_push(push_to_hub)
+    merged = merge(
+        saved,
+        folder,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+        say=lambda line: click.echo(line, err=True),
+    )
+    for note in merged.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"merged in {merged.folder}, {merged.dtype}")
+    if push_to_hub:
+        from sftcore.run.push import push
+
+        click.echo(f"pushed to {push(merged.folder, push_to_hub, private=private)}")
