@@ -17,6 +17,8 @@ _VERBS = {
     "explain": ("explain", "Show which plugin answers each hook of a run."),
     "parity": ("parity", "Check that a saved folder is served with what it was trained with."),
     "merge": ("merge", "Put a run's adapter into its base: a model that needs no PEFT."),
+    "chat": ("chat", "Talk to a run in the terminal, with its adapter and without."),
+    "quantize": ("quantize", "Make a run's model small, calibrated on its own rows, and measure it."),
 }
 
 

@@ -174,6 +174,24 @@ def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield name, tuple(entry["shape"])
 
 
+def set_stops(model: Any, tokenizer: Any, run: SavedRun) -> None:
+    """Let generation stop where the run's answers end, and nowhere pad with that token.
+
+    An adapter's folder holds no configuration of generation unless somebody put one there; what the run set stands in
+    its tokenizer.
+    """
+    from transformers import GenerationConfig
+
+    from sftcore.eos import align_pad, stop_at, trained_stop
+
+    if run.folder is not None and (run.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(run.folder)
+    ends = filter(None, (tokenizer.eos_token, trained_stop(tokenizer)))
+    if stops := [tokenizer.convert_tokens_to_ids(end) for end in ends]:
+        stop_at(model, list(dict.fromkeys(stops)))
+    align_pad(model, tokenizer, None)
+
+
 def quantised_as_trained(run: SavedRun) -> Any | None:
     """The base quantised as the run had it; None where the run had it whole.
 

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from sftcore.errors import ModelError, SFTCoreError
 from sftcore.run.agreement import Agreement, Probes, compare, logits_of, probes_for
-from sftcore.run.load_saved import load_base, load_tokenizer, put_adapter, quantised_as_trained
+from sftcore.run.load_saved import load_base, load_tokenizer, put_adapter, quantised_as_trained, set_stops
 from sftcore.run.saved import ADAPTER_WEIGHTS, SavedRun
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -152,24 +152,6 @@ def _merge(model: Any, tokenizer: Any, run: SavedRun) -> tuple[Any, list[str]]:
 
 def _is_tied(model: Any) -> bool:
     return bool(model.config.get_text_config().tie_word_embeddings)
-
-
-def set_stops(model: Any, tokenizer: Any, run: SavedRun) -> None:
-    """Let generation stop where the run's answers end, and nowhere pad with that token.
-
-    An adapter's folder holds no configuration of generation unless somebody put one there; what the run set stands in
-    its tokenizer.
-    """
-    from transformers import GenerationConfig
-
-    from sftcore.eos import align_pad, stop_at, trained_stop
-
-    if run.folder is not None and (run.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(run.folder)
-    ends = filter(None, (tokenizer.eos_token, trained_stop(tokenizer)))
-    if stops := [tokenizer.convert_tokens_to_ids(end) for end in ends]:
-        stop_at(model, list(dict.fromkeys(stops)))
-    align_pad(model, tokenizer, None)
 
 
 def _save(model: Any, tokenizer: Any, run: SavedRun, folder: Path, dtype: str, max_shard_size: str) -> None:
