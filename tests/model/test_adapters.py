@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from sftcore import CheckError, ModelError, SFTTrainer
 from sftcore.model import merge_adapter
@@ -87,7 +87,8 @@ def test_a_saved_adapter_is_a_model_that_trains_on(tmp_path, model_folder, rows)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_training_continued_from_a_checkpoint_equals_training_in_one_go(tmp_path, model_folder, rows, dtype):
     def trainer(name, **fields):
-        fields = {"max_steps": 6, "adapter_dtype": dtype, "lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 3, **fields}
+        saving = {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant"}
+        fields = {"max_steps": 6, "adapter_dtype": dtype, **saving, **fields}
         return SFTTrainer(
             str(model_folder), config(tmp_path / name, **fields), train_dataset=rows,
             peft_config=LoraConfig(r=4, lora_dropout=0.1, task_type="CAUSAL_LM"),
@@ -100,6 +101,77 @@ def test_training_continued_from_a_checkpoint_equals_training_in_one_go(tmp_path
     rest.train(resume_from_checkpoint=str(tmp_path / "parts" / "out" / "checkpoint-3"))
     for name, parameter in whole.model.named_parameters():
         torch.testing.assert_close(rest.model.get_parameter(name), parameter, atol=0, rtol=0)
+
+
+def test_training_continued_from_a_saved_adapter_equals_training_in_one_go(tmp_path, model_folder, rows):
+    """With plain gradient descent, whose whole state is the weights, and all rows in each batch."""
+
+    def trained(name, model, steps, **fields):
+        fields = {"optim": "sgd", "lr_scheduler_type": "constant", "per_device_train_batch_size": 16, **fields}
+        trainer = SFTTrainer(
+            str(model), config(tmp_path / name, max_steps=steps, learning_rate=0.5, **fields), train_dataset=rows,
+            peft_config=LoraConfig(r=4, task_type="CAUSAL_LM") if model == model_folder else None,
+        )  # fmt: skip
+        trainer.train()
+        trainer.save_model()
+        return trainer
+
+    whole = trained("whole", model_folder, 6)
+    first = trained("first", model_folder, 3)
+    rest = trained("rest", tmp_path / "first" / "out", 3)
+    moved = 0.0
+    for name, parameter in whole.model.named_parameters():
+        torch.testing.assert_close(rest.model.get_parameter(name), parameter, atol=1e-6, rtol=1e-5)
+        moved = max(moved, (first.model.get_parameter(name) - parameter).abs().max().item())
+    assert moved > 1e-4  # the last three steps did something
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_rslora": True},
+        {"peft_type": "IA3"},
+        {"peft_type": "VERA", "target_modules": ["q_proj", "o_proj"]},
+        {"peft_type": "PROMPT_TUNING", "arguments": {"num_virtual_tokens": 4}},
+        {"peft_type": "P_TUNING", "arguments": {"num_virtual_tokens": 4, "encoder_hidden_size": 16}},
+    ],
+    ids=["rslora", "ia3", "vera", "prompt tuning", "p-tuning"],
+)
+def test_every_method_trains_its_own_weights_alone_with_frozen_embeddings(
+    tmp_path, model_folder, rows, options, checkpointing
+):
+    args = config(
+        tmp_path, plugins={"adapter": {"lora": {**options}}}, gradient_checkpointing=checkpointing,
+        learning_rate=0.01 if "use_rslora" in options else 0.05,
+    )  # fmt: skip
+    trainer = SFTTrainer(str(model_folder), args, train_dataset=rows)
+    before = {name: one.clone() for name, one in trainer.model.named_parameters()}
+    trainer.train()
+    trains = {name for name, one in trainer.model.named_parameters() if one.requires_grad}
+    moved = {name for name, one in trainer.model.named_parameters() if not torch.equal(one, before[name])}
+    assert moved
+    assert moved <= trains
+    assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+def test_the_experts_of_a_mixture_are_adapted_as_parameters(tmp_path, rows, tokenizer):
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+        )
+    )  # fmt: skip
+    target = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    options = {"r": 4, "lora_dropout": 0.0, "target_modules": [], "target_parameters": target}
+    args = config(tmp_path, plugins={"adapter": {"lora": options}})
+    trainer = SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+    before = {name: one.clone() for name, one in trainer.model.named_parameters() if "lora_B" in name}
+    assert before
+    assert all("experts" in name for name in before)
+    trainer.train()
+    assert all(not torch.equal(trainer.model.get_parameter(name), one) for name, one in before.items())
 
 
 def test_the_active_one_of_several_adapters_trains(tmp_path, tokenizer, llama, rows):

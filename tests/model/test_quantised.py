@@ -121,9 +121,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("fields", "peft_config", "said"), REFUSED.values(), ids=REFUSED)
 @pytest.mark.filterwarnings("ignore:load_in_:FutureWarning")
-def test_what_cannot_work_is_refused_before_weights_are_read(
-    tmp_path, folder, monkeypatch, fields, peft_config, said
-):
+def test_what_cannot_work_is_refused_before_weights_are_read(tmp_path, folder, monkeypatch, fields, peft_config, said):
     def read(*_, **__):
         raise AssertionError("weights were read")
 

@@ -54,8 +54,8 @@ def test_public_names_are_frozen():
     names = [
         "__version__", "ModelConfig", "SFTConfig", "SFTTrainer", "get_kbit_device_map", "get_peft_config",
         "get_quantization_config", "hookimpl", "plugin", "CheckError", "ConflictError", "DataError", "ModelError",
-        "PluginError", "RecipeError", "RowError", "SFTCoreError", "AttentionBackend", "Collator", "Example", "Formatter",
-        "LoadOptions", "LoadedModel",
+        "PluginError", "RecipeError", "RowError", "SFTCoreError", "AttentionBackend", "Collator", "Example",
+        "Formatter", "LoadOptions", "LoadedModel",
         "LossFunction", "LossOutput", "Message", "ModelRequest", "Part", "PatchReport", "Plan", "Probe", "Problem",
         "Removable", "Row", "Selection", "Span", "TokenizedRow",
         "apply_chat_template", "is_conversational", "is_conversational_from_value", "maybe_apply_chat_template",

@@ -208,7 +208,7 @@ def _stays_whole(name: str) -> bool:
 
 
 def _spelled(method: str) -> str:
-    return method.replace("_", " ").lower()
+    return method.replace("_", "-").lower()
 
 
 def given(**options: Any) -> dict[str, Any]:
