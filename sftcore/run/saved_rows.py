@@ -108,7 +108,10 @@ def _tokenized(
     numbers: list[int] = []
     for start in range(0, len(order), 100):
         batch = order[start : start + 100]
-        for one in pipeline.inspect([dataset[number] for number in batch], batch):
+        place = {number: i for i, number in enumerate(batch)}  # inspect gives them in the order of their numbers
+        for one in sorted(
+            pipeline.inspect([dataset[number] for number in batch], batch), key=lambda x: place[x.number]
+        ):
             if one.error is None and one.row is not None and not one.dropped and len(rows) < limit:
                 rows.append(one.row)
                 numbers.append(one.number)
