@@ -1,0 +1,111 @@
+"""`sftcore quantize`: a saved run in a few bits a weight, measured before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sftcore.run.quantize import Options, Outcome
+
+
+@click.command("quantize")
+@click.argument("run", metavar="RUN")
+@click.option("--method", default="gptq", show_default=True, metavar="NAME", help="gptq is the one there is.")
+@click.option("--bits", default="4", show_default=True, type=click.Choice(["4", "8"]), help="Of a weight.")
+@click.option(
+    "--group-size",
+    type=click.IntRange(min=1),
+    help="Weights that share a scale. Default: 128, or the next smaller power of two that divides every layer.",
+)
+@click.option("--samples", default=256, show_default=True, type=click.IntRange(min=1), help="Rows to calibrate on.")
+@click.option(
+    "--max-length", default=512, show_default=True, type=click.IntRange(min=2), help="Rows are cut to this many tokens."
+)
+@click.option("--data", metavar="DATA", help="Rows in place of the run's own: a file, a folder or a hub id.")
+@click.option(
+    "--dtype",
+    default="bfloat16",
+    show_default=True,
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Of what is not quantised: embeddings, head, norms, scales.",
+)
+@click.option(
+    "--output", metavar="FOLDER", type=click.Path(path_type=Path), help="Default: RUN with -gptq-4bit behind it."
+)
+@click.option("--seed", default=42, show_default=True, help="Of the rows' order.")
+@click.option("--adapter", metavar="NAME", help="Which one, where RUN holds several.")
+@click.option("--base", metavar="MODEL", help="The base, where the run's own name for it leads nowhere.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that the base brings along.")
+def command(
+    run: str,
+    method: str,
+    bits: str,
+    group_size: int | None,
+    samples: int,
+    max_length: int,
+    data: str | None,
+    dtype: str,
+    output: Path | None,
+    seed: int,
+    adapter: str | None,
+    base: str | None,
+    trust_remote_code: bool,
+) -> None:
+    """Quantise the model of RUN, calibrated on the rows that it was trained on.
+
+    RUN is a run's output folder, a checkpoint in it, or any model; an adapter is merged first. What is saved is loaded
+    again with transformers alone, and its perplexity compared with that of the model before.
+    """
+    from sftcore.cli.quiet import quiet
+    from sftcore.run.quantize import Options, method_named, quantize
+    from sftcore.run.saved import open_run
+
+    method_named(method)
+    quiet()
+    saved = open_run(run, adapter=adapter, base=base, trust_remote_code=trust_remote_code)
+    options = Options(
+        method=method,
+        bits=int(bits),
+        group_size=group_size,
+        samples=samples,
+        max_length=max_length,
+        dtype=dtype,
+        data=data,
+        seed=seed,
+    )
+    folder = output or Path(f"{run.rstrip('/')}-{method}-{bits}bit")
+    outcome = quantize(saved, folder, options, say=lambda line: click.echo(line, err=True))
+    for note in outcome.notes:
+        click.echo(f"note: {note}", err=True)
+    _show(outcome, options)
+
+
+def _show(outcome: Outcome, options: Options) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_table(outcome, options))
+    console.print(f"saved in {outcome.folder} after {outcome.seconds:.0f} s", highlight=False, soft_wrap=True)
+
+
+def _table(outcome: Outcome, options: Options) -> Table:
+    from rich.box import ROUNDED
+    from rich.table import Table
+
+    before, after = outcome.before, outcome.after
+    table = Table("", "before", f"{options.bits} bits, groups of {outcome.group_size}", "change", box=ROUNDED)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label, count, old, new in (
+        ("supervised", before.num_supervised, before.supervised, after.supervised),
+        ("all", before.num_tokens, before.every, after.every),
+    ):
+        table.add_row(f"perplexity, {label} ({count:,} tokens)", f"{old:.3f}", f"{new:.3f}", f"{new / old - 1:+.1%}")
+    sizes = outcome.bytes_before, outcome.bytes_after
+    table.add_row("weights on disk", *(f"{size / 2**20:,.1f} MiB" for size in sizes), f"{sizes[1] / sizes[0] - 1:+.1%}")
+    return table
