@@ -24,7 +24,7 @@ def probe_turns() -> list[Message]:
 
 
 def turn_end(tokenizer: Any) -> str | None:
-    """The token with which training ends the assistant's last turn: the first special one behind its words.
+    """The token with which training ends the assistant's last turn: the last special one of what it supervises.
 
     It is read off a rendered conversation, and appended there as in a run where the template writes none. None where
     there is no template, or none of its turns can be told apart.
@@ -36,9 +36,9 @@ def turn_end(tokenizer: Any) -> str | None:
     except DataError:
         return None
     assert rendered.spans is not None
-    start = rendered.text.rfind(_ANSWER) + len(_ANSWER)
-    found = SpecialTexts.of(tokenizer).first(rendered.text, start, rendered.spans[-1].end)
-    return found.group() if found else None
+    start, end = rendered.text.rfind(_ANSWER) + len(_ANSWER), rendered.spans[-1].end
+    found = [token.group() for token in SpecialTexts.of(tokenizer).pattern.finditer(rendered.text, start, end)]
+    return found[-1] if found else None
 
 
 def trained_stop(tokenizer: Any, labels: Collection[int] | None = None) -> str | None:
