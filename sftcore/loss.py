@@ -90,7 +90,7 @@ def gathered_loss(
     output: LossOutput = loss(states_NW, head, targets_BT[counts_BT].to(states_NW.device), weights_N, num_items)
     return {
         "loss": output.loss,
-        "entropy": output.entropy.detach(),
+        **({} if output.entropy is None else {"entropy": output.entropy.detach()}),
         "correct": output.correct.detach(),
         "supervised": counts_BT.sum(),
     }
@@ -107,17 +107,28 @@ class Head:
         config = model.config.get_text_config()
         self._multiply = getattr(config, "logit_scale", None)
         self._divide = getattr(config, "logits_scaling", None)
-        self._softcap = getattr(config, "final_logit_softcapping", None)
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The head's module as it is now, with whatever an adapter has put around it."""
+        found: torch.nn.Module = self._model.get_output_embeddings()
+        return found
+
+    @property
+    def scale(self) -> float:
+        """By what the module's output is multiplied before the soft-cap."""
+        return (1.0 if self._multiply is None else self._multiply) / (1.0 if self._divide is None else self._divide)
 
     def __call__(self, states_NW: torch.Tensor) -> torch.Tensor:
         """(N, W) to (N, V)."""
-        logits_NV: torch.Tensor = self._model.get_output_embeddings()(states_NW)
+        logits_NV: torch.Tensor = self.module(states_NW)
         if self._multiply is not None:
             logits_NV = logits_NV * self._multiply
         if self._divide is not None:
             logits_NV = logits_NV / self._divide
-        if self._softcap is not None:
-            logits_NV = (logits_NV / self._softcap).tanh() * self._softcap
+        if self.softcap is not None:
+            logits_NV = (logits_NV / self.softcap).tanh() * self.softcap
         return logits_NV
 
 

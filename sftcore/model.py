@@ -9,6 +9,7 @@ import attrs
 from attrs import frozen
 
 from sftcore.errors import ConflictError, ModelError
+from sftcore.kernels import Kernels
 from sftcore.loss import bind_loss
 from sftcore.precision import cast_adapter, dtype_notes, keep_gradients, quantisation_of
 from sftcore.registry import ActivePlugins, Bound
@@ -126,7 +127,7 @@ def _no_such_attention(selection: Selection, model: str, reason: str = "") -> Mo
     )
 
 
-def finish_model(loaded: LoadedModel, plan: Plan, plugins: ActivePlugins) -> LoadedModel:
+def finish_model(loaded: LoadedModel, plan: Plan, plugins: ActivePlugins, kernels: Kernels) -> LoadedModel:
     """Kernels, the loss inside the forward, and the adapter around it: in this order, which the hooks rely on."""
     notes = [*loaded.notes]
     has_adapter = bool(plugins.answers("wrap_model")) or is_peft_model(loaded.model)
@@ -137,9 +138,7 @@ def finish_model(loaded: LoadedModel, plan: Plan, plugins: ActivePlugins) -> Loa
         )
     if quantised:
         keep_gradients(loaded.model)  # before the first evaluation, which is the trial of the head below
-    for one, report in plugins.all("patch_kernels", loaded=loaded, plan=plan):
-        skipped = "".join(f", {name} skipped: {why}" for name, why in report.skipped.items())
-        notes.append(f"{one.selection.label} replaced {', '.join(report.replaced) or 'nothing'}{skipped}")
+    notes += kernels.on(loaded)
     causal = loaded.model.get_base_model() if is_peft_model(loaded.model) else loaded.model
     bound = bind_loss(causal, plugins.one("make_loss", loaded=loaded, plan=plan))
     if not bound.gathers:

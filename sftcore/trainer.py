@@ -17,6 +17,7 @@ from sftcore.chat_tokens import fit_model, supervised_ids, untrained_tokens
 from sftcore.config import SFTConfig, as_sft_config
 from sftcore.data.sets import DataPreparation
 from sftcore.errors import ConflictError, DataError, OptionTypeError
+from sftcore.kernels import Kernels
 from sftcore.loss import NUM_ITEMS, WEIGHTS
 from sftcore.model import (
     Noise,
@@ -139,6 +140,7 @@ class SFTTrainer(Trainer):
             attention = attention_of(self.setup.plan, self.setup.plugins)
             backend = attention[1] if attention else None
             self.shared_rows.prove(self.model, backend, layout, max_length=self.data.max_length)
+        self.kernels.off()
         self.model.add_model_tags(list(self._tag_names))
 
     # --- Construction ---------------------------------------------------------------------------------------------
@@ -152,7 +154,8 @@ class SFTTrainer(Trainer):
         loaded = attrs.evolve(loaded, notes=(*loaded.notes, *notes))
         self._balance_experts(loaded.model, args)
         refuse_unsupported(plan, plugins, _running_dtype(loaded.model, args), args.device.type)
-        loaded = finish_model(loaded, plan, plugins)
+        self.kernels = Kernels(plugins, plan)
+        loaded = finish_model(loaded, plan, plugins, self.kernels)
         untrained = untrained_tokens(loaded.model, self.data.tokenizer, new_ids, supervised_ids(rows))
         if untrained is None:
             return loaded
@@ -211,10 +214,11 @@ class SFTTrainer(Trainer):
 
     # --- Training ---------------------------------------------------------------------------------------------------
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, with the run's noise on; it is off again afterwards, whatever happens."""
+        """Train, with the run's kernels and noise on; they are off again afterwards, whatever happens."""
         self.noise.on()
         try:
-            return super().train(*args, **kwargs)
+            with self.kernels.running():
+                return super().train(*args, **kwargs)
         finally:
             self.noise.off()
 
@@ -282,6 +286,11 @@ class SFTTrainer(Trainer):
         finally:
             if was_on:
                 self.noise.on()
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The loop of `evaluate` and `predict`, with the run's kernels on."""
+        with self.kernels.running():
+            return super().evaluation_loop(*args, **kwargs)
 
     def _prepared_for_evaluation(self, dataset: Any) -> Any:
         if isinstance(dataset, Mapping):

@@ -274,10 +274,15 @@ class AttentionBackend:
 
 @frozen
 class PatchReport:
-    """What a kernel plugin replaced and what it skipped, with the reason."""
+    """What a kernel plugin replaced and what it skipped, with the reason.
+
+    `undo` takes all of it off the model again: kernels are on while the trainer runs the model, and the hook is asked
+    anew each time. None where there is nothing to take off.
+    """
 
     replaced: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(factory=dict)
+    undo: Callable[[], None] | None = None
 
 
 class Removable(Protocol):
@@ -291,11 +296,12 @@ class LossOutput:
     """What a loss returns for one micro-batch.
 
     loss: float32 scalar, already divided by the normaliser; entropy: float32 scalar, the sum in nats over supervised
-    positions; correct: int64 scalar, how many of them have the label as their most likely token.
+    positions, or None from a kernel that does not compute it; correct: int64 scalar, how many of them have the label
+    as their most likely token.
     """
 
     loss: torch.Tensor
-    entropy: torch.Tensor
+    entropy: torch.Tensor | None
     correct: torch.Tensor
 
 

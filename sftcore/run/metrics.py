@@ -13,7 +13,8 @@ _SUMS = ("entropy", "correct", "supervised", "tokens", "aux_loss", "batches")
 
 
 class Metrics:
-    """entropy (nats) and mean_token_accuracy over supervised tokens since the last log, and running token counts.
+    """entropy (nats, where the loss computes it) and mean_token_accuracy over supervised tokens since the last log, and
+    running token counts.
 
     Both means are weighted by tokens, not by batches. `num_tokens` counts non-padding tokens of training on all ranks,
     `num_supervised_tokens` those of them that the loss was computed on.
@@ -22,6 +23,7 @@ class Metrics:
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._sums: dict[str, torch.Tensor | None] = {"train": None, "eval": None}
+        self._has_entropy = True
         self.num_tokens = 0
         self.num_supervised_tokens = 0
 
@@ -40,7 +42,9 @@ class Metrics:
         else:
             tokens = labels.new_tensor(labels.numel())
         one = tokens.new_tensor(1)
-        parts = (found["entropy"], found["correct"], found["supervised"], tokens, found.get("aux_loss", one * 0), one)
+        self._has_entropy = "entropy" in found
+        entropy, aux_loss = (found.get(name, one * 0) for name in ("entropy", "aux_loss"))
+        parts = (entropy, found["correct"], found["supervised"], tokens, aux_loss, one)
         sums = torch.stack([part.detach().double().to(tokens.device) for part in parts])
         known = self._sums[mode]
         self._sums[mode] = sums if known is None else known + sums
@@ -57,7 +61,7 @@ class Metrics:
             self.num_supervised_tokens += int(total["supervised"])
         supervised = max(total["supervised"], 1.0)
         logged = {
-            "entropy": total["entropy"] / supervised,
+            **({"entropy": total["entropy"] / supervised} if self._has_entropy else {}),
             "mean_token_accuracy": total["correct"] / supervised,
             "num_tokens": float(self.num_tokens),
             "num_supervised_tokens": float(self.num_supervised_tokens),

@@ -1,0 +1,146 @@
+"""Liger's Triton kernels for rotary embeddings, norms and MLPs (Hsu et al. 2024, arXiv:2410.10989)."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from sftcore import LoadedModel, ModelError, PatchReport, Plan, Probe, Problem, hookimpl, plugin
+from sftcore_plugins.kernels.patching import InstancePatch, confined_to
+
+if TYPE_CHECKING:
+    import torch
+
+MLPS = {"swiglu": ("silu", "swish"), "geglu": ("gelu_pytorch_tanh",), "relu_squared": ("relu2",)}
+"""Liger's names of MLP kernels, and the activations of a model's configuration that each of them computes."""
+
+KERNELS = ("rope", "rms_norm", "layer_norm", *MLPS, "cross_entropy", "fused_linear_cross_entropy")
+"""Every switch of Liger's functions that patch a model."""
+
+
+@plugin
+class Liger:
+    """Liger's kernels for rotary embeddings, norms and MLPs, on this run's model alone.
+
+    The loss is a plugin of its own: `loss: liger`.
+    """
+
+    rope: bool = True
+    rms_norm: bool = True
+    layer_norm: bool = True
+    mlp: bool = True
+
+    @hookimpl
+    def claims(self) -> Iterable[str]:
+        return [f"kernel.{name}" for name in ("rope", "rms_norm", "mlp") if getattr(self, name)]
+
+    @hookimpl
+    def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:
+        yield from check_device(plan, "kernel: liger")
+
+    @hookimpl
+    def patch_kernels(self, loaded: LoadedModel, plan: Plan) -> PatchReport:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+        refuse_device('kernel "liger"')
+        model = causal_of(loaded.model)
+        _refuse_unsloth(model)
+        kind = model.config.model_type
+        wanted = [name for name in ("rope", "rms_norm", "layer_norm", "mlp") if getattr(self, name)]
+        if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+            return PatchReport(skipped=dict.fromkeys(wanted, f"Liger does not know {kind}"))
+        known = inspect.signature(MODEL_TYPE_TO_APPLY_LIGER_FN[kind]).parameters
+        patch, replaced, skipped = InstancePatch(), [], {}
+        for name in wanted:
+            switches = [one for one in (MLPS if name == "mlp" else [name]) if one in known]
+            for switch in switches:
+                # off by default means that Liger only keeps the name for the sake of its callers
+                why = "Liger has none for it" if not known[switch].default else _why_not(switch, model)
+                count = 0 if why else _apply(switch, model, patch)
+                if count:
+                    replaced.append(f"{switch} of {count} modules")
+                else:
+                    skipped[switch] = why or f"no module of {kind} has it"
+        return PatchReport(tuple(replaced), skipped, patch.undo)
+
+
+def _apply(switch: str, model: torch.nn.Module, patch: InstancePatch) -> int:
+    """Have Liger replace one thing in this model; how many of its modules changed."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    one = InstancePatch()
+    with confined_to(model, one):
+        _apply_liger_kernel_to_instance(model, **{name: name == switch for name in KERNELS})
+    patch.extend(one)
+    return one.modules
+
+
+def _why_not(switch: str, model: Any) -> str:
+    """Why this kernel would not compute what the model computes, or cannot run here; an empty string if it can."""
+    config = model.config.get_text_config()
+    if switch in MLPS:
+        activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+        if activation not in MLPS[switch]:
+            return f"it computes {MLPS[switch][0]}, and the model {activation}"
+    return _interpreter_fails(switch) if is_interpreted() else ""
+
+
+def _interpreter_fails(switch: str) -> str:
+    """What Triton's interpreter, which knows less than its compiler, says of a kernel on four numbers."""
+    import torch
+    from liger_kernel.ops import LigerGELUMulFunction, LigerSiLUMulFunction
+    from liger_kernel.transformers import LigerRMSNorm
+
+    ones = torch.ones(1, 4)
+    trials: dict[str, Any] = {
+        "rms_norm": lambda: LigerRMSNorm(4)(ones.clone()),
+        "swiglu": lambda: LigerSiLUMulFunction.apply(ones, ones, 1.0, 1.0),
+        "geglu": lambda: LigerGELUMulFunction.apply(ones, ones),
+    }
+    try:
+        trials.get(switch, str)()
+    except Exception as error:  # Triton wraps whatever a kernel raises
+        return f"Triton's interpreter cannot run it ({type(error).__name__}: {error})"
+    return ""
+
+
+# --- Shared with the loss of the same name --------------------------------------------------------------------------
+def is_interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on any device, as TRITON_INTERPRET=1 asks before its import."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def check_device(plan: Plan, where: str) -> Iterator[Problem]:
+    """A run on the CPU has no Triton, but for its interpreter."""
+    if plan.settings.get("use_cpu") and not is_interpreted():
+        yield Problem("Liger's kernels need a GPU, and the run asks for the CPU (use_cpu).", where, fix=WITHOUT_GPU)
+
+
+def refuse_device(label: str) -> None:
+    """The same, once torch can be asked.
+
+    Raises:
+        ModelError: there is no accelerator, and no interpreter was asked for.
+    """
+    import torch
+
+    if not torch.accelerator.is_available() and not is_interpreted():
+        raise ModelError(f"{label} needs a GPU, and there is none.", fix=WITHOUT_GPU)
+
+
+WITHOUT_GPU = "Drop it (use_liger_kernel), or set TRITON_INTERPRET=1 to try it slowly in Triton's interpreter."
+
+
+def causal_of(model: Any) -> Any:
+    """The causal model inside PEFT's wrapper, if there is one."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def _refuse_unsloth(model: Any) -> None:
+    if hasattr(model, "for_training") and hasattr(model, "for_inference"):
+        raise ModelError(
+            'the model was made by Unsloth, which has kernels of its own, and kernel "liger" would replace them.',
+            fix="Drop the kernel (use_liger_kernel), or load the model with transformers.",
+        )
