@@ -177,7 +177,10 @@ def _from_fields(settings: Mapping[str, Any], model: ModelRequest, where: str, p
     if loss is not None and loss != DEFAULTS["loss"]:
         yield asks("loss_type", "loss", loss)
     if settings.get("use_liger_kernel"):
-        yield asks("use_liger_kernel", "kernel", "liger", settings.get("liger_kernel_config"))
+        kernels, loss_options = _liger_options(settings.get("liger_kernel_config") or {}, where)
+        yield asks("use_liger_kernel", "kernel", "liger", kernels)
+        if loss_options is not None:
+            yield asks("use_liger_kernel", "loss", "liger", loss_options)
     if settings.get("neftune_noise_alpha") is not None:
         yield asks("neftune_noise_alpha", "noise", "neftune", {"alpha": settings["neftune_noise_alpha"]})
     attention = model.init_kwargs.get("attn_implementation")
@@ -185,3 +188,29 @@ def _from_fields(settings: Mapping[str, Any], model: ModelRequest, where: str, p
         yield asks("model_init_kwargs.attn_implementation", "attention", ATTENTION_NAMES.get(attention, attention))
     if peft_config is not None:
         yield Selection("adapter", "lora", {"config": peft_config}, path="peft_config")
+
+
+LIGER_MLPS = ("swiglu", "geglu", "relu_squared")
+"""Liger's names for kernels of MLPs, of which a model has one."""
+
+
+def _liger_options(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Options of the kernel and, where one is asked for, of the loss: Liger's own defaults, the fused loss among them.
+
+    >>> _liger_options({"swiglu": False, "cross_entropy": True}, "")
+    ({'mlp': False}, {'fused': False})
+    >>> _liger_options({}, ""), _liger_options({"fused_linear_cross_entropy": False}, "")
+    (({}, {}), ({}, None))
+    """
+    given = dict(config)
+    whole = bool(given.pop("cross_entropy", False))
+    fused = bool(given.pop("fused_linear_cross_entropy", not whole))
+    if whole and fused:
+        raise RecipeError(
+            "cross_entropy and fused_linear_cross_entropy exclude each other.",
+            where=f"{where}.liger_kernel_config" if where else "liger_kernel_config",
+            fix="Set one of them to false.",
+        )
+    mlps = [given.pop(name) for name in LIGER_MLPS if name in given]
+    kernels = {**given, **({"mlp": all(mlps)} if mlps else {})}
+    return kernels, ({} if fused else {"fused": False}) if fused or whole else None

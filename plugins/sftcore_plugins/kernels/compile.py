@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 LOOPS_OVER_DOCUMENTS = ("varlen", "flash-1")
-"""Attentions whose Python loop over the documents of a row breaks a layer's graph where no kernel takes them at once."""
+"""Attentions that loop over the documents of a row in Python, which breaks a graph, where no kernel takes them all."""
 
 
 @plugin
@@ -71,9 +71,7 @@ class Compile:
 
         plain = layer.forward
         mode = None if self.mode == "default" else self.mode
-        compiled = torch.compile(
-            plain, backend=self.backend, mode=mode, dynamic=self.dynamic, fullgraph=self.fullgraph
-        )
+        compiled = torch.compile(plain, backend=self.backend, mode=mode, dynamic=self.dynamic, fullgraph=self.fullgraph)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             # each shape and kind of mask that a trial or an evaluation brings would be compiled for a single use

@@ -27,7 +27,7 @@ _SHARED = ("transformers.models.", "transformers.loss.", "torch.nn.functional")
 class InstancePatch:
     """What was set on the modules of one model, and what was there before."""
 
-    _changes: list[tuple[Any, str, Any, Any]] = field(factory=list)
+    _changes: list[tuple[Any, str, Any, Any]] = field(factory=list, repr=False)
 
     def set(self, target: torch.nn.Module, name: str, value: Any) -> None:
         """Set an attribute in the instance's own dictionary and remember what it held."""

@@ -1,0 +1,141 @@
+"""Liger's cross-entropy, fused with the head or on its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sftcore import LoadedModel, LossFunction, LossOutput, ModelError, Plan, Probe, Problem, hookimpl, plugin
+from sftcore_plugins.kernels.liger import check_device, refuse_device
+
+if TYPE_CHECKING:
+    import torch
+
+HEADS = ("lm_head", "embed_out", "output")
+"""What models call the module whose weight the fused kernel reads."""
+
+
+@plugin
+class LigerLoss:
+    """Liger's cross-entropy, fused with the head: neither the logits nor their gradient ever exist whole.
+
+    The fused kernel reads the head's weight itself, so the head must be a plain linear layer. `fused: false` calls the
+    head as a module, of any kind, and gives all its logits to Liger's kernel. Liger computes no entropy: the run logs
+    none.
+    """
+
+    fused: bool = True
+    accumulate_in_float32: bool = True
+
+    @hookimpl
+    def claims(self) -> Iterable[str]:
+        return ["loss.cross_entropy"]
+
+    @hookimpl
+    def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:
+        yield from check_device(plan, "loss: liger")
+        for adapter in plan.selected("adapter") if self.fused else ():
+            if head := _adapted_head(adapter.options):
+                yield Problem(
+                    f"{adapter.label} puts an adapter on {head}, whose weight the fused kernel reads without it.",
+                    "loss: liger",
+                    NOT_FUSED,
+                )
+
+    @hookimpl
+    def make_loss(self, loaded: LoadedModel, plan: Plan) -> LossFunction:
+        refuse_device('loss "liger"')
+        return LigerCrossEntropy(self.fused, self.accumulate_in_float32)
+
+
+NOT_FUSED = (
+    "Use loss: {liger: {fused: false}} (with use_liger_kernel, liger_kernel_config: {cross_entropy: true}), "
+    'or loss "nll".'
+)
+
+
+@attrs.frozen
+class LigerCrossEntropy:
+    """See `sftcore.LossFunction` for shapes and dtypes. `float32` accumulates the gradient of the head's weight so."""
+
+    fused: bool
+    float32: bool
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        head: Callable[[torch.Tensor], torch.Tensor],
+        labels: torch.Tensor,
+        weights: torch.Tensor | None,
+        num_items: torch.Tensor,
+    ) -> LossOutput:
+        if not len(labels):  # a zero that still reaches every parameter
+            return LossOutput(head(hidden).float().sum(), None, labels.sum())
+        reduction = "sum" if weights is None else "none"
+        module = getattr(head, "module", None)
+        if self.fused and module is not None:
+            found = self._fused(hidden, head, plain_linear(module), labels, reduction)
+        else:
+            from liger_kernel.transformers.functional import liger_cross_entropy
+
+            logits = head(hidden)
+            found = liger_cross_entropy(logits, labels, reduction=reduction, return_predicted_tokens=True)
+        total = found.loss if weights is None else (found.loss * weights).sum()
+        correct = (found.predicted_tokens == labels).sum()
+        return LossOutput(total.float() / num_items.clamp(min=1e-6), None, correct)
+
+    def _fused(self, hidden: Any, head: Any, linear: torch.nn.Linear, labels: Any, reduction: str) -> Any:
+        import torch
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        if torch.is_grad_enabled() and not hidden.requires_grad and linear.weight.requires_grad:
+            # Liger takes gradients where its input wants one, and here the head alone trains
+            hidden = hidden.detach().requires_grad_()
+        bias = linear.bias
+        if head.scale != 1:
+            hidden, bias = hidden * head.scale, None if bias is None else bias * head.scale
+        return liger_fused_linear_cross_entropy(
+            hidden,
+            linear.weight,
+            labels,
+            bias=bias,
+            reduction=reduction,
+            softcap=head.softcap,
+            accum_dtype=torch.float32 if self.float32 else None,
+            return_predicted_tokens=True,
+        )
+
+
+def plain_linear(module: torch.nn.Module) -> torch.nn.Linear:
+    """The linear layer that computes the head: itself, or the copy of it that an adapter trains whole.
+
+    Raises:
+        ModelError: its weight alone does not say what it computes: an adapter, few bits, shards, hooks.
+    """
+    import torch
+
+    copies = getattr(module, "modules_to_save", None)
+    if copies is not None and not getattr(module, "disable_adapters", False):
+        active = getattr(module, "active_adapter", "default")
+        module = copies[active if isinstance(active, str) else active[0]]
+    weight: Any = getattr(module, "weight", None)
+    hooked = bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
+    if type(module) is not torch.nn.Linear or type(weight) is not torch.nn.Parameter or weight.dim() != 2 or hooked:
+        what = f"{type(module).__module__}.{type(module).__qualname__}"
+        kept = f" with a {type(weight).__name__}" if type(weight) is not torch.nn.Parameter else ""
+        raise ModelError(
+            f'loss "liger": the head is a {what}{kept}{" with hooks" if hooked else ""}, and the fused kernel reads '
+            "the weight of a plain linear layer.",
+            fix=NOT_FUSED,
+        )
+    return module
+
+
+def _adapted_head(options: Mapping[str, Any]) -> str | None:
+    """The head's name among the modules that an adapter goes into, where they are listed."""
+    config = options.get("config")
+    targets = options.get("target_modules") or getattr(config, "target_modules", None)
+    names = [targets] if isinstance(targets, str) else list(targets or ())
+    return next((name for name in names if str(name).rpartition(".")[2] in HEADS), None)
