@@ -65,7 +65,7 @@ def core_problems(plan: Plan, probe: Probe, *, needs_tokenizer: bool = True) -> 
     """What the core itself finds wrong: the model's files, and settings that contradict each other."""
     allow_pickle = bool(plan.settings.get("allow_pickle"))
     return [
-        *_model_problems(plan.model, needs_tokenizer, allow_pickle),
+        *model_problems(plan.model, needs_tokenizer, allow_pickle),
         *_loading_problems(plan, probe),
         *_setting_problems(plan.settings),
     ]
@@ -126,7 +126,8 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
         )
 
 
-def _model_problems(model: ModelRequest, needs_tokenizer: bool, allow_pickle: bool) -> Iterator[Problem]:
+def model_problems(model: ModelRequest, needs_tokenizer: bool, allow_pickle: bool) -> Iterator[Problem]:
+    """What is wrong with the model's files, whatever it is loaded for."""
     if model.name is None:
         return
     path, where = Path(model.name).expanduser(), f"model {model.name}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sftcore.errors import ModelError
+from sftcore.errors import CheckError, ModelError
 from sftcore.run.saved import ADAPTER_WEIGHTS, QUANTISES, SavedRun, selections_of
 from sftcore.types import ModelRequest, Selection
 
@@ -74,11 +74,12 @@ def load_request(request: ModelRequest, loader: Selection | None, *further: Sele
     Raises:
         CheckError, ModelError: it cannot be loaded.
     """
-    from sftcore.run.setup import check
+    from sftcore.probe import model_problems
 
-    setup = _setup(request, loader, *further)
-    check(setup, needs_tokenizer=False)
-    return load_model_of(setup)
+    # not all that `check` finds: what cannot be trained can be asked and merged
+    if problems := list(model_problems(request, False, False)):
+        raise CheckError(problems)
+    return load_model_of(_setup(request, loader, *further))
 
 
 def load_model_of(setup: Setup) -> Any:
