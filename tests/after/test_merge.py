@@ -117,7 +117,7 @@ def test_one_of_several_adapters_is_merged_by_name(tmp_path, model_folder):
     model.save_pretrained(tmp_path / "two")
     with pytest.raises(ModelError, match='several adapters: "first", "second"'):
         open_run(str(tmp_path / "two"))
-    with pytest.raises(ModelError, match='no adapter "secnd". Did you mean "second"'):
+    with pytest.raises(ModelError, match=r'no adapter "secnd"\. Did you mean "second"'):
         open_run(str(tmp_path / "two"), adapter="secnd")
     done = invoke(tmp_path / "two", "--adapter", "second", "--output", tmp_path / "merged")
     assert 'adapter second; "first" left out' in done.stderr
@@ -208,7 +208,8 @@ def test_a_run_from_the_command_line_is_compared_on_its_own_rows(tmp_path, model
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in alpaca_rows(8)))
     words = [f"model={model_folder}", f"data={data}", "adapter.lora.r=4", "max_steps=1", "save_strategy=no",
-             f"output_dir={tmp_path / 'run'}", "gradient_checkpointing=false", "packing=true", "max_length=64"]  # fmt: skip
+             f"output_dir={tmp_path / 'run'}", "gradient_checkpointing=false", "packing=true", "max_length=64",
+    ]  # fmt: skip
     assert CliRunner().invoke(train, words).exit_code == 0
     done = invoke(tmp_path / "run")
     assert "compared on 4 rows of the training data, a conversation, random tokens" in done.stderr
@@ -307,22 +308,24 @@ def test_tokens_without_rows_anywhere_are_refused(tmp_path, tokenizer, model_fol
         merge(open_run(str(tmp_path / "run")), tmp_path / "merged")
 
 
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("files", "message"),
     [
-        (lambda folder: None, "neither a model nor an adapter"),
-        (lambda folder: (folder / "x.gguf").write_text(""), "Name the file itself"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "it has no weights"),
-        (lambda folder: [(folder / name).write_text("{}") for name in ("adapter_config.json", "adapter_model.bin")],
-         "a pickle file"),
-        (lambda folder: [(folder / name).write_text("{") for name in ("adapter_config.json", "adapter_model.safetensors")],
-         "this is no JSON"),
-        (lambda folder: [(folder / name).write_text("{}") for name in ("adapter_config.json", "adapter_model.safetensors")],
-         "which base it belongs to"),
+        ({}, "neither a model nor an adapter"),
+        ({"x.gguf": ""}, "Name the file itself"),
+        ({"adapter_config.json": "{}"}, "it has no weights"),
+        ({"adapter_config.json": "{}", "adapter_model.bin": ""}, "a pickle file"),
+        (dict.fromkeys(ADAPTER, "{"), "this is no JSON"),
+        (dict.fromkeys(ADAPTER, "[]"), "expected an object, got list"),
+        (dict.fromkeys(ADAPTER, "{}"), "which base it belongs to"),
     ],
-)  # fmt: skip
-def test_folders_that_are_no_run_are_told_what_they_lack(tmp_path, make, message):
-    make(tmp_path)
+)
+def test_folders_that_are_no_run_are_told_what_they_lack(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     with pytest.raises(ModelError, match=message):
         open_run(str(tmp_path))
 
