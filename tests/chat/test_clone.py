@@ -81,7 +81,7 @@ def test_what_cannot_be_cloned_is_refused_with_the_way_out(tmp_path, source, wri
     tokenizer = base_tokenizer()
     llama = make_llama(tokenizer)
     tokenizer.save_pretrained(tmp_path / "plain")
-    with pytest.raises(ModelError, match="has no chat template. Name one that has"):
+    with pytest.raises(ModelError, match=r"has no chat template\. Name one that has"):
         clone_chat_template(llama, tokenizer, str(tmp_path / "plain"))
     with pytest.raises(ModelError, match="no such folder"):
         clone_chat_template(llama, tokenizer, str(tmp_path / "nothing"))
