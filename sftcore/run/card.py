@@ -12,6 +12,7 @@ from sftcore.chat import clones_tokenizer
 
 if TYPE_CHECKING:
     from sftcore.run.merge import Merged
+    from sftcore.run.quantize import Options, Outcome
     from sftcore.run.saved import SavedRun
     from sftcore.trainer import SFTTrainer
 
@@ -87,6 +88,27 @@ def write_merged_card(folder: Path, merged: Merged, run: SavedRun) -> None:
     facts += [f"{run.manifest['steps']} steps"] if run.manifest.get("steps") else []
     facts += [f"Compared with the unmerged model on {merged.probes.description}"]
     facts += [f"{str(one)[:1].upper()}{str(one)[1:]}" for one in merged.agreements]
+    _write(folder, head, name, origin, _FULL.format(name=name), facts)
+
+
+def write_quantised_card(folder: Path, outcome: Outcome, options: Options, run: SavedRun) -> None:
+    """Write `README.md` of a quantised model into `folder`."""
+    base, name = run.base.name or "", outcome.folder.name
+    head: dict[str, Any] = {"library_name": "transformers", "tags": ["sftcore", "sft", options.method]}
+    if _is_hub_id(base):
+        head |= {"base_model": base, "base_model_relation": "quantized"}
+    merged = " with an adapter merged into it," if run.adapter else ""
+    origin = (
+        f"`{_public(base)}`{merged} quantised to {options.bits} bits in groups of {outcome.group_size} "
+        f"({options.method}) by sftcore {importlib.metadata.version('sftcore')}.\n\n"
+        "transformers loads it where the package `compressed-tensors` is installed."
+    )
+    before, after, rows = outcome.before, outcome.after, len(outcome.calibration.held_out)
+    facts = [
+        f"Calibrated on {len(outcome.calibration.rows):,} rows, {outcome.calibration.num_tokens:,} tokens",
+        f"Perplexity on {rows} rows, supervised tokens: {before.supervised:.3f} before, {after.supervised:.3f} after",
+        f"Perplexity on {rows} rows, all tokens: {before.every:.3f} before, {after.every:.3f} after",
+    ]
     _write(folder, head, name, origin, _FULL.format(name=name), facts)
 
 

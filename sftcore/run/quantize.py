@@ -140,7 +140,7 @@ def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[st
     )
     say(f"calibration on {len(calibration.rows)} rows, {calibration.num_tokens:,} tokens, of {calibration.of}")
     with _beside(output) as work:
-        whole = _whole_model(run, work / "merged", tokenizer, say)
+        whole, merge_notes = _whole_model(run, work / "merged", say)
         model = _load(whole)
         group_size = group_size_for(widths(model), options.group_size)
         say(f"perplexity of {len(calibration.held_out)} rows of {calibration.held_out_of}")
@@ -162,9 +162,9 @@ def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[st
             weights_size(whole),
             weights_size(saved),
             time.monotonic() - start,
-            (*run.notes, *calibration.notes, *notes),
+            (*(merge_notes or run.notes), *calibration.notes, *notes),
         )
-        _describe(saved, run, outcome, options)
+        _describe(saved, whole, run, outcome, options)
         shutil.rmtree(output, ignore_errors=True)  # empty, as was checked
         saved.rename(output)
     return outcome
@@ -268,20 +268,19 @@ def _beside(output: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _whole_model(run: SavedRun, folder: Path, tokenizer: Any, say: Callable[[str], None]) -> Path:
-    """A folder with the whole model: the run's own, or `folder` with what was merged or turned into floats."""
+def _whole_model(run: SavedRun, folder: Path, say: Callable[[str], None]) -> tuple[Path, tuple[str, ...]]:
+    """A folder with the whole model, and notes: the run's own, or `folder` with what was merged or made floats."""
     if run.adapter is None and run.folder is not None:
-        return run.folder
+        return run.folder, ()
     if run.adapter is None:
         from sftcore.run.load_saved import load_base
 
         load_base(run, dtype="auto").save_pretrained(folder)
-        return folder
+        return folder, ()
     from sftcore.run.merge import merge
 
     say(f"merging {run.name} into {run.base.name}")
-    merge(run, folder)
-    return folder
+    return folder, merge(run, folder, say=say).notes
 
 
 def _load(folder: Path) -> Any:
@@ -308,10 +307,14 @@ def weights_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _describe(folder: Path, run: SavedRun, outcome: Outcome, options: Options) -> None:
-    """The manifest: that of the run, with what was done."""
+def _describe(folder: Path, whole: Path, run: SavedRun, outcome: Outcome, options: Options) -> None:
+    """Card and manifest: that of the run, and of its merging, with what was done."""
     from sftcore.run import manifest
+    from sftcore.run.card import write_quantised_card
 
+    before = whole / "manifest.json"
+    known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
     libraries = {name: importlib.metadata.version(name) for name in METHODS[options.method].libraries}
     done = {**outcome.as_dict(options), "versions": {**manifest.versions(), **libraries}}
-    manifest.write(folder, {**run.manifest, "quantise": done})
+    manifest.write(folder, {**known, "quantise": done})
+    write_quantised_card(folder, outcome, options, run)

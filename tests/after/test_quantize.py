@@ -288,6 +288,10 @@ def test_an_adapter_is_merged_quantised_saved_and_loaded_by_transformers_alone(h
     assert after == pytest.approx(before, rel=0.1 if bits == 4 else 0.01)
     assert done["bytes"]["after"] < done["bytes"]["before"]
     assert "llmcompressor" in done["versions"]
+    assert manifest["merge"]["agreements"]  # an adapter's merge is verified on the way
+    card = (out / "README.md").read_text()
+    assert f"quantised to {bits} bits in groups of 32" in card
+    assert "`compressed-tensors` is installed" in card
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     name, dtype, logits, imported = json.loads(
         subprocess.run([sys.executable, "-c", RELOAD, str(out)], capture_output=True, text=True, check=True).stdout
