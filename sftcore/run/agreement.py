@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
@@ -35,26 +35,31 @@ class Probes:
 class Agreement:
     """How far the logits of two models are apart, over all positions and tokens.
 
-    gap: the largest difference; scale: the largest logit of the first model; same_token: the share of positions at
-    which both have the same most likely token; tolerance: what the gap may be, None where it is only told.
+    gap: the largest difference; scale: the largest logit of the first model; divergence: the mean Kullback-Leibler
+    divergence of the second's next-token distribution from the first's, in nats; same_token: the share of positions at
+    which both have the same most likely token. `most` is what the gap or, for half precision, the divergence may be:
+    the gap of one logit in 49,152 is chance there. None where it is only told.
     """
 
     what: str
     gap: float
     scale: float
+    divergence: float
     same_token: float
-    tolerance: float | None
+    measure: Literal["gap", "divergence"] = "gap"
+    most: float | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether the gap is within the tolerance; a gap that is no number is not."""
-        return self.tolerance is None or self.gap <= self.tolerance
+        """Whether it is within its limit; what is no number is not."""
+        return self.most is None or getattr(self, self.measure) <= self.most
 
     def __str__(self) -> str:
-        limit = "" if self.tolerance is None else f" (at most {self.tolerance:.2g})"
-        same = f"same most likely token at {100 * self.same_token:.1f}% of the positions"
+        limit = {self.measure: "" if self.most is None else f" (at most {self.most:.2g})"}
         return (
-            f"{self.what}: largest gap of a logit {self.gap:.2g}{limit} where the largest is {self.scale:.3g}, {same}"
+            f"{self.what}: largest gap of a logit {self.gap:.2g}{limit.get('gap', '')} where the largest is "
+            f"{self.scale:.3g}, mean divergence {self.divergence:.2g} nats{limit.get('divergence', '')}, same most "
+            f"likely token at {100 * self.same_token:.1f}% of the positions"
         )
 
 
@@ -101,20 +106,29 @@ def logits_of(model: Any, probes: Probes) -> list[torch.Tensor]:
 
 
 def compare(
-    what: str, wanted: Sequence[torch.Tensor], found: Sequence[torch.Tensor], tolerance: float | None
+    what: str,
+    wanted: Sequence[torch.Tensor],
+    found: Sequence[torch.Tensor],
+    *,
+    measure: Literal["gap", "divergence"] = "gap",
+    most: float | None = None,
 ) -> Agreement:
-    """How far `found` is from `wanted`; logits as from `logits_of`, the vocabulary may have grown by padding."""
+    """How far `found` is from `wanted`, each as from `logits_of`, and whether that is at most `most`."""
     import torch
 
-    gap = scale = 0.0
-    same = total = 0
-    for one, other in zip(wanted, found, strict=True):
-        width = min(one.shape[-1], other.shape[-1])
-        one, other = one[:, :width], other[:, :width]
-        difference = (one - other).abs().max()
-        # max() of Python would pass over a gap that is no number
-        gap = float(torch.maximum(difference, torch.tensor(gap)))
-        scale = max(scale, float(one.abs().max()))
-        same += int((one.argmax(-1) == other.argmax(-1)).sum())
-        total += len(one)
-    return Agreement(what, gap, scale, same / total, tolerance)
+    one, other = torch.cat(list(wanted)), torch.cat(list(found))
+    return Agreement(
+        what,
+        float((one - other).abs().max()),
+        float(one.abs().max()),
+        float(_divergence(one, other).mean()),
+        float((one.argmax(-1) == other.argmax(-1)).float().mean()),
+        measure,
+        most,
+    )
+
+
+def _divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of `other` from `one` at each position: (tokens, vocabulary) to (tokens,)."""
+    wanted, found = one.log_softmax(-1), other.log_softmax(-1)
+    return (wanted.exp() * (wanted - found)).sum(-1)

@@ -20,8 +20,8 @@ from sftcore.run.saved import ADAPTER_WEIGHTS, SavedRun
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FLOAT32_TOLERANCE, FLOAT32_SHARE = 1e-3, 2.5e-5
 """What another order of float32 sums may change: 1e-3, and of logits above 40 this share of the largest."""
-HALF_TOLERANCE = {"bfloat16": 0.05, "float16": 0.01}
-"""Of the largest logit: what rounding every weight, and computing in that dtype, may change."""
+HALF_DIVERGENCE = {"bfloat16": 0.05, "float16": 0.005}
+"""Nats: well above what rounding every weight, and computing in that dtype, changes (SmolLM2-135M: 0.004 and 2e-5)."""
 
 Say = Callable[[str], None]
 
@@ -69,11 +69,11 @@ def merge(
     model = put_adapter(load_base(run), run, rows=len(tokenizer))
     unmerged = logits_of(model, probes)
     model, notes = _merge(model, tokenizer, run)
-    agreements = [compare("merged, in float32", unmerged, logits_of(model, probes), tolerance("float32", unmerged))]
+    agreements = [compare("merged, in float32", unmerged, logits_of(model, probes), **limit("float32", unmerged))]
     _refuse(agreements, run, say)
     if trained_as is not None:
         quantised, logits = trained_as
-        agreements.append(compare(f"base as it was in training ({quantised})", logits, unmerged, None))
+        agreements.append(compare(f"base as it was in training ({quantised})", logits, unmerged))
         say(f"{agreements[-1]}")
         notes.append(f"trained on a base in {quantised}, merged into the unquantised one: see the gap between the two")
     taken = base_dtype(run) if dtype == "auto" else dtype
@@ -85,6 +85,7 @@ def merge(
         _refuse(agreements, run, say)
         merged = Merged(output, taken, probes, tuple(agreements), (*run.notes, *notes))
         _write_about(merged, run, folder)
+        merged = attrs.evolve(merged, notes=(*merged.notes, *_served_otherwise(folder)))
     return merged
 
 
@@ -167,25 +168,37 @@ def _reloaded(model_class: Any, folder: Path, probes: Probes, unmerged: list[Any
     """What plain transformers makes of the folder, against the unmerged model."""
     model = model_class.from_pretrained(folder, dtype="auto", local_files_only=True)
     found = logits_of(model, probes)
-    return compare(f"saved in {dtype} and loaded again", unmerged, found, tolerance(dtype, unmerged))
+    return compare(f"saved in {dtype} and loaded again", unmerged, found, **limit(dtype, unmerged))
 
 
-def tolerance(dtype: str, logits: list[Any]) -> float:
-    """What may lie between the logits of the unmerged model in float32 and those of the merged one in `dtype`."""
+def limit(dtype: str, logits: list[Any]) -> dict[str, Any]:
+    """What may lie between the unmerged model in float32, with these logits, and the merged one in `dtype`."""
+    if dtype != "float32":
+        return {"measure": "divergence", "most": HALF_DIVERGENCE[dtype]}
     largest = max(float(one.abs().max()) for one in logits)
-    return max(FLOAT32_TOLERANCE, FLOAT32_SHARE * largest) if dtype == "float32" else HALF_TOLERANCE[dtype] * largest
+    return {"measure": "gap", "most": max(FLOAT32_TOLERANCE, FLOAT32_SHARE * largest)}
 
 
 def _refuse(agreements: list[Agreement], run: SavedRun, say: Say) -> None:
     last = agreements[-1]
     say(f"{last}")
     if not last.holds:
-        half = "float16" in last.what or "bfloat16" in last.what
+        half = last.measure == "divergence"
         raise ModelError(
             f"the merged model does not say what the unmerged one says: {last}. Nothing was written.",
             where=run.name,
             fix="Merge with --dtype float32." if half else "Keep the adapter apart, and load it with PEFT.",
         )
+
+
+def _served_otherwise(folder: Path) -> Iterator[str]:
+    """Where template, tokens or stops of the folder are not those that the run recorded, or contradict each other."""
+    from sftcore.parity import parity
+    from sftcore.parity_record import read_served
+
+    for check in parity(read_served(str(folder))):
+        if check.state == "differs":
+            yield f"served otherwise than trained: {check}"
 
 
 @contextmanager
