@@ -6,6 +6,7 @@ whose own install compiles nothing (docs/how-to/after-training.md has the compar
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def _batches(rows: Sequence[TokenizedRow]) -> Any:
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """What llmcompressor warns of; its log of every layer goes nowhere."""
+    """What llmcompressor warns of; its log of every layer, and what torch says of its tracing, goes nowhere."""
     from llmcompressor.logger import LoggerConfig, configure_logger
     from loguru import logger
 
@@ -72,6 +73,7 @@ def _warnings() -> Iterator[list[str]]:
         if not text.startswith(_EXPECTED):
             found.append(text)
 
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     configure_logger(LoggerConfig(console_log_level=None))
     sink = logger.add(keep, level="WARNING", filter=lambda record: record["level"].name != "METRIC")
     try:
