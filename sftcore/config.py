@@ -158,6 +158,10 @@ class SFTConfig(TrainingArguments):
             self._n_gpu = 1
         return device
 
+    def __getstate__(self) -> dict[str, Any]:
+        # training_args.bin is a pickle of these arguments, and is pushed to the hub with the model
+        return {key: None if key.endswith("hub_token") else value for key, value in vars(self).items()}
+
     def to_settings(self) -> dict[str, Any]:
         """The fields as plain values, for plugins and the manifest; tokens are left out."""
         return {

@@ -121,7 +121,7 @@ def compare(
         what,
         float((one - other).abs().max()),
         float(one.abs().max()),
-        float(_divergence(one, other).mean()),
+        float(_divergence(one, other).mean().clamp(min=0)),
         float((one.argmax(-1) == other.argmax(-1)).float().mean()),
         measure,
         most,

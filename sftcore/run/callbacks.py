@@ -70,23 +70,27 @@ class RunRecorder(TrainerCallback):
     def write_manifest(self, folder: Path) -> None:
         """Write the manifest as it stands now."""
         trainer = self._trainer
+        # What goes to the hub does not say how the folders of this machine are named
+        spelled = manifest.public if trainer.args.push_to_hub else dict
         manifest.write(
             folder,
-            {
-                "versions": manifest.versions(),
-                **manifest.describe(trainer.setup),
-                "model_class": type(trainer.loaded.model).__name__,
-                "notes": list(trainer.loaded.notes),
-                "seed": trainer.args.seed,
-                "data": {
-                    "train_rows_sha256": self._rows_hash(),
-                    "formats": {name: manifest.describe_plugin(one) for name, one in trainer.data.formats.items()},
-                    "ledgers": [ledger.summary() for ledger in trainer.data.ledgers],
-                },
-                **({"documents": proof.record()} if (proof := trainer.shared_rows.proof) else {}),
-                "steps": trainer.state.global_step,
-                **self.extra,
-            },
+            spelled(
+                {
+                    "versions": manifest.versions(),
+                    **manifest.describe(trainer.setup),
+                    "model_class": type(trainer.loaded.model).__name__,
+                    "notes": list(trainer.loaded.notes),
+                    "seed": trainer.args.seed,
+                    "data": {
+                        "train_rows_sha256": self._rows_hash(),
+                        "formats": {name: manifest.describe_plugin(one) for name, one in trainer.data.formats.items()},
+                        "ledgers": [ledger.summary() for ledger in trainer.data.ledgers],
+                    },
+                    **({"documents": proof.record()} if (proof := trainer.shared_rows.proof) else {}),
+                    "steps": trainer.state.global_step,
+                    **self.extra,
+                }
+            ),
         )
 
     def _rows_hash(self) -> str | None:

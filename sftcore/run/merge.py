@@ -85,8 +85,7 @@ def merge(
         _refuse(agreements, run, say)
         merged = Merged(output, taken, probes, tuple(agreements), (*run.notes, *notes))
         _write_about(merged, run, folder)
-        merged = attrs.evolve(merged, notes=(*merged.notes, *_served_otherwise(folder)))
-    return merged
+        return attrs.evolve(merged, notes=(*merged.notes, *_served_otherwise(folder)))
 
 
 def refuse_merge(run: SavedRun, output: Path, *, overwrite: bool = False) -> None:
