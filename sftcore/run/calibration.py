@@ -64,7 +64,8 @@ def calibration_rows(
         train = rows_of_run(run, tokenizer, samples, max_length=max_length, seed=seed)
         held = rows_of_run(run, tokenizer, HELD_OUT, max_length=max_length, part="eval", seed=seed)
         notes = tuple(dict.fromkeys((*train.notes, *held.notes)))
-        return Calibration(train.rows, held.rows, train.label, f"{held.label}, the evaluation set", notes)
+        part = "held back by the run" if run.manifest["recipe"]["data"].get("eval_fraction") else "the evaluation set"
+        return Calibration(train.rows, held.rows, train.label, f"{held.label}, {part}", notes)
     found = rows_of_run(run, tokenizer, samples + HELD_OUT, max_length=max_length, seed=seed)
     return _split(found, samples, _where(run))
 

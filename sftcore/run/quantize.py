@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,8 +149,7 @@ def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[st
         say(f"{options.method}, {options.bits} bits in groups of {group_size}")
         notes = method.quantise(_cast(model, options.dtype), calibration.rows, options, group_size)
         saved = work / "quantised"
-        model.save_pretrained(saved)
-        tokenizer.save_pretrained(saved)
+        _save(model, tokenizer, saved)
         del model
         say("reloading with transformers alone")
         after = perplexity_of(_load(saved), calibration)
@@ -186,8 +186,9 @@ def check_options(run: SavedRun, output: Path, options: Options) -> Method:
             where=str(run.folder),
             fix="Give the run, or the merged model, that it was made from.",
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RecipeError("it is there already.", where=str(output), fix="Choose another folder: --output FOLDER.")
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        what = "this is a file" if output.is_file() else "the folder is not empty"
+        raise RecipeError(f"{what}.", where=str(output), fix="Name another: --output FOLDER.")
     if importlib.util.find_spec(method.libraries[0]) is None:
         raise UnavailablePluginError(
             f'method "{options.method}" needs {method.libraries[0]}.',
@@ -293,6 +294,14 @@ def _cast(model: Any, dtype: str) -> Any:
     import torch
 
     return model.to(getattr(torch, dtype))
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    with warnings.catch_warnings():
+        # llmcompressor lends the weights to accelerate while it saves them
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def perplexity_of(model: Any, calibration: Calibration) -> Perplexity:

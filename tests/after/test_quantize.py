@@ -154,6 +154,7 @@ def test_the_evaluation_set_is_held_out_where_there_is_one(home):
 def test_the_share_that_the_run_held_back_is_never_calibrated_on(home):
     found = rows_of(home / "runs" / "share", samples=1000)
     assert (len(found.rows), len(found.held_out)) == (30, 10)
+    assert found.held_out_of == f"{home / 'train.jsonl'}, held back by the run"
     assert not ids_of(found.rows) & ids_of(found.held_out)
 
 
@@ -239,7 +240,7 @@ def test_without_the_library_nothing_is_loaded_or_written(home):
 
 def test_a_folder_that_holds_something_is_not_written_into(model_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(RecipeError, match="it is there already"):
+    with pytest.raises(RecipeError, match="the folder is not empty"):
         check_options(open_run(str(model_folder)), tmp_path, Options())
 
 
