@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         get_dataset,
         init_zero_verbose,
     )
+    from sftcore.token_loss import TokenLoss
     from sftcore.trainer import SFTTrainer
     from sftcore.types import (
         AttentionBackend,
@@ -106,6 +107,7 @@ _WHERE = {
         "get_dataset",
         "init_zero_verbose",
     ),
+    "token_loss": ("TokenLoss",),
     "trainer": ("SFTTrainer",),
     "types": (
         "AttentionBackend",
@@ -141,7 +143,7 @@ __all__ = [  # noqa: RUF022 - sorted by module, as above
     "CheckError", "ConflictError", "DataError", "ModelError", "PluginError", "RecipeError", "RowError", "SFTCoreError",
     "hookimpl", "plugin", "get_kbit_device_map", "RichProgressCallback",
     "DatasetConfig", "DatasetMixtureConfig", "ScriptArguments", "TrlParser", "get_dataset", "init_zero_verbose",
-    "SFTTrainer",
+    "TokenLoss", "SFTTrainer",
     "AttentionBackend", "Collator", "Example", "Formatter", "LoadOptions", "LoadedModel", "LossFunction", "LossOutput",
     "Message", "ModelRequest", "Part", "PatchReport", "Plan", "Probe", "Problem", "Removable", "Row", "Selection",
     "Span", "TokenizedRow",

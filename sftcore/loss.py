@@ -9,9 +9,10 @@ Shapes: B rows, T tokens, W width, V vocabulary, N supervised positions.
 from __future__ import annotations
 
 import inspect
+import sys
 import types
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
 
@@ -44,8 +45,8 @@ def bind_loss(model: PreTrainedModel, loss: LossFunction) -> BoundLoss:
     The head is applied to gathered hidden states where the result equals the model's own logits, which is tried on a
     few tokens here; otherwise the model's own forward builds all logits and the loss gathers those.
     """
-    head = Head(model)
-    reason = _why_not(model, head)
+    head, balance = Head(model), _balance_of(model)
+    reason = _why_not(model, head, balance)
     original = model.forward
 
     def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +56,7 @@ def bind_loss(model: PreTrainedModel, loss: LossFunction) -> BoundLoss:
         outputs = original(*args, **kwargs) if reason else self.base_model(*args, **kwargs)
         states, apply = (outputs.logits, _identity) if reason else (outputs[0], head)
         found = gathered_loss(loss, states, apply, labels, weights, num_items)
-        aux_loss = getattr(outputs, "aux_loss", None)
+        aux_loss = getattr(outputs, "aux_loss", None) if reason or balance is None else balance(outputs, kwargs)
         return found if aux_loss is None else {**found, "aux_loss": aux_loss}
 
     # accelerate unwraps forwards down to the last __wrapped__ and binds what it finds there to the model again, so this
@@ -132,22 +133,42 @@ class Head:
         return logits_NV
 
 
-def _why_not(model: PreTrainedModel, head: Head) -> str:
+Balance: TypeAlias = Callable[[Any, Mapping[str, Any]], "torch.Tensor | None"]
+"""From the outputs of the base model and the arguments it got to the auxiliary loss of its experts, a scalar."""
+
+
+def _balance_of(model: PreTrainedModel) -> Balance | None:
+    """The auxiliary loss of a mixture of experts, computed as its own forward does; None where the run has none."""
+    if not getattr(model.config.get_text_config(), "output_router_logits", False):
+        return None
+    compute: Any = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
+    experts = getattr(model, "num_experts", None), getattr(model, "num_experts_per_tok", None)
+
+    def balance(outputs: Any, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+        mask = kwargs.get("attention_mask")
+        # a mask between tokens, as packed rows may need, does not say which tokens are padding
+        padding_mask = mask if getattr(mask, "ndim", 0) == 2 else None
+        found: torch.Tensor = compute(outputs.router_logits, *experts, padding_mask)
+        return found
+
+    return balance
+
+
+def _why_not(model: PreTrainedModel, head: Head, balance: Balance | None) -> str:
     """Why the head cannot be applied to gathered hidden states, or an empty string."""
     import torch
 
     if model.get_output_embeddings() is None or model.base_model is model:
         return "the model has no separate head"
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
-        return "the auxiliary loss of its experts is computed in its own forward"
     was_training = model.training
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(3, 19, device=model.device).remainder(vocabulary)[None]
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            wanted = model(input_ids=ids, use_cache=False).logits[0].float()
-            got = head(model.base_model(input_ids=ids, use_cache=False)[0][0]).float()
+            whole, inner = (one(input_ids=ids, use_cache=False) for one in (model, model.base_model))
+            wanted, got = whole.logits[0].float(), head(inner[0][0]).float()
+            aux_losses = None if balance is None else (float(whole.aux_loss), float(balance(inner, {}) or 0))
     except (TypeError, RuntimeError, AttributeError, IndexError) as error:
         return f"its parts cannot be called one by one ({type(error).__name__}: {error})"
     finally:
@@ -156,6 +177,8 @@ def _why_not(model: PreTrainedModel, head: Head) -> str:
     gap = float((wanted - got).abs().max()) if wanted.shape == got.shape else float("inf")
     if not gap <= tolerance * max(1.0, float(wanted.abs().max())):
         return f"head and hidden states do not give the model's own logits (they differ by {gap:.2g})"
+    if aux_losses is not None and abs(aux_losses[0] - aux_losses[1]) > tolerance * abs(aux_losses[0]):
+        return f"its experts' auxiliary loss is {aux_losses[0]:.4g}, not {aux_losses[1]:.4g} as of their routers"
     return ""
 
 

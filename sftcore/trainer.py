@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainingArguments, set_seed
 
 from sftcore.arguments import current_name, mapping_of, max_length_of, model_request, prepare_tokenizer, set_up_trainer
+from sftcore.chat import num_rows
 from sftcore.chat_tokens import fit_model, supervised_ids, untrained_tokens
 from sftcore.config import SFTConfig, as_sft_config
 from sftcore.data.sets import DataPreparation
@@ -33,6 +34,7 @@ from sftcore.precision import add_master_weights, cast_adapter, wants_master_wei
 from sftcore.run.callbacks import RunRecorder
 from sftcore.run.card import write_card
 from sftcore.run.metrics import Metrics
+from sftcore.run.load_saved import save_grown_rows
 from sftcore.run.setup import check
 from sftcore.shared_rows import SharedRows, layout_of
 from sftcore.types import LoadedModel
@@ -97,6 +99,11 @@ class SFTTrainer(Trainer):
             )
 
         self.setup = set_up_trainer(request, args, peft_config, data_collator)
+        chosen = [one.label for one in self.setup.plan.selected("loss") if not one.default]
+        if compute_loss_func is not None and chosen:
+            raise ConflictError(
+                f"compute_loss_func would replace {chosen[0]}, which was chosen.", fix="Drop one of them."
+            )
         check(self.setup, needs_tokenizer=processing_class is None)
         set_seed(args.seed)
 
@@ -150,6 +157,7 @@ class SFTTrainer(Trainer):
             loaded = load_model(plan, plugins, processor)
         else:
             loaded = adopt_model(model, processor, plan, plugins)
+        self._rows_as_loaded = num_rows(loaded.model)
         notes = fit_model(loaded.model, self.data.tokenizer, args, new_ids, rows)
         loaded = attrs.evolve(loaded, notes=(*loaded.notes, *notes))
         self._balance_experts(loaded.model, args)
@@ -345,6 +353,8 @@ class SFTTrainer(Trainer):
             if not self.args.should_save:
                 return
             folder = output_dir or self.args.output_dir
+            if is_peft_model(self.loaded.model) and num_rows(self.loaded.model) != self._rows_as_loaded:
+                save_grown_rows(self.loaded.model, Path(folder), state_dict)
             self.setup.plugins.all("save_model", loaded=self.loaded, folder=folder)
             if is_peft_model(self.loaded.model) and self.loaded.model.generation_config is not None:
                 # PEFT saves the adapter alone, and the base's own stops may be others

@@ -21,6 +21,7 @@ ARCHITECTURES = {
     "Qwen3": {},
     "Mistral": {"sliding_window": 4},
     "Gemma2": {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
+    "Gemma3": {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8, "sliding_window": 8},
     "Cohere": {"logit_scale": 0.25},
     "Granite": {"logits_scaling": 4.0},
     "Phi": {},
@@ -29,16 +30,23 @@ ARCHITECTURES = {
     "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 16},
     "Bloom": {"n_layer": 2, "n_head": 4},
     "Mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
-}
+    "Qwen2Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                 "shared_expert_intermediate_size": 16},
+    "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+}  # fmt: skip
 
 
-def build(name: str):
+def build(name: str, **fields):
     import transformers
 
     keys = (
-        set(SMALL) - {"head_dim"} if name in ("Phi", "Bloom", "OPT", "GPT2", "GPTNeoX", "Cohere", "Granite") else SMALL
+        set(SMALL) - {"head_dim"}
+        if name in ("Phi", "Bloom", "OPT", "GPT2", "GPTNeoX", "Cohere", "Granite", "Qwen2Moe", "Olmoe")
+        else SMALL
     )
-    config = getattr(transformers, f"{name}Config")(**{key: SMALL[key] for key in keys}, **ARCHITECTURES[name])
+    config = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(name, f"{name}Config"))(
+        **{key: SMALL[key] for key in keys}, **ARCHITECTURES[name], **fields
+    )
     torch.manual_seed(0)
     head = {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM")
     return getattr(transformers, head)(config).eval()

@@ -1,0 +1,157 @@
+"""Gradients of a loss through the head, taken while the forward pass has the logits, a chunk of positions at a time.
+
+Recomputing a chunk's logits in the backward pass costs a third matrix multiplication of the size of the vocabulary.
+Here the forward pass takes each chunk's gradient at once and keeps only that of the hidden states, and of what trains
+in the head (compare the fused linear cross-entropy of Hsu et al. 2024, arXiv:2410.10989). The head is still called as a
+module.
+
+Shapes: N positions, C positions of a chunk, W width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+Part = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""From a chunk's hidden states (C, W) and the index of its first position to three scalars: loss, entropy, correct."""
+
+
+def sum_of_chunks(part: Part, hidden_NW: torch.Tensor, head: Head, chunk: int) -> tuple[torch.Tensor, ...]:
+    """The sums over all chunks of what `part` gives: the first is differentiable, whatever trains in the head included.
+
+    Without positions there is one empty chunk: zeros that still reach every parameter.
+    """
+    if not torch.is_grad_enabled():
+        return _summed([part(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
+    parameters = _parameters_of(head, hidden_NW)
+    if parameters is None:
+        parts = [checkpoint(part, rows_CW, at, use_reentrant=False) for at, rows_CW in _chunks(hidden_NW, chunk)]
+        return _summed(parts)
+    if not parameters and not hidden_NW.requires_grad:
+        return _summed([part(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
+    found: tuple[torch.Tensor, ...] = _GradientInForward.apply(part, chunk, hidden_NW, *parameters)
+    return found
+
+
+class _GradientInForward(torch.autograd.Function):
+    """Sums of chunks whose gradients are ready before the backward pass begins, which only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Part, chunk: int, hidden_NW: torch.Tensor, *parameters: torch.Tensor) -> Any:
+        wanted = ctx.needs_input_grad[2]
+        hidden_grad_NW = torch.empty_like(hidden_NW) if wanted else None
+        gradients: list[torch.Tensor | None] = [None] * len(parameters)
+        parts = []
+        for at, rows_CW in _chunks(hidden_NW, chunk):
+            rows_CW = rows_CW.detach().requires_grad_(wanted)
+            with torch.enable_grad():
+                loss, entropy, correct = part(rows_CW, at)
+                inputs = [*([rows_CW] if wanted else []), *parameters]
+                found = list(torch.autograd.grad(loss, inputs))
+            parts.append((loss.detach(), entropy, correct))
+            if hidden_grad_NW is not None:
+                hidden_grad_NW[at : at + len(rows_CW)] = found.pop(0)
+            gradients = [new if old is None else old.add_(new) for old, new in zip(gradients, found, strict=True)]
+        ctx.gradients = (hidden_grad_NW, *gradients)
+        total, entropy, correct = _summed(parts)
+        ctx.mark_non_differentiable(entropy, correct)
+        return total, entropy, correct
+
+    @staticmethod
+    def backward(ctx: Any, loss_grad: torch.Tensor, *_: Any) -> Any:
+        if ctx.gradients is None:
+            raise RuntimeError("the backward pass of this loss ran already; call the model again before the next one")
+        # scaled in place and handed over: a head that trains has gradients of the size of its weight
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [None if one is None else one.mul_(loss_grad.to(one.dtype)) for one in gradients]
+        return None, None, *scaled
+
+
+def _chunks(hidden_NW: torch.Tensor, chunk: int) -> Sequence[tuple[int, torch.Tensor]]:
+    return [(at, hidden_NW[at : at + chunk]) for at in range(0, max(len(hidden_NW), 1), chunk)]
+
+
+def _summed(parts: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.stack(column).sum() for column in zip(*parts, strict=True))
+
+
+def _parameters_of(head: Head, hidden_NW: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+    """What trains in the head, or None where a backward pass inside the forward is not safe.
+
+    It is read off the graph of a call with no rows, so that adapters, biases and a head behind any callable are found.
+    Sharded weights (FSDP, ZeRO-3) are put together and taken apart by hooks around the outer backward pass alone.
+    """
+    module = getattr(head, "module", None)
+    if isinstance(module, torch.nn.Module) and _is_sharded(module):
+        return None
+    with torch.enable_grad():
+        logits = head(hidden_NW[:0].detach().requires_grad_())
+    found: dict[int, torch.Tensor] = {}
+    pending, seen = [logits.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), torch.nn.Parameter):
+            found[id(leaf)] = leaf
+        pending += [following for following, _ in node.next_functions]
+    return tuple(found.values())
+
+
+def _is_sharded(module: torch.nn.Module) -> bool:
+    """Whether FSDP (one or two), tensor parallelism or DeepSpeed ZeRO-3 holds only a part of these weights here."""
+    marks = ("FSDPModule", "FullyShardedDataParallel")
+    if any(base.__name__ in marks for inner in module.modules() for base in type(inner).__mro__):
+        return True
+    tensors = [*module.parameters(), *(getattr(module, name, None) for name in ("weight", "bias"))]
+    return any(
+        hasattr(one, "ds_id")
+        or type(one).__name__ in ("DTensor", "FlatParameter")
+        # FSDP1 puts plain views of its flat parameter where the parameters were
+        or (isinstance(one, torch.Tensor) and one.requires_grad and not one.is_leaf)
+        for one in tensors
+    )
+
+
+def label_log_probs(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of each row, computed in float32: log-probability of the label (differentiable), entropy in nats, label on top.
+
+    Returns:
+        (C,) float32, (C,) float32, (C,) bool.
+    """
+    found: tuple[torch.Tensor, ...] = _LabelLogProbs.apply(logits_CV, labels_C)
+    return found
+
+
+class _LabelLogProbs(torch.autograd.Function):
+    """One exponential of the logits serves the probability, the entropy and the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_CV: torch.Tensor, labels_C: torch.Tensor) -> Any:
+        float_CV = logits_CV.float()
+        top_C, best_C = float_CV.max(-1)
+        exp_CV = (float_CV - top_C[:, None]).exp_()
+        sum_C = exp_CV.sum(-1)
+        own_C = float_CV.gather(-1, labels_C[:, None]).squeeze(-1)
+        log_z_C = sum_C.log() + top_C
+        mean_C = torch.bmm(exp_CV[:, None], float_CV[:, :, None]).flatten() / sum_C
+        correct_C = best_C == labels_C
+        ctx.dtype = logits_CV.dtype
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(exp_CV, sum_C, labels_C)
+        entropy_C = log_z_C - mean_C
+        ctx.mark_non_differentiable(entropy_C, correct_C)
+        return own_C - log_z_C, entropy_C, correct_C
+
+    @staticmethod
+    def backward(ctx: Any, grad_C: torch.Tensor, *_: Any) -> Any:
+        exp_CV, sum_C, labels_C = ctx.saved_tensors
+        grad_CV = exp_CV.mul_((-grad_C / sum_C)[:, None])
+        grad_CV.scatter_add_(-1, labels_C[:, None], grad_C[:, None])
+        return grad_CV.to(ctx.dtype), None
