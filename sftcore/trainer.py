@@ -33,8 +33,8 @@ from sftcore.model import (
 from sftcore.precision import add_master_weights, cast_adapter, wants_master_weights
 from sftcore.run.callbacks import RunRecorder
 from sftcore.run.card import write_card
-from sftcore.run.metrics import Metrics
 from sftcore.run.load_saved import save_grown_rows
+from sftcore.run.metrics import Metrics
 from sftcore.run.setup import check
 from sftcore.shared_rows import SharedRows, layout_of
 from sftcore.types import LoadedModel

@@ -132,10 +132,9 @@ def put_adapter(base: Any, run: SavedRun, *, rows: int | None = None) -> Any:
 
 def _fit_embeddings(base: Any, run: SavedRun, rows: int) -> None:
     assert run.adapter is not None
-    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
-    if embedding is None:
+    if (embedding := base.get_input_embeddings()) is None:
         return
-    names = {name.rpartition(".")[2] for name, module in base.named_modules() if module in (embedding, head)}
+    names = _embedding_names(base)
     whole = {name: shape[0] for name, shape in saved_shapes(run.adapter).items() if _is_whole(name, names)}
     known = embedding.weight.shape[0]
     if whole:
@@ -159,6 +158,23 @@ def _fit_embeddings(base: Any, run: SavedRun, rows: int) -> None:
 
 def _is_whole(name: str, embeddings: set[str]) -> bool:
     return name.endswith(".weight") and ".lora_" not in name and bool(embeddings & set(name.split(".")))
+
+
+def save_grown_rows(model: Any, folder: Path, state_dict: dict[str, Any] | None) -> None:
+    """Save embeddings and head with the adapter where PEFT did not.
+
+    PEFT (0.21) tells by the base's config.json that a vocabulary grew; a base from a single file has none, and the new
+    rows would be lost.
+    """
+    names = _embedding_names(model.get_base_model())
+    if not any(_is_whole(name, names) for name in saved_shapes(folder)):
+        model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=True)
+
+
+def _embedding_names(causal: Any) -> set[str]:
+    """How the model calls its embeddings and its head, such as embed_tokens and lm_head."""
+    both = (causal.get_input_embeddings(), causal.get_output_embeddings())
+    return {name.rpartition(".")[2] for name, module in causal.named_modules() if module in both}
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

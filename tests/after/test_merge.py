@@ -350,3 +350,22 @@ def test_a_manifest_cannot_make_foreign_code_run(tmp_path, tokenizer):
     found = open_run(str(run)).base
     assert not found.trust_remote_code
     assert dict(found.init_kwargs) == {"use_cache": False}
+
+
+def test_rows_that_grew_are_saved_where_the_base_is_a_single_file(tmp_path, tokenizer):
+    """PEFT sees that a vocabulary grew by the base's config.json, which a single file does not have."""
+    save_base(tmp_path / "base", tokenizer)
+    other = make_tokenizer()
+    other.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
+    other.save_pretrained(tmp_path / "other")
+    trainer = SFTTrainer(
+        str(tmp_path / "base"), config(tmp_path, max_steps=1, chat_template_path=str(tmp_path / "other")),
+        train_dataset=Dataset.from_list(alpaca_rows(8)), peft_config=lora(target_modules=["q_proj"]),
+    )  # fmt: skip
+    wanted = logits(stirred(trainer.model))
+    (tmp_path / "base" / "config.json").rename(tmp_path / "config.json")
+    trainer.save_model()
+    (tmp_path / "config.json").rename(tmp_path / "base" / "config.json")
+    merge(open_run(str(tmp_path / "out")), tmp_path / "merged")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(found), wanted, atol=1e-3, rtol=0)
