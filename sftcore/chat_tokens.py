@@ -9,8 +9,9 @@ from attrs import frozen
 
 from sftcore.chat import clones_tokenizer, fit_embeddings, num_rows
 from sftcore.data.templates import SpecialTexts
-from sftcore.eos import align_pad, align_stop, rendering, stop_at, turn_end
+from sftcore.eos import align_pad, align_stop, rendering, uses_template
 from sftcore.errors import DataError, ModelError
+from sftcore.model import is_peft_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,10 +57,8 @@ def fit_model(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int
     notes: tuple[str, ...] = ()
     if args.chat_template_path is not None and clones_tokenizer(args.chat_template_path):
         notes = (_grown(model, tokenizer, args.chat_template_path, new_ids),)
-    _refuse_without_row(model, tokenizer)
     labels = supervised_ids(rows)
-    if new_ids and args.eos_token is None and (end := turn_end(tokenizer)) is not None:
-        stop_at(model, [tokenizer.convert_tokens_to_ids(end)])
+    _refuse_without_row(model, tokenizer, labels)
     notes += align_stop(model, tokenizer, labels, eos_is_chosen=args.eos_token is not None)
     return notes + align_pad(model, tokenizer, labels)
 
@@ -95,11 +94,8 @@ def untrained_tokens(
         new_ids: tokens that are known to be new.
         labels: ids that the data supervise; None where they are not known.
     """
-    if not hasattr(model, "peft_config") or not tokenizer.chat_template:
+    if not is_peft_model(model) or not uses_template(tokenizer, labels):
         return None
-    end = turn_end(tokenizer)
-    if labels is not None and end is not None and tokenizer.convert_tokens_to_ids(end) not in labels:
-        return None  # the data are no conversations
     used = {token: index for token, index in template_tokens(tokenizer).items() if token != tokenizer.bos_token}
     causal = model.get_base_model()
     embeddings, head = causal.get_input_embeddings(), causal.get_output_embeddings()
@@ -122,9 +118,9 @@ def _grown(model: Any, tokenizer: Any, source: str, new_ids: Sequence[int]) -> s
     return f"chat template cloned from {source}: {', '.join(filter(None, parts))}"
 
 
-def _refuse_without_row(model: Any, tokenizer: Any) -> None:
+def _refuse_without_row(model: Any, tokenizer: Any, labels: Collection[int] | None) -> None:
     rows = num_rows(model)
-    used = template_tokens(tokenizer) if tokenizer.chat_template else {}
+    used = template_tokens(tokenizer) if uses_template(tokenizer, labels) else {}
     if tokenizer.eos_token_id is not None:
         used[tokenizer.eos_token] = tokenizer.eos_token_id
     beyond = [f'"{token}" ({index})' for token, index in used.items() if index >= rows]

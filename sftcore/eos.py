@@ -8,7 +8,7 @@ from typing import Any
 
 from sftcore.data.render import Renderer
 from sftcore.data.templates import SpecialTexts
-from sftcore.errors import DataError
+from sftcore.errors import DataError, ModelError
 from sftcore.types import Example, Message
 
 _QUESTION, _ANSWER = "q7zXquestionXz7q", "q7zXanswerXz7q"
@@ -42,17 +42,22 @@ def turn_end(tokenizer: Any) -> str | None:
 
 
 def trained_stop(tokenizer: Any, labels: Collection[int] | None = None) -> str | None:
-    """The token with which the run's answers end: that of the template where the labels have it, else EOS.
+    """The token with which the run's answers end: that of the template, or EOS where the data are texts.
 
     Args:
         tokenizer: with its chat template.
-        labels: ids that some rows supervise; None where they are not known, and the template is taken to be used.
+        labels: ids that some rows supervise; None where they are not known.
     """
-    end = turn_end(tokenizer)
-    if end is not None and (labels is None or tokenizer.convert_tokens_to_ids(end) in labels):
-        return end
     eos: str | None = tokenizer.eos_token
-    return eos
+    return turn_end(tokenizer) if uses_template(tokenizer, labels) else eos
+
+
+def uses_template(tokenizer: Any, labels: Collection[int] | None) -> bool:
+    """Whether rows that supervise these ids are conversations: long ones may be cut before any end, texts have EOS."""
+    end = turn_end(tokenizer)
+    if end is None:
+        return False
+    return labels is None or tokenizer.convert_tokens_to_ids(end) in labels or tokenizer.eos_token_id not in labels
 
 
 def align_stop(model: Any, tokenizer: Any, labels: Collection[int] | None, *, eos_is_chosen: bool) -> tuple[str, ...]:
@@ -88,12 +93,21 @@ def align_pad(model: Any, tokenizer: Any, labels: Collection[int] | None) -> tup
     """Let no token pad that ends the run's answers; a note where another pads from now on.
 
     Whoever trains on, or reads a batch, takes padding for nothing: a stop token that pads is one that is never learned.
+
+    Raises:
+        ModelError: padding is a token for which the model has no row, and no other token can pad.
     """
     stop = trained_stop(tokenizer, labels)
     stop_id = None if stop is None else tokenizer.convert_tokens_to_ids(stop)
     before = tokenizer.pad_token
-    if before is None or tokenizer.pad_token_id == stop_id:
+    beyond = before is not None and not _has_row(model, tokenizer.pad_token_id)
+    if before is None or beyond or tokenizer.pad_token_id == stop_id:
         pad = next(_paddings(model, tokenizer, stop_id), None)
+        if beyond and pad is None:
+            raise ModelError(
+                f'padding is "{before}", for which the model has no row.',
+                fix="Let the model grow: model.resize_token_embeddings(len(tokenizer)).",
+            )
         if pad is None:
             if before is None:
                 return ()
@@ -103,6 +117,7 @@ def align_pad(model: Any, tokenizer: Any, labels: Collection[int] | None) -> tup
     if tokenizer.pad_token == before:
         return ()
     why = "the tokenizer had none" if before is None else f'"{before}" ends answers'
+    why = f'"{before}" has no row in the embeddings' if beyond else why
     return (f'padding is "{tokenizer.pad_token}": {why}',)
 
 
@@ -163,12 +178,16 @@ def _paddings(model: Any, tokenizer: Any, stop_id: int | None) -> Iterator[str]:
         *(token for token in spelled if _UNUSED.search(token)),
         tokenizer.unk_token,
     ]
-    rows = model.get_input_embeddings().weight.shape[0]
     taken = (stop_id, tokenizer.bos_token_id)
     for token in candidates:
         index = vocabulary.get(token) if token else None
-        if index is not None and index not in taken and (rows == 0 or index < rows):
+        if index is not None and index not in taken and _has_row(model, index):
             yield token
+
+
+def _has_row(model: Any, index: int) -> bool:
+    rows: int = model.get_input_embeddings().weight.shape[0]
+    return rows == 0 or index < rows  # under ZeRO-3 the weight is elsewhere
 
 
 def _pad_with(model: Any, pad_id: int, stop_id: int | None) -> None:

@@ -121,6 +121,13 @@ def test_texts_end_with_the_eos_whatever_the_template_says(tmp_path):
     assert tokenizer.eos_token == "<|endoftext|>"
 
 
+def test_conversations_that_are_all_cut_before_their_end_are_conversations_all_the_same(tmp_path):
+    tokenizer = qwen_like()
+    trainer = run(tmp_path, make_llama(tokenizer), tokenizer, max_length=20)
+    assert not any(2 in row for row in trainer.train_dataset["labels"])
+    assert trainer.model.generation_config.eos_token_id == [2, 0]
+
+
 def test_a_stream_is_taken_to_use_the_template(tmp_path):
     tokenizer = qwen_like()
     stream = IterableDataset.from_generator(lambda: iter(alpaca_rows(16)))
@@ -207,6 +214,21 @@ def test_padding_is_a_pad_token_then_an_unused_one_then_the_unknown_one(special,
     tokenizer = build(special, eos="<|im_end|>", pad="<|im_end|>", unk=unk, template=CHATML)
     align_pad(make_llama(tokenizer), tokenizer, None)
     assert tokenizer.pad_token == expected
+
+
+def test_padding_for_which_the_model_has_no_row_is_replaced_or_refused(tmp_path):
+    from sftcore import ModelError
+
+    for unk in ("<|endoftext|>", None):
+        tokenizer = chat_tokenizer(pad=None, unk=unk)
+        model = make_llama(tokenizer, pad_token_id=None)
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        if unk:
+            notes = run(tmp_path, model, tokenizer).loaded.notes
+            assert 'padding is "<|endoftext|>": "[PAD]" has no row in the embeddings' in notes
+        else:
+            with pytest.raises(ModelError, match=r'padding is "\[PAD\]", for which the model has no row'):
+                run(tmp_path, model, tokenizer)
 
 
 @given(pad=st.sampled_from([None, *range(6)]), configured=st.sampled_from([None, *range(6)]), eos=st.integers(0, 5))
