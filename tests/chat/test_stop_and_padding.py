@@ -123,7 +123,8 @@ def test_texts_end_with_the_eos_whatever_the_template_says(tmp_path):
 
 def test_conversations_that_are_all_cut_before_their_end_are_conversations_all_the_same(tmp_path):
     tokenizer = qwen_like()
-    trainer = run(tmp_path, make_llama(tokenizer), tokenizer, max_length=20)
+    rows = Dataset.from_list([{"instruction": "say", "input": "", "output": "The answer is " * 20}] * 4)
+    trainer = run(tmp_path, make_llama(tokenizer), tokenizer, rows, max_length=64)
     assert not any(2 in row for row in trainer.train_dataset["labels"])
     assert trainer.model.generation_config.eos_token_id == [2, 0]
 
