@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from sftcore.attention_support import shortcomings
 from sftcore.errors import ConflictError, ModelError
 from sftcore.kernels import Kernels
 from sftcore.loss import bind_loss
@@ -72,8 +73,8 @@ def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, Attenti
     return (chosen[0].selection, plugins.one("attention_backend", request=plan.model)) if chosen else None
 
 
-def refuse_unsupported(plan: Plan, plugins: ActivePlugins, dtype: str, device: str) -> None:
-    """Refuse a dtype ("bfloat16") or device ("cuda") that the run's attention does not declare.
+def refuse_unsupported(plan: Plan, plugins: ActivePlugins, model: Any, dtype: str, device: str) -> None:
+    """Refuse a dtype ("bfloat16"), device ("cuda") or dropout that the run's attention does not declare.
 
     Raises:
         ModelError: with what it declares.
@@ -82,12 +83,8 @@ def refuse_unsupported(plan: Plan, plugins: ActivePlugins, dtype: str, device: s
     if attention is None:
         return
     selection, backend = attention
-    for what, taken, declared in (("dtype", dtype, backend.dtypes), ("device", device, backend.devices)):
-        if declared and taken not in declared:
-            raise ModelError(
-                f"{selection.label} does not support the {what} {taken}.",
-                fix=f"It supports: {', '.join(declared)}. Change the {what}, or choose another attention.",
-            )
+    for what, fix in shortcomings(backend, device, dtype, model.config.get_text_config().to_dict()):
+        raise ModelError(f"{selection.label} {what}.", fix=fix)
 
 
 def adopt_model(model: Any, processor: Any, plan: Plan, plugins: ActivePlugins) -> LoadedModel:

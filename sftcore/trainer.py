@@ -161,7 +161,7 @@ class SFTTrainer(Trainer):
         notes = fit_model(loaded.model, self.data.tokenizer, args, new_ids, rows)
         loaded = attrs.evolve(loaded, notes=(*loaded.notes, *notes))
         self._balance_experts(loaded.model, args)
-        refuse_unsupported(plan, plugins, _running_dtype(loaded.model, args), args.device.type)
+        refuse_unsupported(plan, plugins, loaded.model, _running_dtype(loaded.model, args), args.device.type)
         self.kernels = Kernels(plugins, plan)
         loaded = finish_model(loaded, plan, plugins, self.kernels)
         untrained = untrained_tokens(loaded.model, self.data.tokenizer, new_ids, supervised_ids(rows))

@@ -257,7 +257,10 @@ class AttentionBackend:
     """An attention implementation and what it supports.
 
     `implementation` is a name in transformers' attention registry. `devices` ("cuda", "cpu") and `dtypes` ("bfloat16")
-    are those it runs on; empty means all of them.
+    are those it runs on, empty for all of them; `dtypes` may be a mapping from a device to its own.
+
+    `padding` is False where it takes no padded batches. `dropout` and `backward` tell whether it can drop attention
+    weights and has a backward pass: True, False, or the devices on which it does.
 
     `boundaries` says that it keeps documents of a packed row apart by `cu_seq_lens_q` and `cu_seq_lens_k`, keyword
     arguments of the model's forward; `calls`, if given, tells how often it has been called with them so far.
@@ -266,7 +269,10 @@ class AttentionBackend:
 
     implementation: str
     devices: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
+    padding: bool = True
+    dropout: bool | tuple[str, ...] = True
+    backward: bool | tuple[str, ...] = True
     boundaries: bool = False
     deterministic: bool = True
     calls: Callable[[], int] | None = None

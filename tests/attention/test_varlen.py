@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from sftcore_plugins.attention import varlen
-from sftcore_plugins.attention.varlen import Varlen, attend_documents, mask_if_needed
+from sftcore_plugins.attention.varlen import DOCUMENTS, Varlen
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -52,13 +52,13 @@ def compare(rows, reference, **features):
     """Outputs and gradients of both on the same states."""
     positions = positions_of(rows)
     results = []
-    for function in (attend_documents, reference):
+    for function in (DOCUMENTS.attend, reference):
         tensors = states(rows)
         given = {
             key: value.clone().requires_grad_() if torch.is_tensor(value) else value for key, value in features.items()
         }
-        if function is attend_documents:
-            output, _ = attend_documents(layer(), *tensors, None, **given, **boundaries(positions))
+        if function == DOCUMENTS.attend:
+            output, _ = DOCUMENTS.attend(layer(), *tensors, None, **given, **boundaries(positions))
         else:
             output = function(tensors, positions, given)
         # weighted, since the sum of an attention's outputs has hardly a gradient for queries
@@ -103,7 +103,7 @@ def test_values_may_be_narrower_than_queries():
     query, key, _ = states(ONE_ROW)
     value = torch.randn(1, 2, 22, 6, generator=torch.Generator().manual_seed(1))
     positions = positions_of(ONE_ROW)
-    got, _ = attend_documents(layer(), query, key, value, None, **boundaries(positions))
+    got, _ = DOCUMENTS.attend(layer(), query, key, value, None, **boundaries(positions))
     wanted, _ = sdpa_attention_forward(layer(), query, key, value, block_mask(positions))
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
@@ -113,7 +113,7 @@ def test_a_mask_beside_boundaries_is_kept_to():
     mask = torch.ones(2, 1, 12, 12, dtype=torch.bool).tril()
     mask[1, :, :, 2] = False  # nothing may attend to this token but itself
     mask[1, :, 2, 2] = True
-    got, _ = attend_documents(layer(), *states(TWO_ROWS), mask, **boundaries(positions))
+    got, _ = DOCUMENTS.attend(layer(), *states(TWO_ROWS), mask, **boundaries(positions))
     wanted, _ = sdpa_attention_forward(layer(), *states(TWO_ROWS), mask & block_mask(positions))
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
@@ -123,7 +123,7 @@ def test_dropout_of_training_drops_whole_weights(features):
     query, key, _ = states([[1] * 200])
     value = torch.ones(1, 2, 200, 8)
     torch.manual_seed(0)
-    output, _ = attend_documents(
+    output, _ = DOCUMENTS.attend(
         layer(), query, key, value, None, dropout=0.25, **features, **boundaries(positions_of([[1] * 200]))
     )
     # A document of one token has one weight, 1: it is dropped, or scaled by 1 / 0.75
@@ -137,7 +137,7 @@ def test_cost_grows_with_the_sum_of_squared_lengths():
         positions = positions_of(rows)
         query, key, value = states(rows)
         with FlopCounterMode(display=False) as counter:
-            attend_documents(layer(), query, key, value, None, softcap=2.0, **boundaries(positions))
+            DOCUMENTS.attend(layer(), query, key, value, None, softcap=2.0, **boundaries(positions))
         return counter.get_total_flops()
 
     whole, quarters, uneven = products([[64]]), products([[16] * 4]), products([[32, 16, 16]])
@@ -160,7 +160,7 @@ def test_models_with_attention_of_their_own_are_refused():
 
 def test_a_position_bias_is_refused():
     with pytest.raises(ModelError, match='attention "varlen" has no position bias'):
-        attend_documents(layer(), *states(ONE_ROW), None, position_bias=torch.zeros(1, 4, 22, 22))
+        DOCUMENTS.attend(layer(), *states(ONE_ROW), None, position_bias=torch.zeros(1, 4, 22, 22))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_position_bias_is_refused():
 )
 def test_boundaries_that_do_not_fit_the_batch_are_refused(edges, said):
     with pytest.raises(ModelError, match=said):
-        attend_documents(layer(), *states(TWO_ROWS), None, cu_seq_lens_q=torch.tensor(edges), max_length_q=12)
+        DOCUMENTS.attend(layer(), *states(TWO_ROWS), None, cu_seq_lens_q=torch.tensor(edges), max_length_q=12)
 
 
 # --- Rows as they are -----------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_a_saved_model_does_not_ask_for_the_plugin(tmp_path):
 # --- What it rests on in transformers and torch ---------------------------------------------------------------------
 def masks(function, **fields):
     shape = {"batch_size": 1, "q_length": 6, "kv_length": 6, "mask_function": function}
-    return mask_if_needed(**{**shape, **fields})
+    return DOCUMENTS.mask(**{**shape, **fields})
 
 
 def test_a_mask_is_built_only_where_boundaries_do_not_say_all():
@@ -259,7 +259,7 @@ def test_torchs_kernel_equals_the_masked_product_on_a_gpu(rows, window):
     for kernel in (True, False):
         tensors = [one.detach().cuda().bfloat16().requires_grad_() for one in states(rows)]
         if kernel:
-            output, _ = attend_documents(layer(), *tensors, None, sliding_window=window, **boundaries(positions))
+            output, _ = DOCUMENTS.attend(layer(), *tensors, None, sliding_window=window, **boundaries(positions))
         else:
             output, _ = sdpa_attention_forward(layer(), *tensors, block_mask(positions, window=window))
         output.float().square().sum().backward()
