@@ -178,7 +178,7 @@ def _tokenizer_of(source: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"no tokenizer can be loaded from there: {reason}",
+            f"no tokenizer can be loaded from there ({reason.rstrip(':. ')}).",
             where=where,
             fix="Give a folder with a tokenizer, a hub id, or (to chat_template_path) a .jinja or .j2 file.",
         ) from error

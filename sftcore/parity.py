@@ -7,6 +7,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Literal
 
+import attrs
 from attrs import frozen
 
 from sftcore.eos import as_list, known_stops
@@ -68,9 +69,13 @@ def record_of(tokenizer: Any, model: Any, stop: str | None) -> Chat:
 def saved_parity(folder: Path, trained: Chat) -> list[Check]:
     """The checks of a folder that a run has just saved."""
     try:
-        return parity(read_served(str(folder)), trained)
+        served = read_served(str(folder))
     except ModelError as error:
         return [Check("tokenizer", "differs", error.what, error.fix)]
+    if served.adapter is not None:
+        # the base may have fewer rows, and the manifest that says so is written after this
+        served = attrs.evolve(served, chat=attrs.evolve(served.chat, rows=trained.rows))
+    return parity(served, trained)
 
 
 # --- The checks -----------------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def _load_tokenizer(source: str) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"no tokenizer can be loaded: {reason}",
+            f"no tokenizer can be loaded ({reason.rstrip(':. ')}).",
             where=source,
             fix="Save the run's tokenizer there: tokenizer.save_pretrained(folder).",
         ) from error

@@ -20,7 +20,7 @@ from sftcore import ModelError, SFTTrainer
 from sftcore.cli import cli
 from sftcore.parity import parity
 from sftcore.parity_record import Chat, Served, chat_of, read_served
-from tests.chat.made import base_tokenizer, qwen_like, saved
+from tests.chat.made import base_tokenizer, chat_tokenizer, qwen_like, saved
 from tests.conftest import CHATML, alpaca_rows, make_tokenizer
 from tests.trainer.test_trainer import config
 
@@ -101,6 +101,20 @@ def test_a_run_whose_template_and_tokenizer_both_write_bos_passes_with_a_warning
     folder = trained(tmp_path, saved(tmp_path / "base", make_tokenizer(bos=True, template=WITH_BOS)))
     assert differing(folder) == {}
     assert "add_special_tokens=False" in command(str(folder))
+
+
+def test_an_adapter_on_a_grown_base_is_saved_without_a_warning_and_passes(tmp_path, recwarn):
+    chat_tokenizer().save_pretrained(tmp_path / "source")
+    base = saved(tmp_path / "base", base_tokenizer())
+    trainer = SFTTrainer(
+        str(base), config(tmp_path, max_steps=1, chat_template_path=str(tmp_path / "source")),
+        train_dataset=Dataset.from_list(alpaca_rows(8)),
+        peft_config=LoraConfig(r=2, task_type="CAUSAL_LM", modules_to_save=["embed_tokens", "lm_head"]),
+    )  # fmt: skip
+    trainer.save_model()
+    assert not [one for one in recwarn if "would be served otherwise" in str(one.message)]
+    assert differing(tmp_path / "out") == {}
+    assert "base.resize_token_embeddings(len(tokenizer))" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_adapter_is_saved_with_the_stops_of_its_run(adapter):
