@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sftcore.checkpointing import memory_problems
 from sftcore.errors import RecipeError, nearest
 from sftcore.precision import ADAPTER_DTYPES
 from sftcore.types import PACKING_STRATEGIES, ModelRequest, Plan, Probe, Problem
@@ -211,13 +212,4 @@ def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
             f'packing_strategy "{strategy}" is not known.{nearest(str(strategy), PACKING_STRATEGIES)}',
             fix=f"Use one of: {', '.join(PACKING_STRATEGIES)}.",
         )
-    kwargs = given("gradient_checkpointing_kwargs") or given("activation_checkpointing_kwargs")
-    if isinstance(kwargs, Mapping) and kwargs.get("selective"):
-        yield Problem('gradient_checkpointing_kwargs: "selective" is not supported by this version.', fix="Remove it.")
-    for name in _NOT_YET:
-        if given(name):
-            yield Problem(f"{name} is not supported by this version.", fix=f"Remove {name}.")
-
-
-_NOT_YET = ("activation_offloading",)
-"""Fields of TRL whose plugins are not part of this version: asked for, they are refused, never ignored."""
+    yield from memory_problems(settings)

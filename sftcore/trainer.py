@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from sftcore.arguments import current_name, mapping_of, max_length_of, model_request, prepare_tokenizer, set_up_trainer
 from sftcore.chat import num_rows
 from sftcore.chat_tokens import fit_model, supervised_ids, untrained_tokens
+from sftcore.checkpointing import checkpoint_selectively, take_selective
 from sftcore.config import SFTConfig, as_sft_config
 from sftcore.data.sets import DataPreparation
+from sftcore.documents import causal_model
 from sftcore.errors import ConflictError, DataError, OptionTypeError
 from sftcore.kernels import Kernels
 from sftcore.loss import NUM_ITEMS, WEIGHTS
@@ -30,6 +33,7 @@ from sftcore.model import (
     load_processor,
     refuse_unsupported,
 )
+from sftcore.offload import offloading_of, refuse_on_cpu
 from sftcore.precision import add_master_weights, cast_adapter, wants_master_weights
 from sftcore.run.callbacks import RunRecorder
 from sftcore.run.card import write_card
@@ -105,6 +109,7 @@ class SFTTrainer(Trainer):
                 f"compute_loss_func would replace {chosen[0]}, which was chosen.", fix="Drop one of them."
             )
         check(self.setup, needs_tokenizer=processing_class is None)
+        refuse_on_cpu(args)
         set_seed(args.seed)
 
         processing_class = processing_class or load_processor(self.setup.plan, self.setup.plugins)
@@ -118,6 +123,9 @@ class SFTTrainer(Trainer):
         if isinstance(train_dataset, IterableDataset) and args.accelerator_config.dispatch_batches is None:
             args.accelerator_config.dispatch_batches = False
         self.loaded = self._loaded(model, processing_class, args, new_ids, train_dataset)
+        if kept := take_selective(args):
+            checkpoint_selectively(causal_model(self.loaded.model), kept)
+        self.offloading = offloading_of(self.loaded.model, args)
         collator = data_collator or self.setup.plugins.one(
             "make_collator", processor=processing_class, plan=self.setup.plan
         )
@@ -229,6 +237,12 @@ class SFTTrainer(Trainer):
                 return super().train(*args, **kwargs)
         finally:
             self.noise.off()
+
+    @contextlib.contextmanager
+    def compute_loss_context_manager(self) -> Iterator[None]:
+        """Around the forward pass: autocast, and the offloading of what it saves."""
+        with super().compute_loss_context_manager(), self.offloading() if self.offloading else contextlib.nullcontext():
+            yield
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

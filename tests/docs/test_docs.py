@@ -176,14 +176,6 @@ def test_every_built_in_format_has_a_section():
     assert formats <= set(sections("how-to/formats.md"))
 
 
-def test_fields_that_are_refused_are_said_to_be():
-    from sftcore.probe import _NOT_YET
-
-    for page in ("how-to/recipes.md", "how-to/coming-from-trl.md"):
-        for field in _NOT_YET:
-            assert f"`{field}`" in text_of(page), (page, field)
-
-
 @pytest.mark.parametrize(
     ("written", "read"),
     [("yes", "yes"), ("010", 10), ("0x10", 16), ("0o10", 8), ("2026-01-31", "2026-01-31"), ("12:30", "12:30")],

@@ -350,12 +350,6 @@ def test_masks_without_labels_are_refused_when_preparation_is_skipped(tmp_path, 
         SFTTrainer(llama, args, train_dataset=rows, processing_class=tokenizer)
 
 
-@pytest.mark.parametrize("field", ["activation_offloading"])
-def test_what_is_not_supported_is_refused_not_ignored(tmp_path, tokenizer, llama, rows, field):
-    with pytest.raises(ValueError, match=f"{field} is not supported"):
-        SFTTrainer(llama, config(tmp_path, **{field: True}), train_dataset=rows, processing_class=tokenizer)
-
-
 def test_tokenizer_is_accepted_under_its_older_name(tmp_path, tokenizer, llama, rows):
     with pytest.warns(FutureWarning, match="tokenizer= is now processing_class="):
         trainer = SFTTrainer(llama, config(tmp_path), train_dataset=rows, tokenizer=tokenizer)
