@@ -11,6 +11,7 @@ import attrs
 from sftcore import LoadedModel, ModelError, Plan, Probe, Problem
 from sftcore.precision import prepare_quantised, quantisation_of
 from sftcore.probe import adapter_folder, quantisation_asked_for
+from sftcore_plugins.adapters.fused import fuse
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -131,8 +132,10 @@ def make_config(options: Mapping[str, Any], where: str) -> PeftConfig:
         raise ModelError(f"PEFT knows no such configuration: {error}.", where=where) from error
 
 
-def wrap(loaded: LoadedModel, plan: Plan, config: PeftConfig, where: str) -> LoadedModel:
+def wrap(loaded: LoadedModel, plan: Plan, config: PeftConfig, where: str, *, fused: bool) -> LoadedModel:
     """The model with an adapter around it, its base prepared where it is quantised.
+
+    With `fused`, LoRA's layers add their product in one operation, where nothing shards their weights.
 
     Raises:
         ModelError: it has an adapter already, or PEFT refuses this one.
@@ -164,6 +167,9 @@ def wrap(loaded: LoadedModel, plan: Plan, config: PeftConfig, where: str) -> Loa
         model.enable_input_require_grads()
     trainable, total = model.get_nb_trainable_parameters()
     note = f"{config.peft_type.value}: {trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f}%)"
+    sharded = plan.settings.get("fsdp") or plan.settings.get("deepspeed")
+    if fused and not sharded and (count := fuse(model)):
+        note = f"{note}, {count} layers add their product in one operation"
     return attrs.evolve(loaded, model=model, notes=(*loaded.notes, *notes, note))
 
 

@@ -19,7 +19,7 @@ class QLoRA:
 
     `bits` is 4 or 8. `compute_dtype` and `storage_dtype` belong to 4 bits: products are computed in the first (the
     model's own dtype by default), and the packed weights are held in the second, which FSDP needs to be the model's
-    own too. The other options are LoRA's, and `arguments` are further ones of LoraConfig.
+    own too. The other options are those of `lora`.
     """
 
     bits: Literal[4, 8] = 4
@@ -35,6 +35,7 @@ class QLoRA:
     modules_to_save: list[str] | None = None
     use_rslora: bool = False
     use_dora: bool = False
+    fused: bool = True
     arguments: dict[str, Any] = attrs.field(factory=dict)
 
     @hookimpl
@@ -94,7 +95,7 @@ class QLoRA:
         if not quantisation_of(loaded.model):
             note = "the given model is not quantised; qlora quantises only what the run itself loads"
             loaded = attrs.evolve(loaded, notes=(*loaded.notes, note))
-        return wrap(loaded, plan, make_config(self._options(), "adapter.qlora"), "adapter.qlora")
+        return wrap(loaded, plan, make_config(self._options(), "adapter.qlora"), "adapter.qlora", fused=self.fused)
 
     def _options(self) -> dict[str, Any]:
         further = given(target_parameters=self.target_parameters, modules_to_save=self.modules_to_save)
