@@ -23,7 +23,6 @@ import sftcore
 from sftcore.discovery import PluginEntry, discover
 from sftcore.hookspecs import LIFECYCLE, ONE_ANSWER, Hooks
 from sftcore.plugin_class import options, summary
-from sftcore.probe import _NOT_YET
 from sftcore.selections import DEFAULTS, FILE_LOADERS
 from sftcore.structure import type_name
 from sftcore.types import KINDS, REPEATABLE_KINDS, SLOTS
@@ -160,9 +159,8 @@ def _fields(class_name: str) -> Iterator[str]:
             group = field.group
             yield f"**{group}**"
         text = field.text.replace("{", "`{", 1).replace("}", "}`", 1) if "{" in field.text else field.text
-        refused = " **This version refuses it.**" if field.name in _NOT_YET else ""
         yield f"### {field.name}" if class_name == "SFTConfig" else f"### {field.name} {{ #modelconfig-{field.name} }}"
-        yield f"`{field.type}`, default `{field.default}`\n\n{text}{refused}"
+        yield f"`{field.type}`, default `{field.default}`\n\n{text}"
 
 
 def _functions(*names: str) -> Iterator[str]:

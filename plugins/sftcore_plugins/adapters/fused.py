@@ -67,7 +67,7 @@ def _function() -> Any:
     import torch
     from torch.autograd.function import once_differentiable
 
-    class AddLowRank(torch.autograd.Function):
+    class AddLowRank(torch.autograd.Function):  # type: ignore[misc]
         """base (..., O) + scaling * x (..., I) A^T (I, R) B^T (R, O), in base's dtype."""
 
         @staticmethod
