@@ -17,7 +17,9 @@ from sftcore.recipe import parse_recipe
 from sftcore.run.setup import Setup, set_up_recipe
 
 ROOT = Path(__file__).parents[2]
-SOURCES = (*sorted((ROOT / "tests/fixtures/distributions").glob("*/")), ROOT / "examples/plugins/sftcore-alpaca-zh")
+SOURCES = sorted(
+    folder for where in ("tests/fixtures/distributions", "examples/plugins") for folder in (ROOT / where).glob("*/")
+)
 
 
 @pytest.fixture(scope="session")

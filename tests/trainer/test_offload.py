@@ -181,8 +181,9 @@ class Attentions(TorchDispatchMode):
 def test_attention_runs_once_if_it_is_kept_and_twice_otherwise(tokenizer):
     calls = {}
     for how in (None, "full", "attention"):
+        model = bound(tokenizer, how, attention_dropout=0.0)  # which tries its head on a few tokens
         with Attentions() as counter:
-            step(bound(tokenizer, how, attention_dropout=0.0))
+            step(model)
         calls[how] = counter.count
     assert calls == {None: 2, "full": 4, "attention": 2}
 

@@ -1,0 +1,43 @@
+"""Two processes, each with half of the rows, take the step of one process with all of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+FIELDS = {
+    "max_steps": 2, "logging_steps": 1, "learning_rate": 0.05, "optim": "sgd", "max_grad_norm": 0.0,
+    "lr_scheduler_type": "constant", "save_strategy": "no", "gradient_checkpointing": True, "report_to": "none",
+}  # fmt: skip
+
+
+def run(folder: Path, model: Path, processes: int, **fields) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """The weights after two steps, and what was logged at each."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    shown = subprocess.run(
+        [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), str(model), str(folder),
+         json.dumps({**FIELDS, **fields})],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return load_file(folder / "model.safetensors"), [one for one in state["log_history"] if "loss" in one]
+
+
+@pytest.mark.parametrize("loss", ["nll", "dft"])
+def test_two_processes_take_the_step_of_one_with_accumulation(tmp_path, model_folder, loss):
+    fields = {"loss_type": loss, "gradient_accumulation_steps": 2}
+    alone, logged_alone = run(tmp_path / "one", model_folder, 1, per_device_train_batch_size=4, **fields)
+    both, logged_both = run(tmp_path / "two", model_folder, 2, per_device_train_batch_size=2, **fields)
+    for name, weight in alone.items():
+        torch.testing.assert_close(both[name], weight, rtol=1e-4, atol=1e-6, msg=name)
+    for one, other in zip(logged_alone, logged_both, strict=True):
+        for key in ("loss", "entropy", "mean_token_accuracy", "num_tokens", "num_supervised_tokens"):
+            assert other[key] == pytest.approx(one[key], rel=1e-4), key
