@@ -28,7 +28,7 @@ def test_every_built_in_stands_in_the_table():
     for kind in KINDS:
         names = [entry.name for entry in discover().of_kind(kind) if entry.distribution == "sftcore"]
         row = next((line for line in README.splitlines() if line.startswith(f"| {kind} |")), "")
-        assert sorted(re.findall(r"`([a-z-]+)`", row)) == sorted(names), kind
+        assert sorted(re.findall(r"`([a-z0-9-]+)`", row)) == sorted(names), kind
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch, model_folder):

@@ -57,7 +57,7 @@ def test_public_names_are_frozen():
         "PluginError", "RecipeError", "RowError", "SFTCoreError", "AttentionBackend", "Collator", "Example",
         "Formatter", "LoadOptions", "LoadedModel",
         "LossFunction", "LossOutput", "Message", "ModelRequest", "Part", "PatchReport", "Plan", "Probe", "Problem",
-        "Removable", "Row", "Selection", "Span", "TokenizedRow",
+        "Removable", "Row", "Selection", "Span", "TokenLoss", "TokenizedRow",
         "apply_chat_template", "is_conversational", "is_conversational_from_value", "maybe_apply_chat_template",
         "maybe_convert_to_chatml", "pack_dataset", "prepare_multimodal_messages", "get_training_chat_template",
         "clone_chat_template", "supports_tool_calling", "DataCollatorForLanguageModeling", "DatasetConfig",
