@@ -1,6 +1,6 @@
 """PyTorch's own flash kernel of scaled dot product attention, forced: what it cannot do is refused, never done slower.
 
-Registered in transformers as `sftcore_sdpa1`: a name with "flash" in it would be taken for the flash-attn package. See
+Registered in transformers as `sftcore_fa1`: names with "flash" or "sdpa" in them are taken for transformers' own. See
 `sftcore_plugins.attention.per_document` for what it is given.
 Shapes: B rows, H heads, T tokens, S keys, D width of a head.
 """
@@ -17,7 +17,7 @@ from sftcore_plugins.attention.per_document import DocumentAttention, Features, 
 if TYPE_CHECKING:
     import torch
 
-NAME = "sftcore_sdpa1"
+NAME = "sftcore_fa1"
 OTHERS = 'Choose attention "varlen", "sdpa" or "eager".'
 DEFAULT_MAX_LENGTH = 1024
 """Of SFTConfig, where a recipe says nothing."""
