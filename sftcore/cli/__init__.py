@@ -15,6 +15,7 @@ _VERBS = {
     "preview": ("preview", "Show a row as the model will see it, with what is supervised."),
     "list-plugins": ("list_plugins", "Show what is installed, usable or missing, and why."),
     "explain": ("explain", "Show which plugin answers each hook of a run."),
+    "selftest": ("selftest", "Show that a run computes what plain transformers computes."),
     "parity": ("parity", "Check that a saved folder is served with what it was trained with."),
     "merge": ("merge", "Put a run's adapter into its base: a model that needs no PEFT."),
     "chat": ("chat", "Talk to a run in the terminal, with its adapter and without."),

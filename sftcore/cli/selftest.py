@@ -1,0 +1,108 @@
+"""`sftcore selftest`: each feature of a run against the plain path of transformers, on the run's model and rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sftcore.proof.equivalence import Line
+    from sftcore.proof.selftest import Report
+
+LOG_WIDTH = 140
+"""Columns of the table where there is no terminal."""
+_COLOURS = {"same": "green", "FAILED": "bold red", "not applicable": "dim"}
+
+
+@click.command("selftest")
+@takes_recipe
+@click.option("--rows", default=4, show_default=True, type=click.IntRange(min=2), help="How many rows, cut short.")
+@click.option(
+    "--json",
+    "file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report there too.",
+)
+@click.option("--no-processes", is_flag=True, help="Leave out the two processes, each of which loads the model.")
+def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Path | None, no_processes: bool) -> None:
+    """Show that a run computes what plain transformers computes: the same loss and gradients, feature by feature.
+
+    Takes what `train` takes. Nothing is trained and nothing is written but FILE. Exit code 1 where a line fails.
+    """
+    if file is not None and not file.parent.is_dir():
+        raise click.UsageError(f'there is no folder "{file.parent}" for the report.')
+    from sftcore.run.train import check_recipe
+
+    checked = check_recipe(recipe_from(words, block))
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+    from rich.console import Console
+
+    from sftcore.proof.selftest import selftest
+
+    report = selftest(checked, num_rows=rows, processes=not no_processes)
+    if file is not None:
+        file.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+    for text in _heading(report):
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(_table(report))
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    console.print(_sentence(report), highlight=False, soft_wrap=True, markup=False)
+    sys.exit(1 if report.failed else 0)
+
+
+def _heading(report: Report) -> list[str]:
+    return [
+        f"{Path(report.model).name}: {report.rows} rows, {report.tokens} tokens, {report.supervised:g} supervised",
+        f"against plain transformers: {report.reference}; loss {report.loss:.4f}",
+        f"allowed ({report.dtype}): {report.tolerance:g} of loss and gradients",
+    ]
+
+
+def _table(report: Report) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("what", "loss", "gradients", "worst parameter", "verdict"):
+        table.add_column(name, justify="right" if name in ("loss", "gradients") else "left", overflow="fold")
+    for line in report.lines:
+        table.add_row(*_cells(line))
+    return table
+
+
+def _cells(line: Line) -> list[str]:
+    from rich.markup import escape
+
+    colour = _COLOURS[line.verdict]
+    verdict = f"[{colour}]{line.verdict}[/]" + (f": {escape(line.why)}" if line.why else "")
+    gap = line.gap
+    if gap is None:
+        return [escape(line.what), "", "", "", verdict]
+    worst = f"{gap.worst:.1e} {escape(_short(gap.worst_parameter))}" if gap.worst else ""
+    return [escape(line.what), f"{gap.loss:.1e}", f"{gap.gradient:.1e}", worst, verdict]
+
+
+def _short(name: str) -> str:
+    """A parameter's name without what all of them have: `layers.1.mlp.up_proj.lora_B`."""
+    short = name.removesuffix(".weight").removesuffix(".default")
+    return short.removeprefix("base_model.model.").removeprefix("model.")
+
+
+def _sentence(report: Report) -> str:
+    compared = [line for line in report.lines if line.verdict != "not applicable"]
+    if report.failed:
+        return f"{report.failed} of {len(compared)} lines failed."
+    return f"All {len(compared)} lines give the loss and the gradients of plain transformers."

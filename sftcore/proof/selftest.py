@@ -1,0 +1,439 @@
+"""Every feature of a run against the plain path of transformers, on the run's own model and rows: `sftcore selftest`.
+
+The plain path is that of `sftcore.proof.equivalence`. Features are put on one at a time, so that the line which fails
+names the one that is wrong; the last line is the run with all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field, frozen
+
+from sftcore.errors import SFTCoreError
+from sftcore.proof.bench import Bench, Step, blocks, flattened, padded, plain_trainer, short_rows
+from sftcore.proof.equivalence import (
+    OWN_LOSS,
+    Line,
+    Measured,
+    Row,
+    at_once,
+    attention,
+    chunked,
+    digest,
+    gap_between,
+    judged,
+    num_items,
+    plain,
+    plain_of_its_own,
+    random_state,
+    tolerance_of,
+    without_dropout,
+)
+
+if TYPE_CHECKING:
+    from sftcore.registry import Bound
+    from sftcore.run.train import Checked
+    from sftcore.types import AttentionBackend, LossFunction
+
+CHUNKS = (17, 1_000_000)
+"""Sizes of the loss's chunks: one that divides nothing, and one that holds all."""
+PLAIN_ATTENTION = "eager"
+"""The attention of the plain path: scores, softmax and products, written out."""
+
+
+@frozen
+class Report:
+    """What a self-test found. `tokens` counts those of the rows, `supervised` the sum of their weights."""
+
+    model: str
+    rows: int
+    tokens: int
+    supervised: float
+    dtype: str
+    tolerance: float
+    reference: str
+    loss: float
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> int:
+        """How many lines failed."""
+        return sum(line.verdict == "FAILED" for line in self.lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        names = ("model", "rows", "tokens", "supervised", "dtype", "tolerance", "reference", "loss")
+        found = {name: getattr(self, name) for name in names}
+        lines = [line.as_dict() for line in self.lines]
+        return {"schema": 1, **found, "lines": lines, "notes": list(self.notes), "failed": self.failed}
+
+
+def selftest(checked: Checked, *, num_rows: int = 4, processes: bool = True) -> Report:
+    """Compare each feature of a run with the plain path; nothing is trained, and nothing is written.
+
+    Args:
+        checked: a recipe that passed `check_recipe`.
+        num_rows: how many rows, cut short.
+        processes: also in two processes, each of which loads the model.
+
+    Raises:
+        SFTCoreError: the run itself would be refused.
+    """
+    from sftcore.proof.two_processes import compared
+
+    for one in checked.setup.plugins.answers("prepare"):
+        one.plugin.prepare(plan=checked.setup.plan)
+    with random_state(), tempfile.TemporaryDirectory(prefix="sftcore-selftest-") as folder:
+        report, wanted = _in_one_process(checked, num_rows, folder)
+        if not processes:
+            return report
+        # the model of this process is gone by now, so that there are two of it and not three
+        line = compared(checked, num_rows, wanted, report.tolerance)
+    return Report(**{**_fields(report), "lines": (*report.lines, line)})
+
+
+def _fields(report: Report) -> dict[str, Any]:
+    import attrs
+
+    return {one.name: getattr(report, one.name) for one in attrs.fields(Report)}
+
+
+def _in_one_process(checked: Checked, num_rows: int, folder: str) -> tuple[Report, Measured]:
+    trainer = plain_trainer(checked, num_rows, folder)
+    rows = short_rows(trainer, num_rows, checked.train.label)
+    bench = Bench.of(trainer)
+    autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
+    tolerance, dtype = tolerance_of(trainer.model, autocast)
+    test = _SelfTest(checked, bench, rows, tolerance, autocast)
+    with without_dropout(trainer.model):
+        test.reference()
+        before = digest(trainer.model)
+        lines = tuple(test.lines())
+        if digest(trainer.model) != before:
+            lines = (*lines, Line("the weights after all of this", "FAILED", why="they are not what they were"))
+    found = Report(
+        checked.recipe.model.name or "",
+        len(rows),
+        sum(len(row["input_ids"]) for row in rows),
+        num_items(rows),
+        dtype,
+        tolerance,
+        test.spelled,
+        test.wanted.loss,
+        lines,
+        tuple(test.notes),
+    )
+    return found, test.wanted
+
+
+@define
+class _SelfTest:
+    checked: Checked
+    bench: Bench
+    rows: Sequence[Row]
+    tolerance: float
+    autocast: str | None
+    wanted: Measured = field(init=False)
+    spelled: str = ""
+    notes: list[str] = field(factory=list)
+
+    @property
+    def model(self) -> Any:
+        return self.bench.trainer.model
+
+    # --- The plain path -------------------------------------------------------------------------------------------
+    def reference(self) -> None:
+        """The plain path's loss and gradients; those of the loss itself where it means something else."""
+        import torch
+
+        loss = self._loss(self._of_kind("loss")[0].plugin)
+        self.model.train()
+        with self._plain_attention() as said, self.bench.trainer.compute_loss_context_manager():
+            with torch.no_grad():
+                nll = float(at_once(self.model, self.rows, _nll))
+                own = _value(self.model, self.rows, loss)
+            another = own is not None and not abs(own - nll) <= max(OWN_LOSS, self.tolerance) * abs(nll)
+            wanted = plain_of_its_own(self.model, self.rows, loss) if another else plain(self.model, self.rows)
+        self.wanted = wanted
+        computed = "the loss on all logits at once" if another else "cross-entropy of all logits in float32"
+        self.spelled = f"each row alone, {said}, {computed}"
+        if another:
+            name = self._of_kind("loss")[0].selection.label
+            self.notes.append(
+                f"{name} gives {own:.4g} where cross-entropy is {nll:.4g}: a loss of its own, so it is compared with "
+                "itself on all logits at once"
+            )
+        if self.bench.woken:
+            self.notes.append("what trains and is zero got small random numbers, as zeros would hide gradients")
+        if getattr(self.model.config.get_text_config(), "output_router_logits", False):
+            self.notes.append("the auxiliary loss of its experts is left out: it depends on which rows share a batch")
+        self._note_replacing_loaders()
+
+    @contextlib.contextmanager
+    def _plain_attention(self) -> Iterator[str]:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(attention(self.model, PLAIN_ATTENTION))
+                said = f"{PLAIN_ATTENTION} attention"
+            except (ValueError, KeyError, ImportError, AttributeError):
+                said = "the model's own attention"
+            yield said
+
+    def _note_replacing_loaders(self) -> None:
+        """A loader that replaces more than it loads leaves no plain path in this process."""
+        for one in self._of_kind("loader"):
+            replaced = (
+                [slot for slot in one.plugin.claims() if slot != "model.load"] if one.implements("claims") else []
+            )
+            if replaced:
+                self.notes.append(
+                    f"{one.selection.label} replaces {', '.join(replaced)} as it loads the model, so the plain path "
+                    "runs through what it put there"
+                )
+
+    # --- The features ---------------------------------------------------------------------------------------------
+    def lines(self) -> Iterator[Line]:
+        """A line for each feature."""
+        one_by_one, together = [padded([row]) for row in self.rows], [padded(self.rows)]
+        many = len(self.rows)
+        yield self._compared(f"{many} batches of 1 row, accumulated", Step(one_by_one))
+        yield self._compared(f"1 batch of {many} rows, padded", Step(together))
+        yield from self._chunks(together)
+        yield from self._checkpointing(together)
+        yield self._shared("padding-free: rows end to end", [flattened(self.rows)], flat=True)
+        yield self._shared("packed: several rows in a block", [padded(blocks(self.rows))], flat=False)
+        yield from self._attention()
+        yield from self._kernels(together)
+        yield self._noise(together)
+        yield self._whole()
+
+    def _compared(self, what: str, step: Step) -> Line:
+        return judged(what, gap_between(self.bench.measure(step), self.wanted), self.tolerance)
+
+    def _chunks(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+        from sftcore.documents import causal_model
+        from sftcore.loss import bind_loss
+
+        bound = self._of_kind("loss")[0]
+        causal, counted = causal_model(self.model), int(num_items(self.rows))
+        for chunk in CHUNKS:
+            size = f"{chunk} positions" if chunk < counted else "all positions"
+            plugin = chunked(bound.plugin, chunk)
+            if plugin is None:
+                yield Line("loss in chunks", "not applicable", why=f"{bound.selection.label} has no chunks")
+                return
+            before = causal.forward
+            bind_loss(causal, self._loss(plugin))
+            try:
+                yield self._compared(f"loss in chunks of {size}", Step(together))
+            finally:
+                causal.forward = before
+
+    def _checkpointing(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+        from sftcore.checkpointing import KEPT
+
+        if not getattr(self.model, "supports_gradient_checkpointing", True):
+            why = f"{type(self.model).__name__} has none"
+            yield Line("gradient checkpointing", "not applicable", why=why)
+            return
+        for kept in (None, *KEPT):
+            what = "gradient checkpointing" if kept is None else f"gradient checkpointing that keeps {kept}"
+            with self.bench.checkpointing(kept):
+                yield self._compared(what, Step(together))
+
+    def _shared(
+        self,
+        what: str,
+        batches: Sequence[Mapping[str, Any]],
+        *,
+        flat: bool,
+        backend: AttentionBackend | None = None,
+        needed: bool = False,
+    ) -> Line:
+        """Rows that share a row. Where the run needs none of it, a model that cannot do it is no failure."""
+        from sftcore.proof.contamination import keep_documents_apart
+        from sftcore.shared_rows import SharedRows
+
+        settings = self.checked.setup.plan.settings
+        asked = needed or bool(settings.get("packing") or settings.get("padding_free"))
+        trainer = self.bench.trainer
+        try:
+            with trainer.accelerator.autocast():
+                proof = keep_documents_apart(self.model, backend, flattened=flat)
+        except SFTCoreError as error:
+            return Line(what, "FAILED" if asked else "not applicable", why=error.what)
+        try:
+            return self._compared(what, Step(batches, SharedRows(proof)))
+        except SFTCoreError as error:
+            return Line(what, "FAILED", why=error.what)
+
+    def _attention(self) -> Iterator[Line]:
+        from sftcore.model import attention_of, refuse_unsupported
+
+        setup, trainer = self.checked.setup, self.bench.trainer
+        found = attention_of(setup.plan, setup.plugins)
+        if found is None or found[0].default:
+            return
+        selection, backend = found
+        dtype = self.autocast or str(self.model.dtype).removeprefix("torch.")
+        refuse_unsupported(setup.plan, setup.plugins, self.model, dtype, trainer.args.device.type)
+        with attention(self.model, backend.implementation):
+            if backend.padding:
+                yield self._compared(f"{selection.label}, padded rows", Step([padded(self.rows)]))
+            else:
+                yield Line(f"{selection.label}, padded rows", "not applicable", why="it takes no padding")
+            flat, packed = [flattened(self.rows)], [padded(blocks(self.rows))]
+            yield self._shared(f"{selection.label}, rows end to end", flat, flat=True, backend=backend, needed=True)
+            yield self._shared(f"{selection.label}, packed rows", packed, flat=False, backend=backend, needed=True)
+
+    def _kernels(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+        labels = [one.selection.label for one in self._of_kind("kernel")]
+        if not labels:
+            return
+        with self._kernels_on() as said:
+            self.notes += said
+            yield self._compared(" and ".join(labels), Step(together))
+
+    @contextlib.contextmanager
+    def _kernels_on(self) -> Iterator[tuple[str, ...]]:
+        import attrs
+
+        from sftcore.documents import causal_model
+        from sftcore.kernels import Kernels
+
+        kernels = Kernels(self.checked.setup.plugins, self.checked.setup.plan)
+        loaded = attrs.evolve(self.bench.trainer.loaded, model=causal_model(self.model))
+        try:
+            yield kernels.on(loaded)
+        finally:
+            kernels.off()
+
+    def _noise(self, together: Sequence[Mapping[str, Any]]) -> Line:
+        """Noise moves the loss of training; evaluation, weights and what comes afterwards know nothing of it."""
+        chosen = self._of_kind("noise")
+        if not chosen:
+            return Line("noise", "not applicable", why="the run has none")
+        what = f"{chosen[0].selection.label}, on and off again"
+        trainer = self.bench.trainer
+        before, weights = self.bench.measure(Step(together)), digest(self.model)
+        trainer.noise.on()
+        try:
+            noisy = self.bench.measure(Step(together))
+            trainer.model.eval()
+            evaluated = self._evaluated(together)
+        finally:
+            trainer.noise.off()
+        gap = gap_between(self.bench.measure(Step(together)), before)
+        faults = []
+        if noisy.loss == before.loss:
+            faults.append("training has the same loss with it")
+        if evaluated != self._evaluated(together):
+            faults.append("it is on in evaluation")
+        if digest(self.model) != weights:
+            faults.append("the weights are not what they were")
+        moved = f"it moves the loss by {abs(noisy.loss - before.loss) / abs(before.loss):.2g}; the weights are the same"
+        line = judged(what, gap, 0.0, "; ".join(faults) or moved)
+        return line if not faults else Line(what, "FAILED", gap, 0.0, line.why)
+
+    def _evaluated(self, batches: Sequence[Mapping[str, Any]]) -> float:
+        import torch
+
+        self.model.eval()
+        with torch.no_grad(), self.bench.trainer.compute_loss_context_manager():
+            inputs = self.bench.trainer._prepare_inputs(dict(batches[0]))
+            return float(self.bench.trainer.compute_loss(self.model, inputs))
+
+    # --- All of it --------------------------------------------------------------------------------------------------
+    def _whole(self) -> Line:
+        """The run's own collator, attention, kernels, packing and checkpointing at once."""
+        what = "the run: all of its features at once"
+        setup, trainer = self.checked.setup, self.bench.trainer
+        try:
+            with contextlib.ExitStack() as stack:
+                backend = self._run_attention(stack)
+                stack.enter_context(self._kernels_on())
+                if checkpoints(setup.plan.settings):
+                    stack.enter_context(self._run_checkpointing())
+                batches, shared = run_batches(
+                    setup.plugins.one("make_collator", processor=trainer.processing_class, plan=setup.plan),
+                    self.rows,
+                    setup.plan.settings,
+                    lambda layout: self._prove(layout, backend),
+                )
+                gap = gap_between(self.bench.measure(Step(batches, shared)), self.wanted)
+        except SFTCoreError as error:
+            return Line(what, "FAILED", why=error.what)
+        return judged(what, gap, self.tolerance)
+
+    def _run_attention(self, stack: contextlib.ExitStack) -> AttentionBackend | None:
+        from sftcore.model import attention_of
+
+        found = attention_of(self.checked.setup.plan, self.checked.setup.plugins)
+        if found is not None and not found[0].default:
+            stack.enter_context(attention(self.model, found[1].implementation))
+        return found[1] if found else None
+
+    def _run_checkpointing(self) -> contextlib.AbstractContextManager[None]:
+        settings = self.checked.setup.plan.settings
+        options = dict(settings.get("gradient_checkpointing_kwargs") or {})
+        selective = options.pop("selective", None)
+        return self.bench.checkpointing("attention" if selective is True else selective or None, **options)
+
+    def _prove(self, layout: Any, backend: AttentionBackend | None) -> Any:
+        from sftcore.shared_rows import SharedRows
+
+        shared = SharedRows()
+        with self.bench.trainer.accelerator.autocast():
+            shared.prove(self.model, backend, layout)
+        return shared
+
+    # --- Plugins ----------------------------------------------------------------------------------------------------
+    def _of_kind(self, kind: str) -> list[Bound]:
+        return [one for one in self.checked.setup.plugins.bound if one.entry.kind == kind]
+
+    def _loss(self, plugin: Any) -> LossFunction:
+        found: LossFunction = plugin.make_loss(loaded=self.bench.trainer.loaded, plan=self.checked.setup.plan)
+        return found
+
+
+def checkpoints(settings: Mapping[str, Any]) -> bool:
+    """Whether a run with these settings checkpoints: it does unless it is told not to."""
+    given = [settings.get(name) for name in ("activation_checkpointing", "gradient_checkpointing")]
+    return next((value for value in given if value is not None), True) is not False
+
+
+def run_batches(
+    collator: Any, rows: Sequence[Row], settings: Mapping[str, Any], prove: Any
+) -> tuple[list[Mapping[str, Any]], Any]:
+    """The micro-batches that the run's own collator makes of rows, two of them where its batches are that small."""
+    from sftcore.shared_rows import layout_of
+
+    packing = bool(settings.get("packing"))
+    shared = prove(layout_of(collator, packed=packing))
+    items = blocks(rows) if packing else list(rows)
+    size = min(settings.get("per_device_train_batch_size") or 8, (len(items) + 1) // 2)
+    return [collator([dict(row) for row in items[at : at + size]]) for at in range(0, len(items), size)], shared
+
+
+def _value(model: Any, rows: Sequence[Row], loss: LossFunction) -> float | None:
+    """The loss on all logits at once; None from one that cannot be asked so, which then has to be cross-entropy."""
+    try:
+        return float(at_once(model, rows, loss))
+    except (SFTCoreError, AttributeError, TypeError, RuntimeError):
+        return None
+
+
+def _nll(hidden: Any, head: Any, labels: Any, weights: Any, num_items: Any) -> Any:
+    """Cross-entropy as torch has it."""
+    import torch
+
+    from sftcore.types import LossOutput
+
+    losses = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="none")
+    total = (losses if weights is None else losses * weights).sum()
+    return LossOutput(total / num_items, None, labels.new_zeros(()))
