@@ -1,4 +1,5 @@
-"""How long the command line takes to start: `sftcore list-plugins` and `sftcore --help` against a bare Python and TRL.
+"""How long things take to start: the command line against a bare Python and TRL, the trainer's import against that of
+`transformers.Trainer`.
 
 python benchmarks/startup.py [--runs 11] [--json startup.json]
 
@@ -25,6 +26,7 @@ from pathlib import Path
 
 KINDS = ("format", "collator", "loader", "adapter", "attention", "kernel", "loss", "noise")
 MANY = 500
+OURS, THEIRS = "from sftcore import SFTTrainer", "from transformers import Trainer"
 LIBRARIES = ("sftcore", "trl", "torch", "transformers", "datasets", "click", "pluggy", "attrs")
 
 
@@ -52,6 +54,10 @@ def commands(many: str) -> dict[str, tuple[list[str], dict[str, str]]]:
         "sftcore --help": ([*sftcore, "--help"], {}),
         "sftcore list-plugins": ([*sftcore, "list-plugins"], {}),
         f"sftcore list-plugins, {MANY} more": ([*sftcore, "list-plugins"], {"PYTHONPATH": many}),
+        "sftcore check --help": ([*sftcore, "check", "--help"], {}),
+        "sftcore explain RECIPE": ([*sftcore, "explain", "model=some/model", "data=some/data", "adapter=lora"], {}),
+        OURS: ([sys.executable, "-c", "from sftcore import SFTTrainer"], {}),
+        THEIRS: ([sys.executable, "-c", "from transformers import Trainer"], {}),
     }
     if importlib.util.find_spec("trl"):
         found["python -c 'import trl'"] = ([sys.executable, "-c", "import trl"], {})
@@ -94,14 +100,14 @@ def measure(runs: Mapping[str, tuple[Sequence[str], Mapping[str, str]]], rounds:
 def report(seconds: Mapping[str, Sequence[float]], rounds: int) -> dict:
     """Medians in milliseconds and their ratios to the bare Python and to each of TRL's commands."""
     medians = {label: round(1000 * statistics.median(values), 1) for label, values in seconds.items()}
-    peers = [label for label in medians if label == "python -c pass" or "trl" in label]
+    peers = [label for label in medians if label in ("python -c pass", THEIRS) or "trl" in label]
     return {
         "runs": rounds,
         "medians_ms": medians,
         "fastest_ms": {label: round(1000 * min(values), 1) for label, values in seconds.items()},
         "slowest_ms": {label: round(1000 * max(values), 1) for label, values in seconds.items()},
         "ratios": {
-            peer: {label: round(medians[label] / medians[peer], 3) for label in medians if label.startswith("sftcore")}
+            peer: {label: round(medians[label] / medians[peer], 3) for label in medians if "sftcore" in label}
             for peer in peers
         },
         "versions": {"python": platform.python_version(), **versions()},
