@@ -49,6 +49,9 @@ def test_loss_and_gradients_equal_those_of_all_logits(smollm2, name):
         model.forward = original
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
     found.backward()
-    for key, gradient in gradients(model).items():
-        gap = (gradient - wanted[key]).norm() / wanted[key].norm()
-        assert gap < 1e-4, (key, float(gap))
+    got = gradients(model)
+    assert got.keys() == wanted.keys()
+    gap = sum((got[key] - wanted[key]).square().sum() for key in wanted).sqrt()
+    assert gap < 1e-4 * sum(one.square().sum() for one in wanted.values()).sqrt()
+    for key, gradient in got.items():  # float32 adds in another order: a single vector may be a little further off
+        assert (gradient - wanted[key]).norm() < 5e-4 * wanted[key].norm(), key
