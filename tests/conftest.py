@@ -12,6 +12,9 @@ os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="sftcore-hf-"))
 os.environ["SFTCORE_CACHE"] = tempfile.mkdtemp(prefix="sftcore-cache-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
+if not Path("/dev/nvidia0").exists():
+    # Triton's kernels run without a GPU in its interpreter alone, which it chooses when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker with threads of its own would want every core, and torch slows down tenfold
     os.environ.setdefault("OMP_NUM_THREADS", "1")
