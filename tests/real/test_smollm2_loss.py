@@ -27,7 +27,8 @@ def smollm2():
     tokenizer.pad_token = tokenizer.eos_token
     inputs = dict(tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="right"))
     inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float64)
+    # in float32, thirty layers make of another order of sums a gap of 1e-4, which is all that is allowed
     return model.eval(), inputs
 
 
@@ -51,7 +52,5 @@ def test_loss_and_gradients_equal_those_of_all_logits(smollm2, name):
     found.backward()
     got = gradients(model)
     assert got.keys() == wanted.keys()
-    gap = sum((got[key] - wanted[key]).square().sum() for key in wanted).sqrt()
-    assert gap < 1e-4 * sum(one.square().sum() for one in wanted.values()).sqrt()
-    for key, gradient in got.items():  # float32 adds in another order: a single vector may be a little further off
-        assert (gradient - wanted[key]).norm() < 5e-4 * wanted[key].norm(), key
+    for key, gradient in got.items():
+        assert (gradient - wanted[key]).norm() < 1e-4 * wanted[key].norm(), key
