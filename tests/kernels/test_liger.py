@@ -163,7 +163,9 @@ def test_a_sharded_or_hooked_head_is_refused():
 # --- One model, and nothing else ------------------------------------------------------------------------------------
 def shared_names():
     """Every name in transformers' modelling files and torch's functions, with the attributes of their classes."""
-    modules = {name: one for name, one in sys.modules.items() if name.startswith(("transformers.models.", "torch.nn.f"))}
+    modules = {
+        name: one for name, one in sys.modules.items() if name.startswith(("transformers.models.", "torch.nn.f"))
+    }
     found = {}
     for name, module in modules.items():
         for key, value in list(vars(module).items()) if type(module) is type(sys) else []:
@@ -280,7 +282,9 @@ def test_without_gpu_and_interpreter_the_run_is_refused(monkeypatch):
             LigerLoss().make_loss(loaded=None, plan=Plan(()))
 
 
-def test_a_run_with_liger_has_the_losses_of_one_without_and_leaves_a_plain_model(tokenizer, tmp_path, taught_interpreter):
+def test_a_run_with_liger_has_the_losses_of_one_without_and_leaves_a_plain_model(
+    tokenizer, tmp_path, taught_interpreter
+):
     from datasets import Dataset
 
     from sftcore import SFTConfig, SFTTrainer

@@ -21,7 +21,8 @@ def fuse(model: Any) -> int:
     """Give each plain LoRA layer of linear maps the fused forward; returns how many have it.
 
     A layer keeps PEFT's own forward for whatever else it is asked: several adapters or none, a merged adapter, a
-    mixed batch, autocast. DoRA and other variants, and layers with a bias in the adapter, are left alone.
+    mixed batch, autocast; and under torch.compile, which fuses by itself. DoRA and other variants, and layers with a
+    bias in the adapter, are left alone.
     """
     fused = 0
     for layer in model.modules():
@@ -48,7 +49,7 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
 
     active = [name for name in self.active_adapters if name in self.lora_A]
     plain = len(active) == 1 and not (args or kwargs or self.disable_adapters or self.merged)
-    if not plain or torch.is_autocast_enabled(x.device.type):
+    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         result: torch.Tensor = type(self).forward(self, x, *args, **kwargs)
         return result
     (name,) = active

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 LOOPS_OVER_DOCUMENTS = ("varlen", "flash-1")
-"""Attentions that loop over the documents of a row in Python, which breaks a graph, where no kernel takes them all."""
+"""Attentions with a Python loop over the documents of a row, at which dynamo of torch 2.14 stops with an error."""
 
 
 @plugin
@@ -45,11 +45,11 @@ class Compile:
         if plan.settings.get("use_cpu") and self.backend == "inductor" and not _compiler():
             yield Problem(NO_COMPILER, where, USE_EAGER)
         attention = next((one.name for one in plan.selected("attention")), None)
-        if self.fullgraph and attention in LOOPS_OVER_DOCUMENTS:
+        if attention in LOOPS_OVER_DOCUMENTS:
             yield Problem(
-                f'attention "{attention}" may go through documents one by one in Python, which is no single graph.',
+                f'attention "{attention}" goes through documents one by one in Python, which no graph can hold.',
                 where,
-                'Drop fullgraph, or choose attention "sdpa".',
+                'Drop the plugin, or choose attention "sdpa".',
             )
 
     @hookimpl
