@@ -109,8 +109,8 @@ def test_flash_1_refuses_what_its_kernel_does_not_take_on_a_gpu():
         on_gpu("Gemma3", backend.implementation)(input_ids=ids, use_cache=False)
     with pytest.raises(ModelError, match="torch has no flash kernel for cuda, float32 and heads of 32"):
         on_gpu("Llama", backend.implementation, "float32")(input_ids=ids, use_cache=False)
+    mask = torch.ones(1, 1, 24, 24, dtype=torch.bool, device="cuda").tril()
     with pytest.raises(ModelError, match="takes no mask on cuda"):
-        mask = torch.ones(1, 1, 24, 24, dtype=torch.bool, device="cuda").tril()
         on_gpu("Llama", backend.implementation)(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
