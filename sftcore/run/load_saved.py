@@ -61,6 +61,7 @@ def load_base(run: SavedRun, dtype: str = "float32") -> Any:
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
+        _forget_unpacking(model)
         if dtype != "auto":
             import torch
 
@@ -237,3 +238,17 @@ def _saved_quantised(run: SavedRun) -> bool:
     except (OSError, ValueError):  # a single file has none
         return False
     return bool(config.get("quantization_config"))
+
+
+def _forget_unpacking(model: Any) -> None:
+    """Drop what unpacked the quantised weights: transformers 5.17 would undo it at each save, and cannot."""
+
+    def can_be_undone(conversion: Any) -> bool:
+        try:
+            conversion.reverse_transform()
+        except NotImplementedError:
+            return False
+        return True
+
+    if conversions := getattr(model, "_weight_conversions", None):
+        model._weight_conversions = [one for one in conversions if can_be_undone(one)]
