@@ -133,7 +133,10 @@ class SFTConfig(TrainingArguments):
                 f'packing_strategy "{self.packing_strategy}" is now "{current}".', FutureWarning, stacklevel=3
             )
             self.packing_strategy = current
+        # Unsloth on a CPU patches TrainingArguments to turn TRL's packing off; here packed documents are proven apart
+        own = {name: getattr(self, name) for name in ("packing", "eval_packing", "padding_free")}
         super().__post_init__()
+        self.__dict__.update(own)
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
         if isinstance(self.model_init_kwargs, dict):

@@ -94,16 +94,17 @@ class Unsloth:
 
 
 def _import_order() -> Iterator[Problem]:
-    order = list(sys.modules)
+    order = list(sys.modules)  # a module moves to the end when its import is done, so a package's first part tells
     if "transformers" not in order:
         return
-    if "unsloth" not in order:
+    first = next((at for at, name in enumerate(order) if name.startswith("unsloth.")), None)
+    if first is None:
         yield Problem(
             "Unsloth must be imported before transformers, and transformers is imported already.",
             WHERE,
             "Make `import unsloth` the script's first line, or train from the command line (sftcore train).",
         )
-    elif order.index("transformers") < order.index("unsloth"):
+    elif order.index("transformers") < first:
         yield Problem(
             "Unsloth was imported after transformers, and some of its kernels may be missing.",
             WHERE,
