@@ -23,17 +23,12 @@ def unsupported(backend: AttentionBackend, plan: Plan, probe: Probe) -> Iterator
     """What the attention does not support of a run, as far as it can be known without torch."""
     device = planned_device(plan)
     dtype = planned_dtype(plan, probe, device)
-    for what, fix in shortcomings(backend, device, dtype, probe.model_config or {}):
+    for what, fix in shortcomings(backend, device, dtype, probe.model_config or {}, padded=pads(plan)):
         yield Problem(f"it {what}.", fix=fix)
-    if not backend.padding and pads(plan):
-        yield Problem(
-            "it takes no padding, and this run's batches are padded.",
-            fix="Set padding_free: true (with max_length: null) or packing: true, or choose another attention.",
-        )
 
 
 def shortcomings(
-    backend: AttentionBackend, device: str | None, dtype: str | None, config: Mapping[str, Any]
+    backend: AttentionBackend, device: str | None, dtype: str | None, config: Mapping[str, Any], *, padded: bool
 ) -> Iterator[tuple[str, str]]:
     """What it does not support, as a verb phrase and the way out; None stands for what is not known."""
     if device is not None and backend.devices and device not in backend.devices:
@@ -43,6 +38,11 @@ def shortcomings(
         dtypes = dtypes.get(device or "", ())
     if dtype is not None and dtypes and dtype not in dtypes:
         yield _missing("dtype", dtype, dtypes)
+    if padded and not backend.padding:
+        yield (
+            "takes no padding, and this run's batches are padded",
+            "Set padding_free: true (with max_length: null) or packing: true, or choose another attention.",
+        )
     if not _does(backend.backward, device):
         yield (
             f"has no backward pass{_on(backend.backward, device)}, so it cannot train there",

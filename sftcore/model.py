@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from sftcore.attention_support import shortcomings
+from sftcore.attention_support import pads, shortcomings
 from sftcore.errors import ConflictError, ModelError
 from sftcore.kernels import Kernels
 from sftcore.loss import bind_loss
@@ -74,7 +74,7 @@ def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, Attenti
 
 
 def refuse_unsupported(plan: Plan, plugins: ActivePlugins, model: Any, dtype: str, device: str) -> None:
-    """Refuse a dtype ("bfloat16"), device ("cuda") or dropout that the run's attention does not declare.
+    """Refuse a dtype ("bfloat16"), device ("cuda"), padding or dropout that the run's attention does not declare.
 
     Raises:
         ModelError: with what it declares.
@@ -83,7 +83,8 @@ def refuse_unsupported(plan: Plan, plugins: ActivePlugins, model: Any, dtype: st
     if attention is None:
         return
     selection, backend = attention
-    for what, fix in shortcomings(backend, device, dtype, model.config.get_text_config().to_dict()):
+    config = model.config.get_text_config().to_dict()
+    for what, fix in shortcomings(backend, device, dtype, config, padded=pads(plan)):
         raise ModelError(f"{selection.label} {what}.", fix=fix)
 
 
