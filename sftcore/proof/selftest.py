@@ -89,11 +89,11 @@ def selftest(checked: Checked, *, num_rows: int = 4, processes: bool = True) -> 
     for one in checked.setup.plugins.answers("prepare"):
         one.plugin.prepare(plan=checked.setup.plan)
     with random_state(), tempfile.TemporaryDirectory(prefix="sftcore-selftest-") as folder:
-        report, wanted = _in_one_process(checked, num_rows, folder)
+        report, rows, wanted = _in_one_process(checked, num_rows, folder)
         if not processes:
             return report
         # the model of this process is gone by now, so that there are two of it and not three
-        line = compared(checked, num_rows, wanted, report.tolerance)
+        line = compared(checked, rows, wanted, report.tolerance)
     return Report(**{**_fields(report), "lines": (*report.lines, line)})
 
 
@@ -103,7 +103,7 @@ def _fields(report: Report) -> dict[str, Any]:
     return {one.name: getattr(report, one.name) for one in attrs.fields(Report)}
 
 
-def _in_one_process(checked: Checked, num_rows: int, folder: str) -> tuple[Report, Measured]:
+def _in_one_process(checked: Checked, num_rows: int, folder: str) -> tuple[Report, list[Row], Measured]:
     trainer = plain_trainer(checked, num_rows, folder)
     rows = short_rows(trainer, num_rows, checked.train.label)
     bench = Bench.of(trainer)
@@ -128,7 +128,7 @@ def _in_one_process(checked: Checked, num_rows: int, folder: str) -> tuple[Repor
         lines,
         tuple(test.notes),
     )
-    return found, test.wanted
+    return found, list(rows), test.wanted
 
 
 @define
@@ -160,7 +160,7 @@ class _SelfTest:
             another = own is not None and not abs(own - nll) <= max(OWN_LOSS, self.tolerance) * abs(nll)
             wanted = plain_of_its_own(self.model, self.rows, loss) if another else plain(self.model, self.rows)
         self.wanted = wanted
-        computed = "the loss on all logits at once" if another else "cross-entropy of all logits in float32"
+        computed = "the loss on all logits at once" if another else "cross-entropy of all logits"
         self.spelled = f"each row alone, {said}, {computed}"
         if another:
             name = self._of_kind("loss")[0].selection.label

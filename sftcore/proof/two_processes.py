@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftcore.proof.equivalence import Gap, Line, Measured, gap_between, judged
+from sftcore.proof.equivalence import Gap, Line, Measured, Row, gap_between, judged
 
 if TYPE_CHECKING:
     from sftcore.run.train import Checked
@@ -25,7 +26,7 @@ _MARK = "sftcore-selftest: "
 """Before the error that a process tells the one that started it."""
 
 
-def compared(checked: Checked, num_rows: int, wanted: Measured, tolerance: float) -> Line:
+def compared(checked: Checked, rows: Sequence[Row], wanted: Measured, tolerance: float) -> Line:
     """The line of the two processes. On a GPU it needs two of them; on a CPU the processes talk by gloo."""
     if why := _why_not(checked):
         return Line(WHAT, "not applicable", why=why)
@@ -33,8 +34,8 @@ def compared(checked: Checked, num_rows: int, wanted: Measured, tolerance: float
         spec = Path(folder) / "spec.json"
         out = Path(folder) / "gradients.safetensors"
         recipe = checked.recipe
-        given = {"raw": _plain(recipe.raw), "place": recipe.place, "block": list(recipe.block), "rows": num_rows}
-        spec.write_text(json.dumps({**given, "out": str(out)}), encoding="utf-8")
+        given = {"raw": _plain(recipe.raw), "place": recipe.place, "block": list(recipe.block), "rows": rows}
+        spec.write_text(json.dumps({**given, "out": str(out)}, default=_number), encoding="utf-8")
         said = _run(spec)
         if said is not None:
             return Line(WHAT, "FAILED", why=said)
@@ -123,6 +124,12 @@ def _plain(raw: Any) -> Any:
     return plain(dict(raw))
 
 
+def _number(value: Any) -> int | float:
+    """NumPy's numbers, of which rows may be made, as JSON has them."""
+    found: int | float = value.item()
+    return found
+
+
 # --- One of the two -------------------------------------------------------------------------------------------------
 def _one_process(spec: dict[str, Any]) -> None:
     from sftcore.recipe import parse_recipe
@@ -141,15 +148,15 @@ def _measure(checked: Checked, spec: dict[str, Any], folder: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from sftcore.proof.bench import Bench, Step, short_rows, whole_trainer
+    from sftcore.proof.bench import Bench, Step, whole_trainer
     from sftcore.proof.equivalence import without_dropout
     from sftcore.proof.selftest import checkpoints, run_batches
 
-    trainer = whole_trainer(checked, spec["rows"], folder)
+    trainer = whole_trainer(checked, len(spec["rows"]), folder)
     settings = checked.setup.plan.settings
     accelerator, own = trainer.accelerator, trainer.accelerator.process_index
     bench = Bench.of(trainer)
-    rows = short_rows(trainer, spec["rows"], checked.train.label)[own :: accelerator.num_processes]
+    rows = spec["rows"][own :: accelerator.num_processes]
     batches, shared = run_batches(trainer.data_collator, rows, settings, lambda _: trainer.shared_rows)
     checkpointing = bench.checkpointing() if checkpoints(settings) else nullcontext()
     with without_dropout(trainer.model), trainer.kernels.running(), checkpointing:
