@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sftcore.types import TokenizedRow
 
 BITS = (4, 8)
+MUCH = 0.15
+"""A rise of the perplexity by more than this share is noted, with what helps."""
 GROUP_SIZE = 128
 """Weights that share a scale, where the layers' widths allow it."""
 
@@ -162,7 +164,7 @@ def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[st
             weights_size(whole),
             weights_size(saved),
             time.monotonic() - start,
-            (*(merge_notes or run.notes), *calibration.notes, *notes),
+            (*(merge_notes or run.notes), *calibration.notes, *notes, *loss_notes(before, after, options, group_size)),
         )
         _describe(saved, whole, run, outcome, options)
         shutil.rmtree(output, ignore_errors=True)  # empty, as was checked
@@ -249,6 +251,16 @@ def group_size_for(widths: Mapping[str, int], wanted: int | None) -> int:
                 fix=f"Sizes that do: {', '.join(map(str, fitting))}.",
             )
     return wanted
+
+
+def loss_notes(before: Perplexity, after: Perplexity, options: Options, group_size: int) -> tuple[str, ...]:
+    """A note where much was lost, with the options that lose less."""
+    rise = max(after.supervised / before.supervised, after.every / before.every) - 1
+    if not rise > MUCH:
+        return ()
+    smaller = f", --group-size {group_size // 2}" if group_size > 32 else ""
+    more = f"--samples {2 * options.samples}{smaller}"
+    return (f"perplexity rose by {rise:.1%}; less is lost with {more}{' or --bits 8' if options.bits < 8 else ''}",)
 
 
 def _powers_of_two(most: int) -> Iterator[int]:

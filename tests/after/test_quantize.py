@@ -21,8 +21,8 @@ from sftcore.errors import DataError, ModelError, RecipeError, UnavailablePlugin
 from sftcore.run import quantize
 from sftcore.run.calibration import calibration_rows
 from sftcore.run.load_saved import load_tokenizer
-from sftcore.run.perplexity import perplexity
-from sftcore.run.quantize import Options, check_options, group_size_for, widths
+from sftcore.run.perplexity import Perplexity, perplexity
+from sftcore.run.quantize import Options, check_options, group_size_for, loss_notes, widths
 from sftcore.run.saved import open_run
 from sftcore.types import TokenizedRow
 from tests.conftest import alpaca_rows, make_llama
@@ -218,6 +218,20 @@ def test_the_largest_group_that_divides_every_layer_is_taken(tokenizer):
 def test_a_group_size_that_divides_no_row_is_refused_with_those_that_do():
     with pytest.raises(RecipeError, match=r"groups of 128 do not divide a, which is 576 wide.*64, 32, 16"):
         group_size_for({"a": 576, "b": 1536}, 128)
+
+
+@pytest.mark.parametrize(
+    ("after", "note"),
+    [(11.4, ""), (11.6, "perplexity rose by 16.0%; less is lost with --samples 512, --group-size 32 or --bits 8")],
+)
+def test_a_large_loss_is_noted_with_what_helps(after, note):
+    before, found = (Perplexity(5.0, every, 10, 20) for every in (10.0, after))
+    assert "".join(loss_notes(before, found, Options(), 64)) == note
+
+
+def test_a_destroyed_model_is_noted():
+    found = loss_notes(Perplexity(5.0, 10.0, 10, 20), Perplexity(math.inf, math.inf, 10, 20), Options(bits=8), 32)
+    assert found == ("perplexity rose by inf%; less is lost with --samples 512",)
 
 
 def test_an_unknown_method_names_the_nearest():
