@@ -15,8 +15,7 @@ from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sftcore.proof.equivalence import Line
-    from sftcore.proof.selftest import Report
+    from sftcore.proof.equivalence import Line, Report
 
 LOG_WIDTH = 140
 """Columns of the table where there is no terminal."""

@@ -239,3 +239,22 @@ class Bench:
             getattr(causal, f"{name}_checkpointing_disable")()
             if kept is not None and before is None:
                 del causal._set_gradient_checkpointing
+
+
+def checkpoints(settings: Mapping[str, Any]) -> bool:
+    """Whether a run with these settings checkpoints: it does unless it is told not to."""
+    given = [settings.get(name) for name in ("activation_checkpointing", "gradient_checkpointing")]
+    return next((value for value in given if value is not None), True) is not False
+
+
+def run_batches(
+    collator: Any, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], prove: Any
+) -> tuple[list[Mapping[str, Any]], Any]:
+    """The micro-batches that the run's own collator makes of rows, two of them where its batches are that small."""
+    from sftcore.shared_rows import layout_of
+
+    packing = bool(settings.get("packing"))
+    shared = prove(layout_of(collator, packed=packing))
+    items = blocks(rows) if packing else list(rows)
+    size = min(settings.get("per_device_train_batch_size") or 8, (len(items) + 1) // 2)
+    return [collator([dict(row) for row in items[at : at + size]]) for at in range(0, len(items), size)], shared

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrs import frozen
 
 from sftcore.documents import causal_model
+from sftcore.errors import SFTCoreError
 from sftcore.precision import quantisation_of
-from sftcore.types import IGNORED, LossFunction
+from sftcore.types import IGNORED, LossFunction, LossOutput
 
 if TYPE_CHECKING:
     import torch
@@ -84,9 +85,43 @@ class Line:
         }
 
 
+@frozen
+class Report:
+    """What a self-test found. `tokens` counts those of the rows, `supervised` the sum of their weights."""
+
+    model: str
+    rows: int
+    tokens: int
+    supervised: float
+    dtype: str
+    tolerance: float
+    reference: str
+    loss: float
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> int:
+        """How many lines failed."""
+        return sum(line.verdict == "FAILED" for line in self.lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        names = ("model", "rows", "tokens", "supervised", "dtype", "tolerance", "reference", "loss")
+        found = {name: getattr(self, name) for name in names}
+        lines = [line.as_dict() for line in self.lines]
+        return {"schema": 1, **found, "lines": lines, "notes": list(self.notes), "failed": self.failed}
+
+
 def judged(what: str, gap: Gap, tolerance: float, why: str = "") -> Line:
     """The line of a gap."""
     return Line(what, "same" if gap.within(tolerance) else "FAILED", gap, tolerance, why)
+
+
+def said_of(error: Exception) -> str:
+    """The first line of what an error says, with its type where it is none of ours."""
+    first = (error.what if isinstance(error, SFTCoreError) else str(error)).strip().partition("\n")[0]
+    return first if isinstance(error, SFTCoreError) else f"{type(error).__name__}: {first}"
 
 
 def gap_between(got: Measured, wanted: Measured) -> Gap:
@@ -172,6 +207,15 @@ def at_once(model: Any, rows: Sequence[Row], loss: LossFunction) -> torch.Tensor
     weighted = any(row.get("weights") is not None for row in rows)
     total = torch.tensor(num_items(rows), device=logits_NV.device)
     return loss(logits_NV, lambda logits: logits, labels_N, weights_N if weighted else None, total).loss
+
+
+def cross_entropy(hidden: Any, head: Any, labels: Any, weights: Any, num_items: Any) -> Any:
+    """Cross-entropy as torch has it."""
+    import torch
+
+    losses = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="none")
+    total = (losses if weights is None else losses * weights).sum()
+    return LossOutput(total / num_items, None, labels.new_zeros(()))
 
 
 def supervised_logits(model: Any, row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -8,21 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field, frozen
+import attrs
+from attrs import define, field
 
 from sftcore.errors import SFTCoreError
-from sftcore.proof.bench import Bench, Step, blocks, flattened, padded, plain_trainer, short_rows
+from sftcore.proof.bench import (
+    Bench,
+    Step,
+    blocks,
+    checkpoints,
+    flattened,
+    padded,
+    plain_trainer,
+    run_batches,
+    short_rows,
+)
+from sftcore.proof.contamination import FAILURES
 from sftcore.proof.equivalence import (
     OWN_LOSS,
     Line,
     Measured,
+    Report,
     Row,
     at_once,
     attention,
     chunked,
+    cross_entropy,
     digest,
     gap_between,
     judged,
@@ -30,6 +44,7 @@ from sftcore.proof.equivalence import (
     plain,
     plain_of_its_own,
     random_state,
+    said_of,
     tolerance_of,
     without_dropout,
 )
@@ -43,34 +58,6 @@ CHUNKS = (17, 1_000_000)
 """Sizes of the loss's chunks: one that divides nothing, and one that holds all."""
 PLAIN_ATTENTION = "eager"
 """The attention of the plain path: scores, softmax and products, written out."""
-
-
-@frozen
-class Report:
-    """What a self-test found. `tokens` counts those of the rows, `supervised` the sum of their weights."""
-
-    model: str
-    rows: int
-    tokens: int
-    supervised: float
-    dtype: str
-    tolerance: float
-    reference: str
-    loss: float
-    lines: tuple[Line, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def failed(self) -> int:
-        """How many lines failed."""
-        return sum(line.verdict == "FAILED" for line in self.lines)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
-        names = ("model", "rows", "tokens", "supervised", "dtype", "tolerance", "reference", "loss")
-        found = {name: getattr(self, name) for name in names}
-        lines = [line.as_dict() for line in self.lines]
-        return {"schema": 1, **found, "lines": lines, "notes": list(self.notes), "failed": self.failed}
 
 
 def selftest(checked: Checked, *, num_rows: int = 4, processes: bool = True) -> Report:
@@ -94,13 +81,7 @@ def selftest(checked: Checked, *, num_rows: int = 4, processes: bool = True) -> 
             return report
         # the model of this process is gone by now, so that there are two of it and not three
         line = compared(checked, rows, wanted, report.tolerance)
-    return Report(**{**_fields(report), "lines": (*report.lines, line)})
-
-
-def _fields(report: Report) -> dict[str, Any]:
-    import attrs
-
-    return {one.name: getattr(report, one.name) for one in attrs.fields(Report)}
+    return attrs.evolve(report, lines=(*report.lines, line))
 
 
 def _in_one_process(checked: Checked, num_rows: int, folder: str) -> tuple[Report, list[Row], Measured]:
@@ -155,7 +136,7 @@ class _SelfTest:
         self.model.train()
         with self._plain_attention() as said, self.bench.trainer.compute_loss_context_manager():
             with torch.no_grad():
-                nll = float(at_once(self.model, self.rows, _nll))
+                nll = float(at_once(self.model, self.rows, cross_entropy))
                 own = _value(self.model, self.rows, loss)
             another = own is not None and not abs(own - nll) <= max(OWN_LOSS, self.tolerance) * abs(nll)
             wanted = plain_of_its_own(self.model, self.rows, loss) if another else plain(self.model, self.rows)
@@ -207,13 +188,24 @@ class _SelfTest:
         yield from self._checkpointing(together)
         yield self._shared("padding-free: rows end to end", [flattened(self.rows)], flat=True)
         yield self._shared("packed: several rows in a block", [padded(blocks(self.rows))], flat=False)
+        yield from self._collator()
         yield from self._attention()
         yield from self._kernels(together)
         yield self._noise(together)
         yield self._whole()
 
     def _compared(self, what: str, step: Step) -> Line:
-        return judged(what, gap_between(self.bench.measure(step), self.wanted), self.tolerance)
+        return self._tried(what, lambda: step)
+
+    def _tried(self, what: str, make: Callable[[], Step]) -> Line:
+        """The line of a step, which fails too where it cannot be made or computed."""
+        try:
+            gap = gap_between(self.bench.measure(make()), self.wanted)
+        except FAILURES as error:
+            if type(error).__name__ == "OutOfMemoryError":
+                raise
+            return Line(what, "FAILED", why=said_of(error))
+        return judged(what, gap, self.tolerance)
 
     def _chunks(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         from sftcore.documents import causal_model
@@ -267,10 +259,19 @@ class _SelfTest:
                 proof = keep_documents_apart(self.model, backend, flattened=flat)
         except SFTCoreError as error:
             return Line(what, "FAILED" if asked else "not applicable", why=error.what)
-        try:
-            return self._compared(what, Step(batches, SharedRows(proof)))
-        except SFTCoreError as error:
-            return Line(what, "FAILED", why=error.what)
+        return self._compared(what, Step(batches, SharedRows(proof)))
+
+    def _collator(self) -> Iterator[Line]:
+        """A collator that was chosen, under the model's default attention."""
+        for one in self._of_kind("collator"):
+            if not one.selection.default:
+                yield self._tried(one.selection.label, lambda: self._batches(None))
+
+    def _batches(self, backend: AttentionBackend | None) -> Step:
+        """The run's own batches, packed where it packs; `backend` is the attention that is on."""
+        plan, plugins = self.checked.setup.plan, self.checked.setup.plugins
+        collator = plugins.one("make_collator", processor=self.bench.trainer.processing_class, plan=plan)
+        return Step(*run_batches(collator, self.rows, plan.settings, lambda layout: self._prove(layout, backend)))
 
     def _attention(self) -> Iterator[Line]:
         from sftcore.model import attention_of, refuse_unsupported
@@ -301,8 +302,6 @@ class _SelfTest:
 
     @contextlib.contextmanager
     def _kernels_on(self) -> Iterator[tuple[str, ...]]:
-        import attrs
-
         from sftcore.documents import causal_model
         from sftcore.kernels import Kernels
 
@@ -351,24 +350,15 @@ class _SelfTest:
     # --- All of it --------------------------------------------------------------------------------------------------
     def _whole(self) -> Line:
         """The run's own collator, attention, kernels, packing and checkpointing at once."""
-        what = "the run: all of its features at once"
-        setup, trainer = self.checked.setup, self.bench.trainer
-        try:
-            with contextlib.ExitStack() as stack:
-                backend = self._run_attention(stack)
-                stack.enter_context(self._kernels_on())
-                if checkpoints(setup.plan.settings):
-                    stack.enter_context(self._run_checkpointing())
-                batches, shared = run_batches(
-                    setup.plugins.one("make_collator", processor=trainer.processing_class, plan=setup.plan),
-                    self.rows,
-                    setup.plan.settings,
-                    lambda layout: self._prove(layout, backend),
-                )
-                gap = gap_between(self.bench.measure(Step(batches, shared)), self.wanted)
-        except SFTCoreError as error:
-            return Line(what, "FAILED", why=error.what)
-        return judged(what, gap, self.tolerance)
+        with contextlib.ExitStack() as stack:
+            return self._tried("the run: all of its features at once", lambda: self._run_step(stack))
+
+    def _run_step(self, stack: contextlib.ExitStack) -> Step:
+        backend = self._run_attention(stack)
+        stack.enter_context(self._kernels_on())
+        if checkpoints(self.checked.setup.plan.settings):
+            stack.enter_context(self._run_checkpointing())
+        return self._batches(backend)
 
     def _run_attention(self, stack: contextlib.ExitStack) -> AttentionBackend | None:
         from sftcore.model import attention_of
@@ -401,39 +391,9 @@ class _SelfTest:
         return found
 
 
-def checkpoints(settings: Mapping[str, Any]) -> bool:
-    """Whether a run with these settings checkpoints: it does unless it is told not to."""
-    given = [settings.get(name) for name in ("activation_checkpointing", "gradient_checkpointing")]
-    return next((value for value in given if value is not None), True) is not False
-
-
-def run_batches(
-    collator: Any, rows: Sequence[Row], settings: Mapping[str, Any], prove: Any
-) -> tuple[list[Mapping[str, Any]], Any]:
-    """The micro-batches that the run's own collator makes of rows, two of them where its batches are that small."""
-    from sftcore.shared_rows import layout_of
-
-    packing = bool(settings.get("packing"))
-    shared = prove(layout_of(collator, packed=packing))
-    items = blocks(rows) if packing else list(rows)
-    size = min(settings.get("per_device_train_batch_size") or 8, (len(items) + 1) // 2)
-    return [collator([dict(row) for row in items[at : at + size]]) for at in range(0, len(items), size)], shared
-
-
 def _value(model: Any, rows: Sequence[Row], loss: LossFunction) -> float | None:
     """The loss on all logits at once; None from one that cannot be asked so, which then has to be cross-entropy."""
     try:
         return float(at_once(model, rows, loss))
     except (SFTCoreError, AttributeError, TypeError, RuntimeError):
         return None
-
-
-def _nll(hidden: Any, head: Any, labels: Any, weights: Any, num_items: Any) -> Any:
-    """Cross-entropy as torch has it."""
-    import torch
-
-    from sftcore.types import LossOutput
-
-    losses = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="none")
-    total = (losses if weights is None else losses * weights).sum()
-    return LossOutput(total / num_items, None, labels.new_zeros(()))

@@ -148,9 +148,8 @@ def _measure(checked: Checked, spec: dict[str, Any], folder: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from sftcore.proof.bench import Bench, Step, whole_trainer
+    from sftcore.proof.bench import Bench, Step, checkpoints, run_batches, whole_trainer
     from sftcore.proof.equivalence import without_dropout
-    from sftcore.proof.selftest import checkpoints, run_batches
 
     trainer = whole_trainer(checked, len(spec["rows"]), folder)
     settings = checked.setup.plan.settings
