@@ -46,11 +46,11 @@ def test_smollm2_in_4_bits_stays_within_15_percent_of_the_merged_models_perplexi
     run = tmp_path / "run"
     python(
         "-m", "sftcore", "train", f"model={find_model()}", f"data.train={shared_data / 'alpaca_en_demo.json'}",
-        "data.eval_fraction=0.04", "adapter.lora.r=8", "max_steps=8", "per_device_train_batch_size=1", "max_length=128",
+        "data.eval_fraction=0.04", "adapter.lora.r=8", "max_steps=8", "per_device_train_batch_size=1", "max_length=256",
         "learning_rate=1e-3", "gradient_checkpointing=false", "eval_strategy=no", "save_strategy=no",
         f"output_dir={run}",
     )  # fmt: skip
-    python("-m", "sftcore", "quantize", str(run), "--samples", "64", "--max-length", "256")
+    python("-m", "sftcore", "quantize", str(run), "--samples", "128")
     out = tmp_path / "run-gptq-4bit"
     done = json.loads((out / "manifest.json").read_text())["quantise"]
     assert done["group_size"] == 64  # layers are 576 wide
