@@ -209,6 +209,14 @@ def at_once(model: Any, rows: Sequence[Row], loss: LossFunction) -> torch.Tensor
     return loss(logits_NV, lambda logits: logits, labels_N, weights_N if weighted else None, total).loss
 
 
+def value_at_once(model: Any, rows: Sequence[Row], loss: LossFunction) -> float | None:
+    """The loss on all logits at once; None from one that cannot be asked so, which then has to be cross-entropy."""
+    try:
+        return float(at_once(model, rows, loss))
+    except (SFTCoreError, AttributeError, TypeError, RuntimeError):
+        return None
+
+
 def cross_entropy(hidden: Any, head: Any, labels: Any, weights: Any, num_items: Any) -> Any:
     """Cross-entropy as torch has it."""
     import torch

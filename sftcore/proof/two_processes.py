@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +35,11 @@ def compared(checked: Checked, rows: Sequence[Row], wanted: Measured, tolerance:
         out = Path(folder) / "gradients.safetensors"
         recipe = checked.recipe
         given = {"raw": _plain(recipe.raw), "place": recipe.place, "block": list(recipe.block), "rows": rows}
-        spec.write_text(json.dumps({**given, "out": str(out)}, default=_number), encoding="utf-8")
+        spec.write_text(json.dumps({**given, "out": str(out)}, default=number), encoding="utf-8")
         said = _run(spec)
         if said is not None:
             return Line(WHAT, "FAILED", why=said)
-        gap: Gap = gap_between(_read(out, wanted), wanted)
+        gap: Gap = gap_between(read(out, list(wanted.gradients)), wanted)
     return judged(WHAT, gap, tolerance)
 
 
@@ -100,22 +100,31 @@ def _wait(started: list[subprocess.Popen[str]], folder: Path) -> str | None:
         time.sleep(0.2)
     for rank, process in enumerate(started):
         if process.poll():
-            return _error_of((folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace"), process.returncode)
+            return error_of((folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace"), process.returncode)
     return None
 
 
-def _error_of(log: str, code: int) -> str:
+def error_of(log: str, code: int) -> str:
     lines = [line for line in log.splitlines() if line.strip()]
     told = [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
     return told[-1] if told else f"a process ended with {code}: {lines[-1] if lines else 'it said nothing'}"
 
 
-def _read(out: Path, wanted: Measured) -> Measured:
+def write(out: Path, found: Measured) -> None:
+    """A loss and gradients into a file, which `read` reads."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {name: one.float().cpu().contiguous() for name, one in found.gradients.items() if one is not None}
+    save_file({**tensors, "loss": torch.tensor(found.loss)}, out)
+
+
+def read(out: Path, names: Iterable[str]) -> Measured:
+    """What `write` wrote, for the parameters of these names."""
     from safetensors.torch import load_file
 
     found: dict[str, Any] = load_file(out)
-    loss = float(found.pop("loss"))
-    return Measured(loss, {name: found.get(name) for name in wanted.gradients})
+    return Measured(float(found["loss"]), {name: found.get(name) for name in names})
 
 
 def _plain(raw: Any) -> Any:
@@ -124,7 +133,7 @@ def _plain(raw: Any) -> Any:
     return plain(dict(raw))
 
 
-def _number(value: Any) -> int | float:
+def number(value: Any) -> int | float:
     """NumPy's numbers, of which rows may be made, as JSON has them."""
     found: int | float = value.item()
     return found
@@ -146,7 +155,6 @@ def _measure(checked: Checked, spec: dict[str, Any], folder: str) -> None:
     from contextlib import nullcontext
 
     import torch
-    from safetensors.torch import save_file
 
     from sftcore.proof.bench import Bench, Step, checkpoints, run_batches, whole_trainer
     from sftcore.proof.equivalence import without_dropout
@@ -162,8 +170,7 @@ def _measure(checked: Checked, spec: dict[str, Any], folder: str) -> None:
         found = bench.measure(Step(batches, shared), accelerator.prepare(trainer.model))
     loss = accelerator.gather(torch.tensor([found.loss], device=accelerator.device)).mean()
     if accelerator.is_main_process:
-        tensors = {name: one.float().cpu().contiguous() for name, one in found.gradients.items() if one is not None}
-        save_file({**tensors, "loss": loss.float().cpu()}, spec["out"])
+        write(Path(spec["out"]), Measured(float(loss), found.gradients))
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

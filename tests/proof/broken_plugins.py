@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sftcore import AttentionBackend, LossOutput, PatchReport, hookimpl, plugin
+from sftcore import AttentionBackend, LoadedModel, LossOutput, PatchReport, hookimpl, plugin
 
 
 @plugin
@@ -51,9 +51,12 @@ class Rounding:
     """A kernel that multiplies what an MLP gives by 1.001; `undo` takes it off again."""
 
     undo: bool = True
+    modules: int = 1
 
     @hookimpl
     def patch_kernels(self, loaded, plan):
+        if not self.modules:
+            return PatchReport(skipped={"mlp": "nobody asked"})
         mlp = loaded.model.model.layers[0].mlp
         plain = mlp.forward
         mlp.forward = lambda x: plain(x) * 1.001
@@ -94,3 +97,30 @@ class Sticky:
                 weight.data.sub_(0.01)
 
         return Handle()
+
+
+@plugin
+class Replacing:
+    """A loader with an MLP of its own, `factor` times the model's."""
+
+    factor: float = 1.0
+
+    @hookimpl
+    def claims(self):
+        return ["model.load", "kernel.mlp"]
+
+    @hookimpl
+    def load_processor(self, request):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(request.name)
+
+    @hookimpl
+    def load_model(self, request, options):
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(request.name, dtype=request.dtype)
+        mlp = model.model.layers[0].mlp
+        plain = mlp.forward
+        mlp.forward = lambda x: plain(x) * self.factor
+        return LoadedModel(model, None, request)

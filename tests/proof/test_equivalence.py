@@ -29,12 +29,9 @@ from sftcore.run.train import check_recipe
 from tests.conftest import make_llama
 
 BROKEN = {
-    "attention": "Leaky",
-    "loss": "MeanOfBatch",
-    "kernel": "Rounding",
-    "collator": "FirstLabels",
-    "noise": "Sticky",
-}
+    "attention": "Leaky", "loss": "MeanOfBatch", "kernel": "Rounding", "collator": "FirstLabels", "noise": "Sticky",
+    "loader": "Replacing",
+}  # fmt: skip
 RUN = "the run: all of its features at once"
 END_TO_END, PACKED = "padding-free: rows end to end", "packed: several rows in a block"
 
@@ -154,6 +151,12 @@ def test_a_loss_that_divides_by_the_micro_batch_fails_where_batches_are_accumula
     assert lines["1 batch of 4 rows, padded"].verdict == "same"
 
 
+def test_kernels_that_replace_nothing_are_not_said_to_compute_the_same(found, broken):
+    _, lines = found("kernel={broken: {modules: 0}}")
+    assert lines['kernel "broken"'].verdict == "not applicable"
+    assert "replaced nothing" in lines['kernel "broken"'].why
+
+
 @pytest.mark.parametrize("undo", ["true", "false"])
 def test_a_kernel_that_changes_numbers_fails(found, broken, undo):
     _, lines = found(f"kernel={{broken: {{undo: {undo}}}}}")
@@ -167,6 +170,18 @@ def test_a_collator_that_lets_first_labels_through_fails_with_the_row(found, bro
     assert failed(lines) == ['collator "broken"', RUN]
     assert "counts its first token" in lines['collator "broken"'].why
     assert lines[END_TO_END].verdict == "same"
+
+
+@pytest.mark.parametrize("settings", [[], ["adapter=lora", "bf16=true"], ["loss=dft"]], ids=["full", "lora", "dft"])
+def test_a_loader_that_replaces_kernels_is_compared_with_transformers_in_another_process(found, broken, settings):
+    what = 'loader "broken" against transformers alone'
+    report, lines = found("loader=broken", *settings)
+    assert not failed(lines)
+    assert lines[what].gap.gradient <= 1e-6
+    assert any("replaces kernel.mlp as it loads the model" in note for note in report.notes)
+    if not settings:
+        _, lines = found("loader={broken: {factor: 1.01}}")
+        assert failed(lines) == [what]
 
 
 def test_noise_that_changes_weights_fails(found, broken):
