@@ -57,4 +57,5 @@ if __name__ == "__main__":
     }
     if dist.get_rank() == 0:
         print(json.dumps(found))
+    dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
