@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sftcore.proof.equivalence import Line, Report
 
-LOG_WIDTH = 140
+LOG_WIDTH = 130
 """Columns of the table where there is no terminal."""
 _COLOURS = {"same": "green", "FAILED": "bold red", "not applicable": "dim"}
 
@@ -90,7 +90,9 @@ def _cells(line: Line) -> list[str]:
     gap = line.gap
     if gap is None:
         return [escape(line.what), "", "", "", verdict]
-    worst = f"{gap.worst:.1e} {escape(_short(gap.worst_parameter))}" if gap.worst else ""
+    worst = escape(_short(gap.worst_parameter)) if gap.worst else ""
+    if line.verdict == "FAILED":
+        worst = f"{gap.worst:.1e} {worst}".strip()
     return [escape(line.what), f"{gap.loss:.1e}", f"{gap.gradient:.1e}", worst, verdict]
 
 
