@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import define, field
 
-from sftcore.errors import SFTCoreError
+from sftcore.errors import ConflictError, SFTCoreError
 from sftcore.proof.bench import (
     Bench,
     Step,
@@ -127,6 +127,7 @@ class Features:
         yield self._compared(f"1 batch of {many} rows, padded", Step(together))
         yield from self._chunks(together)
         yield from self._checkpointing(together)
+        yield from self._offloading(together)
         yield self._shared("padding-free: rows end to end", [flattened(self.rows)], flat=True)
         yield self._shared("packed: several rows in a block", [padded(blocks(self.rows))], flat=False)
         yield from self._collator()
@@ -201,6 +202,22 @@ class Features:
             what = "gradient checkpointing" if kept is None else f"gradient checkpointing that keeps {kept}"
             with self.bench.checkpointing(kept):
                 yield self._compared(what, Step(together))
+
+    def _offloading(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+        """Activations in host memory, where the run asks for it; on a CPU it is refused, as training refuses it."""
+        from sftcore.checkpointing import ON_CPU
+        from sftcore.offload import ActivationOffloading
+
+        trainer = self.bench.trainer
+        if not self.checked.setup.plan.settings.get("activation_offloading"):
+            return
+        if trainer.args.device.type == "cpu":
+            raise ConflictError(ON_CPU, where="activation_offloading", fix="Set activation_offloading: false.")
+        trainer.offloading = ActivationOffloading(trainer.model, trainer.args.device)
+        try:
+            yield self._compared("activation offloading", Step(together))
+        finally:
+            trainer.offloading = None
 
     def _shared(
         self,

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from sftcore.cli import cli
-from sftcore.errors import DataError
+from sftcore.errors import ConflictError, DataError
 from sftcore.proof.equivalence import (
     Gap,
     Measured,
@@ -196,6 +196,11 @@ def test_rows_without_anything_supervised_are_refused(found, write):
     with pytest.raises(DataError, match="1 of the first 64 rows can be used") as caught:
         found(f"data={data}")
     assert "one.jsonl" in caught.value.where
+
+
+def test_what_training_would_refuse_is_refused(found):
+    with pytest.raises(ConflictError, match="on a CPU activations are in host memory already"):
+        found("activation_offloading=true")
 
 
 # --- The command line -----------------------------------------------------------------------------------------------
