@@ -15,6 +15,7 @@ from sftcore.discovery import discover
 from sftcore.hookspecs import LIFECYCLE, Hooks
 from sftcore.plugin_class import is_plugin, options
 from sftcore.recipe import parse_recipe
+from sftcore.types import ModelRequest, Plan, Probe, Selection
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -156,7 +157,8 @@ def test_recipes_name_plugins_and_options_that_exist():
     from sftcore.registry import Blocklist, bind
 
     catalog = discover()
-    for page in ("how-to/recipes.md", "tutorial/first-run.md"):
+    pages = ("how-to/recipes.md", "tutorial/first-run.md", "how-to/attention.md", "how-to/losses.md", "how-to/noise.md")
+    for page in (*pages, "how-to/memory.md"):
         for code in blocks(page, "yaml"):
             recipe = yamlio.load(code, where=page)
             for selection in parse_recipe(recipe, place=page).chosen:
@@ -211,6 +213,37 @@ def test_the_plugin_page_describes_a_package_whose_own_tests_pass(tmp_path):
     pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(pytest_here, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_loss_of_the_losses_page_is_the_example_package():
+    (code,) = blocks("how-to/losses.md", "python")
+    package = ROOT / "examples" / "plugins" / "sftcore-focal" / "sftcore_focal.py"
+    assert code == package.read_text(encoding="utf-8")
+
+
+def test_the_attention_of_the_attention_page_is_refused_where_it_declares_nothing():
+    (code,) = blocks("how-to/attention.md", "python")
+    namespace: dict[str, object] = {"__name__": "documented"}
+    exec(compile(code, "attention.md", "exec"), namespace)
+    (made,) = [value for value in namespace.values() if is_plugin(value)]
+    padded = Plan((Selection("collator", "padded"),), {"use_cpu": True})
+    said = [problem.what for problem in made().check(padded, Probe())]
+    assert any("device cpu" in one for one in said)
+    assert any("takes no padding" in one for one in said)
+
+
+def test_the_table_of_attentions_says_what_they_declare():
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text_of("how-to/attention.md").splitlines()]
+    table = {row[0].split("`")[1]: row for row in rows if len(row) == 6 and row[0].startswith("`")}
+    entries = [entry for entry in discover().of_kind("attention") if entry.distribution == "sftcore"]
+    assert set(table) == {entry.name for entry in entries}
+    for entry in entries:
+        _, _, devices, dtypes, padded, _ = table[entry.name]
+        backend = entry.load()().attention_backend(ModelRequest())
+        assert (devices == "all") == (not backend.devices), entry.name
+        assert (dtypes == "all") == (not backend.dtypes), entry.name
+        assert padded.startswith("yes") == backend.padding, entry.name
+        assert ("no backward" in devices) == (backend.backward is not True), entry.name
 
 
 # --- Links ----------------------------------------------------------------------------------------------------------
