@@ -128,7 +128,7 @@ def test_pickled_arguments_hold_no_token(tmp_path):
         ("/home/me/rows.jsonl", "rows.jsonl"),
         ("~/data/rows.jsonl", "rows.jsonl"),
         (r"C:\Users\me\rows.jsonl", "rows.jsonl"),
-        ("prepared in 0.1 s (/root/.cache/sftcore/ab12)", "prepared in 0.1 s (ab12)"),
+        ("prepared in 0.1 s (/home/me/.cache/sftcore/ab12)", "prepared in 0.1 s (ab12)"),
         ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
         ("https://example.org/a/b", "https://example.org/a/b"),
         ("1/2 of 3/4, and/or", "1/2 of 3/4, and/or"),

@@ -24,15 +24,14 @@ pytestmark = pytest.mark.skipif(
 TEXTS = ["The capital of France is Paris, and that of Italy is Rome.", "Water boils at 100 degrees Celsius."]
 
 
-@pytest.fixture(scope="module")
-def smollm2():
+@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def smollm2(request):
     file = Path(find_model())
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer.pad_token = tokenizer.eos_token
     inputs = dict(tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="right"))
     inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float64)
-    # in float32, thirty layers make of another order of sums a gap of 1e-4, which is all that is allowed
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=request.param)
     return model.eval(), inputs
 
 
@@ -64,4 +63,6 @@ def test_loss_and_gradients_equal_those_of_all_logits(smollm2, name):
     assert gaps.keys() == wanted.keys()
     norms = torch.stack([gradient.norm() for gradient in wanted.values()])
     assert torch.stack([*gaps.values()]).norm() < 1e-4 * norms.norm()
-    assert max(float(gap / wanted[key].norm()) for key, gap in gaps.items()) < 1e-3
+    # thirty layers of float32 round single vectors by more than is allowed here, whoever computes them
+    worst = 1e-4 if model.dtype == torch.float64 else 1e-3
+    assert max(float(gap / wanted[key].norm()) for key, gap in gaps.items()) < worst
