@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.pairs.combinations import AXES, Combination, combinations
+from tests.pairs.grid import AXES, Combination, combinations
 from tests.pairs.worker import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "combinations.md"

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.pairs.combinations import NEEDS, combinations, covering, pairs
+from tests.pairs.grid import NEEDS, combinations, covering, pairs
 from tests.pairs.table import PAGE, make_folder, page, read_page, verdicts
 
 

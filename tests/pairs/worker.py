@@ -50,7 +50,7 @@ def verdict(combination: tuple[str, ...], folder: Path, *, train: bool) -> tuple
     from sftcore import SFTCoreError
     from sftcore.recipe import parse_recipe
     from sftcore.run.train import check_recipe
-    from tests.pairs.combinations import recipe
+    from tests.pairs.grid import recipe
 
     with tempfile.TemporaryDirectory() as output:
         asked = recipe(combination, model=str(folder / "model"), data=str(folder / "rows.jsonl"), output=output)
