@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         Span,
         TokenizedRow,
     )
+    from sftcore.vision_collator import DataCollatorForVisionLanguageModeling
 
 __version__ = "0.1.0"
 
@@ -109,6 +110,7 @@ _WHERE = {
     ),
     "token_loss": ("TokenLoss",),
     "trainer": ("SFTTrainer",),
+    "vision_collator": ("DataCollatorForVisionLanguageModeling",),
     "types": (
         "AttentionBackend",
         "Collator",
@@ -143,7 +145,7 @@ __all__ = [  # noqa: RUF022 - sorted by module, as above
     "CheckError", "ConflictError", "DataError", "ModelError", "PluginError", "RecipeError", "RowError", "SFTCoreError",
     "hookimpl", "plugin", "get_kbit_device_map", "RichProgressCallback",
     "DatasetConfig", "DatasetMixtureConfig", "ScriptArguments", "TrlParser", "get_dataset", "init_zero_verbose",
-    "TokenLoss", "SFTTrainer",
+    "TokenLoss", "SFTTrainer", "DataCollatorForVisionLanguageModeling",
     "AttentionBackend", "Collator", "Example", "Formatter", "LoadOptions", "LoadedModel", "LossFunction", "LossOutput",
     "Message", "ModelRequest", "Part", "PatchReport", "Plan", "Probe", "Problem", "Removable", "Row", "Selection",
     "Span", "TokenizedRow",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftcore.chat import clone_tokens, clones_tokenizer, set_chat_template, set_eos_token, set_pad_token
+from sftcore.data.expand import is_vision
+from sftcore.data.pictures import has_images
 from sftcore.errors import ConflictError, OptionTypeError
 from sftcore.run.setup import Setup, set_up
 from sftcore.selections import parse_plugins
@@ -13,6 +16,9 @@ from sftcore.types import ModelRequest
 
 if TYPE_CHECKING:
     from sftcore.config import SFTConfig
+
+RAW_COLUMNS = ["messages", "prompt", "completion", "text", "conversations", "image", "images"]
+"""Columns that a user's own collator may read of rows that were not prepared."""
 
 
 def current_name(processing_class: Any, tokenizer: Any) -> Any:
@@ -24,8 +30,9 @@ def current_name(processing_class: Any, tokenizer: Any) -> Any:
     return tokenizer
 
 
-def model_request(model: Any, args: SFTConfig, quantization_config: Any) -> ModelRequest:
+def model_request(model: Any, args: SFTConfig, quantization_config: Any, processor: Any = None) -> ModelRequest:
     kwargs = mapping_of(args.model_init_kwargs, "model_init_kwargs")
+    vision = None if processor is None else is_vision(processor)
     if not isinstance(model, str):
         if kwargs or quantization_config is not None:
             given = ", ".join([*kwargs, *(["quantization_config"] if quantization_config is not None else [])])
@@ -33,13 +40,13 @@ def model_request(model: Any, args: SFTConfig, quantization_config: Any) -> Mode
                 f"the model is a ready object, so these arguments for from_pretrained would do nothing: {given}.",
                 fix="Give them where you load the model, or pass its name instead.",
             )
-        return ModelRequest(trust_remote_code=args.trust_remote_code)
+        return ModelRequest(trust_remote_code=args.trust_remote_code, vision=vision)
     if quantization_config is not None:
         if kwargs.get("quantization_config") is not None:
             raise ConflictError("quantization_config is given twice.", fix="Keep one of the two.")
         kwargs["quantization_config"] = quantization_config
     trust = kwargs.pop("trust_remote_code", args.trust_remote_code)
-    return ModelRequest(model, kwargs.pop("revision", None), kwargs.pop("dtype", "float32"), trust, kwargs)
+    return ModelRequest(model, kwargs.pop("revision", None), kwargs.pop("dtype", "float32"), trust, kwargs, vision)
 
 
 def set_up_trainer(request: ModelRequest, args: SFTConfig, peft_config: Any, data_collator: Any) -> Setup:
@@ -74,6 +81,9 @@ def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list
     """The tokenizer with what the configuration sets on it, and the ids of tokens that a cloned template brought."""
     new_ids: list[int] = []
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if is_vision(processing_class) and getattr(processing_class, "chat_template", None):
+        # a processor's template knows images, and may be the only one
+        tokenizer.chat_template = processing_class.chat_template
     if args.chat_template_path is not None:
         if clones_tokenizer(args.chat_template_path):
             new_ids = clone_tokens(tokenizer, args.chat_template_path)
@@ -83,6 +93,8 @@ def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list
         set_eos_token(tokenizer, args.eos_token)
     if args.pad_token is not None:
         set_pad_token(tokenizer, args.pad_token)
+    if is_vision(processing_class):
+        processing_class.chat_template = tokenizer.chat_template
     return tokenizer, new_ids
 
 
@@ -99,3 +111,28 @@ def mapping_of(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise OptionTypeError(f"{name} is a mapping or JSON text of one, got {value!r}.", where="SFTConfig")
     return dict(value)
+
+
+def skips_preparation(args: SFTConfig, dataset: Any, data_collator: Any) -> bool:
+    """Whether rows go to the collator as they are: as asked, or, as in TRL, images to a collator of the user's own."""
+    if mapping_of(args.dataset_kwargs, "dataset_kwargs").get("skip_prepare_dataset"):
+        return True
+    columns = set(getattr(dataset, "column_names", None) or ())
+    own = data_collator is not None and not getattr(data_collator, "images", False)
+    return own and "input_ids" not in columns and bool({"image", "images"} & columns)
+
+
+def refuse_text_collator(collator: Any, *datasets: Any, own: bool) -> None:
+    """Refuse rows with images for a collator that would leave them out.
+
+    Raises:
+        ConflictError: it does not say that it takes images (an attribute `images` that is true).
+    """
+    if getattr(collator, "images", False):
+        return
+    every = [one for given in datasets for one in (given.values() if isinstance(given, Mapping) else [given])]
+    if any(one is not None and hasattr(one, "column_names") and has_images(one) for one in every):
+        raise ConflictError(
+            f"the rows have images, and the collator {type(collator).__name__} takes none.",
+            fix="Give it an attribute `images = True` if it does." if own else "Use collator: vlm.",
+        )

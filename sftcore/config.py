@@ -73,6 +73,13 @@ class SFTConfig(TrainingArguments):
     """Processes that prepare map-style data."""
     dataset_cache: bool = True
     """Keep prepared map-style data under the hash of all that they are made from (folder: $SFTCORE_CACHE)."""
+    image_folder: str | None = None
+    """The folder in which the relative image paths of rows begin. None: that of the data file, or the current one."""
+    max_image_pixels: int = 89478485
+    """A row with an image of more pixels is refused: decoding it could take all memory."""
+    freeze_vision_tower: bool | None = None
+    """Leave the vision tower of a vision-language model, and what joins it to the language layers, as they are. None:
+    where an adapter is made from a recipe's options, which then goes on the language layers alone. False: never."""
     eos_token: str | None = None
     """The token that ends a turn or text, set on tokenizer, model and generation configuration."""
     max_length: int | None = 1024

@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
+from sftcore.rope import position_planes
 from sftcore.types import AttentionBackend
 
 if TYPE_CHECKING:
@@ -57,7 +58,14 @@ def ways_for(model: Any, backend: AttentionBackend | None) -> tuple[Way, ...]:
     too, after the positions.
     """
     first, second = (BOUNDARIES, POSITIONS) if backend is not None and backend.boundaries else (POSITIONS, BOUNDARIES)
-    return (first, second, *mask_ways(model))
+    ways = (first, second, *mask_ways(model))
+    planes = position_planes(causal_model(model))
+    return ways if planes is None else tuple(_with_planes(way, planes) for way in ways)
+
+
+def _with_planes(way: Way, planes: Callable[[Batch, torch.Tensor], dict[str, Any]]) -> Way:
+    """The way with positions in time, height and width beside the plain ones."""
+    return evolve(way, apply=lambda batch: planes(way.apply(batch), batch["position_ids"]))
 
 
 # --- Boundaries -----------------------------------------------------------------------------------------------------

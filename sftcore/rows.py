@@ -131,6 +131,40 @@ def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[s
     return found
 
 
+def images_of(row: Row, *columns: str) -> list[Any]:
+    """The row's images in the one of these columns that holds any: one image or a list of them."""
+    found = {name: row[name] for name in columns if row.get(name) is not None and row[name] != []}
+    if len(found) > 1:
+        raise RowError(f"the row has images in {' and '.join(found)}.", fix="Keep them in one column.")
+    values = next(iter(found.values()), [])
+    return list(values) if isinstance(values, (list, tuple)) else [values]
+
+
+def place_images(messages: Sequence[Message], images: Sequence[Any], marker: str) -> tuple[list[Message], list[Any]]:
+    """Messages with a part of type "image" at the place of each image, and the images in the order of their places.
+
+    Places are the `marker` in plain contents, and parts of type "image" (or "image_url", OpenAI's), which may hold an
+    image of their own. Without any place, the images stand before the first user's words.
+
+    Raises:
+        RowError: another number of images than of empty places, or a part of a kind that is not an image or a text.
+    """
+    parted = [_parted(message, i, marker) for i, message in enumerate(messages)]
+    places = [part for message in parted for part in _parts(message) if part.type == "image"]
+    if images and not places:
+        parted = _with_images_first(parted, len(images))
+        places = [part for message in parted for part in _parts(message) if part.type == "image"]
+    held = [_held(part) for part in places]
+    empty = sum(one is None for one in held)
+    if empty != len(images):
+        raise RowError(
+            f"the row has {len(images)} images, and its messages have {empty} places for them.",
+            fix=f'A place is {marker} in a text, or a part {{"type": "image"}}: give as many as there are images.',
+        )
+    left = iter(images)
+    return [_without_held(one) for one in parted], [next(left) if one is None else one for one in held]
+
+
 def without_nulls(value: Any) -> Any:
     """Plain data without the keys that Arrow filled with null, at any depth."""
     if isinstance(value, Mapping):
@@ -271,6 +305,69 @@ def _call(call: Mapping[str, Any], place: str) -> Mapping[str, Any]:
             arguments = json.loads(arguments)
     clean["function"] = {**function, "arguments": arguments}
     return clean
+
+
+_IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64")
+"""Under which names a part of type "image" may hold its image."""
+
+
+def _parts(message: Message) -> Sequence[Part]:
+    return message.content if message.content is not None and not isinstance(message.content, str) else ()
+
+
+def _parted(message: Message, index: int, marker: str) -> Message:
+    """The message with its content in parts wherever it holds an image."""
+    content = message.content
+    if isinstance(content, str):
+        return attrs.evolve(message, content=_split(content, marker)) if marker in content else message
+    parts: list[Part] = []
+    for part in _parts(message):
+        if part.type == "image_url":
+            part = attrs.evolve(part, type="image")
+        if part.type not in ("image", "text"):
+            raise RowError(f'message {index} has a part of type "{part.type}": only texts and images are read.')
+        parts += _split(part.text, marker) if part.text is not None and marker in part.text else [part]
+    return message if content is None else attrs.evolve(message, content=parts)
+
+
+def _split(text: str, marker: str) -> list[Part]:
+    """A text with an image's part in the place of each marker.
+
+    >>> [part.text or part.type for part in _split("<image>Who?<image>", "<image>")]
+    ['image', 'Who?', 'image']
+    """
+    pieces = text.split(marker)
+    return [
+        part
+        for i, piece in enumerate(pieces)
+        for part in ([Part("image")] if i else []) + ([Part("text", piece)] if piece else [])
+    ]
+
+
+def _with_images_first(messages: Sequence[Message], count: int) -> list[Message]:
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+    if first is None:
+        raise RowError("the row has images, and no user's message to put them before.")
+    message = messages[first]
+    words = [Part("text", message.content)] if isinstance(message.content, str) else list(_parts(message))
+    places = [Part("image")] * count
+    return [*messages[:first], attrs.evolve(message, content=[*places, *words]), *messages[first + 1 :]]
+
+
+def _held(part: Part) -> Any:
+    """The image that a part holds itself, or None."""
+    found = next((part.extra[name] for name in _IMAGE_KEYS if part.extra.get(name) is not None), None)
+    return found.get("url") if isinstance(found, Mapping) and set(found) & {"url"} else found
+
+
+def _without_held(message: Message) -> Message:
+    """The message as templates read it: the image itself is no part of the text."""
+    parts = _parts(message)
+    if not any(part.type == "image" and part.extra for part in parts):
+        return message
+    return attrs.evolve(
+        message, content=[attrs.evolve(part, extra={}) if part.type == "image" else part for part in parts]
+    )
 
 
 def _kind(value: Any) -> str:

@@ -27,6 +27,9 @@ ATTENTION_NAMES = {"flash_attention_2": "flash-2", "flex_attention": "flex"}
 FLATTENED = "flattened"
 """The collator that lays batches end to end."""
 
+VISION = "vlm"
+"""The collator of vision-language models."""
+
 TAKES_BOUNDARIES = ("varlen", "flash-1", "flash-2")
 """Attentions that compute documents one by one, so that one long row of them costs no more than several."""
 
@@ -142,7 +145,7 @@ def selections_for(
 def format_options(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options that fields give to formats which `format: auto` considers, by format name."""
     field = settings.get("dataset_text_field")
-    return {"text": {"field": field}} if field is not None else {}
+    return {"text": {"field": field}, VISION: {"text": field}} if field is not None else {}
 
 
 def _with_field_options(selection: Selection, settings: Mapping[str, Any]) -> Selection:
@@ -161,6 +164,8 @@ def _defaults_for(model: ModelRequest, settings: Mapping[str, Any], explicit: It
         defaults["loader"] = FILE_LOADERS[ending]
     if settings.get("packing") and any(one.kind == "attention" and one.name in TAKES_BOUNDARIES for one in explicit):
         defaults["collator"] = FLATTENED
+    if model.vision:
+        defaults["collator"] = VISION
     return defaults
 
 
@@ -169,7 +174,7 @@ def _from_fields(settings: Mapping[str, Any], model: ModelRequest, where: str, p
         return Selection(kind, name, options or {}, path=f"{where}.{field}" if where else field)
 
     if settings.get("padding_free"):
-        yield asks("padding_free", "collator", FLATTENED)
+        yield asks("padding_free", "collator", VISION if model.vision else FLATTENED)
     loss = settings.get("loss_type")
     if loss in LOSS_ALIASES:
         warnings.warn(f'loss_type "{loss}" is now "{LOSS_ALIASES[loss]}".', FutureWarning, stacklevel=2)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
+from sftcore.data.pictures import has_images
 from sftcore.errors import ModelError
 from sftcore.proof.contamination import Proof, check_labels, keep_documents_apart
+from sftcore.proof.images import LOOKED_AT, prove_images
 
 if TYPE_CHECKING:
     from sftcore.types import AttentionBackend
@@ -67,6 +70,23 @@ class SharedRows:
         """
         if layout.shared:
             self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, max_length=max_length)
+
+    def prove_images(self, model: Any, collator: Any, dataset: Any) -> None:
+        """Hold that the documents of these rows see their own images alone, if rows with images share rows.
+
+        Raises:
+            ModelError: they do not.
+        """
+        if self.proof is None or not has_images(dataset):
+            return
+        rows = list(itertools.islice(dataset, LOOKED_AT))
+        gaps = prove_images(model, self.proof.way, collator, rows)
+        if gaps is not None:
+            kept = "bit-identical" if gaps.neighbours == 0 else f"within {gaps.neighbours:.1g}"
+            note = (
+                f"with images: logits {kept} whatever the others' images, within {gaps.alone:.1g} of the document alone"
+            )
+            self.proof = evolve(self.proof, notes=(*self.proof.notes, note))
 
     def __call__(self, batch: dict[str, Any], mode: str) -> dict[str, Any]:
         """The batch with what keeps its documents apart; the labels of the first batch of a mode are checked."""

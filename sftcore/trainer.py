@@ -13,11 +13,22 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainingArguments, set_seed
 
-from sftcore.arguments import current_name, mapping_of, max_length_of, model_request, prepare_tokenizer, set_up_trainer
+from sftcore.arguments import (
+    RAW_COLUMNS,
+    current_name,
+    max_length_of,
+    model_request,
+    prepare_tokenizer,
+    refuse_text_collator,
+    set_up_trainer,
+    skips_preparation,
+)
 from sftcore.chat import num_rows
 from sftcore.chat_tokens import fit_model, supervised_ids, untrained_tokens
 from sftcore.checkpointing import checkpoint_selectively, take_selective
 from sftcore.config import SFTConfig, as_sft_config
+from sftcore.data.expand import is_vision
+from sftcore.data.pictures import DOCUMENTS
 from sftcore.data.sets import DataPreparation
 from sftcore.documents import causal_model
 from sftcore.errors import ConflictError, DataError, OptionTypeError
@@ -42,6 +53,7 @@ from sftcore.run.metrics import Metrics
 from sftcore.run.setup import check
 from sftcore.shared_rows import SharedRows, layout_of
 from sftcore.types import LoadedModel
+from sftcore.vision import freeze_vision
 
 
 class SFTTrainer(Trainer):
@@ -92,7 +104,7 @@ class SFTTrainer(Trainer):
     ) -> None:
         processing_class = current_name(processing_class, tokenizer)
         args = as_sft_config(args, model if isinstance(model, str) else model.config._name_or_path or "model")
-        request = model_request(model, args, quantization_config)
+        request = model_request(model, args, quantization_config, processing_class)
         if train_dataset is None:
             raise DataError("`train_dataset` is required.", fix="Pass a datasets.Dataset or IterableDataset.")
         if isinstance(train_dataset, Mapping):
@@ -113,9 +125,13 @@ class SFTTrainer(Trainer):
         set_seed(args.seed)
 
         processing_class = processing_class or load_processor(self.setup.plan, self.setup.plugins)
+        if is_vision(processing_class) and self.setup.plan.model.vision is None:
+            # only the processor could tell that a model from the hub reads images
+            self.setup = set_up_trainer(attrs.evolve(request, vision=True), args, peft_config, data_collator)
         tokenizer, new_ids = prepare_tokenizer(processing_class, args)
-        self.data = DataPreparation(self.setup, tokenizer, max_length_of(args, tokenizer), formatting_func)
-        self._skip_prepare = bool(mapping_of(args.dataset_kwargs, "dataset_kwargs").get("skip_prepare_dataset"))
+        length = max_length_of(args, tokenizer)
+        self.data = DataPreparation(self.setup, tokenizer, length, formatting_func, processing_class)
+        self._skip_prepare = skips_preparation(args, train_dataset, data_collator)
         train_dataset = self._prepared(train_dataset, "train_dataset", data_collator)
         if eval_dataset is not None:
             eval_dataset = self._prepared(eval_dataset, "eval_dataset", data_collator)
@@ -129,6 +145,7 @@ class SFTTrainer(Trainer):
         collator = data_collator or self.setup.plugins.one(
             "make_collator", processor=processing_class, plan=self.setup.plan
         )
+        refuse_text_collator(collator, train_dataset, eval_dataset, own=data_collator is not None)
         packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
         layout = layout_of(collator, packed=packed)
         self.padding_free = layout.flattened
@@ -155,6 +172,7 @@ class SFTTrainer(Trainer):
             attention = attention_of(self.setup.plan, self.setup.plugins)
             backend = attention[1] if attention else None
             self.shared_rows.prove(self.model, backend, layout, max_length=self.data.max_length)
+            self.shared_rows.prove_images(self.model, collator, train_dataset)
         self.kernels.off()
         self.model.add_model_tags(list(self._tag_names))
 
@@ -167,6 +185,7 @@ class SFTTrainer(Trainer):
             loaded = adopt_model(model, processor, plan, plugins)
         self._rows_as_loaded = num_rows(loaded.model)
         notes = fit_model(loaded.model, self.data.tokenizer, args, new_ids, rows)
+        notes = (*notes, *freeze_vision(loaded.model, args.freeze_vision_tower))
         loaded = attrs.evolve(loaded, notes=(*loaded.notes, *notes))
         self._balance_experts(loaded.model, args)
         refuse_unsupported(plan, plugins, loaded.model, _running_dtype(loaded.model, args), args.device.type)
@@ -350,7 +369,9 @@ class SFTTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # type: ignore[has-type]
-            self._signature_columns = ["input_ids", "labels", "weights", "seq_lengths"]
+            self._signature_columns = ["input_ids", "labels", "weights", "seq_lengths", DOCUMENTS]
+            if self._skip_prepare and is_vision(self.processing_class):
+                self._signature_columns += RAW_COLUMNS
 
     @property
     def _mode(self) -> str:

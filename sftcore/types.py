@@ -36,6 +36,9 @@ PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
 IGNORED = -100
 """The label of a token that does not count for the loss."""
 
+IMAGE = "<image>"
+"""In the plain texts of an example with images: the place of one."""
+
 Slot: TypeAlias = str
 Row: TypeAlias = Mapping[str, Any]
 
@@ -114,6 +117,9 @@ class Example:
 
     `prompt` and `completion` are both texts or both lists of messages. `tools` are JSON schemas, `template_kwargs`
     further arguments for the chat template of this row.
+
+    `images` are PIL images, encoded bytes, paths, or mappings with `bytes` or `path`. Each has a place, in their order:
+    a part of type "image" in a message, or IMAGE in a text.
     """
 
     messages: Turns | None = None
@@ -180,7 +186,8 @@ class ModelRequest:
     """The model that a run asks for.
 
     `name` is a hub id, a folder or a file; None where a ready model object was passed in. `dtype` is the name of a
-    torch dtype, or "auto". `init_kwargs` goes to `from_pretrained` whole.
+    torch dtype, or "auto". `init_kwargs` goes to `from_pretrained` whole. `vision` says whether its processor reads
+    images, None where that is not known yet.
     """
 
     name: str | None = None
@@ -188,6 +195,7 @@ class ModelRequest:
     dtype: str | None = None
     trust_remote_code: bool = False
     init_kwargs: Mapping[str, Any] = field(factory=dict)
+    vision: bool | None = None
 
 
 @frozen

@@ -152,6 +152,13 @@ def _facts(report: SetReport) -> Iterator[tuple[str, str]]:
     if total:
         shares = (f"{name} {getattr(role, unit) / total:.1%}" for name, role in report.roles.items())
         yield f"{unit} of", ", ".join(shares)
+    if (images := report.images) is not None:
+        text = f"{images.images:,} in {_num(images.rows, 'row')}"
+        if images.smallest and images.largest:
+            low, high = ("{} x {}".format(*size) for size in (images.smallest, images.largest))
+            each = f"{images.fewest:,}" if images.fewest == images.most else f"{images.fewest:,} to {images.most:,}"
+            text += f", {low} to {high} pixels, {each} tokens each, {images.tokens:,} together"
+        yield "images", text
     if report.packing is not None:
         packing = report.packing
         blocks = f"{packing.blocks:,} blocks of {report.max_length:,} tokens, {packing.fill:.1%} filled"

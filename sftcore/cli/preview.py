@@ -71,6 +71,8 @@ def _show(console: Console, one: Preview) -> None:
     for index, document in enumerate(one.documents):
         if one.capacity is not None:
             console.print(Text(f"── {border(index, document, len(one.documents))}", "cyan"), soft_wrap=True)
+        for number, picture in enumerate(document.pictures):
+            console.print(Text(f"image {number + 1}: {visible(str(picture))}", "cyan"), soft_wrap=True)
         show = _coloured if console.color_system else _plain
         console.print(show(document.segments), soft_wrap=True)
     if one.cut > CUT_SHOWN:

@@ -51,11 +51,12 @@ def choose_format(
         DataError: no format detects the columns; formats that could read them after a mapping are shown.
         ConflictError: several do.
     """
-    refuse_images(columns, where)
+    columns = tuple(columns)
     named = [one for one in plugins.bound if one.selection.kind == "format"]
     if named:
+        if named[0].implements("detects") and not _guarded(named[0], "detects", columns):
+            refuse_images(columns, where)
         return named[0]
-    columns = tuple(columns)
     candidates = [one for entry in catalog.of_kind("format") if (one := _candidate(entry, plan, catalog, blocked))]
     detecting = [one for one in candidates if one.implements("detects") and _guarded(one, "detects", columns)]
     if len(detecting) > 1:
@@ -78,9 +79,9 @@ def refuse_images(columns: Sequence[str], where: str) -> None:
     """Refuse images that a text run would leave out without a word."""
     if "input_ids" not in columns and (found := sorted({"image", "images"} & set(columns))):
         raise DataError(
-            f'the rows have the column "{found[0]}", and text alone is trained on.',
+            f'the rows have the column "{found[0]}", and the format would train on text alone.',
             where=where,
-            fix="Remove the column if the images do not matter.",
+            fix="Use a format that reads images (format: auto), or remove the column if they do not matter.",
         )
 
 

@@ -39,6 +39,7 @@ def key_of(
     settings: Mapping[str, Any],
     max_length: int | None,
     packing: str,
+    processor: Any = None,
 ) -> Key | None:
     """The key of a prepared set, or None where something in it has no stable hash (a function that cannot be pickled).
 
@@ -49,6 +50,7 @@ def key_of(
         settings: of the run.
         max_length: of a row or block.
         packing: how rows are packed, in words; empty where they are not.
+        processor: of a vision-language model, whose settings decide how many tokens an image has.
     """
     assert format is not None
     read = _function_digest(format) if callable(format) else _plugin_digest(format)
@@ -60,6 +62,7 @@ def key_of(
             "the format": read,
             "the chat template": digest_of(json.dumps(plain(tokenizer.chat_template)).encode()),
             "the tokenizer": _tokenizer_digest(tokenizer),
+            "the image processor": "" if processor is None else _images_digest(processor, settings),
             "max_length": str(max_length),
             "packing": packing,
             **{name: json.dumps(plain(settings.get(name))) for name in SETTINGS},
@@ -67,6 +70,12 @@ def key_of(
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
     )
+
+
+def _images_digest(processor: Any, settings: Mapping[str, Any]) -> str:
+    """What decides how many tokens an image has, and which are refused."""
+    limits = [settings.get("image_folder"), settings.get("max_image_pixels")]
+    return digest_of(processor.to_json_string().encode(), json.dumps(limits).encode())
 
 
 def rows_digest(dataset: Dataset) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from sftcore.data.blocks import PackingPlan, blocks_of, num_supervised
+from sftcore.data.images import holds_only_images
 from sftcore.data.ledger import Ledger
 from sftcore.data.prepare import FATE, Pipeline, rows_of
 from sftcore.errors import DataError
@@ -179,8 +180,9 @@ def _one_tokenizer_thread() -> Iterator[None]:
 
 
 def _needs_decoding(dataset: Dataset) -> bool:
-    """Whether a column is stored otherwise than it is read (JSON values, images)."""
-    return any(getattr(dataset.features, "_column_requires_decoding", {}).values())
+    """Whether a column is stored otherwise than it is read (JSON values), images left out: their references will do."""
+    flagged = getattr(dataset.features, "_column_requires_decoding", {})
+    return any(needed and not holds_only_images(dataset.features[name]) for name, needed in flagged.items())
 
 
 def _without_empty_weights(rows: pa.Table) -> pa.Table:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+PER_DOCUMENT = ("documents",)
+"""Columns with one entry a document, whatever its length (see sftcore.data.pictures)."""
 WINDOW = 4096
 """Blocks that are written at a time."""
 
@@ -99,12 +101,13 @@ def pack(lengths: Any, capacity: int, strategy: str = "bfd") -> Packing:
 def packed(table: pa.Table, packing: Packing) -> Iterator[pa.Table]:
     """The blocks of `packing` as tables of at most `WINDOW` rows.
 
-    Every column of `table` is a list column with one entry a token, of equal lengths; the column `seq_lengths`
-    (list<int32>, the lengths of the pieces in each block) is added.
+    Every column of `table` is a list column with one entry a token, of equal lengths, or with one entry a row and named
+    in `PER_DOCUMENT`; the column `seq_lengths` (list<int32>, the lengths of the pieces in each block) is added.
     """
     import pyarrow as pa
 
-    columns = {name: _flat(table.column(name)) for name in table.column_names}
+    columns = {name: _flat(table.column(name)) for name in table.column_names if name not in PER_DOCUMENT}
+    whole = {name: _combined(table.column(name)).flatten() for name in table.column_names if name in PER_DOCUMENT}
     for first in range(0, packing.num_blocks, WINDOW):
         blocks = packing.blocks[first : first + WINDOW + 1]
         part = slice(int(blocks[0]), int(blocks[-1]))
@@ -119,9 +122,11 @@ def packed(table: pa.Table, packing: Packing) -> Iterator[pa.Table]:
             ]
             flat = np.concatenate(gathered) if gathered else values[:0]
             arrays[name] = pa.ListArray.from_arrays(pa.array(block_offsets, pa.int32()), pa.array(flat, kind))
-        arrays["seq_lengths"] = pa.ListArray.from_arrays(
-            pa.array(blocks - blocks[0], pa.int32()), pa.array(lengths, pa.int32())
-        )
+        first_pieces = pa.array(blocks - blocks[0], pa.int32())
+        arrays["seq_lengths"] = pa.ListArray.from_arrays(first_pieces, pa.array(lengths, pa.int32()))
+        for name, entries in whole.items():
+            taken = entries.take(pa.array(packing.documents[part]))
+            arrays[name] = pa.ListArray.from_arrays(first_pieces, taken)
         yield pa.table(arrays)
 
 
@@ -173,10 +178,14 @@ def _wrapped(lengths: Array, capacity: int) -> Packing:
 
 def _flat(column: pa.ChunkedArray) -> tuple[Array, Array, pa.DataType]:
     """A list column's values end to end, where each row begins, and the values' type."""
-    column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    column = _combined(column)
     lengths = column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
     values = column.flatten().to_numpy(zero_copy_only=False)
     kind = column.type.value_type
     if (lengths < 0).any():
         raise ValueError("a row is null, and nobody knows how long it is")
     return values, offsets_of(lengths), kind
+
+
+def _combined(column: pa.ChunkedArray) -> pa.ListArray:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

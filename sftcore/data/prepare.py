@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -9,10 +10,13 @@ import numpy as np
 from attrs import frozen
 
 from sftcore.data.columns import TokenColumns, Truncation
+from sftcore.data.expand import Expander, refuse_keep_end, refuse_without_vision
 from sftcore.data.format import RowReader
+from sftcore.data.images import size_of
+from sftcore.data.pictures import Picture, documents_column
 from sftcore.data.render import Rendered, Renderer
-from sftcore.data.tokenize import STRADDLES, Encoded, Tokenizer
-from sftcore.errors import DataError, RowError
+from sftcore.data.tokenize import STRADDLES, Encoded, Tokenizer, end_of_holes, token_range
+from sftcore.errors import ConflictError, DataError, RowError
 from sftcore.types import Example, Row, TokenizedRow
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ Content: TypeAlias = "Rendered | TokenizedRow | None"
 
 NOTHING_SUPERVISED = "no supervised token"
 NOTHING_LEFT = "no supervised token left after the cut"
+IMAGE_CUT = "an image would be cut at max_length"
 NOTHING_MADE = "the format makes nothing of it"
 
 FATE = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
@@ -34,6 +39,7 @@ class Inspected:
 
     `example` is None where the format refused the row, `row` where anything did; `error` says who and why. `row` is
     what is left after the cut, always with labels. `dropped` is why the run would leave it out, or empty.
+    `pictures` are the example's images.
     """
 
     number: int
@@ -44,17 +50,22 @@ class Inspected:
     tokens_cut: int
     dropped: str
     notes: tuple[str, ...]
+    pictures: tuple[Picture, ...] = ()
 
 
 @frozen
 class Pipeline:
-    """From raw rows to token rows, a batch at a time. It is sent to worker processes, so it holds no plugin manager."""
+    """From raw rows to token rows, a batch at a time. It is sent to worker processes, so it holds no plugin manager.
+
+    With an `expander`, for a vision-language model, token rows have `documents` too (see sftcore.data.pictures).
+    """
 
     reader: RowReader
     renderer: Renderer
     tokenizer: Tokenizer
     max_length: int | None = None
     truncation: Truncation = "keep_start"
+    expander: Expander | None = None
 
     def __call__(self, batch: pa.Table | Mapping[str, list[Any]], numbers: Sequence[int]) -> pa.Table:
         """A batch of raw rows and their numbers, to token rows with what became of each example.
@@ -82,7 +93,7 @@ class Pipeline:
         import pyarrow as pa
 
         whole, straddles = self._joined([content for _, content in contents], encoded)
-        kept, dropped = self._cut(whole, contents)
+        kept, dropped = self._cut(whole, contents, encoded)
         notes = [
             [*getattr(content, "notes", ()), *([STRADDLES] if straddling else [])]
             for (_, content), straddling in zip(contents, straddles, strict=True)
@@ -96,7 +107,8 @@ class Pipeline:
             "_dropped": pa.array(dropped, pa.string()),
             "_notes": pa.array(notes, pa.list_(pa.string())),
         }
-        return pa.table({**kept.to_arrow(), **fate})
+        pictures = {} if self.expander is None else {"documents": documents_column(contents)}
+        return pa.table({**kept.to_arrow(), **pictures, **fate})
 
     def inspect(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
         """What becomes of each row, one by one; a row that would stop the run is told, not raised."""
@@ -114,25 +126,47 @@ class Pipeline:
             if not examples:
                 pending.append((number, None, None))
         contents = [(number, content) for number, _, content in pending]
-        whole, straddles = self._joined([content for _, content in contents], self.tokenize(contents))
-        kept, dropped = self._cut(whole, contents)
+        encoded = self.tokenize(contents)
+        whole, straddles = self._joined([content for _, content in contents], encoded)
+        kept, dropped = self._cut(whole, contents, encoded)
+        encodings = iter(encoded.encodings or itertools.repeat(None))
         for i, (number, example, content) in enumerate(pending):
             notes = (*getattr(content, "notes", ()), *([STRADDLES] if straddles[i] else []))
             length = int(whole.lengths[i])
             cut = length - int(kept.lengths[i])
-            found.append(Inspected(number, example, None, kept.row(i), length, cut, dropped[i] or "", notes))
+            pictures = self._pictures(content, next(encodings)) if isinstance(content, Rendered) else ()
+            found.append(Inspected(number, example, None, kept.row(i), length, cut, dropped[i] or "", notes, pictures))
         return sorted(found, key=lambda one: one.number)
+
+    def _pictures(self, content: Rendered, encoding: Any) -> tuple[Picture, ...]:
+        if not content.holes or self.expander is None:
+            return ()
+        sizes = (size_of(image, self.expander.max_pixels) for image in content.images)
+        ranges = (token_range(encoding, hole) for hole in content.holes)
+        found = zip(content.images, sizes, ranges, strict=True)
+        return tuple(Picture(image, *size, *tokens) for image, size, tokens in found)
 
     def _content(self, number: int, example: Example) -> Content:
         if example.tokens is not None:
             return example.tokens
         try:
-            return self.renderer.render(example)
+            return self._rendered(example)
         except RowError as error:
             raise error.at(self.reader.where, number) from None
-        except DataError as error:
+        except (DataError, ConflictError) as error:
             error.where = error.where or self.reader.where
             raise
+
+    def _rendered(self, example: Example) -> Rendered:
+        """The example as text, with the tokens of its images."""
+        if self.expander is None:
+            if example.images:
+                raise refuse_without_vision(self.renderer.tokenizer)
+            return self.renderer.render(example)
+        if example.images:
+            refuse_keep_end(self.truncation, self.max_length)
+        sources = self.expander.sources(example.images)
+        return self.expander.expand(self.renderer.render(self.expander.with_places(example)), sources)
 
     def _joined(self, contents: Sequence[Content], encoded: Encoded) -> tuple[TokenColumns, Any]:
         texts = [content for content in contents if isinstance(content, Rendered)]
@@ -146,18 +180,36 @@ class Pipeline:
         return joined, np.concatenate([straddles, np.zeros(len(ready), bool)])[back]
 
     def _cut(
-        self, whole: TokenColumns, contents: Sequence[tuple[int, Content]]
+        self, whole: TokenColumns, contents: Sequence[tuple[int, Content]], encoded: Encoded
     ) -> tuple[TokenColumns, list[str | None]]:
         kept = whole.truncated(self.max_length, self.truncation)
-        dropped: list[str | None] = [None] * len(contents)
+        dropped = self._with_cut_images(whole, contents, encoded)
         before: Any = None
         for i in np.flatnonzero(kept.num_supervised() == 0).tolist():
             before = whole.num_supervised() if before is None else before
+            if dropped[i]:
+                continue
             if contents[i][1] is None:
                 dropped[i] = NOTHING_MADE
             else:
                 dropped[i] = NOTHING_LEFT if before[i] else NOTHING_SUPERVISED
         return kept, dropped
+
+    def _with_cut_images(
+        self, whole: TokenColumns, contents: Sequence[tuple[int, Content]], encoded: Encoded
+    ) -> list[str | None]:
+        """For each row, the reason to drop it where the cut would go through or before one of its images."""
+        reasons: list[str | None] = [None] * len(contents)
+        limit = self.max_length
+        if self.expander is None or limit is None:
+            return reasons
+        texts = (i for i, (_, content) in enumerate(contents) if isinstance(content, Rendered))
+        for number, i in enumerate(texts):
+            content: Any = contents[i][1]
+            if content.holes and whole.lengths[i] > limit and encoded.encodings:
+                needed = end_of_holes(encoded.encodings[number], content)
+                reasons[i] = IMAGE_CUT if needed > limit else None
+        return reasons
 
 
 def rows_of(batch: pa.Table | Mapping[str, list[Any]]) -> list[dict[str, Any]]:

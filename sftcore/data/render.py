@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 class Rendered:
     """A text as the tokenizer will see it. `spans` None: every token counts, those that the tokenizer adds included.
 
-    `notes` are short constant sentences on what the chat template did to this row.
+    `notes` are short constant sentences on what the chat template did to this row. Where the text holds `images`,
+    `holes` are the characters that stand for them, which never count, and `unexpanded` is the text as the processor
+    reads it, with one place for each.
     """
 
     text: str
     spans: tuple[Span, ...] | None
     add_special_tokens: bool
     notes: tuple[str, ...] = ()
+    holes: tuple[Span, ...] = ()
+    unexpanded: str = ""
+    images: tuple[Mapping[str, Any], ...] = ()
 
 
 class Renderer:
@@ -51,7 +56,7 @@ class Renderer:
     ) -> None:
         if mask_style not in ("turn", "trl"):
             raise OptionTypeError(f'mask_style is "turn" or "trl", got "{mask_style}".')
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._completion_only = completion_only
         self._assistant_only = assistant_only
         self._mask_style = mask_style

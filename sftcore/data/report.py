@@ -14,6 +14,7 @@ from attrs import asdict, define, field, frozen
 
 from sftcore.data.prepare import Inspected
 from sftcore.data.report_findings import Finding, Findings, Place
+from sftcore.data.report_images import ImageCounts, Images
 from sftcore.data.report_inspect import Inspector, Inspectors
 from sftcore.data.report_lengths import Lengths, Packed, describe, packed
 from sftcore.data.report_read import Raw
@@ -88,6 +89,7 @@ class SetReport:
     roles: dict[str, Role]
     packing: Packed | None
     findings: tuple[Finding, ...]
+    images: Images | None = None
 
     def count(self, severity: str) -> int:
         """How many findings are of this severity."""
@@ -135,6 +137,7 @@ class Reporter:
     _of_row: tuple[array[int], array[int], array[int]] = field(factory=lambda: (array("Q"), array("Q"), array("Q")))
     _lengths: array[int] = field(factory=lambda: array("Q"))
     _kept: array[int] = field(factory=lambda: array("Q"))
+    _images: ImageCounts = field(factory=ImageCounts)
 
     # --- Reading ----------------------------------------------------------------------------------------------------
     def read(self, file: str, raws: Iterable[Raw]) -> None:
@@ -218,6 +221,7 @@ class Reporter:
             return
         for note in one.notes:
             self.findings.add("note", place, what=f"{note[:1].upper()}{note[1:]}.")
+        self._images.add(one)
         if one.row is not None:
             self._lengths.append(one.tokens_in)
             self._tokens["all"] += one.tokens_in
@@ -307,6 +311,7 @@ class Reporter:
             roles={role: Role(**counts) for role, counts in self._roles.items() if any(counts.values())},
             packing=self._packed(),
             findings=self.findings.all(),
+            images=self._images.result(),
         )
 
     def _packed(self) -> Packed | None:

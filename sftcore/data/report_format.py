@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 from attrs import frozen
 
-from sftcore.data.format import choose_format, refuse_images
+from sftcore.data.format import choose_format
 from sftcore.errors import DataError, SFTCoreError
 from sftcore.registry import ActivePlugins, Bound, bind
 from sftcore.run.setup import Setup
@@ -39,7 +39,6 @@ def format_for(setup: Setup, columns: Sequence[str], where: str) -> FormatChoice
         DataError: no format reads these columns, and none offers a mapping.
         ConflictError: several formats do.
     """
-    refuse_images(columns, where)
     try:
         bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, where)
         return FormatChoice(setup, bound)

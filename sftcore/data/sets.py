@@ -10,7 +10,9 @@ from attrs import define, evolve, field
 
 from sftcore.data.blocks import PackingPlan
 from sftcore.data.cache import find_or_make, wrapped
+from sftcore.data.expand import Expander, is_vision
 from sftcore.data.format import RowReader, choose_format, reader_for, refuse_images
+from sftcore.data.images import MAX_PIXELS
 from sftcore.data.keys import key_of
 from sftcore.data.ledger import Ledger
 from sftcore.data.mapstyle import build
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 @define
 class DataPreparation:
-    """Prepares the data sets of one run.
+    """Prepares the data sets of one run. `processor` is the model's where it reads images too.
 
     `ledgers` collects what became of the rows of map-style sets, `formats` which plugin read each set, `notes` what
     else is to be said of them.
@@ -41,6 +43,7 @@ class DataPreparation:
     tokenizer: Any
     max_length: int | None
     formatting_func: Callable[[Row], Any] | None = None
+    processor: Any = None
     ledgers: list[Ledger] = field(factory=list)
     formats: dict[str, Bound] = field(factory=dict)
     notes: list[str] = field(factory=list)
@@ -100,7 +103,21 @@ class DataPreparation:
             # what packing cuts in pieces is not cut before
             max_length=None if packing and packing.strategy != "bfd" else self.max_length,
             truncation=settings.get("truncation_mode") or "keep_start",
+            expander=self._expander(packing, name),
         )
+
+    def _expander(self, packing: PackingPlan | None, name: str) -> Expander | None:
+        settings = self.setup.plan.settings
+        if self.processor is None or not is_vision(self.processor):
+            return None
+        if packing and packing.strategy != "bfd":
+            raise ConflictError(
+                f"packing_strategy {packing.strategy} cuts documents in pieces, and with them their images.",
+                where=name,
+                fix="Use packing_strategy: bfd.",
+            )
+        folder, limit = settings.get("image_folder"), settings.get("max_image_pixels")
+        return Expander(self.processor, folder or "", limit or MAX_PIXELS)
 
     def _packing(self, name: str) -> PackingPlan | None:
         """How this set is packed: an evaluation set as `eval_packing` says, else as the training set."""
@@ -133,6 +150,7 @@ class DataPreparation:
                 dataset,
                 format=self.formats.get(name) or self.formatting_func,
                 tokenizer=self.tokenizer,
+                processor=self.processor if is_vision(self.processor) else None,
                 settings=settings,
                 max_length=self.max_length,
                 packing=f"{packing.strategy}, shuffle seed {packing.shuffle_seed}" if packing else "",

@@ -31,6 +31,8 @@ def prepare_stream(
         rows = kept_rows(pipeline(batch, numbers))
         return _lists(rows if packing is None or not len(rows) else _packed(rows, packing))
 
+    if pipeline.expander is not None and dataset.features is not None:
+        dataset = dataset.decode(False)  # images stay references
     size = BATCH if packing is None else max(BATCH, packing.capacity)
     return dataset.map(prepared, batched=True, batch_size=size, with_indices=True, remove_columns=columns_of(dataset))
 

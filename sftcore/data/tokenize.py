@@ -88,7 +88,11 @@ class Tokenizer:
                 core.no_padding()
             core.encode_special_tokens = bool(getattr(self._tokenizer, "split_special_tokens", False))
             # Where all tokens count nobody asks for offsets, and the tokenizer is faster without
-            encode = core.encode_batch_fast if all(one.spans is None for one in rendered) else core.encode_batch
+            encode = (
+                core.encode_batch_fast
+                if all(one.spans is None and not one.holes for one in rendered)
+                else core.encode_batch
+            )
             return Encoded(None, encode(texts, add_special_tokens=add_special_tokens))
         batch = self._tokenizer(
             texts,
@@ -107,7 +111,7 @@ class Tokenizer:
         labels = ids.copy()
         weights = None
         for i, one in enumerate(rendered):
-            if one.spans is None:
+            if one.spans is None and not one.holes:
                 continue
             if not encodings:
                 raise ModelError(
@@ -115,6 +119,9 @@ class Tokenizer:
                     fix="Convert it, or train on whole texts (completion_only_loss: false).",
                 )
             start, stop = int(offsets[i]), int(offsets[i + 1])
+            if one.spans is None:
+                _mask_holes(labels[start:stop], encodings[i], one)
+                continue
             labels[start:stop] = IGNORED
             weighted[i] = any(span.weight != 1.0 for span in one.spans)
             if weighted[i]:
@@ -132,6 +139,7 @@ class Tokenizer:
                 labels[start + first : start + last] = ids[start + first : start + last]
                 if weighted[i]:
                     weights[start + first : start + last] = span.weight  # type: ignore[index]
+            _mask_holes(labels[start:stop], encodings[i], one)
         return TokenColumns(ids, labels, weights, offsets, weighted), straddles
 
 
@@ -154,6 +162,18 @@ def token_range(encoding: Any, span: Span) -> tuple[int, int]:
             break
         last += 1
     return first, last + 1
+
+
+def end_of_holes(encoding: Any, rendered: Rendered) -> int:
+    """How many tokens a row needs at least so that no image of it is cut."""
+    return token_range(encoding, rendered.holes[-1])[1] if rendered.holes else 0
+
+
+def _mask_holes(labels: Array, encoding: Any, rendered: Rendered) -> None:
+    """No token that stands for an image, even in part, is supervised."""
+    for hole in rendered.holes:
+        first, last = token_range(encoding, hole)
+        labels[first:last] = IGNORED
 
 
 def _begins_before(encoding: Any, token: int, span: Span) -> bool:

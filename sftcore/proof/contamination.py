@@ -166,18 +166,18 @@ def measure(model: Any, backend: AttentionBackend | None, way: Way, lengths: Len
 
     packed = _Rows(model, lengths)
     neighbours = alone = largest = 0.0
-    with _quiet(model), torch.no_grad():
+    with quiet(model), torch.no_grad():
         calls = backend.calls() if backend is not None and backend.calls else 0
-        wanted = _logits(model, way(packed.batch(packed.ids_BT)))
+        wanted = logits_of(model, way(packed.batch(packed.ids_BT)))
         if way.name == "boundaries" and backend is not None and backend.calls:
             _check_calls(causal_model(model), backend.calls() - calls)
         for row, span in packed.checked():
-            got = _logits(model, way(packed.batch(packed.replaced_except(row, span))))
-            neighbours = _worst(neighbours, got[row, span], wanted[row, span])
-            reference = _logits(model, {"input_ids": packed.ids_BT[row : row + 1, span]})[0]
-            alone = _worst(alone, wanted[row, span], reference)
+            got = logits_of(model, way(packed.batch(packed.replaced_except(row, span))))
+            neighbours = worst(neighbours, got[row, span], wanted[row, span])
+            reference = logits_of(model, {"input_ids": packed.ids_BT[row : row + 1, span]})[0]
+            alone = worst(alone, wanted[row, span], reference)
             largest = max(largest, float(reference.abs().max()))
-    coarse = _coarsest(model, wanted)
+    coarse = coarsest(model, wanted)
     if (backend is None or backend.deterministic) and not _shares_numbers(causal_model(model)):
         moved = 0.0
     else:
@@ -186,12 +186,12 @@ def measure(model: Any, backend: AttentionBackend | None, way: Way, lengths: Len
     return Gaps(neighbours, alone, moved, alone_allowed * largest)
 
 
-def _worst(so_far: float, got: torch.Tensor, wanted: torch.Tensor) -> float:
+def worst(so_far: float, got: torch.Tensor, wanted: torch.Tensor) -> float:
     gap = float((got.float() - wanted.float()).abs().max())
     return gap if not gap <= so_far else so_far  # keeps a gap that is not a number
 
 
-def _logits(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+def logits_of(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
     logits: torch.Tensor = model(**{"use_cache": False, **batch}).logits
     return logits
 
@@ -261,7 +261,7 @@ def _plain_words(config: Any) -> list[int]:
 
 # --- The model as training finds it ---------------------------------------------------------------------------------
 @contextmanager
-def _quiet(model: Any) -> Iterator[None]:
+def quiet(model: Any) -> Iterator[None]:
     """Evaluation mode; afterwards each module's own flag and the random state are what they were."""
     import torch
 
@@ -287,7 +287,7 @@ def _shares_numbers(model: Any) -> bool:
     return experts or bool(getattr(model, "is_quantized", False))
 
 
-def _coarsest(model: Any, logits: torch.Tensor) -> str:
+def coarsest(model: Any, logits: torch.Tensor) -> str:
     """The name of the coarsest dtype on the way to the logits, which may have been turned into float32 at the end."""
     import torch
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import define, field, frozen
 
+from sftcore.data.pictures import DOCUMENTS, Picture
 from sftcore.data.report_format import FormatChoice, format_for
 from sftcore.errors import DataError, RecipeError
 from sftcore.recipe import Recipe
@@ -33,7 +34,8 @@ CUT_SHOWN = 200
 class Piece:
     """The fewest tokens that make whole characters; `position` is that of the first of them in its document.
 
-    `weight` is 0 where the tokens are not supervised. `cut` pieces are taken away by max_length.
+    `weight` is 0 where the tokens are not supervised. `cut` pieces are taken away by max_length. The tokens of an image
+    are one piece, with its `picture`.
     """
 
     text: str
@@ -42,6 +44,7 @@ class Piece:
     weight: float = 0.0
     special: bool = False
     cut: bool = False
+    picture: Picture | None = None
 
 
 @frozen
@@ -62,6 +65,11 @@ class Document:
     start: int
     length: int
     pieces: tuple[Piece, ...]
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The document's images."""
+        return tuple(piece.picture for piece in self.pieces if piece.picture is not None)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -134,10 +142,12 @@ class Preparations:
 
         if self._args is None:
             args = SFTConfig(**{**config_of(self.recipe), "output_dir": "unused"})
-            self._tokenizer, _ = prepare_tokenizer(load_processor(setup.plan, setup.plugins), args)
+            self._processor = load_processor(setup.plan, setup.plugins)
+            self._tokenizer, _ = prepare_tokenizer(self._processor, args)
             self._args = args
         setup = attrs.evolve(setup, plan=attrs.evolve(setup.plan, settings=self._args.to_settings()))
-        return DataPreparation(setup, self._tokenizer, max_length_of(self._args, self._tokenizer))
+        length = max_length_of(self._args, self._tokenizer)
+        return DataPreparation(setup, self._tokenizer, length, processor=self._processor)
 
 
 # --- From a recipe to a row -----------------------------------------------------------------------------------------
@@ -222,7 +232,7 @@ def _example(
         )
         cut = [attrs.evolve(piece, cut=True) for piece in pieces_of(_part(full.row, gone), tokenizer, gone.start)]
         pieces = [*cut, *pieces] if from_end else [*pieces, *cut]
-    document = Document(0, length, tuple(pieces))
+    document = Document(0, length, tuple(with_pictures(pieces, full.pictures)))
     return Preview(one.number, index, (document,), one.tokens_cut, one.dropped, (*notes, *map(_sentence, one.notes)))
 
 
@@ -232,15 +242,27 @@ def _sentence(note: str) -> str:
 
 def _block(preparation: DataPreparation, dataset: Dataset, row: int, label: str, notes: tuple[str, ...]) -> Preview:
     blocks = preparation.prepare(dataset, _NAME)
+    pipeline = preparation.pipeline(dataset.column_names, _NAME)
     _refuse_beyond(row, len(blocks), "block", label)
     block = blocks[row]
     whole = TokenizedRow(block["input_ids"], block["labels"], block.get("weights"))
     documents, start = [], 0
-    for length in block["seq_lengths"]:
+    carried_along = block.get(DOCUMENTS) or [None] * len(block["seq_lengths"])
+    for length, carried in zip(block["seq_lengths"], carried_along, strict=True):
         pieces = pieces_of(_part(whole, slice(start, start + length)), preparation.tokenizer)
+        if carried is not None and carried["images"]:
+            pieces = with_pictures(pieces, _pictures(pipeline, dataset, carried))
         documents.append(Document(start, length, tuple(pieces)))
         start += length
     return Preview(row, 0, tuple(documents), notes=notes, capacity=preparation.max_length)
+
+
+def _pictures(pipeline: Pipeline, dataset: Dataset, document: dict[str, Any]) -> tuple[Picture, ...]:
+    """The images of a document of a block, looked up in the row that it was made of."""
+    number = document["row"]
+    made = pipeline.inspect([dataset[number]], [number])
+    sources = [dict(image) for image in document["images"]]
+    return next(one.pictures for one in made if [dict(picture.source) for picture in one.pictures] == sources)
 
 
 def _part(row: TokenizedRow, part: slice) -> TokenizedRow:
@@ -263,6 +285,23 @@ def pieces_of(row: TokenizedRow, tokenizer: Any, start: int = 0) -> list[Piece]:
         weight = max((float(weights[i]) for i in counted), default=0.0)
         pieces.append(Piece(visible(text), ids, start + first, weight, ids[0] in special))
     return pieces
+
+
+def with_pictures(pieces: Sequence[Piece], pictures: Sequence[Picture]) -> list[Piece]:
+    """The pieces with the tokens of each image as one."""
+    shown: list[Piece] = []
+    number = 0
+    for piece in pieces:
+        while number < len(pictures) and piece.position >= pictures[number].last:
+            number += 1
+        if number == len(pictures) or piece.position < pictures[number].first:
+            shown.append(piece)
+        elif shown and shown[-1].picture is pictures[number]:
+            shown[-1] = attrs.evolve(shown[-1], ids=(*shown[-1].ids, *piece.ids))
+        else:
+            text = f"[image {number + 1}: {pictures[number].num_tokens} tokens]"
+            shown.append(attrs.evolve(piece, text=text, special=True, picture=pictures[number]))
+    return shown
 
 
 def _texts(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int, str]]:

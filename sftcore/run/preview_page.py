@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 from collections.abc import Iterator, Sequence
 
-from sftcore.run.preview import CUT_SHOWN, Document, Piece, Preview
+from sftcore.data.images import open_image
+from sftcore.data.pictures import Picture
+from sftcore.run.preview import CUT_SHOWN, Document, Piece, Preview, visible
+
+THUMBNAIL = 320
+"""Pixels of the longer side of an image on the page."""
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -49,6 +56,9 @@ mark b {{ background: var(--stop); color: inherit }}
 mark.light b {{ background: none }}
 del, del mark, del b {{ color: var(--gone); background: none }}
 sub {{ color: var(--learn-text); background: var(--light); font-size: .7em }}
+figure {{ display: inline-block; margin: .5rem .75rem .5rem 0; vertical-align: top; white-space: normal }}
+figure img {{ display: block; max-width: 20rem; border: 1px solid var(--line); border-radius: 6px }}
+figcaption {{ max-width: 20rem; font-size: .75rem; line-height: 1.4; color: var(--soft); overflow-wrap: anywhere }}
 span:hover {{ outline: 1px solid var(--soft); border-radius: 2px }}
 </style>
 </head>
@@ -96,6 +106,15 @@ def border(index: int, document: Document, count: int) -> str:
     )
 
 
+def thumbnail(picture: Picture) -> str:
+    """The image as a data URL, at most THUMBNAIL pixels wide and high."""
+    image = open_image(picture.source)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def _with_runs(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, bool]]:
     """Each piece, and whether it is the last of its weight."""
     for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
@@ -108,6 +127,9 @@ def _piece(pair: tuple[Piece, bool]) -> str:
     weight = f", weight {piece.weight:g}" if piece.weight else ""
     hint = f"token{'s' if len(piece.ids) > 1 else ''} {ids}, position {piece.position}{weight}"
     text = html.escape(piece.text)
+    if piece.picture is not None:
+        caption = f"{text}<br>{html.escape(visible(str(piece.picture)))}"
+        return f'<figure><img src="{thumbnail(piece.picture)}" alt=""><figcaption>{caption}</figcaption></figure>'
     if piece.special:
         text = f"<b>{text}</b>"
     light = 0 < piece.weight < 1

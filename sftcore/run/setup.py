@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import attrs
 from attrs import frozen
 
 from sftcore.discovery import Catalog, discover
@@ -42,6 +43,8 @@ def set_up(
     Raises:
         SFTCoreError: a plugin that cannot be had or used, a conflict; several at once as a CheckError.
     """
+    if model.vision is None:
+        model = attrs.evolve(model, vision="vision_config" in (probe_run(model).model_config or {}) or None)
     blocked = Blocklist.parse(block, where=f"{where}: block")
     catalog = discover()
     selections = selections_for(chosen, settings, model, where=where, peft_config=peft_config, without=without)

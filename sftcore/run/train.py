@@ -149,12 +149,21 @@ def _checkpoint(recipe: Recipe, folder: str) -> str | None:
     return found
 
 
+def _data_folder(recipe: Recipe) -> str | None:
+    """The folder of the training file, from which the relative image paths of its rows begin."""
+    source = recipe.data.train
+    first = Path(source if isinstance(source, str) else source[0]).expanduser()
+    return str(first.parent.resolve()) if first.is_file() else None
+
+
 def config_of(recipe: Recipe) -> dict[str, Any]:
     """The fields of SFTConfig for this recipe, so that recipes take the same way as Python users."""
     fields = {**recipe.training, "disable_tqdm": True}
     fields.setdefault("output_dir", f"{(recipe.model.name or 'model').rstrip('/').rpartition('/')[2]}-SFT")
     if recipe.data.eval is not None or recipe.data.eval_fraction is not None:
         fields.setdefault("eval_strategy", "epoch")
+    if "image_folder" not in fields and (folder := _data_folder(recipe)):
+        fields["image_folder"] = folder
     model = {key: value for key, value in attrs.asdict(recipe.model).items() if key in ("revision", "dtype") and value}
     return {
         **fields,

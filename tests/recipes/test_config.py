@@ -61,6 +61,7 @@ def test_public_names_are_frozen():
         "apply_chat_template", "is_conversational", "is_conversational_from_value", "maybe_apply_chat_template",
         "maybe_convert_to_chatml", "pack_dataset", "prepare_multimodal_messages", "get_training_chat_template",
         "clone_chat_template", "supports_tool_calling", "DataCollatorForLanguageModeling", "DatasetConfig",
+        "DataCollatorForVisionLanguageModeling",
         "DatasetMixtureConfig",
         "ScriptArguments", "TrlParser", "get_dataset", "init_zero_verbose", "RichProgressCallback",
     ]  # fmt: skip

@@ -63,7 +63,8 @@ class LoRA:
 
     @hookimpl
     def wrap_model(self, loaded: LoadedModel, plan: Plan) -> LoadedModel:
-        return wrap(loaded, plan, self._config(), "adapter.lora", fused=self.fused)
+        ready = self.config is not None
+        return wrap(loaded, plan, self._config(), "adapter.lora", fused=self.fused, ready=ready)
 
     def _config(self) -> PeftConfig:
         return self.config if self.config is not None else make_config(self._options(), "adapter.lora")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import attrs
 from sftcore import LoadedModel, ModelError, Plan, Probe, Problem
 from sftcore.precision import prepare_quantised, quantisation_of
 from sftcore.probe import adapter_folder, quantisation_asked_for
+from sftcore.vision import vision_parts
 from sftcore_plugins.adapters.fused import fuse
 
 if TYPE_CHECKING:
@@ -132,10 +134,13 @@ def make_config(options: Mapping[str, Any], where: str) -> PeftConfig:
         raise ModelError(f"PEFT knows no such configuration: {error}.", where=where) from error
 
 
-def wrap(loaded: LoadedModel, plan: Plan, config: PeftConfig, where: str, *, fused: bool) -> LoadedModel:
+def wrap(
+    loaded: LoadedModel, plan: Plan, config: PeftConfig, where: str, *, fused: bool, ready: bool = False
+) -> LoadedModel:
     """The model with an adapter around it, its base prepared where it is quantised.
 
-    With `fused`, LoRA's layers add their product in one operation, where nothing shards their weights.
+    With `fused`, LoRA's layers add their product in one operation, where nothing shards their weights. A configuration
+    that is not `ready`-made stays off the vision tower of a vision-language model, unless the run says otherwise.
 
     Raises:
         ModelError: it has an adapter already, or PEFT refuses this one.
@@ -150,6 +155,9 @@ def wrap(loaded: LoadedModel, plan: Plan, config: PeftConfig, where: str, *, fus
     if getattr(config, "task_type", None) is None:
         config.task_type = "CAUSAL_LM"  # without it PEFT's wrapper does not pass labels on
     notes: tuple[str, ...] = _keep_tied(loaded.model, config)
+    wanted = plan.settings.get("freeze_vision_tower")
+    if wanted or (wanted is None and not ready):
+        notes = (*notes, *_leave_vision_out(loaded.model, config))
     if quantisation_of(loaded.model):
         _refuse_on_quantised(loaded.model, config, where)
         notes = (*notes, *prepare_quantised(loaded.model, plan.settings))
@@ -171,6 +179,21 @@ def wrap(loaded: LoadedModel, plan: Plan, config: PeftConfig, where: str, *, fus
     if fused and not sharded and (count := fuse(model)):
         note = f"{note}, {count} layers add their product in one operation"
     return attrs.evolve(loaded, model=model, notes=(*loaded.notes, *notes, note))
+
+
+def _leave_vision_out(model: Any, config: PeftConfig) -> tuple[str, ...]:
+    """Keep the adapter off the vision tower, by the configuration's own exclusion."""
+    if not hasattr(config, "exclude_modules") or not (parts := vision_parts(model)):
+        return ()
+    names = "|".join(re.escape(name) for name in parts)
+    given = config.exclude_modules
+    if isinstance(given, str):
+        config.exclude_modules = rf"(?:{given})|(?:{names})(?:\..*)?"
+    elif not given:
+        config.exclude_modules = rf"(?:{names})(?:\..*)?"
+    else:
+        config.exclude_modules = [*given, *parts]
+    return (f"the adapter stays off the vision tower: {', '.join(parts)}",)
 
 
 def _keep_tied(model: Any, config: PeftConfig) -> tuple[str, ...]:

@@ -54,14 +54,16 @@ class ShareGPT:
         return self._read
 
     def _read(self, row: Row) -> Example:
+        messages = single_out(self.messages_of(row), self.trained_turns)
+        return Example(messages=messages, tools=tools_of(row, self.tools), template_kwargs=template_kwargs_of(row))
+
+    def messages_of(self, row: Row) -> list[Message]:
+        """The conversation, with the row's system prompt before it."""
         turns = value_of(row, self.conversations)
         if isinstance(turns, (list, tuple)):
             turns = [self._turn(turn, i) for i, turn in enumerate(turns)]
         messages = read_messages(turns, self.conversations, format_name="sharegpt")
-        if row.get(self.system):
-            messages = [Message("system", text_of(row, self.system)), *messages]
-        messages = single_out(messages, self.trained_turns)
-        return Example(messages=messages, tools=tools_of(row, self.tools), template_kwargs=template_kwargs_of(row))
+        return [Message("system", text_of(row, self.system)), *messages] if row.get(self.system) else messages
 
     def _turn(self, turn: Any, index: int) -> Any:
         """The turn with role and content; what is none is left to `read_messages`, which refuses it with its place."""

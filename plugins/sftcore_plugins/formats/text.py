@@ -14,7 +14,7 @@ class Text:
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
-        return self.field in columns and "input_ids" not in columns
+        return self.field in columns and not {"image", "images", "input_ids"} & set(columns)
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:

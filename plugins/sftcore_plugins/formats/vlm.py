@@ -1,0 +1,110 @@
+"""Rows with images beside their texts or conversations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
+from sftcore.rows import (
+    images_of,
+    is_trained_turns,
+    place_images,
+    read_messages,
+    single_out,
+    template_kwargs_of,
+    text_of,
+    tools_of,
+    value_of,
+)
+from sftcore.types import IMAGE
+from sftcore_plugins.formats.sharegpt import ShareGPT
+
+
+@plugin
+class VisionLanguage:
+    """Rows with `image` or `images`, and messages, conversations, a prompt with its completion, or a text.
+
+    A place for an image is a part {"type": "image"} of a message, which may hold its image itself, or the `marker` in a
+    plain string. Conversations without any place get their images before the first user's words. Rows without images
+    may stand among the others.
+    """
+
+    images: str = "images"
+    image: str = "image"
+    marker: str = IMAGE
+    messages: str = "messages"
+    conversations: str = "conversations"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    text: str = "text"
+    tools: str = "tools"
+    template_kwargs: str = "chat_template_kwargs"
+    roles: dict[str, str] = attrs.field(factory=dict)
+    trained_turns: str = attrs.field(default="all", validator=is_trained_turns)
+
+    @hookimpl
+    def detects(self, columns: tuple[str, ...]) -> bool:
+        found = set(columns)
+        pictures = {self.images, self.image} & found
+        return bool(pictures) and "input_ids" not in found and self._shape(found) is not None
+
+    @hookimpl
+    def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
+        shape = self._shape(set(columns))
+        readers = {"messages": self._chat, "conversations": self._sharegpt, "prompt": self._pair, "text": self._text}
+        return readers[shape or "messages"]
+
+    def _shape(self, columns: set[str]) -> str | None:
+        if self.messages in columns:
+            return "messages"
+        if self.conversations in columns:
+            return "conversations"
+        if {self.prompt, self.completion} <= columns:
+            return "prompt"
+        return "text" if self.text in columns else None
+
+    # --- Conversations --------------------------------------------------------------------------------------------
+    def _chat(self, row: Row) -> Example:
+        return self._conversation(row, self._turns(value_of(row, self.messages), self.messages))
+
+    def _sharegpt(self, row: Row) -> Example:
+        reader = ShareGPT(conversations=self.conversations, tools=self.tools, roles=self.roles)
+        return self._conversation(row, reader.messages_of(row))
+
+    def _conversation(self, row: Row, turns: list[Message]) -> Example:
+        placed, images = place_images(turns, images_of(row, self.images, self.image), self.marker)
+        return Example(
+            messages=single_out(placed, self.trained_turns),
+            images=images,
+            tools=tools_of(row, self.tools),
+            template_kwargs=template_kwargs_of(row, self.template_kwargs),
+        )
+
+    def _turns(self, turns: Any, column: str) -> list[Message]:
+        return read_messages(turns, column, self.roles, format_name="vlm")
+
+    # --- Prompt and completion, text ------------------------------------------------------------------------------
+    def _pair(self, row: Row) -> Example:
+        prompt, completion = value_of(row, self.prompt), value_of(row, self.completion)
+        images = images_of(row, self.images, self.image)
+        if isinstance(prompt, str) and isinstance(completion, str):
+            return Example(prompt=self._marked(prompt), completion=self._marked(completion), images=images)
+        if isinstance(prompt, str) or isinstance(completion, str):
+            raise RowError(f'"{self.prompt}" and "{self.completion}" are not both texts or both lists of messages.')
+        asked = self._turns(prompt, self.prompt)
+        turns, images = place_images([*asked, *self._turns(completion, self.completion)], images, self.marker)
+        return Example(
+            prompt=turns[: len(asked)],
+            completion=turns[len(asked) :],
+            images=images,
+            tools=tools_of(row, self.tools),
+            template_kwargs=template_kwargs_of(row, self.template_kwargs),
+        )
+
+    def _text(self, row: Row) -> Example:
+        return Example(text=self._marked(text_of(row, self.text)), images=images_of(row, self.images, self.image))
+
+    def _marked(self, text: str) -> str:
+        return text.replace(self.marker, IMAGE)

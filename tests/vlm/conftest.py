@@ -1,0 +1,29 @@
+"""Preparations for tiny vision-language models, without their weights."""
+
+import pytest
+from tests.vlm.tiny import make_processor
+
+from sftcore.data.sets import DataPreparation
+from sftcore.run.setup import set_up
+from sftcore.types import ModelRequest
+from tests.conftest import make_tokenizer
+
+
+def _preparation(tokenizer, processor, max_length, settings):
+    setup = set_up([], {"dataset_cache": False, **settings}, ModelRequest(vision=processor is not None), where="test")
+    return DataPreparation(setup, tokenizer, max_length, processor=processor)
+
+
+@pytest.fixture
+def vlm_data():
+    def make(family, max_length=1024, **settings):
+        processor = make_processor(family)
+        processor.tokenizer.chat_template = processor.chat_template or processor.tokenizer.chat_template
+        return _preparation(processor.tokenizer, processor, max_length, settings)
+
+    return make
+
+
+@pytest.fixture
+def text_data():
+    return lambda **settings: _preparation(make_tokenizer(), None, 1024, settings)
