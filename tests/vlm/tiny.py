@@ -7,20 +7,25 @@ of any shape with positions in three dimensions, Gemma-3 images that attend both
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tests.conftest import CORPUS
 
 FAMILIES = ("llava", "idefics3", "smolvlm", "qwen2_5_vl", "gemma3")
-ROW_COL = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
-TILES = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *ROW_COL]
+_TORCHVISION = transformers.utils.is_torchvision_available()
+_ROW_COL = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
+_TILE_TOKENS = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *_ROW_COL]
 SPECIAL = {
     "llava": ["<pad>", "<|im_start|>", "<|im_end|>", "<image>"],
-    "idefics3": ["<pad>", "<|begin_of_text|>", *TILES],
-    "smolvlm": ["<pad>", "<|im_start|>", *TILES],
+    "idefics3": ["<pad>", "<|begin_of_text|>", *_TILE_TOKENS],
+    "smolvlm": ["<pad>", "<|im_start|>", *_TILE_TOKENS],
     "qwen2_5_vl": [
         "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
         "<|video_pad|>",
@@ -79,8 +84,6 @@ _VISION = {
 
 def make_vlm(family: str, seed: int = 0):
     """Model and processor; the same weights for the same seed. Skips the test where `make_processor` does."""
-    import torch
-
     processor = make_processor(family)
     torch.manual_seed(seed)
     model = _MODELS[family](processor.tokenizer)
@@ -90,33 +93,36 @@ def make_vlm(family: str, seed: int = 0):
     return model, processor
 
 
-def save(family: str, folder: Path) -> None:
-    """Model and processor as `save_pretrained` writes them."""
+def save(family: str, folder: Path) -> Path:
+    """Model and processor as `save_pretrained` writes them. Skips the test where AutoProcessor cannot load them."""
+    missing = missing_for_loading(family)
+    if missing:
+        pytest.skip(f"transformers loads the processor of {family} with {missing} alone")
     model, processor = make_vlm(family)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
 
 
 def make_processor(family: str):
     """The family's own processor. Skips the test, with the reason, where a library that it needs is missing."""
-    missing = missing_library(family)
-    if missing:
-        pytest.skip(f"transformers' processor of {family} needs {missing}")
+    if family == "smolvlm" and importlib.util.find_spec("num2words") is None:
+        pytest.skip("transformers' processor of smolvlm needs num2words")
     return _PROCESSORS[family](make_vlm_tokenizer(family))
 
 
-def missing_library(family: str) -> str | None:
-    """The name of a library without which transformers does not make the family's processor."""
-    needed = {"smolvlm": ("num2words", "torchvision"), "qwen2_5_vl": ("torchvision",)}
-    return next((name for name in needed.get(family, ()) if importlib.util.find_spec(name) is None), None)
+def missing_for_loading(family: str) -> str | None:
+    """The name of a library without which AutoProcessor does not load the family's processor, or None."""
+    if _TORCHVISION or family in ("llava", "gemma3"):
+        return None
+    # transformers 5.17 takes its Pillow classes for those that need torchvision
+    dummy = getattr(transformers.Idefics3ImageProcessorPil, "is_dummy", False)
+    return "torchvision" if family != "idefics3" or dummy else None
 
 
 # --- Tokenizers -----------------------------------------------------------------------------------------------------
 def make_vlm_tokenizer(family: str):
     """A byte-level BPE tokenizer of some 400 tokens, with the family's special tokens and names for them."""
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
     names = {
         "llava": {"eos_token": "<|im_end|>"},
         "idefics3": {"eos_token": "<end_of_utterance>", "bos_token": "<|begin_of_text|>"},
@@ -128,7 +134,7 @@ def make_vlm_tokenizer(family: str):
         },
     }[family]  # fmt: skip
     named = {name: names.pop(name) for name in ("image_token", "boi_token", "eoi_token") if name in names}
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained(family)), pad_token=SPECIAL[family][0],
         extra_special_tokens=named, chat_template=TEMPLATES[family], **names,
     )  # fmt: skip
@@ -136,8 +142,6 @@ def make_vlm_tokenizer(family: str):
 
 @functools.cache
 def _trained(family: str) -> str:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -159,60 +163,71 @@ def _trained(family: str) -> str:
 
 
 # --- Processors -----------------------------------------------------------------------------------------------------
-def _image_processor(name: str, **options):
-    """transformers' image processor of this name: with torchvision where it is there, else with Pillow."""
-    import transformers
+class _WithoutVideos:
+    """Takes an image processor in the video processor's place: that one needs torchvision, and no test has videos."""
 
-    suffix = "" if importlib.util.find_spec("torchvision") else "Pil"
-    return getattr(transformers, name + suffix)(**options)
+    def check_argument_for_proper_class(self, argument_name, argument):
+        name = "image_processor" if argument_name == "video_processor" else argument_name
+        return super().check_argument_for_proper_class(name, argument)
+
+
+class SmolVLMProcessor(_WithoutVideos, transformers.SmolVLMProcessor): ...
+
+
+class Qwen2_5_VLProcessor(_WithoutVideos, transformers.Qwen2_5_VLProcessor): ...
+
+
+def _image_processor(module: str, name: str, **options):
+    """transformers' image processor: the one of torchvision where that is there, else the one of Pillow."""
+    if _TORCHVISION:
+        return getattr(transformers, name)(**options)
+    found = importlib.import_module(f"transformers.models.{module}.image_processing_pil_{module}")
+    return getattr(found, f"{name}Pil")(**options)
 
 
 def _llava_processor(tokenizer):
-    from transformers import LlavaProcessor
-
-    images = _image_processor(
-        "CLIPImageProcessor", size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    )  # fmt: skip
-    return LlavaProcessor(
+    crop = {"height": 32, "width": 32}
+    images = _image_processor("clip", "CLIPImageProcessor", size={"shortest_edge": 32}, crop_size=crop)
+    return transformers.LlavaProcessor(
         images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
         chat_template=tokenizer.chat_template,
     )  # fmt: skip
 
 
-_TILE_SIZES = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+_TILES = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
 
 
 def _idefics3_processor(tokenizer):
-    from transformers import Idefics3Processor
-
-    images = _image_processor("Idefics3ImageProcessor", **_TILE_SIZES)
-    return Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template)
+    images = _image_processor("idefics3", "Idefics3ImageProcessor", **_TILES)
+    return transformers.Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template)
 
 
 def _smolvlm_processor(tokenizer):
-    from transformers import SmolVLMProcessor, SmolVLMVideoProcessor
-
-    sampling = {"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 32}}
-    videos = SmolVLMVideoProcessor(**_TILE_SIZES, fps=1, num_frames=4, video_sampling=sampling)
-    images = _image_processor("SmolVLMImageProcessor", **_TILE_SIZES)
-    return SmolVLMProcessor(images, tokenizer, videos, image_seq_len=4, chat_template=tokenizer.chat_template)
+    images = _image_processor("smolvlm", "SmolVLMImageProcessor", **_TILES)
+    if _TORCHVISION:
+        sampling = {"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 32}}
+        videos = transformers.SmolVLMVideoProcessor(**_TILES, fps=1, num_frames=4, video_sampling=sampling)
+        make = transformers.SmolVLMProcessor
+    else:
+        videos, make = _image_processor("smolvlm", "SmolVLMImageProcessor", fps=1, num_frames=4), SmolVLMProcessor
+    return make(images, tokenizer, videos, image_seq_len=4, chat_template=tokenizer.chat_template)
 
 
 def _qwen_processor(tokenizer):
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
-
     sizes = {"patch_size": 8, "size": {"shortest_edge": 4 * 16 * 16, "longest_edge": 16 * 16 * 16}}
-    images = _image_processor("Qwen2VLImageProcessor", **sizes)
-    return Qwen2_5_VLProcessor(
-        images, tokenizer, Qwen2VLVideoProcessor(**sizes), chat_template=tokenizer.chat_template
-    )  # fmt: skip
+    images = _image_processor("qwen2_vl", "Qwen2VLImageProcessor", **sizes)
+    if _TORCHVISION:
+        videos, make = transformers.Qwen2VLVideoProcessor(**sizes), transformers.Qwen2_5_VLProcessor
+    else:
+        videos, make = images, Qwen2_5_VLProcessor
+    return make(images, tokenizer, videos, chat_template=tokenizer.chat_template)
 
 
 def _gemma3_processor(tokenizer):
-    from transformers import Gemma3Processor
-
-    images = _image_processor("Gemma3ImageProcessor", size={"height": 32, "width": 32})
-    return Gemma3Processor(images, tokenizer, image_seq_length=16, chat_template=tokenizer.chat_template)
+    images = _image_processor("gemma3", "Gemma3ImageProcessor", size={"height": 32, "width": 32})
+    return transformers.Gemma3Processor(
+        images, tokenizer, image_seq_length=16, chat_template=tokenizer.chat_template
+    )  # fmt: skip
 
 
 _PROCESSORS = {
@@ -235,25 +250,20 @@ def _ids(tokenizer) -> dict[str, int | None]:
 
 
 def _llava(tokenizer):
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**_VISION, projection_dim=32),
-        text_config=LlamaConfig(**_TEXT, **_ids(tokenizer)),
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**_VISION, projection_dim=32),
+        text_config=transformers.LlamaConfig(**_TEXT, **_ids(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=16,
     )
-    return LlavaForConditionalGeneration(config)
+    return transformers.LlavaForConditionalGeneration(config)
 
 
 def _tiled(name: str, tokenizer):
-    import transformers
-    from transformers import LlamaConfig
-
     vision = getattr(transformers, f"{name}VisionConfig")(**_VISION)
     config = getattr(transformers, f"{name}Config")(
         vision_config=vision,
-        text_config=LlamaConfig(**_TEXT, **_ids(tokenizer)),
+        text_config=transformers.LlamaConfig(**_TEXT, **_ids(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
@@ -262,8 +272,6 @@ def _tiled(name: str, tokenizer):
 
 
 def _qwen(tokenizer):
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
     # A window of two by two merged patches in the first layer, the whole image in the second
     vision = {
         "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": 8, "window_size": 32,
@@ -273,31 +281,27 @@ def _qwen(tokenizer):
         **_TEXT, **_ids(tokenizer), "hidden_size": 64,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]},
     }  # fmt: skip
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-        for name, token in {
-            "image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end",
-        }.items()
-    }  # fmt: skip
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text, **ids))
+    places = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in places.items()}
+    return transformers.Qwen2_5_VLForConditionalGeneration(
+        transformers.Qwen2_5_VLConfig(vision_config=vision, text_config=text, **ids)
+    )
 
 
 def _gemma3(tokenizer):
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
-
-    text = Gemma3TextConfig(
+    text = transformers.Gemma3TextConfig(
         **_TEXT, **_ids(tokenizer), head_dim=8, query_pre_attn_scalar=8, sliding_window=32,
         layer_types=["sliding_attention", "full_attention"],
     )  # fmt: skip
-    config = Gemma3Config(
-        vision_config=SiglipVisionConfig(**{**_VISION, "patch_size": 4}, vision_use_head=False),
+    config = transformers.Gemma3Config(
+        vision_config=transformers.SiglipVisionConfig(**{**_VISION, "patch_size": 4}, vision_use_head=False),
         text_config=text,
         mm_tokens_per_image=16,
         boi_token_id=tokenizer.boi_token_id,
         eoi_token_id=tokenizer.eoi_token_id,
         image_token_id=tokenizer.image_token_id,
     )
-    return Gemma3ForConditionalGeneration(config)
+    return transformers.Gemma3ForConditionalGeneration(config)
 
 
 _MODELS = {
