@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments, set_seed
 
 from sftcore.arguments import (
     RAW_COLUMNS,
@@ -29,6 +29,7 @@ from sftcore.checkpointing import checkpoint_selectively, take_selective
 from sftcore.config import SFTConfig, as_sft_config
 from sftcore.data.expand import is_vision
 from sftcore.data.pictures import DOCUMENTS
+from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
 from sftcore.documents import causal_model
 from sftcore.errors import ConflictError, DataError, OptionTypeError
@@ -50,13 +51,14 @@ from sftcore.run.callbacks import RunRecorder
 from sftcore.run.card import write_card
 from sftcore.run.load_saved import save_grown_rows
 from sftcore.run.metrics import Metrics
+from sftcore.run.ranked import RankedTrainer
 from sftcore.run.setup import check
 from sftcore.shared_rows import SharedRows, layout_of
 from sftcore.types import LoadedModel
 from sftcore.vision import freeze_vision
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(RankedTrainer):
     """Supervised fine-tuning of a causal language model. Arguments and defaults are TRL's.
 
     Args:
@@ -130,7 +132,8 @@ class SFTTrainer(Trainer):
             self.setup = set_up_trainer(attrs.evolve(request, vision=True), args, peft_config, data_collator)
         tokenizer, new_ids = prepare_tokenizer(processing_class, args)
         length = max_length_of(args, tokenizer)
-        self.data = DataPreparation(self.setup, tokenizer, length, formatting_func, processing_class)
+        places = rank_of(args), shared_folder(args)
+        self.data = DataPreparation(self.setup, tokenizer, length, formatting_func, processing_class, *places)
         self._skip_prepare = skips_preparation(args, train_dataset, data_collator)
         train_dataset = self._prepared(train_dataset, "train_dataset", data_collator)
         if eval_dataset is not None:
@@ -290,7 +293,7 @@ class SFTTrainer(Trainer):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not return_outputs):
                 outputs = model(**without_labels)
         loss = found["loss"]
-        if self.compute_loss_func is not None:
+        if self.compute_loss_func is not None and (num_tokens is None or num_tokens.sum() > 0):
             loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
         elif self.label_smoother is not None:
             kwargs = {"num_items_in_batch": num_items_in_batch} if num_items_in_batch is not None else {}
@@ -301,6 +304,8 @@ class SFTTrainer(Trainer):
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
             loss = loss + self.router_aux_loss_coef * found["aux_loss"] / steps
+        if self._mode == "eval":
+            self._add_eval_loss(loss, normaliser)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -348,27 +353,8 @@ class SFTTrainer(Trainer):
         logs.update({f"{prefix}{key}": value for key, value in self.metrics.drain(mode).items()})
         super().log(logs, start_time)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        if not batch_samples or "labels" not in batch_samples[0]:
-            return None
-        num_items = self._num_items(batch_samples).to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            num_items = self.accelerator.gather(num_items).sum()
-        return num_items
-
-    @staticmethod
-    def _num_items(batches: list[dict[str, Any]]) -> torch.Tensor:
-        """The sum of weights over supervised positions, the first of each row left out: () float32."""
-        total = torch.zeros(())
-        for batch in batches:
-            counts = batch["labels"][..., 1:] != -100
-            weights = batch.get("weights")
-            found = counts.sum() if weights is None else (weights[..., 1:] * counts).sum()
-            total = total.to(found.device) + found.float()
-        return total
-
     def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:  # type: ignore[has-type]
+        if self._signature_columns is None:
             self._signature_columns = ["input_ids", "labels", "weights", "seq_lengths", DOCUMENTS]
             if self._skip_prepare and is_vision(self.processing_class):
                 self._signature_columns += RAW_COLUMNS

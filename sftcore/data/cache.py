@@ -55,14 +55,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sftcore"
 
 
-def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]]) -> Prepared:
-    """The entry of this key, made by `make(folder)` where there is none.
+def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, folder: Path | None = None) -> Prepared:
+    """The entry of this key, made by `make(folder)` where there is none; in `folder` rather than in the cache.
 
     `make` writes `data.arrow` (an Arrow stream) into the folder it is given.
     """
     from filelock import FileLock
 
-    folder = cache_folder() / "prepared"
+    folder = folder or cache_folder() / "prepared"
     folder.mkdir(parents=True, exist_ok=True)
     entry = folder / key.digest
     # No time-out: preparing a large set may take hours, and a process that dies lets go of its lock

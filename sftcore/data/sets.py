@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, evolve, field
 
 from sftcore.data.blocks import PackingPlan
-from sftcore.data.cache import find_or_make, wrapped
+from sftcore.data.cache import Key, find_or_make, wrapped
 from sftcore.data.expand import Expander, is_vision
 from sftcore.data.format import RowReader, choose_format, reader_for, refuse_images
 from sftcore.data.images import MAX_PIXELS
@@ -17,6 +17,7 @@ from sftcore.data.keys import key_of
 from sftcore.data.ledger import Ledger
 from sftcore.data.mapstyle import build
 from sftcore.data.prepare import Pipeline
+from sftcore.data.ranks import Rank
 from sftcore.data.render import Renderer
 from sftcore.data.stream import columns_of, prepare_stream
 from sftcore.data.tokenize import Tokenizer
@@ -26,7 +27,7 @@ from sftcore.types import Example, Formatter, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
     from sftcore.run.setup import Setup
 
@@ -36,7 +37,8 @@ class DataPreparation:
     """Prepares the data sets of one run. `processor` is the model's where it reads images too.
 
     `ledgers` collects what became of the rows of map-style sets, `formats` which plugin read each set, `notes` what
-    else is to be said of them.
+    else is to be said of them. Of a stream, the rows of `rank` alone are prepared; `dealt` holds each beside the whole.
+    In `shared`, a folder of the run, its processes find what one of them has prepared and the cache does not keep.
     """
 
     setup: Setup
@@ -44,9 +46,12 @@ class DataPreparation:
     max_length: int | None
     formatting_func: Callable[[Row], Any] | None = None
     processor: Any = None
+    rank: Rank = field(factory=Rank)
+    shared: Path | None = None
     ledgers: list[Ledger] = field(factory=list)
     formats: dict[str, Bound] = field(factory=dict)
     notes: list[str] = field(factory=list)
+    dealt: list[tuple[IterableDataset, IterableDataset]] = field(factory=list)
 
     def prepare_all(self, datasets: Any, name: str) -> Any:
         """One data set, or each member of a mapping of them."""
@@ -82,8 +87,10 @@ class DataPreparation:
         if isinstance(dataset, IterableDataset):
             self.notes.append(f"{name}: a stream, prepared as it is read; its rows are not counted")
             source = dataset.shuffle(seed=seed) if packing and seed is not None else dataset
-            stream = prepare_stream(source, pipeline, packing=packing)
-            return stream.shuffle(seed=seed) if seed is not None else stream
+            stream = prepare_stream(source, pipeline, packing=packing, rank=self.rank)
+            stream = stream.shuffle(seed=seed) if seed is not None else stream
+            self.dealt.append((stream, prepare_stream(source, pipeline, packing=packing)))
+            return stream
         prepared = self._built(dataset, pipeline, packing, name)
         return prepared.shuffle(seed=seed) if seed is not None else prepared
 
@@ -157,12 +164,17 @@ class DataPreparation:
             )
             if key is None:
                 self.notes.append(f"{name}: not cached, as the formatting function has no stable hash")
-        if key is None:
+        if key is None and self.shared is None:
             table, ledger = make(None)
             self.ledgers.append(ledger)
             return wrapped(table)
-        found = find_or_make(key, make)
-        self.notes.append(f"{name}: {found.note}")
+        if key is None:
+            own = Key({"set": name, "number": str(len(self.ledgers))})
+            found = find_or_make(own, make, folder=self.shared)
+            self.notes.append(f"{name}: prepared by one process for all of this machine, not kept")
+        else:
+            found = find_or_make(key, make)
+            self.notes.append(f"{name}: {found.note}")
         self.ledgers.append(evolve(found.ledger, name=name))
         return found.dataset
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sftcore.data.blocks import PackingPlan, blocks_of
 from sftcore.data.mapstyle import BATCH, kept_rows
 from sftcore.data.prepare import Pipeline
+from sftcore.data.ranks import Rank, deal_source
 from sftcore.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
 
 def prepare_stream(
-    dataset: IterableDataset, pipeline: Pipeline, *, packing: PackingPlan | None = None
+    dataset: IterableDataset, pipeline: Pipeline, *, packing: PackingPlan | None = None, rank: Rank | None = None
 ) -> IterableDataset:
     """A stream as token rows or blocks; rows without supervised tokens are left out.
+
+    With a `rank`, only its rows are prepared, so that the ranks share the work.
 
     With packing, a window of rows is packed at a time: as many as a block has tokens, at least 1,000. A window depends
     on nothing before it, so that a stream resumes at its own position.
@@ -26,15 +29,19 @@ def prepare_stream(
     Raises (while it is read):
         RowError: a row that cannot be used, with its number.
     """
+    columns = columns_of(dataset)
+    dataset, rank = deal_source(dataset, rank or Rank())
 
     def prepared(batch: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
-        rows = kept_rows(pipeline(batch, numbers))
+        own = rank.own(numbers)
+        taken = {name: [values[place] for place in own] for name, values in batch.items()}
+        rows = kept_rows(pipeline(taken, [numbers[place] for place in own]))
         return _lists(rows if packing is None or not len(rows) else _packed(rows, packing))
 
     if pipeline.expander is not None and dataset.features is not None:
         dataset = dataset.decode(False)  # images stay references
-    size = BATCH if packing is None else max(BATCH, packing.capacity)
-    return dataset.map(prepared, batched=True, batch_size=size, with_indices=True, remove_columns=columns_of(dataset))
+    size = BATCH if packing is None else max(BATCH, packing.capacity) * rank.count
+    return dataset.map(prepared, batched=True, batch_size=size, with_indices=True, remove_columns=columns)
 
 
 def columns_of(dataset: Dataset | IterableDataset) -> list[str]:

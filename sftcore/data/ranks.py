@@ -1,0 +1,289 @@
+"""Rows dealt out to the processes of a run: each row to one of them, and as many batches to every one.
+
+accelerate makes the last batches even by repeating rows; without that, a rank that has run out leaves the others
+waiting for it. Here it takes part with a batch whose labels are all -100: that weighs nothing in a loss which is
+normalised by the supervised tokens of all ranks, and reaches every parameter, so that no gradient is missing.
+
+Seven rows, two ranks, batches of two:
+
+    rank 0    0 1    4 5
+    rank 1    2 3    6 -      the last is filled up in evaluations alone, whose logits are gathered by row
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from attrs import define, frozen
+
+from sftcore.errors import DataError
+from sftcore.types import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+    from sftcore.config import SFTConfig
+
+Batch: TypeAlias = "dict[str, Any]"
+Collate: TypeAlias = "Callable[[list[Any]], Batch]"
+
+
+@frozen
+class Rank:
+    """One of `count` processes among which rows are dealt out."""
+
+    index: int = 0
+    count: int = 1
+
+    def own(self, numbers: Sequence[int]) -> list[int]:
+        """The places of those numbers whose rows are this rank's.
+
+        >>> Rank(1, 3).own([3, 4, 5, 6, 7])
+        [1, 4]
+        """
+        return [place for place, number in enumerate(numbers) if number % self.count == self.index]
+
+
+def rank_of(args: SFTConfig) -> Rank:
+    """The rank of this process among those that read different rows; one of one where accelerate deals batches out."""
+    config = args.accelerator_config
+    if config.dispatch_batches or config.split_batches:
+        return Rank()
+    parallel = args.parallelism_config
+    together = 1 if parallel is None else parallel.tp_size * parallel.cp_size * parallel.sp_size
+    return Rank(args.process_index // together, args.world_size // together)
+
+
+def shared_folder(args: SFTConfig) -> Path | None:
+    """A folder of this run that all its processes on a machine know; None for a single one. It goes when they end.
+
+    Its name is told by the first process: a short collective at the start, where all are.
+    """
+    if args.world_size == 1:
+        return None
+    name: str
+    from accelerate.utils import broadcast_object_list
+
+    (name,) = broadcast_object_list([f"sftcore-{secrets.token_hex(16)}"])
+    folder = Path(tempfile.gettempdir()) / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # the processes that still have a file of it mapped keep that until they end
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+# --- Batches of a map-style set ---------------------------------------------------------------------------------------
+class NoRows(list[int]):
+    """The numbers of a batch without rows. It is true, as accelerate passes over batches that are not."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@define
+class WholeRounds:
+    """Batches of row numbers, with empty ones at the end until every rank has one."""
+
+    batches: Any
+    num_ranks: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self.batches
+        for _ in range(len(self.batches), len(self)):
+            yield NoRows()
+
+    def __len__(self) -> int:
+        return len(self.batches) + -len(self.batches) % self.num_ranks
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "batches":
+            raise AttributeError(name)
+        return getattr(self.batches, name)  # accelerate asks for the sampler, the batch size and drop_last
+
+
+@define
+class Filling:
+    """A collator that makes a batch of no rows, and with a `size` fills batches up to so many rows.
+
+    What fills them is `row`, or the first of the batch, with labels that do not count.
+    """
+
+    collate: Collate
+    row: Any = None
+    size: int = 1
+
+    def __call__(self, rows: list[Any]) -> Batch:
+        missing = max(self.size, 1) - len(rows)
+        if missing <= 0:
+            return self.collate(rows)
+        if not rows:
+            return without_weight(self.collate([self.row] * missing))
+        filled = self.collate([*rows, *[rows[0]] * missing])
+        labels = filled.get("labels")
+        if labels is None or len(labels) != len(rows) + missing:
+            return self.collate(rows)  # rows laid end to end are one row, whatever their number
+        labels[len(rows) :] = IGNORED
+        return filled
+
+
+def without_weight(batch: Mapping[str, Any]) -> Batch:
+    """This batch with labels that are all -100, and no tokens to count.
+
+    Raises:
+        DataError: it has no labels.
+    """
+    labels = batch.get("labels")
+    if labels is None:
+        raise DataError(
+            "a process has no rows left for the last batch, and the collator gives no labels to mask.",
+            fix="Set dataloader_drop_last: true, or give labels.",
+        )
+    return {**batch, "labels": labels.new_full(labels.shape, IGNORED), "num_tokens": labels.new_zeros(())}
+
+
+def even_out(loader: Any, *, fill_rows: bool) -> None:
+    """Give every rank as many batches as the others, of a map-style set that accelerate has prepared, in place.
+
+    Args:
+        loader: from `Accelerator.prepare`; where that did not deal out whole batches, it is left as it is.
+        fill_rows: fill the last batches up to the batch size too.
+    """
+    from accelerate.data_loader import BatchSamplerShard
+
+    shard = getattr(loader, "batch_sampler", None)
+    if not isinstance(shard, BatchSamplerShard) or shard.num_processes == 1 or shard.split_batches or shard.drop_last:
+        return
+    shard.batch_sampler = WholeRounds(shard.batch_sampler, shard.num_processes)
+    shard.even_batches = False
+    base = loader.base_dataloader
+    base.collate_fn = Filling(base.collate_fn, loader.dataset[0], shard.batch_size if fill_rows else 1)
+
+
+# --- Streams ----------------------------------------------------------------------------------------------------------
+def deal_source(source: IterableDataset, rank: Rank) -> tuple[IterableDataset, Rank]:
+    """A raw stream, and the rank by which the numbers of its rows are still to be dealt out.
+
+    Where the files divide evenly among the ranks, each reads its own. Else all read all, and take rows by number.
+    """
+    if rank.count == 1 or source._distributed is not None:  # the user has split it by node
+        return source, Rank()
+    _refuse_other_orders(source)
+    if source.num_shards % rank.count == 0:
+        return source.shard(num_shards=rank.count, index=rank.index), Rank()
+    return source, rank
+
+
+def _refuse_other_orders(source: IterableDataset) -> None:
+    """Hold that the ranks read this stream in one order, as they take their rows by number.
+
+    Raises:
+        DataError: it is shuffled without a seed.
+    """
+    from accelerate.utils import gather_object
+
+    states = [str(generator.bit_generator.state) for generator in _generators(source._ex_iterable)]
+    if len(set(gather_object([str(states)]))) > 1:
+        raise DataError(
+            "the stream is shuffled without a seed, so each process would read its rows in another order.",
+            fix="Give one: shuffle(seed=42).",
+        )
+
+
+def _generators(stage: Any) -> Iterator[Any]:
+    """The random generators of a stream's stages (attributes of datasets 4.8 and 5.2)."""
+    if hasattr(getattr(stage, "generator", None), "bit_generator"):
+        yield stage.generator
+    inner = getattr(stage, "ex_iterable", None)
+    for one in [*([] if inner is None else [inner]), *getattr(stage, "ex_iterables", ())]:
+        yield from _generators(one)
+
+
+def deal_stream(dataset: Any, rank: Rank, *, dealt: bool) -> Any:
+    """A stream as a torch data set of the rows of this rank; `dealt` where it was prepared for this rank alone."""
+    import torch
+    from datasets import IterableDataset
+    from datasets.distributed import split_dataset_by_node
+
+    if not dealt and isinstance(dataset, IterableDataset):
+        if dataset._distributed is None:
+            _refuse_other_orders(dataset)
+            dataset = split_dataset_by_node(dataset, rank.index, rank.count)
+        dealt = True
+
+    class DealtStream(torch.utils.data.IterableDataset[Any]):
+        """What accelerate takes for one stream of all ranks; `source` is where the rows come from."""
+
+        source = dataset
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(dataset) if dealt else itertools.islice(dataset, rank.index, None, rank.count)
+
+        def set_epoch(self, epoch: int) -> None:
+            if hasattr(dataset, "set_epoch"):
+                dataset.set_epoch(epoch)
+
+    return DealtStream()
+
+
+def keep_dealt(loader: Any) -> None:
+    """Let accelerate's shard of a stream that is dealt out already pass every row, in place."""
+    from accelerate.data_loader import IterableDatasetShard
+
+    shard = loader.dataset
+    assert isinstance(shard, IterableDatasetShard), type(shard)
+    shard.batch_size, shard.num_processes, shard.process_index = 1, 1, 0
+
+
+@define(slots=False)
+class TogetherToTheEnd:
+    """The loader of a stream, in which a rank that has run out gets batches without weight until all have.
+
+    Passed off as the loader itself: all else is asked of that.
+    """
+
+    loader: Any
+    together: Together
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        while found := self.together.evened(list(itertools.islice(batches, 1))):
+            yield found[0]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+@define
+class Together:
+    """Brings the ranks to as many batches each. `first_row` makes a batch where a rank never had one."""
+
+    accelerator: Any
+    make_batch: Callable[[], Batch]
+    _last: Batch | None = None
+
+    def evened(self, batches: list[Batch]) -> list[Batch]:
+        """These batches, followed by ones without weight up to the number of the rank that has the most."""
+        import torch
+
+        device = self.accelerator.device
+        most = int(self.accelerator.gather(torch.tensor([len(batches)], device=device)).max())
+        if batches:
+            self._last = batches[-1]
+        elif most and self._last is None:
+            self._last = self.make_batch()
+        if len(batches) == most:
+            return batches
+        assert self._last is not None
+        return [*batches, *[without_weight(self._last)] * (most - len(batches))]

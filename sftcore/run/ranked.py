@@ -1,0 +1,140 @@
+"""transformers' Trainer with rows dealt out to the ranks once each, and losses normalised by the tokens of all."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import Trainer
+
+from sftcore.data.ranks import (
+    Filling,
+    Together,
+    TogetherToTheEnd,
+    deal_stream,
+    even_out,
+    keep_dealt,
+    rank_of,
+)
+from sftcore.errors import ConflictError
+
+
+class RankedTrainer(Trainer):
+    """See `sftcore.data.ranks` for how rows are dealt out. A subclass has `data`, a DataPreparation."""
+
+    data: Any
+    _signature_columns: list[str] | None
+    _eval_sums: Any = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        args = kwargs["args"]
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = may_leave_some_unused(kwargs["model"])
+        self._stream_ends: Together | None = None
+        self._ended: Iterator[Any] | None = None
+        if args.fsdp and args.world_size == 1:
+            raise _nothing_sharded(args)
+        super().__init__(**kwargs)
+        if args.fsdp and not self.is_fsdp_enabled:
+            raise _nothing_sharded(args)
+
+    # --- Rows of each rank ------------------------------------------------------------------------------------------
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        rank = rank_of(self.args)
+        training = bool(kwargs.get("is_training"))
+        if rank.count == 1:
+            return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        if not isinstance(dataset, IterableDataset):
+            loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+            even_out(loader, fill_rows=not training)
+            return loader
+        whole = next((whole for stream, whole in self.data.dealt if stream is dataset), None)
+        own = deal_stream(dataset, rank, dealt=whole is not None)
+        loader = super()._get_dataloader(own, description, batch_size, *args, **kwargs)
+        keep_dealt(loader)
+        base = loader.base_dataloader
+        first = iter(dataset if whole is None else whole)
+        together = Together(self.accelerator, lambda: self._prepare_input(base.collate_fn([next(first)])))
+        if training:
+            self._stream_ends = together
+        else:
+            base.collate_fn = Filling(base.collate_fn, size=batch_size)
+            loader.base_dataloader = TogetherToTheEnd(base, together)
+        return loader
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The batches of one step; those of a stream are as many on every rank."""
+        if self._stream_ends is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._ended is epoch_iterator:  # transformers asks on until max_steps
+            return [], None
+        batches = self._stream_ends.evened(list(itertools.islice(epoch_iterator, num_batches)))
+        self._ended = epoch_iterator if not batches else None
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole model, also where its checkpoints are sharded."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and not _internal_call and "SHARDED" in str(plugin.state_dict_type):
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
+    # --- Losses over the tokens of all ranks ------------------------------------------------------------------------
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        num_items = self._num_items(batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            num_items = self.accelerator.gather(num_items).sum()
+        return num_items
+
+    @staticmethod
+    def _num_items(batches: list[dict[str, Any]]) -> torch.Tensor:
+        """The sum of weights over supervised positions, the first of each row left out: () float32."""
+        total = torch.zeros(())
+        for batch in batches:
+            counts = batch["labels"][..., 1:] != -100
+            weights = batch.get("weights")
+            found = counts.sum() if weights is None else (weights[..., 1:] * counts).sum()
+            total = total.to(found.device) + found.float()
+        return total
+
+    def _add_eval_loss(self, loss: torch.Tensor, num_items: torch.Tensor) -> None:
+        """Count the loss of an evaluation's batch, the mean over `num_items`."""
+        items = num_items.to(loss.device).double()
+        sums = torch.stack([torch.where(items > 0, loss.detach().double(), 0.0) * items, items])
+        self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The loop of `evaluate` and `predict`; its loss is the mean over the supervised tokens of all ranks."""
+        self._eval_sums = None
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
+        if self._eval_sums is not None and output.metrics is not None and f"{prefix}_loss" in output.metrics:
+            total, items = self.accelerator.reduce(self._eval_sums, reduction="sum").tolist()
+            output.metrics[f"{prefix}_loss"] = total / items if items else float("nan")
+        return output
+
+
+def _nothing_sharded(args: Any) -> ConflictError:
+    return ConflictError(
+        f"fsdp is set, and nothing would be sharded among {args.world_size} process(es) on {args.device.type}: "
+        "accelerate shards among several, on GPUs.",
+        where="SFTConfig",
+        fix="Start one for each GPU (sftcore train --nproc, accelerate launch), or drop fsdp.",
+    )
+
+
+def may_leave_some_unused(model: Any) -> bool:
+    """Whether a batch may leave parameters that train without a gradient, which DDP must then look for at each step."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return True
+    if getattr(config, "vision_config", None) is None:
+        return False
+    # a batch without images does not ask the vision tower
+    return any("vision" in name or "visual" in name for name, one in model.named_parameters() if one.requires_grad)

@@ -1,0 +1,141 @@
+"""Runs whose rows can be told apart by a number in their text: `ranked_runs.py MODEL FOLDER CASE...` runs some of them.
+
+torchrun starts it in two processes, and the tests call `run` in their own for what one process gives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftcore import SFTConfig, SFTTrainer
+
+ROWS, EVALUATED, BATCH = 23, 7, 8
+"""Rows to train on and to evaluate, and rows of a step over all ranks: nothing divides by what it is cut into."""
+FIELDS = {
+    "use_cpu": True, "num_train_epochs": 2, "logging_steps": 1, "learning_rate": 0.01, "optim": "adamw_torch",
+    "lr_scheduler_type": "constant", "save_strategy": "no", "report_to": "none", "eval_strategy": "epoch",
+    "dataset_cache": False, "max_length": 64, "disable_tqdm": True,
+}  # fmt: skip
+LORA = {"adapter": {"lora": {"r": 4, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}}}
+QLORA = {"adapter": {"qlora": {**LORA["adapter"]["lora"], "storage_dtype": "float32"}}}
+LAYERS = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+FSDP = {"fsdp": True, "fsdp_config": LAYERS}
+SHARDED = {**LAYERS, "state_dict_type": "SHARDED_STATE_DICT"}
+STREAM = {"max_steps": 3, "eval_strategy": "no"}
+CASES = {
+    "full": {},
+    "lora": {"plugins": LORA, "gradient_accumulation_steps": 2, "dataset_cache": True},
+    "packed": {"packing": True, "max_length": 48, "eval_packing": False, "num_train_epochs": 1},
+    "stream": {**STREAM, "eval_strategy": "steps", "eval_steps": 3},
+    "files": {**STREAM, "max_steps": 5},
+    "packed-stream": {**STREAM, "packing": True, "max_length": 48, "max_steps": 2},
+    "fsdp": {**FSDP, "save_strategy": "epoch", "num_train_epochs": 1},
+    "fsdp-resumed": FSDP,
+    "fsdp-lora": {**FSDP, "plugins": LORA},
+    "fsdp-qlora": {**FSDP, "plugins": QLORA, "num_train_epochs": 1},
+    "fsdp-sharded": {"fsdp": True, "fsdp_config": SHARDED, "save_strategy": "epoch", "num_train_epochs": 1},
+    "fsdp-sharded-resumed": {"fsdp": True, "fsdp_config": SHARDED},
+}
+RESUMED = {name: name.removesuffix("-resumed") for name in CASES if name.endswith("-resumed")}
+
+
+def row(number: int) -> dict[str, str]:
+    """Rows of very different lengths, so that a mean of means would not be the mean over tokens."""
+    return {"said": f"x row {number} ." + " hello" * (1 + number % 5 * 3)}
+
+
+def dataset(case: str, first: int, count: int) -> Dataset | IterableDataset:
+    rows = [row(number) for number in range(first, first + count)]
+    if case == "files":  # one for each rank, and one of them is read out long before the other
+        return IterableDataset.from_generator(of_files, gen_kwargs={"files": [rows[:3], rows[3:]]})
+    whole = Dataset.from_list(rows)
+    return whole.to_iterable_dataset() if "stream" in case else whole
+
+
+def of_files(files):
+    for rows in files:
+        yield from rows
+
+
+def run(case: str, model: str, folder: Path) -> SFTTrainer:
+    """Train, and write what was logged and which rows were seen into the folder, in a file for each rank."""
+    world, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    fields = {**FIELDS, **CASES[case]}
+    steps = fields.get("gradient_accumulation_steps", 1)
+    args = SFTConfig(
+        str(folder / case),
+        per_device_train_batch_size=BATCH // world // steps,
+        per_device_eval_batch_size=BATCH // world // 2,
+        **fields,
+    )
+
+    def text_of(one: dict[str, str]) -> str:
+        with (folder / f"{case}.formatted").open("a") as file:
+            file.write(f"{numbers_in(one['said'])[0]}\n")
+        return one["said"]
+
+    if world > 1 and args.fsdp:
+        shard_on_cpu()
+    elif args.fsdp:
+        args.fsdp = args.fsdp_plugin_args = None
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    trainer = SFTTrainer(
+        model if "qlora" in case else AutoModelForCausalLM.from_pretrained(model),
+        args,
+        train_dataset=dataset(case, 0, ROWS),
+        eval_dataset=dataset(case, 100, EVALUATED) if args.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        formatting_func=text_of,
+        compute_metrics=shape_of if case == "full" else None,
+    )
+    seen: dict[str, list[int]] = {"train": [], "eval": []}
+    compute = trainer.compute_loss
+
+    def watched(model, inputs, *args, **kwargs):
+        for ids, labels in zip(inputs["input_ids"], inputs["labels"], strict=True):
+            seen["train" if model.training else "eval"] += numbers_in(tokenizer.decode(ids[labels != -100]))
+        return compute(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = watched
+    trainer.train(resume_from_checkpoint=str(folder / RESUMED[case] / "checkpoint-3") if case in RESUMED else None)
+    if world > 1 and index == 0:
+        shared = folder / "shared.json"
+        known = json.loads(shared.read_text()) if shared.exists() else []
+        shared.write_text(json.dumps([*known, str(trainer.data.shared)]))
+    logged = [one for one in trainer.state.log_history if "loss" in one or "eval_loss" in one]
+    (folder / f"{case}-{index}.json").write_text(json.dumps({"seen": seen, "logged": logged}))
+    trainer.save_model()
+    return trainer
+
+
+def numbers_in(text: str) -> list[int]:
+    return [int(found) for found in re.findall(r"row (\d+) ", text)]
+
+
+def shape_of(predictions) -> dict[str, float]:
+    labels = predictions.label_ids
+    return {"rows": len(labels), "counted": int((labels[:, 1:] != -100).sum())}
+
+
+def shard_on_cpu() -> None:
+    """Make accelerate shard without a GPU: torch's FSDP2 works by gloo, but accelerate asks for a GPU first."""
+    from accelerate.state import DistributedType, PartialState
+
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+if __name__ == "__main__":
+    model, folder, *cases = sys.argv[1:]
+    torch.set_num_threads(1)
+    for case in cases:
+        run(case, model, Path(folder))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,174 @@
+"""Two processes, by DDP and by FSDP2, take the steps of one and see every row once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from sftcore import SFTConfig, SFTTrainer
+from sftcore.data.ranks import Filling, NoRows, Rank, WholeRounds
+from sftcore.errors import ConflictError
+from sftcore.run.ranked import may_leave_some_unused
+from tests.distributed import ranked_runs
+from tests.distributed.ranked_runs import CASES, EVALUATED, ROWS
+
+NUMBERS = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens", "eval_loss", "eval_entropy")
+
+
+def start(folder: Path, model: Path, *cases: str) -> Path:
+    folder.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SFTCORE_CACHE": str(folder / "cache")}
+    shown = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ranked_runs.__file__,
+         str(model), str(folder), *cases],
+        capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr[-5000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, model_folder) -> Path:
+    """What two processes wrote, all cases in turn."""
+    return start(tmp_path_factory.mktemp("ranks") / "both", model_folder, *CASES)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, model_folder):
+    """What one process writes for a case."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    def run(case: str) -> Path:
+        if not (folder / f"{case}-0.json").exists():
+            ranked_runs.run(case, str(model_folder), folder)
+        return folder
+
+    return run
+
+
+def read(folder: Path, case: str, rank: int = 0):
+    return json.loads((folder / f"{case}-{rank}.json").read_text())
+
+
+def seen(folder: Path, case: str, mode: str) -> Counter[int]:
+    return Counter(number for rank in (0, 1) for number in read(folder, case, rank)["seen"][mode])
+
+
+@pytest.mark.parametrize(
+    "case", ["full", "lora", "packed", "stream", "packed-stream", "fsdp", "fsdp-lora", "fsdp-qlora"]
+)
+def test_two_processes_log_the_curve_of_one(both, alone, case):
+    one, two = (read(folder, case)["logged"] for folder in (alone(case), both))
+    assert len(one) == len(two) > 1
+    for mine, theirs in zip(two, one, strict=True):
+        found = {key: mine[key] for key in NUMBERS if key in theirs}
+        assert found == pytest.approx({key: theirs[key] for key in found}, abs=1e-4)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ranked_runs.RESUMED])
+def test_every_row_is_seen_once_in_an_epoch(both, case):
+    epochs = 2 if case in ("full", "lora", "fsdp-lora") else 1
+    assert seen(both, case, "train") == dict.fromkeys(range(ROWS), epochs)
+    if CASES[case].get("eval_strategy") != "no":
+        assert seen(both, case, "eval") == dict.fromkeys(range(100, 100 + EVALUATED), epochs)
+
+
+def test_a_rank_with_a_short_file_waits_with_batches_that_do_not_count(both):
+    assert [len(read(both, "files", rank)["seen"]["train"]) for rank in (0, 1)] == [3, 20]
+    tokens = [one["num_tokens"] for one in read(both, "files")["logged"]]
+    assert len(tokens) == 5
+    assert tokens[-1] == read(both, "full")["logged"][2]["num_tokens"]  # of the same rows
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ranked_runs.RESUMED])
+def test_rows_are_prepared_once_whether_or_not_the_cache_keeps_them(both, case):
+    formatted = Counter((both / f"{case}.formatted").read_text().split())
+    assert set(formatted.values()) == {1}
+    assert len(formatted) == ROWS + (EVALUATED if CASES[case].get("eval_strategy") != "no" else 0)
+
+
+def test_what_the_cache_does_not_keep_is_gone_when_the_run_ends(both):
+    shared = json.loads((both / "shared.json").read_text())
+    assert len(shared) > 1
+    assert not any(Path(folder).exists() for folder in shared)
+
+
+def test_metrics_of_an_evaluation_see_each_row_once(both, alone):
+    for folder in (both, alone("full")):
+        evaluated = [one for one in read(folder, "full")["logged"] if "eval_rows" in one]
+        assert [one["eval_rows"] for one in evaluated] == [EVALUATED] * 2
+
+
+@pytest.mark.parametrize("case", ["fsdp", "fsdp-sharded"])
+def test_a_sharded_model_is_saved_whole_for_plain_transformers(both, alone, case):
+    wanted = load_file(alone("fsdp") / "fsdp" / "model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(both / case)
+    for name, weight in wanted.items():
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("case", ["lora", "fsdp-lora", "fsdp-qlora"])
+def test_a_sharded_adapter_is_saved_whole_for_plain_peft(both, alone, case, model_folder):
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), both / case)
+    wanted = load_file(alone(case) / case / "adapter_model.safetensors")
+    found = load_file(both / case / "adapter_model.safetensors")
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("case", ["fsdp-resumed", "fsdp-sharded-resumed"])
+def test_a_sharded_run_goes_on_from_its_checkpoint(both, alone, case):
+    wanted = [one["loss"] for one in read(alone("full"), "full")["logged"] if "loss" in one]
+    found = [one["loss"] for one in read(both, case)["logged"] if "loss" in one]
+    assert found[-3:] == pytest.approx(wanted[-3:], abs=1e-4)
+
+
+# --- Without a second process -----------------------------------------------------------------------------------------
+def test_rounds_are_completed_with_batches_of_no_rows_that_are_still_true():
+    batches = torch.utils.data.BatchSampler(range(5), 2, drop_last=False)
+    assert list(WholeRounds(batches, 4)) == [[0, 1], [2, 3], [4], []]
+    assert len(WholeRounds(batches, 4)) == 4
+    assert WholeRounds(batches, 4).batch_size == 2
+    assert NoRows()
+
+
+def test_no_rows_become_a_batch_whose_labels_do_not_count():
+    def collate(rows):
+        return {"input_ids": torch.tensor(rows), "labels": torch.tensor(rows)}
+
+    fill = Filling(collate, row=[7, 8], size=3)
+    assert fill([[1, 2]])["labels"].tolist() == [[1, 2], [-100, -100], [-100, -100]]
+    nothing = fill([])
+    assert nothing["input_ids"].tolist() == [[7, 8]] * 3
+    assert nothing["labels"].unique().tolist() == [-100]
+    assert nothing["num_tokens"] == 0
+    assert Filling(collate, row=[7, 8])([[1, 2]])["labels"].tolist() == [[1, 2]]
+
+
+def test_ranks_share_all_numbers_between_them():
+    numbers = range(10, 33)
+    taken = [numbers[place] for rank in range(4) for place in Rank(rank, 4).own(numbers)]
+    assert sorted(taken) == list(numbers)
+
+
+def test_fsdp_that_would_shard_nothing_is_refused(llama, tokenizer, tmp_path):
+    args = SFTConfig(str(tmp_path), use_cpu=True, fsdp=True)
+    with pytest.raises(ConflictError, match=r"nothing would be sharded among 1 process\(es\) on cpu"):
+        SFTTrainer(llama, args, train_dataset=Dataset.from_list([{"text": "hello"}]), processing_class=tokenizer)
+
+
+def test_ddp_looks_for_unused_parameters_only_where_there_may_be_some(llama):
+    assert not may_leave_some_unused(llama)
+    llama.config.num_experts = 4
+    assert may_leave_some_unused(llama)
