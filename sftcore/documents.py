@@ -97,15 +97,28 @@ def boundaries(position_ids_BT: torch.Tensor) -> dict[str, Any]:
 
 
 # --- Masks ----------------------------------------------------------------------------------------------------------
-def block_mask(position_ids_BT: torch.Tensor, *, window: int | None = None, chunk: int | None = None) -> torch.Tensor:
+def block_mask(
+    position_ids_BT: torch.Tensor,
+    *,
+    window: int | None = None,
+    chunk: int | None = None,
+    images_BT: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Which token may attend to which: (B, 1, T, T) bool, causal inside each document and nothing across.
 
-    A token sees `window` tokens, itself included; with `chunk`, those of its own chunk of the document.
+    A token sees `window` tokens, itself included; with `chunk`, those of its own chunk of the document. The tokens of
+    one image, neighbours in `images_BT` (bool), see each other both ways, as Gemma 3 has it.
     """
     import torch
 
     documents_BT = document_starts(position_ids_BT).cumsum(-1)
-    mask_BTT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    mask_BTT = same_BTT.tril()
+    if images_BT is not None:
+        begins_BT = images_BT & ~torch.nn.functional.pad(images_BT, (1, 0))[:, :-1]
+        number_BT = begins_BT.cumsum(-1)
+        both_BTT = images_BT[:, :, None] & images_BT[:, None, :]
+        mask_BTT |= same_BTT & both_BTT & (number_BT[:, :, None] == number_BT[:, None, :])
     if window is not None:
         index_T = torch.arange(position_ids_BT.shape[1], device=position_ids_BT.device)
         mask_BTT &= index_T[:, None] - index_T[None, :] < window
@@ -128,7 +141,8 @@ def mask_ways(model: Any) -> tuple[Way, ...]:
     dtype = None if config._attn_implementation == "sdpa" else causal_model(model).dtype
 
     def mask_of(batch: Batch, limits: Mapping[str, int | None]) -> torch.Tensor:
-        mask = block_mask(batch["position_ids"], **limits)
+        types = batch.get("token_type_ids")
+        mask = block_mask(batch["position_ids"], images_BT=None if types is None else types == 1, **limits)
         return mask if dtype is None else additive(mask, dtype)
 
     types = sorted(set(getattr(config, "layer_types", None) or ()) & set(kinds))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, evolve, field, frozen
 
 from sftcore.data.pictures import has_images
+from sftcore.documents import ways_for
 from sftcore.errors import ModelError
 from sftcore.proof.contamination import Proof, check_labels, keep_documents_apart
 from sftcore.proof.images import LOOKED_AT, prove_images
@@ -71,22 +72,32 @@ class SharedRows:
         if layout.shared:
             self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, max_length=max_length)
 
-    def prove_images(self, model: Any, collator: Any, dataset: Any) -> None:
-        """Hold that the documents of these rows see their own images alone, if rows with images share rows.
+    def prove_images(
+        self, model: Any, backend: AttentionBackend | None, layout: Layout, collator: Any, dataset: Any
+    ) -> None:
+        """Hold that documents which share a row see their own images alone, with another way where the first fails.
 
         Raises:
-            ModelError: they do not.
+            ModelError: with no way do they.
         """
         if self.proof is None or not has_images(dataset):
             return
         rows = list(itertools.islice(dataset, LOOKED_AT))
-        gaps = prove_images(model, self.proof.way, collator, rows)
-        if gaps is not None:
-            kept = "bit-identical" if gaps.neighbours == 0 else f"within {gaps.neighbours:.1g}"
-            note = (
-                f"with images: logits {kept} whatever the others' images, within {gaps.alone:.1g} of the document alone"
-            )
-            self.proof = evolve(self.proof, notes=(*self.proof.notes, note))
+        failed: ModelError | None = None
+        ways = (self.proof.way, *(way for way in ways_for(model, backend) if way.name != self.proof.way.name))
+        for way in ways:
+            try:
+                gaps = prove_images(model, way, collator, rows)
+                if failed is not None:
+                    self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, ways=[way])
+            except ModelError as error:
+                failed = failed or error
+                continue
+            if gaps is not None:
+                self.proof = evolve(self.proof, notes=(*self.proof.notes, f"with images: {gaps}"))
+            return
+        assert failed is not None
+        raise failed
 
     def __call__(self, batch: dict[str, Any], mode: str) -> dict[str, Any]:
         """The batch with what keeps its documents apart; the labels of the first batch of a mode are checked."""

@@ -175,7 +175,7 @@ class SFTTrainer(RankedTrainer):
             attention = attention_of(self.setup.plan, self.setup.plugins)
             backend = attention[1] if attention else None
             self.shared_rows.prove(self.model, backend, layout, max_length=self.data.max_length)
-            self.shared_rows.prove_images(self.model, collator, train_dataset)
+            self.shared_rows.prove_images(self.model, backend, layout, collator, train_dataset)
         self.kernels.off()
         self.model.add_model_tags(list(self._tag_names))
 

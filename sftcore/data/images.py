@@ -76,7 +76,7 @@ def size_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int
     """
     with _opened(source) as image:
         width, height = image.size
-        if image.getexif().get(ORIENTATION) in SIDEWAYS:
+        if _has_orientation(image) and image.getexif().get(ORIENTATION) in SIDEWAYS:
             width, height = height, width
     if not width or not height:
         raise RowError(f"{name_of(source)} has no pixels ({width} x {height}).", fix="Drop the row.")
@@ -100,7 +100,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
     size_of(source, max_pixels)
     with _opened(source) as image:
         try:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image) if _has_orientation(image) else image
+            return upright.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
             raise RowError(f"{name_of(source)} is broken: {error}.", fix="Mend the file, or drop the row.") from error
 
@@ -176,6 +177,11 @@ def _encoded(image: Image) -> bytes:
     lossless = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
     lossless.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _has_orientation(image: Image) -> bool:
+    """Whether the head tells how the camera was held; Pillow would decode a whole PNG to look for it at its end."""
+    return image.format != "PNG" or "exif" in image.info
 
 
 @contextlib.contextmanager

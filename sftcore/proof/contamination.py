@@ -50,6 +50,10 @@ class Gaps:
     neighbours_allowed: float
     alone_allowed: float
 
+    def __str__(self) -> str:
+        kept = "bit-identical" if self.neighbours == 0 else f"within {self.neighbours:.1g}"
+        return f"logits {kept} whatever the neighbours, within {self.alone:.1g} of the document alone"
+
     def failure(self) -> str:
         """What leaked, or an empty string. A gap that is not a number fails too."""
         if not self.neighbours <= self.neighbours_allowed:
@@ -70,12 +74,7 @@ class Proof:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        kept = "bit-identical" if self.gaps.neighbours == 0 else f"within {self.gaps.neighbours:.1g}"
-        text = (
-            f"documents are kept apart by {self.way.summary}: logits {kept} whatever the neighbours, "
-            f"within {self.gaps.alone:.1g} of the document alone"
-        )
-        return "; ".join([text, *self.notes])
+        return "; ".join([f"documents are kept apart by {self.way.summary}: {self.gaps}", *self.notes])
 
     def record(self) -> dict[str, Any]:
         """The proof as plain values, for a manifest."""

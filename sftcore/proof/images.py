@@ -15,7 +15,7 @@ from sftcore.data.images import size_of
 from sftcore.data.pictures import DOCUMENTS
 from sftcore.documents import Way
 from sftcore.errors import ModelError
-from sftcore.proof.contamination import PADDED, TOLERANCES, Gaps, coarsest, logits_of, quiet, worst
+from sftcore.proof.contamination import FAILURES, PADDED, TOLERANCES, Gaps, coarsest, logits_of, quiet, worst
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +39,15 @@ def prove_images(model: Any, way: Way, collate: Collate, rows: Sequence[Mapping[
         return None
     import torch
 
-    with quiet(model), torch.no_grad():
-        gaps = _measured(model, way, collate, documents)
-    if failure := gaps.failure():
+    try:
+        with quiet(model), torch.no_grad():
+            gaps = _measured(model, way, collate, documents)
+        failure = gaps.failure()
+    except FAILURES as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        failure = f"{type(error).__name__}: {error}".partition("\n")[0]
+    if failure:
         raise ModelError(
             f"documents with images that share a row are not kept apart in {type(model).__name__}: with "
             f"{way.summary}, {failure}.",

@@ -126,6 +126,7 @@ class Preparations:
 
     recipe: Recipe
     _args: SFTConfig | None = field(default=None, init=False)
+    _processor: Any = field(default=None, init=False)
     _tokenizer: Any = field(default=None, init=False)
 
     def __call__(self, setup: Setup) -> DataPreparation:

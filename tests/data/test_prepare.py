@@ -14,7 +14,7 @@ from sftcore.data.columns import TokenColumns
 from sftcore.data.prepare import NOTHING_LEFT, NOTHING_MADE, NOTHING_SUPERVISED
 from sftcore.data.sets import DataPreparation
 from sftcore.run.setup import set_up
-from sftcore.types import ModelRequest
+from sftcore.types import ModelRequest, Selection
 from tests.conftest import alpaca_rows
 
 
@@ -151,11 +151,14 @@ def test_shuffling_depends_on_the_seed_alone(tokenizer):
     assert order(1) != order(2)
 
 
-@pytest.mark.parametrize("function", [None, str])
-def test_images_are_refused_not_left_out(tokenizer, function):
-    data = preparation(tokenizer, formatting_func=function)
-    with pytest.raises(DataError, match='train: the rows have the column "images", and text alone is trained on'):
-        data.prepare(Dataset.from_list([{"text": "x", "images": []}]), "train")
+def test_images_are_refused_not_left_out(tokenizer):
+    rows = Dataset.from_list([{"text": "<image>x", "images": [b"any"]}])
+    with pytest.raises(DataError, match="train row 0: the rows have images, and the model reads text alone"):
+        preparation(tokenizer).prepare(rows, "train")
+    named = preparation(tokenizer, chosen=[Selection("format", "text")])
+    for data in (preparation(tokenizer, formatting_func=str), named):
+        with pytest.raises(DataError, match='train: the rows have the column "images", and the format would train on'):
+            data.prepare(rows, "train")
 
 
 def test_the_text_field_reaches_a_text_format_that_is_named(tokenizer):

@@ -1,12 +1,12 @@
 """Preparations for tiny vision-language models, without their weights."""
 
 import pytest
-from tests.vlm.tiny import make_processor
 
 from sftcore.data.sets import DataPreparation
 from sftcore.run.setup import set_up
 from sftcore.types import ModelRequest
 from tests.conftest import make_tokenizer
+from tests.vlm.tiny import make_processor
 
 
 def _preparation(tokenizer, processor, max_length, settings):
