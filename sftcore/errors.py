@@ -14,7 +14,8 @@ SFTCoreError (a ValueError, as users of this field expect of a bad setting)
 ├── CheckError             what `check` found, all at once
 ├── DataError              a data set cannot be read or used
 │   └── RowError           one row cannot be used
-└── ModelError             a model cannot be loaded or trained
+├── ModelError             a model cannot be loaded or trained
+└── CheckpointError        a checkpoint cannot be written, or is damaged
 
 Every error says what is wrong, where, and how to mend it; the three parts stay on the error as attributes.
 """
@@ -136,3 +137,7 @@ def _rebuild_row_error(what: str, fix: str, where: str, row: int | None) -> RowE
 
 class ModelError(SFTCoreError):
     """A model or tokenizer cannot be loaded, or does not do what the run needs."""
+
+
+class CheckpointError(SFTCoreError):
+    """A checkpoint or the model cannot be written, or a checkpoint is not there or damaged."""

@@ -19,13 +19,12 @@ from attrs import evolve, field, frozen
 from sftcore import yamlio
 from sftcore.errors import OptionTypeError, RecipeError, UnknownKeyError
 from sftcore.fields import RENAMED, check_fields
+from sftcore.run.checkpoints import LAST
 from sftcore.selections import parse_choice
 from sftcore.structure import structure
 from sftcore.types import KINDS, ModelRequest, Selection
 
 SECTIONS = ("model", "data", *KINDS, "block")
-LAST_CHECKPOINT = "last"
-"""For `resume_from_checkpoint`: the newest checkpoint in output_dir; `true` means the same."""
 _FIELDS_WITH_A_KEY = {
     "plugins": "the kinds' own keys",
     "block": "block",
@@ -95,7 +94,7 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
         if key in training:
             raise RecipeError(f'"{key}" is for Python; a recipe uses {instead}.', where=place)
     if isinstance(resume := training.get("resume_from_checkpoint"), bool):
-        training["resume_from_checkpoint"] = LAST_CHECKPOINT if resume else None
+        training["resume_from_checkpoint"] = LAST if resume else None
     check_fields(training, where=place, also=SECTIONS)
     blocked = raw.get("block") or ()
     return Recipe(

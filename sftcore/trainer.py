@@ -52,13 +52,14 @@ from sftcore.run.card import write_card
 from sftcore.run.load_saved import save_grown_rows
 from sftcore.run.metrics import Metrics
 from sftcore.run.ranked import RankedTrainer
+from sftcore.run.sealed import SealedTrainer
 from sftcore.run.setup import check
 from sftcore.shared_rows import SharedRows, layout_of
 from sftcore.types import LoadedModel
 from sftcore.vision import freeze_vision
 
 
-class SFTTrainer(RankedTrainer):
+class SFTTrainer(SealedTrainer, RankedTrainer):
     """Supervised fine-tuning of a causal language model. Arguments and defaults are TRL's.
 
     Args:

@@ -15,6 +15,7 @@ from sftcore.chat_tokens import supervised_ids
 from sftcore.eos import trained_stop
 from sftcore.parity import record_of, saved_parity
 from sftcore.run import manifest
+from sftcore.run.checkpoints import final_place
 from sftcore.run.summary import plan_lines
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class RunRecorder(TrainerCallback):
         self.extra["parity"] = [attrs.asdict(check) for check in checks]
         for check in checks:
             if check.state == "differs":
-                warnings.warn(f"{folder} would be served otherwise than it was trained: {check}", stacklevel=2)
+                saved = final_place(folder)
+                warnings.warn(f"{saved} would be served otherwise than it was trained: {check}", stacklevel=2)
 
     def write_manifest(self, folder: Path) -> None:
         """Write the manifest as it stands now."""

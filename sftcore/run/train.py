@@ -13,7 +13,8 @@ from attrs import frozen
 
 from sftcore.data.load import Source, inspect
 from sftcore.errors import ConflictError, DataError, RecipeError
-from sftcore.recipe import LAST_CHECKPOINT, Recipe
+from sftcore.recipe import Recipe
+from sftcore.run.checkpoints import AUTO, LAST
 from sftcore.run.setup import Setup, check, set_up_recipe
 from sftcore.types import KINDS
 
@@ -64,6 +65,7 @@ def check_recipe(recipe: Recipe) -> Checked:
             where=recipe.place,
             fix="Add data.eval or data.eval_fraction, or remove eval_strategy.",
         )
+    _checkpoint(recipe)
     check(setup)
     train = inspect(recipe.data.train, setup)
     return Checked(recipe, setup, train, inspect(recipe.data.eval, setup) if recipe.data.eval is not None else None)
@@ -87,7 +89,7 @@ def run_recipe(
     if before_training is not None:
         before_training(trainer)
     start = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe, trainer.args.output_dir))
+    result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
     trainer.save_model()
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     seconds = time.monotonic() - start
@@ -132,21 +134,16 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
     return trainer
 
 
-def _checkpoint(recipe: Recipe, folder: str) -> str | None:
-    """The checkpoint that the run continues, if any."""
-    from transformers.trainer_utils import get_last_checkpoint
-
+def _checkpoint(recipe: Recipe) -> str | None:
+    """What the recipe goes on from: "last", "auto" or a folder, which has to be there."""
     wanted: str | None = recipe.training.get("resume_from_checkpoint")
-    if wanted != LAST_CHECKPOINT:
-        return wanted
-    found: str | None = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    if found is None:
+    if wanted not in (None, AUTO, LAST) and not Path(str(wanted)).is_dir():
         raise RecipeError(
-            f"there is no checkpoint in {folder} to resume from.",
+            f"there is no folder {wanted}.",
             where=f"{recipe.place}: resume_from_checkpoint",
-            fix="Remove the key for the first run.",
+            fix=f'Name a checkpoint in output_dir, or "{LAST}", or "{AUTO}", which may start from scratch.',
         )
-    return found
+    return wanted
 
 
 def _data_folder(recipe: Recipe) -> str | None:
