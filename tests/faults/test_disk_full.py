@@ -1,0 +1,122 @@
+"""A disk that fills up during a save ends the run with one clear error, and what was saved before still loads."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import resource
+import shutil
+import subprocess
+
+import pytest
+import runs
+
+from sftcore.errors import CheckpointError
+from sftcore.run.checkpoints import newest
+from sftcore.run.sealed import disk_error
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The weights of the run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = runs.trainer(folder)
+    trainer.train()
+    trainer.save_model()
+    return runs.weights_of(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own that holds one checkpoint and a half."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def no_file_above(num_bytes):
+    """Writes beyond `num_bytes` of a file fail."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_the_run_with_one_error_and_the_checkpoint_before_goes_on(small_disk, expected):
+    out = small_disk / "out"
+    with pytest.raises(CheckpointError) as error:
+        runs.trainer(out).train()
+    said = str(error.value)
+    assert "out: the checkpoint of step 4 could not be written: " in said
+    assert "No space left on device" in said or "torch could not write a file to its end" in said
+    assert "MiB are free there" in said
+    assert f"The last good checkpoint is {out / 'checkpoint-2'} (step 2)." in said
+    assert runs.checkpoints(out) == ["checkpoint-2"]
+    assert not list(out.glob(".tmp-*"))
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    resumed = runs.trainer(out)
+    resumed.train(resume_from_checkpoint="auto")
+    resumed.save_model()
+    assert runs.weights_of(out) == expected
+
+
+@pytest.mark.parametrize(("limit", "file"), [(100_000, "model.safetensors"), (200_000, "optimizer.pt")])
+def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing_half_written(tmp_path, limit, file, expected):
+    out = tmp_path / "out"
+    runs.trainer(out, max_steps=2).train()
+    sizes = {path.name: path.stat().st_size for path in (out / "checkpoint-2").iterdir()}
+    assert sizes[file] > limit > sizes["tokenizer.json"]
+    with no_file_above(limit), pytest.raises(CheckpointError, match=r"step 4 could not .* \(step 2\)\. Free space"):
+        runs.trainer(out).train(resume_from_checkpoint="auto")
+    assert runs.checkpoints(out) == ["checkpoint-2"]
+    assert not list(out.glob(".tmp-*"))
+    resumed = runs.trainer(out)
+    resumed.train(resume_from_checkpoint="auto")
+    resumed.save_model()
+    assert runs.weights_of(out) == expected
+
+
+def test_a_final_save_that_fails_leaves_the_model_of_old_and_names_the_last_checkpoint(tmp_path):
+    trainer = runs.trainer(tmp_path)
+    trainer.train()
+    trainer.save_model()
+    old = runs.weights_of(tmp_path)
+    trainer.model.model.norm.weight.data.zero_()
+    with no_file_above(100_000), pytest.raises(CheckpointError, match=r"the model could not be .*checkpoint-6"):
+        trainer.save_model()
+    assert runs.weights_of(tmp_path) == old
+    assert (tmp_path / "config.json").exists()
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_an_error_that_is_not_the_disks_is_left_as_it_is(tmp_path):
+    trainer = runs.trainer(tmp_path, max_steps=2)
+    trainer.model.save_pretrained = lambda *args, **kwargs: [][1]
+    with pytest.raises(IndexError):
+        trainer.train()
+    assert newest(tmp_path).folder is None
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_the_errors_of_the_libraries_that_write_are_known(tmp_path):
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    value = torch.zeros(100_000)
+    with no_file_above(1000):
+        with pytest.raises(RuntimeError) as by_torch:
+            torch.save(value, tmp_path / "a.pt")
+        with pytest.raises(SafetensorError) as by_safetensors:
+            save_file({"a": value}, tmp_path / "a.safetensors")
+    assert disk_error(by_torch.value) == "torch could not write a file to its end"
+    assert disk_error(by_safetensors.value) == "File too large"
+    assert disk_error(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+    assert disk_error(RuntimeError("CUDA error")) is None
