@@ -15,6 +15,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from sftcore.errors import ConflictError, OptionTypeError, RecipeError
 from sftcore.fields import RENAMED
+from sftcore.processes import refuse_missing_deepspeed
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -140,6 +141,7 @@ class SFTConfig(TrainingArguments):
                 f'packing_strategy "{self.packing_strategy}" is now "{current}".', FutureWarning, stacklevel=3
             )
             self.packing_strategy = current
+        refuse_missing_deepspeed(self.deepspeed)
         # Unsloth on a CPU patches TrainingArguments to turn TRL's packing off; here packed documents are proven apart
         own = {name: getattr(self, name) for name in ("packing", "eval_packing", "padding_free")}
         super().__post_init__()
@@ -161,7 +163,7 @@ class SFTConfig(TrainingArguments):
         if visible > 1:
             # nn.DataParallel copies the model at every step and breaks a bound forward
             warnings.warn(
-                f"{visible} GPUs are visible and one is used. To use all: "
+                f"{visible} GPUs are visible and one is used. To use all: sftcore train --nproc {visible}, or "
                 f"accelerate launch --num_processes {visible} your_script.py",
                 stacklevel=2,
             )

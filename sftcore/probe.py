@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from sftcore.checkpointing import memory_problems
 from sftcore.errors import RecipeError, nearest
 from sftcore.precision import ADAPTER_DTYPES
+from sftcore.processes import process_problems, world_size
 from sftcore.types import PACKING_STRATEGIES, ModelRequest, Plan, Probe, Problem
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -69,6 +69,7 @@ def core_problems(plan: Plan, probe: Probe, *, needs_tokenizer: bool = True) -> 
         *model_problems(plan.model, needs_tokenizer, allow_pickle),
         *_loading_problems(plan, probe),
         *_setting_problems(plan.settings),
+        *process_problems(plan),
     ]
 
 
@@ -98,7 +99,7 @@ def _loading_problems(plan: Plan, probe: Probe) -> Iterator[Problem]:
             "Set allow_pickle: true if you trust the file, or drop use_safetensors.",
         )
     spread = kwargs.get("device_map")
-    if spread in _SPREADS and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if spread in _SPREADS and world_size() > 1:
         yield Problem(
             f'device_map "{spread}" spreads the model over all devices, and each process would do so.',
             "model_init_kwargs",

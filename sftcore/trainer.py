@@ -170,7 +170,7 @@ class SFTTrainer(SealedTrainer, RankedTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self._own_loss_and_noise()
-        self.metrics = Metrics(self.accelerator)
+        self.metrics = Metrics(self.accelerator, copies=self.get_tp_size())
         self.shared_rows = SharedRows()
         with self.accelerator.autocast():
             attention = attention_of(self.setup.plan, self.setup.plugins)

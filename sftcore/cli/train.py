@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import click
 
@@ -11,17 +12,26 @@ from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
 
 @click.command("train")
 @takes_recipe
-def command(words: tuple[str, ...], block: tuple[str, ...]) -> None:
+@click.option("--nproc", type=click.IntRange(min=1), default=1, metavar="N", help="Processes on this machine.")
+def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int) -> None:
     """Train what a recipe says.
 
     RECIPE is a YAML file; KEY=VALUE pairs override it or stand alone (dotted keys reach inside: adapter.lora.r=8).
-    Everything that can be found wrong is found before anything heavy is loaded.
+    Everything that can be found wrong is found before anything heavy is loaded. --nproc starts several processes by
+    accelerate's launcher.
     """
     from sftcore.run.train import check_recipe, run_recipe
 
+    is_first = os.environ.get("RANK", "0") == "0"
+    if not is_first:
+        warnings.simplefilter("ignore")  # the first process says the same
     checked = check_recipe(recipe_from(words, block))
+    if nproc > 1:
+        from sftcore.run.launch import launch
+
+        launch(nproc, [*words, *(f"--block={one}" for one in block)], checked.recipe.training)
 
     from rich.console import Console
 
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    console = Console(quiet=not is_first)
     console.print(run_recipe(checked, console).sentence, highlight=False, soft_wrap=True)

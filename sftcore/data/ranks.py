@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import define, frozen
 
-from sftcore.errors import DataError
+from sftcore.errors import ConflictError, DataError
+from sftcore.processes import tensor_parallel_size
 from sftcore.types import IGNORED
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ def rank_of(args: SFTConfig) -> Rank:
     config = args.accelerator_config
     if config.dispatch_batches or config.split_batches:
         return Rank()
-    parallel = args.parallelism_config
-    together = 1 if parallel is None else parallel.tp_size * parallel.cp_size * parallel.sp_size
+    together = tensor_parallel_size(args.model_init_kwargs, args.world_size)
+    if args.parallelism_config is not None:
+        together = max(together, args.parallelism_config.tp_size)
     return Rank(args.process_index // together, args.world_size // together)
 
 
@@ -232,12 +234,20 @@ def deal_stream(dataset: Any, rank: Rank, *, dealt: bool) -> Any:
     return DealtStream()
 
 
-def keep_dealt(loader: Any) -> None:
-    """Let accelerate's shard of a stream that is dealt out already pass every row, in place."""
+def keep_dealt(loader: Any, rank: Rank) -> None:
+    """Let accelerate's shard of a stream that is dealt out already pass every row, in place.
+
+    Raises:
+        ConflictError: accelerate would deal it out among other ranks.
+    """
     from accelerate.data_loader import IterableDatasetShard
 
     shard = loader.dataset
-    assert isinstance(shard, IterableDatasetShard), type(shard)
+    if not isinstance(shard, IterableDatasetShard) or shard.num_processes != rank.count:
+        raise ConflictError(
+            f"the stream was dealt out among {rank.count} processes, which is not how the model is split among them.",
+            fix="Use a map-style data set (load_dataset without streaming).",
+        )
     shard.batch_size, shard.num_processes, shard.process_index = 1, 1, 0
 
 

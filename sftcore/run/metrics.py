@@ -17,11 +17,12 @@ class Metrics:
     running token counts.
 
     Both means are weighted by tokens, not by batches. `num_tokens` counts non-padding tokens of training on all ranks,
-    `num_supervised_tokens` those of them that the loss was computed on.
+    `num_supervised_tokens` those of them that the loss was computed on. `copies` ranks each see the same rows.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, copies: int = 1) -> None:
         self._accelerator = accelerator
+        self._copies = copies
         self._sums: dict[str, torch.Tensor | None] = {"train": None, "eval": None}
         self._has_entropy = True
         self.num_tokens = 0
@@ -55,7 +56,8 @@ class Metrics:
         if sums is None:
             return {}
         self._sums[mode] = None
-        total = dict(zip(_SUMS, self._accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+        summed = self._accelerator.reduce(sums, reduction="sum") / self._copies
+        total = dict(zip(_SUMS, summed.tolist(), strict=True))
         if mode == "train":
             self.num_tokens += int(total["tokens"])
             self.num_supervised_tokens += int(total["supervised"])

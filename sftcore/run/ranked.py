@@ -28,6 +28,7 @@ class RankedTrainer(Trainer):
     data: Any
     _signature_columns: list[str] | None
     _eval_sums: Any = None
+    _checkpointing = False
 
     def __init__(self, **kwargs: Any) -> None:
         args = kwargs["args"]
@@ -54,7 +55,7 @@ class RankedTrainer(Trainer):
         whole = next((whole for stream, whole in self.data.dealt if stream is dataset), None)
         own = deal_stream(dataset, rank, dealt=whole is not None)
         loader = super()._get_dataloader(own, description, batch_size, *args, **kwargs)
-        keep_dealt(loader)
+        keep_dealt(loader, rank)
         base = loader.base_dataloader
         first = iter(dataset if whole is None else whole)
         together = Together(self.accelerator, lambda: self._prepare_input(base.collate_fn([next(first)])))
@@ -75,10 +76,17 @@ class RankedTrainer(Trainer):
         self._ended = epoch_iterator if not batches else None
         return batches, self._get_num_items_in_batch(batches, device)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._checkpointing = True
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self._checkpointing = False
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the whole model, also where its checkpoints are sharded."""
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        if plugin is not None and not _internal_call and "SHARDED" in str(plugin.state_dict_type):
+        if plugin is not None and not self._checkpointing and "SHARDED" in str(plugin.state_dict_type):
             self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
         super().save_model(output_dir, _internal_call)
 

@@ -37,6 +37,7 @@ CASES = {
     "stream": {**STREAM, "eval_strategy": "steps", "eval_steps": 3},
     "files": {**STREAM, "max_steps": 5},
     "packed-stream": {**STREAM, "packing": True, "max_length": 48, "max_steps": 2},
+    "tp": {"model_init_kwargs": {"tp_plan": "auto"}},
     "fsdp": {**FSDP, "save_strategy": "epoch", "num_train_epochs": 1},
     "fsdp-resumed": FSDP,
     "fsdp-lora": {**FSDP, "plugins": LORA},
@@ -72,7 +73,7 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
     steps = fields.get("gradient_accumulation_steps", 1)
     args = SFTConfig(
         str(folder / case),
-        per_device_train_batch_size=BATCH // world // steps,
+        per_device_train_batch_size=BATCH // (1 if case == "tp" else world) // steps,
         per_device_eval_batch_size=BATCH // world // 2,
         **fields,
     )
@@ -82,13 +83,13 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
             file.write(f"{numbers_in(one['said'])[0]}\n")
         return one["said"]
 
-    if world > 1 and args.fsdp:
+    if world > 1 and (args.fsdp or case == "tp"):
         shard_on_cpu()
-    elif args.fsdp:
-        args.fsdp = args.fsdp_plugin_args = None
+    elif world == 1:
+        args.fsdp = args.fsdp_plugin_args = args.model_init_kwargs = None
     tokenizer = AutoTokenizer.from_pretrained(model)
     trainer = SFTTrainer(
-        model if "qlora" in case else AutoModelForCausalLM.from_pretrained(model),
+        model if case in ("tp", "fsdp-qlora") else AutoModelForCausalLM.from_pretrained(model),
         args,
         train_dataset=dataset(case, 0, ROWS),
         eval_dataset=dataset(case, 100, EVALUATED) if args.eval_strategy != "no" else None,

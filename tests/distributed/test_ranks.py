@@ -23,6 +23,8 @@ from sftcore.run.ranked import may_leave_some_unused
 from tests.distributed import ranked_runs
 from tests.distributed.ranked_runs import CASES, EVALUATED, ROWS
 
+ONCE = [case for case in CASES if case not in ranked_runs.RESUMED and case != "tp"]
+"""Cases in which each row goes to one process, and that train from the start."""
 NUMBERS = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens", "eval_loss", "eval_entropy")
 
 
@@ -66,7 +68,7 @@ def seen(folder: Path, case: str, mode: str) -> Counter[int]:
 
 
 @pytest.mark.parametrize(
-    "case", ["full", "lora", "packed", "stream", "packed-stream", "fsdp", "fsdp-lora", "fsdp-qlora"]
+    "case", ["full", "lora", "packed", "stream", "packed-stream", "fsdp", "fsdp-lora", "fsdp-qlora", "tp"]
 )
 def test_two_processes_log_the_curve_of_one(both, alone, case):
     one, two = (read(folder, case)["logged"] for folder in (alone(case), both))
@@ -76,7 +78,7 @@ def test_two_processes_log_the_curve_of_one(both, alone, case):
         assert found == pytest.approx({key: theirs[key] for key in found}, abs=1e-4)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ranked_runs.RESUMED])
+@pytest.mark.parametrize("case", ONCE)
 def test_every_row_is_seen_once_in_an_epoch(both, case):
     epochs = 2 if case in ("full", "lora", "fsdp-lora") else 1
     assert seen(both, case, "train") == dict.fromkeys(range(ROWS), epochs)
@@ -91,7 +93,7 @@ def test_a_rank_with_a_short_file_waits_with_batches_that_do_not_count(both):
     assert tokens[-1] == read(both, "full")["logged"][2]["num_tokens"]  # of the same rows
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ranked_runs.RESUMED])
+@pytest.mark.parametrize("case", ONCE)
 def test_rows_are_prepared_once_whether_or_not_the_cache_keeps_them(both, case):
     formatted = Counter((both / f"{case}.formatted").read_text().split())
     assert set(formatted.values()) == {1}
@@ -110,9 +112,9 @@ def test_metrics_of_an_evaluation_see_each_row_once(both, alone):
         assert [one["eval_rows"] for one in evaluated] == [EVALUATED] * 2
 
 
-@pytest.mark.parametrize("case", ["fsdp", "fsdp-sharded"])
-def test_a_sharded_model_is_saved_whole_for_plain_transformers(both, alone, case):
-    wanted = load_file(alone("fsdp") / "fsdp" / "model.safetensors")
+@pytest.mark.parametrize(("case", "reference"), [("fsdp", "fsdp"), ("fsdp-sharded", "fsdp"), ("tp", "tp")])
+def test_a_sharded_model_is_saved_whole_for_plain_transformers(both, alone, case, reference):
+    wanted = load_file(alone(reference) / reference / "model.safetensors")
     model = AutoModelForCausalLM.from_pretrained(both / case)
     for name, weight in wanted.items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-4, atol=1e-4, msg=name)

@@ -1,0 +1,69 @@
+"""What can be known of a run's processes before torch is imported: what would not work among them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sftcore.errors import ConflictError
+from sftcore.types import Plan, Problem
+
+SPLIT_SEQUENCES = {"cp_size": "context", "sp_size": "sequence"}
+"""Sizes of accelerate's ParallelismConfig whose processes hold parts of a row."""
+
+
+def world_size() -> int:
+    """How many processes a launcher has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_problems(plan: Plan) -> Iterator[Problem]:
+    """Launchers and kinds of parallelism that this run cannot do with."""
+    settings = plan.settings
+    if settings.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        yield from _without_deepspeed()
+    given = settings.get("parallelism_config")
+    for size, name in SPLIT_SEQUENCES.items():
+        if getattr(given, size, 1) > 1 or int(os.environ.get(f"PARALLELISM_CONFIG_{size.upper()}", "1")) > 1:
+            yield Problem(
+                f"{name} parallelism splits rows among processes, and the loss and the documents of packed rows are "
+                "computed on whole rows.",
+                "parallelism_config",
+                f"Drop {size}; FSDP (fsdp: true) and activation checkpointing save memory too.",
+            )
+    if plan.model.init_kwargs.get("tp_plan") and plan.selected("adapter"):
+        yield Problem(
+            "tensor parallelism splits the weights that the adapter goes around.",
+            "model_init_kwargs",
+            "Drop tp_plan, and shard by FSDP (fsdp: true), or train without an adapter.",
+        )
+
+
+def _without_deepspeed() -> Iterator[Problem]:
+    try:
+        importlib.metadata.distribution("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
+        yield Problem(
+            "deepspeed is not installed.",
+            "deepspeed",
+            "Install it (pip install deepspeed), or shard by FSDP: fsdp: true.",
+        )
+
+
+def refuse_missing_deepspeed(config: Any) -> None:
+    """As `process_problems`, for a configuration that transformers reads before there is a plan.
+
+    Raises:
+        ConflictError: DeepSpeed is asked for and not installed.
+    """
+    for problem in _without_deepspeed() if config else ():
+        raise ConflictError(problem.what, where="SFTConfig: deepspeed", fix=problem.fix)
+
+
+def tensor_parallel_size(init_kwargs: Mapping[str, Any] | str | None, processes: int) -> int:
+    """How many processes share one copy of a model that these arguments of `from_pretrained` load."""
+    if not isinstance(init_kwargs, Mapping) or not init_kwargs.get("tp_plan"):
+        return 1
+    return int(init_kwargs.get("tp_size") or processes)

@@ -1,0 +1,96 @@
+"""`sftcore train --nproc`, and what is refused before several processes are started."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from sftcore import SFTConfig
+from sftcore.errors import CheckError, ConflictError
+from sftcore.recipe import load_recipe
+from sftcore.run.launch import launch
+from sftcore.run.train import check_recipe, config_of
+
+
+@pytest.fixture
+def recipe(tmp_path, model_folder, write):
+    rows = write("rows.jsonl", "".join(json.dumps({"text": f"hello {number} ."}) + "\n" for number in range(7)))
+    return write(
+        "run.yaml",
+        f"model: {model_folder}\ndata: {rows}\noutput_dir: {tmp_path / 'out'}\nuse_cpu: true\nlogging_steps: 1\n"
+        "per_device_train_batch_size: 2\nnum_train_epochs: 1\nsave_strategy: 'no'\n",
+    )
+
+
+def sftcore(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "sftcore", *map(str, words)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+def test_nproc_starts_that_many_processes_and_says_how(recipe, tmp_path):
+    shown = sftcore("train", recipe, "learning_rate=1e-3", "--nproc", 2)
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    said = [line for line in shown.stderr.splitlines() if line.startswith("launch ")]
+    assert len(said) == 1
+    assert f"-m sftcore train {recipe} learning_rate=1e-3" in said[0]
+    assert "2 of 4 rows (2 x 1 accumulated x 2 process(es))" in shown.stderr
+    assert shown.stdout.count("saved in") == 1  # the first process speaks for both
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["steps"] == 2
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_a_wrong_recipe_is_told_once_before_anything_is_started(recipe):
+    shown = sftcore("train", recipe, "lerning_rate=1e-3", "--nproc", 2)
+    assert shown.returncode == 1
+    assert "launch" not in shown.stderr
+    assert shown.stderr.count('unknown key "lerning_rate"') == 1
+
+
+def test_nproc_of_none_is_a_wrong_command(recipe):
+    assert sftcore("train", recipe, "--nproc", 0).returncode == 2
+
+
+def test_a_process_that_was_launched_starts_no_others(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConflictError, match="one of 4 processes"):
+        launch(2, ["run.yaml"], {})
+
+
+def test_deepspeed_that_is_missing_is_said_by_check_and_in_python(recipe):
+    config = {"zero_optimization": {"stage": 2}}
+    with pytest.raises(CheckError, match="deepspeed is not installed"):
+        check_recipe(load_recipe(str(recipe), [f"deepspeed={json.dumps(config)}"]))
+    with pytest.raises(ConflictError, match=r"deepspeed is not installed. Install it \(pip install deepspeed\)"):
+        SFTConfig("out", use_cpu=True, deepspeed=config)
+
+
+def test_deepspeed_asked_for_by_the_launcher_is_missing_too(recipe, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(CheckError, match="deepspeed is not installed"):
+        check_recipe(load_recipe(str(recipe), []))
+
+
+@pytest.mark.parametrize("given", [{"zero_optimization": {"stage": 3}, "bf16": {"enabled": "auto"}}, "zero3.json"])
+def test_a_deepspeed_configuration_is_handed_on_as_it_is(recipe, given):
+    spelled = given if isinstance(given, str) else json.dumps(given)
+    assert config_of(load_recipe(str(recipe), [f"deepspeed={spelled}"]))["deepspeed"] == given
+
+
+@pytest.mark.parametrize(("size", "name"), [("CP", "context"), ("SP", "sequence")])
+def test_parallelism_that_splits_rows_is_refused(recipe, monkeypatch, size, name):
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{size}_SIZE", "2")
+    with pytest.raises(CheckError, match=f"{name} parallelism splits rows"):
+        check_recipe(load_recipe(str(recipe), []))
+
+
+def test_an_adapter_with_tensor_parallelism_is_refused(recipe):
+    with pytest.raises(CheckError, match="tensor parallelism splits the weights that the adapter goes around"):
+        check_recipe(load_recipe(str(recipe), ["model.init_kwargs.tp_plan=auto", "adapter=lora"]))
