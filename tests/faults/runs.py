@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from conftest import make_llama, make_tokenizer
+from tests.conftest import make_llama, make_tokenizer
 
 STEPS = 6
 

@@ -8,7 +8,6 @@ import random
 import shutil
 
 import pytest
-import runs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from sftcore.errors import CheckpointError, RecipeError
 from sftcore.run.checkpoints import choose, clear_leftovers, final_place, newest, place_model, rotate
 from sftcore.run.checksums import SEAL, fault, seal
+from tests.faults import runs
 
 
 @pytest.fixture(scope="module")

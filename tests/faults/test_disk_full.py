@@ -9,11 +9,11 @@ import shutil
 import subprocess
 
 import pytest
-import runs
 
 from sftcore.errors import CheckpointError
 from sftcore.run.checkpoints import newest
 from sftcore.run.sealed import disk_error
+from tests.faults import runs
 
 
 @pytest.fixture(scope="module")

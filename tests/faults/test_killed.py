@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import runs
+
+from tests.faults import runs
 
 MOMENTS = int(os.environ.get("SFTCORE_KILLS", "20"))
 """More of them: SFTCORE_KILLS=500 python -m pytest -s tests/faults/test_killed.py"""
