@@ -16,6 +16,9 @@ from sftcore.precision import cast_adapter, dtype_notes, keep_gradients, quantis
 from sftcore.registry import ActivePlugins, Bound
 from sftcore.types import AttentionBackend, LoadedModel, LoadOptions, Plan, Removable, Selection
 
+_PROCESSOR_NEEDS = ("torchvision", "num2words", "pillow", "sentencepiece", "tiktoken", "protobuf", "av")
+"""Libraries that some processors and tokenizers need, as transformers names them in its errors."""
+
 
 def load_processor(plan: Plan, plugins: ActivePlugins) -> Any:
     """The tokenizer or processor of the model, before any weight is read.
@@ -25,7 +28,14 @@ def load_processor(plan: Plan, plugins: ActivePlugins) -> Any:
     """
     try:
         return plugins.one("load_processor", request=plan.model)
-    except (OSError, ValueError, ImportError) as error:
+    except ImportError as error:
+        named = next((name for name in _PROCESSOR_NEEDS if name in str(error).lower()), "")
+        raise ModelError(
+            f"its processor needs a library that is not installed: {named or _first_line(error)}.",
+            where=f"model {plan.model.name}",
+            fix=f"Install it: pip install {named}" if named else "Install it, or pass processing_class.",
+        ) from error
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"the tokenizer cannot be loaded: {_first_line(error)}",
             where=f"model {plan.model.name}",

@@ -136,7 +136,7 @@ def images_of(row: Row, *columns: str) -> list[Any]:
     found = {name: row[name] for name in columns if row.get(name) is not None and row[name] != []}
     if len(found) > 1:
         raise RowError(f"the row has images in {' and '.join(found)}.", fix="Keep them in one column.")
-    values = next(iter(found.values()), [])
+    values: Any = next(iter(found.values()), [])
     return list(values) if isinstance(values, (list, tuple)) else [values]
 
 

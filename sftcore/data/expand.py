@@ -65,7 +65,9 @@ class Expander:
         if not example.images or self.written == IMAGE:
             return example
         texts = {name: getattr(example, name) for name in ("text", "prompt", "completion")}
-        changed = {name: text.replace(IMAGE, self.written) for name, text in texts.items() if isinstance(text, str)}
+        changed: dict[str, Any] = {
+            name: text.replace(IMAGE, self.written) for name, text in texts.items() if isinstance(text, str)
+        }
         return attrs.evolve(example, **changed) if changed else example
 
     def sources(self, images: Sequence[Any]) -> list[dict[str, Any]]:

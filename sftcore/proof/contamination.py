@@ -205,7 +205,7 @@ class _Rows:
         self._lengths = lengths
         device = model.get_input_embeddings().weight.device
         config = causal_model(model).config
-        self._words = torch.tensor(_plain_words(config), device=device)
+        self._words = torch.tensor(plain_words(config), device=device)
         generator = torch.Generator().manual_seed(0)
         shape = (len(lengths), sum(lengths[0]))
         choice_BT = torch.randint(len(self._words), shape, generator=generator)
@@ -247,7 +247,7 @@ def _layout(
     return ((first,) if flattened else (first, (middle, 1, 1, short, long))), notes
 
 
-def _plain_words(config: Any) -> list[int]:
+def plain_words(config: Any) -> list[int]:
     """Token ids that mean nothing to the model's own code, such as the place of an image."""
     special: set[int] = set()
     for one in (config, config.get_text_config()):

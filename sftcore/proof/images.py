@@ -8,36 +8,49 @@ alone in the model's own forward, which computes positions and masks of images b
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sftcore.data.images import size_of
 from sftcore.data.pictures import DOCUMENTS
-from sftcore.documents import Way
+from sftcore.documents import Way, causal_model
 from sftcore.errors import ModelError
-from sftcore.proof.contamination import FAILURES, PADDED, TOLERANCES, Gaps, coarsest, logits_of, quiet, worst
+from sftcore.proof.contamination import (
+    FAILURES,
+    PADDED,
+    TOLERANCES,
+    Gaps,
+    coarsest,
+    logits_of,
+    plain_words,
+    quiet,
+    worst,
+)
 
 if TYPE_CHECKING:
     import torch
 
     Collate = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
-COUNT = 3
-"""Documents in the row."""
+COUNT = 2
+"""Documents with images in the row."""
 LOOKED_AT = 64
 """Rows among which they are looked for."""
 
 
 def prove_images(model: Any, way: Way, collate: Collate, rows: Sequence[Mapping[str, Any]]) -> Gaps | None:
-    """Gaps of the first documents with images among these prepared rows; None where they have no two documents.
+    """Gaps of the first documents with images among these prepared rows, and of words behind them; None without images.
 
     Raises:
         ModelError: a document sees the images of another, or its own otherwise than alone.
     """
     documents = first_documents(rows)
-    if len(documents) < 2:
+    if not documents:
         return None
     import torch
+
+    documents.append(_words(model, len(documents[0]["input_ids"])))
 
     try:
         with quiet(model), torch.no_grad():
@@ -57,9 +70,16 @@ def prove_images(model: Any, way: Way, collate: Collate, rows: Sequence[Mapping[
 
 
 def first_documents(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Up to COUNT documents, those with images first, each as a row of its own."""
-    found = [document for row in rows for document in _parted(row)]
-    return sorted(found, key=lambda one: not one[DOCUMENTS][0]["images"])[:COUNT] if _any_images(found) else []
+    """Up to COUNT documents with images, each as a row of its own."""
+    found = (document for row in rows for document in _parted(row) if document[DOCUMENTS][0]["images"])
+    return list(itertools.islice(found, COUNT))
+
+
+def _words(model: Any, length: int) -> dict[str, Any]:
+    """A document without images: in it, attention that looks images up in another document's places shows."""
+    known = plain_words(causal_model(model).config)
+    ids = [known[(7 * i) % len(known)] for i in range(length)]
+    return {"input_ids": ids, "labels": ids, DOCUMENTS: [{"row": -1, "text": None, "special": False, "images": []}]}
 
 
 def _measured(model: Any, way: Way, collate: Collate, documents: Sequence[dict[str, Any]]) -> Gaps:
@@ -118,10 +138,6 @@ def _parted(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append({"input_ids": row["input_ids"][part], "labels": row["labels"][part], DOCUMENTS: [document]})
         start += length
     return found
-
-
-def _any_images(documents: Sequence[dict[str, Any]]) -> bool:
-    return any(one[DOCUMENTS][0]["images"] for one in documents)
 
 
 def _with_noise(document: dict[str, Any]) -> dict[str, Any]:

@@ -191,6 +191,25 @@ def test_an_adapter_from_options_stays_off_the_vision_tower(tmp_path, family):
     assert all("language_model" in name or "text_model.layers" in name for name in adapted)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_base_trains_an_adapter_on_images(tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    folder = save("llava", tmp_path / "base")
+    trainer = SFTTrainer(
+        str(folder),
+        config(
+            tmp_path / "run", max_steps=10, learning_rate=2e-2, assistant_only_loss=True,
+            plugins={"adapter": {"qlora": {"bits": bits}}},
+        ),
+        train_dataset=Dataset.from_list(MIXED),
+    )  # fmt: skip
+    trainer.train()
+    assert losses(trainer)[-1] < losses(trainer)[0] - 0.1  # the head of random weights stays as it is
+    adapted = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert adapted
+    assert all("language_model" in name for name in adapted)
+
+
 @pytest.mark.parametrize("frozen", [True, None])
 def test_a_frozen_vision_tower_does_not_move_and_another_does(tmp_path, family, frozen):
     from sftcore.vision import vision_parts
