@@ -277,23 +277,33 @@ class TogetherToTheEnd:
 
 @define
 class Together:
-    """Brings the ranks to as many batches each. `first_row` makes a batch where a rank never had one."""
+    """Brings ranks to as many batches each, or one process to as many as a step has.
 
-    accelerator: Any
-    make_batch: Callable[[], Batch]
+    `make_batch` makes one for a rank that never had any.
+    """
+
+    accelerator: Any = None
+    make_batch: Callable[[], Batch] | None = None
     _last: Batch | None = None
 
-    def evened(self, batches: list[Batch]) -> list[Batch]:
-        """These batches, followed by ones without weight up to the number of the rank that has the most."""
-        import torch
+    def evened(self, batches: list[Batch], *, at_least: int = 0) -> list[Batch]:
+        """These batches, followed by ones without weight up to the number of the rank that has the most.
 
-        device = self.accelerator.device
-        most = int(self.accelerator.gather(torch.tensor([len(batches)], device=device)).max())
+        Where any rank has one, all have `at_least` so many.
+        """
+        most = self._most(len(batches))
         if batches:
             self._last = batches[-1]
-        elif most and self._last is None:
-            self._last = self.make_batch()
-        if len(batches) == most:
+        if len(batches) == max(most, at_least) or not most:
             return batches
-        assert self._last is not None
-        return [*batches, *[without_weight(self._last)] * (most - len(batches))]
+        if self._last is None:
+            assert self.make_batch is not None
+            self._last = self.make_batch()
+        return [*batches, *[without_weight(self._last)] * (max(most, at_least) - len(batches))]
+
+    def _most(self, count: int) -> int:
+        if self.accelerator is None:
+            return count
+        import torch
+
+        return int(self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).max())

@@ -21,6 +21,9 @@ from sftcore.data.ranks import (
 )
 from sftcore.errors import ConflictError
 
+_SAVES_TOGETHER = "is_distributed_loading_by_transformers"
+"""An attribute of transformers' Trainer where all ranks of a split model take part in saving it (5.24, not 5.17)."""
+
 
 class RankedTrainer(Trainer):
     """See `sftcore.data.ranks` for how rows are dealt out. A subclass has `data`, a DataPreparation."""
@@ -41,13 +44,22 @@ class RankedTrainer(Trainer):
         super().__init__(**kwargs)
         if args.fsdp and not self.is_fsdp_enabled:
             raise _nothing_sharded(args)
+        if self.get_tp_size() > 1 and not hasattr(self, _SAVES_TOGETHER):
+            raise ConflictError(
+                "this transformers saves a model that is split by tp_plan from one process alone, which would wait for "
+                "the others for ever.",
+                fix="Install a newer transformers (5.24), or drop tp_plan.",
+            )
 
     # --- Rows of each rank ------------------------------------------------------------------------------------------
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         rank = rank_of(self.args)
         training = bool(kwargs.get("is_training"))
         if rank.count == 1:
-            return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+            loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+            if training and isinstance(dataset, IterableDataset):
+                self._stream_ends = Together()
+            return loader
         if not isinstance(dataset, IterableDataset):
             loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
             even_out(loader, fill_rows=not training)
@@ -67,12 +79,15 @@ class RankedTrainer(Trainer):
         return loader
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """The batches of one step; those of a stream are as many on every rank."""
+        """The batches of one step; those of a stream are as many on every rank, and in every step.
+
+        Where an epoch ends within a step, transformers would add the gradients left over to the next epoch's first.
+        """
         if self._stream_ends is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._ended is epoch_iterator:  # transformers asks on until max_steps
             return [], None
-        batches = self._stream_ends.evened(list(itertools.islice(epoch_iterator, num_batches)))
+        batches = self._stream_ends.evened(list(itertools.islice(epoch_iterator, num_batches)), at_least=num_batches)
         self._ended = epoch_iterator if not batches else None
         return batches, self._get_num_items_in_batch(batches, device)
 

@@ -20,9 +20,11 @@ from sftcore import SFTConfig, SFTTrainer
 from sftcore.data.ranks import Filling, NoRows, Rank, WholeRounds
 from sftcore.errors import ConflictError
 from sftcore.run.ranked import may_leave_some_unused
+from tests.conftest import make_llama
 from tests.distributed import ranked_runs
 from tests.distributed.ranked_runs import CASES, EVALUATED, ROWS
 
+TP = pytest.param("tp", marks=pytest.mark.skipif("tp" not in CASES, reason="this transformers cannot save it"))
 ONCE = [case for case in CASES if case not in ranked_runs.RESUMED and case != "tp"]
 """Cases in which each row goes to one process, and that train from the start."""
 NUMBERS = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens", "eval_loss", "eval_entropy")
@@ -68,7 +70,7 @@ def seen(folder: Path, case: str, mode: str) -> Counter[int]:
 
 
 @pytest.mark.parametrize(
-    "case", ["full", "lora", "packed", "stream", "packed-stream", "fsdp", "fsdp-lora", "fsdp-qlora", "tp"]
+    "case", ["full", "lora", "packed", "stream", "packed-stream", "fsdp", "fsdp-lora", "fsdp-qlora", TP]
 )
 def test_two_processes_log_the_curve_of_one(both, alone, case):
     one, two = (read(folder, case)["logged"] for folder in (alone(case), both))
@@ -112,7 +114,9 @@ def test_metrics_of_an_evaluation_see_each_row_once(both, alone):
         assert [one["eval_rows"] for one in evaluated] == [EVALUATED] * 2
 
 
-@pytest.mark.parametrize(("case", "reference"), [("fsdp", "fsdp"), ("fsdp-sharded", "fsdp"), ("tp", "tp")])
+@pytest.mark.parametrize(
+    ("case", "reference"), [("fsdp", "fsdp"), ("fsdp-sharded", "fsdp"), pytest.param("tp", "tp", marks=TP.marks)]
+)
 def test_a_sharded_model_is_saved_whole_for_plain_transformers(both, alone, case, reference):
     wanted = load_file(alone(reference) / reference / "model.safetensors")
     model = AutoModelForCausalLM.from_pretrained(both / case)
@@ -162,6 +166,23 @@ def test_ranks_share_all_numbers_between_them():
     numbers = range(10, 33)
     taken = [numbers[place] for rank in range(4) for place in Rank(rank, 4).own(numbers)]
     assert sorted(taken) == list(numbers)
+
+
+def test_a_stream_that_ends_within_a_step_gives_the_steps_of_a_map_style_set(tokenizer, tmp_path):
+    rows = Dataset.from_list([{"text": "hello" * (1 + number)} for number in range(5)])
+    curves = []
+    for data in (rows, rows.to_iterable_dataset()):
+        args = SFTConfig(
+            str(tmp_path), use_cpu=True, max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+            logging_steps=1, learning_rate=0.01, train_sampling_strategy="sequential", report_to="none",
+        )  # fmt: skip
+        trainer = SFTTrainer(make_llama(tokenizer), args, train_dataset=data, processing_class=tokenizer)
+        trainer.train()
+        logged = [one for one in trainer.state.log_history if "loss" in one]
+        curves.append([[one[key] for one in logged] for key in ("loss", "grad_norm", "num_tokens")])
+    assert curves[1][0] == pytest.approx(curves[0][0], abs=1e-5)
+    assert curves[1][1] == pytest.approx(curves[0][1], abs=1e-5)
+    assert curves[1][2] == curves[0][2]
 
 
 def test_fsdp_that_would_shard_nothing_is_refused(llama, tokenizer, tmp_path):
