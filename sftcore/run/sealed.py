@@ -46,9 +46,9 @@ class SealedTrainer(Trainer):
             CheckpointError: the checkpoint is not there, or damaged; or one cannot be written.
         """
         self._on_each_disk(lambda: clear_leftovers(Path(self.args.output_dir)))
-        return super().train(self._resumed(resume_from_checkpoint), *args, **kwargs)
+        return super().train(self._folder_to_resume(resume_from_checkpoint), *args, **kwargs)
 
-    def _resumed(self, wanted: Any) -> str | None:
+    def _folder_to_resume(self, wanted: Any) -> str | None:
         if wanted is None or wanted is False:
             return None
         answer: list[Any] = [None]
@@ -72,7 +72,7 @@ class SealedTrainer(Trainer):
         super()._run_epoch(*args, **kwargs)
 
     def _load_best_model(self) -> None:
-        self._resumed(self.state.best_model_checkpoint)
+        self._folder_to_resume(self.state.best_model_checkpoint)
         super()._load_best_model()
 
     # --- Writing checkpoints ----------------------------------------------------------------------------------------
