@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForCausalLM
 
 from sftcore import SFTConfig
@@ -15,6 +17,8 @@ from sftcore.errors import CheckError, ConflictError
 from sftcore.recipe import load_recipe
 from sftcore.run.launch import launch
 from sftcore.run.train import check_recipe, config_of
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "distributed"
 
 
 @pytest.fixture
@@ -94,3 +98,34 @@ def test_parallelism_that_splits_rows_is_refused(recipe, monkeypatch, size, name
 def test_an_adapter_with_tensor_parallelism_is_refused(recipe):
     with pytest.raises(CheckError, match="tensor parallelism splits the weights that the adapter goes around"):
         check_recipe(load_recipe(str(recipe), ["model.init_kwargs.tp_plan=auto", "adapter=lora"]))
+
+
+def test_the_slurm_script_starts_one_launcher_on_each_node(tmp_path):
+    commands = {
+        "scontrol": "echo node1; echo node2",
+        "srun": 'shift; for n in 0 1; do SLURM_NODEID=$n "$@"; done',
+        "accelerate": 'printf "%s\\n" "$*"',
+    }
+    for name, does in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"JOB_NODELIST": "node[1-2]", "NNODES": "2", "GPUS_PER_NODE": "4", "CPUS_PER_TASK": "16"}
+    environment = {f"SLURM_{name}": value for name, value in slurm.items()}
+    shown = subprocess.run(
+        ["bash", str(EXAMPLES / "slurm.sh"), "run.yaml", "output_dir=two words"],
+        capture_output=True, text=True, env={**os.environ, **environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines() == [
+        "launch --config_file examples/distributed/two_nodes.yaml --num_machines 2 --num_processes 8 "
+        f"--machine_rank {rank} --main_process_ip node1 --main_process_port 29500 "
+        "-m sftcore train run.yaml output_dir=two words resume_from_checkpoint=auto"
+        for rank in (0, 1)
+    ]
+
+
+def test_the_example_of_two_nodes_is_a_configuration_of_accelerate():
+    config = load_config_from_file(str(EXAMPLES / "two_nodes.yaml"))
+    assert (config.num_machines, config.num_processes, str(config.distributed_type)) == (
+        2, 16, "DistributedType.MULTI_GPU",
+    )  # fmt: skip
