@@ -15,7 +15,9 @@ SFTCoreError (a ValueError, as users of this field expect of a bad setting)
 ├── DataError              a data set cannot be read or used
 │   └── RowError           one row cannot be used
 ├── ModelError             a model cannot be loaded or trained
+│   └── DivergenceError    training gave NaN or Inf, or its loss ran away
 └── CheckpointError        a checkpoint cannot be written, or is damaged
+    └── ResumeError        a checkpoint is of another run
 
 Every error says what is wrong, where, and how to mend it; the three parts stay on the error as attributes.
 """
@@ -25,6 +27,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from sftcore.visible import message
 
 if TYPE_CHECKING:
     from sftcore.types import Problem
@@ -50,7 +54,8 @@ class SFTCoreError(ValueError):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text} {self.fix}" if self.fix else text
+        # rows, names of files and what other libraries say are quoted in errors, and errors are printed anywhere
+        return message(f"{text} {self.fix}" if self.fix else text)
 
 
 class RecipeError(SFTCoreError):
@@ -139,5 +144,17 @@ class ModelError(SFTCoreError):
     """A model or tokenizer cannot be loaded, or does not do what the run needs."""
 
 
+class DivergenceError(ModelError):
+    """Training gave NaN or Inf, or its loss ran away; `step` is where, `rows` which rows of it, if they are known."""
+
+    def __init__(self, what: str, *, step: int, rows: Sequence[int] = (), where: str = "", fix: str = "") -> None:
+        self.step, self.rows = step, tuple(rows)
+        super().__init__(what, where=where, fix=fix)
+
+
 class CheckpointError(SFTCoreError):
     """A checkpoint or the model cannot be written, or a checkpoint is not there or damaged."""
+
+
+class ResumeError(CheckpointError):
+    """A checkpoint is of another run: data, template, plugins or settings have changed since."""

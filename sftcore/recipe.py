@@ -70,12 +70,21 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, block
     """
     place = str(path) if path else "command line"
     raw = _read(Path(path)) if path else {}
+    return parse_recipe(overridden(raw, overrides), place=place, block=block)
+
+
+def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A recipe's plain values with `key=value` overrides put in.
+
+    Raises:
+        RecipeError: one of them is none, or reaches into what is no mapping.
+    """
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f'"{override}" is no override.', where="command line", fix="Write key=value.")
         _assign(raw, key.strip().split("."), yamlio.load(text, where=f"override {key}") if text.strip() else "", key)
-    return parse_recipe(raw, place=place, block=block)
+    return raw
 
 
 def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterable[str] = ()) -> Recipe:

@@ -8,6 +8,8 @@ import warnings
 
 import click
 
+from sftcore.visible import visible
+
 _VERBS = {
     "quickstart": ("quickstart", "Fine-tune a small model on your machine and see it change."),
     "train": ("train", "Train what a recipe says."),
@@ -17,6 +19,7 @@ _VERBS = {
     "explain": ("explain", "Show which plugin answers each hook of a run."),
     "selftest": ("selftest", "Show that a run computes what plain transformers computes."),
     "parity": ("parity", "Check that a saved folder is served with what it was trained with."),
+    "replay": ("replay", "Do a run again from its manifest, and compare the weights bit by bit."),
     "merge": ("merge", "Put a run's adapter into its base: a model that needs no PEFT."),
     "chat": ("chat", "Talk to a run in the terminal, with its adapter and without."),
     "quantize": ("quantize", "Make a run's model small, calibrated on its own rows, and measure it."),
@@ -58,7 +61,7 @@ class _WarnOnce:
         self._shown: set[str] = set()
 
     def __call__(self, message: Warning | str, *_: object, **__: object) -> None:
-        text = str(message)
+        text = visible(str(message))
         if text not in self._shown:
             self._shown.add(text)
             click.echo(f"warning: {text}", err=True)

@@ -113,7 +113,7 @@ def _progress() -> Any:
 
 # --- Showing --------------------------------------------------------------------------------------------------------
 def _lines(report: SetReport) -> Iterator[str]:
-    from sftcore.run.preview import visible
+    from sftcore.visible import visible
 
     yield click.style(visible(f"{report.name}: {report.source}"), bold=True)
     for file in report.files if len(report.files) > 1 else ():
@@ -188,7 +188,7 @@ def _histogram(report: SetReport) -> Iterator[str]:
 
 
 def _finding(finding: Finding, *, several: bool) -> Iterator[str]:
-    from sftcore.run.preview import visible
+    from sftcore.visible import visible
 
     label = click.style(f"{finding.severity:<9}", fg=_COLOURS[finding.severity], bold=True)
     count = "" if all(place.row is None for place in finding.rows) else f" ({_num(finding.count, 'row')})"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import click
 
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
+from sftcore.visible import visible
 
 
 @click.command("explain")
@@ -14,7 +15,7 @@ from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
 def command(words: tuple[str, ...], block: tuple[str, ...]) -> None:
     """Show which plugin answers each hook of a run, from which distribution, file and line, in which order."""
     for line in _lines(words, block):
-        click.echo(line)
+        click.echo(visible(line))
 
 
 def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:

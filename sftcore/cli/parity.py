@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sftcore.visible import visible
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -33,7 +35,7 @@ def command(folder: str, against: str | None) -> None:
     _show(checks)
     differing = [check for check in checks if check.state == "differs"]
     compared = against or ("the run that saved it" if served.record else "nothing but itself: no run has left a record")
-    click.echo(f"{len(differing)} of {len(checks)} checks differ; compared with {compared}")
+    click.echo(f"{len(differing)} of {len(checks)} checks differ; compared with {visible(compared)}")
     if differing:
         sys.exit(1)
 
@@ -43,6 +45,6 @@ def _show(checks: Sequence[Check]) -> None:
     colours = {"ok": "green", "differs": "red", "warning": "yellow", "not checked": None}
     for check in checks:
         state = click.style(f"{check.state:<11}", colours[check.state])
-        click.echo(f"{check.name:<{width}}  {state}  {check.detail}")
+        click.echo(f"{check.name:<{width}}  {state}  {visible(check.detail)}")
         if check.fix and check.state != "ok":
-            click.echo(f"{'':<{width}}  {'':<11}  {check.fix}")
+            click.echo(f"{'':<{width}}  {'':<11}  {visible(check.fix)}")

@@ -60,12 +60,13 @@ def command(
 def _show(console: Console, one: Preview) -> None:
     from rich.text import Text
 
-    from sftcore.run.preview import CUT_SHOWN, visible
+    from sftcore.run.preview import CUT_SHOWN
     from sftcore.run.preview_page import border
+    from sftcore.visible import visible
 
     console.print(Text(one.caption, "bold"))
     if one.dropped:
-        console.print(Text(f"A run drops this row: {one.dropped}.", "yellow"))
+        console.print(Text(visible(f"A run drops this row: {one.dropped}."), "yellow"))
     for note in one.notes:
         console.print(Text(visible(note), "yellow"), soft_wrap=True)
     for index, document in enumerate(one.documents):

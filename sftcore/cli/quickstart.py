@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sftcore.visible import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -41,9 +43,11 @@ def command(model: str | None, output: str, steps: int) -> None:
     before: list[str] = []
     outcome = run_recipe(checked, console, before_training=lambda trainer: before.extend(answers(trainer)))
     _show(console, before, answers(outcome.trainer))
-    console.print(outcome.sentence, highlight=False, soft_wrap=True)
+    console.print(visible(outcome.sentence), highlight=False, soft_wrap=True, markup=False)
     console.print(
-        f"The same on your own data: sftcore train model={raw['model']} data=yours.jsonl adapter=lora", soft_wrap=True
+        f"The same on your own data: sftcore train model={raw['model']} data=yours.jsonl adapter=lora",
+        soft_wrap=True,
+        markup=False,
     )
 
 
@@ -102,5 +106,5 @@ def _show(console: Console, before: Sequence[str], after: Sequence[str]) -> None
 
     table = Table("question", "before", "after", box=ROUNDED, show_lines=True)
     for question, old, new in zip(QUESTIONS, before, after, strict=True):
-        table.add_row(Text(question, style="bold"), Text(old), Text(new, style="green"))
+        table.add_row(Text(question, style="bold"), Text(visible(old)), Text(visible(new), style="green"))
     console.print(table)

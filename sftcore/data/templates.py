@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sftcore.errors import RowError
+from sftcore.data.sandbox import TooLargeError, compiled, text_of
+from sftcore.data.watchdog import StoppedError, begin
+from sftcore.errors import ModelError, RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,19 +56,20 @@ class ChatTemplate:
     """One chat template for one tokenizer.
 
     Rendering goes to the compiled template directly: transformers' own way looks its environment up anew for every row,
-    which takes longer than most templates do.
+    which takes longer than most templates do. It is bounded: see sftcore.data.sandbox.
+
+    Raises:
+        ModelError: it is no template; in `render` and `render_marked`, it takes too long or makes too much.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any], special: SpecialTexts) -> None:
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
         self.source = source
         self.special = special
         self.has_markers = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
         self.knows_tools = "tools" in source
         self.knows_calls = "tool_calls" in source
-        self._compiled = _compile_jinja_template(source)
-        self._environment = self._compiled.environment
+        self._compiled = compiled(source)
+        self._environment: Any = self._compiled.environment
         # a flat dict: jinja's own ChainMap of globals costs more than a short template
         self._globals = {**self._compiled.globals, **special_tokens, "documents": None}
         self._habits: dict[str, Habits] = {}
@@ -77,10 +80,9 @@ class ChatTemplate:
         Raises:
             RowError: the template refuses it, in its own words.
         """
-        try:
-            return "".join(self._blocks(turns, tools, kwargs, generation_prompt))
-        except Exception as error:  # templates raise TemplateError by themselves, and Python errors by accident
-            raise _refusal(error, turns) from error
+        return self._within_limits(
+            lambda: text_of(self._blocks(turns, tools, kwargs, generation_prompt), self._environment), turns
+        )
 
     def render_marked(
         self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any]
@@ -88,13 +90,28 @@ class ChatTemplate:
         """The rendered conversation, and the characters that its generation markers enclose."""
         blocks: list[str] = []
         marks: list[tuple[int, int]] = []
-        try:
+
+        def render() -> str:
             with self._environment.activate_tracker(blocks, marks):
                 for block in self._blocks(turns, tools, kwargs, False):
                     blocks.append(block)
-        except Exception as error:
+            return text_of(blocks, self._environment)
+
+        return self._within_limits(render, turns), marks
+
+    def _within_limits(self, render: Callable[[], str], turns: Sequence[Turn]) -> str:
+        calls = begin()
+        try:
+            try:
+                return render()
+            finally:
+                calls.end()
+        except StoppedError:
+            raise _stopped(calls.stopped()) from None
+        except TooLargeError as error:
+            raise _stopped(str(error)) from None
+        except Exception as error:  # templates raise TemplateError by themselves, and Python errors by accident
             raise _refusal(error, turns) from error
-        return "".join(blocks), marks
 
     def _blocks(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> Any:
         compiled = self._compiled
@@ -105,9 +122,8 @@ class ChatTemplate:
             "tools": tools,
             "add_generation_prompt": generation_prompt,
         }
-        context = self._environment.context_class(
-            self._environment, names, compiled.name, compiled.blocks, compiled.globals
-        )
+        # None for its globals: only imports, which templates here do not have, would look at them
+        context = self._environment.context_class(self._environment, names, compiled.name, compiled.blocks, None)
         return compiled.root_render_func(context)
 
     def habits(self, kwargs: Mapping[str, Any]) -> Habits:
@@ -202,6 +218,14 @@ def _refusal(error: Exception, turns: Sequence[Turn]) -> RowError:
     return RowError(
         f"the chat template refuses this conversation: {type(error).__name__}: {error}.",
         fix=f"Its roles: {', '.join(str(turn['role']) for turn in turns)}.",
+    )
+
+
+def _stopped(why: str) -> ModelError:
+    # no matter of one row: what a template does to this one it may do to the next
+    return ModelError(
+        f"the chat template was stopped: {why}.",
+        fix="Give another one (chat_template_path), unless a row is that large itself.",
     )
 
 

@@ -16,7 +16,10 @@ from sftcore.eos import trained_stop
 from sftcore.parity import record_of, saved_parity
 from sftcore.run import manifest
 from sftcore.run.checkpoints import final_place
+from sftcore.run.environment import environment, fingerprint, sources
+from sftcore.run.state import rewind_log
 from sftcore.run.summary import plan_lines
+from sftcore.visible import visible
 
 if TYPE_CHECKING:
     from sftcore.trainer import SFTTrainer
@@ -31,17 +34,17 @@ class RunRecorder(TrainerCallback):
     def __init__(self, trainer: SFTTrainer) -> None:
         self._trainer = trainer
         self._data_hash: str | None = None
+        self._model_sha256 = fingerprint(trainer.setup.plan.model.name)  # as it was loaded, whatever happens to it
         self.extra: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say what the run will do, and start a new log unless the run is resumed."""
         if state.is_world_process_zero:
             for line in plan_lines(self._trainer):
-                print(line, file=sys.stderr)
+                print(visible(line), file=sys.stderr)
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            if state.global_step == 0:
-                (folder / "metrics.jsonl").write_text("", encoding="utf-8")
+            rewind_log(folder / "metrics.jsonl", state.log_history)
             self.write_manifest(folder)
             ledgers = [ledger.as_dict() for ledger in self._trainer.data.ledgers]
             (folder / "ledger.json").write_text(
@@ -63,6 +66,8 @@ class RunRecorder(TrainerCallback):
         )
         checks = saved_parity(folder, trained)
         self.extra["chat"] = trained.as_dict()
+        if final_place(folder).resolve() == Path(trainer.args.output_dir).resolve():
+            self.extra["weights_sha256"] = manifest.weights_sha256(folder)
         self.extra["parity"] = [attrs.asdict(check) for check in checks]
         for check in checks:
             if check.state == "differs":
@@ -79,26 +84,43 @@ class RunRecorder(TrainerCallback):
             spelled(
                 {
                     "versions": manifest.versions(),
+                    "environment": environment(),
+                    "sources_sha256": sources([*trainer.setup.plugins.bound, *trainer.data.formats.values()]),
                     **manifest.describe(trainer.setup),
                     "model_class": type(trainer.loaded.model).__name__,
                     "notes": list(trainer.loaded.notes),
+                    "model_sha256": self._model_sha256,
                     "seed": trainer.args.seed,
                     "data": {
-                        "train_rows_sha256": self._rows_hash(),
+                        "train_rows_sha256": self.rows_hash(),
                         "formats": {name: manifest.describe_plugin(one) for name, one in trainer.data.formats.items()},
                         "ledgers": [ledger.summary() for ledger in trainer.data.ledgers],
                     },
                     **({"documents": proof.record()} if (proof := trainer.shared_rows.proof) else {}),
                     "steps": trainer.state.global_step,
+                    "max_steps": trainer.state.max_steps,
                     **self.extra,
                 }
             ),
         )
 
-    def _rows_hash(self) -> str | None:
+    def rows_hash(self) -> str | None:
+        """Hash of the prepared training rows; None for a stream."""
         from datasets import Dataset
 
         rows = self._trainer.train_dataset
         if self._data_hash is None and isinstance(rows, Dataset) and "input_ids" in rows.column_names:
             self._data_hash = manifest.sha256_of_rows(rows)
         return self._data_hash
+
+
+class StopAt(TrainerCallback):
+    """Ends a run after so many steps, on the schedule of a longer one."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop once they are done."""
+        if state.global_step >= self._steps:
+            control.should_training_stop = True

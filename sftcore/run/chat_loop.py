@@ -10,7 +10,7 @@ from attrs import define, field
 
 from sftcore.errors import ModelError, nearest
 from sftcore.run.chat import Reply, Sampling, Speaker, Turn
-from sftcore.run.preview import visible
+from sftcore.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,7 +112,7 @@ class Chat:
 
     def tell(self, text: str) -> None:
         """Say something that is no answer."""
-        print(text, file=self.err, flush=True)
+        print(visible(text), file=self.err, flush=True)
 
     # --- Answers ----------------------------------------------------------------------------------------------------
     @property

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from sftcore.secrets import NOT_WRITTEN, is_secret, without_secrets
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -32,8 +34,6 @@ LIBRARIES = (
     "safetensors",
     "pluggy",
 )
-SECRETS = frozenset({"token", "hub_token", "use_auth_token", "api_key", "password"})
-"""Keys whose values are never written."""
 
 
 def versions() -> dict[str, str]:
@@ -66,7 +66,9 @@ def describe_plugin(one: Bound) -> dict[str, Any]:
 def write(folder: Path, content: Mapping[str, Any]) -> Path:
     """Write `manifest.json` into `folder`."""
     path = folder / "manifest.json"
-    path.write_text(json.dumps({"schema": SCHEMA, **content}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(plain({"schema": SCHEMA, **content}), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return path
 
 
@@ -80,6 +82,12 @@ def sha256_of_files(paths: Iterable[Path]) -> dict[str, str]:
                 digest.update(chunk)
         found[str(path)] = digest.hexdigest()
     return found
+
+
+def weights_sha256(folder: Path) -> dict[str, str]:
+    """Name to SHA-256 of the weights' files in a folder."""
+    found = sha256_of_files(sorted(folder.glob("*.safetensors")))
+    return {Path(name).name: digest for name, digest in found.items()}
 
 
 def sha256_of_rows(dataset: Dataset) -> str:
@@ -100,16 +108,22 @@ def sha256_of_rows(dataset: Dataset) -> str:
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: secrets are left out, what has no plain form becomes its text."""
     if isinstance(value, Mapping):
-        return {str(key): "<not written>" if str(key) in SECRETS else plain(part) for key, part in value.items()}
+        return {str(key): NOT_WRITTEN if _hides(key, part) else plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(part) for part in value]
     if isinstance(value, Enum):
         return plain(value.value)
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float)):
         return value
+    if isinstance(value, str):
+        return without_secrets(value)
     if callable(getattr(value, "to_dict", None)):
         return plain(value.to_dict())
-    return str(value)
+    return without_secrets(str(value))
+
+
+def _hides(key: Any, value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and is_secret(str(key))
 
 
 def public(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from sftcore.errors import DataError, RecipeError
 from sftcore.recipe import Recipe
 from sftcore.run.setup import Setup, check, set_up_recipe
 from sftcore.types import IGNORED, TokenizedRow
+from sftcore.visible import visible
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -323,17 +323,3 @@ def _texts(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int, str]]
             continue
         yield first, last, text[len(context) :]
         before, first = first, last
-
-
-def visible(text: str) -> str:
-    """Text that is safe to print: control characters, which could steer a terminal, are spelled out.
-
-    >>> visible("red: \\x1b[31m")
-    'red: \\\\x1b[31m'
-    """
-    return "".join(
-        char
-        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs")
-        else char.encode("unicode_escape", "surrogatepass").decode()
-        for char in text
-    )

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from sftcore.data.images import open_image
 from sftcore.data.pictures import Picture
-from sftcore.run.preview import CUT_SHOWN, Document, Piece, Preview, visible
+from sftcore.run.preview import CUT_SHOWN, Document, Piece, Preview
+from sftcore.visible import visible
 
 THUMBNAIL = 320
 """Pixels of the longer side of an image on the page."""

@@ -125,7 +125,7 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
             error.where = error.where.replace("eval_dataset", checked.eval.label)
         raise
     trainer.recorder.extra |= {
-        "recipe": plain(dict(recipe.raw)),
+        "recipe": plain({**recipe.raw, **({"block": list(recipe.block)} if recipe.block else {})}),
         "data_files_sha256": sha256_of_files(paths_of(checked.train, checked.eval)),
     }
     for callback in (PrinterCallback, ProgressCallback):
