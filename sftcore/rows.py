@@ -158,7 +158,7 @@ def place_images(messages: Sequence[Message], images: Sequence[Any], marker: str
     empty = sum(one is None for one in held)
     if empty != len(images):
         raise RowError(
-            f"the row has {len(images)} images, and its messages have {empty} places for them.",
+            f"the row has {_number(len(images), 'image')}, and its messages have {_number(empty, 'place')} for them.",
             fix=f'A place is {marker} in a text, or a part {{"type": "image"}}: give as many as there are images.',
         )
     left = iter(images)
@@ -352,6 +352,10 @@ def _with_images_first(messages: Sequence[Message], count: int) -> list[Message]
     words = [Part("text", message.content)] if isinstance(message.content, str) else list(_parts(message))
     places = [Part("image")] * count
     return [*messages[:first], attrs.evolve(message, content=[*places, *words]), *messages[first + 1 :]]
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _held(part: Part) -> Any:

@@ -14,7 +14,7 @@ from attrs import asdict, define, field, frozen
 
 from sftcore.data.prepare import Inspected
 from sftcore.data.report_findings import Finding, Findings, Place
-from sftcore.data.report_images import ImageCounts, Images
+from sftcore.data.report_images import ImageCounts, Images, with_broken_images
 from sftcore.data.report_inspect import Inspector, Inspectors
 from sftcore.data.report_lengths import Lengths, Packed, describe, packed
 from sftcore.data.report_read import Raw
@@ -214,6 +214,7 @@ class Reporter:
 
     # --- What becomes of a row --------------------------------------------------------------------------------------
     def _fate(self, one: Inspected, place: Place) -> None:
+        one = with_broken_images(one)
         if one.error is not None:
             self._counts["refused"] += 1
             kind, reason = _refusal(one.error)

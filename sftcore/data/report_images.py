@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
+from sftcore.data.images import open_image
 from sftcore.data.prepare import Inspected
+from sftcore.errors import RowError
 
 
 @frozen
@@ -21,6 +23,16 @@ class Images:
     largest: tuple[int, int] | None
     fewest: int
     most: int
+
+
+def with_broken_images(one: Inspected) -> Inspected:
+    """The row as refused where one of its images cannot be decoded, which a run would find in the middle of its way."""
+    try:
+        for picture in one.pictures:
+            open_image(picture.source, max_pixels=picture.width * picture.height)
+    except RowError as error:
+        return evolve(one, error=error)
+    return one
 
 
 @define

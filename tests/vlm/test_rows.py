@@ -2,14 +2,18 @@
 
 import base64
 import io
+import json
 
 import pytest
+from click.testing import CliRunner
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
 from sftcore_plugins.formats.vlm import VisionLanguage
 
+from sftcore.cli import cli
 from sftcore.data.images import open_image, size_of, source_of
 from sftcore.errors import DataError, RowError
+from tests.vlm.tiny import save
 
 
 def picture(size=(32, 24), colour="red"):
@@ -82,9 +86,9 @@ def test_rows_without_images_stand_among_others(column):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": [{"role": "user", "content": "<image><image>"}], "images": ["a"]}, "1 images.* 2 places"),
-        ({"messages": [{"role": "user", "content": "<image>"}], "images": ["a", "b"]}, "2 images.* 1 places"),
-        ({"messages": [{"role": "user", "content": "<image>"}], "images": None}, "0 images.* 1 places"),
+        ({"messages": [{"role": "user", "content": "<image><image>"}], "images": ["a"]}, "1 image,.* 2 places"),
+        ({"messages": [{"role": "user", "content": "<image>"}], "images": ["a", "b"]}, "2 images,.* 1 place "),
+        ({"messages": [{"role": "user", "content": "<image>"}], "images": None}, "0 images,.* 1 place "),
         ({"messages": [{"role": "user", "content": "x"}], "images": ["a"], "image": "b"}, "images in images and image"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}], "images": []}, 'part of type "video"'),
         ({"messages": [{"role": "assistant", "content": "x"}], "images": ["a"]}, "no user's message"),
@@ -180,3 +184,15 @@ def test_a_text_that_spells_the_models_image_token_is_refused(vlm_data):
     turns = [{"role": "user", "content": "What does <|image_pad|> mean?"}, {"role": "assistant", "content": "A place."}]
     with pytest.raises(RowError, match=r"train row 0: the text has 1 place for images .* and the row has no images"):
         vlm_data("qwen2_5_vl").prepare(Dataset.from_list([{"messages": turns}]), "train")
+
+
+def test_check_finds_an_image_that_is_broken_in_the_middle(tmp_path):
+    file = tmp_path / "half.jpg"
+    file.write_bytes(encoded(picture((300, 200)), "JPEG")[:900])
+    turns = [{"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "She."}]
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"messages": turns, "image": "half.jpg"}) + "\n")
+    words = ["check", str(data), "--model", str(save("llava", tmp_path / "model")), "--json"]
+    report = json.loads(CliRunner().invoke(cli, words).stdout)["sets"][0]
+    (finding,) = (one for one in report["findings"] if one["id"] == "refused")
+    assert "half.jpg is broken" in finding["what"]
