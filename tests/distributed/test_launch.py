@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from sftcore import SFTConfig
 from sftcore.errors import CheckError, ConflictError
@@ -98,6 +99,19 @@ def test_parallelism_that_splits_rows_is_refused(recipe, monkeypatch, size, name
 def test_an_adapter_with_tensor_parallelism_is_refused(recipe):
     with pytest.raises(CheckError, match="tensor parallelism splits the weights that the adapter goes around"):
         check_recipe(load_recipe(str(recipe), ["model.init_kwargs.tp_plan=auto", "adapter=lora"]))
+
+
+def test_a_plain_script_with_several_gpus_takes_one_and_says_how_to_use_all(monkeypatch, tmp_path):
+    def two_visible(args):
+        args._n_gpu = 2
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments._setup_devices, "func", two_visible)
+    with pytest.warns(
+        UserWarning, match=r"2 GPUs are visible and one is used. To use all: sftcore train --nproc 2, or "
+    ):
+        args = SFTConfig(str(tmp_path), use_cpu=True)
+    assert args.n_gpu == 1
 
 
 def test_the_slurm_script_starts_one_launcher_on_each_node(tmp_path):
