@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _OLDER_STRATEGIES = {"bfd-requeue": "bfd_split"}
+_ON_NONFINITE = ("stop", "skip", "continue")
 
 
 @dataclass
@@ -100,6 +101,14 @@ class SFTConfig(TrainingArguments):
     eval_packing: bool | None = None
     """Pack the evaluation set; None: as the training set."""
 
+    # --- When something goes wrong ---
+    resume_changed: bool = False
+    """Go on from a checkpoint although data, chat template, plugins or settings have changed since it was saved."""
+    on_nonfinite: str = "stop"
+    """NaN or Inf in loss or gradients: stop (before the weights change), skip (leave the step out) or continue."""
+    divergence_factor: float | None = None
+    """Stop where the mean loss of ten steps is this many times the lowest such mean and 1 nat above it. None: never."""
+
     # --- The loss ---
     completion_only_loss: bool | None = None
     """Loss on the completion alone. None: where the rows have a prompt and a completion."""
@@ -135,6 +144,14 @@ class SFTConfig(TrainingArguments):
         for name, instead in (("pad_token", "tokenizer.pad_token"), ("label_smoothing_factor", "a loss plugin")):
             if getattr(self, name):
                 warnings.warn(f"{name} is deprecated, use {instead}.", FutureWarning, stacklevel=3)
+        if self.on_nonfinite not in _ON_NONFINITE:
+            raise OptionTypeError(
+                f'on_nonfinite is {", ".join(_ON_NONFINITE)}, got "{self.on_nonfinite}".', where="SFTConfig"
+            )
+        if self.divergence_factor is not None and self.divergence_factor <= 1:
+            raise OptionTypeError(
+                f"divergence_factor is a number above 1, got {self.divergence_factor}.", where="SFTConfig"
+            )
         if self.packing_strategy in _OLDER_STRATEGIES:
             current = _OLDER_STRATEGIES[self.packing_strategy]
             warnings.warn(

@@ -54,12 +54,13 @@ from sftcore.run.metrics import Metrics
 from sftcore.run.ranked import RankedTrainer
 from sftcore.run.sealed import SealedTrainer
 from sftcore.run.setup import check
+from sftcore.run.watched import WatchedTrainer
 from sftcore.shared_rows import SharedRows, layout_of
 from sftcore.types import LoadedModel
 from sftcore.vision import freeze_vision
 
 
-class SFTTrainer(SealedTrainer, RankedTrainer):
+class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
     """Supervised fine-tuning of a causal language model. Arguments and defaults are TRL's.
 
     Args:

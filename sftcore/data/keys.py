@@ -53,7 +53,7 @@ def key_of(
         processor: of a vision-language model, whose settings decide how many tokens an image has.
     """
     assert format is not None
-    read = _function_digest(format) if callable(format) else _plugin_digest(format)
+    read = _function_digest(format) if callable(format) else plugin_digest(format)
     if read is None:
         return None
     return Key(
@@ -61,7 +61,7 @@ def key_of(
             "the rows": rows_digest(dataset),
             "the format": read,
             "the chat template": digest_of(json.dumps(plain(tokenizer.chat_template)).encode()),
-            "the tokenizer": _tokenizer_digest(tokenizer),
+            "the tokenizer": tokenizer_digest(tokenizer),
             "the image processor": "" if processor is None else _images_digest(processor, settings),
             "max_length": str(max_length),
             "packing": packing,
@@ -87,7 +87,8 @@ def rows_digest(dataset: Dataset) -> str:
     return digest_of(*hashed)
 
 
-def _plugin_digest(bound: Bound) -> str:
+def plugin_digest(bound: Bound) -> str:
+    """Digest of a plugin's version, options and source."""
     source = inspect.getsourcefile(type(bound.plugin))
     code = source_digest(source) if source and Path(source).is_file() else ""
     options = {name: repr(getattr(bound.plugin, name)) for name in sorted(_fields(bound.plugin))}
@@ -109,7 +110,8 @@ def _function_digest(function: Callable[..., Any]) -> str | None:
         return None
 
 
-def _tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of what a tokenizer makes of texts."""
     facts = json.dumps([type(tokenizer).__qualname__, plain(dict(tokenizer.special_tokens_map))], sort_keys=True)
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -71,3 +72,32 @@ class Metrics:
         if total["aux_loss"]:
             logged["aux_loss"] = total["aux_loss"] / total["batches"]
         return logged
+
+    def state(self) -> dict[str, Any]:
+        """All that is carried from one batch to the next, as plain values; float64 sums come back bit by bit."""
+        return {
+            "sums": {mode: None if sums is None else sums.tolist() for mode, sums in self._sums.items()},
+            "has_entropy": self._has_entropy,
+            "num_tokens": self.num_tokens,
+            "num_supervised_tokens": self.num_supervised_tokens,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        import torch
+
+        device = self._accelerator.device
+        self._sums = {
+            mode: None if sums is None else torch.tensor(sums, dtype=torch.float64, device=device)
+            for mode, sums in state["sums"].items()
+        }
+        self._has_entropy = state["has_entropy"]
+        self.num_tokens, self.num_supervised_tokens = state["num_tokens"], state["num_supervised_tokens"]
+
+    def sums(self) -> torch.Tensor | None:
+        """The sums of training since the last log, to `put_back` where a step is to count for nothing."""
+        return self._sums["train"]
+
+    def put_back(self, sums: torch.Tensor | None) -> None:
+        """Forget what was counted since `sums` was asked for."""
+        self._sums["train"] = sums

@@ -1,0 +1,115 @@
+"""NaN, Inf and runaway losses: what counts as one, and which rows it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from attrs import define, field
+
+WINDOW = 10
+"""Steps whose mean loss is compared."""
+MIN_RISE = 1.0
+"""Nats above the lowest mean, below which a rise is not called divergence, whatever the factor."""
+_REMEMBERED = 4096
+_SHOWN = 20
+
+
+@define
+class LossLevel:
+    """Says when a loss has run away: the mean of the last ten steps against the lowest such mean before.
+
+    It has, where the mean is at least `factor` times the lowest and a nat above it. A single bad batch does not move a
+    mean of ten so far, and losses near zero do not count, as a nat is a nat. In the first ten steps nothing is said.
+
+    >>> level = LossLevel(2.0)
+    >>> [level.add(loss) for loss in [2.0] * 10 + [9.0]], level.add(40.0)
+    ([None, None, None, None, None, None, None, None, None, None, None], (6.5, 2.0))
+    """
+
+    factor: float
+    losses: list[float] = field(factory=list)
+    lowest: float | None = None
+
+    def add(self, loss: float) -> tuple[float, float] | None:
+        """Count the loss of one step; the mean and the lowest one where it has run away."""
+        self.losses = [*self.losses, loss][-WINDOW:]
+        if len(self.losses) < WINDOW:
+            return None
+        mean = sum(self.losses) / WINDOW
+        if self.lowest is None or mean < self.lowest:
+            self.lowest = mean
+        if mean >= self.factor * self.lowest and mean >= self.lowest + MIN_RISE:
+            return mean, self.lowest
+        return None
+
+
+@define
+class RememberedBatches:
+    """The batches of row numbers that a sampler gives, each remembered by its number in the epoch.
+
+    Stands in the sampler's place: all else is asked of that.
+    """
+
+    batches: Any
+    remembered: dict[int, list[int]] = field(factory=dict)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.remembered.clear()
+        for number, batch in enumerate(self.batches):
+            self.remembered[number] = batch
+            self.remembered.pop(number - _REMEMBERED, None)
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "batches":
+            raise AttributeError(name)
+        return getattr(self.batches, name)
+
+    def rows(self, numbers: Sequence[int]) -> list[int]:
+        """The rows of these batches, as far as they are known."""
+        return [row for number in numbers for row in self.remembered.get(number, ())]
+
+
+@define
+class Nonfinite:
+    """The steps of a run whose loss or gradients were not finite, and what was done with them."""
+
+    policy: str
+    count: int = 0
+    steps: list[int] = field(factory=list)
+
+    def add(self, step: int) -> None:
+        """Count a step."""
+        self.count += 1
+        if len(self.steps) < 100:
+            self.steps.append(step)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for manifest and checkpoint."""
+        return {"policy": self.policy, "count": self.count, "steps": list(self.steps)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint holds."""
+        self.count, self.steps = state["count"], list(state["steps"])
+
+    def sentence(self) -> str:
+        """What became of these steps; empty where there were none."""
+        if not self.count:
+            return ""
+        done = "left out" if self.policy == "skip" else "trained on all the same"
+        return f"{self.count} step(s) with NaN or Inf {done}"
+
+
+def spelled_rows(rows: Sequence[int], what: str) -> str:
+    """Row numbers in words.
+
+    >>> spelled_rows([4, 2], "of the prepared training set")
+    'rows 2, 4 of the prepared training set'
+    """
+    shown = sorted(set(rows))
+    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return f"row{'s' if len(shown) > 1 else ''} {', '.join(map(str, shown[:_SHOWN]))}{more} {what}"
