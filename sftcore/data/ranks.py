@@ -207,31 +207,19 @@ def _generators(stage: Any) -> Iterator[Any]:
         yield from _generators(one)
 
 
-def deal_stream(dataset: Any, rank: Rank, *, dealt: bool) -> Any:
-    """A stream as a torch data set of the rows of this rank; `dealt` where it was prepared for this rank alone."""
-    import torch
-    from datasets import IterableDataset
+def split_stream(dataset: IterableDataset, rank: Rank) -> IterableDataset:
+    """A stream that nobody has prepared or split, as the part of it that this rank reads.
+
+    Raises:
+        DataError: it is shuffled without a seed.
+    """
     from datasets.distributed import split_dataset_by_node
 
-    if not dealt and isinstance(dataset, IterableDataset):
-        if dataset._distributed is None:
-            _refuse_other_orders(dataset)
-            dataset = split_dataset_by_node(dataset, rank.index, rank.count)
-        dealt = True
-
-    class DealtStream(torch.utils.data.IterableDataset[Any]):
-        """What accelerate takes for one stream of all ranks; `source` is where the rows come from."""
-
-        source = dataset
-
-        def __iter__(self) -> Iterator[Any]:
-            return iter(dataset) if dealt else itertools.islice(dataset, rank.index, None, rank.count)
-
-        def set_epoch(self, epoch: int) -> None:
-            if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(epoch)
-
-    return DealtStream()
+    if dataset._distributed is not None:
+        return dataset
+    _refuse_other_orders(dataset)
+    part: IterableDataset = split_dataset_by_node(dataset, rank.index, rank.count)
+    return part
 
 
 def keep_dealt(loader: Any, rank: Rank) -> None:

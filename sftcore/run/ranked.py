@@ -6,23 +6,41 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import datasets
 import torch
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from sftcore.data.ranks import (
     Filling,
+    Rank,
     Together,
     TogetherToTheEnd,
-    deal_stream,
     even_out,
     keep_dealt,
     rank_of,
+    split_stream,
 )
 from sftcore.errors import ConflictError
 
 _SAVES_TOGETHER = "is_distributed_loading_by_transformers"
 """An attribute of transformers' Trainer where all ranks of a split model take part in saving it (5.24, not 5.17)."""
+
+
+class DealtStream(IterableDataset[Any]):
+    """The rows of `source` that this rank takes: every row, or every N-th. accelerate takes it for the rows of all."""
+
+    def __init__(self, source: Any, rank: Rank) -> None:
+        self.source = source
+        self._rank = rank
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.source, self._rank.index, None, self._rank.count)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have a stream that is shuffled take another order."""
+        if hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(epoch)
 
 
 class RankedTrainer(Trainer):
@@ -65,8 +83,10 @@ class RankedTrainer(Trainer):
             even_out(loader, fill_rows=not training)
             return loader
         whole = next((whole for stream, whole in self.data.dealt if stream is dataset), None)
-        own = deal_stream(dataset, rank, dealt=whole is not None)
-        loader = super()._get_dataloader(own, description, batch_size, *args, **kwargs)
+        split = isinstance(dataset, datasets.IterableDataset)
+        own = split_stream(dataset, rank) if split and whole is None else dataset
+        dealt = DealtStream(own, Rank() if split else rank)
+        loader = super()._get_dataloader(dealt, description, batch_size, *args, **kwargs)
         keep_dealt(loader, rank)
         base = loader.base_dataloader
         first = iter(dataset if whole is None else whole)

@@ -16,6 +16,7 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from sftcore import SFTConfig, SFTTrainer
+from sftcore.errors import DataError
 
 ROWS, EVALUATED, BATCH = 23, 7, 8
 """Rows to train on and to evaluate, and rows of a step over all ranks: nothing divides by what it is cut into."""
@@ -38,6 +39,7 @@ CASES = {
     "packed": {"packing": True, "max_length": 48, "eval_packing": False, "num_train_epochs": 1},
     "stream": {**STREAM, "eval_strategy": "steps", "eval_steps": 3},
     "files": {**STREAM, "max_steps": 5},
+    "token-stream": {**STREAM, "dataset_kwargs": {"skip_prepare_dataset": True}},
     "packed-stream": {**STREAM, "packing": True, "max_length": 48, "max_steps": 2},
     **({"tp": {"model_init_kwargs": {"tp_plan": "auto"}}} if SPLITS else {}),
     "fsdp": {**FSDP, "save_strategy": "epoch", "num_train_epochs": 1},
@@ -55,12 +57,19 @@ def row(number: int) -> dict[str, str]:
     return {"said": f"x row {number} ." + " hello" * (1 + number % 5 * 3)}
 
 
-def dataset(case: str, first: int, count: int) -> Dataset | IterableDataset:
+def dataset(case: str, first: int, count: int, tokenizer) -> Dataset | IterableDataset:
     rows = [row(number) for number in range(first, first + count)]
     if case == "files":  # one for each rank, and one of them is read out long before the other
         return IterableDataset.from_generator(of_files, gen_kwargs={"files": [rows[:3], rows[3:]]})
     whole = Dataset.from_list(rows)
+    if case == "token-stream":
+        whole = whole.map(tokens_of, fn_kwargs={"tokenizer": tokenizer}, remove_columns=["said"])
     return whole.to_iterable_dataset() if "stream" in case else whole
+
+
+def tokens_of(one, tokenizer):
+    ids = tokenizer(one["said"])["input_ids"]
+    return {"input_ids": ids, "labels": ids}
 
 
 def of_files(files):
@@ -93,10 +102,10 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
     trainer = SFTTrainer(
         model if case in ("tp", "fsdp-qlora") else AutoModelForCausalLM.from_pretrained(model),
         args,
-        train_dataset=dataset(case, 0, ROWS),
-        eval_dataset=dataset(case, 100, EVALUATED) if args.eval_strategy != "no" else None,
+        train_dataset=dataset(case, 0, ROWS, tokenizer),
+        eval_dataset=dataset(case, 100, EVALUATED, tokenizer) if args.eval_strategy != "no" else None,
         processing_class=tokenizer,
-        formatting_func=text_of,
+        formatting_func=None if case == "token-stream" else text_of,
         compute_metrics=shape_of if case == "full" else None,
     )
     seen: dict[str, list[int]] = {"train": [], "eval": []}
@@ -125,7 +134,19 @@ def numbers_in(text: str) -> list[int]:
 
 def shape_of(predictions) -> dict[str, float]:
     labels = predictions.label_ids
-    return {"rows": len(labels), "counted": int((labels[:, 1:] != -100).sum())}
+    counted = (labels[:, 1:] != -100).sum(1)
+    return {"rows": len(labels), "counted": int(counted.sum()), "in_order": int((counted * range(len(labels))).sum())}
+
+
+def refused(folder: Path, model: str) -> None:
+    """Write why a stream is refused that each process would read in another order."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    stream = dataset("stream", 0, ROWS, tokenizer).shuffle()
+    args = SFTConfig(str(folder / "refused"), **{**FIELDS, **STREAM})
+    try:
+        SFTTrainer(model, args, train_dataset=stream, formatting_func=lambda one: one["said"])
+    except DataError as error:
+        (folder / "refused.txt").write_text(str(error))
 
 
 def shard_on_cpu() -> None:
@@ -138,6 +159,7 @@ def shard_on_cpu() -> None:
 if __name__ == "__main__":
     model, folder, *cases = sys.argv[1:]
     torch.set_num_threads(1)
+    refused(Path(folder), model)
     for case in cases:
         run(case, model, Path(folder))
     torch.distributed.barrier()

@@ -70,7 +70,7 @@ def seen(folder: Path, case: str, mode: str) -> Counter[int]:
 
 
 @pytest.mark.parametrize(
-    "case", ["full", "lora", "packed", "stream", "packed-stream", "fsdp", "fsdp-lora", "fsdp-qlora", TP]
+    "case", ["full", "lora", "packed", "stream", "token-stream", "packed-stream", "fsdp", "fsdp-lora", "fsdp-qlora", TP]
 )
 def test_two_processes_log_the_curve_of_one(both, alone, case):
     one, two = (read(folder, case)["logged"] for folder in (alone(case), both))
@@ -95,7 +95,7 @@ def test_a_rank_with_a_short_file_waits_with_batches_that_do_not_count(both):
     assert tokens[-1] == read(both, "full")["logged"][2]["num_tokens"]  # of the same rows
 
 
-@pytest.mark.parametrize("case", ONCE)
+@pytest.mark.parametrize("case", [case for case in ONCE if case != "token-stream"])
 def test_rows_are_prepared_once_whether_or_not_the_cache_keeps_them(both, case):
     formatted = Counter((both / f"{case}.formatted").read_text().split())
     assert set(formatted.values()) == {1}
@@ -108,10 +108,20 @@ def test_what_the_cache_does_not_keep_is_gone_when_the_run_ends(both):
     assert not any(Path(folder).exists() for folder in shared)
 
 
-def test_metrics_of_an_evaluation_see_each_row_once(both, alone):
-    for folder in (both, alone("full")):
-        evaluated = [one for one in read(folder, "full")["logged"] if "eval_rows" in one]
-        assert [one["eval_rows"] for one in evaluated] == [EVALUATED] * 2
+def test_metrics_of_an_evaluation_see_each_row_once_and_in_order(both, alone):
+    one, two = (
+        [[found[f"eval_{key}"] for key in ("rows", "counted", "in_order")] for found in logged if "eval_rows" in found]
+        for logged in (read(folder, "full")["logged"] for folder in (alone("full"), both))
+    )
+    assert two == one
+    assert [rows for rows, _, _ in two] == [EVALUATED] * 2
+
+
+def test_a_stream_that_each_process_would_shuffle_in_another_way_is_refused(both):
+    assert (both / "refused.txt").read_text() == (
+        "the stream is shuffled without a seed, so each process would read its rows in another order. "
+        "Give one: shuffle(seed=42)."
+    )
 
 
 @pytest.mark.parametrize(
