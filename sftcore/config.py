@@ -16,6 +16,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from sftcore.errors import ConflictError, OptionTypeError, RecipeError
 from sftcore.fields import RENAMED
 from sftcore.processes import refuse_missing_deepspeed
+from sftcore.secrets import masked
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -189,7 +190,12 @@ class SFTConfig(TrainingArguments):
 
     def __getstate__(self) -> dict[str, Any]:
         # training_args.bin is a pickle of these arguments, and is pushed to the hub with the model
-        return {key: None if key.endswith("hub_token") else value for key, value in vars(self).items()}
+        return {key: None if key.endswith("hub_token") else masked(value) for key, value in vars(self).items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as transformers' loggers see them, without secrets."""
+        found: dict[str, Any] = masked(super().to_dict())
+        return found
 
     def to_settings(self) -> dict[str, Any]:
         """The fields as plain values, for plugins and the manifest; tokens are left out."""

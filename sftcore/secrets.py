@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 NOT_WRITTEN = "<not written>"
 """What stands in a secret's place."""
@@ -41,3 +42,19 @@ def without_secrets(text: str) -> str:
         if len(value) >= 8 and value in text and _VARIABLES.search(name):
             text = text.replace(value, NOT_WRITTEN)
     return _TEXTS.sub(NOT_WRITTEN, text)
+
+
+def masked(value: Any) -> Any:
+    """The value without its secrets; mappings and lists are copied where they hold some, all else is as it was.
+
+    >>> masked({"token": "abc", "sizes": [1, 2]})
+    {'token': '<not written>', 'sizes': [1, 2]}
+    """
+    if type(value) is str:
+        return without_secrets(value)
+    if type(value) is dict:
+        return {
+            key: NOT_WRITTEN if isinstance(part, str) and part and is_secret(str(key)) else masked(part)
+            for key, part in value.items()
+        }
+    return [masked(part) for part in value] if type(value) is list else value

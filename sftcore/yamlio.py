@@ -12,6 +12,11 @@ import yaml
 
 from sftcore.errors import RecipeError
 
+LARGEST = 2**20
+"""Characters of a recipe."""
+MOST_VALUES = 100_000
+"""Values of a recipe, each alias counted as what it stands for."""
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the core schema of YAML 1.2 for booleans and numbers, which refuses duplicate keys."""
@@ -19,6 +24,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is a list or a mapping", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f'the key "{key.value}" stands twice', problem_mark=key.start_mark)
             seen.add(key.value)
@@ -26,7 +33,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
-        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        try:
+            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        except ValueError:  # Python reads no more than 4,300 digits
+            raise yaml.MarkedYAMLError(problem="the number is too long", problem_mark=node.start_mark) from None
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
@@ -44,7 +54,7 @@ _resolver("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF")
 _resolver("int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789")
 _resolver(
     "float",
-    r"^(?:[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)"
+    r"^(?:[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)[eE][-+]?[0-9]+|[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
     "-+.0123456789",
 )
@@ -54,16 +64,48 @@ def load(text: str, *, where: str) -> Any:
     """Parse one document.
 
     Raises:
-        RecipeError: it is no YAML, has a tag that could run code, or a key twice; with line and column.
+        RecipeError: it is no YAML, has a tag that could run code, a key twice, or aliases that make much of little;
+            with line and column.
 
     >>> load("{eval_strategy: no, learning_rate: 1e-4, bf16: true}", where="recipe")
     {'eval_strategy': 'no', 'learning_rate': 0.0001, 'bf16': True}
     """
+    if len(text) > LARGEST:
+        raise RecipeError(f"{len(text):,} characters are no recipe; up to {LARGEST:,} are read.", where=where)
     try:
+        _count(yaml.compose(text, Loader=_Loader))
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where} line {mark.line + 1}, column {mark.column + 1}" if mark else where
         raise RecipeError(f"{error.problem or error}.", where=place, fix="Mend the YAML there.") from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise RecipeError("the YAML is nested too deeply.", where=where, fix="Mend it.") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # PyYAML's constructors raise all four
         raise RecipeError(f"this is no YAML: {error}.", where=where) from None
+
+
+def _count(node: yaml.Node | None) -> int:
+    """How many values a document has once its aliases are written out.
+
+    Raises:
+        yaml.MarkedYAMLError: too many, or an alias that contains itself.
+    """
+    sizes: dict[int, int | None] = {}
+
+    def size(one: yaml.Node) -> int:
+        if isinstance(one, yaml.ScalarNode):
+            return 1
+        known = sizes.get(id(one), 0)
+        if known is None:
+            raise yaml.MarkedYAMLError(problem="an alias contains itself", problem_mark=one.start_mark)
+        if not known:
+            sizes[id(one)] = None
+            inside = one.value if isinstance(one, yaml.SequenceNode) else [part for pair in one.value for part in pair]
+            known = sizes[id(one)] = 1 + sum(map(size, inside))
+        if known > MOST_VALUES:
+            problem = f"with its aliases written out this has over {MOST_VALUES:,} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=one.start_mark)
+        return known
+
+    return size(node) if node is not None else 0

@@ -8,6 +8,7 @@ import warnings
 import click
 
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
+from sftcore.visible import visible
 
 
 @click.command("train")
@@ -34,4 +35,4 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int) -> None:
     from rich.console import Console
 
     console = Console(quiet=not is_first)
-    console.print(run_recipe(checked, console).sentence, highlight=False, soft_wrap=True)
+    console.print(visible(run_recipe(checked, console).sentence), highlight=False, soft_wrap=True, markup=False)

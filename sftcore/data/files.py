@@ -17,6 +17,12 @@ from sftcore.errors import DataError, quoted
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 """File endings and the builder of `datasets` that reads them."""
+_PACKED = {
+    "gzip": (0, b"\x1f\x8b"), "zip": (0, b"PK\x03\x04"), "empty zip": (0, b"PK\x05\x06"), "bzip2": (0, b"BZh"),
+    "xz": (0, b"\xfd7zXZ\x00"), "zstd": (0, b"\x28\xb5\x2f\xfd"), "lz4": (0, b"\x04\x22\x4d\x18"),
+    "7z": (0, b"7z\xbc\xaf\x27\x1c"), "rar": (0, b"Rar!"), "tar": (257, b"ustar"),
+}  # fmt: skip
+"""Where in a file which bytes tell that it is packed."""
 
 
 @frozen
@@ -56,6 +62,7 @@ def local_files(source: str | Sequence[str]) -> Files | None:
     for path in paths:
         if path.stat().st_size == 0:
             raise DataError("the file is empty.", where=str(path), fix="Give a file with at least one row.")
+        _refuse_packed(path, builders[0])
     return Files(paths, builders[0])
 
 
@@ -106,6 +113,21 @@ def _expand(path: Path) -> list[Path]:
     return found
 
 
+def _refuse_packed(path: Path, builder: str) -> None:
+    """Refuse an archive or a compressed file: whatever its name, `datasets` would unpack it, however large it gets.
+
+    Raises:
+        DataError: it is one, or a .parquet file is no Parquet.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    if builder == "parquet" and not head.startswith(b"PAR1"):
+        raise DataError("the file is no Parquet: it does not begin with PAR1.", where=str(path))
+    kind = next((name for name, (at, magic) in _PACKED.items() if head[at:].startswith(magic)), None)
+    if kind is not None:
+        raise DataError(f"the file is packed ({kind}).", where=str(path), fix="Unpack it, and give what was inside.")
+
+
 def _ending(path: Path) -> str:
     return path.suffix.lower()
 
@@ -133,8 +155,8 @@ def _json_rows(path: Path) -> Iterator[Any]:
 def _json_array(text: str, path: Path) -> list[Any]:
     try:
         rows: list[Any] = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _broken(error, path, error.lineno) from None
+    except (ValueError, RecursionError) as error:
+        raise _broken(error, path, getattr(error, "lineno", 1)) from None
     if not rows:
         raise DataError("the file holds an empty list.", where=str(path), fix="Give a file with at least one row.")
     return rows
@@ -145,16 +167,22 @@ def _json_lines(file: Any, path: Path) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line.rstrip("\r\n"))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise _broken(error, path, number) from None
 
 
-def _broken(error: json.JSONDecodeError, path: Path, line: int) -> DataError:
+def _broken(error: Exception, path: Path, line: int) -> DataError:
+    reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else too_much(error)
     return DataError(
-        f"broken JSON: {error.msg} at column {error.colno}.",
+        f"broken JSON: {reason}.",
         where=f"{path} line {line}",
         fix="Mend or delete that line.",
     )
+
+
+def too_much(error: Exception) -> str:
+    """What is wrong with JSON that Python reads as such, and gives up on."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,8 @@ def load(source: Source, data: DataSection, split: str) -> Dataset:
         return datasets.load_from_disk(str(files.paths[0]))
     options: dict[str, Any] = {"delimiter": "\t"} if files.paths[0].suffix == ".tsv" else {}
     try:
-        paths = [str(path.resolve()) for path in files.paths]
+        # datasets reads * and [ in a name as a pattern
+        paths = [glob.escape(str(path.resolve())) for path in files.paths]
         return datasets.load_dataset(files.builder, data_files=paths, split="train", **options)
     except Exception as error:  # whatever the builder raised, the user needs the line
         _explain(source)

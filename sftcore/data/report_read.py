@@ -12,6 +12,8 @@ from typing import Any
 
 from attrs import frozen
 
+from sftcore.data.files import too_much
+
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 # What the CSV reader of `datasets` (pandas) takes for null.
@@ -147,8 +149,8 @@ def _decoded(text: str) -> tuple[Any, Fault | None]:
         return None, Fault("broken-json", f"{error.msg.removesuffix(' at')} at column {error.colno}")
     except _TwiceError as error:
         return None, Fault("broken-json", f'the key "{error}" stands twice')
-    except RecursionError:
-        return None, Fault("broken-json", "it is nested too deeply")
+    except (ValueError, RecursionError) as error:
+        return None, Fault("broken-json", too_much(error))
 
 
 def _json_array(raw: bytes) -> Iterator[Raw]:
@@ -199,8 +201,8 @@ def _element(text: str, at: int, line: int) -> tuple[int | None, Raw]:
         detail = f"{error.msg.removesuffix(' at')} at line {error.lineno} column {error.colno}"
     except _TwiceError as error:
         detail = f'the key "{error}" stands twice'
-    except RecursionError:
-        detail = "it is nested too deeply"
+    except (ValueError, RecursionError) as error:
+        detail = too_much(error)
     return None, Raw(line=line, fault=Fault("broken-json", detail))
 
 

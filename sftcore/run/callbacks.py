@@ -19,7 +19,6 @@ from sftcore.run.checkpoints import final_place
 from sftcore.run.environment import environment, fingerprint, sources
 from sftcore.run.state import rewind_log
 from sftcore.run.summary import plan_lines
-from sftcore.run.untrusted import save_arguments
 from sftcore.visible import visible
 
 if TYPE_CHECKING:
@@ -67,7 +66,6 @@ class RunRecorder(TrainerCallback):
         )
         checks = saved_parity(folder, trained)
         self.extra["chat"] = trained.as_dict()
-        save_arguments(trainer.args, folder)
         if final_place(folder).resolve() == Path(trainer.args.output_dir).resolve():
             self.extra["weights_sha256"] = manifest.weights_sha256(folder)
         self.extra["parity"] = [attrs.asdict(check) for check in checks]

@@ -28,6 +28,7 @@ from sftcore.run.checkpoints import (
     rotate,
 )
 from sftcore.run.checksums import seal
+from sftcore.run.untrusted import reading
 
 
 class SealedTrainer(Trainer):
@@ -46,7 +47,9 @@ class SealedTrainer(Trainer):
             CheckpointError: the checkpoint is not there, or damaged; or one cannot be written.
         """
         self._on_each_disk(lambda: clear_leftovers(Path(self.args.output_dir)))
-        return super().train(self._folder_to_resume(resume_from_checkpoint), *args, **kwargs)
+        folder = self._folder_to_resume(resume_from_checkpoint)
+        with reading(folder):
+            return super().train(folder, *args, **kwargs)
 
     def _folder_to_resume(self, wanted: Any) -> str | None:
         if wanted is None or wanted is False:

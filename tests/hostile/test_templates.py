@@ -1,0 +1,194 @@
+"""Chat templates that would take all time or memory, or reach out of their sandbox: each ends in an error, soon."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import string
+import threading
+import time
+
+import pytest
+
+from sftcore.data import watchdog
+from sftcore.data.templates import ChatTemplate, SpecialTexts
+from sftcore.errors import ModelError, RowError, SFTCoreError
+
+TURNS = [{"role": "user", "content": "say hello"}, {"role": "assistant", "content": "hello"}]
+SPECIAL = SpecialTexts(["<|im_end|>"], [], "<|im_end|>")
+LETTERS = string.ascii_lowercase
+
+
+def render(source: str, turns=TURNS) -> str:
+    return ChatTemplate(source, {}, SPECIAL).render(turns, None, {}, False)
+
+
+def chain(make) -> str:
+    """`{% set b = … a … %}{% set c = … b … %}` down to z."""
+    return "".join(f"{{% set {new} = {make(old)} %}}" for old, new in itertools.pairwise(LETTERS))
+
+
+LARGE = {
+    "a text times a number": "{{ 'x' * 10 ** 10 }}",
+    "the same, known when compiled": "{% if false %}{{ 'x' * 10 ** 10 }}{% endif %}{{ 'x' * 9999999999 }}",
+    "powers": "{{ 10 ** (10 ** 10) }}",
+    "squares": "{% set n = namespace(x=3) %}{% for i in range(999) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "doubling by +": "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "doubling by ~": "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "a chain of names": "{% set a = 'abcdefghij' %}" + chain(lambda name: " + ".join([name] * 10)) + "{{ z }}",
+    "lists of lists": "{% set a = [1] %}" + chain(lambda name: f"[{', '.join([name] * 9)}]") + "{{ z }}",
+    "lists added": "{% set a = [1] %}" + chain(lambda name: " + ".join([name] * 9)) + "{{ z }}",
+    "a list times a number": "{{ ([1] * 100000)|length * 0 }}{{ [messages] * 10 ** 9 }}",
+    "width of a filter": "{{ 'x'|center(10 ** 9) }}",
+    "width of a method": "{{ 'x'.center(1000000000) }}",
+    "width by attr": "{{ ('x'|attr('ljust'))(1000000000) }}",
+    "width of %": "{{ '%1000000000d' % 1 }}",
+    "width of % as a value": "{{ '%*d' % (1000000000, 1) }}",
+    "width of format": "{{ '{:>1000000000}'.format(1) }}",
+    "width of format as a value": "{{ '{:>{}}'.format(1, 1000000000) }}",
+    "width of format_map": "{{ '{a:>1000000000}'.format_map({'a': 1}) }}",
+    "tabs": "{{ '\t'.expandtabs(1000000000) }}",
+    "replace": "{{ ('a' * 10000).replace('a', 'b' * 10000) }}",
+    "the filter replace": "{{ ('a' * 10000)|replace('a', 'b' * 10000) }}",
+    "join": "{{ ('b' * 10000).join(['a' * 1000] * 10000) }}",
+    "the filter join": "{{ (['a' * 1000] * 10000)|join('b' * 10000) }}",
+    "indent of JSON": "{{ [1, [2]]|tojson(indent=1000000000) }}",
+    "indent": "{{ 'a\nb'|indent(1000000000) }}",
+    "batch": "{{ [1]|batch(1000000000, 'x')|list }}",
+    "round": "{{ 1.5|round(1000000000, 'ceil') }}",
+    "much written": "{% set x = 'a' * 1000000 %}{% for i in range(99999) %}{{ x }}{% endfor %}",
+    "much captured": "{% set x %}{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}{% endset %}",
+    "much in a macro": "{% macro f() %}{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}{% endmacro %}{{ f() }}",
+    "given as an argument": "{% macro f(x) %}{{ x ~ x ~ x }}{% endmacro %}{{ f('a' * 9999999) }}",
+}
+
+
+@pytest.mark.parametrize("source", LARGE.values(), ids=LARGE)
+def test_what_would_grow_without_end_is_stopped_before_it_is_made(source):
+    start = time.process_time()
+    with pytest.raises(ModelError, match="the chat template was stopped: it makes a"):
+        render(source)
+    assert time.process_time() - start < 2
+
+
+FOREVER = {
+    "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "a macro that calls itself twice": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}"
+    ),
+}
+
+
+@pytest.mark.parametrize("source", FOREVER.values(), ids=FOREVER)
+def test_what_would_take_forever_is_stopped(source, monkeypatch):
+    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
+    with pytest.raises(ModelError, match=r"was stopped: it took longer than 0\.3 s"):
+        render(source)
+    assert render("{{ messages[0].content }}") == "say hello"
+
+
+def test_what_would_take_all_memory_step_by_step_is_stopped(monkeypatch):
+    monkeypatch.setattr(watchdog, "MEBIBYTES", 100)
+    monkeypatch.setattr(watchdog, "SECONDS", 60)
+    kept = "{% set n.p = namespace(before=n.p, text='x' * (4000000 - i)) %}"
+    with pytest.raises(ModelError, match="took more than 100 MiB of memory"):
+        render("{% set n = namespace(p=none) %}{% for i in range(9999) %}" + kept + "{% endfor %}")
+
+
+def test_another_thread_is_stopped_too(monkeypatch):
+    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
+    found: list[SFTCoreError] = []
+
+    def run() -> None:
+        try:
+            render(FOREVER["loops in loops"])
+        except SFTCoreError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    assert "it took longer" in str(found[0])
+
+
+def _in_a_worker(queue) -> None:
+    watchdog.SECONDS = 0.3
+    try:
+        render(FOREVER["loops in loops"])
+    except SFTCoreError as error:
+        queue.put(str(error))
+
+
+def test_a_forked_worker_is_stopped_too():
+    """Threads do not survive a fork, so the worker has to start its own watchdog."""
+    render("{{ messages[0].content }}")
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    worker = context.Process(target=_in_a_worker, args=(queue,))
+    worker.start()
+    assert "it took longer" in queue.get(timeout=60)
+    worker.join()
+
+
+def test_a_stop_that_comes_too_late_hits_nobody():
+    """The watchdog looked at a call which has ended meanwhile."""
+    calls = watchdog.begin()
+    look = watchdog._Look(calls.serial, 0.0, 0.0)
+    calls.end()
+    watchdog._stop(calls, look, 0.0, "it was late")
+    assert calls.reason == ""
+    assert render("{{ messages[0].content }}") == "say hello"
+
+
+ESCAPES = {
+    "classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "globals": "{{ raise_exception.__globals__['__builtins__'] }}",
+    "by attr": "{{ ''|attr('__class__') }}",
+    "by format": "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+    "by map": "{{ ['']|map(attribute='__class__')|list|first|upper }}{{ ''.__class__.x }}",
+    "a file": "{% include '/etc/passwd' %}",
+    "an import": "{% import 'os' as os %}",
+    "the data": "{{ messages.clear() }}",
+    "codes": "{{ raise_exception.__code__.co_consts }}",
+}
+
+
+@pytest.mark.parametrize("source", ESCAPES.values(), ids=ESCAPES)
+def test_nothing_outside_of_the_sandbox_is_reached(source):
+    try:
+        written = render(source)
+    except (RowError, ModelError):
+        written = ""
+    assert written == ""
+    assert TURNS[0]["content"] == "say hello"
+
+
+BROKEN = {
+    "a loop over nothing": "{% for %}",
+    "deep": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "wide": "{{ " + " + ".join(["1"] * 50_000) + " }}",
+    "braces": "{" * 200_000,
+    "blocks": "{% block a %}{% endblock %}{{ self.a() }}",
+    "long": "x" * (2**20 + 1),
+    "an unknown filter": "{{ 'a'|nothing }}",
+    "unnamed arguments": "{% macro f() %}{{ varargs }}{% endmacro %}",
+}
+
+
+@pytest.mark.parametrize("source", BROKEN.values(), ids=BROKEN)
+def test_what_is_no_template_is_refused_when_it_is_compiled(source):
+    with pytest.raises(ModelError, match="the chat template cannot be used"):
+        ChatTemplate(source, {}, SPECIAL)
+
+
+def test_a_long_conversation_is_no_attack():
+    """Two million characters in 2,000 turns, on a template that joins names of its own."""
+    turns = [{"role": "assistant" if i % 2 else "user", "content": "word " * 200} for i in range(2000)]
+    source = (
+        "{% for m in messages %}{% set text = m.content | trim %}{% set whole = '<' + m.role + '>' + text %}"
+        "{{ whole + '</s>' }}{{ '\n' if loop.index0 % 2 }}{% endfor %}"
+    )
+    expected = "".join(
+        f"<{turn['role']}>{turn['content'].strip()}</s>" + ("\n" if i % 2 else "") for i, turn in enumerate(turns)
+    )
+    assert render(source, turns) == expected
