@@ -26,6 +26,10 @@ RENAMED = {"max_seq_length": "max_length"}
 """Older names of fields that people still paste: they work, and say their new name."""
 
 
+DECLARED_OTHERWISE: dict[str, Any] = {"fsdp": bool | str | None}
+"""Types of fields that transformers (5.17, 5.24) declares for its command line: `fsdp` is true, or the older text."""
+
+
 ELSEWHERE = {
     "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
     "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
@@ -93,7 +97,8 @@ def _fields_of(source: Path, class_name: str) -> Iterator[Field]:
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not _is_class_variable(node):
-            yield Field(node.target.id, _type_of(node.annotation), _default_of(node.value))
+            name = node.target.id
+            yield Field(name, DECLARED_OTHERWISE.get(name, _type_of(node.annotation)), _default_of(node.value))
 
 
 def _is_class_variable(node: ast.AnnAssign) -> bool:

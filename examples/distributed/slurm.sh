@@ -13,7 +13,7 @@
 set -euo pipefail
 config=${CONFIG:-examples/distributed/two_nodes.yaml}
 gpus=${SLURM_GPUS_PER_NODE:-8}
-address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / gpus))
 
 # Prepared rows are kept under $SFTCORE_CACHE: on a disk that all nodes share, one of them prepares for all

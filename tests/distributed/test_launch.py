@@ -89,6 +89,13 @@ def test_a_deepspeed_configuration_is_handed_on_as_it_is(recipe, given):
     assert config_of(load_recipe(str(recipe), [f"deepspeed={spelled}"]))["deepspeed"] == given
 
 
+@pytest.mark.parametrize("given", ["true", "full_shard"])
+def test_a_recipe_takes_fsdp_as_true_and_as_the_older_text(recipe, given):
+    told = config_of(load_recipe(str(recipe), [f"fsdp={given}", "fsdp_config={state_dict_type: SHARDED_STATE_DICT}"]))
+    assert told["fsdp"] == (given == "true" or given)
+    assert told["fsdp_config"] == {"state_dict_type": "SHARDED_STATE_DICT"}
+
+
 @pytest.mark.parametrize(("size", "name"), [("CP", "context"), ("SP", "sequence")])
 def test_parallelism_that_splits_rows_is_refused(recipe, monkeypatch, size, name):
     monkeypatch.setenv(f"PARALLELISM_CONFIG_{size}_SIZE", "2")
