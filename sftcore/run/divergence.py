@@ -20,7 +20,8 @@ class LossLevel:
     """Says when a loss has run away: the mean of the last ten steps against the lowest such mean before.
 
     It has, where the mean is at least `factor` times the lowest and a nat above it. A single bad batch does not move a
-    mean of ten so far, and losses near zero do not count, as a nat is a nat. In the first ten steps nothing is said.
+    mean of ten so far, and losses near zero do not count, as a nat is a nat. `lowest` begins at the loss of a guess, so
+    that a run which is bad from the start is one that is worse than guessing.
 
     >>> level = LossLevel(2.0)
     >>> [level.add(loss) for loss in [2.0] * 10 + [9.0]], level.add(40.0)

@@ -69,7 +69,8 @@ class Listener:
             return
         if not self.received:
             self.received, self._since = number, time.monotonic()
-            _say(f"{signal.Signals(number).name}: the step in progress ends and is saved; once more ends at once")
+            if os.environ.get("RANK", "0") == "0":
+                _say(f"{signal.Signals(number).name}: the step in progress ends and is saved; once more ends at once")
             if not _launched():
                 # from now on the system ends the process, also where it is deep in C code
                 for one in SIGNALS:

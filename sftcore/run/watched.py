@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
 
 from sftcore.errors import DivergenceError
 from sftcore.run.divergence import LossLevel, Nonfinite, RememberedBatches, spelled_rows
@@ -27,7 +28,7 @@ class WatchedTrainer(ResumableTrainer):
     def __init__(self, **kwargs: Any) -> None:
         args = kwargs["args"]
         self.nonfinite = Nonfinite(args.on_nonfinite)
-        self._level = LossLevel(args.divergence_factor) if args.divergence_factor is not None else None
+        self._level: LossLevel | None = None
         self._listener = Listener()
         self._losses: list[torch.Tensor] = []
         self._before: tuple[Any, torch.Tensor] = (None, torch.zeros(()))
@@ -43,8 +44,7 @@ class WatchedTrainer(ResumableTrainer):
         """
         self._stopping, alone = 0, self.args.save_only_model
         self.nonfinite.restore({"count": 0, "steps": []})
-        if self._level is not None:
-            self._level = LossLevel(self._level.factor)
+        self._level = _level_of(self.args, self.model)
         try:
             with self._listener.listening():
                 return super().train(*args, **kwargs)
@@ -68,7 +68,7 @@ class WatchedTrainer(ResumableTrainer):
         loader = super().get_train_dataloader()
         base = getattr(loader, "base_dataloader", None)
         self._remembered = None
-        if base is not None and getattr(base, "batch_sampler", None) is not None:
+        if base is not None and getattr(base, "batch_sampler", None) is not None and has_length(self.train_dataset):
             self._remembered = RememberedBatches(base.batch_sampler)
             vars(base)["batch_sampler"] = self._remembered  # torch refuses to have it set
         return loader
@@ -151,7 +151,7 @@ class WatchedTrainer(ResumableTrainer):
     def _spelled(self, rows: list[int], batches: list[int]) -> str:
         if rows:
             return spelled_rows(rows, "of the prepared training set (trainer.train_dataset[row])")
-        return f"batches {', '.join(map(str, batches))} of epoch {self._epoch}, counted from 0"
+        return f"batch {', '.join(map(str, batches))} of epoch {self._epoch}, counted from 0"
 
     def _leave_out(self, model: Any) -> None:
         """No gradient, so that the optimizer changes nothing; and nothing of the step in what is logged."""
@@ -177,6 +177,13 @@ class WatchedTrainer(ResumableTrainer):
         if self.args.process_index == 0:
             how_to_go_on(self._stopping, step, checkpoint)
         raise StoppedBySignal(self._stopping, step=step, checkpoint=checkpoint)
+
+
+def _level_of(args: Any, model: Any) -> LossLevel | None:
+    if args.divergence_factor is None:
+        return None
+    size = model.config.get_text_config().vocab_size
+    return LossLevel(args.divergence_factor, lowest=math.log(size))
 
 
 class _Stopper(TrainerCallback):

@@ -1,0 +1,148 @@
+"""NaN, Inf and runaway losses: seen at the step, with its rows, before a weight changes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_llama, make_tokenizer
+from datasets import Dataset, IterableDataset
+
+from sftcore import SFTConfig, SFTTrainer
+from sftcore.errors import DivergenceError, OptionTypeError
+from sftcore.run.divergence import LossLevel, spelled_rows
+
+ROWS = [{"prompt": f"say {i}", "completion": f"The answer is {i}"} for i in range(8)]
+
+
+def make(folder, rows: Any = None, *, bad_step: int | None = 3, where: str = "loss", **fields: Any):
+    """A run whose micro-batch that is first in `bad_step` is poisoned, in its loss or in its gradient alone."""
+    settings: dict[str, Any] = {
+        "max_steps": 5, "logging_steps": 5, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True,
+        "disable_tqdm": True, "learning_rate": 1e-2, "save_strategy": "no", "dataset_cache": False,
+        "lr_scheduler_type": "constant", "gradient_checkpointing": False,
+    }  # fmt: skip
+    tokenizer = make_tokenizer()
+    args = SFTConfig(output_dir=str(folder), **{**settings, **fields})
+    rows = Dataset.from_list(ROWS) if rows is None else rows
+    trainer = SFTTrainer(make_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
+    seen: list[torch.Tensor] = []
+
+    def poison(module, inputs, output):
+        if not module.training:
+            return output
+        seen.append(inputs[0])
+        calls = len(seen) - 1
+        if bad_step is None or calls != (bad_step - 1) * args.gradient_accumulation_steps:
+            return output
+        if where == "loss":
+            return output * float("nan")
+        output.register_hook(lambda gradient: gradient * float("inf"))
+        return output
+
+    trainer.model.get_input_embeddings().register_forward_hook(poison)
+    trainer.seen = seen
+    return trainer
+
+
+def weights(trainer) -> list[torch.Tensor]:
+    return [one.detach().clone() for one in trainer.model.parameters()]
+
+
+def same(first, second) -> bool:
+    return all(bool((one == other).all()) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(("where", "said"), [("loss", "the loss is NaN or Inf"), ("gradient", "a gradient is NaN")])
+def test_a_run_stops_before_the_weights_change_and_names_step_and_rows(where, said, tmp_path):
+    trainer = make(tmp_path / "bad", where=where)
+    with pytest.raises(DivergenceError, match=said) as caught:
+        trainer.train()
+    error = caught.value
+    assert error.step == 3
+    assert "step 3: " in str(error)
+    batch = trainer.seen[2]
+    texts = {tuple(trainer.train_dataset[row]["input_ids"]) for row in error.rows}
+    assert len(texts) == 2
+    assert all(any(row.tolist()[: len(text)] == list(text) for row in batch) for text in texts)
+    healthy = make(tmp_path / "good", bad_step=None, max_steps=2)
+    healthy.train()
+    assert same(weights(trainer), weights(healthy))
+
+
+def test_of_an_accumulated_step_only_the_bad_batch_is_named(tmp_path):
+    trainer = make(tmp_path, gradient_accumulation_steps=2, bad_step=2)
+    with pytest.raises(DivergenceError) as caught:
+        trainer.train()
+    assert len(caught.value.rows) == 2
+
+
+def test_of_a_stream_the_batch_is_named(tmp_path):
+    trainer = make(tmp_path, IterableDataset.from_generator(lambda: iter(ROWS)))
+    with pytest.raises(DivergenceError, match="on batch 2 of epoch 0, counted from 0"):
+        trainer.train()
+
+
+def test_a_step_that_is_left_out_changes_nothing_and_is_counted(tmp_path):
+    trainer = make(tmp_path / "skip", on_nonfinite="skip", max_steps=3)
+    with pytest.warns(UserWarning, match="step 3: the loss is NaN or Inf, on rows .* left out"):
+        trainer.train()
+    trainer.save_model()
+    healthy = make(tmp_path / "good", bad_step=None, max_steps=2)
+    healthy.train()
+    assert same(weights(trainer), weights(healthy))
+    manifest = json.loads((tmp_path / "skip" / "manifest.json").read_text())
+    assert manifest["nonfinite"] == {"policy": "skip", "count": 1, "steps": [3]}
+
+
+def test_what_is_logged_of_a_window_is_the_mean_over_the_steps_that_were_taken(tmp_path):
+    trainer = make(tmp_path / "skip", on_nonfinite="skip", max_steps=3, logging_steps=3)
+    with pytest.warns(UserWarning, match="left out"):
+        trainer.train()
+    healthy = make(tmp_path / "good", bad_step=None, max_steps=2, logging_steps=2)
+    healthy.train()
+    [logged, expected] = [one.state.log_history[0] for one in (trainer, healthy)]
+    for name in ("loss", "entropy", "mean_token_accuracy", "num_tokens"):
+        assert logged[name] == expected[name], name
+
+
+def test_a_run_that_continues_says_so_and_goes_on(tmp_path):
+    trainer = make(tmp_path, on_nonfinite="continue", where="gradient", max_steps=3)
+    with pytest.warns(UserWarning, match="a gradient is NaN or Inf, on rows .* trained on all the same"):
+        trainer.train()
+    assert trainer.state.global_step == 3
+    assert trainer.nonfinite.count == 1
+
+
+def test_policies_that_do_not_exist_are_refused(tmp_path):
+    with pytest.raises(OptionTypeError, match='on_nonfinite is stop, skip, continue, got "ignore"'):
+        SFTConfig(str(tmp_path), on_nonfinite="ignore")
+    with pytest.raises(OptionTypeError, match="divergence_factor is a number above 1"):
+        SFTConfig(str(tmp_path), divergence_factor=0.5)
+
+
+# --- Divergence -------------------------------------------------------------------------------------------------------
+def test_a_run_whose_loss_runs_away_ends_with_the_step_and_both_levels(tmp_path):
+    trainer = make(tmp_path, bad_step=None, max_steps=60, learning_rate=20.0, max_grad_norm=0.0, divergence_factor=2.0)
+    with pytest.raises(DivergenceError, match=r"the loss has run away: .* the mean of the last ten steps") as caught:
+        trainer.train()
+    assert 10 <= caught.value.step < 30
+
+
+def test_one_bad_batch_and_losses_near_zero_are_no_divergence():
+    level = LossLevel(2.0)
+    assert not any(level.add(loss) for loss in [3.0] * 20 + [12.0] + [3.0] * 20)
+    level = LossLevel(2.0)
+    assert not any(level.add(loss) for loss in [0.01] * 20 + [0.5] * 20)
+
+
+def test_a_loss_that_stays_high_is_divergence():
+    level = LossLevel(2.0)
+    found = [level.add(loss) for loss in [2.0] * 20 + [8.0] * 10]
+    assert next(place for place, one in enumerate(found) if one) == 23
+
+
+def test_many_rows_are_cut_short():
+    assert spelled_rows(range(30), "there") == f"rows {', '.join(map(str, range(20)))} and 10 more there"

@@ -1,0 +1,175 @@
+"""SIGTERM and SIGINT: the step ends, a checkpoint is saved, the exit code says what happened, and the run goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+from transformers import TrainerCallback
+
+from sftcore.run.checkpoints import newest
+from sftcore.run.signals import StoppedBySignal, exits_cleanly
+
+HERE = Path(__file__).parent
+
+
+class SignalAt(TrainerCallback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        self.step, self.number = step, number
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_step_ends_is_saved_and_the_run_goes_on_from_it(number, code, tmp_path, capfd):
+    whole = runs.trainer(tmp_path / "whole", eval_strategy="steps", eval_steps=3)
+    whole.train()
+    whole.save_model()
+    fields: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}
+    stopped = runs.trainer(tmp_path / "out", **fields)
+    stopped.add_callback(SignalAt(3, number))
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit) as caught:
+        stopped.train()
+    assert isinstance(caught.value, StoppedBySignal)
+    assert (caught.value.code, caught.value.step) == (code, 3)
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
+    checkpoint = tmp_path / "out" / "checkpoint-3"
+    assert f"after step 3. Go on with resume_from_checkpoint={checkpoint} (or auto)" in capfd.readouterr().err
+    resumed = runs.trainer(tmp_path / "out", **fields)
+    resumed.train(resume_from_checkpoint="auto")
+    resumed.save_model()
+    assert runs.weights_of(tmp_path / "out") == runs.weights_of(tmp_path / "whole")
+    # the evaluation of step 3 was due when the signal came
+    evaluated = [line["step"] for line in resumed.state.log_history if "eval_loss" in line]
+    assert evaluated == [3, 6]
+
+
+def test_a_run_that_saves_the_model_alone_can_go_on_all_the_same(tmp_path):
+    stopped = runs.trainer(tmp_path, save_only_model=True)
+    stopped.add_callback(SignalAt(3))
+    with pytest.raises(StoppedBySignal):
+        stopped.train()
+    assert newest(tmp_path).step == 3
+    assert stopped.args.save_only_model
+
+
+def test_outside_the_main_thread_signals_are_left_alone(tmp_path):
+    seen: list[Any] = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    trainer = runs.trainer(tmp_path, max_steps=1, save_strategy="no")
+    trainer.add_callback(Look())
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
+
+
+def test_before_training_sigterm_unwinds_and_leaves_with_its_code(capfd):
+    cleaned = []
+    with pytest.raises(StoppedBySignal) as caught, exits_cleanly("before training"):  # noqa: PT012
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            cleaned.append(True)
+    assert caught.value.code == 143
+    assert cleaned == [True]
+    assert "stopped by SIGTERM before training" in capfd.readouterr().err
+
+
+# --- Real processes ---------------------------------------------------------------------------------------------------
+SCRIPT = f"""
+import sys, time
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
+import runs
+from transformers import TrainerCallback
+
+class Slow(TrainerCallback):
+    def on_substep_end(self, args, state, control, **_):
+        pass
+    def on_step_begin(self, args, state, control, **_):
+        print("step", state.global_step, flush=True)
+        time.sleep(float(sys.argv[2]))
+
+trainer = runs.trainer(__import__("pathlib").Path(sys.argv[1]), max_steps=500, save_strategy="no", logging_steps=500)
+trainer.add_callback(Slow())
+trainer.train()
+"""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def started(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def until(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdout is not None
+    for found in process.stdout:
+        if found.startswith(line):
+            return
+    assert process.stderr is not None
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_script_exits_with_the_code_of_the_signal(number, code, tmp_path, write):
+    process = started([sys.executable, str(write("run.py", SCRIPT)), str(tmp_path / "out"), "0.05"])
+    until(process, "step 2")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    found = newest(tmp_path / "out")
+    assert found.step >= 2
+    assert f"resume_from_checkpoint={found.folder} (or auto)" in said
+    assert "Traceback" not in said
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path, write):
+    process = started([sys.executable, str(write("run.py", SCRIPT)), str(tmp_path / "out"), "60"])
+    until(process, "step 0")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == -signal.SIGTERM
+    assert newest(tmp_path / "out").folder is None
+
+
+def test_two_processes_of_a_launcher_stop_at_one_step_within_thirty_seconds(tmp_path, write):
+    script = write("run.py", SCRIPT)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    options = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no",
+               "main_process_port": 0}  # fmt: skip
+    for name, value in options.items():
+        launch += [f"--{name}", str(value)]
+    process = started([*launch, str(script), str(tmp_path / "out"), "0.05"])
+    until(process, "step 2")
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - start < 30
+    assert process.returncode != 0
+    found = newest(tmp_path / "out")
+    assert found.folder is not None, said
+    assert sorted(path.name for path in found.folder.glob("run_state_*")) == ["run_state_0.json", "run_state_1.json"]
+    assert f"stopped by SIGTERM after step {found.step}" in said
