@@ -145,6 +145,11 @@ class RankedTrainer(Trainer):
             total = total.to(found.device) + found.float()
         return total
 
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        # of sharded parameters each rank has its part, which cannot be gathered as a tensor of its own
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
     def _add_eval_loss(self, loss: torch.Tensor, num_items: torch.Tensor) -> None:
         """Count the loss of an evaluation's batch, the mean over `num_items`."""
         items = num_items.to(loss.device).double()
