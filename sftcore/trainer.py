@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments, set_seed
 
+from sftcore.allocator import give_back_large_blocks
 from sftcore.arguments import (
     RAW_COLUMNS,
     current_name,
@@ -126,6 +127,8 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
             )
         check(self.setup, needs_tokenizer=processing_class is None)
         refuse_on_cpu(args)
+        if args.device.type == "cpu":
+            give_back_large_blocks()
         set_seed(args.seed)
 
         processing_class = processing_class or load_processor(self.setup.plan, self.setup.plugins)
