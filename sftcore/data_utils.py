@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from sftcore.data.templates import refuse_unbounded
 from sftcore.errors import DataError, OptionTypeError, quoted
 from sftcore.rows import template_kwargs_of, without_nulls
 
@@ -94,6 +95,7 @@ def apply_chat_template(
     options = {"tools": list(tools) if tools else None, **template_kwargs_of(example), **template_kwargs}
 
     def rendered(conversation: list[Any], **more: Any) -> str:
+        refuse_unbounded(getattr(processing_class, "tokenizer", processing_class), conversation, **more, **options)
         text: str = processing_class.apply_chat_template(conversation, tokenize=False, **more, **options)
         return text
 

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from sftcore.data.templates import refuse_unbounded
 from sftcore.eos import as_list, turn_end
 from sftcore.errors import ModelError
 
@@ -137,6 +138,7 @@ def render(tokenizer: Any) -> str | None:
             }
             for number, words in enumerate(_WORDS)
         ]
+        refuse_unbounded(tokenizer, turns)
         try:
             text: str = tokenizer.apply_chat_template(turns, tokenize=False)
         except Exception:  # templates raise TemplateError by themselves, and Python errors by accident

@@ -81,7 +81,9 @@ def load(text: str, *, where: str) -> Any:
         raise RecipeError(f"{error.problem or error}.", where=place, fix="Mend the YAML there.") from None
     except RecursionError:
         raise RecipeError("the YAML is nested too deeply.", where=where, fix="Mend it.") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # PyYAML's constructors raise all four
+    except yaml.YAMLError as error:
+        raise RecipeError(f"this is no YAML: {error}.", where=where) from None
+    except (ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML's constructors, of what is no date
         raise RecipeError(f"this is no YAML: {error}.", where=where) from None
 
 

@@ -81,11 +81,17 @@ def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     for path in files.paths:
         reader = _csv_rows if files.builder == "csv" else _json_rows
-        for number, row in enumerate(reader(path)):
-            place = f"{path} row {number}"
-            if not isinstance(row, dict):
-                raise DataError(f"this is {type(row).__name__}, not a row of named columns.", where=place)
-            yield place, row
+        number = -1
+        try:
+            for number, row in enumerate(reader(path)):
+                place = f"{path} row {number}"
+                if not isinstance(row, dict):
+                    raise DataError(f"this is {type(row).__name__}, not a row of named columns.", where=place)
+                yield place, row
+        except UnicodeDecodeError as error:
+            raise DataError(f"the file is not UTF-8: {error}.", where=str(path), fix="Save it as UTF-8.") from None
+        except csv.Error as error:
+            raise DataError(f"broken CSV: {error}.", where=f"{path} row {number + 1}", fix="Mend that row.") from None
 
 
 def _is_local(text: str) -> bool:
@@ -141,15 +147,12 @@ def _neighbours(path: Path) -> str:
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8") as file:
+        start = file.read(1)
+        while start.isspace():
             start = file.read(1)
-            while start.isspace():
-                start = file.read(1)
-            file.seek(0)
-            yield from _json_array(file.read(), path) if start == "[" else _json_lines(file, path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"the file is not UTF-8: {error}.", where=str(path), fix="Save it as UTF-8.") from None
+        file.seek(0)
+        yield from _json_array(file.read(), path) if start == "[" else _json_lines(file, path)
 
 
 def _json_array(text: str, path: Path) -> list[Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sftcore.data.sandbox import TooLargeError, compiled, text_of
@@ -192,6 +193,27 @@ class Habits:
         self.enders = tuple({token.group() for token in (inside, last) if token})
         self.stop = inside.group() if inside else special.eos
         self.adds_system = _has_words(told, special)
+
+
+def refuse_unbounded(tokenizer: PreTrainedTokenizerBase, turns: Any, tools: Any = None, **kwargs: Any) -> None:
+    """Render once within the limits: asked before transformers' own `apply_chat_template`, which has none.
+
+    Raises:
+        ModelError: the template is none, takes too long or makes too much. That it refuses the turns is not said here.
+    """
+    if not tokenizer.chat_template:
+        return
+    source: str = tokenizer.get_chat_template(kwargs.pop("chat_template", None), tools)
+    special = {key: token for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    template = _template_of(source, tuple(special.items()))
+    generation_prompt = bool(kwargs.pop("add_generation_prompt", False))
+    with suppress(RowError):
+        template.render(plain(turns), plain(tools), plain(kwargs), generation_prompt)
+
+
+@lru_cache(maxsize=16)
+def _template_of(source: str, special: tuple[tuple[str, str], ...]) -> ChatTemplate:
+    return ChatTemplate(source, dict(special), SpecialTexts((), (), dict(special).get("eos_token", "")))
 
 
 def plain(value: Any) -> Any:

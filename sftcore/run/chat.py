@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 from attrs import define, field, frozen
 
+from sftcore.data.templates import refuse_unbounded
 from sftcore.errors import ModelError
 from sftcore.run.load_saved import load_request, load_tokenizer, put_adapter, set_stops
 from sftcore.run.saved import SavedRun
@@ -114,6 +115,7 @@ class Speaker:
     def _prompt(self, turns: Sequence[Turn]) -> list[int]:
         from jinja2 import TemplateError
 
+        refuse_unbounded(self.tokenizer, turns, add_generation_prompt=True)
         try:
             encoded = self.tokenizer.apply_chat_template(
                 [dict(turn) for turn in turns], add_generation_prompt=True, return_dict=True

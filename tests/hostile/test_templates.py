@@ -192,3 +192,23 @@ def test_a_long_conversation_is_no_attack():
         f"<{turn['role']}>{turn['content'].strip()}</s>" + ("\n" if i % 2 else "") for i, turn in enumerate(turns)
     )
     assert render(source, turns) == expected
+
+
+@pytest.mark.parametrize("source", [LARGE["a text times a number"], FOREVER["loops in loops"]])
+def test_no_way_that_goes_through_transformers_is_without_limits(source, monkeypatch, tokenizer):
+    """`sftcore chat`, `parity` and the helper of TRL's name render by transformers' own function."""
+    import copy
+
+    from sftcore import apply_chat_template
+    from sftcore.parity_record import render as render_record
+    from sftcore.run.chat import Sampling, Speaker
+
+    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
+    hostile = copy.deepcopy(tokenizer)
+    hostile.chat_template = source
+    with pytest.raises(ModelError, match="was stopped"):
+        Speaker(None, hostile, 100, False).answer(TURNS[:1], Sampling())
+    with pytest.raises(ModelError, match="was stopped"):
+        render_record(hostile)
+    with pytest.raises(ModelError, match="was stopped"):
+        apply_chat_template({"messages": TURNS}, hostile)
