@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from sftcore.visible import visible
+
 
 @click.command("merge")
 @click.argument("run", metavar="RUN")
@@ -64,11 +66,11 @@ def command(
         dtype=dtype,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
-        say=lambda line: click.echo(line, err=True),
+        say=lambda line: click.echo(visible(line), err=True),
     )
     for note in merged.notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(f"merged in {merged.folder}, {merged.dtype}")
+        click.echo(visible(f"note: {note}"), err=True)
+    click.echo(visible(f"merged in {merged.folder}, {merged.dtype}"))
     if push_to_hub:
         from sftcore.run.push import push
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sftcore.visible import visible
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -79,9 +81,9 @@ def command(
         seed=seed,
     )
     folder = output or Path(f"{run.rstrip('/')}-{method}-{bits}bit")
-    outcome = quantize(saved, folder, options, say=lambda line: click.echo(line, err=True))
+    outcome = quantize(saved, folder, options, say=lambda line: click.echo(visible(line), err=True))
     for note in outcome.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(visible(f"note: {note}"), err=True)
     _show(outcome, options)
 
 
@@ -90,7 +92,12 @@ def _show(outcome: Outcome, options: Options) -> None:
 
     console = Console()
     console.print(_table(outcome, options))
-    console.print(f"saved in {outcome.folder} after {outcome.seconds:.0f} s", highlight=False, soft_wrap=True)
+    console.print(
+        visible(f"saved in {outcome.folder} after {outcome.seconds:.0f} s"),
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def _table(outcome: Outcome, options: Options) -> Table:
