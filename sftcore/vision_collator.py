@@ -70,7 +70,7 @@ class DataCollatorForVisionLanguageModeling:
         table = self._pipelines[columns](rows, range(len(examples)))
         for number, reason in zip(table.column("_row").to_pylist(), table.column("_dropped").to_pylist(), strict=True):
             if reason == IMAGE_CUT:
-                raise RowError(f"{reason}.", fix="Raise max_length, or drop the row.", where=_NAME, row=number)
+                raise RowError(f"{reason}.", fix="Raise max_length, or drop the row.").at(_NAME, number)
         batch = self._collate(table.drop_columns([f"_{name}" for name in FATE]).to_pylist())
         batch.pop("num_tokens", None)
         return dict(batch)
