@@ -90,8 +90,9 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
     )
 
     def text_of(one: dict[str, str]) -> str:
+        # not from outside: what a function refers to is part of its hash, and so of the cache key
         with (folder / f"{case}.formatted").open("a") as file:
-            file.write(f"{numbers_in(one['said'])[0]}\n")
+            file.write(f"{os.environ.get('RANK')} {numbers_in(one['said'])[0]}\n")
         return one["said"]
 
     if world > 1 and (args.fsdp or case == "tp"):
