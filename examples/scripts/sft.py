@@ -2,9 +2,12 @@
 
 python examples/scripts/sft.py --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --dataset_name train.jsonl \
     --use_peft --lora_target_modules all-linear --output_dir out
+
+`--test_split_size 0.1 --eval_strategy epoch` holds a tenth of the rows back and evaluates on them.
 """
 
 from sftcore import (
+    DatasetConfig,
     DatasetMixtureConfig,
     ModelConfig,
     ScriptArguments,
@@ -25,18 +28,16 @@ def main() -> None:
         "dtype": model.dtype,
         **({"attn_implementation": model.attn_implementation} if model.attn_implementation else {}),
     }
-    if script.dataset_name and not mixture.datasets:
-        from datasets import load_dataset
-
-        dataset = load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
-    else:
-        dataset = get_dataset(mixture)
+    if script.dataset_name:
+        one = DatasetConfig(script.dataset_name, name=script.dataset_config, split=script.dataset_train_split)
+        mixture.datasets, mixture.streaming = [one], script.dataset_streaming
+    dataset = get_dataset(mixture)
     evaluates = args.eval_strategy != "no"
     trainer = SFTTrainer(
         model.model_name_or_path,
         args,
-        train_dataset=dataset[script.dataset_train_split],
-        eval_dataset=dataset[script.dataset_test_split] if evaluates else None,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset.get("test") if evaluates else None,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
