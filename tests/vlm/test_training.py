@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Image, List
 from PIL import Image as Pillow
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -144,6 +144,30 @@ def test_a_row_is_cut_behind_its_images(tmp_path, family):
     assert len(trainer.train_dataset[0]["input_ids"]) == length - 8
     trainer.train()
     assert torch.isfinite(torch.tensor(losses(trainer))).all()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_stream_of_images_gives_the_rows_of_the_set(tmp_path, packing):
+    options = {"max_steps": 1, "learning_rate": 0.0, "packing": packing, "max_length": 512}
+    options |= {"per_device_train_batch_size": 1 if packing else 4}
+    features = Dataset.from_list(MIXED).features | {"images": List(Image())}
+    rows = Dataset.from_list(MIXED).cast(Features(features))
+    found = []
+    for number, data in enumerate((rows, rows.to_iterable_dataset())):
+        model, processor = make_vlm("llava")
+        folder = tmp_path / str(number)
+        trainer = SFTTrainer(model, config(folder, **options), train_dataset=data, processing_class=processor)
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_several_processes_prepare_the_same_rows(tmp_path):
+    one, two = (
+        make_trainer(tmp_path / str(count), "idefics3", MIXED, dataset_num_proc=count, assistant_only_loss=True)
+        for count in (None, 2)
+    )
+    assert one.train_dataset[:] == two.train_dataset[:]
 
 
 # --- Learning -------------------------------------------------------------------------------------------------------
