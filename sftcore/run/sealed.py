@@ -67,13 +67,6 @@ class SealedTrainer(Trainer):
             _announce(found, wanted, self.args.output_dir)
         return None if found.folder is None else str(found.folder)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:
-            # transformers 5.24 takes a step more where it goes on from a run's last one
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
-
     def _load_best_model(self) -> None:
         self._folder_to_resume(self.state.best_model_checkpoint)
         super()._load_best_model()
