@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from datasets import IterableDataset
 from transformers import Trainer, TrainerCallback
 
@@ -138,7 +139,7 @@ class ResumableTrainer(Trainer):
         if state is None or not _is_stream(self.train_dataset):
             return found
         # transformers takes a stream for a single epoch
-        if state.ended:
+        if self._everywhere(state.ended):
             return state.epoch + 1, 0
         if state.stream is None or self._source is None:
             self._say("the stream is read again from the start of its epoch, and what was trained on is passed over")
@@ -146,6 +147,10 @@ class ResumableTrainer(Trainer):
         self._source.load_state_dict(state.stream["stream"])
         self._reload_random = True
         return state.epoch, 0
+
+    def _everywhere(self, here: bool) -> bool:
+        """Whether this holds on all ranks: one may have read its part of a stream before the others have."""
+        return all(gather_object([here])) if self.args.world_size > 1 else here
 
     def _go_on(self) -> None:
         """Once transformers has set its counters to zero: what was counted before the checkpoint."""

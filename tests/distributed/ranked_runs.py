@@ -38,7 +38,8 @@ CASES = {
     "lora": {"plugins": LORA, "gradient_accumulation_steps": 2, "dataset_cache": True},
     "packed": {"packing": True, "max_length": 48, "eval_packing": False, "num_train_epochs": 1},
     "stream": {**STREAM, "eval_strategy": "steps", "eval_steps": 3},
-    "files": {**STREAM, "max_steps": 5},
+    "files": {**STREAM, "max_steps": 5, "save_strategy": "steps", "save_steps": 3},
+    "files-resumed": {**STREAM, "max_steps": 5},
     "token-stream": {**STREAM, "dataset_kwargs": {"skip_prepare_dataset": True}},
     "packed-stream": {**STREAM, "packing": True, "max_length": 48, "max_steps": 2},
     **({"tp": {"model_init_kwargs": {"tp_plan": "auto"}}} if SPLITS else {}),
@@ -59,7 +60,7 @@ def row(number: int) -> dict[str, str]:
 
 def dataset(case: str, first: int, count: int, tokenizer) -> Dataset | IterableDataset:
     rows = [row(number) for number in range(first, first + count)]
-    if case == "files":  # one for each rank, and one of them is read out long before the other
+    if case.startswith("files"):  # one for each rank, and one of them is read out long before the other
         return IterableDataset.from_generator(of_files, gen_kwargs={"files": [rows[:3], rows[3:]]})
     whole = Dataset.from_list(rows)
     if case == "token-stream":

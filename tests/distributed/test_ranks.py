@@ -153,6 +153,12 @@ def test_a_sharded_run_goes_on_from_its_checkpoint(both, alone, case):
     assert found[-3:] == pytest.approx(wanted[-3:], abs=1e-4)
 
 
+def test_a_rank_that_had_read_all_its_rows_waits_again_where_the_run_goes_on(both):
+    assert [read(both, "files-resumed", rank)["seen"]["train"] for rank in (0, 1)] == [[], list(range(15, ROWS))]
+    wanted, found = (read(both, case)["logged"] for case in ("files", "files-resumed"))
+    assert [one["loss"] for one in found] == [one["loss"] for one in wanted]
+
+
 # --- Without a second process -----------------------------------------------------------------------------------------
 def test_rounds_are_completed_with_batches_of_no_rows_that_are_still_true():
     batches = torch.utils.data.BatchSampler(range(5), 2, drop_last=False)
