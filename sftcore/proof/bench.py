@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, frozen
 
+from sftcore.data.pictures import DOCUMENTS
 from sftcore.errors import DataError
 from sftcore.proof.equivalence import Measured, take_gradients, wake_adapter
 from sftcore.types import IGNORED, Plan
@@ -68,6 +69,10 @@ def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return pad_rows(rows, pad_token_id=0)
 
 
+# rows with images are prepared for it as others are, and left out by `short_rows`
+padded.images = True  # type: ignore[attr-defined]
+
+
 def flattened(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows end to end."""
     from sftcore.data.collate import flatten_rows
@@ -114,7 +119,8 @@ def _trainer(checked: Checked, fields: dict[str, Any], num_rows: int, *, collato
 def short_rows(trainer: SFTTrainer, num_rows: int, where: str) -> list[dict[str, Any]]:
     """A few of the trainer's rows around what is supervised in them, each of another length.
 
-    Packed rows are taken apart. The first label of a row is set, as in texts: a collator has to take it away.
+    Packed rows are taken apart, and rows with images left out. The first label of a row is set, as in texts: a collator
+    has to take it away.
 
     Raises:
         DataError: fewer than two rows have anything that is supervised.
@@ -128,7 +134,7 @@ def short_rows(trainer: SFTTrainer, num_rows: int, where: str) -> list[dict[str,
         raise DataError(
             f"{len(found)} of the first {SAMPLED * num_rows} rows can be used, and the self-test compares several.",
             where=where,
-            fix="Give at least 2 rows with supervised tokens.",
+            fix="Give at least 2 rows with supervised tokens and without images.",
         )
     return found
 
@@ -138,8 +144,10 @@ def _documents(prepared: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     row = {key: list(prepared[key]) for key in columns if prepared.get(key) is not None}
     row.setdefault("labels", list(row["input_ids"]))
     start = 0
-    for length in prepared.get("seq_lengths") or [len(row["input_ids"])]:
-        yield {key: values[start : start + length] for key, values in row.items()}
+    lengths = prepared.get("seq_lengths") or [len(row["input_ids"])]
+    for length, carried in zip(lengths, prepared.get(DOCUMENTS) or [None] * len(lengths), strict=True):
+        if carried is None or not carried["images"]:
+            yield {key: values[start : start + length] for key, values in row.items()}
         start += length
 
 
