@@ -15,6 +15,7 @@ from sftcore.errors import ModelError, OptionTypeError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import TrainingArguments
 
 ADAPTER_DTYPES = ("float32", "bfloat16")
 """What an adapter can be trained in; float16 has too few exponents for a weight that is stepped on."""
@@ -286,3 +287,10 @@ def _once(record: logging.LogRecord) -> bool:
 
 
 _SAID: set[str] = set()
+
+
+def running_dtype(model: Any, args: TrainingArguments) -> str:
+    """The dtype in which attention runs: that of the autocast, else that of the weights."""
+    if args.bf16 or args.fp16:
+        return "bfloat16" if args.bf16 else "float16"
+    return str(model.dtype).removeprefix("torch.")

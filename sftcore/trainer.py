@@ -47,7 +47,7 @@ from sftcore.model import (
     refuse_unsupported,
 )
 from sftcore.offload import offloading_of, refuse_on_cpu
-from sftcore.precision import add_master_weights, cast_adapter, wants_master_weights
+from sftcore.precision import add_master_weights, cast_adapter, running_dtype, wants_master_weights
 from sftcore.run.callbacks import RunRecorder
 from sftcore.run.card import write_card
 from sftcore.run.load_saved import save_grown_rows
@@ -196,7 +196,7 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
         notes = (*notes, *freeze_vision(loaded.model, args.freeze_vision_tower))
         loaded = attrs.evolve(loaded, notes=(*loaded.notes, *notes))
         self._balance_experts(loaded.model, args)
-        refuse_unsupported(plan, plugins, loaded.model, _running_dtype(loaded.model, args), args.device.type)
+        refuse_unsupported(plan, plugins, loaded.model, running_dtype(loaded.model, args), args.device.type)
         self.kernels = Kernels(plugins, plan)
         loaded = finish_model(loaded, plan, plugins, self.kernels)
         untrained = untrained_tokens(loaded.model, self.data.tokenizer, new_ids, supervised_ids(rows))
@@ -395,10 +395,3 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card into the output folder."""
         write_card(self, Path(self.args.output_dir))
-
-
-def _running_dtype(model: Any, args: SFTConfig) -> str:
-    """The dtype in which attention runs: that of the autocast, else that of the weights."""
-    if args.bf16 or args.fp16:
-        return "bfloat16" if args.bf16 else "float16"
-    return str(model.dtype).removeprefix("torch.")
