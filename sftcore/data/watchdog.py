@@ -20,6 +20,8 @@ import attrs
 
 SECONDS = 3.0
 """Of the thread's processor time, so that a busy machine stops nobody; of wall time where that is not known."""
+LONGEST = 30.0
+"""Seconds of wall time, however busy the machine is."""
 MEBIBYTES = 1024
 """How much the process may grow during one call that lasts longer than a glance."""
 GLANCE = 0.1
@@ -142,11 +144,12 @@ def _running() -> list[Calls]:
 
 @attrs.frozen
 class _Look:
-    """A call as it was first seen: the thread's seconds and the process's MiB then; `stopped` at which second."""
+    """A call as it was first seen: the thread's seconds, the process's MiB, the time; and when it was stopped."""
 
     serial: int
     seconds: float
     mebibytes: float
+    began: float = attrs.field(factory=time.monotonic)
     stopped: float | None = None
 
 
@@ -158,21 +161,22 @@ def _looked_at(calls: Calls, before: _Look | None) -> _Look:
         return _Look(serial, 0.0, 0.0)
     if before is None or before.serial != serial:
         return _Look(serial, seconds, _mebibytes())
-    if before.stopped is not None and seconds - before.stopped < 1:
+    now = time.monotonic()
+    if before.stopped is not None and now - before.stopped < 1:
         return before  # it is about to hear of it
-    if seconds - before.seconds > SECONDS:
-        return _stop(calls, before, seconds, f"it took longer than {SECONDS:g} s")
+    if seconds - before.seconds > SECONDS or now - before.began > LONGEST:
+        return _stop(calls, before, now, f"it took longer than {SECONDS:g} s")
     if _mebibytes() - before.mebibytes > MEBIBYTES:
-        return _stop(calls, before, seconds, f"it took more than {MEBIBYTES:,} MiB of memory")
+        return _stop(calls, before, now, f"it took more than {MEBIBYTES:,} MiB of memory")
     return before
 
 
-def _stop(calls: Calls, look: _Look, seconds: float, reason: str) -> _Look:
+def _stop(calls: Calls, look: _Look, now: float, reason: str) -> _Look:
     with _lock:
         if calls.serial == look.serial:
             calls.reason = reason
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(calls.thread), ctypes.py_object(StoppedError))
-    return attrs.evolve(look, stopped=seconds)
+    return attrs.evolve(look, stopped=now)
 
 
 def _mebibytes() -> float:
