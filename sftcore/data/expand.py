@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from jinja2 import TemplateError
 
 from sftcore.data.images import MAX_PIXELS, ImageSource, size_of, source_of
-from sftcore.data.render import Rendered
-from sftcore.errors import ConflictError, RowError
-from sftcore.types import IMAGE, Example, Span
+from sftcore.data.render import Rendered, Renderer
+from sftcore.errors import ConflictError, DataError, RowError
+from sftcore.types import IMAGE, Example, Message, Part, Span
 
 _KEPT = 4096
 """Sizes whose text is kept."""
@@ -52,10 +51,10 @@ class Expander:
         """What stands for an image in a plain text: the place, with what the chat template writes around it."""
         if not self.processor.tokenizer.chat_template:
             return self.place
-        parts = [{"type": "text", "text": "A"}, {"type": "image"}, {"type": "text", "text": "B"}]
+        turn = Message("user", [Part("text", "A"), Part("image"), Part("text", "B")])
         try:
-            text = self.processor.tokenizer.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
-        except (TypeError, ValueError, TemplateError):
+            text = Renderer(self.processor.tokenizer).render(Example(messages=[turn])).text
+        except DataError:
             return self.place
         around = re.search(rf"A\s*([^\sA]*{re.escape(self.place)}[^\sB]*)\s*B", text)
         return around[1] if around else self.place
