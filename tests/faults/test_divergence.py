@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_llama, make_tokenizer
 from datasets import Dataset, IterableDataset
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.errors import DivergenceError, OptionTypeError
 from sftcore.run.divergence import LossLevel, spelled_rows
+from tests.conftest import make_llama, make_tokenizer
 
 ROWS = [{"prompt": f"say {i}", "completion": f"The answer is {i}"} for i in range(8)]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import runs
-from conftest import make_llama, make_tokenizer
 from transformers import TrainerCallback
 
 from sftcore.errors import ResumeError
 from sftcore.run.sameness import differences
 from sftcore.run.state import RunState, rewind_log
+from tests.conftest import make_llama, make_tokenizer
 
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime",
          "eval_samples_per_second", "eval_steps_per_second")  # fmt: skip
