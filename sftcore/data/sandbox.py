@@ -342,6 +342,7 @@ def _namespace(theirs: Any) -> type:
 
 
 # --- For callers ------------------------------------------------------------------------------------------------------
+@functools.lru_cache(maxsize=64)
 def compiled(source: str) -> Template:
     """The template, ready to be rendered.
 
