@@ -101,3 +101,7 @@ class Metrics:
     def put_back(self, sums: torch.Tensor | None) -> None:
         """Forget what was counted since `sums` was asked for."""
         self._sums["train"] = sums
+
+    def forget_evaluation(self) -> None:
+        """Forget what an evaluation that was left has counted."""
+        self._sums["eval"] = None

@@ -199,7 +199,7 @@ class ResumableTrainer(Trainer):
         self._steps_in_epoch = kwargs["steps_in_epoch"]
         if first:
             self._do_what_was_due(kwargs)
-        if self.state.global_step >= self.state.max_steps:
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         inside = first and resumed is not None and resumed.epoch == epoch and resumed.batches > 0
@@ -224,6 +224,8 @@ class ResumableTrainer(Trainer):
         ends = [False] * state.evaluate + [True] * state.end_epoch
         state.evaluate = state.end_epoch = False
         for ending in ends:
+            if self.control.should_training_stop:  # a signal came
+                break
             if ending:
                 self._epoch_over = True
                 self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)

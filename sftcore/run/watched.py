@@ -16,6 +16,7 @@ from sftcore.errors import DivergenceError
 from sftcore.run.divergence import LossLevel, Nonfinite, RememberedBatches, spelled_rows
 from sftcore.run.resumable import ResumableTrainer
 from sftcore.run.signals import Listener, StoppedBySignal, how_to_go_on
+from sftcore.run.state import Randomness
 
 
 class WatchedTrainer(ResumableTrainer):
@@ -166,6 +167,31 @@ class WatchedTrainer(ResumableTrainer):
             self.recorder.extra["nonfinite"] = self.nonfinite.as_dict()
 
     # --- A signal ---------------------------------------------------------------------------------------------------
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kw: Any
+    ) -> None:
+        drawn = Randomness.now() if self.control.should_evaluate else None
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
+        except _EvaluationLeft:
+            assert drawn is not None
+            drawn.restore()  # the evaluation is done again from its start
+            self.metrics.forget_evaluation()
+            self._due_evaluation, self.args.save_only_model = True, False
+            self._save_checkpoint(model, trial)
+            self.control.should_training_stop = True
+
+    def _leave_evaluation(self) -> None:
+        """End an evaluation within training where a signal has reached one of the ranks: it may take long."""
+        if not self.is_in_train:
+            return
+        received = self._listener.received
+        if self.args.world_size > 1:
+            received = int(self.accelerator.gather(torch.tensor([received], device=self.args.device)).max())
+        if received:
+            self._stopping = received
+            raise _EvaluationLeft
+
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> Any:
         if not self._stopping:
             return super()._finalize_training(trial, num_train_samples, start_time)
@@ -186,6 +212,10 @@ def _level_of(args: Any, model: Any) -> LossLevel | None:
     return LossLevel(args.divergence_factor, lowest=math.log(size))
 
 
+class _EvaluationLeft(Exception):
+    """A signal came during an evaluation."""
+
+
 class _Stopper(TrainerCallback):
     """Saves and stops after the step in which a signal came, and leaves what else was due to the run that goes on."""
 
@@ -198,6 +228,10 @@ class _Stopper(TrainerCallback):
             self._trainer._due_evaluation = control.should_evaluate
             control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
             args.save_only_model = False
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look for a signal after each batch of an evaluation."""
+        self._trainer._leave_evaluation()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The epoch does not end yet."""

@@ -57,6 +57,32 @@ def test_the_step_ends_is_saved_and_the_run_goes_on_from_it(number, code, tmp_pa
     assert evaluated == [3, 6]
 
 
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_an_evaluation_is_left_and_done_again_from_its_start(strategy, tmp_path):
+    class InEvaluation(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    length = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 8}
+    fields: dict[str, Any] = {"eval_strategy": strategy, "eval_steps": 3, "save_strategy": "no", **length}
+    whole = runs.trainer(tmp_path / "whole", **fields)
+    whole.train()
+    whole.save_model()
+    stopped = runs.trainer(tmp_path / "out", **fields)
+    stopped.add_callback(InEvaluation())
+    with pytest.raises(StoppedBySignal) as caught:
+        stopped.train()
+    assert caught.value.step == 3
+    assert not [line for line in stopped.state.log_history if "eval_loss" in line]
+    resumed = runs.trainer(tmp_path / "out", **fields)
+    resumed.train(resume_from_checkpoint="auto")
+    resumed.save_model()
+    names = ("step", "epoch", "loss", "eval_loss", "eval_entropy", "eval_num_tokens")
+    lines = [[{name: line.get(name) for name in names} for line in one.state.log_history] for one in (resumed, whole)]
+    assert lines[0] == lines[1]
+    assert runs.weights_of(tmp_path / "out") == runs.weights_of(tmp_path / "whole")
+
+
 def test_a_run_that_saves_the_model_alone_can_go_on_all_the_same(tmp_path):
     stopped = runs.trainer(tmp_path, save_only_model=True)
     stopped.add_callback(SignalAt(3))
