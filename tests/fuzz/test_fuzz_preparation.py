@@ -18,7 +18,7 @@ from sftcore.data.templates import ChatTemplate, SpecialTexts
 from sftcore.errors import SFTCoreError
 from tests.conftest import CHATML, CHATML_MARKED, make_tokenizer
 from tests.data.test_prepare import preparation
-from tests.fuzz.profile import fuzzed
+from tests.fuzz.fuzz_profile import fuzzed
 
 SPECIAL = SpecialTexts(["<|im_end|>"], [], "<|im_end|>")
 

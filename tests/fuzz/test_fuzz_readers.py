@@ -19,7 +19,7 @@ from sftcore.data.report_read import raw_rows
 from sftcore.errors import SFTCoreError
 from sftcore.recipe import DataSection, parse_recipe
 from sftcore.run.setup import set_up_recipe
-from tests.fuzz.profile import fuzzed
+from tests.fuzz.fuzz_profile import fuzzed
 
 PIECES = [
     b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"\r\n", b"\r", b" ", b"\\", b"\\ud800", b"\\u0000", b"null",

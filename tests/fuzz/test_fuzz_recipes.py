@@ -13,7 +13,7 @@ from sftcore import yamlio
 from sftcore.errors import RecipeError, SFTCoreError
 from sftcore.recipe import load_recipe, parse_recipe
 from sftcore.run.setup import set_up_recipe
-from tests.fuzz.profile import fuzzed
+from tests.fuzz.fuzz_profile import fuzzed
 
 WORDS = [
     "model", "data", "adapter", "lora", "format", "chat", "auto", "loss", "block", "kernel", "attention", "r",
