@@ -177,6 +177,8 @@ class SFTConfig(TrainingArguments):
     @functools.cached_property
     def _setup_devices(self) -> torch.device:
         device: torch.device = TrainingArguments._setup_devices.func(self)
+        if device.type == "cpu":
+            device = torch.device("cpu")  # torch.load knows no "cpu:0", which transformers 5.17 would hand it
         visible = self.__dict__.get("_n_gpu", 1)
         if visible > 1:
             # nn.DataParallel copies the model at every step and breaks a bound forward
