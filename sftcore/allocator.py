@@ -2,7 +2,7 @@
 
 Activations of some megabytes, freed in another order than they were made, leave holes that glibc cannot give back, and
 by its own rule it takes ever larger blocks from that heap. Blocks from 4 MiB on are asked of the system here, which has
-them back when they are freed; torch asks for them in huge pages, so that this costs no time.
+them back when they are freed. That costs time, less of it where torch asks for them in huge pages.
 """
 
 from __future__ import annotations
