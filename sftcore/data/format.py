@@ -71,7 +71,7 @@ def choose_format(
     raise DataError(
         f"no installed format recognises the columns {quoted(columns)}.",
         where=where,
-        fix=_suggestions(candidates, columns),
+        fix=_suggestions(candidates, columns) + _unusable(catalog.of_kind("format")),
     )
 
 
@@ -122,6 +122,12 @@ def _guarded(one: Bound, hook: str, columns: tuple[str, ...]) -> Any:
     except Exception as error:  # one broken format must not stop the others
         warnings.warn(f"format: auto passes over {one.entry.label}: {type(error).__name__}: {error}", stacklevel=2)
         return None
+
+
+def _unusable(entries: Sequence[PluginEntry]) -> str:
+    """The formats that could not be asked since a library is missing, with what installs it."""
+    missing = [f'{one.name} (pip install "{one.distribution}[{one.name}]")' for one in entries if one.missing]
+    return f" Not asked, as a library is missing: {', '.join(missing)}." if missing else ""
 
 
 def _suggestions(candidates: Sequence[Bound], columns: tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ import base64
 import contextlib
 import io
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote, urlparse
@@ -130,15 +130,6 @@ def holds_only_images(feature: Any) -> bool:
     if inner is not None:
         return holds_only_images(inner)
     return isinstance(feature, Image) or not hasattr(feature, "decode_example")
-
-
-def as_list(values: Any) -> list[Any]:
-    """The images of a row's value: one, several, or none."""
-    if values is None:
-        return []
-    return (
-        list(values) if isinstance(values, Sequence) and not isinstance(values, (str, bytes, bytearray)) else [values]
-    )
 
 
 def _of_data_url(text: str) -> bytes:

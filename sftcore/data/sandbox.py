@@ -22,7 +22,7 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sftcore.data.template_sizes import LOOP_NUMBERS, Sizes
+from sftcore.data.template_sizes import LOOP_NUMBERS, Sizes, leaves
 from sftcore.errors import ModelError
 
 MAX_SOURCE = 2**20
@@ -58,7 +58,7 @@ class _Generator(CodeGenerator):
         super().visit_Template(node, frame)
 
     def visit_Add(self, node: nodes.BinExpr, frame: Frame) -> None:
-        if all(self._sizes.is_given(leaf) for leaf in _leaves(node)):
+        if all(self._sizes.is_given(leaf) for leaf in leaves(node)):
             super().visit_Add(node, frame)
         else:
             self._call("plus", (node.left, node.right), frame)
@@ -388,18 +388,6 @@ def _admit_output(length: int) -> None:
 
 def _refused(why: str) -> ModelError:
     return ModelError(f"the chat template cannot be used: {why}.", fix="Give another one with chat_template_path.")
-
-
-def _leaves(node: nodes.Expr) -> list[nodes.Expr]:
-    """The operands of a chain of additions."""
-    found, left = [], [node]
-    while left:
-        one = left.pop()
-        if isinstance(one, nodes.Add):
-            left += [one.left, one.right]
-        else:
-            found.append(one)
-    return found
 
 
 def _bits(value: Any) -> int:

@@ -103,3 +103,15 @@ def _names(target: nodes.Node) -> Iterator[nodes.Name | nodes.NSRef]:
         return
     yield from target.find_all(nodes.Name)
     yield from target.find_all(nodes.NSRef)
+
+
+def leaves(node: nodes.Expr) -> list[nodes.Expr]:
+    """The operands of a chain of additions."""
+    found, left = [], [node]
+    while left:
+        one = left.pop()
+        if isinstance(one, nodes.Add):
+            left += [one.left, one.right]
+        else:
+            found.append(one)
+    return found

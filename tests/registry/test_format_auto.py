@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import attrs
 import pytest
 
 from sftcore.data.format import choose_format
@@ -68,6 +69,16 @@ def test_a_broken_format_is_passed_over_with_a_warning_that_names_it(install, ch
     (text,) = [str(one.message) for one in caught]
     assert label in text
     assert cause in text
+
+
+def test_a_format_whose_library_is_missing_is_named_with_what_installs_it(set_up):
+    setup = set_up()
+    entries = [
+        attrs.evolve(one, missing=("pillow>=10",)) if one.name == "vlm" else one for one in setup.catalog.entries
+    ]
+    catalog = attrs.evolve(setup.catalog, entries=tuple(entries))
+    with pytest.raises(DataError, match=r'Not asked, as a library is missing: vlm \(pip install "sftcore\[vlm\]"\)'):
+        choose_format(setup.plan, setup.plugins, catalog, setup.blocked, ("messages", "images"), "rows.json")
 
 
 def test_a_named_format_spares_the_others_from_being_asked(install, choose):
