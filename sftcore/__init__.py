@@ -155,10 +155,6 @@ __all__ = [  # noqa: RUF022 - sorted by module, as above
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _MODULE_OF[name] == "trainer":
-        from sftcore.allocator import ask_for_huge_pages
-
-        ask_for_huge_pages()  # before torch is imported, if nobody has
     value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value

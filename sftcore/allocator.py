@@ -2,7 +2,8 @@
 
 Activations of some megabytes, freed in another order than they were made, leave holes that glibc cannot give back, and
 by its own rule it takes ever larger blocks from that heap. Blocks from 4 MiB on are asked of the system here, which has
-them back when they are freed. That costs time, less of it where torch asks for them in huge pages.
+them back when they are freed. Mapping them anew each time costs a quarter of the speed, so only packed runs, whose rows
+are all as long as they may be, do so.
 """
 
 from __future__ import annotations
@@ -15,15 +16,8 @@ M_MMAP_THRESHOLD = -3
 """glibc's number of the limit from which a block is mapped on its own."""
 LIMIT = 4 * 2**20
 """That limit in bytes; glibc raises its own up to 32 MiB as blocks are freed."""
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-"""torch reads it at the first allocation of a process."""
 _SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """With one of these a user has chosen another way."""
-
-
-def ask_for_huge_pages() -> None:
-    """Have torch ask for huge pages; it does nothing once torch has made its first tensor."""
-    os.environ.setdefault(HUGE_PAGES, "1")
 
 
 def give_back_large_blocks() -> bool:

@@ -127,7 +127,7 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
             )
         check(self.setup, needs_tokenizer=processing_class is None)
         refuse_on_cpu(args)
-        if args.device.type == "cpu":
+        if args.packing and args.device.type == "cpu":
             give_back_large_blocks()
         set_seed(args.seed)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import frozen
 
-from sftcore.allocator import ask_for_huge_pages
 from sftcore.data.load import Source, inspect
 from sftcore.errors import ConflictError, DataError, RecipeError
 from sftcore.recipe import Recipe
@@ -100,7 +99,6 @@ def run_recipe(
 
 
 def _trainer(checked: Checked, console: Console) -> SFTTrainer:
-    ask_for_huge_pages()
     from transformers import PrinterCallback, ProgressCallback
 
     from sftcore.config import SFTConfig
