@@ -16,6 +16,7 @@ SFTCoreError (a ValueError, as users of this field expect of a bad setting)
 │   └── RowError           one row cannot be used
 ├── ModelError             a model cannot be loaded or trained
 │   └── DivergenceError    training gave NaN or Inf, or its loss ran away
+├── WriteError             the disk refused to take a file
 └── CheckpointError        a checkpoint cannot be written, or is damaged
     └── ResumeError        a checkpoint is of another run
 
@@ -150,6 +151,10 @@ class DivergenceError(ModelError):
     def __init__(self, what: str, *, step: int, rows: Sequence[int] = (), where: str = "", fix: str = "") -> None:
         self.step, self.rows = step, tuple(rows)
         super().__init__(what, where=where, fix=fix)
+
+
+class WriteError(SFTCoreError):
+    """The disk refused: it is full, or the place may not be written to."""
 
 
 class CheckpointError(SFTCoreError):

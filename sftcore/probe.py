@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sftcore.checkpointing import memory_problems
+from sftcore.disk import output_problems
 from sftcore.errors import RecipeError, nearest
 from sftcore.precision import ADAPTER_DTYPES
 from sftcore.processes import process_problems, world_size
@@ -63,13 +64,14 @@ _SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def core_problems(plan: Plan, probe: Probe, *, needs_tokenizer: bool = True) -> list[Problem]:
-    """What the core itself finds wrong: the model's files, and settings that contradict each other."""
+    """What the core itself finds wrong: the model's files, output_dir, and settings that contradict each other."""
     allow_pickle = bool(plan.settings.get("allow_pickle"))
     return [
         *model_problems(plan.model, needs_tokenizer, allow_pickle),
         *_loading_problems(plan, probe),
         *_setting_problems(plan.settings),
         *process_problems(plan),
+        *output_problems(plan.settings),
     ]
 
 

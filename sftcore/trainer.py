@@ -32,6 +32,7 @@ from sftcore.data.expand import is_vision
 from sftcore.data.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
+from sftcore.disk import writing
 from sftcore.documents import causal_model
 from sftcore.errors import ConflictError, DataError, OptionTypeError
 from sftcore.kernels import Kernels
@@ -82,6 +83,7 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
     Raises:
         CheckError: what was found wrong before any weight was read.
         DataError, RowError: data that cannot be used, with the row.
+        WriteError: output_dir or the cache cannot be written to.
         ConflictError: settings or plugins that exclude each other.
     """
 
@@ -127,6 +129,8 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
             )
         check(self.setup, needs_tokenizer=processing_class is None)
         refuse_on_cpu(args)
+        with writing("output_dir", args.output_dir):
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         if args.packing and args.device.type == "cpu":
             give_back_large_blocks()
         set_seed(args.seed)

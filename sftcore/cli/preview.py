@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
+from sftcore.disk import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,8 @@ def command(
     if page is not None:
         from sftcore.run.preview_page import as_page
 
-        page.write_text(as_page(previews, f"{recipe.data.train}"), encoding="utf-8")
+        with writing("the page", page):
+            page.write_text(as_page(previews, f"{recipe.data.train}"), encoding="utf-8")
         click.echo(f"written to {page}")
         return
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
+from sftcore.disk import writing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +52,8 @@ def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Pat
 
     report = selftest(checked, num_rows=rows, processes=not no_processes)
     if file is not None:
-        file.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with writing("the report", file):
+            file.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
     for text in _heading(report):
         console.print(text, highlight=False, soft_wrap=True, markup=False)

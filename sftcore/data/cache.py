@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from sftcore.data.ledger import Ledger
+from sftcore.disk import writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
 _DATA, _FACTS = "data.arrow", "entry.json"
+WRITE_FIX = "Free space, or let SFTCORE_CACHE (TMPDIR, where dataset_cache is false) name a folder on another disk."
 
 
 @frozen
@@ -63,7 +65,8 @@ def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, f
     from filelock import FileLock
 
     folder = folder or cache_folder() / "prepared"
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing("prepared rows", folder, fix=WRITE_FIX):
+        folder.mkdir(parents=True, exist_ok=True)
     entry = folder / key.digest
     # No time-out: preparing a large set may take hours, and a process that dies lets go of its lock
     with FileLock(folder / f"{key.digest}.lock"):
@@ -72,13 +75,17 @@ def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, f
             return Prepared(dataset, ledger, f"found in the cache, nothing has changed since ({entry})")
         reason = _explain(folder, key)
         start = time.monotonic()
-        aside = Path(tempfile.mkdtemp(prefix=f"{key.digest}-", dir=folder))
+        for left in folder.glob(f"{key.digest}-*"):  # by a process that was killed: this one has its lock
+            shutil.rmtree(left, ignore_errors=True)
+        with writing("prepared rows", folder, fix=WRITE_FIX):
+            aside = Path(tempfile.mkdtemp(prefix=f"{key.digest}-", dir=folder))
         try:
             _, ledger = make(aside)
             facts = {"parts": dict(key.parts), "ledger": ledger.as_dict()}
-            (aside / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-            shutil.rmtree(entry, ignore_errors=True)
-            aside.rename(entry)
+            with writing("prepared rows", folder, fix=WRITE_FIX):
+                (aside / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+                shutil.rmtree(entry, ignore_errors=True)
+                aside.rename(entry)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         found = _load(entry)

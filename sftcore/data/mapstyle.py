@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from sftcore.data.blocks import PackingPlan, blocks_of, num_supervised
+from sftcore.data.cache import WRITE_FIX
 from sftcore.data.images import holds_only_images
 from sftcore.data.ledger import Ledger
 from sftcore.data.prepare import FATE, Pipeline, rows_of
+from sftcore.disk import writing
 from sftcore.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,11 +42,12 @@ class Sink:
         if self.folder is None:
             self._tables.append(table)
             return
-        if self._writer is None:
-            import pyarrow as pa
+        with writing("prepared rows", self.folder, fix=WRITE_FIX):
+            if self._writer is None:
+                import pyarrow as pa
 
-            self._writer = pa.ipc.new_stream(str(self.path), table.schema)
-        self._writer.write_table(table)
+                self._writer = pa.ipc.new_stream(str(self.path), table.schema)
+            self._writer.write_table(table)
 
     @property
     def path(self) -> Path:
@@ -58,7 +61,9 @@ class Sink:
 
         if self.folder is None:
             return pa.concat_tables(self._tables)
-        self._writer.close()
+        assert self.folder is not None
+        with writing("prepared rows", self.folder, fix=WRITE_FIX):
+            self._writer.close()
         return pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all()
 
 

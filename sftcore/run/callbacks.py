@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ import attrs
 from transformers import TrainerCallback
 
 from sftcore.chat_tokens import supervised_ids
+from sftcore.disk import writing
 from sftcore.eos import trained_stop
 from sftcore.parity import record_of, saved_parity
 from sftcore.run import manifest
-from sftcore.run.checkpoints import final_place
+from sftcore.run.checkpoints import AUTO, final_place
 from sftcore.run.environment import environment, fingerprint, sources
 from sftcore.run.state import rewind_log
 from sftcore.run.summary import plan_lines
@@ -24,11 +26,14 @@ from sftcore.visible import visible
 if TYPE_CHECKING:
     from sftcore.trainer import SFTTrainer
 
+_GO_ON = f"Free space, then go on from the last checkpoint with resume_from_checkpoint: {AUTO}."
+
 
 class RunRecorder(TrainerCallback):
     """Writes `metrics.jsonl`, a line for each log, `manifest.json` and `ledger.json`, on the first rank.
 
-    `extra` is added to the manifest: the command line puts recipe and data files there.
+    `extra` is added to the manifest: the command line puts recipe and data files there. `train_files_sha256` are those
+    of the training set, where it was read from files.
     """
 
     def __init__(self, trainer: SFTTrainer) -> None:
@@ -36,17 +41,20 @@ class RunRecorder(TrainerCallback):
         self._data_hash: str | None = None
         self._model_sha256 = fingerprint(trainer.setup.plan.model.name)  # as it was loaded, whatever happens to it
         self.extra: dict[str, Any] = {}
+        self.train_files_sha256: Sequence[str] = ()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say what the run will do, and start a new log unless the run is resumed."""
-        if state.is_world_process_zero:
-            for line in plan_lines(self._trainer):
-                print(visible(line), file=sys.stderr)
-            folder = Path(args.output_dir)
+        if not state.is_world_process_zero:
+            return
+        for line in plan_lines(self._trainer):
+            print(visible(line), file=sys.stderr)
+        folder = Path(args.output_dir)
+        ledgers = [ledger.as_dict() for ledger in self._trainer.data.ledgers]
+        with writing("manifest and ledger", folder):
             folder.mkdir(parents=True, exist_ok=True)
             rewind_log(folder / "metrics.jsonl", state.log_history)
             self.write_manifest(folder)
-            ledgers = [ledger.as_dict() for ledger in self._trainer.data.ledgers]
             (folder / "ledger.json").write_text(
                 json.dumps({"schema": 1, "ledgers": ledgers}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
@@ -54,7 +62,8 @@ class RunRecorder(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append what was logged."""
         if state.is_world_process_zero and logs and self._trainer.is_in_train:
-            with (Path(args.output_dir) / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            path = Path(args.output_dir) / "metrics.jsonl"
+            with writing("the log", path, fix=_GO_ON), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
     def check_parity(self, folder: Path) -> None:

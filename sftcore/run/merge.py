@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from sftcore.disk import writing
 from sftcore.errors import ModelError, SFTCoreError
 from sftcore.run.agreement import Agreement, Probes, compare, logits_of, probes_for
 from sftcore.run.load_saved import load_base, load_tokenizer, put_adapter, quantised_as_trained, set_stops
@@ -77,7 +78,7 @@ def merge(
         say(f"{agreements[-1]}")
         notes.append(f"trained on a base in {quantised}, merged into the unquantised one: see the gap between the two")
     taken = base_dtype(run) if dtype == "auto" else dtype
-    with _aside(output, overwrite=overwrite) as folder:
+    with writing("the merged model", output, reads_too=True), _aside(output, overwrite=overwrite) as folder:
         model_class = type(model)
         _save(model, tokenizer, run, folder, taken, max_shard_size)
         del model
@@ -203,8 +204,9 @@ def _served_otherwise(folder: Path) -> Iterator[str]:
 @contextmanager
 def _aside(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """A folder beside `output` that takes its place once all went well, and is gone otherwise."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    with writing("the merged model", output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     folder.chmod(0o755)  # mkdtemp keeps others out
     try:
         yield folder

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from sftcore.disk import writing
 from sftcore.errors import ModelError, RecipeError, UnavailablePluginError, nearest, quoted
 from sftcore.run import gptq
 
@@ -142,7 +143,7 @@ def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[st
         run, tokenizer, samples=options.samples, max_length=options.max_length, seed=options.seed, data=options.data
     )
     say(f"calibration on {len(calibration.rows)} rows, {calibration.num_tokens:,} tokens, of {calibration.of}")
-    with _beside(output) as work:
+    with writing("the quantised model", output, reads_too=True), _beside(output) as work:
         whole, merge_notes = _whole_model(run, work / "merged", say)
         model = _load(whole)
         group_size = group_size_for(widths(model), options.group_size)
@@ -273,8 +274,9 @@ def _powers_of_two(most: int) -> Iterator[int]:
 @contextmanager
 def _beside(output: Path) -> Iterator[Path]:
     """A folder on the same disk as `output`, so that a finished model is moved there in one step."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    with writing("the quantised model", output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         yield work
     finally:

@@ -46,7 +46,7 @@ class ResumableTrainer(Trainer):
     _due_evaluation = False
     _drawn: Randomness | None = None
     _reload_random = False
-    _last_norm: float | None = None
+    _last_norm: Any = None
     _last_rate: float | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -65,7 +65,7 @@ class ResumableTrainer(Trainer):
             logged_at=self._globalstep_last_logged,
             total_loss=self._total_loss_scalar,
             metrics=self.metrics.state(),
-            grad_norm=self._last_norm,
+            grad_norm=_number(self._last_norm),
             learning_rate=self._last_rate,
             epoch=self._epoch,
             batches=self._batches,
@@ -263,7 +263,7 @@ class ResumableTrainer(Trainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self._last_norm = norm.item() if hasattr(norm, "item") else norm
+        self._last_norm = norm  # on its device: reading it would have the host wait
         return norm
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> Any:
@@ -302,6 +302,10 @@ class _Bookkeeper(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """From here on the epoch's end is no longer due."""
         self._trainer._epoch_over = True
+
+
+def _number(value: Any) -> float | None:
+    return value.item() if hasattr(value, "item") else value
 
 
 def _is_stream(dataset: Any) -> bool:

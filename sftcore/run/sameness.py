@@ -30,12 +30,13 @@ SAID = ("num_train_epochs", "max_steps", "eval_strategy", "eval_steps", "gradien
 """Settings that may differ too, and are shown: the length of a run, and what can move its last bits."""
 
 _FIRST_ROWS = 8
+_EVALUATED = "the evaluation rows"
 
 
 def facts_of(trainer: Any) -> dict[str, Any]:
     """What a run trains on, with and by, as plain values with a name each."""
     if (known := vars(trainer).get("_facts")) is None:
-        trainer._facts = known = {**_data(trainer), **_processor(trainer), **_plugins(trainer), **_model(trainer)}
+        trainer._facts = known = {**_data(trainer), **_evaluated(trainer), **_processor(trainer), **_plugins(trainer), **_model(trainer)}
     settings = {
         f"setting {name}": _without_addresses(plain(value))
         for name, value in trainer.args.to_settings().items()
@@ -82,7 +83,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tup
 
 
 def _may_differ(name: str) -> bool:
-    return name.startswith(("version of ", *(f"setting {one}" for one in SAID)))
+    return name.startswith(("version of ", _EVALUATED, *(f"setting {one}" for one in SAID)))
 
 
 def _short(value: Any) -> str:
@@ -105,13 +106,31 @@ def _data(trainer: Any) -> dict[str, Any]:
 
     rows = trainer.train_dataset
     if isinstance(rows, IterableDataset):
-        # all of it would have to be read; its first rows show another source, template or tokenizer
+        # All of it would have to be prepared; its first rows show another template, tokenizer or, where its files are
+        # not known, source
         first = [row for _, row in zip(range(_FIRST_ROWS), rows, strict=False)]
-        return {f"the stream's first {_FIRST_ROWS} rows": _digest(repr(first))}
+        files = trainer.recorder.train_files_sha256
+        whole = {"the stream's files": _digest("".join(files))} if files else {}
+        return {f"the stream's first {_FIRST_ROWS} rows": _digest(repr(first)), **whole}
     found = trainer.recorder.rows_hash()
     if found is None and isinstance(rows, Dataset):
         found = rows_digest(rows)
     return {"number of training rows": len(rows), "the training rows": found and found[:16]}
+
+
+def _evaluated(trainer: Any) -> dict[str, Any]:
+    """Digests of the evaluation sets; a stream's is not known without reading it."""
+    from datasets import Dataset
+
+    from sftcore.data.keys import rows_digest
+
+    found = trainer.eval_dataset
+    sets = found if isinstance(found, Mapping) else {"": found}
+    return {
+        f"{_EVALUATED}{f' ({name})' if name else ''}": rows_digest(rows)[:16]
+        for name, rows in sets.items()
+        if isinstance(rows, Dataset)
+    }
 
 
 def _processor(trainer: Any) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import shutil
 import sys
 import warnings
@@ -15,6 +13,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 
+from sftcore.disk import disk_error, free_space
 from sftcore.errors import CheckpointError
 from sftcore.run.checkpoints import (
     AUTO,
@@ -164,32 +163,19 @@ class SealedTrainer(Trainer):
         _clear(aside, self.args.local_process_index)
 
 
-def disk_error(error: Exception) -> str | None:
-    """What the operating system said, where a write failed; the libraries have errors of their own for it."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = str(error)
-    if found := re.search(r"\(os error (\d+)\)", text):  # safetensors and tokenizers, written in Rust
-        return os.strerror(int(found[1]))
-    if "PytorchStreamWriter" in text or "file write failed" in text or "inline_container" in text:
-        return "torch could not write a file to its end"
-    return None
-
-
 def _clear(aside: Path, local_rank: int) -> None:
     if local_rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _unwritten(what: str, folder: Path, output_dir: Path, said: str) -> CheckpointError:
-    free = shutil.disk_usage(folder).free / 2**20
     last = newest(output_dir)
     if last.folder is None:
         kept = "There is no earlier checkpoint."
     else:
         kept = f"The last good checkpoint is {last.folder} (step {last.step})."
     return CheckpointError(
-        f"{what} could not be written: {said}; {free:,.1f} MiB are free there. {kept}",
+        f"{what} could not be written: {said}; {free_space(folder)}. {kept}",
         where=str(folder),
         fix=f"Free space or name another output_dir, then go on with resume_from_checkpoint: {AUTO}; "
         "save_total_limit keeps fewer checkpoints.",

@@ -126,9 +126,11 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
         if checked.eval:
             error.where = error.where.replace("eval_dataset", checked.eval.label)
         raise
+    files = sha256_of_files(paths_of(checked.train, checked.eval))
+    trainer.recorder.train_files_sha256 = [files[str(path)] for path in paths_of(checked.train)]
     trainer.recorder.extra |= {
         "recipe": plain({**recipe.raw, **({"block": list(recipe.block)} if recipe.block else {})}),
-        "data_files_sha256": sha256_of_files(paths_of(checked.train, checked.eval)),
+        "data_files_sha256": files,
     }
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

@@ -9,10 +9,11 @@ import shutil
 import subprocess
 
 import pytest
+from transformers import TrainerCallback
 
-from sftcore.errors import CheckpointError
+from sftcore.disk import disk_error, writing
+from sftcore.errors import CheckError, CheckpointError, WriteError
 from sftcore.run.checkpoints import newest
-from sftcore.run.sealed import disk_error
 from tests.faults import runs
 
 
@@ -120,3 +121,57 @@ def test_the_errors_of_the_libraries_that_write_are_known(tmp_path):
     assert disk_error(by_safetensors.value) == "File too large"
     assert disk_error(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
     assert disk_error(RuntimeError("CUDA error")) is None
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of its own without room."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_under_the_log_ends_the_run_with_one_error(tmp_path, full_disk):
+    out = tmp_path / "out"
+    trainer = runs.trainer(out, save_strategy="no", max_steps=4)
+
+    class Fill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if not (out / "metrics.jsonl").is_symlink():  # the log's disk is full from here on
+                (full_disk / "rest").write_bytes(b"x" * 8192)
+                (out / "metrics.jsonl").unlink()
+                (out / "metrics.jsonl").symlink_to(full_disk / "metrics.jsonl")
+
+    trainer.add_callback(Fill())
+    with pytest.raises(WriteError, match=r"the log cannot be written: No space left.*go on from the last checkpoint"):
+        trainer.train()
+
+
+def test_a_full_disk_under_the_cache_names_the_variable_that_moves_it(tmp_path, full_disk, monkeypatch):
+    monkeypatch.setenv("SFTCORE_CACHE", str(full_disk / "cache"))
+    (full_disk / "rest").write_bytes(b"x" * 4096)
+    with pytest.raises(WriteError, match=r"prepared rows cannot be written: No space left on device; .* SFTCORE_CACHE"):
+        runs.trainer(tmp_path / "out")
+    assert not list((full_disk / "cache" / "prepared").glob("*-*"))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_an_output_dir_that_cannot_be_one_is_found_before_the_data_are_prepared(tmp_path, place, monkeypatch):
+    (tmp_path / "file").write_text("a file")
+    monkeypatch.setenv("SFTCORE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CheckError, match=r"output_dir .*: .*file is a file\. Name a folder"):
+        runs.trainer(tmp_path / place)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_page_or_report_that_cannot_be_written_is_one_error(tmp_path, full_disk):
+    (full_disk / "rest").write_bytes(b"x" * 8192)
+    with pytest.raises(WriteError, match=r"the page cannot be written: No space left on device; 0\.0 MiB are free"):
+        with writing("the page", full_disk / "page.html"):
+            (full_disk / "page.html").write_text("page")
+    with pytest.raises(FileNotFoundError), writing("the model", full_disk, reads_too=True):
+        (full_disk / "missing").read_text()

@@ -239,3 +239,20 @@ def test_a_difference_in_a_long_value_is_told_by_its_hash():
     first, second = text.split(" in the checkpoint, ")
     assert first != second
     assert len(text) < 200
+
+
+def test_another_evaluation_set_is_said_and_another_file_under_a_stream_refused(tmp_path, capsys):
+    def run(evaluated: int, *, stream: str = "", **fields: Any):
+        settings = {"max_steps": 2, "save_steps": 2, "gradient_accumulation_steps": 1, "eval_strategy": "steps"}
+        trainer = make(tmp_path / "out", "shards" if stream else "map", **settings, **fields)
+        trainer.eval_dataset = trainer.eval_dataset.select(range(evaluated))
+        trainer.recorder.train_files_sha256 = [stream] if stream else ()
+        return trainer
+
+    run(5).train()
+    capsys.readouterr()
+    run(4).train(resume_from_checkpoint="last")
+    assert "resume     the evaluation rows: " in capsys.readouterr().err
+    run(5, stream="one").train()
+    with pytest.raises(ResumeError, match="the stream's files: "):
+        run(5, stream="other").train(resume_from_checkpoint="last")
