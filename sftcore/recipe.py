@@ -37,6 +37,7 @@ class DataSection:
     """Where rows come from: files, folders or hub ids.
 
     `eval_fraction` holds back a share of the training rows (0 to 1, exclusive) with the run's seed; it excludes `eval`.
+    `streaming` reads training rows as they are needed; evaluation rows are read before.
     """
 
     train: str | tuple[str, ...]
@@ -45,6 +46,7 @@ class DataSection:
     config: str | None = None
     split: str = "train"
     eval_split: str = "test"
+    streaming: bool = False
 
 
 @frozen
@@ -180,7 +182,7 @@ def _data(value: Any, place: str) -> DataSection:
     paths = str | list[str]
     types = {
         "train": paths, "eval": paths | None, "eval_fraction": float | None,
-        "config": str | None, "split": str, "eval_split": str,
+        "config": str | None, "split": str, "eval_split": str, "streaming": bool,
     }  # fmt: skip
     known = _typed(value, types, where)
     if "train" not in known:
@@ -190,6 +192,12 @@ def _data(value: Any, place: str) -> DataSection:
         raise RecipeError(f"eval_fraction is a share between 0 and 1, got {fraction}.", where=where)
     if fraction is not None and known.get("eval") is not None:
         raise RecipeError("eval and eval_fraction contradict each other.", where=where, fix="Keep one of the two.")
+    if fraction is not None and known.get("streaming"):
+        raise RecipeError(
+            "a share of a stream cannot be held back: it would have to be read to its end.",
+            where=where,
+            fix="Name evaluation rows with eval, or drop streaming.",
+        )
     fields: dict[str, Any] = {key: tuple(got) if isinstance(got, list) else got for key, got in known.items()}
     return DataSection(**fields)
 

@@ -15,12 +15,15 @@ from sftcore.errors import DataError
 from sftcore.recipe import DataSection
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
     from sftcore.run.setup import Setup
 
 SAMPLE = 1000
 """How many rows of a local file are tried before anything heavy is imported."""
+
+_SHARDS = 64
+"""Parts of a saved data set that is streamed, which processes share between them."""
 
 
 @frozen
@@ -54,8 +57,8 @@ def inspect(source: str | Sequence[str], setup: Setup) -> Source:
     return Source(files.label, files, reader)
 
 
-def load(source: Source, data: DataSection, split: str) -> Dataset:
-    """The rows of a source.
+def load(source: Source, data: DataSection, split: str, *, streaming: bool = False) -> Dataset | IterableDataset:
+    """The rows of a source; with `streaming` they are read as they are needed.
 
     Raises:
         DataError: they cannot be read; for local files with the line or row.
@@ -64,7 +67,7 @@ def load(source: Source, data: DataSection, split: str) -> Dataset:
 
     if source.files is None:
         try:
-            return datasets.load_dataset(source.label, data.config, split=split)
+            return datasets.load_dataset(source.label, data.config, split=split, streaming=streaming)
         except Exception as error:  # the hub's client and the builders raise a dozen types
             raise DataError(
                 f"the data set cannot be loaded: {str(error).partition(chr(10))[0]}",
@@ -73,16 +76,26 @@ def load(source: Source, data: DataSection, split: str) -> Dataset:
             ) from error
     files = source.files
     if files.builder == "arrow":
-        return datasets.load_from_disk(str(files.paths[0]))
+        saved = datasets.load_from_disk(str(files.paths[0]))
+        return saved.to_iterable_dataset(num_shards=min(_SHARDS, len(saved))) if streaming else saved
     options: dict[str, Any] = {"delimiter": "\t"} if files.paths[0].suffix == ".tsv" else {}
     try:
         # datasets reads * and [ in a name as a pattern
         paths = [glob.escape(str(path.resolve())) for path in files.paths]
-        return datasets.load_dataset(files.builder, data_files=paths, split="train", **options)
+        return datasets.load_dataset(files.builder, data_files=paths, split="train", streaming=streaming, **options)
     except Exception as error:  # whatever the builder raised, the user needs the line
-        _explain(source)
-        reason = str(error.__cause__ or error).partition("\n")[0]
-        raise DataError(f"the file cannot be read: {reason}.", where=source.label) from error
+        raise explained(error, source) from error
+
+
+def explained(error: Exception, source: Source) -> DataError:
+    """What `datasets` found wrong in local files.
+
+    Raises:
+        DataError: the same, with the line.
+    """
+    _explain(source)
+    reason = str(error.__cause__ or error).partition("\n")[0]
+    return DataError(f"the file cannot be read: {reason}.", where=source.label)
 
 
 def split_off(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -305,7 +305,7 @@ class _Bookkeeper(TrainerCallback):
 
 
 def _number(value: Any) -> float | None:
-    return value.item() if hasattr(value, "item") else value
+    return None if value is None else float(value)
 
 
 def _is_stream(dataset: Any) -> bool:

@@ -36,7 +36,13 @@ _EVALUATED = "the evaluation rows"
 def facts_of(trainer: Any) -> dict[str, Any]:
     """What a run trains on, with and by, as plain values with a name each."""
     if (known := vars(trainer).get("_facts")) is None:
-        trainer._facts = known = {**_data(trainer), **_evaluated(trainer), **_processor(trainer), **_plugins(trainer), **_model(trainer)}
+        trainer._facts = known = {
+            **_data(trainer),
+            **_evaluated(trainer),
+            **_processor(trainer),
+            **_plugins(trainer),
+            **_model(trainer),
+        }
     settings = {
         f"setting {name}": _without_addresses(plain(value))
         for name, value in trainer.args.to_settings().items()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,12 @@ def check_recipe(recipe: Recipe) -> Checked:
             where=recipe.place,
             fix="Add data.eval or data.eval_fraction, or remove eval_strategy.",
         )
+    if recipe.data.streaming and (recipe.training.get("max_steps") or 0) < 1:
+        raise ConflictError(
+            "how many rows a stream has is not known before its end, so epochs have no length.",
+            where=recipe.place,
+            fix="Add max_steps, or drop data.streaming.",
+        )
     _checkpoint(recipe)
     check(setup)
     train = inspect(recipe.data.train, setup)
@@ -87,15 +94,32 @@ def run_recipe(
         os.environ.setdefault("TQDM_DISABLE", "1")  # in a log file every redraw of a bar would be a line
     for one in checked.setup.plugins.answers("prepare"):
         one.plugin.prepare(plan=checked.setup.plan)
-    trainer = _trainer(checked, console)
-    if before_training is not None:
-        before_training(trainer)
-    start = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
+    with _lines_named(checked):
+        trainer = _trainer(checked, console)
+        if before_training is not None:
+            before_training(trainer)
+        start = time.monotonic()
+        result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
     trainer.save_model()
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     seconds = time.monotonic() - start
     return Outcome(trainer, losses or (result.training_loss,), seconds, Path(trainer.args.output_dir))
+
+
+@contextlib.contextmanager
+def _lines_named(checked: Checked) -> Iterator[None]:
+    """A file that turns out to be broken while it is streamed: with the line, as where it is read before."""
+    import pyarrow as pa
+    from datasets.exceptions import DatasetsError
+
+    from sftcore.data.load import explained
+
+    try:
+        yield
+    except (pa.ArrowException, DatasetsError, UnicodeDecodeError) as error:
+        if not checked.recipe.data.streaming or checked.train.files is None:
+            raise
+        raise explained(error, checked.train) from error
 
 
 def _trainer(checked: Checked, console: Console) -> SFTTrainer:
@@ -109,7 +133,7 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
 
     recipe = checked.recipe
     args = SFTConfig(**config_of(recipe))
-    train = load(checked.train, recipe.data, recipe.data.split)
+    train = load(checked.train, recipe.data, recipe.data.split, streaming=recipe.data.streaming)
     evaluation = load(checked.eval, recipe.data, recipe.data.eval_split) if checked.eval else None
     if recipe.data.eval_fraction is not None:
         train, evaluation = split_off(train, recipe.data.eval_fraction, args.seed)

@@ -170,8 +170,8 @@ def test_an_output_dir_that_cannot_be_one_is_found_before_the_data_are_prepared(
 
 def test_a_page_or_report_that_cannot_be_written_is_one_error(tmp_path, full_disk):
     (full_disk / "rest").write_bytes(b"x" * 8192)
-    with pytest.raises(WriteError, match=r"the page cannot be written: No space left on device; 0\.0 MiB are free"):
-        with writing("the page", full_disk / "page.html"):
-            (full_disk / "page.html").write_text("page")
+    said = r"the page cannot be written: No space left on device; 0\.0 MiB are free"
+    with pytest.raises(WriteError, match=said), writing("the page", full_disk / "page.html"):
+        (full_disk / "page.html").write_text("page")
     with pytest.raises(FileNotFoundError), writing("the model", full_disk, reads_too=True):
         (full_disk / "missing").read_text()
