@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import sftcore
 from sftcore.data.cache import Key, digest_of, source_digest
@@ -40,6 +42,7 @@ def key_of(
     max_length: int | None,
     packing: str,
     processor: Any = None,
+    numbering: Sequence[int] | None = None,
 ) -> Key | None:
     """The key of a prepared set, or None where something in it has no stable hash (a function that cannot be pickled).
 
@@ -50,6 +53,7 @@ def key_of(
         settings: of the run.
         max_length: of a row or block.
         packing: how rows are packed, in words; empty where they are not.
+        numbering: what the rows are called in the ledger, where that is not their place.
         processor: of a vision-language model, whose settings decide how many tokens an image has.
     """
     assert format is not None
@@ -65,6 +69,7 @@ def key_of(
             "the image processor": "" if processor is None else _images_digest(processor, settings),
             "max_length": str(max_length),
             "packing": packing,
+            "the rows' numbers": "" if numbering is None else digest_of(np.asarray(numbering, np.int64).tobytes()),
             **{name: json.dumps(plain(settings.get(name))) for name in SETTINGS},
             "sftcore": f"{sftcore.__version__} {source_digest(sftcore.__file__)}",
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},

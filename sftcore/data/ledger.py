@@ -45,7 +45,8 @@ class Ledger:
 
     `dropped_rows` are the numbers of the dropped rows by reason, counted from 0; `notes` counts rows by what else is to
     be known of them. A row that a format turns into several counts as several, one that it makes nothing of as one
-    that is dropped. `tokens_supervised` are those that the loss is computed on, the first of each document left out.
+    that is dropped; `one_each` says that each counted as one. `tokens_supervised` are those that the loss is computed
+    on, the first of each document left out.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Ledger:
     dropped_rows: Mapping[str, Sequence[int]] = field(factory=dict)
     notes: Mapping[str, int] = field(factory=dict)
     packing: PackingCounts | None = None
+    one_each: bool = False
 
     def __attrs_post_init__(self) -> None:
         assert self.rows_in == self.rows_kept + sum(self.dropped.values())
@@ -105,7 +107,21 @@ class Ledger:
             tokens_supervised=sum(count for count, keep in zip(supervised, kept, strict=True) if keep),
             dropped_rows=dropped_rows,
             notes=_counted(notes),
+            one_each=len(set(numbers)) == len(numbers),
         )
+
+    def given_rows(self, kept: Iterable[int], numbering: Sequence[int] | None = None) -> list[int]:
+        """The numbers that kept rows, by their place among those, have in the data; right where `one_each`.
+
+        `numbering` are those of all rows, dropped ones too, where they are not their places.
+
+        >>> ledger = Ledger("train", "text", 5, 3, 0, 9, 9, 0, 0, 9, {"empty": [0, 2]}, one_each=True)
+        >>> ledger.given_rows([0, 1, 2])
+        [1, 3, 4]
+        """
+        dropped = {row for rows in self.dropped_rows.values() for row in rows}
+        still_there = [row for row in numbering or range(self.rows_in) if row not in dropped]
+        return [still_there[place] for place in kept]
 
     def packed(self, packing: Packing, strategy: str, tokens_supervised: int) -> Ledger:
         """The ledger with what packing made of the rows that were kept."""

@@ -11,6 +11,7 @@ from attrs import frozen
 
 from sftcore.data.files import Files, first_rows, local_files, scan
 from sftcore.data.format import RowReader, choose_format, reader_for
+from sftcore.data.numbering import part_of
 from sftcore.errors import DataError
 from sftcore.recipe import DataSection
 
@@ -99,11 +100,14 @@ def explained(error: Exception, source: Source) -> DataError:
 
 
 def split_off(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and evaluation rows."""
+    """Training and evaluation rows, which keep the numbers that they have in the file."""
     if len(dataset) < 2:
         raise DataError(f"{len(dataset)} row cannot be split into training and evaluation.", fix="Drop eval_fraction.")
-    parts = dataset.train_test_split(test_size=fraction, seed=seed)
-    return parts["train"], parts["test"]
+    import datasets
+
+    numbers = datasets.Dataset.from_dict({"row": range(len(dataset))})
+    parts = numbers.train_test_split(test_size=fraction, seed=seed)
+    return part_of(dataset, parts["train"]["row"][:]), part_of(dataset, parts["test"]["row"][:])
 
 
 def paths_of(*sources: Source | None) -> list[Path]:

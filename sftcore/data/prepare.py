@@ -57,6 +57,7 @@ class Inspected:
 class Pipeline:
     """From raw rows to token rows, a batch at a time. It is sent to worker processes, so it holds no plugin manager.
 
+    `numbering` holds what the rows are called, where that is not their place (see sftcore.data.numbering).
     With an `expander`, for a vision-language model, token rows have `documents` too (see sftcore.data.pictures).
     """
 
@@ -66,6 +67,7 @@ class Pipeline:
     max_length: int | None = None
     truncation: Truncation = "keep_start"
     expander: Expander | None = None
+    numbering: Sequence[int] | None = None
 
     def __call__(self, batch: pa.Table | Mapping[str, list[Any]], numbers: Sequence[int]) -> pa.Table:
         """A batch of raw rows and their numbers, to token rows with what became of each example.
@@ -79,6 +81,8 @@ class Pipeline:
     def read(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[tuple[int, Content]]:
         """Each example as a text with spans, or as tokens where it is some already; None for a row without examples."""
         found: list[tuple[int, Content]] = []
+        if self.numbering is not None:
+            numbers = [self.numbering[number] for number in numbers]
         for number, row in zip(numbers, rows, strict=True):
             examples = self.reader.read(row, number)
             found += [(number, self._content(number, example)) for example in examples] or [(number, None)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from sftcore.data.images import MAX_PIXELS
 from sftcore.data.keys import key_of
 from sftcore.data.ledger import Ledger
 from sftcore.data.mapstyle import build
+from sftcore.data.numbering import numbers_of
 from sftcore.data.prepare import Pipeline
 from sftcore.data.ranks import Rank
 from sftcore.data.render import Renderer
@@ -38,6 +39,7 @@ class DataPreparation:
 
     `ledgers` collects what became of the rows of map-style sets, `formats` which plugin read each set, `notes` what
     else is to be said of them. Of a stream, the rows of `rank` alone are prepared; `dealt` holds each beside the whole.
+    `numberings` are what the rows of each set are called, and `label` what the training set is called.
     In `shared`, a folder of the run, its processes find what one of them has prepared and the cache does not keep.
     """
 
@@ -52,6 +54,12 @@ class DataPreparation:
     formats: dict[str, Bound] = field(factory=dict)
     notes: list[str] = field(factory=list)
     dealt: list[tuple[IterableDataset, IterableDataset]] = field(factory=list)
+    numberings: dict[str, Sequence[int] | None] = field(factory=dict)
+    label: str = "the training data"
+
+    def ledger_of(self, name: str) -> Ledger | None:
+        """What became of the rows of the map-style set that was prepared under this name."""
+        return next((one for one in self.ledgers if one.name == name), None)
 
     def prepare_all(self, datasets: Any, name: str) -> Any:
         """One data set, or each member of a mapping of them."""
@@ -82,7 +90,8 @@ class DataPreparation:
             )
         settings = self.setup.plan.settings
         packing = self._packing(name)
-        pipeline = self.pipeline(columns_of(dataset), name)
+        self.numberings[name] = numbering = numbers_of(dataset)
+        pipeline = evolve(self.pipeline(columns_of(dataset), name), numbering=numbering)
         seed = settings["seed"] if settings.get("shuffle_dataset") else None
         if isinstance(dataset, IterableDataset):
             self.notes.append(f"{name}: a stream, prepared as it is read; its rows are not counted")
@@ -161,6 +170,7 @@ class DataPreparation:
                 settings=settings,
                 max_length=self.max_length,
                 packing=f"{packing.strategy}, shuffle seed {packing.shuffle_seed}" if packing else "",
+                numbering=pipeline.numbering,
             )
             if key is None:
                 self.notes.append(f"{name}: not cached, as the formatting function has no stable hash")

@@ -12,7 +12,6 @@ WINDOW = 10
 MIN_RISE = 1.0
 """Nats above the lowest mean, below which a rise is not called divergence, whatever the factor."""
 _REMEMBERED = 4096
-_SHOWN = 20
 
 
 @define
@@ -103,14 +102,3 @@ class Nonfinite:
             return ""
         done = "left out" if self.policy == "skip" else "trained on all the same"
         return f"{self.count} step(s) with NaN or Inf {done}"
-
-
-def spelled_rows(rows: Sequence[int], what: str) -> str:
-    """Row numbers in words.
-
-    >>> spelled_rows([4, 2], "of the prepared training set")
-    'rows 2, 4 of the prepared training set'
-    """
-    shown = sorted(set(rows))
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return f"row{'s' if len(shown) > 1 else ''} {', '.join(map(str, shown[:_SHOWN]))}{more} {what}"

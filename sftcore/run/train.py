@@ -150,6 +150,7 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
         if checked.eval:
             error.where = error.where.replace("eval_dataset", checked.eval.label)
         raise
+    trainer.data.label = checked.train.label
     files = sha256_of_files(paths_of(checked.train, checked.eval))
     trainer.recorder.train_files_sha256 = [files[str(path)] for path in paths_of(checked.train)]
     trainer.recorder.extra |= {

@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from sftcore.errors import DivergenceError
-from sftcore.run.divergence import LossLevel, Nonfinite, RememberedBatches, spelled_rows
+from sftcore.run.divergence import LossLevel, Nonfinite, RememberedBatches
+from sftcore.run.named_rows import named_rows
 from sftcore.run.resumable import ResumableTrainer
 from sftcore.run.signals import Listener, StoppedBySignal, how_to_go_on
 from sftcore.run.state import Randomness
@@ -151,7 +152,7 @@ class WatchedTrainer(ResumableTrainer):
 
     def _spelled(self, rows: list[int], batches: list[int]) -> str:
         if rows:
-            return spelled_rows(rows, "of the prepared training set (trainer.train_dataset[row])")
+            return named_rows(self, rows)
         return f"batch {', '.join(map(str, batches))} of epoch {self._epoch}, counted from 0"
 
     def _leave_out(self, model: Any) -> None:

@@ -127,6 +127,21 @@ def test_a_share_is_held_back_by_the_seed():
         split_off(dataset.select([0]), 0.5, seed=1)
 
 
+@pytest.mark.parametrize("fields", [{}, {"dataset_num_proc": 2}, {"packing": True}])
+def test_rows_that_are_held_back_leave_the_others_their_numbers(tokenizer, fields):
+    rows = alpaca_rows(40)
+    rows[33] = {"instruction": "hello " * 200, "input": "", "output": "cut away"}
+    train, held = split_off(Dataset.from_list(rows), 0.25, seed=1)
+    data = preparation(tokenizer, 64, **fields)
+    data.prepare_all({"train": train, "held": held}, "sets")
+    dropped = [row for ledger in data.ledgers for found in ledger.dropped_rows.values() for row in found]
+    assert dropped == [33]
+    rows[21]["output"] = None
+    with pytest.raises(RowError, match="row 21: ") as caught:
+        data.prepare_all(dict(enumerate(split_off(Dataset.from_list(rows), 0.25, seed=1))), "sets")
+    assert caught.value.row == 21
+
+
 # --- The real data sets ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "format_name", "rows"),

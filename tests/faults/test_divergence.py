@@ -11,13 +11,14 @@ from datasets import Dataset, IterableDataset
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.errors import DivergenceError, OptionTypeError
-from sftcore.run.divergence import LossLevel, spelled_rows
+from sftcore.run.divergence import LossLevel
+from sftcore.run.named_rows import named_rows
 from tests.conftest import make_llama, make_tokenizer
 
 ROWS = [{"prompt": f"say {i}", "completion": f"The answer is {i}"} for i in range(8)]
 
 
-def make(folder, rows: Any = None, *, bad_step: int | None = 3, where: str = "loss", **fields: Any):
+def make(folder, rows: Any = None, *, bad_step: int | None = 3, where: str = "loss", function: Any = None, **fields):
     """A run whose micro-batch that is first in `bad_step` is poisoned, in its loss or in its gradient alone."""
     settings: dict[str, Any] = {
         "max_steps": 5, "logging_steps": 5, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True,
@@ -27,7 +28,8 @@ def make(folder, rows: Any = None, *, bad_step: int | None = 3, where: str = "lo
     tokenizer = make_tokenizer()
     args = SFTConfig(output_dir=str(folder), **{**settings, **fields})
     rows = Dataset.from_list(ROWS) if rows is None else rows
-    trainer = SFTTrainer(make_llama(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
+    given = {"train_dataset": rows, "processing_class": tokenizer, "formatting_func": function}
+    trainer = SFTTrainer(make_llama(tokenizer), args, **given)
     seen: list[torch.Tensor] = []
 
     def poison(module, inputs, output):
@@ -144,5 +146,25 @@ def test_a_loss_that_stays_high_is_divergence():
     assert next(place for place, one in enumerate(found) if one) == 23
 
 
-def test_many_rows_are_cut_short():
-    assert spelled_rows(range(30), "there") == f"rows {', '.join(map(str, range(20)))} and 10 more there"
+def test_rows_are_named_by_their_number_in_the_data_that_were_given_and_by_their_beginning(tmp_path):
+    too_long = {"prompt": "hello " * 90, "completion": "nothing of this is left"}
+    rows = Dataset.from_list([too_long, *ROWS[:3], too_long, *ROWS[3:]])
+    trainer = make(tmp_path, rows, max_length=32)
+    begin = '"say 0The answer is 0<|im_end|>", "say 4The answer is 4<|im_end|>"'
+    assert named_rows(trainer, [4, 0]) == f"rows 1, 6 of the training data, beginning {begin}"
+    text = named_rows(make(tmp_path, rows, max_length=32, shuffle_dataset=True), [0])
+    assert f"answer is {rows[int(text.split()[1])]['completion'][-1]}" in text
+    packed = make(tmp_path, rows, packing=True, max_length=32)
+    assert named_rows(packed, [1]).startswith("packed block 1 (trainer.train_dataset[block]), beginning ")
+
+
+def test_rows_that_a_format_makes_several_of_are_named_by_the_prepared_set(tmp_path):
+    trainer = make(tmp_path, function=lambda row: [row["prompt"], row["completion"]])
+    assert named_rows(trainer, [5]).startswith("row 5 of the prepared training set (trainer.train_dataset[row]), begin")
+
+
+def test_many_rows_are_cut_short(tmp_path):
+    trainer = make(tmp_path, Dataset.from_list(ROWS * 4))
+    text = named_rows(trainer, range(30))
+    assert text.startswith(f"rows {', '.join(map(str, range(20)))} and 10 more of the training data, beginning ")
+    assert text.endswith('2<|im_end|>", …')
