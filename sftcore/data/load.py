@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from attrs import frozen
 from sftcore.data.files import Files, first_rows, local_files, scan
 from sftcore.data.format import RowReader, choose_format, reader_for
 from sftcore.data.numbering import part_of
-from sftcore.errors import DataError
+from sftcore.errors import DataError, RowError
 from sftcore.recipe import DataSection
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ def inspect(source: str | Sequence[str], setup: Setup) -> Source:
     columns = list(dict.fromkeys(key for _, row in sample for key in row))
     bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, files.label)
     reader = reader_for(bound, columns, files.label)
-    for number, (_, row) in enumerate(sample):
-        reader.read(row, number)
+    _read_all(reader, sample)
     return Source(files.label, files, reader)
 
 
@@ -119,6 +119,22 @@ def _explain(source: Source) -> None:
     """Raise the fault of the first row that is broken or that the format refuses, if there is one."""
     if source.files is None or source.files.builder in ("parquet", "arrow"):
         return
-    for number, (_, row) in enumerate(scan(source.files)):
-        if source.reader is not None:
-            source.reader.read(row, number)
+    rows = scan(source.files)
+    if source.reader is None:
+        deque(rows, maxlen=0)
+    else:
+        _read_all(source.reader, rows)
+
+
+def _read_all(reader: RowReader, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Have the format read rows with their places.
+
+    Raises:
+        RowError: it refuses one; with its place.
+    """
+    for number, (place, row) in enumerate(rows):
+        try:
+            reader.read(row, number)
+        except RowError as error:
+            error.where = place
+            raise

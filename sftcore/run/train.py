@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,10 @@ import attrs
 from attrs import frozen
 
 from sftcore.data.load import Source, inspect
-from sftcore.errors import ConflictError, DataError, RecipeError
+from sftcore.errors import ConflictError, RecipeError
 from sftcore.recipe import Recipe
 from sftcore.run.checkpoints import AUTO, LAST
+from sftcore.run.places import named_by_file
 from sftcore.run.setup import Setup, check, set_up_recipe
 from sftcore.types import KINDS
 
@@ -94,7 +94,7 @@ def run_recipe(
         os.environ.setdefault("TQDM_DISABLE", "1")  # in a log file every redraw of a bar would be a line
     for one in checked.setup.plugins.answers("prepare"):
         one.plugin.prepare(plan=checked.setup.plan)
-    with _lines_named(checked):
+    with named_by_file(checked):
         trainer = _trainer(checked, console)
         if before_training is not None:
             before_training(trainer)
@@ -104,22 +104,6 @@ def run_recipe(
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     seconds = time.monotonic() - start
     return Outcome(trainer, losses or (result.training_loss,), seconds, Path(trainer.args.output_dir))
-
-
-@contextlib.contextmanager
-def _lines_named(checked: Checked) -> Iterator[None]:
-    """A file that turns out to be broken while it is streamed: with the line, as where it is read before."""
-    import pyarrow as pa
-    from datasets.exceptions import DatasetsError
-
-    from sftcore.data.load import explained
-
-    try:
-        yield
-    except (pa.ArrowException, DatasetsError, UnicodeDecodeError) as error:
-        if not checked.recipe.data.streaming or checked.train.files is None:
-            raise
-        raise explained(error, checked.train) from error
 
 
 def _trainer(checked: Checked, console: Console) -> SFTTrainer:
@@ -137,19 +121,12 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
     evaluation = load(checked.eval, recipe.data, recipe.data.eval_split) if checked.eval else None
     if recipe.data.eval_fraction is not None:
         train, evaluation = split_off(train, recipe.data.eval_fraction, args.seed)
-    try:
-        trainer = SFTTrainer(
-            str(Path(recipe.model.name).expanduser()) if recipe.model.name else "",
-            args=args,
-            train_dataset=train,
-            eval_dataset=evaluation,
-        )
-    except DataError as error:
-        # the trainer knows its data sets by argument, the user by file
-        error.where = error.where.replace("train_dataset", checked.train.label)
-        if checked.eval:
-            error.where = error.where.replace("eval_dataset", checked.eval.label)
-        raise
+    trainer = SFTTrainer(
+        str(Path(recipe.model.name).expanduser()) if recipe.model.name else "",
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+    )
     trainer.data.label = checked.train.label
     files = sha256_of_files(paths_of(checked.train, checked.eval))
     trainer.recorder.train_files_sha256 = [files[str(path)] for path in paths_of(checked.train)]
