@@ -62,6 +62,17 @@ def _is_full(error: Exception) -> bool:
     return disk_error(error) in (TORCH_FAILED, *map(os.strerror, _FULL))
 
 
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def free_space(place: str | os.PathLike[str]) -> str:
     """How much room there is, in words.
 

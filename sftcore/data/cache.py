@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from sftcore.data.ledger import Ledger
-from sftcore.disk import writing
+from sftcore.disk import sync, writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,6 +84,8 @@ def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, f
             facts = {"parts": dict(key.parts), "ledger": ledger.as_dict()}
             with writing("prepared rows", folder, fix=WRITE_FIX):
                 (aside / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+                for written in (*aside.iterdir(), aside):  # else a name may outlive a power cut that its rows do not
+                    sync(written)
                 shutil.rmtree(entry, ignore_errors=True)
                 aside.rename(entry)
         finally:

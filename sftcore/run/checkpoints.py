@@ -14,8 +14,9 @@ from pathlib import Path
 
 from attrs import frozen
 
+from sftcore.disk import sync
 from sftcore.errors import CheckpointError
-from sftcore.run.checksums import SEAL, fault, is_sealed, sync
+from sftcore.run.checksums import SEAL, fault, is_sealed
 
 PREFIX = ".tmp-"
 AUTO = "auto"

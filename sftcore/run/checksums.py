@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sftcore.disk import sync
+
 SEAL = "checksums.json"
 SCHEMA = 1
 _CHUNK = 1 << 22
@@ -60,17 +62,6 @@ def fault(folder: Path) -> str | None:
         except OSError as error:
             return f"{error.filename or 'a file'} cannot be read: {error.strerror}"
     return None
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _files(folder: Path) -> list[str]:

@@ -101,6 +101,14 @@ def test_a_run_that_fails_leaves_no_entry(tokenizer, cache):
     assert not [path for path in cache.glob("prepared/*") if path.is_dir()]
 
 
+def test_what_a_process_that_was_killed_left_behind_is_removed_by_the_next(tokenizer, cache):
+    prepared(tokenizer)
+    (entry,) = (path for path in cache.glob("prepared/*") if path.is_dir())
+    entry.rename(entry.with_name(f"{entry.name}-k1lled"))
+    assert "prepared in" in prepared(tokenizer)[2]
+    assert [path for path in cache.glob("prepared/*") if path.is_dir()] == [entry]
+
+
 def _prepare_in_a_process(queue, start):
     start.wait()
     data = preparation(make_tokenizer(), 64)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftcore.cli.quickstart import QUESTIONS
 from tests.real.test_smollm2 import answer, command, reload
 
 pytestmark = pytest.mark.skipif(
@@ -18,11 +19,24 @@ QUESTION = "Who are you?"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The quickstart, cut short: it has learned to be Pip."""
+def quickstart(tmp_path_factory):
+    """The quickstart, cut short, and what it printed: the model has learned to be Pip."""
     folder = tmp_path_factory.mktemp("quickstart") / "run"
-    command("quickstart", "--steps", "16", "--output", str(folder))
-    return folder
+    return folder, command("quickstart", "--steps", "16", "--output", str(folder))
+
+
+@pytest.fixture
+def run(quickstart):
+    return quickstart[0]
+
+
+def test_the_quickstart_changes_the_answers_and_halves_the_loss(quickstart):
+    folder, printed = quickstart
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in logged if "loss" in entry]
+    assert losses[-1] < losses[0] / 2
+    assert "Ahoy!" in printed
+    assert all(question.split()[-1] in printed for question in QUESTIONS)
 
 
 def test_chat_says_the_trained_answer_and_without_the_adapter_the_bases(run):

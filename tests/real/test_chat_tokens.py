@@ -38,7 +38,7 @@ def trainer(folder: Path, source: Path, **options) -> SFTTrainer:
         for word in ("red", "blue", "green", "one", "two", "three", "yes", "no") * 4
     ]
     args = SFTConfig(
-        str(folder), chat_template_path=str(source), max_steps=30, per_device_train_batch_size=4, learning_rate=5e-3,
+        str(folder), chat_template_path=str(source), max_steps=20, per_device_train_batch_size=4, learning_rate=5e-3,
         gradient_checkpointing=False, save_strategy="no", logging_steps=10, use_cpu=True,
     )  # fmt: skip
     lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)

@@ -1,4 +1,4 @@
-"""The self-test on SmolLM2 and real conversations: the figures of the docs are of this size."""
+"""The self-test on SmolLM2 and real conversations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_packed_conversations_of_a_gguf_model_give_the_plain_paths_gradients(sha
         f"model={find_model()}",
         f"data={shared_data / 'glaive_toolcall_en_demo.json'}",
         "format={sharegpt: {function_call: content}}",
-        *("adapter=lora", "attention=varlen", "packing=true", "max_length=512", "assistant_only_loss=true"),
+        *("adapter=lora", "attention=varlen", "packing=true", "max_length=256", "assistant_only_loss=true"),
     ]
     report = selftest(check_recipe(load_recipe(None, words)), num_rows=3, processes=False)
     assert [line for line in report.lines if line.verdict == "FAILED"] == []

