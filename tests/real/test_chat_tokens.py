@@ -13,7 +13,6 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from sftcore import SFTConfig, SFTTrainer
-from sftcore.cli.quickstart import find_model
 from sftcore.parity import parity
 from sftcore.parity_record import read_served
 from tests.chat.made import answer, build
@@ -29,7 +28,7 @@ GEMMA = (
 )
 
 
-def trainer(folder: Path, source: Path, **options) -> SFTTrainer:
+def trainer(folder: Path, model: Path, source: Path, **options) -> SFTTrainer:
     rows = [
         {
             "prompt": [{"role": "user", "content": f"Say {word}."}],
@@ -42,7 +41,7 @@ def trainer(folder: Path, source: Path, **options) -> SFTTrainer:
         gradient_checkpointing=False, save_strategy="no", logging_steps=10, use_cpu=True,
     )  # fmt: skip
     lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)
-    return SFTTrainer(find_model(), args, train_dataset=Dataset.from_list(rows), peft_config=lora)
+    return SFTTrainer(str(model), args, train_dataset=Dataset.from_list(rows), peft_config=lora)
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +52,21 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-def test_new_tokens_are_warned_of_and_learned_with_a_few_rows_of_the_embeddings(tmp_path, source):
+def test_new_tokens_are_warned_of_and_learned_with_a_few_rows_of_the_embeddings(tmp_path, smollm2_folder, source):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer(tmp_path, source)
+        trainer(tmp_path, smollm2_folder, source)
     (text,) = [str(one.message) for one in caught if "has not learned" in str(one.message)]
     assert '"<start_of_turn>", "<end_of_turn>"' in text
     assert "modules_to_save: [embed_tokens]" in text
-    run = trainer(tmp_path, source, trainable_token_indices={"embed_tokens": [49154, 49155]})
+    run = trainer(tmp_path, smollm2_folder, source, trainable_token_indices={"embed_tokens": [49154, 49155]})
     assert not any("has not learned" in note for note in run.loaded.notes)
     run.train()
     run.save_model()
     assert {check.state for check in parity(read_served(str(tmp_path)))} <= {"ok"}
     # as the model card says
-    file, tokenizer = Path(find_model()), AutoTokenizer.from_pretrained(tmp_path)
-    base = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
     base.resize_token_embeddings(len(tokenizer))
     base.generation_config = GenerationConfig.from_pretrained(tmp_path)
     said = answer(PeftModel.from_pretrained(base, tmp_path), tokenizer, "Say blue.")

@@ -30,10 +30,9 @@ def command(*words: str) -> str:
     return done.stdout + done.stderr
 
 
-def reload(folder: Path):
+def reload(folder: Path, smollm2_folder: Path):
     """Base and adapter with plain transformers and peft, as the model card says."""
-    file = Path(find_model())
-    base = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
     return PeftModel.from_pretrained(base, folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
@@ -46,7 +45,7 @@ def answer(model, tokenizer, question: str) -> str:
     return tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_alpaca_from_the_command_line_then_reloaded_with_plain_libraries(tmp_path, shared_data):
+def test_alpaca_from_the_command_line_then_reloaded_with_plain_libraries(tmp_path, shared_data, smollm2_folder):
     printed = command(
         "train", f"model={find_model()}", f"data={shared_data / 'alpaca_en_demo.json'}", "adapter.lora.r=8",
         "max_steps=12", "logging_steps=3", "per_device_train_batch_size=1", "max_length=96", "learning_rate=1e-3",
@@ -57,22 +56,23 @@ def test_alpaca_from_the_command_line_then_reloaded_with_plain_libraries(tmp_pat
     losses = [entry["loss"] for entry in logged if "loss" in entry]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
-    model, tokenizer = reload(tmp_path)
+    model, tokenizer = reload(tmp_path, smollm2_folder)
     assert answer(model, tokenizer, "Name three colors.").strip()
 
 
-def test_alpaca_from_python_saves_what_was_trained(tmp_path, shared_data):
+def test_alpaca_from_python_saves_what_was_trained(tmp_path, shared_data, smollm2_folder):
     rows = Dataset.from_json(str(shared_data / "alpaca_en_demo.json"))
     args = SFTConfig(
-        str(tmp_path), max_steps=8, logging_steps=4, per_device_train_batch_size=1, max_length=96, learning_rate=1e-3,
+        str(tmp_path), max_steps=12, logging_steps=6, per_device_train_batch_size=1, max_length=96, learning_rate=1e-3,
         gradient_checkpointing=False, save_strategy="no",
     )  # fmt: skip
-    trainer = SFTTrainer(find_model(), args, train_dataset=rows, peft_config=LoraConfig(r=8, task_type="CAUSAL_LM"))
+    lora = LoraConfig(r=8, task_type="CAUSAL_LM")
+    trainer = SFTTrainer(str(smollm2_folder), args, train_dataset=rows, peft_config=lora)
     trainer.train()
     trainer.save_model()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
-    model, tokenizer = reload(tmp_path)
+    model, tokenizer = reload(tmp_path, smollm2_folder)
     ids = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(model(**ids).logits, trainer.model.eval()(**ids).logits, atol=1e-4, rtol=1e-4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from sftcore_plugins.attention.varlen import Varlen
 from transformers import AutoModelForCausalLM
 
 from sftcore import ModelRequest
-from sftcore.cli.quickstart import find_model
 from sftcore.proof.contamination import keep_documents_apart
 from tests.attention import reference
 
@@ -23,9 +21,8 @@ IDS = reference.ids_of([[40, 1, 23], [9, 17, 38]], vocabulary=49_000)
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    file = Path(find_model())
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+def smollm2(smollm2_folder):
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.0." in name or "layers.29." in name)
     return model.train()

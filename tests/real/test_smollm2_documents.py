@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from sftcore_plugins.attention.varlen import Varlen
 from transformers import AutoModelForCausalLM
 
 from sftcore import AttentionBackend, ModelError, ModelRequest
-from sftcore.cli.quickstart import find_model
 from sftcore.documents import Way
 from sftcore.proof.contamination import keep_documents_apart
 
@@ -21,9 +19,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    file = Path(find_model())
-    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+def smollm2(smollm2_folder):
+    return AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

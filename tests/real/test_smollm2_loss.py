@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftcore import Plan
-from sftcore.cli.quickstart import find_model
 from sftcore.loss import NUM_ITEMS, bind_loss
 from tests.losses.test_token_losses import LOSSES
 from tests.model.test_bound_loss import gradients
@@ -25,13 +23,12 @@ TEXTS = ["The capital of France is Paris, and that of Italy is Rome.", "Water bo
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
-def smollm2(request):
-    file = Path(find_model())
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+def smollm2(request, smollm2_folder):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     tokenizer.pad_token = tokenizer.eos_token
     inputs = dict(tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="right"))
     inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=request.param)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=request.param)
     return model.eval(), inputs
 
 
