@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+if TYPE_CHECKING:
+    from sftcore.run.metrics import Metrics
+
 
 class RichProgress(TrainerCallback):
-    """Loss, accuracy, tokens and supervised tokens per second, and the time left."""
+    """Loss, accuracy, tokens and supervised tokens per second of training alone, and the time left.
 
-    def __init__(self, console: Console) -> None:
+    `metrics` are the trainer's, which of a resumed run know the tokens that were counted before.
+    """
+
+    def __init__(self, console: Console, metrics: Metrics | None = None) -> None:
         self._console = console
+        self._metrics = metrics
         self._progress: Progress | None = None
         self._task: Any = None
-        self._start = 0.0
+        self._start, self._first_step = 0.0, 0
+        self._step_ended = 0.0
+        self._paused = 0.0
         self._seen = (0.0, 0.0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Show the bar."""
-        self._start = time.monotonic()
-        self._seen = (self._start, 0.0, 0.0)
+        self._start = self._step_ended = time.monotonic()
+        self._first_step, self._paused = state.global_step, 0.0
+        known = self._metrics
+        self._seen = (0.0, known.num_tokens, known.num_supervised_tokens) if known else (0.0, 0.0, 0.0)
         if self._console.is_terminal and state.is_world_process_zero:
             self._progress = Progress(
                 TextColumn("step"),
@@ -42,8 +53,26 @@ class RichProgress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar."""
+        self._step_ended = time.monotonic()
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave the time of an evaluation out."""
+        self._pause()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave the time of a save out."""
+        self._pause()
+
+    def _pause(self) -> None:
+        now = time.monotonic()
+        self._paused += now - self._step_ended
+        self._step_ended = now
+
+    def _trained(self) -> float:
+        """Seconds of training so far."""
+        return time.monotonic() - self._start - self._paused
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Show the newest figures."""
@@ -63,8 +92,8 @@ class RichProgress(TrainerCallback):
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step, figures=figures)
         else:
-            spent = time.monotonic() - self._start
-            left = spent / max(state.global_step, 1) * (state.max_steps - state.global_step)
+            done = max(state.global_step - self._first_step, 1)
+            left = self._trained() / done * (state.max_steps - state.global_step)
             self._console.print(
                 f"step {state.global_step}/{state.max_steps}  {figures}  left {_clock(left)}", highlight=False
             )
@@ -76,7 +105,7 @@ class RichProgress(TrainerCallback):
             self._progress = None
 
     def _speed(self, logs: dict[str, Any]) -> str:
-        now = time.monotonic()
+        now = self._trained()
         then, tokens, supervised = self._seen
         self._seen = (now, logs["num_tokens"], logs["num_supervised_tokens"])
         seconds = max(now - then, 1e-9)

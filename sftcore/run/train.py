@@ -136,7 +136,7 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
     }
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(RichProgress(console))
+    trainer.add_callback(RichProgress(console, trainer.metrics))
     return trainer
 
 

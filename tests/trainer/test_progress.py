@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from transformers import Trainer, TrainingArguments
+import io
+from types import SimpleNamespace
+
+from rich.console import Console
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from sftcore import DataCollatorForLanguageModeling, RichProgressCallback, SFTConfig, SFTTrainer
+from sftcore.run import progress
+from sftcore.run.progress import RichProgress
 
 ROWS = [{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}]
 
@@ -34,3 +40,39 @@ def test_with_sfttrainer_it_shows_accuracy_and_speed(tmp_path, tokenizer, llama,
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step 1/1")]
     assert "accuracy" in line
     assert "supervised)" in line
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_speed_and_time_left_are_of_training_alone_and_of_this_call(monkeypatch):
+    clock, console = Clock(), Console(file=io.StringIO(), width=200)
+    monkeypatch.setattr(progress, "time", clock)
+    counted = SimpleNamespace(num_tokens=5000, num_supervised_tokens=500)
+    shown, state = RichProgress(console, counted), TrainerState(global_step=10, max_steps=14)
+    shown.on_train_begin(None, state, None)
+
+    def step(number: int, seconds: float) -> None:
+        state.global_step = number
+        clock.now += seconds
+        shown.on_step_end(None, state, None)
+        tokens = {"num_tokens": 5000 + 100 * (number - 10), "num_supervised_tokens": 500 + 10 * (number - 10)}
+        shown.on_log(None, state, None, logs={"loss": 1.0, "mean_token_accuracy": 0.5, **tokens})
+
+    step(11, 2.0)
+    clock.now += 30.0  # an evaluation
+    shown.on_evaluate(None, state, None)
+    clock.now += 60.0
+    shown.on_save(None, state, None)
+    step(12, 2.0)
+    lines = console.file.getvalue().splitlines()
+    assert [line.partition("0.500  ")[2] for line in lines] == [
+        "50 tokens/s (5 supervised)  left 0:06",
+        "50 tokens/s (5 supervised)  left 0:04",
+    ]
