@@ -61,6 +61,14 @@ def _visible_gpus() -> int:
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows do not tell
+        return os.cpu_count() or 1
+
+
 def _threads(count: int, gpus: int) -> int:
     """Threads for the processes of a CPU: with all cores for each, every one would wait for the others'."""
-    return 1 if gpus else max(1, len(os.sched_getaffinity(0)) // count)
+    return 1 if gpus else max(1, _num_cores() // count)

@@ -10,6 +10,7 @@ import datasets
 import torch
 from torch.utils.data import IterableDataset
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from sftcore.data.ranks import (
     Filling,
@@ -41,6 +42,26 @@ class DealtStream(IterableDataset[Any]):
         """Have a stream that is shuffled take another order."""
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
+
+
+class GroupedByLength(LengthGroupedSampler):
+    """Rows of like length together, in an order that seed and epoch alone decide.
+
+    transformers' own draws it from the process's random numbers, which part as soon as dropout asks for as many as a
+    batch is long: from then on ranks take rows that another one has, and leave others out.
+    """
+
+    def __init__(self, grouped: LengthGroupedSampler, seed: int) -> None:
+        super().__init__(grouped.batch_size, lengths=grouped.lengths)
+        self._seed, self._epoch = seed, 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        return iter(super().__iter__())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of this epoch."""
+        self._epoch = epoch
 
 
 class RankedTrainer(Trainer):
@@ -98,6 +119,12 @@ class RankedTrainer(Trainer):
             loader.base_dataloader = TogetherToTheEnd(base, together)
         return loader
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if isinstance(sampler, LengthGroupedSampler):
+            return GroupedByLength(sampler, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        return sampler
+
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The batches of one step; those of a stream are as many on every rank, and in every step.
 
@@ -122,7 +149,9 @@ class RankedTrainer(Trainer):
         """Save the whole model, also where its checkpoints are sharded."""
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if plugin is not None and not self._checkpointing and "SHARDED" in str(plugin.state_dict_type):
-            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+            state_dict = self.accelerator.get_state_dict(self.model)
+            if self.args.should_save:  # transformers 5.17 does not ask in _save, and ranks would write over each other
+                self._save(output_dir, state_dict=state_dict)
         super().save_model(output_dir, _internal_call)
 
     # --- Losses over the tokens of all ranks ------------------------------------------------------------------------

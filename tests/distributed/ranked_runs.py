@@ -27,6 +27,7 @@ FIELDS = {
 }  # fmt: skip
 LORA = {"adapter": {"lora": {"r": 4, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}}}
 QLORA = {"adapter": {"qlora": {**LORA["adapter"]["lora"], "storage_dtype": "float32"}}}
+DROPOUT = {"adapter": {"lora": {**LORA["adapter"]["lora"], "lora_dropout": 0.3}}}
 LAYERS = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
 FSDP = {"fsdp": True, "fsdp_config": LAYERS}
 SHARDED = {**LAYERS, "state_dict_type": "SHARDED_STATE_DICT"}
@@ -36,6 +37,7 @@ STREAM = {"max_steps": 3, "eval_strategy": "no"}
 CASES = {
     "full": {},
     "lora": {"plugins": LORA, "gradient_accumulation_steps": 2, "dataset_cache": True},
+    "grouped": {"plugins": DROPOUT, "train_sampling_strategy": "group_by_length", "eval_strategy": "no"},
     "packed": {"packing": True, "max_length": 48, "eval_packing": False, "num_train_epochs": 1},
     "stream": {**STREAM, "eval_strategy": "steps", "eval_steps": 3},
     "files": {**STREAM, "max_steps": 5, "save_strategy": "steps", "save_steps": 3},

@@ -82,7 +82,7 @@ def test_two_processes_log_the_curve_of_one(both, alone, case):
 
 @pytest.mark.parametrize("case", ONCE)
 def test_every_row_is_seen_once_in_an_epoch(both, case):
-    epochs = 2 if case in ("full", "lora", "fsdp-lora") else 1
+    epochs = 2 if case in ("full", "lora", "grouped", "fsdp-lora") else 1
     assert seen(both, case, "train") == dict.fromkeys(range(ROWS), epochs)
     if CASES[case].get("eval_strategy") != "no":
         assert seen(both, case, "eval") == dict.fromkeys(range(100, 100 + EVALUATED), epochs)
