@@ -11,6 +11,8 @@ WINDOW = 10
 """Steps whose mean loss is compared."""
 MIN_RISE = 1.0
 """Nats above the lowest mean, below which a rise is not called divergence, whatever the factor."""
+MIN_RISE_FROM_FIRST = 2.0
+"""The same above the loss of the first step, which is that of one batch, and may be an easy one."""
 _REMEMBERED = 4096
 
 
@@ -18,9 +20,10 @@ _REMEMBERED = 4096
 class LossLevel:
     """Says when a loss has run away: the mean of the last ten steps against the lowest such mean before.
 
-    It has, where the mean is at least `factor` times the lowest and a nat above it. A single bad batch does not move a
-    mean of ten so far, and losses near zero do not count, as a nat is a nat. `lowest` begins at the loss of a guess, so
-    that a run which is bad from the start is one that is worse than guessing.
+    It has, where the mean is at least `factor` times the lowest and a nat above it; or `factor` times the loss of the
+    first step and two nats above that: no update had touched the model then, and a learning rate far too high ruins it
+    before there is any mean of ten. A single bad batch does not move a mean of ten so far, and losses near zero do not
+    count, as a nat is a nat. `lowest` begins at the loss of a guess.
 
     >>> level = LossLevel(2.0)
     >>> [level.add(loss) for loss in [2.0] * 10 + [9.0]], level.add(40.0)
@@ -30,17 +33,20 @@ class LossLevel:
     factor: float
     losses: list[float] = field(factory=list)
     lowest: float | None = None
+    first: float | None = None
 
     def add(self, loss: float) -> tuple[float, float] | None:
         """Count the loss of one step; the mean and the lowest one where it has run away."""
+        self.first = loss if self.first is None else self.first
         self.losses = [*self.losses, loss][-WINDOW:]
         if len(self.losses) < WINDOW:
             return None
         mean = sum(self.losses) / WINDOW
         if self.lowest is None or mean < self.lowest:
             self.lowest = mean
-        if mean >= self.factor * self.lowest and mean >= self.lowest + MIN_RISE:
-            return mean, self.lowest
+        for level, rise in ((self.lowest, MIN_RISE), (self.first, MIN_RISE_FROM_FIRST)):
+            if mean >= self.factor * level and mean >= level + rise:
+                return mean, level
         return None
 
 

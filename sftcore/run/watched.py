@@ -55,13 +55,14 @@ class WatchedTrainer(ResumableTrainer):
 
     def _watched(self) -> dict[str, Any]:
         level = self._level
-        known = {} if level is None else {"losses": level.losses, "lowest": level.lowest}
+        known = {} if level is None else {"losses": level.losses, "lowest": level.lowest, "first": level.first}
         return {"nonfinite": self.nonfinite.as_dict(), "level": known}
 
     def _watch_on(self, state: dict[str, Any]) -> None:
         self.nonfinite.restore(state["nonfinite"])
         if self._level is not None and state["level"]:
-            self._level.losses, self._level.lowest = state["level"]["losses"], state["level"]["lowest"]
+            for name, value in state["level"].items():
+                setattr(self._level, name, value)
         self._record()
 
     # --- One step ---------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ class WatchedTrainer(ResumableTrainer):
             self._not_finite(model, bad_loss.tolist(), norm)
         elif self._level is not None and (ran := self._level.add(loss)):
             raise DivergenceError(
-                f"the loss has run away: {ran[0]:.4g} is the mean of the last ten steps, {ran[1]:.4g} was the lowest.",
+                f"the loss has run away: {ran[0]:.4g} is the mean of the last ten steps, it was {ran[1]:.4g}.",
                 step=self.state.global_step + 1,
                 where=f"step {self.state.global_step + 1}",
                 fix="Lower learning_rate, add warmup_steps or max_grad_norm, or raise divergence_factor; "

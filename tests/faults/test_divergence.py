@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -131,6 +132,59 @@ def test_a_run_whose_loss_runs_away_ends_with_the_step_and_both_levels(tmp_path)
     with pytest.raises(DivergenceError, match=r"the loss has run away: .* the mean of the last ten steps") as caught:
         trainer.train()
     assert 10 <= caught.value.step < 30
+
+
+# Losses of SmolLM2-135M-Instruct, two rows a step, by what trains and the learning rate
+# fmt: off
+RAN_AWAY = {
+    "an adapter, 5e-2": [
+        1.5, 1.7, 6.8, 9.8, 7.0, 9.7, 8.3, 16.2, 12.9, 8.1, 10.4, 10.0, 8.8, 9.1, 9.8, 9.5, 7.9, 8.3, 7.7, 8.2,
+    ],
+    "an adapter, 3e-1": [
+        1.5, 4.8, 15.4, 14.3, 45.9, 17.6, 86.3, 42.9, 20.0, 11.6, 13.2, 13.1, 11.8, 9.7, 10.3, 10.6, 10.1, 10.8, 9.7,
+        10.3,
+    ],
+    "in full, 1e-2": [
+        1.5, 18.2, 13.8, 14.3, 101.1, 20.0, 12.9, 23.6, 13.2, 12.4, 11.5, 12.6, 13.0, 9.8, 14.8, 14.0, 14.3, 14.0,
+        12.3, 12.6,
+    ],
+}
+DID_NOT = {
+    "an adapter, 2e-4": [
+        1.5, 1.7, 4.0, 1.9, 1.0, 1.9, 1.0, 1.9, 1.1, 0.8, 2.1, 2.1, 2.2, 0.6, 1.9, 1.7, 1.2, 1.8, 1.8, 1.4, 1.1, 2.2,
+        1.9, 2.1, 1.9, 1.2, 1.5, 1.6, 2.1, 2.0, 2.4, 2.4, 1.4, 1.4, 1.6, 2.1, 2.4, 1.8, 0.9, 1.3,
+    ],
+    "an adapter, 1e-2": [
+        1.5, 1.7, 4.1, 1.8, 1.1, 1.9, 0.8, 1.8, 1.1, 0.6, 2.2, 2.1, 2.3, 0.7, 2.0, 1.6, 1.1, 1.9, 1.7, 1.4, 1.1, 2.2,
+        1.8, 2.3, 1.8, 1.1, 1.2, 1.5, 2.0, 1.9, 2.5, 2.3, 2.0, 1.3, 1.6, 2.0, 2.3, 1.5, 1.0, 1.3,
+    ],
+    "in full, 2e-5": [
+        2.0, 1.6, 1.9, 1.5, 1.8, 1.4, 2.1, 1.6, 2.2, 1.3, 1.3, 1.5, 1.7, 1.7, 1.7, 1.8, 1.4, 1.2, 1.9, 1.2, 1.5, 1.1,
+        1.8, 1.6, 1.7, 1.3, 1.2, 1.9, 1.3, 1.6, 1.7, 1.1, 1.1, 1.3, 1.0, 0.9, 0.9, 1.1, 1.2, 1.3,
+    ],
+    "in full, 1e-3": [
+        2.0, 3.3, 2.9, 2.4, 2.7, 1.8, 2.9, 3.0, 2.8, 2.0, 2.1, 2.7, 2.3, 2.1, 2.4, 2.1, 1.7, 1.7, 3.2, 1.5, 1.7, 1.4,
+        3.1, 2.1, 1.8, 2.0, 1.5, 3.0, 1.3, 1.6, 2.3, 1.3, 1.4, 2.0, 1.2, 1.3, 2.0, 1.4, 1.7, 1.7,
+    ],
+    "in full, 3e-3 after 20 steps of warmup": [
+        2.0, 1.7, 2.3, 1.3, 1.5, 1.1, 2.3, 1.9, 2.4, 2.4, 2.5, 2.8, 2.5, 1.8, 2.2, 2.6, 2.2, 2.8, 3.4, 1.9, 2.3, 1.7,
+        3.8, 3.5, 3.6, 3.2, 2.3, 4.2, 2.0, 2.2, 2.5, 2.2, 2.4, 2.8, 1.9, 1.9, 2.2, 2.0, 2.8, 2.4,
+    ],
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", RAN_AWAY)
+def test_a_learning_rate_that_ruins_a_pretrained_model_in_its_first_steps_is_found_at_the_tenth(name):
+    level = LossLevel(2.0, lowest=math.log(49152))
+    found = [level.add(loss) for loss in RAN_AWAY[name]]
+    assert next(place for place, one in enumerate(found) if one) == 9
+
+
+@pytest.mark.parametrize("name", DID_NOT)
+def test_runs_that_learn_or_recover_are_left_alone(name):
+    level = LossLevel(2.0, lowest=math.log(49152))
+    assert not any(level.add(loss) for loss in DID_NOT[name])
 
 
 def test_one_bad_batch_and_losses_near_zero_are_no_divergence():
