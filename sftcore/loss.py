@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
 
+from sftcore.chat import num_rows
 from sftcore.types import IGNORED, LossFunction, LossOutput
+from sftcore.zero import callable_in_parts
 
 if TYPE_CHECKING:
     import torch
@@ -161,11 +163,10 @@ def _why_not(model: PreTrainedModel, head: Head, balance: Balance | None) -> str
     if model.get_output_embeddings() is None or model.base_model is model:
         return "the model has no separate head"
     was_training = model.training
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(3, 19, device=model.device).remainder(vocabulary)[None]
+    ids = torch.arange(3, 19, device=model.device).remainder(num_rows(model))[None]
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), callable_in_parts(model):
             whole, inner = (one(input_ids=ids, use_cache=False) for one in (model, model.base_model))
             wanted, got = whole.logits[0].float(), head(inner[0][0]).float()
             aux_losses = None if balance is None else (float(whole.aux_loss), float(balance(inner, {}) or 0))

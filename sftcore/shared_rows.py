@@ -13,6 +13,7 @@ from sftcore.documents import ways_for
 from sftcore.errors import ModelError
 from sftcore.proof.contamination import Proof, check_labels, keep_documents_apart
 from sftcore.proof.images import LOOKED_AT, prove_images
+from sftcore.zero import callable_in_parts
 
 if TYPE_CHECKING:
     from sftcore.types import AttentionBackend
@@ -70,7 +71,8 @@ class SharedRows:
             ModelError: there is none; with what leaked, and what to do.
         """
         if layout.shared:
-            self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, max_length=max_length)
+            with callable_in_parts(model):
+                self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, max_length=max_length)
 
     def prove_images(
         self, model: Any, backend: AttentionBackend | None, layout: Layout, collator: Any, dataset: Any
@@ -87,9 +89,10 @@ class SharedRows:
         ways = (self.proof.way, *(way for way in ways_for(model, backend) if way.name != self.proof.way.name))
         for way in ways:
             try:
-                gaps = prove_images(model, way, collator, rows)
-                if failed is not None:
-                    self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, ways=[way])
+                with callable_in_parts(model):
+                    gaps = prove_images(model, way, collator, rows)
+                    if failed is not None:
+                        self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, ways=[way])
             except ModelError as error:
                 failed = failed or error
                 continue

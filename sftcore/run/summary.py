@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sftcore.zero import num_weights
+
 if TYPE_CHECKING:
     from sftcore.trainer import SFTTrainer
 
@@ -12,8 +14,8 @@ def plan_lines(trainer: SFTTrainer) -> list[str]:
     """The plan, a line for each thing that a user may want to change; every derived number is said once."""
     args, setup = trainer.args, trainer.setup
     model = trainer.loaded.model
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(num_weights(parameter) for parameter in model.parameters())
+    trainable = sum(num_weights(parameter) for parameter in model.parameters() if parameter.requires_grad)
     name = setup.plan.model.name or f"{type(model).__name__} (passed in)"
     formats = {one.entry.name for one in trainer.data.formats.values()}
     bound = [f"{one.entry.kind} {one.entry.name}" for one in setup.plugins.bound if one.entry.kind != "format"]

@@ -5,18 +5,21 @@ torchrun starts it in two processes, and the tests call `run` in their own for w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.errors import DataError
+from sftcore.run.signals import StoppedBySignal
 
 ROWS, EVALUATED, BATCH = 23, 7, 8
 """Rows to train on and to evaluate, and rows of a step over all ranks: nothing divides by what it is cut into."""
@@ -52,7 +55,12 @@ CASES = {
     "fsdp-sharded": {"fsdp": True, "fsdp_config": SHARDED, "save_strategy": "epoch", "num_train_epochs": 1},
     "fsdp-sharded-resumed": {"fsdp": True, "fsdp_config": SHARDED},
 }
-RESUMED = {name: name.removesuffix("-resumed") for name in CASES if name.endswith("-resumed")}
+RESUMED = {name: f"{name.removesuffix('-resumed')}/checkpoint-3" for name in CASES if name.endswith("-resumed")}
+"""From which folder a run goes on that another one has left at the end of an epoch."""
+STOPPED = {"grouped": 5, "packed": 1, "stream": 2, "packed-stream": 1, "fsdp": 2}
+"""The step, within an epoch, in which a signal reaches one process: `CASE-stopped`, and `CASE-auto` goes on from it."""
+WHOLE_RUNS = tuple(CASES)
+CASES |= {f"{name}-{part}": CASES[name] for name in STOPPED for part in ("stopped", "auto")}
 
 
 def row(number: int) -> dict[str, str]:
@@ -80,13 +88,24 @@ def of_files(files):
         yield from rows
 
 
+class SignalAt(TrainerCallback):
+    """Sends this process SIGTERM within a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self._step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def run(case: str, model: str, folder: Path) -> SFTTrainer:
     """Train, and write what was logged and which rows were seen into the folder, in a file for each rank."""
     world, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     fields = {**FIELDS, **CASES[case]}
     steps = fields.get("gradient_accumulation_steps", 1)
     args = SFTConfig(
-        str(folder / case),
+        str(folder / re.sub("-auto$", "-stopped", case)),
         per_device_train_batch_size=BATCH // (1 if case == "tp" else world) // steps,
         per_device_eval_batch_size=BATCH // world // 2,
         **fields,
@@ -98,13 +117,15 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
             file.write(f"{os.environ.get('RANK')} {numbers_in(one['said'])[0]}\n")
         return one["said"]
 
+    if world > 1 and args.deepspeed:
+        deepspeed_on_cpu()
     if world > 1 and (args.fsdp or case == "tp"):
         shard_on_cpu()
     elif world == 1:
         args.fsdp = args.fsdp_plugin_args = args.model_init_kwargs = None
     tokenizer = AutoTokenizer.from_pretrained(model)
     trainer = SFTTrainer(
-        model if case in ("tp", "fsdp-qlora") else AutoModelForCausalLM.from_pretrained(model),
+        model if case in ("tp", "fsdp-qlora") or args.deepspeed else AutoModelForCausalLM.from_pretrained(model),
         args,
         train_dataset=dataset(case, 0, ROWS, tokenizer),
         eval_dataset=dataset(case, 100, EVALUATED, tokenizer) if args.eval_strategy != "no" else None,
@@ -121,14 +142,21 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
         return compute(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = watched
-    trainer.train(resume_from_checkpoint=str(folder / RESUMED[case] / "checkpoint-3") if case in RESUMED else None)
+    if case.endswith("-stopped"):
+        if index == world - 1:
+            trainer.add_callback(SignalAt(STOPPED[case.removesuffix("-stopped")]))
+        with contextlib.suppress(StoppedBySignal):
+            trainer.train()
+        return trainer
+    resumed = str(folder / RESUMED[case]) if case in RESUMED else None
+    trainer.train(resume_from_checkpoint="auto" if case.endswith("-auto") else resumed)
     if world > 1 and index == 0:
         shared = folder / "shared.json"
         known = json.loads(shared.read_text()) if shared.exists() else []
         shared.write_text(json.dumps([*known, str(trainer.data.shared)]))
     logged = [one for one in trainer.state.log_history if "loss" in one or "eval_loss" in one]
     (folder / f"{case}-{index}.json").write_text(json.dumps({"seen": seen, "logged": logged}))
-    trainer.save_model()
+    trainer.save_model(str(folder / case))
     return trainer
 
 
@@ -160,10 +188,18 @@ def shard_on_cpu() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def deepspeed_on_cpu() -> None:
+    """Start DeepSpeed's communication, which accelerate does on GPUs alone: ZeRO-3 needs it to load a model."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+
+
 if __name__ == "__main__":
     model, folder, *cases = sys.argv[1:]
     torch.set_num_threads(1)
-    refused(Path(folder), model)
+    if "stream" in cases:
+        refused(Path(folder), model)
     for case in cases:
         run(case, model, Path(folder))
     torch.distributed.barrier()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -22,16 +23,16 @@ from sftcore.errors import ConflictError
 from sftcore.run.ranked import may_leave_some_unused
 from tests.conftest import make_llama
 from tests.distributed import ranked_runs
-from tests.distributed.ranked_runs import CASES, EVALUATED, ROWS
+from tests.distributed.ranked_runs import CASES, EVALUATED, ROWS, STOPPED, WHOLE_RUNS
 
 TP = pytest.param("tp", marks=pytest.mark.skipif("tp" not in CASES, reason="this transformers cannot save it"))
-ONCE = [case for case in CASES if case not in ranked_runs.RESUMED and case != "tp"]
+ONCE = [case for case in WHOLE_RUNS if case not in ranked_runs.RESUMED and case != "tp"]
 """Cases in which each row goes to one process, and that train from the start."""
 NUMBERS = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens", "eval_loss", "eval_entropy")
 
 
 def start(folder: Path, model: Path, *cases: str) -> Path:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SFTCORE_CACHE": str(folder / "cache")}
     shown = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ranked_runs.__file__,
@@ -44,8 +45,15 @@ def start(folder: Path, model: Path, *cases: str) -> Path:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, model_folder) -> Path:
-    """What two processes wrote, all cases in turn."""
-    return start(tmp_path_factory.mktemp("ranks") / "both", model_folder, *CASES)
+    """What two processes wrote, all cases in turn, and the runs that were stopped."""
+    cases = [*WHOLE_RUNS, *(f"{case}-stopped" for case in STOPPED)]
+    return start(tmp_path_factory.mktemp("ranks") / "both", model_folder, *cases)
+
+
+@pytest.fixture(scope="module")
+def again(both, model_folder) -> Path:
+    """The same folder, once two new processes have gone on with what was stopped."""
+    return start(both, model_folder, *(f"{case}-auto" for case in STOPPED))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +165,20 @@ def test_a_rank_that_had_read_all_its_rows_waits_again_where_the_run_goes_on(bot
     assert [read(both, "files-resumed", rank)["seen"]["train"] for rank in (0, 1)] == [[], list(range(15, ROWS))]
     wanted, found = (read(both, case)["logged"] for case in ("files", "files-resumed"))
     assert [one["loss"] for one in found] == [one["loss"] for one in wanted]
+
+
+@pytest.mark.parametrize("case", STOPPED)
+def test_two_processes_that_a_signal_stopped_within_an_epoch_go_on_to_the_same_weights_and_curve(again, case):
+    wanted, found = read(again, case), read(again, f"{case}-auto")
+    assert len(found["seen"]["train"]) < len(wanted["seen"]["train"])
+    assert [timeless(one) for one in found["logged"]] == [timeless(one) for one in wanted["logged"]]
+    [name] = [path.name for path in (again / case).glob("*model.safetensors")]
+    wanted, found = (load_file(again / folder / name) for folder in (case, f"{case}-auto"))
+    assert {name: found[name].equal(weight) for name, weight in wanted.items()} == dict.fromkeys(wanted, True)
+
+
+def timeless(logged: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in logged.items() if not re.search("runtime|per_second|preparation_time", key)}
 
 
 # --- Without a second process -----------------------------------------------------------------------------------------
