@@ -19,11 +19,22 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def uses_deepspeed(settings: Mapping[str, Any]) -> bool:
+    """Whether DeepSpeed trains: by a setting of the run, or of the launcher."""
+    return bool(settings.get("deepspeed")) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+
+
 def process_problems(plan: Plan) -> Iterator[Problem]:
     """Launchers and kinds of parallelism that this run cannot do with."""
     settings = plan.settings
-    if settings.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    if uses_deepspeed(settings):
         yield from _without_deepspeed()
+        if settings.get("on_nonfinite") == "skip":
+            yield Problem(
+                "DeepSpeed takes a step as soon as it has the gradients, so none can be left out for NaN or Inf in it.",
+                "on_nonfinite",
+                "Use stop, or continue.",
+            )
     given = settings.get("parallelism_config")
     for size, name in SPLIT_SEQUENCES.items():
         if getattr(given, size, 1) > 1 or int(os.environ.get(f"PARALLELISM_CONFIG_{size.upper()}", "1")) > 1:

@@ -23,6 +23,7 @@ from sftcore.data.ranks import (
     split_stream,
 )
 from sftcore.errors import ConflictError
+from sftcore.model import is_peft_model
 
 _SAVES_TOGETHER = "is_distributed_loading_by_transformers"
 """An attribute of transformers' Trainer where all ranks of a split model take part in saving it (5.24, not 5.17)."""
@@ -146,13 +147,28 @@ class RankedTrainer(Trainer):
             self._checkpointing = False
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the whole model, also where its checkpoints are sharded."""
+        """Save the whole model, also where its checkpoints are in parts."""
+        if self._checkpointing:
+            super().save_model(output_dir, _internal_call)
+            return
+        if self._is_zero3() and not is_peft_model(self.model):
+            # as accelerate does it, which asks for stage3_gather_16bit_weights_on_model_save first
+            self._save_whole(output_dir, self.model_wrapped._zero3_consolidated_16bit_state_dict())
+            return
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        if plugin is not None and not self._checkpointing and "SHARDED" in str(plugin.state_dict_type):
-            state_dict = self.accelerator.get_state_dict(self.model)
-            if self.args.should_save:  # transformers 5.17 does not ask in _save, and ranks would write over each other
-                self._save(output_dir, state_dict=state_dict)
+        if plugin is not None and "SHARDED" in str(plugin.state_dict_type):
+            self._save_whole(output_dir, self.accelerator.get_state_dict(self.model))
         super().save_model(output_dir, _internal_call)
+
+    def _is_zero3(self) -> bool:
+        """Whether DeepSpeed runs the model, and each process has a part of it."""
+        return hasattr(self.model_wrapped, "zero_optimization_partition_weights") and bool(
+            self.model_wrapped.zero_optimization_partition_weights()
+        )
+
+    def _save_whole(self, output_dir: str | None, state_dict: dict[str, Any]) -> None:
+        if self.args.should_save:  # transformers 5.17 does not ask in _save, and ranks would write over each other
+            self._save(output_dir, state_dict=state_dict)
 
     # --- Losses over the tokens of all ranks ------------------------------------------------------------------------
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""DeepSpeed's cases of `ranked_runs`, for as many processes as are started: `deepspeed_runs.py MODEL FOLDER CASE...`."""
+"""DeepSpeed's cases of `ranked_runs`: `deepspeed_runs.py MODEL FOLDER CASE...` runs some of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ SETTINGS = {
     "gradient_clipping": "auto",
 }  # fmt: skip
 PACKED = {"packing": True, "max_length": 48, "eval_packing": False}
-STOP = 5
-"""The step, in the middle of the second of two epochs, in which runs are stopped; the packed ones have two an epoch."""
 
 
 def case(stage: int, **fields) -> dict:
@@ -28,17 +26,19 @@ CASES = {
     for stage in (2, 3)
     for name, fields in {
         "": {},
-        "-lora": {"plugins": ranked_runs.DROPOUT, "gradient_accumulation_steps": 2},
+        "-lora": {"plugins": ranked_runs.LORA, "gradient_accumulation_steps": 2},
     }.items()
 }
 CASES["zero3-packed"] = case(3, **PACKED)
+STOPPED = {"zero2": 5, "zero2-lora": 5, "zero3": 5, "zero3-lora": 5, "zero3-packed": 3}
+"""The step in which each is stopped, in the second of two epochs."""
 ranked_runs.CASES |= CASES | {f"{name}-{part}": CASES[name] for name in CASES for part in ("stopped", "auto")}
-ranked_runs.STOPPED |= dict.fromkeys(CASES, STOP) | {"zero3-packed": 3}
 
 if __name__ == "__main__":
     os.environ["DS_ACCELERATOR"] = "cpu"
     model, folder, *cases = sys.argv[1:]
     torch.set_num_threads(1)
+    ranked_runs.STOPPED |= STOPPED
     for one in cases:
         ranked_runs.run(one, model, Path(folder))
     torch.distributed.barrier()

@@ -1,6 +1,6 @@
 """Runs whose rows can be told apart by a number in their text: `ranked_runs.py MODEL FOLDER CASE...` runs some of them.
 
-torchrun starts it in two processes, and the tests call `run` in their own for what one process gives.
+`start` has torchrun start it in two processes, and the tests call `run` in their own for what one process gives.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from datasets import Dataset, IterableDataset
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 
 from sftcore import SFTConfig, SFTTrainer
@@ -63,6 +65,40 @@ WHOLE_RUNS = tuple(CASES)
 CASES |= {f"{name}-{part}": CASES[name] for name in STOPPED for part in ("stopped", "auto")}
 
 
+def start(folder: Path, model: Path, *cases: str, script: str = __file__) -> Path:
+    """Run these cases in two processes, and give the folder back."""
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SFTCORE_CACHE": str(folder / "cache")}
+    shown = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, str(model),
+         str(folder), *cases],
+        capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr[-5000:]
+    return folder
+
+
+def read(folder: Path, case: str, rank: int = 0):
+    """What a run has written."""
+    return json.loads((folder / f"{case}-{rank}.json").read_text())
+
+
+def curve(folder: Path, case: str) -> list[dict[str, float]]:
+    """What a run has logged, but for times."""
+    untold = re.compile("runtime|per_second|preparation_time")
+    return [
+        {key: value for key, value in one.items() if not untold.search(key)} for one in read(folder, case)["logged"]
+    ]
+
+
+def differing_weights(folder: Path, case: str, other: str) -> list[str]:
+    """The weights of which two runs have saved other bits, by name."""
+    [name] = [path.name for path in (folder / case).glob("*model.safetensors")]
+    one, two = (load_file(folder / saved / name) for saved in (case, other))
+    assert one.keys() == two.keys()
+    return [key for key, weight in one.items() if not weight.equal(two[key])]
+
+
 def row(number: int) -> dict[str, str]:
     """Rows of very different lengths, so that a mean of means would not be the mean over tokens."""
     return {"said": f"x row {number} ." + " hello" * (1 + number % 5 * 3)}
@@ -103,6 +139,8 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
     """Train, and write what was logged and which rows were seen into the folder, in a file for each rank."""
     world, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     fields = {**FIELDS, **CASES[case]}
+    if world == 1:
+        fields.pop("deepspeed", None)
     steps = fields.get("gradient_accumulation_steps", 1)
     args = SFTConfig(
         str(folder / re.sub("-auto$", "-stopped", case)),

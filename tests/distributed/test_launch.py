@@ -83,6 +83,11 @@ def test_deepspeed_asked_for_by_the_launcher_is_missing_too(recipe, monkeypatch)
         check_recipe(load_recipe(str(recipe), []))
 
 
+def test_deepspeed_cannot_leave_out_a_step(recipe):
+    with pytest.raises(CheckError, match=r"on_nonfinite[^\n]*: DeepSpeed takes a step as soon as it has the gradients"):
+        check_recipe(load_recipe(str(recipe), ["deepspeed=zero3.json", "on_nonfinite=skip"]))
+
+
 @pytest.mark.parametrize("given", [{"zero_optimization": {"stage": 3}, "bf16": {"enabled": "auto"}}, "zero3.json"])
 def test_a_deepspeed_configuration_is_handed_on_as_it_is(recipe, given):
     spelled = given if isinstance(given, str) else json.dumps(given)

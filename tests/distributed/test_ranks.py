@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -23,24 +19,22 @@ from sftcore.errors import ConflictError
 from sftcore.run.ranked import may_leave_some_unused
 from tests.conftest import make_llama
 from tests.distributed import ranked_runs
-from tests.distributed.ranked_runs import CASES, EVALUATED, ROWS, STOPPED, WHOLE_RUNS
+from tests.distributed.ranked_runs import (
+    CASES,
+    EVALUATED,
+    ROWS,
+    STOPPED,
+    WHOLE_RUNS,
+    curve,
+    differing_weights,
+    read,
+    start,
+)
 
 TP = pytest.param("tp", marks=pytest.mark.skipif("tp" not in CASES, reason="this transformers cannot save it"))
 ONCE = [case for case in WHOLE_RUNS if case not in ranked_runs.RESUMED and case != "tp"]
 """Cases in which each row goes to one process, and that train from the start."""
 NUMBERS = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens", "eval_loss", "eval_entropy")
-
-
-def start(folder: Path, model: Path, *cases: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SFTCORE_CACHE": str(folder / "cache")}
-    shown = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ranked_runs.__file__,
-         str(model), str(folder), *cases],
-        capture_output=True, text=True, timeout=300, env=environment,
-    )  # fmt: skip
-    assert shown.returncode == 0, shown.stderr[-5000:]
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +61,6 @@ def alone(tmp_path_factory, model_folder):
         return folder
 
     return run
-
-
-def read(folder: Path, case: str, rank: int = 0):
-    return json.loads((folder / f"{case}-{rank}.json").read_text())
 
 
 def seen(folder: Path, case: str, mode: str) -> Counter[int]:
@@ -169,16 +159,10 @@ def test_a_rank_that_had_read_all_its_rows_waits_again_where_the_run_goes_on(bot
 
 @pytest.mark.parametrize("case", STOPPED)
 def test_two_processes_that_a_signal_stopped_within_an_epoch_go_on_to_the_same_weights_and_curve(again, case):
-    wanted, found = read(again, case), read(again, f"{case}-auto")
-    assert len(found["seen"]["train"]) < len(wanted["seen"]["train"])
-    assert [timeless(one) for one in found["logged"]] == [timeless(one) for one in wanted["logged"]]
-    [name] = [path.name for path in (again / case).glob("*model.safetensors")]
-    wanted, found = (load_file(again / folder / name) for folder in (case, f"{case}-auto"))
-    assert {name: found[name].equal(weight) for name, weight in wanted.items()} == dict.fromkeys(wanted, True)
-
-
-def timeless(logged: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in logged.items() if not re.search("runtime|per_second|preparation_time", key)}
+    taken = (len(read(again, name)["seen"]["train"]) for name in (f"{case}-auto", case))
+    assert next(taken) < next(taken)
+    assert curve(again, f"{case}-auto") == curve(again, case)
+    assert not differing_weights(again, case, f"{case}-auto")
 
 
 # --- Without a second process -----------------------------------------------------------------------------------------
