@@ -26,19 +26,26 @@ def memory_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with `activation_offloading` and with `selective` in the run's settings."""
     if settings.get("activation_offloading") and settings.get("use_cpu"):
         yield Problem(ON_CPU, "activation_offloading", "Set activation_offloading: false.")
-    options = [dict(settings[field]) for field in _FIELDS if isinstance(settings.get(field), Mapping)]
-    selective = next((one["selective"] for one in options if one.get("selective")), None)
-    if selective is None:
+    if (selective := selective_of(settings)) is None:
         return
     where, known = 'gradient_checkpointing_kwargs: "selective"', ("true", *KEPT)
     if selective is not True and selective not in KEPT:
         close = nearest(str(selective), KEPT)
         yield Problem(f"{selective!r} is not known.{close}", where, fix=f"Use one of: {', '.join(known)}.")
-    if any(one.get("use_reentrant") for one in options):
+    if any(one.get("use_reentrant") for one in _options(settings)):
         yield Problem("reentrant checkpointing recomputes all of a layer.", where, fix="Drop use_reentrant.")
     on = [settings.get(name) for name in ("activation_checkpointing", "gradient_checkpointing")]
     if next((value for value in on if value is not None), True) is False:
         yield Problem("gradient checkpointing is off.", where, fix="Set gradient_checkpointing: true, or drop it.")
+
+
+def selective_of(settings: Mapping[str, Any]) -> Any:
+    """What the run's settings give for `selective`; None where checkpointing is not selective."""
+    return next((one["selective"] for one in _options(settings) if one.get("selective")), None)
+
+
+def _options(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [dict(settings[field]) for field in _FIELDS if isinstance(settings.get(field), Mapping)]
 
 
 def take_selective(args: Any) -> str | None:

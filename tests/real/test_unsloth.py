@@ -228,6 +228,14 @@ def test_from_python_the_loader_asks_for_the_import_as_the_first_line(folder):
         ({"loader": "unsloth", "adapter": "unsloth-lora", "attention": "varlen"}, 'claim the slot "attention"'),
         ({"loader": "unsloth", "adapter": "unsloth-lora", "kernel": "liger"}, 'claim the slot "kernel.r'),
         ({"loader": "unsloth", "adapter": "qlora"}, "Unsloth quantises in its own way, without the adapter qlora"),
+        (
+            {
+                "loader": "unsloth",
+                "adapter": {"unsloth-lora": {"offload_checkpoints": True}},
+                "gradient_checkpointing_kwargs": {"selective": True},
+            },
+            "Unsloth's checkpointing recomputes all of a layer",
+        ),
         ({"adapter": "unsloth-lora"}, "the model is not loaded by Unsloth. Add loader: unsloth"),
         (
             {"loader": {"unsloth": {"full_finetuning": True}}, "adapter": "unsloth-lora"},

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import attrs
 
 from sftcore import LoadedModel, ModelError, Plan, Probe, Problem, hookimpl, plugin
+from sftcore.checkpointing import selective_of
 from sftcore_plugins.adapters.peft_methods import check_method
 
 
@@ -40,6 +41,12 @@ class UnslothLoRA:
                 "offload_checkpoints needs gradient checkpointing, and the run has none.",
                 where,
                 "Set gradient_checkpointing: true, or drop offload_checkpoints.",
+            )
+        if self.offload_checkpoints and selective_of(plan.settings):
+            yield Problem(
+                "Unsloth's checkpointing recomputes all of a layer, and selective keeps a part of it.",
+                where,
+                "Drop offload_checkpoints, or selective from gradient_checkpointing_kwargs.",
             )
         yield from check_method({"peft_type": "LORA", "modules_to_save": self.modules_to_save}, plan, probe)
 
