@@ -11,113 +11,59 @@ Most of what templates do can make no more than the conversation holds, and this
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from types import BuiltinMethodType, MethodType
 from typing import Any
 
-from jinja2 import Environment, Template, TemplateError, TemplateRuntimeError, TemplateSyntaxError, nodes
-from jinja2.compiler import CodeGenerator, Frame
+from jinja2 import Environment, Template, TemplateRuntimeError, TemplateSyntaxError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sftcore.data.template_sizes import LOOP_NUMBERS, Sizes, leaves
+from sftcore.data.template_code import MEASURED, OF_TEXTS, SEARCHES, Generator
+from sftcore.data.template_filters import add_filters, add_globals
+from sftcore.data.template_limits import (
+    MAX_BITS,
+    MAX_COMPARED,
+    MAX_DEPTH,
+    MAX_TEXT,
+    MAX_VALUES,
+    PERCENT,
+    TooLargeError,
+    admit_text,
+    admit_width,
+    has_wide_braces,
+    too_wide,
+)
+from sftcore.data.template_sizes import LOOP_NUMBERS
+from sftcore.data.watchdog import StoppedError, begin
 from sftcore.errors import ModelError
 
-MAX_SOURCE = 2**20
-"""Characters of a template."""
-MAX_TEXT = 2**24
-"""Characters that one step may make."""
-MAX_VALUES = 2**17
-"""Values in one list or mapping, with all that is inside."""
+MAX_SOURCE = 2**18
+"""Characters of a template; the longest in use have some 30,000."""
 MAX_OUTPUT = 2**26
 """Characters of a rendered conversation."""
-_MAX_WIDTH = 10_000
-_MAX_BITS = 4096
 _LARGE = 2**16
 _BATCH = 64
-_UNUSED = ("urlize", "xmlattr", "striptags", "wordwrap", "pprint")
-"""Filters for web pages that no chat template uses, and whose cost on hostile text nobody has looked at."""
-
-
-class TooLargeError(TemplateRuntimeError):
-    """A step of a template would make more than it may."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"it makes {what}")
-
-
-class _Generator(CodeGenerator):
-    """Compiles those operations with a check whose operands can have grown."""
-
-    _sizes: Sizes
-
-    def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:
-        self._sizes = Sizes(node)
-        super().visit_Template(node, frame)
-
-    def visit_Add(self, node: nodes.BinExpr, frame: Frame) -> None:
-        if all(self._sizes.is_given(leaf) for leaf in leaves(node)):
-            super().visit_Add(node, frame)
-        else:
-            self._call("plus", (node.left, node.right), frame)
-
-    def visit_Mod(self, node: nodes.BinExpr, frame: Frame) -> None:
-        if self._sizes.is_number(node.left):
-            self.write("(")
-            self.visit(node.left, frame)
-            self.write(" % ")
-            self.visit(node.right, frame)
-            self.write(")")
-        else:
-            super().visit_Mod(node, frame)
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self._call("joined", node.nodes, frame)
-
-    def visit_List(self, node: nodes.List, frame: Frame) -> None:
-        self._container(node, node.items, frame, super().visit_List)
-
-    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
-        self._container(node, node.items if node.ctx == "load" else [], frame, super().visit_Tuple)
-
-    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
-        self._container(node, [pair.value for pair in node.items], frame, super().visit_Dict)
-
-    def _container(
-        self, node: nodes.Expr, items: Iterable[nodes.Expr], frame: Frame, visit: Callable[[Any, Frame], None]
-    ) -> None:
-        grows = not all(self._sizes.is_given(item) for item in items)
-        self.write("environment.measured(" if grows else "")
-        visit(node, frame)
-        self.write(")" if grows else "")
-
-    def _call(self, name: str, arguments: Iterable[nodes.Expr], frame: Frame) -> None:
-        self.write(f"environment.{name}(")
-        for argument in arguments:
-            self.visit(argument, frame)
-            self.write(", ")
-        self.write(")")
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """transformers' environment for chat templates, with bounds. `made_large` says that some step made a long text."""
 
-    code_generator_class = _Generator
+    code_generator_class = Generator
     intercepted_binops = frozenset({"*", "**", "%"})
     made_large = False
     namespace: type
 
     def concat(self, parts: list[str]) -> str:  # type: ignore[override]
         """What a macro or a block has written."""
-        self._admit(sum(map(len, parts)))
+        self.admit(sum(map(len, parts)))
         return "".join(parts)
 
     def plus(self, left: Any, right: Any) -> Any:
         """`left + right`."""
         if isinstance(left, str) and isinstance(right, str):
-            self._admit(len(left) + len(right))
+            self.admit(len(left) + len(right))
             return left + right
         return self.measured(left + right)
 
@@ -127,15 +73,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def measured(self, value: Any) -> Any:
         """The value, if it may be as large as it is, with everything in it counted as often as it is there."""
-        self._admit(self._size(value))
+        self.admit(self._size(value))
         return value
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`*`, `**` and `%`, which can make much of little."""
         if operator == "%" and isinstance(left, str):
-            self.admit_format(left, right.values() if isinstance(right, Mapping) else _as_tuple(right), _PERCENT)
-        elif operator == "**" and isinstance(right, int) and abs(right) * _bits(left) > _MAX_BITS:
-            raise TooLargeError(f"a number of more than {_MAX_BITS:,} bits")
+            values = right.values() if isinstance(right, Mapping) else _as_tuple(right)
+            self.admit_format(left, values, PERCENT.search(left) is not None)
+        elif operator == "**" and isinstance(right, int) and abs(right) * _bits(left) > MAX_BITS:
+            raise TooLargeError(f"a number of more than {MAX_BITS:,} bits")
         elif operator == "*":
             self._admit_product(left, right)
         return super().call_binop(context, operator, left, right)
@@ -162,7 +109,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if not isinstance(value, (MethodType, BuiltinMethodType)) or value.__name__ not in _METHODS:
             return None
         if value.__name__ == "join":
-            return functools.partial(self._join, value)
+            return functools.partial(self.join, value)
         admit = _METHODS[value.__name__]
         call = super().wrap_str_format(value) or value
 
@@ -172,140 +119,113 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
         return checked
 
-    def _join(self, join: Callable[[list[Any]], str], parts: Iterable[Any]) -> str:
+    def of_text(self, context: Context, method: str, obj: Any, *args: Any) -> Any:
+        """`obj.method(…)` for methods of texts; Jinja's own way takes thrice as long."""
+        if type(obj) is str:
+            if args and method in SEARCHES:
+                self.admit_search(obj, args[0])
+            return getattr(obj, method)(*args)
+        return self.call(context, self.getattr(obj, method), *args)
+
+    def join(self, join: Callable[[list[Any]], str], parts: Iterable[Any]) -> str:
+        """`text.join(parts)`."""
         listed = list(parts)
         between: Any = join.__self__  # type: ignore[attr-defined]
-        self._admit(sum(len(str(part)) + len(between) for part in listed))
+        self.admit(sum(len(str(part)) + len(between) for part in listed))
         return join(listed)
 
     # --- Admission ------------------------------------------------------------------------------------------------
-    def _admit(self, length: int) -> None:
-        if length > MAX_TEXT:
-            raise TooLargeError(f"a text of more than {MAX_TEXT:,} characters")
+    def admit(self, length: int) -> None:
+        """A text of so many characters.
+
+        Raises:
+            TooLargeError: they are too many.
+        """
+        admit_text(length)
         if length > _LARGE:
             self.made_large = True
 
     def _size(self, value: Any) -> int:
         """Characters of all texts in it."""
-        characters, values, left = 0, 0, [value]
-        while left:
-            one = left.pop()
-            values += 1
-            if isinstance(one, (str, bytes)):
-                characters += len(one)
-            elif isinstance(one, Mapping):
-                left += [*one.keys(), *one.values()]
-            elif isinstance(one, (list, tuple, set, frozenset)):
-                left += one
-            if characters > MAX_TEXT or values + len(left) > MAX_VALUES:
-                raise TooLargeError(f"a list or mapping of over {MAX_VALUES:,} values or {MAX_TEXT:,} characters")
+        characters, values, depth, level = 0, 0, 0, [value]
+        while level:
+            values, depth = values + len(level), depth + 1
+            if depth > MAX_DEPTH:
+                raise TooLargeError(f"lists or mappings inside each other, more than {MAX_DEPTH} deep")
+            inside: list[Any] = []
+            for one in level:
+                if isinstance(one, (str, bytes)):
+                    characters += len(one)
+                elif isinstance(one, Mapping):
+                    inside += [*one.keys(), *one.values()]
+                elif isinstance(one, (list, tuple, set, frozenset)):
+                    inside += one
+                if characters > MAX_TEXT or values + len(inside) > MAX_VALUES:
+                    raise TooLargeError(f"a list or mapping of over {MAX_VALUES:,} values or {MAX_TEXT:,} characters")
+            level = inside
         return characters
 
     def _admit_product(self, left: Any, right: Any) -> None:
         for one, times in ((left, right), (right, left)):
             if isinstance(one, (str, bytes)) and isinstance(times, int):
-                self._admit(len(one) * times)
+                self.admit(len(one) * times)
             elif isinstance(one, (list, tuple)) and isinstance(times, int):
-                self._admit(self._size(one) * times)
+                self.admit(self._size(one) * times)
                 if len(one) * times > MAX_VALUES:
                     raise TooLargeError(f"a list of more than {MAX_VALUES:,} values")
-        if _bits(left) + _bits(right) > _MAX_BITS:
-            raise TooLargeError(f"a number of more than {_MAX_BITS:,} bits")
+        if _bits(left) + _bits(right) > MAX_BITS:
+            raise TooLargeError(f"a number of more than {MAX_BITS:,} bits")
 
-    def admit_width(self, text: str, width: Any = 0, *_: Any, **__: Any) -> None:
-        """Of a text that is filled up."""
-        if isinstance(width, int) and width > _MAX_WIDTH:
-            raise TooLargeError(f"a width, or a count, of more than {_MAX_WIDTH:,}")
+    def admit_wide(self, text: str, width: Any = 0, *_: Any) -> None:
+        """A text that is filled up."""
+        admit_width(width)
 
     def admit_tabs(self, text: str, tabsize: Any = 8) -> None:
-        """Of a text whose tabs are filled up."""
-        self.admit_width(text, tabsize)
-        self._admit(len(text) + text.count("\t") * int(tabsize))
+        """A text whose tabs are filled up."""
+        admit_width(tabsize)
+        self.admit(len(text) + text.count("\t") * int(tabsize))
 
     def admit_replace(self, text: Any, old: Any, new: Any, *_: Any, **__: Any) -> None:
-        """Of a text in which something is replaced by something longer."""
+        """A text in which something is replaced by something longer."""
         if len(new) > len(old):
             text = str(text)
-            self._admit(len(text) + text.count(old) * (len(new) - len(old)))
+            self.admit(len(text) + text.count(old) * (len(new) - len(old)))
 
-    def admit_format(self, pattern: str, values: Iterable[Any], wide: re.Pattern[str]) -> None:
-        """Of a pattern into which values are put, each perhaps often."""
-        if wide.search(pattern):
-            raise TooLargeError(f"a width, or a count, of more than {_MAX_WIDTH:,}")
+    def admit_search(self, text: str, sought: Any = "", *_: Any, **more: Any) -> None:
+        """A text in which something is looked for in a way that may compare every character with every other."""
+        for one in (sought, *more.values()):
+            if isinstance(one, str) and len(text) * len(one) > MAX_COMPARED:
+                raise TooLargeError(f"over {MAX_COMPARED:,} comparisons of characters")
+
+    def admit_format(self, pattern: str, values: Iterable[Any], is_wide: bool) -> None:
+        """A pattern into which values are put, each perhaps often."""
+        if is_wide:
+            raise too_wide()
         longest = max((len(str(value)) for value in values), default=0)
-        self._admit(len(pattern) + (pattern.count("%") + pattern.count("{")) * longest)
+        self.admit(len(pattern) + (pattern.count("%") + pattern.count("{")) * longest)
 
     def admit_str_format(self, pattern: str, *args: Any, **kwargs: Any) -> None:
-        """Of `format` and `format_map`."""
+        """`format` and `format_map`."""
         given = [*args, *kwargs.values()]
         values = [part for one in given for part in (one.values() if isinstance(one, Mapping) else [one])]
-        self.admit_format(pattern, [*given, *values], _BRACES)
+        self.admit_format(pattern, [*given, *values], has_wide_braces(pattern))
 
     def refuse(self, value: Any, *_: Any, **__: Any) -> None:
         """What no chat template has a use for."""
         raise TemplateRuntimeError("this method is not there for chat templates")
 
 
-# --- Methods and filters ----------------------------------------------------------------------------------------------
-_PERCENT = re.compile(r"%(?:\([^)]*\))?[^a-zA-Z%]*(?:\*|[0-9]{5})")
-_BRACES = re.compile(r"\{[^{}]*(?:\{|:[^{}]*[0-9]{5})")
-"""A width of five digits or more, or one that is itself a value."""
 _METHODS: dict[str, Callable[..., None]] = {
-    "format": BoundedEnvironment.admit_str_format,
-    "format_map": BoundedEnvironment.admit_str_format,
-    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), BoundedEnvironment.admit_width),
+    **dict.fromkeys(("to_bytes", "from_bytes", "fromkeys", *MEASURED), BoundedEnvironment.refuse),
+    **dict.fromkeys(("format", "format_map"), BoundedEnvironment.admit_str_format),
+    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), BoundedEnvironment.admit_wide),
+    **dict.fromkeys(SEARCHES, BoundedEnvironment.admit_search),
     "expandtabs": BoundedEnvironment.admit_tabs,
-    "join": BoundedEnvironment.refuse,  # replaced: see wrap_str_format
     "replace": BoundedEnvironment.admit_replace,
-    **dict.fromkeys(("translate", "encode", "to_bytes", "fromkeys"), BoundedEnvironment.refuse),
 }
-_OF_STR = {name for name in dir(str) if not name.startswith("_")} - _METHODS.keys()
+"""What a method is asked before it is called. `join` has a way of its own: see wrap_str_format."""
+_OF_STR = OF_TEXTS - SEARCHES
 _OF_DICT = frozenset(dir(dict))
-
-
-def _filters(environment: BoundedEnvironment) -> dict[str, Callable[..., Any]]:
-    """Those of Jinja and transformers that can make much of little, each with its check."""
-    known = environment.filters
-
-    def checked(name: str, admit: Callable[..., None]) -> Callable[..., Any]:
-        inner = known[name]
-
-        @functools.wraps(inner)  # with what Jinja's decorators put on it: some filters are given the context first
-        def call(*args: Any, **kwargs: Any) -> Any:
-            admit(*args[1:] if hasattr(inner, "jinja_pass_arg") else args, **kwargs)
-            return inner(*args, **kwargs)
-
-        return call
-
-    def admit_indent(text: str, width: Any = 4, *_: Any, **__: Any) -> None:
-        environment.admit_width(text, width)
-        environment._admit(len(text) + text.count("\n") * (len(width) if isinstance(width, str) else int(width)))
-
-    def admit_json(value: Any, ensure_ascii: bool = False, indent: Any = None, *rest: Any, **more: Any) -> None:
-        for filling in (indent, *rest, *more.values()):
-            if (isinstance(filling, int) and filling > 16) or len(str(filling)) > 64:
-                raise TooLargeError("an indent of more than 16")
-
-    def admit_number(value: Any, number: Any = 0, *_: Any, **__: Any) -> None:
-        environment.admit_width("", number)
-
-    def join(value: Any, d: str = "", attribute: Any = None) -> str:
-        parts = value if attribute is None else known["map"](context, value, attribute=attribute)
-        return environment._join(str(d).join, map(str, parts))
-
-    context = environment.context_class(environment, {}, None, {})
-    return {
-        "center": checked("center", lambda text, width=80: environment.admit_width(text, width)),
-        "replace": checked("replace", environment.admit_replace),
-        "format": checked("format", lambda text, *args, **kwargs: environment.admit_format(
-            str(text), [*args, *kwargs.values()], _PERCENT)),
-        "indent": checked("indent", admit_indent),
-        "tojson": checked("tojson", admit_json),
-        "batch": checked("batch", admit_number),
-        "slice": checked("slice", admit_number),
-        "round": checked("round", admit_number),
-        "join": join,
-    }  # fmt: skip
 
 
 @functools.cache
@@ -319,17 +239,10 @@ def _environment() -> BoundedEnvironment:
         extensions=[type(extension) for extension in theirs.extensions.values()],
     )
     ours.filters |= theirs.filters
-    ours.filters |= _filters(ours)
     ours.globals |= theirs.globals
-    ours.namespace = _namespace(theirs.globals["namespace"])
-    ours.globals |= {
-        "namespace": ours.namespace,
-        "dict": lambda *args, **kwargs: ours.measured(dict(*args, **kwargs)),
-    }
-    for name in _UNUSED:
-        del ours.filters[name]
-    for name in ("lipsum", "cycler", "joiner"):
-        del ours.globals[name]
+    add_filters(ours)
+    add_globals(ours)
+    ours.namespace = ours.globals["namespace"] = _namespace(theirs.globals["namespace"])
     return ours
 
 
@@ -351,12 +264,32 @@ def compiled(source: str) -> Template:
     """
     if len(source) > MAX_SOURCE:
         raise _refused(f"it has {len(source):,} characters, and {MAX_SOURCE:,} are read")
+    environment = _environment()  # first, as it imports transformers, which may take more than a template's time
+    calls = begin()
     try:
-        return _environment().from_string(source)
+        try:
+            return environment.from_string(source)
+        finally:
+            calls.end()
+    except StoppedError:
+        raise _refused(calls.stopped()) from None
     except TemplateSyntaxError as error:
         raise _refused(f"line {error.lineno}: {error.message}") from None
-    except (TemplateError, SyntaxError, RecursionError, MemoryError, ValueError, OverflowError) as error:
-        raise _refused(f"{type(error).__name__}: {error}") from None
+    except Exception as error:  # Python's compiler and Jinja's raise many kinds
+        raise _refused(f"{type(error).__name__}: {error}") from error
+
+
+def counted(blocks: Iterable[str]) -> Iterator[str]:
+    """The same blocks, of which somebody else keeps a list.
+
+    Raises:
+        TooLargeError: they are too long together.
+    """
+    length = 0
+    for block in blocks:
+        length += len(block)
+        _admit_output(length)
+        yield block
 
 
 def text_of(blocks: Iterable[str], environment: Any) -> str:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sftcore.data.sandbox import TooLargeError, compiled, text_of
+from sftcore.data.sandbox import TooLargeError, compiled, counted, text_of
 from sftcore.data.watchdog import StoppedError, begin
 from sftcore.errors import ModelError, RowError
 
@@ -94,9 +94,9 @@ class ChatTemplate:
 
         def render() -> str:
             with self._environment.activate_tracker(blocks, marks):
-                for block in self._blocks(turns, tools, kwargs, False):
-                    blocks.append(block)
-            return text_of(blocks, self._environment)
+                for block in counted(self._blocks(turns, tools, kwargs, False)):
+                    blocks.append(block)  # the tracker reads the list while it grows
+            return "".join(blocks)
 
         return self._within_limits(render, turns), marks
 
