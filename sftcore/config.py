@@ -15,7 +15,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from sftcore.errors import ConflictError, OptionTypeError, RecipeError
 from sftcore.fields import RENAMED
-from sftcore.processes import refuse_missing_deepspeed
+from sftcore.processes import refuse_missing_deepspeed, start_deepspeed
 from sftcore.secrets import masked
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class SFTConfig(TrainingArguments):
         own = {name: getattr(self, name) for name in ("packing", "eval_packing", "padding_free")}
         super().__post_init__()
         self.__dict__.update(own)
+        start_deepspeed(self)
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
         if isinstance(self.model_init_kwargs, dict):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftcore.errors import ModelError, OptionTypeError
+from sftcore.processes import uses_deepspeed, uses_fsdp
 
 if TYPE_CHECKING:
     import torch
@@ -146,7 +147,7 @@ def cast_adapter(model: Any, dtype: str) -> None:
 def wants_master_weights(model: Any, settings: Mapping[str, Any]) -> bool:
     """Whether the optimizer shall step on float32 copies: asked for, or an adapter trains below float32."""
     asked = settings.get("master_weights")
-    if not _below_float32(model) or settings.get("fsdp") or settings.get("deepspeed"):
+    if not _below_float32(model) or uses_fsdp(settings) or uses_deepspeed(settings):
         return False
     return hasattr(model, "peft_config") if asked is None else bool(asked)
 

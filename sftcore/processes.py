@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,6 +25,11 @@ def uses_deepspeed(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("deepspeed")) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
+def uses_fsdp(settings: Mapping[str, Any]) -> bool:
+    """Whether FSDP shards the model: by a setting of the run, or of the launcher."""
+    return bool(settings.get("fsdp")) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
 def process_problems(plan: Plan) -> Iterator[Problem]:
     """Launchers and kinds of parallelism that this run cannot do with."""
     settings = plan.settings
@@ -36,6 +42,12 @@ def process_problems(plan: Plan) -> Iterator[Problem]:
                 "Use stop, or continue.",
             )
     given = settings.get("parallelism_config")
+    if isinstance(given, Mapping):
+        yield Problem(
+            f"it is accelerate's ParallelismConfig, got a mapping of {', '.join(map(str, given))}.",
+            "parallelism_config",
+            "Leave it to accelerate launch, or build one in Python.",
+        )
     for size, name in SPLIT_SEQUENCES.items():
         if getattr(given, size, 1) > 1 or int(os.environ.get(f"PARALLELISM_CONFIG_{size.upper()}", "1")) > 1:
             yield Problem(
@@ -71,6 +83,29 @@ def refuse_missing_deepspeed(config: Any) -> None:
     """
     for problem in _without_deepspeed() if config else ():
         raise ConflictError(problem.what, where="SFTConfig: deepspeed", fix=problem.fix)
+
+
+def start_deepspeed(args: Any) -> None:
+    """Start DeepSpeed's own communication where accelerate does not: on CPUs. ZeRO-3 needs it to load a model.
+
+    Args:
+        args: transformers' TrainingArguments.
+
+    Raises:
+        ConflictError: no launcher has started this process.
+    """
+    if not args.deepspeed:
+        return
+    if "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
+        raise ConflictError(
+            "DeepSpeed trains in processes that a launcher has started, one alone too.",
+            where="SFTConfig: deepspeed",
+            fix="Start several with sftcore train --nproc, one with torchrun --nproc-per-node 1, or drop deepspeed.",
+        )
+    if args.device.type == "cpu":
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
 
 
 def tensor_parallel_size(init_kwargs: Mapping[str, Any] | str | None, processes: int) -> int:

@@ -155,15 +155,13 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
             file.write(f"{os.environ.get('RANK')} {numbers_in(one['said'])[0]}\n")
         return one["said"]
 
-    if world > 1 and args.deepspeed:
-        deepspeed_on_cpu()
     if world > 1 and (args.fsdp or case == "tp"):
         shard_on_cpu()
     elif world == 1:
         args.fsdp = args.fsdp_plugin_args = args.model_init_kwargs = None
     tokenizer = AutoTokenizer.from_pretrained(model)
     trainer = SFTTrainer(
-        model if case in ("tp", "fsdp-qlora") or args.deepspeed else AutoModelForCausalLM.from_pretrained(model),
+        model if case in ("tp", "fsdp-qlora") else AutoModelForCausalLM.from_pretrained(model),
         args,
         train_dataset=dataset(case, 0, ROWS, tokenizer),
         eval_dataset=dataset(case, 100, EVALUATED, tokenizer) if args.eval_strategy != "no" else None,
@@ -224,13 +222,6 @@ def shard_on_cpu() -> None:
     from accelerate.state import DistributedType, PartialState
 
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-
-
-def deepspeed_on_cpu() -> None:
-    """Start DeepSpeed's communication, which accelerate does on GPUs alone: ZeRO-3 needs it to load a model."""
-    import deepspeed
-
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
 
 
 if __name__ == "__main__":

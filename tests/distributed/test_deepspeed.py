@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from sftcore import SFTConfig
+from sftcore.errors import ConflictError
 from tests.distributed import deepspeed_runs, ranked_runs
 from tests.distributed.deepspeed_runs import CASES
 from tests.distributed.ranked_runs import EVALUATED, ROWS, curve, differing_weights, read
@@ -37,6 +39,11 @@ def alone(tmp_path_factory, model_folder) -> Path:
         if case.startswith("zero3"):
             ranked_runs.run(case, str(model_folder), folder)
     return folder
+
+
+def test_a_process_that_no_launcher_has_started_is_told_to_use_one(tmp_path):
+    with pytest.raises(ConflictError, match="processes that a launcher has started"):
+        SFTConfig(str(tmp_path), use_cpu=True, deepspeed={"zero_optimization": {"stage": 2}})
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 from sftcore import SFTConfig
 from sftcore.errors import CheckError, ConflictError
+from sftcore.precision import wants_master_weights
 from sftcore.recipe import load_recipe
 from sftcore.run.launch import launch
 from sftcore.run.train import check_recipe, config_of
@@ -99,6 +100,18 @@ def test_a_recipe_takes_fsdp_as_true_and_as_the_older_text(recipe, given):
     told = config_of(load_recipe(str(recipe), [f"fsdp={given}", "fsdp_config={state_dict_type: SHARDED_STATE_DICT}"]))
     assert told["fsdp"] == (given == "true" or given)
     assert told["fsdp_config"] == {"state_dict_type": "SHARDED_STATE_DICT"}
+
+
+def test_a_recipe_cannot_hold_the_parallelism_of_accelerate(recipe):
+    with pytest.raises(CheckError, match="it is accelerate's ParallelismConfig, got a mapping of tp_size"):
+        check_recipe(load_recipe(str(recipe), ["parallelism_config={tp_size: 2}"]))
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
+def test_what_a_launcher_shards_gets_no_master_copies_of_ours(llama, monkeypatch, name):
+    assert wants_master_weights(llama.bfloat16(), {"master_weights": True})
+    monkeypatch.setenv(name, "true")
+    assert not wants_master_weights(llama, {"master_weights": True})
 
 
 @pytest.mark.parametrize(("size", "name"), [("CP", "context"), ("SP", "sequence")])
