@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def command(
     DATA is a file, a quoted pattern, a folder or a hub id; a RECIPE brings model and settings along. Without a model
     characters are counted in place of tokens. Exit code 1 where something would stop or spoil the run.
     """
+    no_bars()
     os.environ.setdefault("TQDM_DISABLE", "1")
     reports = list(_reports(recipe_from_data(words, model, format_choice, block)))
     errors, warnings = (sum(report.count(severity) for report in reports) for severity in ("error", "warning"))

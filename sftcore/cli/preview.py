@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
 from sftcore.disk import writing
 
@@ -40,6 +41,7 @@ def command(
         raise click.UsageError(
             "Give the model whose tokenizer reads the row: --model HuggingFaceTB/SmolLM2-135M-Instruct"
         )
+    no_bars()
     os.environ.setdefault("TQDM_DISABLE", "1")  # reading one row needs no bars
     from sftcore.run.preview import preview
 

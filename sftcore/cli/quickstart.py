@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sftcore.cli.quiet import no_bars
 from sftcore.run.signals import exits_cleanly
 from sftcore.visible import visible
 
@@ -35,6 +36,7 @@ def command(model: str | None, output: str, steps: int) -> None:
     from sftcore.recipe import parse_recipe
     from sftcore.run.train import check_recipe, run_recipe
 
+    no_bars()
     raw = recipe(model or find_model(), output, steps)
     checked = check_recipe(parse_recipe(raw, place="quickstart"))
 

@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from sftcore.cli.quiet import no_bars
+
 
 @click.command("replay")
 @click.argument("manifest", metavar="MANIFEST")
@@ -22,6 +24,7 @@ def command(manifest: str, overrides: tuple[str, ...], output: str | None, dry_r
     from sftcore.run.replay import checked_again, differences, fresh_folder, read_manifest, replay
     from sftcore.visible import message
 
+    no_bars()
     leads = os.environ.get("RANK", "0") == "0"
 
     def say(line: str) -> None:

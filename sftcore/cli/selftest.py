@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
 from sftcore.disk import writing
 
@@ -44,6 +45,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Pat
     from sftcore.run.train import check_recipe
 
     checked = check_recipe(recipe_from(words, block))
+    no_bars()
     os.environ.setdefault("TQDM_DISABLE", "1")
 
     from rich.console import Console

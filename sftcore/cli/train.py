@@ -7,6 +7,7 @@ import warnings
 
 import click
 
+from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
 from sftcore.run.signals import exits_cleanly
 from sftcore.visible import visible
@@ -25,6 +26,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int) -> None:
     """
     from sftcore.run.train import check_recipe, run_recipe
 
+    no_bars()
     is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
         warnings.simplefilter("ignore")  # the first process says the same

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,8 +89,6 @@ def run_recipe(
         console: where progress is shown.
         before_training: called with the trainer when model and data are ready.
     """
-    if not console.is_terminal:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # in a log file every redraw of a bar would be a line
     for one in checked.setup.plugins.answers("prepare"):
         one.plugin.prepare(plan=checked.setup.plan)
     with named_by_file(checked):
