@@ -15,6 +15,7 @@ SFTCoreError (a ValueError, as users of this field expect of a bad setting)
 ├── DataError              a data set cannot be read or used
 │   └── RowError           one row cannot be used
 ├── ModelError             a model cannot be loaded or trained
+│   ├── TemplateStoppedError   a chat template took too long, or would have made too much
 │   └── DivergenceError    training gave NaN or Inf, or its loss ran away
 ├── WriteError             the disk refused to take a file
 └── CheckpointError        a checkpoint cannot be written, or is damaged
@@ -143,6 +144,20 @@ def _rebuild_row_error(what: str, fix: str, where: str, row: int | None) -> RowE
 
 class ModelError(SFTCoreError):
     """A model or tokenizer cannot be loaded, or does not do what the run needs."""
+
+
+class TemplateStoppedError(ModelError):
+    """A chat template took too long, or would have made too much.
+
+    No matter of one row: what it does to this one it may do to the next. `row` is the one that it was given, if any.
+    """
+
+    row: int | None = None
+
+    def at(self, where: str, row: int) -> TemplateStoppedError:
+        """The same error with its place."""
+        self.where, self.row = f"{where} row {row}", row
+        return self
 
 
 class DivergenceError(ModelError):

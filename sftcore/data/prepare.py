@@ -16,7 +16,7 @@ from sftcore.data.images import size_of
 from sftcore.data.pictures import Picture, documents_column
 from sftcore.data.render import Rendered, Renderer
 from sftcore.data.tokenize import STRADDLES, Encoded, Tokenizer, end_of_holes, token_range
-from sftcore.errors import ConflictError, DataError, RowError
+from sftcore.errors import ConflictError, DataError, RowError, TemplateStoppedError
 from sftcore.types import Example, Row, TokenizedRow
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Pipeline:
             return example.tokens
         try:
             return self._rendered(example)
-        except RowError as error:
+        except (RowError, TemplateStoppedError) as error:
             raise error.at(self.reader.where, number) from None
         except (DataError, ConflictError) as error:
             error.where = error.where or self.reader.where

@@ -8,9 +8,10 @@ from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sftcore.data.sandbox import TooLargeError, compiled, counted, text_of
+from sftcore.data.sandbox import compiled, counted, text_of
+from sftcore.data.template_limits import TooLargeError
 from sftcore.data.watchdog import StoppedError, begin
-from sftcore.errors import ModelError, RowError
+from sftcore.errors import RowError, TemplateStoppedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +61,8 @@ class ChatTemplate:
     which takes longer than most templates do. It is bounded: see sftcore.data.sandbox.
 
     Raises:
-        ModelError: it is no template; in `render` and `render_marked`, it takes too long or makes too much.
+        ModelError: it is no template.
+        TemplateStoppedError: in `render` and `render_marked`, it takes too long or makes too much.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any], special: SpecialTexts) -> None:
@@ -199,7 +201,8 @@ def refuse_unbounded(tokenizer: PreTrainedTokenizerBase, turns: Any, tools: Any 
     """Render once within the limits: asked before transformers' own `apply_chat_template`, which has none.
 
     Raises:
-        ModelError: the template is none, takes too long or makes too much. That it refuses the turns is not said here.
+        ModelError: the template is none.
+        TemplateStoppedError: it takes too long or makes too much. That it refuses the turns is not said here.
     """
     if not tokenizer.chat_template:
         return
@@ -243,9 +246,8 @@ def _refusal(error: Exception, turns: Sequence[Turn]) -> RowError:
     )
 
 
-def _stopped(why: str) -> ModelError:
-    # no matter of one row: what a template does to this one it may do to the next
-    return ModelError(
+def _stopped(why: str) -> TemplateStoppedError:
+    return TemplateStoppedError(
         f"the chat template was stopped: {why}.",
         fix="Give another one (chat_template_path), unless a row is that large itself.",
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sftcore.data.files import Files, scan
 from sftcore.data.load import Source, explained
-from sftcore.errors import DataError, RowError
+from sftcore.errors import DataError, RowError, TemplateStoppedError
 
 if TYPE_CHECKING:
     from sftcore.run.train import Checked
@@ -23,7 +23,7 @@ def named_by_file(checked: Checked) -> Iterator[None]:
 
     try:
         yield
-    except DataError as error:
+    except (DataError, TemplateStoppedError) as error:
         _rename(error, "train_dataset", checked.train)
         # a share that is held back comes from the training files, and its rows keep their numbers
         _rename(error, "eval_dataset", checked.eval or checked.train)
@@ -34,10 +34,11 @@ def named_by_file(checked: Checked) -> Iterator[None]:
         raise explained(error, checked.train) from error
 
 
-def _rename(error: DataError, argument: str, source: Source) -> None:
+def _rename(error: DataError | TemplateStoppedError, argument: str, source: Source) -> None:
     if not error.where.startswith(argument):
         return
-    place = place_of(source.files, error.row) if isinstance(error, RowError) and error.row is not None else None
+    row = error.row if isinstance(error, (RowError, TemplateStoppedError)) else None
+    place = place_of(source.files, row) if row is not None else None
     error.where = place or error.where.replace(argument, source.label)
 
 

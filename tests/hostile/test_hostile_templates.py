@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import string
 import threading
@@ -135,8 +136,9 @@ def test_a_template_that_takes_long_to_compile_is_refused(monkeypatch):
 def test_methods_and_filters_of_texts_give_what_they_give_in_jinja():
     source = (
         "{{ ' x '.strip() }}|{{ 'xxa'.lstrip('x') }}|{{ ' a '|trim }}|{{ 'xax'|trim('x') }}|{{ 5|trim }}"
-        "|{{ none|trim }}|{{ nope|trim }}|{{ 'a b'.split(' ')[-1] }}|{{ 'a,b'.rsplit(',', 1) }}|{{ '{{}}{}'.format(1) }}"
-        "|{{ '**%s** %5.2f' % ('a', 1) }}|{{ ['a']|map('upper')|select|list }}|{{ ('ab'|list, '0x1f'|int(0, 16)) }}"
+        "|{{ none|trim }}|{{ nope|trim }}|{{ 'a b'.split(' ')[-1] }}|{{ 'a,b'.rsplit(',', 1) }}"
+        "|{{ '{{}}{}'.format(1) }}|{{ '**%s** %5.2f' % ('a', 1) }}|{{ ['a']|map('upper')|select|list }}"
+        "|{{ ('ab'|list, '0x1f'|int(0, 16)) }}"
     )
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -260,3 +262,22 @@ def test_no_way_that_goes_through_transformers_is_without_limits(source, monkeyp
         render_record(hostile)
     with pytest.raises(ModelError, match="was stopped"):
         apply_chat_template({"messages": TURNS}, hostile)
+
+
+def test_the_row_on_which_a_template_was_stopped_is_named_by_its_file(model_folder, tmp_path):
+    from rich.console import Console
+
+    from sftcore.recipe import load_recipe
+    from sftcore.run.train import check_recipe, run_recipe
+
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% if 'boom' in m.content %}{{ 'x' * 10 ** 9 }}{% endif %}{% endfor %}"
+    )
+    for name, words in {"a": ["hello"] * 3, "b": ["hello", "boom"]}.items():
+        rows = [{"messages": [TURNS[0], {"role": "assistant", "content": word}]} for word in words]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"model={model_folder}", f"data={tmp_path}/*.jsonl", f"chat_template_path={template}", "use_cpu=true"]
+    with pytest.raises(ModelError, match=r"b\.jsonl row 1: the chat template was stopped: it makes a text"):
+        run_recipe(check_recipe(load_recipe(None, [*words, f"output_dir={tmp_path / 'out'}"])), Console(quiet=True))
