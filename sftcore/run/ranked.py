@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import EvalPrediction
 
 from sftcore.data.ranks import (
     Filling,
@@ -24,6 +25,7 @@ from sftcore.data.ranks import (
 )
 from sftcore.errors import ConflictError
 from sftcore.model import is_peft_model
+from sftcore.types import IGNORED
 
 _SAVES_TOGETHER = "is_distributed_loading_by_transformers"
 """An attribute of transformers' Trainer where all ranks of a split model take part in saving it (5.24, not 5.17)."""
@@ -70,6 +72,7 @@ class RankedTrainer(Trainer):
 
     data: Any
     _signature_columns: list[str] | None
+    compute_metrics: Any
     _eval_sums: Any = None
     _checkpointing = False
 
@@ -201,15 +204,39 @@ class RankedTrainer(Trainer):
         sums = torch.stack([torch.where(items > 0, loss.detach().double(), 0.0) * items, items])
         self._eval_sums = sums if self._eval_sums is None else self._eval_sums + sums
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """The loop of `evaluate` and `predict`; its loss is the mean over the supervised tokens of all ranks."""
         self._eval_sums = None
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
+        compute, filled = self.compute_metrics, isinstance(vars(dataloader).get("base_dataloader"), TogetherToTheEnd)
+        if filled and compute is not None:
+            self.compute_metrics = lambda found, **kw: compute(_without_filling(found), **kw)
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.compute_metrics = compute
+        prefix = kwargs.get("metric_key_prefix", args[3] if len(args) > 3 else "eval")
         if self._eval_sums is not None and output.metrics is not None and f"{prefix}_loss" in output.metrics:
             total, items = self.accelerator.reduce(self._eval_sums, reduction="sum").tolist()
             output.metrics[f"{prefix}_loss"] = total / items if items else float("nan")
+        if filled and (keep := _rows(output.label_ids)) is not None:
+            output = output._replace(predictions=output.predictions[keep], label_ids=output.label_ids[keep])
         return output
+
+
+def _rows(labels: Any) -> Any:
+    """Which rows of gathered labels are rows, and not what fills a batch of a stream up; None where none can be told.
+
+    A stream has no rows without supervised tokens.
+    """
+    return (labels != IGNORED).any(-1) if getattr(labels, "ndim", 0) == 2 else None
+
+
+def _without_filling(found: EvalPrediction) -> EvalPrediction:
+    keep = _rows(found.label_ids)
+    if keep is None:
+        return found
+    parts = (found.predictions, found.label_ids, found.inputs, found.losses)
+    return EvalPrediction(*(one if one is None or len(one) != len(keep) else one[keep] for one in parts))
 
 
 def _nothing_sharded(args: Any) -> ConflictError:

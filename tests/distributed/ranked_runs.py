@@ -167,7 +167,7 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
         eval_dataset=dataset(case, 100, EVALUATED, tokenizer) if args.eval_strategy != "no" else None,
         processing_class=tokenizer,
         formatting_func=None if case == "token-stream" else text_of,
-        compute_metrics=shape_of if case == "full" else None,
+        compute_metrics=shape_of if case.partition("-")[0] in ("full", "stream") else None,
     )
     seen: dict[str, list[int]] = {"train": [], "eval": []}
     compute = trainer.compute_loss

@@ -110,12 +110,20 @@ def test_what_the_cache_does_not_keep_is_gone_when_the_run_ends(both):
 
 
 def test_metrics_of_an_evaluation_see_each_row_once_and_in_order(both, alone):
-    one, two = (
-        [[found[f"eval_{key}"] for key in ("rows", "counted", "in_order")] for found in logged if "eval_rows" in found]
-        for logged in (read(folder, "full")["logged"] for folder in (alone("full"), both))
-    )
+    one, two = (counted(folder, "full") for folder in (alone("full"), both))
     assert two == one
     assert [rows for rows, _, _ in two] == [EVALUATED] * 2
+
+
+def test_metrics_of_a_stream_see_each_row_once(both, alone):
+    one, two = (counted(folder, "stream") for folder in (alone("stream"), both))
+    assert [found[:2] for found in two] == [found[:2] for found in one]
+    assert [rows for rows, _, _ in two] == [EVALUATED]
+
+
+def counted(folder: Path, case: str) -> list[list[int]]:
+    keys = ("rows", "counted", "in_order")
+    return [[found[f"eval_{key}"] for key in keys] for found in read(folder, case)["logged"] if "eval_rows" in found]
 
 
 def test_a_stream_that_each_process_would_shuffle_in_another_way_is_refused(both):
