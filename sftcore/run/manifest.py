@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sftcore.secrets import NOT_WRITTEN, is_secret, without_secrets
+from sftcore.secrets import NOT_WRITTEN, hides, without_secrets
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,7 +108,7 @@ def sha256_of_rows(dataset: Dataset) -> str:
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: secrets are left out, what has no plain form becomes its text."""
     if isinstance(value, Mapping):
-        return {str(key): NOT_WRITTEN if _hides(key, part) else plain(part) for key, part in value.items()}
+        return {str(key): NOT_WRITTEN if hides(key, part) else plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(part) for part in value]
     if isinstance(value, Enum):
@@ -120,10 +120,6 @@ def plain(value: Any) -> Any:
     if callable(getattr(value, "to_dict", None)):
         return plain(value.to_dict())
     return without_secrets(str(value))
-
-
-def _hides(key: Any, value: Any) -> bool:
-    return isinstance(value, str) and bool(value) and is_secret(str(key))
 
 
 def public(value: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import sftcore
 from sftcore.errors import RowError
 from sftcore.run.manifest import plain
+from sftcore.secrets import masked
 from sftcore.visible import visible
 from tests.conftest import alpaca_rows
 
@@ -149,6 +150,24 @@ def test_no_secret_is_in_any_file_or_line_of_a_run(tmp_path, model_folder, write
         ("Authorization", "Bearer x", "<not written>"),
         ("eos_token", "</s>", "</s>"),
         ("token", 5, 5),
+        ("hub-token", "x", "<not written>"),
+        ("apiKey", "x", "<not written>"),
+        ("x-api-key", "x", "<not written>"),
+        ("password", 12345678, "<not written>"),
+        ("aws_session_token", "x", "<not written>"),
+        ("credentials", {"client": "x"}, "<not written>"),
+        ("token", ["x", "y"], "<not written>"),
+        ("use_auth_token", True, True),
+        ("image_token", "<image>", "<image>"),
+        ("note", "Authorization: Bearer abcdefghij", "Authorization: Bearer <not written>"),
+        ("note", "hub_token=abc eos_token=</s> n=3", "hub_token=<not written> eos_token=</s> n=3"),
+        (
+            "data",
+            "https://me:p@w@host/a?sig=abc&key=x&page=2",
+            "https://<not written>@host/a?sig=<not written>&key=<not written>&page=2",
+        ),
+        ("note", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3", "<not written>"),
+        ("note", "-----BEGIN PRIVATE KEY-----\nx\n-----END PRIVATE KEY-----", "<not written>"),
         ("note", f"see {TOKEN}", "see <not written>"),
         ("data", "https://me:pw@host/a?token=abc&b=1", "https://<not written>@host/a?token=<not written>&b=1"),
         ("data", "s3://bucket/a@b.jsonl", "s3://bucket/a@b.jsonl"),
@@ -156,6 +175,7 @@ def test_no_secret_is_in_any_file_or_line_of_a_run(tmp_path, model_folder, write
 )
 def test_secrets_are_known_by_their_keys_and_by_their_looks(key, value, shown):
     assert plain({"a": [{key: value}]}) == {"a": [{key: shown}]}
+    assert masked({"a": ({key: value},)}) == {"a": ({key: shown},)}
 
 
 def test_settings_that_loggers_are_given_hold_no_token(tmp_path):
