@@ -56,6 +56,16 @@ def writing(
         raise WriteError(text, where=str(place), fix=fix) from error
 
 
+def make_output_dir(folder: str) -> None:
+    """Make the folder of a run, before there is anything to lose.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    with writing("output_dir", folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+
 def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _FULL

@@ -32,7 +32,7 @@ from sftcore.data.expand import is_vision
 from sftcore.data.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
-from sftcore.disk import writing
+from sftcore.disk import make_output_dir
 from sftcore.documents import causal_model
 from sftcore.errors import ConflictError, DataError, OptionTypeError
 from sftcore.kernels import Kernels
@@ -129,8 +129,7 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
             )
         check(self.setup, needs_tokenizer=processing_class is None)
         refuse_on_cpu(args)
-        with writing("output_dir", args.output_dir):
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        make_output_dir(args.output_dir)
         if args.packing and args.device.type == "cpu":
             give_back_large_blocks()
         set_seed(args.seed)

@@ -27,16 +27,31 @@ def expected(tmp_path_factory):
     return runs.weights_of(folder)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own that holds one checkpoint and a half."""
-    folder = tmp_path / "disk"
+@contextlib.contextmanager
+def file_system(folder, size):
+    """A file system of its own."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting a file system is not allowed here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """One that holds one checkpoint and a half."""
+    with file_system(tmp_path / "disk", "900k") as folder:
+        yield folder
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """One that holds next to nothing."""
+    with file_system(tmp_path / "full", "8k") as folder:
+        yield folder
 
 
 @contextlib.contextmanager
@@ -121,18 +136,6 @@ def test_the_errors_of_the_libraries_that_write_are_known(tmp_path):
     assert disk_error(by_safetensors.value) == "File too large"
     assert disk_error(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
     assert disk_error(RuntimeError("CUDA error")) is None
-
-
-@pytest.fixture
-def full_disk(tmp_path):
-    """A file system of its own without room."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system is not allowed here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_under_the_log_ends_the_run_with_one_error(tmp_path, full_disk):

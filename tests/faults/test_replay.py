@@ -32,23 +32,14 @@ def change(folder: Path, **changes) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = make_tokenizer()
-    make_llama(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def first_run(model, tmp_path_factory) -> Path:
+def first_run(model_folder, tmp_path_factory) -> Path:
     """The folder of a run with an adapter, dropout, an evaluation split and shuffled rows."""
     folder = tmp_path_factory.mktemp("runs")
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in alpaca_rows(24)))
     recipe = folder / "run.yaml"
     recipe.write_text(
-        f"model: {model}\ndata: {{train: {rows}, eval_fraction: 0.25}}\n"
+        f"model: {model_folder}\ndata: {{train: {rows}, eval_fraction: 0.25}}\n"
         "adapter: {lora: {r: 4, lora_dropout: 0.2}}\nnoise: neftune\n"
         f"output_dir: {folder / 'out'}\nmax_steps: 6\nlogging_steps: 2\nlearning_rate: 1e-2\nuse_cpu: true\n"
         "per_device_train_batch_size: 3\nsave_steps: 3\nhub_token: hf_abcdefghijklmnopqrstuvwxyz\n"
@@ -73,8 +64,8 @@ def test_a_replay_gives_the_same_weights_and_the_same_curve(run):
     assert (again / "adapter_model.safetensors").read_bytes() == (run / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_replay_of_quickstart_gives_the_same_weights(model, tmp_path):
-    run_sftcore("quickstart", f"--model={model}", f"--output={tmp_path / 'quick'}", "--steps=3")
+def test_a_replay_of_quickstart_gives_the_same_weights(model_folder, tmp_path):
+    run_sftcore("quickstart", f"--model={model_folder}", f"--output={tmp_path / 'quick'}", "--steps=3")
     printed = run_sftcore("replay", str(tmp_path / "quick" / "manifest.json"), f"--output={tmp_path / 'again'}")
     assert "weights: identical to the last bit" in printed
     assert (tmp_path / "again" / "adapter_model.safetensors").is_file()
@@ -90,7 +81,7 @@ def test_other_weights_are_no_replay(run):
     assert "the replay is not the run" in printed
 
 
-def test_what_differs_is_said_before_anything_is_trained(run, model, tmp_path):
+def test_what_differs_is_said_before_anything_is_trained(run, model_folder, tmp_path):
     manifest = json.loads((run / "manifest.json").read_text())
     versions = {**manifest["versions"], "torch": "1.0"}
     environment = {**manifest["environment"], "threads": 64, "processor": "another"}
@@ -107,16 +98,16 @@ def test_what_differs_is_said_before_anything_is_trained(run, model, tmp_path):
     assert not run.with_name("out-replay").exists()
 
 
-def test_a_model_that_was_changed_is_named(run, model, tmp_path):
-    other = shutil.copytree(model, tmp_path / "model")
+def test_a_model_that_was_changed_is_named(run, model_folder, tmp_path):
+    other = shutil.copytree(model_folder, tmp_path / "model")
     make_llama(make_tokenizer(), seed=1).save_pretrained(other)
     recorded = read_manifest(str(run))
     checked = checked_again(recorded, str(tmp_path / "again"), [f"model={other}"])
     assert f"model {other} has other files" in list(differences(recorded, checked))
 
 
-def test_a_moved_model_with_the_same_files_is_no_difference(run, model, tmp_path):
-    other = shutil.copytree(model, tmp_path / "model")
+def test_a_moved_model_with_the_same_files_is_no_difference(run, model_folder, tmp_path):
+    other = shutil.copytree(model_folder, tmp_path / "model")
     recorded = read_manifest(str(run))
     checked = checked_again(recorded, str(tmp_path / "again"), [f"model={other}"])
     assert not [line for line in differences(recorded, checked) if "model" in line]
@@ -137,11 +128,11 @@ def test_a_run_that_was_ended_early_is_done_again_up_to_that_step(run):
     assert "step 8/12" not in printed
 
 
-def test_a_run_from_python_is_refused_with_the_reason(model, tmp_path):
+def test_a_run_from_python_is_refused_with_the_reason(model_folder, tmp_path):
     from datasets import Dataset
 
     args = sftcore.SFTConfig(str(tmp_path / "out"), max_steps=1, use_cpu=True, report_to="none")
-    trainer = sftcore.SFTTrainer(str(model), args=args, train_dataset=Dataset.from_list(alpaca_rows(4)))
+    trainer = sftcore.SFTTrainer(str(model_folder), args=args, train_dataset=Dataset.from_list(alpaca_rows(4)))
     trainer.train()
     trainer.save_model()
     with pytest.raises(RecipeError, match="the run was started from Python"):

@@ -11,18 +11,8 @@ from rich.console import Console
 from sftcore.errors import RowError
 from sftcore.recipe import load_recipe
 from sftcore.run.train import check_recipe, run_recipe
-from tests.conftest import make_llama, make_tokenizer
 
 BAD = {"prompt": None, "completion": "x"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = make_tokenizer()
-    make_llama(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +36,22 @@ def run(model, out, *words):
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
 @pytest.mark.parametrize("held_back", ["null", "0.5"])
-def test_of_several_files_the_one_is_named_and_the_number_is_that_in_it(model, files, tmp_path, ending, held_back):
+def test_of_several_files_the_one_is_named_with_the_number_in_it(
+    model_folder, files, tmp_path, ending, held_back
+):
     with pytest.raises(RowError) as caught:
-        run(model, tmp_path / "out", f"data.train={files}/*.{ending}", f"data.eval_fraction={held_back}")
+        run(model_folder, tmp_path / "out", f"data.train={files}/*.{ending}", f"data.eval_fraction={held_back}")
     assert str(caught.value).startswith(f'{files / f"2.{ending}"} row 1050: the column "prompt" is null.')
 
 
-def test_a_row_met_while_streaming_is_named_in_the_same_way(model, files, tmp_path):
+def test_a_row_met_while_streaming_is_named_in_the_same_way(model_folder, files, tmp_path):
     words = (f"data.train={files}/2.jsonl", "data.streaming=true", "max_steps=150", "per_device_train_batch_size=8")
     with pytest.raises(RowError, match=r"/2\.jsonl row 1050: the column"):
-        run(model, tmp_path / "out", *words)
+        run(model_folder, tmp_path / "out", *words)
 
 
-def test_a_row_among_the_first_is_named_before_anything_is_loaded(model, tmp_path):
+def test_a_row_among_the_first_is_named_before_anything_is_loaded(model_folder, tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "say", "completion": "x"}) + "\n")
     (tmp_path / "b.jsonl").write_text(json.dumps(BAD) + "\n")
     with pytest.raises(RowError, match=r"b\.jsonl row 0: the column"):
-        check_recipe(load_recipe(None, [f"model={model}", f"data.train={tmp_path}/*.jsonl"]))
+        check_recipe(load_recipe(None, [f"model={model_folder}", f"data.train={tmp_path}/*.jsonl"]))

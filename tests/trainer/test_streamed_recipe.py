@@ -10,16 +10,6 @@ from rich.console import Console
 from sftcore.errors import ConflictError, DataError, RecipeError, ResumeError
 from sftcore.recipe import load_recipe
 from sftcore.run.train import check_recipe, run_recipe
-from tests.conftest import make_llama, make_tokenizer
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = make_tokenizer()
-    make_llama(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def write_rows(path, number=24, broken=None):
@@ -40,38 +30,38 @@ def run(model, rows, out, *words):
     return run_recipe(check_recipe(load_recipe(None, [*common, *words])), Console(quiet=True)).trainer
 
 
-def test_a_stream_is_trained_on_in_the_order_of_its_file(model, tmp_path):
+def test_a_stream_is_trained_on_in_the_order_of_its_file(model_folder, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl")
     unstreamed = ("data.streaming=false", "train_sampling_strategy=sequential")
-    streamed = run(model, rows, tmp_path / "a", "max_steps=6")
-    whole = run(model, rows, tmp_path / "b", "max_steps=6", *unstreamed)
+    streamed = run(model_folder, rows, tmp_path / "a", "max_steps=6")
+    whole = run(model_folder, rows, tmp_path / "b", "max_steps=6", *unstreamed)
     losses = [[line["loss"] for line in one.state.log_history if "loss" in line] for one in (streamed, whole)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert len(losses[0]) == 6
 
 
-def test_a_folder_that_save_to_disk_wrote_is_streamed(model, tmp_path):
+def test_a_folder_that_save_to_disk_wrote_is_streamed(model_folder, tmp_path):
     from datasets import Dataset
 
     rows = write_rows(tmp_path / "rows.jsonl")
     Dataset.from_json(str(rows), cache_dir=str(tmp_path)).save_to_disk(tmp_path / "saved")
-    assert run(model, tmp_path / "saved", tmp_path / "out", "max_steps=2").state.global_step == 2
+    assert run(model_folder, tmp_path / "saved", tmp_path / "out", "max_steps=2").state.global_step == 2
 
 
-def test_a_stream_resumes_and_is_refused_where_its_file_has_changed_far_behind_its_beginning(model, tmp_path):
+def test_a_stream_resumes_and_is_refused_where_its_file_has_changed_far_behind_its_beginning(model_folder, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl")
-    run(model, rows, tmp_path / "out", "max_steps=2", "save_steps=2")
+    run(model_folder, rows, tmp_path / "out", "max_steps=2", "save_steps=2")
     again = ("max_steps=4", "resume_from_checkpoint=last")
-    assert run(model, rows, tmp_path / "out", *again).state.global_step == 4
+    assert run(model_folder, rows, tmp_path / "out", *again).state.global_step == 4
     rows.write_text(rows.read_text().replace("say 20", "say 21"))
     with pytest.raises(ResumeError, match="the stream's files: "):
-        run(model, rows, tmp_path / "out", *again)
+        run(model_folder, rows, tmp_path / "out", *again)
 
 
-def test_a_broken_line_met_while_streaming_is_named(model, tmp_path):
+def test_a_broken_line_met_while_streaming_is_named(model_folder, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", 3000, broken=2500)
     with pytest.raises(DataError, match=r"rows\.jsonl line 2501: broken JSON"):
-        run(model, rows, tmp_path / "out", "max_steps=2")
+        run(model_folder, rows, tmp_path / "out", "max_steps=2")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +71,6 @@ def test_a_broken_line_met_while_streaming_is_named(model, tmp_path):
         (("max_steps=2", "data.eval_fraction=0.5"), RecipeError, "a share of a stream cannot be held back"),
     ],
 )
-def test_what_a_stream_cannot_do_is_refused_before_anything_is_loaded(model, tmp_path, words, error, said):
+def test_what_a_stream_cannot_do_is_refused_before_anything_is_loaded(model_folder, tmp_path, words, error, said):
     with pytest.raises(error, match=said):
-        run(model, write_rows(tmp_path / "rows.jsonl"), tmp_path / "out", *words)
+        run(model_folder, write_rows(tmp_path / "rows.jsonl"), tmp_path / "out", *words)
