@@ -36,9 +36,7 @@ def run(model, out, *words):
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
 @pytest.mark.parametrize("held_back", ["null", "0.5"])
-def test_of_several_files_the_one_is_named_with_the_number_in_it(
-    model_folder, files, tmp_path, ending, held_back
-):
+def test_of_several_files_the_one_is_named_with_the_number_in_it(model_folder, files, tmp_path, ending, held_back):
     with pytest.raises(RowError) as caught:
         run(model_folder, tmp_path / "out", f"data.train={files}/*.{ending}", f"data.eval_fraction={held_back}")
     assert str(caught.value).startswith(f'{files / f"2.{ending}"} row 1050: the column "prompt" is null.')
