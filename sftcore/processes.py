@@ -35,11 +35,11 @@ def process_problems(plan: Plan) -> Iterator[Problem]:
     settings = plan.settings
     if uses_deepspeed(settings):
         yield from _without_deepspeed()
-        if settings.get("on_nonfinite") == "skip":
+        if settings.get("on_nonfinite") == "continue":
             yield Problem(
-                "DeepSpeed takes a step as soon as it has the gradients, so none can be left out for NaN or Inf in it.",
+                "DeepSpeed itself leaves out a step whose gradients are NaN or Inf.",
                 "on_nonfinite",
-                "Use stop, or continue.",
+                "Use skip, or stop.",
             )
     given = settings.get("parallelism_config")
     if isinstance(given, Mapping):

@@ -29,10 +29,11 @@ CASES = {
         "-lora": {"plugins": ranked_runs.LORA, "gradient_accumulation_steps": 2},
     }.items()
 }
+CASES |= {"zero2-skip": case(2, on_nonfinite="skip"), "zero3-skip": case(3, on_nonfinite="skip")}
 CASES["zero3-packed"] = case(3, **PACKED)
 STOPPED = {"zero2": 5, "zero2-lora": 5, "zero3": 5, "zero3-lora": 5, "zero3-packed": 3}
 """The step in which each is stopped, in the second of two epochs."""
-ranked_runs.CASES |= CASES | {f"{name}-{part}": CASES[name] for name in CASES for part in ("stopped", "auto")}
+ranked_runs.CASES |= CASES | {f"{name}-{part}": CASES[name] for name in STOPPED for part in ("stopped", "auto")}
 
 if __name__ == "__main__":
     os.environ["DS_ACCELERATOR"] = "cpu"

@@ -135,6 +135,22 @@ class SignalAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class NaNIn(TrainerCallback):
+    """Has the model's head give NaN within a step of training, on this process."""
+
+    def __init__(self, step: int, model) -> None:
+        self._step, self._now = step, False
+        model.get_output_embeddings().register_forward_hook(
+            lambda *call: call[-1] * float("nan") if self._now else None
+        )
+
+    def on_step_begin(self, args, state, control, **_):
+        self._now = state.global_step == self._step - 1
+
+    def on_step_end(self, args, state, control, **_):
+        self._now = False
+
+
 def run(case: str, model: str, folder: Path) -> SFTTrainer:
     """Train, and write what was logged and which rows were seen into the folder, in a file for each rank."""
     world, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -178,6 +194,8 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
         return compute(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = watched
+    if args.on_nonfinite == "skip" and index == world - 1:
+        trainer.add_callback(NaNIn(2, trainer.model))
     if case.endswith("-stopped"):
         if index == world - 1:
             trainer.add_callback(SignalAt(STOPPED[case.removesuffix("-stopped")]))

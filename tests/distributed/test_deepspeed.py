@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from sftcore import SFTConfig
 from sftcore.errors import ConflictError
 from tests.distributed import deepspeed_runs, ranked_runs
-from tests.distributed.deepspeed_runs import CASES
+from tests.distributed.deepspeed_runs import CASES, STOPPED
 from tests.distributed.ranked_runs import EVALUATED, ROWS, curve, differing_weights, read
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 def both(tmp_path_factory, model_folder) -> Path:
     """What two processes wrote, and two new ones that went on with those that were stopped."""
     folder = tmp_path_factory.mktemp("deepspeed") / "both"
-    for cases in ([*CASES, *(f"{case}-stopped" for case in CASES)], [f"{case}-auto" for case in CASES]):
+    for cases in ([*CASES, *(f"{case}-stopped" for case in STOPPED)], [f"{case}-auto" for case in STOPPED]):
         ranked_runs.start(folder, model_folder, *cases, script=deepspeed_runs.__file__)
     return folder
 
@@ -54,6 +54,12 @@ def test_deepspeed_logs_the_curve_of_one_process(both, alone, case):
         assert mine == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_step_with_nan_is_left_out(both, stage):
+    with_nan, without = ([one["step"] for one in curve(both, f"zero{stage}{name}")] for name in ("-skip", ""))
+    assert [step for step in without if without.count(step) > with_nan.count(step)] == [2]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_row_is_seen_once_in_an_epoch(both, case):
     found = [read(both, case, rank)["seen"] for rank in (0, 1)]
@@ -74,7 +80,7 @@ def test_the_model_is_saved_whole(both, alone, case):
     assert not list((both / case).glob("global_step*"))  # DeepSpeed's own checkpoints are no part of a model
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", STOPPED)
 def test_a_run_that_a_signal_stopped_goes_on_to_the_same_weights_and_curve(both, case):
     assert len(read(both, f"{case}-auto")["seen"]["train"]) < ROWS
     assert curve(both, f"{case}-auto") == curve(both, case)
