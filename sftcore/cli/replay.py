@@ -12,14 +12,15 @@ from sftcore.cli.quiet import no_bars
 
 @click.command("replay")
 @click.argument("manifest", metavar="MANIFEST")
-@click.argument("overrides", nargs=-1, metavar="[model=…] [data=…]")
+@click.argument("overrides", nargs=-1, metavar="[model=…] [data=…] [trust_remote_code=true]")
 @click.option("--output", metavar="FOLDER", help="A fresh folder. Default: beside the run's, its name with -replay.")
 @click.option("--dry-run", is_flag=True, help="Only say what differs from the run's environment; exit code 1 if any.")
 def command(manifest: str, overrides: tuple[str, ...], output: str | None, dry_run: bool) -> None:
     """Do a run again from its manifest, and compare weights and logged losses bit by bit.
 
     MANIFEST is a manifest.json or the folder it lies in. What differs from the environment of the run is said before
-    anything is trained. The exit code is 0 only where weights and losses are equal.
+    anything is trained. That a model is trusted (trust_remote_code, allow_pickle) is not taken over.
+    The exit code is 0 only where weights and losses are equal.
     """
     from sftcore.run.replay import checked_again, differences, fresh_folder, read_manifest, replay
     from sftcore.visible import message
@@ -33,6 +34,8 @@ def command(manifest: str, overrides: tuple[str, ...], output: str | None, dry_r
 
     recorded = read_manifest(manifest)
     checked = checked_again(recorded, output or fresh_folder(recorded), overrides)
+    read = [checked.recipe.model.name, checked.train.label, *([checked.eval.label] if checked.eval else [])]
+    say(f"reads: {', '.join(map(str, read))}")
     found = list(differences(recorded, checked))
     for line in found:
         say(f"differs: {line}")

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 _ELSEWHERE = ("model", "data")
 """What may lie at another place when the run is done again."""
+_TRUST = ("trust_remote_code", "allow_pickle")
+"""What lets a model run code: a manifest may be someone else's, so whoever replays it says this again."""
 _LEFT_OUT = ("output_dir", "resume_from_checkpoint", "push_to_hub", "report_to")
+_SHAPES = {
+    **dict.fromkeys(("versions", "environment", "data_files_sha256", "sources_sha256", "weights_sha256", "data"), dict),
+    **dict.fromkeys(("steps", "max_steps"), int),
+}
 _CURVE = ("loss", "eval_loss", "grad_norm")
 
 
@@ -74,6 +80,9 @@ def _refuse(recorded: Recorded) -> None:
     manifest, where = recorded.manifest, str(recorded.path)
     if manifest.get("schema") != SCHEMA:
         raise RecipeError(f"the manifest has schema {manifest.get('schema')}, and {SCHEMA} is read.", where=where)
+    for key, kind in _SHAPES.items():
+        if not isinstance(manifest.get(key), (kind, type(None))):
+            raise RecipeError(f'"{key}" is {type(manifest[key]).__name__}, not {kind.__name__}.', where=where)
     if not isinstance(manifest.get("recipe"), dict):
         raise RecipeError(
             "the run was started from Python: its model, data set and callbacks are objects that no manifest holds.",
@@ -97,7 +106,8 @@ def checked_again(recorded: Recorded, output: str, overrides: Sequence[str] = ()
         overrides: `key=value` for the places of model and data, where these are not what they were.
 
     Raises:
-        RecipeError: the folder is not fresh, an override is of something else, a secret is missing.
+        RecipeError: the folder is not fresh, an override is of something else, a secret is missing, or the manifest
+            trusts a model and no override does.
     """
     from sftcore.run.train import check_recipe
 
@@ -105,7 +115,7 @@ def checked_again(recorded: Recorded, output: str, overrides: Sequence[str] = ()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError("a replay needs a fresh folder.", where=output, fix="Give another one with --output.")
     for override in overrides:
-        if override.partition("=")[0].strip().split(".")[0] not in _ELSEWHERE:
+        if override.partition("=")[0].strip().split(".")[0] not in (*_ELSEWHERE, *_TRUST):
             raise RecipeError(
                 f'"{override}" would make it another run.',
                 where="command line",
@@ -113,7 +123,15 @@ def checked_again(recorded: Recorded, output: str, overrides: Sequence[str] = ()
             )
     raw = _without_secrets(recorded.manifest["recipe"])
     raw = {key: value for key, value in raw.items() if key not in _LEFT_OUT and not key.startswith("hub_")}
+    trusts: set[str] = set()
+    raw = _without_trust(raw, trusts)
     raw = overridden({**raw, "output_dir": output, "report_to": "none"}, overrides)
+    for key in sorted(trusts - raw.keys()):
+        raise RecipeError(
+            f"the manifest sets {key}, with which a model can run code, and this is not taken over.",
+            where=str(recorded.path),
+            fix=f"If you trust the model, say so: sftcore replay {recorded.path} {key}=true.",
+        )
     return check_recipe(parse_recipe(raw, place=str(recorded.path)))
 
 
@@ -122,6 +140,14 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_secrets(part) for key, part in value.items() if part != NOT_WRITTEN}
     return [_without_secrets(part) for part in value] if isinstance(value, list) else value
+
+
+def _without_trust(value: Any, found: set[str]) -> Any:
+    """Without the keys that trust a model, wherever they stand; those that did are added to `found`."""
+    if isinstance(value, dict):
+        found |= {key for key in _TRUST if value.get(key)}
+        return {key: _without_trust(part, found) for key, part in value.items() if key not in _TRUST}
+    return [_without_trust(part, found) for part in value] if isinstance(value, list) else value
 
 
 # --- Differences ------------------------------------------------------------------------------------------------------
@@ -154,7 +180,8 @@ def _differing(place: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> I
     for key in dict.fromkeys([*then, *now]):
         old, new = then.get(key), now.get(key)
         if isinstance(old, dict) or isinstance(new, dict):
-            yield from _differing(f"{place}{key} ", old or {}, new or {})
+            inside = (one if isinstance(one, dict) else {} for one in (old, new))
+            yield from _differing(f"{place}{key} ", *inside)
         elif old != new:
             yield f"{place}{key}: {old if old is not None else 'none'} then, {new if new is not None else 'none'} now"
 
@@ -244,10 +271,12 @@ def _curve(first: Path, second: Path) -> tuple[str, bool]:
 def _logged(path: Path) -> dict[int, dict[str, Any]]:
     """Step to what was logged there, without what depends on time; of a resumed run the last word on each step."""
     found: dict[int, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:  # a line that was being written when the run was killed
+            continue
+        if not isinstance(entry, dict) or "step" not in entry:
             continue
         kept = {key: entry[key] for key in _CURVE if key in entry}
         if kept:

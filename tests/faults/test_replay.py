@@ -176,3 +176,43 @@ def test_an_override_that_would_make_another_run_is_refused(run):
 def test_a_replay_never_writes_into_a_folder_that_holds_something(run):
     with pytest.raises(RecipeError, match="fresh folder"):
         checked_again(read_manifest(str(run)), str(run))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [{"trust_remote_code": True}, {"model": {"name": "m", "init_kwargs": {"trust_remote_code": True}}}],
+    ids=["field", "argument of the model"],
+)
+def test_that_a_model_is_trusted_is_said_again_by_who_replays_it(run, recipe):
+    was = json.loads((run / "manifest.json").read_text())["recipe"]
+    change(run, recipe={**was, **recipe})
+    recorded = read_manifest(str(run))
+    with pytest.raises(RecipeError, match=r"sets trust_remote_code, .* is not taken over.*trust_remote_code=true"):
+        checked_again(recorded, str(run / "again"))
+    again = checked_again(recorded, str(run / "again"), [f"model={was['model']}", "trust_remote_code=true"])
+    assert again.recipe.settings["trust_remote_code"] is True
+
+
+@pytest.mark.parametrize(
+    "change_to",
+    [{"versions": ["x"]}, {"environment": "x"}, {"data_files_sha256": ["x"]}, {"sources_sha256": 3}, {"steps": "x"}],
+    ids=lambda one: next(iter(one)),
+)
+def test_a_manifest_of_another_shape_is_refused(run, change_to):
+    change(run, **change_to)
+    with pytest.raises(RecipeError, match=f'"{next(iter(change_to))}" is '):
+        read_manifest(str(run))
+
+
+def test_what_is_strange_inside_a_manifest_is_a_difference(run):
+    change(run, environment={"variables": ["x"], "threads": {"a": 1}})
+    recorded = read_manifest(str(run))
+    found = list(differences(recorded, checked_again(recorded, str(run / "again"))))
+    assert any(line.startswith("threads a: 1 then") for line in found)
+
+
+def test_lines_of_a_log_that_are_no_entries_are_passed_over(run, tmp_path):
+    again = Path(shutil.copytree(run, tmp_path / "again"))
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'3\n[]\n{"loss": 1}\n\xff\n')
+    assert compare(read_manifest(str(run)), again).equal
