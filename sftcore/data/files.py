@@ -113,6 +113,9 @@ def _expand(path: Path) -> list[Path]:
                 fix=f"Endings: {', '.join(BUILDERS)}.",
             )
         return [path]
+    if not path.is_dir():
+        raise DataError("this is neither a file nor a folder.", where=str(path), fix="Write its rows into a file.")
+    # links are followed: a snapshot in the hub's cache is made of them
     found = sorted(inner for inner in path.rglob("*") if inner.is_file() and _ending(inner) in BUILDERS)
     if not found:
         raise DataError("the folder holds no data files.", where=str(path), fix=f"Endings: {', '.join(BUILDERS)}.")

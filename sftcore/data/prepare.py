@@ -33,6 +33,10 @@ FATE = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
 """Columns that say what became of an example; each has an underscore in front."""
 
 
+_LONGEST = 2**26
+"""Characters of one row: tokenizers take some hundred bytes for each, and end the process where they get none."""
+
+
 @frozen
 class Inspected:
     """What the run would make of one example of a row.
@@ -154,7 +158,7 @@ class Pipeline:
         if example.tokens is not None:
             return example.tokens
         try:
-            return self._rendered(example)
+            return _admitted(self._rendered(example))
         except (RowError, TemplateStoppedError) as error:
             raise error.at(self.reader.where, number) from None
         except (DataError, ConflictError) as error:
@@ -222,3 +226,12 @@ def rows_of(batch: pa.Table | Mapping[str, list[Any]]) -> list[dict[str, Any]]:
         batch if isinstance(batch, Mapping) else {name: batch.column(name).to_pylist() for name in batch.column_names}
     )
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _admitted(rendered: Rendered) -> Rendered:
+    if len(rendered.text) > _LONGEST:
+        raise RowError(
+            f"its text has {len(rendered.text):,} characters, and up to {_LONGEST:,} are tokenized.",
+            fix="Split it into several rows.",
+        )
+    return rendered

@@ -258,7 +258,7 @@ def _parquet(path: Path) -> Iterator[Raw]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(1000):
+        for batch in file.iter_batches(100):  # a text that is stored once may stand in every row
             yield from map(Raw, batch.to_pylist())
 
 

@@ -190,7 +190,7 @@ def test_that_a_model_is_trusted_is_said_again_by_who_replays_it(run, recipe):
     with pytest.raises(RecipeError, match=r"sets trust_remote_code, .* is not taken over.*trust_remote_code=true"):
         checked_again(recorded, str(run / "again"))
     again = checked_again(recorded, str(run / "again"), [f"model={was['model']}", "trust_remote_code=true"])
-    assert again.recipe.settings["trust_remote_code"] is True
+    assert again.recipe.training["trust_remote_code"] is True
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import sftcore
 from sftcore import yamlio
 from sftcore.data.files import first_rows, local_files
 from sftcore.data.report_read import raw_rows
-from sftcore.errors import CheckpointError, DataError, ModelError, RecipeError, SFTCoreError
+from sftcore.errors import CheckpointError, DataError, ModelError, RecipeError, RowError, SFTCoreError
 from tests.conftest import alpaca_rows
 
 # --- Recipes ----------------------------------------------------------------------------------------------------------
@@ -96,6 +96,53 @@ def test_files_of_other_kinds_are_not_opened(name, tmp_path):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(DataError, match="are not read"):
         local_files(str(tmp_path / name))
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    """Reading a pipe waits for whoever writes into it; reading /dev/zero never ends."""
+    os.mkfifo(tmp_path / "rows.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    for name in ("rows.jsonl", "zero.jsonl"):
+        with pytest.raises(DataError, match="neither a file nor a folder"):
+            local_files(str(tmp_path / name))
+    with pytest.raises(DataError, match="the folder holds no data files"):
+        local_files(str(tmp_path))
+
+
+def test_links_in_a_data_folder_are_followed_as_the_hubs_cache_is_made_of_them(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "blobs" / "abc").write_text('{"text": "say hello"}')
+    (tmp_path / "snapshot" / "rows.jsonl").symlink_to(tmp_path / "blobs" / "abc")
+    files = local_files(str(tmp_path / "snapshot"))
+    assert [row for _, row in first_rows(files, 2)] == [{"text": "say hello"}]
+
+
+def test_a_row_that_would_end_the_tokenizers_process_is_named(monkeypatch):
+    from datasets import Dataset
+
+    from sftcore.data import prepare
+    from tests.conftest import make_tokenizer
+    from tests.data.test_prepare import preparation
+
+    monkeypatch.setattr(prepare, "_LONGEST", 1000)
+    rows = Dataset.from_list([{"text": "say hello"}, {"text": "x" * 1001}])
+    with pytest.raises(RowError, match=r"train row 1: its text has 1,0[0-9]+ characters, and up to 1,000 are"):
+        preparation(make_tokenizer(), dataset_cache=False).prepare(rows, "train")
+
+
+def test_a_small_file_with_much_in_it_is_checked_a_few_rows_at_a_time(tmp_path):
+    """600 bytes of Parquet hold a text of a million characters 3,000 times."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), pa.array(["x" * 1_000_000]))
+    pq.write_table(pa.table({"text": column}), tmp_path / "rows.parquet", compression="zstd")
+    assert (tmp_path / "rows.parquet").stat().st_size < 1000
+    rows = raw_rows(tmp_path / "rows.parquet", "parquet")
+    before = pa.total_allocated_bytes()
+    assert next(iter(rows)).row == {"text": "x" * 1_000_000}
+    assert pa.total_allocated_bytes() - before < 300_000_000
 
 
 JSONS = {
