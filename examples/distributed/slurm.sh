@@ -5,7 +5,8 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
-# What Slurm sends to every process before it ends the job: the run saves and stops
+# What Slurm sends to every process before it ends the job: the run saves and stops. The launcher, which is sent it
+# too, gives it 30 seconds for that
 #SBATCH --signal=TERM@300
 
 # One launcher on each node, which starts a process for each of its GPUs.
@@ -13,6 +14,7 @@
 set -euo pipefail
 config=${CONFIG:-examples/distributed/two_nodes.yaml}
 gpus=${SLURM_GPUS_PER_NODE:-8}
+gpus=${gpus##*:}  # of "a100:8" the number
 address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / gpus))
 

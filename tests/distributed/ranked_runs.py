@@ -47,6 +47,7 @@ CASES = {
     "stream": {**STREAM, "eval_strategy": "steps", "eval_steps": 3},
     "files": {**STREAM, "max_steps": 5, "save_strategy": "steps", "save_steps": 3},
     "files-resumed": {**STREAM, "max_steps": 5},
+    "stream-shards": {**STREAM, "dataloader_num_workers": 2},
     "token-stream": {**STREAM, "dataset_kwargs": {"skip_prepare_dataset": True}},
     "packed-stream": {**STREAM, "packing": True, "max_length": 48, "max_steps": 2},
     **({"tp": {"model_init_kwargs": {"tp_plan": "auto"}}} if SPLITS else {}),
@@ -108,6 +109,8 @@ def dataset(case: str, first: int, count: int, tokenizer) -> Dataset | IterableD
     rows = [row(number) for number in range(first, first + count)]
     if case.startswith("files"):  # one for each rank, and one of them is read out long before the other
         return IterableDataset.from_generator(of_files, gen_kwargs={"files": [rows[:3], rows[3:]]})
+    if case == "stream-shards":  # fewer than there are workers
+        return IterableDataset.from_generator(of_files, gen_kwargs={"files": [rows[:5], rows[5:12], rows[12:]]})
     whole = Dataset.from_list(rows)
     if case == "token-stream":
         whole = whole.map(tokens_of, fn_kwargs={"tokenizer": tokenizer}, remove_columns=["said"])

@@ -148,7 +148,7 @@ def test_the_slurm_script_starts_one_launcher_on_each_node(tmp_path):
     for name, does in commands.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
         (tmp_path / name).chmod(0o755)
-    slurm = {"JOB_NODELIST": "node[1-2]", "NNODES": "2", "GPUS_PER_NODE": "4", "CPUS_PER_TASK": "16"}
+    slurm = {"JOB_NODELIST": "node[1-2]", "NNODES": "2", "GPUS_PER_NODE": "a100:4", "CPUS_PER_TASK": "16"}
     environment = {f"SLURM_{name}": value for name, value in slurm.items()}
     shown = subprocess.run(
         ["bash", str(EXAMPLES / "slurm.sh"), "run.yaml", "output_dir=two words"],

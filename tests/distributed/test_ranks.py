@@ -93,7 +93,8 @@ def test_a_rank_with_a_short_file_waits_with_batches_that_do_not_count(both):
     assert tokens[-1] == read(both, "full")["logged"][2]["num_tokens"]  # of the same rows
 
 
-@pytest.mark.parametrize("case", [case for case in ONCE if case != "token-stream"])
+# a loader's workers each number rows anew, so what is looked at before is not what the rank takes then
+@pytest.mark.parametrize("case", [case for case in ONCE if case not in ("token-stream", "stream-shards")])
 def test_a_row_is_prepared_by_one_process_and_once(both, case):
     formatted = (both / f"{case}.formatted").read_text().splitlines()
     of_stream = case == "files" or "stream" in case
