@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import warnings
+from typing import Any
 
 import click
 
@@ -49,6 +51,12 @@ class _LazyGroup(click.Group):
             ctx.fail(f'no verb named "{name}".{nearest(name, _VERBS)}')
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:  # it quotes words, which a shell may have made of names of files
+            raise click.UsageError(visible(error.format_message()), error.ctx) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl([(name, text) for name, (_, text) in _VERBS.items()])
@@ -67,6 +75,13 @@ class _WarnOnce:
             click.echo(f"warning: {text}", err=True)
 
 
+class _Record(logging.LogRecord):
+    """What other libraries log may quote a model's or a tokenizer's files."""
+
+    def getMessage(self) -> str:
+        return visible(super().getMessage())
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sftcore")
 def cli() -> None:
@@ -78,6 +93,7 @@ def main() -> None:
     from sftcore.errors import SFTCoreError
 
     warnings.showwarning = _WarnOnce()
+    logging.setLogRecordFactory(_Record)
     try:
         cli(prog_name="sftcore")
     except SFTCoreError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,21 @@ def test_explain_and_replay_say_names_as_text(rows, tmp_path):
     printed = run_sftcore("explain", 'model="m\\u001b[31m"', f"data={json.dumps(str(rows))}")
     assert_harmless(printed)
     assert_harmless(run_sftcore("replay", str(tmp_path / "no\x1b[31m"), code=1))
+
+
+def test_words_of_the_command_line_are_quoted_as_text():
+    """A shell makes names of files of `*`."""
+    for words in ((ATTACK,), ("list-plugins", ATTACK)):
+        assert_harmless(run_sftcore(*words, code=2))
+
+
+def test_what_transformers_logs_of_a_model_is_shown_as_text(rows, model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": ATTACK}))
+    printed = run_sftcore("train", f"model={folder}", f"data={json.dumps(str(rows))}", code=1)
+    assert_harmless(printed)
+    assert "model of type `\\x1b]0;owned" in printed
 
 
 def test_every_error_is_harmless_wherever_it_is_printed():
