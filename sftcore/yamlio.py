@@ -12,10 +12,12 @@ import yaml
 
 from sftcore.errors import RecipeError
 
-LARGEST = 2**20
+LARGEST = 2**18
 """Characters of a recipe."""
 MOST_VALUES = 100_000
 """Values of a recipe, each alias counted as what it stands for."""
+_LONGEST_NUMBER = 100
+_UNWRITABLE = re.compile("[\\x00\\ud800-\\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,10 +35,12 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
+        if len(text) > _LONGEST_NUMBER:
+            raise yaml.MarkedYAMLError(problem="the number is too long", problem_mark=node.start_mark)
         try:
             return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-        except ValueError:  # Python reads no more than 4,300 digits
-            raise yaml.MarkedYAMLError(problem="the number is too long", problem_mark=node.start_mark) from None
+        except ValueError:
+            raise yaml.MarkedYAMLError(problem="this is no number", problem_mark=node.start_mark) from None
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
@@ -83,7 +87,13 @@ def load(text: str, *, where: str) -> Any:
         raise RecipeError("the YAML is nested too deeply.", where=where, fix="Mend it.") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"this is no YAML: {error}.", where=where) from None
-    except (ValueError, TypeError, AttributeError, LookupError) as error:  # PyYAML's constructors, of what is no date
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+    ) as error:  # PyYAML's constructors, of what is no date
         raise RecipeError(f"this is no YAML: {error}.", where=where) from None
 
 
@@ -97,6 +107,9 @@ def _count(node: yaml.Node | None) -> int:
 
     def size(one: yaml.Node) -> int:
         if isinstance(one, yaml.ScalarNode):
+            if _UNWRITABLE.search(one.value):
+                problem = "a null character, or half of one, is in no name and in no file"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=one.start_mark)
             return 1
         known = sizes.get(id(one), 0)
         if known is None:
