@@ -41,27 +41,43 @@ def process_problems(plan: Plan) -> Iterator[Problem]:
                 "on_nonfinite",
                 "Use skip, or stop.",
             )
-    given = settings.get("parallelism_config")
-    if isinstance(given, Mapping):
-        yield Problem(
-            f"it is accelerate's ParallelismConfig, got a mapping of {', '.join(map(str, given))}.",
-            "parallelism_config",
-            "Leave it to accelerate launch, or build one in Python.",
-        )
-    for size, name in SPLIT_SEQUENCES.items():
-        if getattr(given, size, 1) > 1 or int(os.environ.get(f"PARALLELISM_CONFIG_{size.upper()}", "1")) > 1:
-            yield Problem(
-                f"{name} parallelism splits rows among processes, and the loss and the documents of packed rows are "
-                "computed on whole rows.",
-                "parallelism_config",
-                f"Drop {size}; FSDP (fsdp: true) and activation checkpointing save memory too.",
-            )
+    yield from _unkept_order(settings.get("accelerator_config"))
+    yield from _split_sequences(settings.get("parallelism_config"))
     if plan.model.init_kwargs.get("tp_plan") and plan.selected("adapter"):
         yield Problem(
             "tensor parallelism splits the weights that the adapter goes around.",
             "model_init_kwargs",
             "Drop tp_plan, and shard by FSDP (fsdp: true), or train without an adapter.",
         )
+
+
+def _unkept_order(config: Any) -> Iterator[Problem]:
+    name = "use_seedable_sampler"
+    seedable = config.get(name, True) if isinstance(config, Mapping) else getattr(config, name, True)
+    if world_size() > 1 and not seedable:
+        yield Problem(
+            "without the seedable sampler several processes draw the order of the rows from numbers that no checkpoint "
+            "keeps, and a run that goes on would see other rows.",
+            "accelerator_config",
+            f"Drop {name}: false.",
+        )
+
+
+def _split_sequences(config: Any) -> Iterator[Problem]:
+    if isinstance(config, Mapping):
+        yield Problem(
+            f"it is accelerate's ParallelismConfig, got a mapping of {', '.join(map(str, config))}.",
+            "parallelism_config",
+            "Leave it to accelerate launch, or build one in Python.",
+        )
+    for size, name in SPLIT_SEQUENCES.items():
+        if getattr(config, size, 1) > 1 or int(os.environ.get(f"PARALLELISM_CONFIG_{size.upper()}", "1")) > 1:
+            yield Problem(
+                f"{name} parallelism splits rows among processes, and the loss and the documents of packed rows are "
+                "computed on whole rows.",
+                "parallelism_config",
+                f"Drop {size}; FSDP (fsdp: true) and activation checkpointing save memory too.",
+            )
 
 
 def _without_deepspeed() -> Iterator[Problem]:

@@ -8,14 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from sftcore import SFTConfig
 from sftcore.errors import CheckError, ConflictError
 from sftcore.precision import wants_master_weights
+from sftcore.processes import process_problems
 from sftcore.recipe import load_recipe
 from sftcore.run.launch import launch
 from sftcore.run.train import check_recipe, config_of
@@ -100,6 +103,15 @@ def test_a_recipe_takes_fsdp_as_true_and_as_the_older_text(recipe, given):
     told = config_of(load_recipe(str(recipe), [f"fsdp={given}", "fsdp_config={state_dict_type: SHARDED_STATE_DICT}"]))
     assert told["fsdp"] == (given == "true" or given)
     assert told["fsdp_config"] == {"state_dict_type": "SHARDED_STATE_DICT"}
+
+
+@pytest.mark.parametrize("kind", [dict, AcceleratorConfig])
+def test_an_order_of_rows_that_no_checkpoint_keeps_is_refused_for_several_processes(recipe, monkeypatch, kind):
+    plan = check_recipe(load_recipe(str(recipe), [])).setup.plan
+    plan = attrs.evolve(plan, settings={**plan.settings, "accelerator_config": kind(use_seedable_sampler=False)})
+    assert not list(process_problems(plan))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert [problem.where for problem in process_problems(plan)] == ["accelerator_config"]
 
 
 def test_a_recipe_cannot_hold_the_parallelism_of_accelerate(recipe):
