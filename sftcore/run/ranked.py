@@ -169,8 +169,9 @@ class RankedTrainer(Trainer):
             self.model_wrapped.zero_optimization_partition_weights()
         )
 
-    def _save_whole(self, output_dir: str | None, state_dict: dict[str, Any]) -> None:
-        if self.args.should_save:  # transformers 5.17 does not ask in _save, and ranks would write over each other
+    def _save_whole(self, output_dir: str | None, state_dict: dict[str, Any] | None) -> None:
+        # transformers 5.17 does not ask in _save, and ranks would write over each other; only the first has the weights
+        if self.args.should_save and state_dict:
             self._save(output_dir, state_dict=state_dict)
 
     # --- Losses over the tokens of all ranks ------------------------------------------------------------------------
