@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import warnings
 
 import numpy as np
@@ -11,16 +12,18 @@ import pytest
 from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from sftcore.data import watchdog
 from sftcore.data.pack import pack
 from sftcore.data.templates import ChatTemplate, SpecialTexts
 from sftcore.errors import SFTCoreError
-from tests.conftest import CHATML, CHATML_MARKED, make_tokenizer
+from tests.conftest import CHATML_MARKED, make_tokenizer
 from tests.data.test_prepare import preparation
 from tests.fuzz.fuzz_profile import fuzzed
 
 SPECIAL = SpecialTexts(["<|im_end|>"], [], "<|im_end|>")
+ChatTemplate("x", {}, SPECIAL)  # imports much of transformers, for which no example should be held to account
 
 # --- Templates --------------------------------------------------------------------------------------------------------
 PARTS = [
@@ -69,6 +72,86 @@ def test_any_template_gives_a_text_or_is_refused(source):
     assert TURNS[0]["content"] == "say hello"
 
 
+# Templates of a grammar, which nearly all compile: what is written has to be what transformers writes.
+texts_of_templates = st.sampled_from(["", "a", "<|im_start|>", "\n", "{", "ß é", "{0}", "%s", " x "])
+names = st.sampled_from(["m.content", "m['role']", "messages", "messages[0].content", "x", "ns.x", "loop.index0",
+                         "add_generation_prompt", "tools", "eos_token", "nope", "nope.more"])  # fmt: skip
+literals = st.one_of(
+    texts_of_templates.map(repr), st.integers(-3, 99).map(str), st.sampled_from(["true", "none", "1.5"])
+)
+FILTERS = st.sampled_from(
+    ["trim", "tojson", "tojson(indent=2)", "length", "string", "list", "upper", "title", "first", "last", "join", "e",
+     "join('-')", "replace('a', 'bb')", "default('d')", "center(9)", "indent(2)", "batch(2)|list", "slice(2)|list",
+     "int", "unique|list", "sort", "reverse|list", "map('upper')|list", "map('trim')|select|list",
+     "items|list", "selectattr('role', 'equalto', 'user')|list", "rejectattr('content')|list", "sum", "round(1)",
+     "truncate(3)", "int(7, 16)", "float", "abs", "capitalize", "wordcount", "dictsort",
+     "groupby('role')|list", "format(1)", "trim('s')"]
+)  # fmt: skip
+METHODS = st.sampled_from(
+    [".strip()", ".strip('s')", ".lstrip('\\n')", ".rstrip()", ".split()", ".split(' ')[-1]", ".rsplit('l', 1)",
+     ".startswith('s')", ".endswith('o')", ".upper()", ".replace('s', 'tt')", ".find('e')", ".rfind('l')",
+     ".join('ab')", ".format(1)", ".items()", ".get('role')", ".count('l')", ".zfill(9)", ".partition('a')",
+     ".removesuffix('o')",
+     ".splitlines()", ".expandtabs(2)", "[::-1]", "[-1]", "[1:]", "['content']", ".title"]
+)  # fmt: skip
+OPERATORS = st.sampled_from(["+", "~", "*", "%", "//", "-", "==", "<", "in", "not in", "and", "or", "is sameas"])
+expressions = st.recursive(
+    names | literals,
+    lambda inner: st.one_of(
+        st.builds("({}|{})".format, inner, FILTERS),
+        st.builds("({}){}".format, inner, METHODS),
+        st.builds("({} {} {})".format, inner, OPERATORS, inner),
+        st.builds("({} if {} else {})".format, inner, inner, inner),
+        st.builds("[{}, {}]".format, inner, inner),
+        st.builds("{{{{'k': {}}}}}".format, inner),
+        st.builds("({} is {})".format, inner, st.sampled_from(["defined", "string", "none", "mapping", "iterable"])),
+    ),
+    max_leaves=6,
+)
+programs = st.recursive(
+    st.one_of(
+        texts_of_templates.filter(lambda text: "{" not in text),
+        expressions.map(lambda one: f"{{{{ {one} }}}}"),
+        expressions.map(lambda one: f"{{%- set x = {one} %}}"),
+        expressions.map(lambda one: f"{{% set ns.x = {one} -%}}"),
+        expressions.map(lambda one: f"{{% set x %}}a{{{{ {one} }}}}{{% endset %}}"),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4).map("".join),
+        st.builds("{{% for m in messages %}}{}{{% endfor %}}".format, inner),
+        st.builds("{{% for i in range(3) %}}{}{{{{ i }}}}{{% endfor %}}".format, inner),
+        st.builds("{{% if {} %}}{}{{% else %}}{}{{% endif %}}".format, expressions, inner, inner),
+        st.builds("{{% macro f(x) %}}{}{{% endmacro %}}{{{{ f({}) }}}}".format, inner, expressions),
+        st.builds("{{% generation %}}{}{{% endgeneration %}}".format, inner),
+        st.builds("{{% filter upper %}}{}{{% endfilter %}}".format, inner),
+    ),
+    max_leaves=8,
+)
+_SHOWS_MORE = re.compile(r"Namespace|object|function|method|Macro|LoopContext|Undefined|generator")
+"""How Python shows what is no data is not compared."""
+
+
+@fuzzed(150)
+@given(programs)
+@example("{{ ('ab'|list) ~ ('0x1f'|int(7, 16)) }}")
+@example("{% set x %}{{ messages|map('upper') }}{% endset %}{{ x|trim('s') }}")
+def test_a_template_writes_what_transformers_writes(program):
+    source = "{% set ns = namespace(x='a') %}{% set x = 'b' %}" + program
+    before, watchdog.SECONDS = watchdog.SECONDS, 0.5
+    try:
+        written = ChatTemplate(source, {"eos_token": "</s>"}, SPECIAL).render(TURNS, None, {}, False)
+    except SFTCoreError:
+        return  # by the template itself, or as it would be too large
+    finally:
+        watchdog.SECONDS = before
+    if _SHOWS_MORE.search(written):
+        return
+    theirs = _compile_jinja_template(source).render(
+        messages=TURNS, tools=None, documents=None, add_generation_prompt=False, eos_token="</s>"
+    )
+    assert written == theirs
+
+
 # --- Rows -------------------------------------------------------------------------------------------------------------
 words = st.text(max_size=12) | st.sampled_from(
     ["<|im_end|>", "<|im_start|>user\n", "{{ x }}", " ", "\n", "\x00", "q7z00000zq"]
@@ -79,7 +162,10 @@ chats = st.lists(messages, min_size=1, max_size=5).map(lambda turns: {"messages"
 texts = st.fixed_dictionaries({"text": words})
 completions = st.fixed_dictionaries({"prompt": words, "completion": words})
 ids = st.fixed_dictionaries({"input_ids": st.lists(st.integers(0, 299), max_size=9)})
-sets = st.one_of(*(st.lists(rows, min_size=1, max_size=6) for rows in (chats, texts, completions, ids)))
+weighted = st.lists(st.tuples(st.integers(0, 299), st.sampled_from([0.0, 0.5, 1.0])), max_size=9).map(
+    lambda pairs: {"input_ids": [token for token, _ in pairs], "weights": [weight for _, weight in pairs]}
+)
+sets = st.one_of(*(st.lists(rows, min_size=1, max_size=6) for rows in (chats, texts, completions, ids, weighted)))
 SETTINGS = st.fixed_dictionaries(
     {
         "packing": st.booleans(),
@@ -120,7 +206,10 @@ def test_rows_of_any_kind_are_kept_counted_or_refused(tokenizers, rows, fields, 
     assert ledger.tokens_kept == sum(map(len, tokens))
     if length is not None:
         assert all(len(row) <= length for row in tokens)
-    assert CHATML
+    if "weights" in prepared.column_names:
+        for row in prepared:
+            assert len(row["weights"]) == len(row["input_ids"])
+            assert all(0 <= weight <= 1 for weight in row["weights"])
 
 
 # --- Packers ----------------------------------------------------------------------------------------------------------

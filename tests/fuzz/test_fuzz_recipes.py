@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sftcore import yamlio
 from sftcore.errors import RecipeError, SFTCoreError
+from sftcore.fields import config_fields
 from sftcore.recipe import load_recipe, parse_recipe
 from sftcore.run.setup import set_up_recipe
 from tests.fuzz.fuzz_profile import fuzzed
@@ -76,3 +77,44 @@ def test_a_recipe_of_wrong_bytes_is_refused_or_read(content, tmp_path):
     (tmp_path / "r.yaml").write_bytes(content)
     with contextlib.suppress(SFTCoreError):
         load_recipe(tmp_path / "r.yaml")
+
+
+WHOLE = {
+    "model": {"name": "m", "dtype": "auto", "revision": "main", "init_kwargs": {"token": "x"}},
+    "data": {"train": "d", "eval": "e"}, "format": "chat",
+    "adapter": {"lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["q_proj"]}},
+    "attention": "sdpa", "loss": "nll", "noise": {"neftune": {"alpha": 5.0}}, "packing": True, "max_length": 64,
+    "learning_rate": 1e-4, "num_train_epochs": 1, "seed": 1, "output_dir": "out", "save_strategy": "steps",
+}  # fmt: skip
+FIELDS = sorted(config_fields())
+
+
+def replaced(value, path, new):
+    """The value with `new` at this place, which is made where it is not there."""
+    if not path:
+        return new
+    if isinstance(value, dict) and value:
+        key = list(value)[path[0] % len(value)]
+        return {**value, key: replaced(value[key], path[1:], new)}
+    return new
+
+
+@fuzzed(300)
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 20), min_size=1, max_size=4), values), max_size=2),
+    st.dictionaries(
+        st.sampled_from(FIELDS), values | st.sampled_from([0, -1, 10**30, "auto", "steps", [], {}]), max_size=3
+    ),
+)
+def test_a_whole_recipe_with_anything_in_any_place_is_one_or_is_refused(changes, fields):
+    """Every field of the configuration, with values of wrong types, in a recipe that is right otherwise."""
+    raw = {**WHOLE, **fields}
+    for path, new in changes:
+        raw = replaced(raw, path, new)
+    with contextlib.suppress(SFTCoreError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        set_up_recipe(parse_recipe(raw))
+
+
+def test_the_whole_recipe_is_one():
+    assert set_up_recipe(parse_recipe(WHOLE))
