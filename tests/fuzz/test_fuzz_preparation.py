@@ -103,7 +103,7 @@ expressions = st.recursive(
         st.builds("({} {} {})".format, inner, OPERATORS, inner),
         st.builds("({} if {} else {})".format, inner, inner, inner),
         st.builds("[{}, {}]".format, inner, inner),
-        st.builds("{{{{'k': {}}}}}".format, inner),
+        st.builds("{{'k': {}}}".format, inner),
         st.builds("({} is {})".format, inner, st.sampled_from(["defined", "string", "none", "mapping", "iterable"])),
     ),
     max_leaves=6,
@@ -136,10 +136,12 @@ _SHOWS_MORE = re.compile(r"Namespace|object|function|method|Macro|LoopContext|Un
 @example("{{ ('ab'|list) ~ ('0x1f'|int(7, 16)) }}")
 @example("{% set x %}{{ messages|map('upper') }}{% endset %}{{ x|trim('s') }}")
 def test_a_template_writes_what_transformers_writes(program):
-    source = "{% set ns = namespace(x='a') %}{% set x = 'b' %}" + program
+    source = "{% set ns = namespace(x='a') %}{% set x, m = 'b', messages[0] %}" + program
     before, watchdog.SECONDS = watchdog.SECONDS, 0.5
     try:
-        written = ChatTemplate(source, {"eos_token": "</s>"}, SPECIAL).render(TURNS, None, {}, False)
+        template = ChatTemplate(source, {"eos_token": "</s>"}, SPECIAL)
+        written = template.render(TURNS, None, {}, False)
+        marked, marks = template.render_marked(TURNS, None, {})
     except SFTCoreError:
         return  # by the template itself, or as it would be too large
     finally:
@@ -149,7 +151,9 @@ def test_a_template_writes_what_transformers_writes(program):
     theirs = _compile_jinja_template(source).render(
         messages=TURNS, tools=None, documents=None, add_generation_prompt=False, eos_token="</s>"
     )
-    assert written == theirs
+    assert written == marked == theirs
+    # markers inside a macro or a captured text count where they were written, which may be nowhere
+    assert all(start <= end for start, end in marks)
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
