@@ -11,7 +11,7 @@ from sftcore.checkpointing import memory_problems
 from sftcore.disk import output_problems
 from sftcore.errors import RecipeError, nearest
 from sftcore.precision import ADAPTER_DTYPES
-from sftcore.processes import process_problems, world_size
+from sftcore.processes import process_problems, uses_deepspeed, uses_fsdp, world_size
 from sftcore.types import PACKING_STRATEGIES, ModelRequest, Plan, Probe, Problem
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -122,7 +122,7 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
     wanted = settings.get("adapter_dtype")
     if wanted not in (None, *ADAPTER_DTYPES):
         yield Problem(f'adapter_dtype "{wanted}" is not known.', fix=f"Use one of: {', '.join(ADAPTER_DTYPES)}.")
-    sharded = [name for name in ("fsdp", "deepspeed") if settings.get(name)]
+    sharded = [name for name, uses in (("fsdp", uses_fsdp), ("deepspeed", uses_deepspeed)) if uses(settings)]
     if sharded and (wanted == "bfloat16" or settings.get("master_weights")):
         yield Problem(
             f"{sharded[0]} shards the weights and keeps master copies in its own way.",

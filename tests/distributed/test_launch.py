@@ -120,10 +120,12 @@ def test_a_recipe_cannot_hold_the_parallelism_of_accelerate(recipe):
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
-def test_what_a_launcher_shards_gets_no_master_copies_of_ours(llama, monkeypatch, name):
+def test_what_a_launcher_shards_gets_no_master_copies_of_ours(recipe, llama, monkeypatch, name):
     assert wants_master_weights(llama.bfloat16(), {"master_weights": True})
     monkeypatch.setenv(name, "true")
     assert not wants_master_weights(llama, {"master_weights": True})
+    with pytest.raises(CheckError, match="shards the weights and keeps master copies in its own way"):
+        check_recipe(load_recipe(str(recipe), ["master_weights=true"]))
 
 
 @pytest.mark.parametrize(("size", "name"), [("CP", "context"), ("SP", "sequence")])
