@@ -246,6 +246,27 @@ def test_a_pickle_in_a_checkpoint_is_not_run(name, checkpoint, model_folder, tmp
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("name", ["training_args.bin", "adapter_model.bin", "optimizer.bin"])
+def test_a_pickle_that_a_resumed_run_has_no_use_for_is_not_read(name, checkpoint, model_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint-1")
+    (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    trainer_of(model_folder, tmp_path / "out").train(resume_from_checkpoint=str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_in_a_checkpoint_are_not_run(checkpoint, model_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint-1")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    with pytest.raises(SFTCoreError):
+        trainer_of(model_folder, tmp_path / "out").train(resume_from_checkpoint=str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_link_out_of_a_checkpoint_is_refused(checkpoint, model_folder, tmp_path):
     import shutil
 
