@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 import sftcore
+from sftcore import cli
 from sftcore.errors import RowError
 from sftcore.run.manifest import plain
 from sftcore.secrets import masked
@@ -25,12 +30,33 @@ STEERS = ("\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\u200b", "\u2028")
 
 
 def run_sftcore(*words: str, code: int = 0) -> str:
+    """Run the command in this process, which has imported torch by now; what it printed, both streams."""
+    printed = io.StringIO()
+    before = sys.argv, warnings.showwarning, logging.getLogRecordFactory()
+    sys.argv = ["sftcore", *words]
+    try:
+        with redirect_stdout(printed), redirect_stderr(printed), pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        sys.argv, warnings.showwarning = before[:2]
+        logging.setLogRecordFactory(before[2])
+    assert (ended.value.code or 0) == code, printed.getvalue()
+    return printed.getvalue()
+
+
+def run_apart(*words: str, code: int = 0) -> str:
+    """The same in a process of its own, where the handlers of other libraries write to the terminal too."""
     environment = {**os.environ, "COLUMNS": "400", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "sftcore", *words], capture_output=True, env=environment)
     printed = (done.stdout + done.stderr).decode()
     assert done.returncode == code, printed
     assert "Traceback" not in printed
     return printed
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
 
 
 def assert_harmless(printed: str) -> None:
@@ -98,7 +124,7 @@ def test_what_transformers_logs_of_a_model_is_shown_as_text(rows, model_folder, 
     folder = shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": ATTACK}))
-    printed = run_sftcore("train", f"model={folder}", f"data={json.dumps(str(rows))}", code=1)
+    printed = run_apart("train", f"model={folder}", f"data={json.dumps(str(rows))}", code=1)
     assert_harmless(printed)
     assert "model of type `\\x1b]0;owned" in printed
 
