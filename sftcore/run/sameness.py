@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftcore.errors import ResumeError
 from sftcore.run.manifest import describe_plugin, plain, versions
+from sftcore.zero import num_weights
 
 if TYPE_CHECKING:
     from sftcore.registry import Bound
@@ -168,7 +169,7 @@ def _model(trainer: Any) -> dict[str, Any]:
     trained = [(name, list(one.shape)) for name, one in parameters if one.requires_grad]
     return {
         "the model": trainer.setup.plan.model.name or type(model).__name__,
-        "number of parameters": sum(one.numel() for _, one in parameters),
+        "number of parameters": sum(num_weights(one) for _, one in parameters),
         "the parameters that train": f"{len(trained)}, {_digest(json.dumps(sorted(trained)))}",
         "number of processes": trainer.args.world_size,
     }

@@ -173,6 +173,7 @@ class WatchedTrainer(ResumableTrainer):
         self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kw: Any
     ) -> None:
         drawn = Randomness.now() if self.control.should_evaluate else None
+        logged_before = self._globalstep_last_logged
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
         except _EvaluationLeft:
@@ -182,6 +183,9 @@ class WatchedTrainer(ResumableTrainer):
             self._due_evaluation, self.args.save_only_model = True, False
             self._save_checkpoint(model, trial)
             self.control.should_training_stop = True
+        finally:
+            if self._globalstep_last_logged > logged_before:
+                tr_loss.zero_()  # transformers takes the sum from itself, which of NaN leaves NaN
 
     def _leave_evaluation(self) -> None:
         """End an evaluation within training where a signal has reached one of the ranks: it may take long."""

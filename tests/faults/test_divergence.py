@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from transformers import TrainerCallback
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.errors import DivergenceError, OptionTypeError
@@ -117,6 +118,30 @@ def test_a_run_that_continues_says_so_and_goes_on(tmp_path):
         trainer.train()
     assert trainer.state.global_step == 3
     assert trainer.nonfinite.count == 1
+
+
+def test_after_a_step_with_nan_the_losses_of_later_steps_are_logged_again(tmp_path):
+    trainer = make(tmp_path, on_nonfinite="continue", bad_step=2, logging_steps=1, logging_nan_inf_filter=False)
+    before: list[torch.Tensor] = []
+
+    class Spare(TrainerCallback):
+        """Weights as they were before the step with NaN, so that later losses are numbers."""
+
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 1:
+                before.extend(weights(trainer))
+
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 2:
+                for parameter, value in zip(trainer.model.parameters(), before, strict=True):
+                    parameter.data.copy_(value)
+                trainer.optimizer.state.clear()
+
+    trainer.add_callback(Spare())
+    with pytest.warns(UserWarning, match="trained on all the same"):
+        trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert [math.isnan(loss) for loss in losses] == [False, True, False, False, False]
 
 
 def test_policies_that_do_not_exist_are_refused(tmp_path):
