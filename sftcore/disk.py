@@ -72,6 +72,20 @@ def _is_full(error: Exception) -> bool:
     return disk_error(error) in (TORCH_FAILED, *map(os.strerror, _FULL))
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in one move: whoever reads it finds the old text or the new one, never a part.
+
+    Raises:
+        OSError: what the disk said; the old text stands then.
+    """
+    aside = path.with_name(f".tmp-{path.name}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Have the disk hold a file, or the names in a folder."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders

@@ -13,7 +13,7 @@ import attrs
 from transformers import TrainerCallback
 
 from sftcore.chat_tokens import supervised_ids
-from sftcore.disk import writing
+from sftcore.disk import replace_text, writing
 from sftcore.eos import trained_stop
 from sftcore.parity import record_of, saved_parity
 from sftcore.run import manifest
@@ -55,9 +55,8 @@ class RunRecorder(TrainerCallback):
             folder.mkdir(parents=True, exist_ok=True)
             rewind_log(folder / "metrics.jsonl", state.log_history)
             self.write_manifest(folder)
-            (folder / "ledger.json").write_text(
-                json.dumps({"schema": 1, "ledgers": ledgers}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            told = json.dumps({"schema": 1, "ledgers": ledgers}, indent=2, ensure_ascii=False)
+            replace_text(folder / "ledger.json", f"{told}\n")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append what was logged."""

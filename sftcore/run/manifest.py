@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from sftcore.disk import replace_text
 from sftcore.secrets import NOT_WRITTEN, hides, without_secrets
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ def describe_plugin(one: Bound) -> dict[str, Any]:
 def write(folder: Path, content: Mapping[str, Any]) -> Path:
     """Write `manifest.json` into `folder`."""
     path = folder / "manifest.json"
-    path.write_text(
-        json.dumps(plain({"schema": SCHEMA, **content}), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    replace_text(path, json.dumps(plain({"schema": SCHEMA, **content}), indent=2, ensure_ascii=False) + "\n")
     return path
 
 

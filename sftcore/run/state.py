@@ -8,7 +8,6 @@ the place in the data, and what was due and not yet done.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import attrs
 from attrs import define, field, frozen
+
+from sftcore.disk import replace_text
 
 SCHEMA = 1
 
@@ -94,9 +95,7 @@ def rewind_log(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
         wanted = {"step": entry["step"], **entry}
         line = lines[number] if number < len(lines) else ""
         kept.append(line if _read(line) == wanted else json.dumps(wanted))
-    aside = path.with_name(f".tmp-{path.name}")
-    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(aside, path)
+    replace_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _read(line: str) -> Any:

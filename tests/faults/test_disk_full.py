@@ -11,7 +11,7 @@ import subprocess
 import pytest
 from transformers import TrainerCallback
 
-from sftcore.disk import disk_error, writing
+from sftcore.disk import disk_error, replace_text, writing
 from sftcore.errors import CheckError, CheckpointError, WriteError
 from sftcore.run.checkpoints import newest
 from tests.faults import runs
@@ -178,3 +178,12 @@ def test_a_page_or_report_that_cannot_be_written_is_one_error(tmp_path, full_dis
         (full_disk / "page.html").write_text("page")
     with pytest.raises(FileNotFoundError), writing("the model", full_disk, reads_too=True):
         (full_disk / "missing").read_text()
+
+
+def test_a_manifest_or_log_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    path = tmp_path / "manifest.json"
+    replace_text(path, "whole")
+    with no_file_above(1000), pytest.raises(OSError, match="File too large"):
+        replace_text(path, "x" * 2000)
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
