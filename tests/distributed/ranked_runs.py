@@ -252,5 +252,5 @@ if __name__ == "__main__":
         refused(Path(folder), model)
     for case in cases:
         run(case, model, Path(folder))
-    torch.distributed.barrier()  # neither leaves while the other still talks to it
-    os._exit(0)  # gloo's threads now and then abort a process that takes its groups down (torch 2.13)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
