@@ -14,7 +14,7 @@ from typing import Any
 from sftcore.errors import SFTCoreError, WriteError
 from sftcore.types import Problem
 
-TORCH_FAILED = "torch could not write a file to its end"
+_TORCH_FAILED = "torch could not write a file to its end"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -26,7 +26,7 @@ def disk_error(error: Exception) -> str | None:
     if found := re.search(r"\(os error (\d+)\)", text):  # safetensors and tokenizers, written in Rust
         return os.strerror(int(found[1]))
     if "PytorchStreamWriter" in text or "file write failed" in text or "inline_container" in text:
-        return TORCH_FAILED
+        return _TORCH_FAILED
     return None
 
 
@@ -69,7 +69,7 @@ def make_output_dir(folder: str) -> None:
 def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _FULL
-    return disk_error(error) in (TORCH_FAILED, *map(os.strerror, _FULL))
+    return disk_error(error) in (_TORCH_FAILED, *map(os.strerror, _FULL))
 
 
 def replace_text(path: Path, text: str) -> None:

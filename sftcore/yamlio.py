@@ -17,6 +17,8 @@ LARGEST = 2**18
 MOST_VALUES = 100_000
 """Values of a recipe, each alias counted as what it stands for."""
 _LONGEST_NUMBER = 100
+_OF_CONSTRUCTORS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+"""What PyYAML's constructors raise, of what looks like a date and is none."""
 _UNWRITABLE = re.compile("[\\x00\\ud800-\\udfff]")
 
 
@@ -87,13 +89,7 @@ def load(text: str, *, where: str) -> Any:
         raise RecipeError("the YAML is nested too deeply.", where=where, fix="Mend it.") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"this is no YAML: {error}.", where=where) from None
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        ArithmeticError,
-    ) as error:  # PyYAML's constructors, of what is no date
+    except _OF_CONSTRUCTORS as error:
         raise RecipeError(f"this is no YAML: {error}.", where=where) from None
 
 
