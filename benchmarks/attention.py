@@ -78,8 +78,8 @@ class Layer:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         from sftcore import ModelRequest
-        from sftcore.discovery import discover
-        from sftcore.documents import boundaries
+        from sftcore.core.discovery import discover
+        from sftcore.documents.ways import boundaries
 
         plugin = discover().find("attention", name, None).load()()
         backend = plugin.attention_backend(ModelRequest())

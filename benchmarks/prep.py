@@ -164,9 +164,9 @@ def floor_side(case: str, rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> 
 def sftcore_side(
     case: str, packing: bool, dataset: Any, tokenizer: Any, given: argparse.Namespace
 ) -> Callable[[], Any]:
+    from sftcore.config.setup import set_up
+    from sftcore.core.types import ModelRequest
     from sftcore.data.sets import DataPreparation
-    from sftcore.run.setup import set_up
-    from sftcore.types import ModelRequest
 
     settings = {
         "seed": 42,

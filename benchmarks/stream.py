@@ -86,9 +86,9 @@ class Source:
 
 def packing(tokenizer: Any, rows: int) -> dict[str, Any]:
     """Pack the whole stream: memory on the way, fill, speed."""
+    from sftcore.config.setup import set_up
+    from sftcore.core.types import ModelRequest
     from sftcore.data.sets import DataPreparation
-    from sftcore.run.setup import set_up
-    from sftcore.types import ModelRequest
 
     settings = {"seed": 1, "packing": True}
     setup = set_up((), settings, ModelRequest(), where="benchmark", without=["loader"])

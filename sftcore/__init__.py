@@ -6,14 +6,15 @@ Names are imported on first use, so that `import sftcore` stays light.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sftcore.chat import clone_chat_template
-    from sftcore.chat_template_utils import get_training_chat_template, supports_tool_calling
-    from sftcore.collator import DataCollatorForLanguageModeling
-    from sftcore.config import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
-    from sftcore.data_utils import (
+    from sftcore.chat.tokens import clone_chat_template
+    from sftcore.compat.chat_template_utils import get_training_chat_template, supports_tool_calling
+    from sftcore.compat.collator import DataCollatorForLanguageModeling
+    from sftcore.compat.data_utils import (
         apply_chat_template,
         is_conversational,
         is_conversational_from_value,
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
         pack_dataset,
         prepare_multimodal_messages,
     )
-    from sftcore.errors import (
+    from sftcore.compat.script_arguments import (
+        DatasetConfig,
+        DatasetMixtureConfig,
+        ScriptArguments,
+        TrlParser,
+        get_dataset,
+        init_zero_verbose,
+    )
+    from sftcore.compat.vision_collator import DataCollatorForVisionLanguageModeling
+    from sftcore.config.sft_config import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
+    from sftcore.core.errors import (
         CheckError,
         ConflictError,
         DataError,
@@ -32,21 +43,9 @@ if TYPE_CHECKING:
         RowError,
         SFTCoreError,
     )
-    from sftcore.hookspecs import hookimpl
-    from sftcore.plugin_class import plugin
-    from sftcore.precision import get_kbit_device_map
-    from sftcore.run.progress import RichProgressCallback
-    from sftcore.script_arguments import (
-        DatasetConfig,
-        DatasetMixtureConfig,
-        ScriptArguments,
-        TrlParser,
-        get_dataset,
-        init_zero_verbose,
-    )
-    from sftcore.token_loss import TokenLoss
-    from sftcore.trainer import SFTTrainer
-    from sftcore.types import (
+    from sftcore.core.hookspecs import hookimpl
+    from sftcore.core.plugin_class import plugin
+    from sftcore.core.types import (
         AttentionBackend,
         Collator,
         Example,
@@ -68,16 +67,19 @@ if TYPE_CHECKING:
         Span,
         TokenizedRow,
     )
-    from sftcore.vision_collator import DataCollatorForVisionLanguageModeling
+    from sftcore.losses.token_loss import TokenLoss
+    from sftcore.model.precision import get_kbit_device_map
+    from sftcore.train.progress import RichProgressCallback
+    from sftcore.train.trainer import SFTTrainer
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "chat": ("clone_chat_template",),
-    "chat_template_utils": ("get_training_chat_template", "supports_tool_calling"),
-    "collator": ("DataCollatorForLanguageModeling",),
-    "config": ("ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config"),
-    "data_utils": (
+    "chat.tokens": ("clone_chat_template",),
+    "compat.chat_template_utils": ("get_training_chat_template", "supports_tool_calling"),
+    "compat.collator": ("DataCollatorForLanguageModeling",),
+    "config.sft_config": ("ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config"),
+    "compat.data_utils": (
         "apply_chat_template",
         "is_conversational",
         "is_conversational_from_value",
@@ -86,7 +88,7 @@ _WHERE = {
         "pack_dataset",
         "prepare_multimodal_messages",
     ),
-    "errors": (
+    "core.errors": (
         "CheckError",
         "ConflictError",
         "DataError",
@@ -96,11 +98,11 @@ _WHERE = {
         "RowError",
         "SFTCoreError",
     ),
-    "hookspecs": ("hookimpl",),
-    "plugin_class": ("plugin",),
-    "precision": ("get_kbit_device_map",),
-    "run.progress": ("RichProgressCallback",),
-    "script_arguments": (
+    "core.hookspecs": ("hookimpl",),
+    "core.plugin_class": ("plugin",),
+    "model.precision": ("get_kbit_device_map",),
+    "train.progress": ("RichProgressCallback",),
+    "compat.script_arguments": (
         "DatasetConfig",
         "DatasetMixtureConfig",
         "ScriptArguments",
@@ -108,10 +110,10 @@ _WHERE = {
         "get_dataset",
         "init_zero_verbose",
     ),
-    "token_loss": ("TokenLoss",),
-    "trainer": ("SFTTrainer",),
-    "vision_collator": ("DataCollatorForVisionLanguageModeling",),
-    "types": (
+    "losses.token_loss": ("TokenLoss",),
+    "train.trainer": ("SFTTrainer",),
+    "compat.vision_collator": ("DataCollatorForVisionLanguageModeling",),
+    "core.types": (
         "AttentionBackend",
         "Collator",
         "Example",
@@ -158,6 +160,23 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _alias(name: str, module: str) -> None:
+    """Make `sftcore.<name>` the module `sftcore.<module>`, which is read when something in it is first used."""
+    spec = importlib.util.find_spec(f"{__name__}.{module}")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[f"{__name__}.{name}"] = sys.modules[spec.name] = made
+    spec.loader.exec_module(made)
+    globals()[name] = made
+
+
+# Scripts written for TRL import helpers from trl.data_utils and trl.chat_template_utils
+_alias("data_utils", "compat.data_utils")
+_alias("chat_template_utils", "compat.chat_template_utils")
 
 
 def __dir__() -> list[str]:

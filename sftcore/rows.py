@@ -13,8 +13,8 @@ from typing import Any
 
 import attrs
 
-from sftcore.errors import RowError, nearest
-from sftcore.types import Message, Part, Row
+from sftcore.core.errors import RowError, nearest
+from sftcore.core.types import Message, Part, Row
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that chat templates know."""

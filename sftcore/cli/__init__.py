@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sftcore.visible import visible
+from sftcore.core.visible import visible
 
 _VERBS = {
     "quickstart": ("quickstart", "Fine-tune a small model on your machine and see it change."),
@@ -46,7 +46,7 @@ class _LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0] if args else ""
         if name and not name.startswith("-") and name not in _VERBS:
-            from sftcore.errors import nearest
+            from sftcore.core.errors import nearest
 
             ctx.fail(f'no verb named "{name}".{nearest(name, _VERBS)}')
         return super().resolve_command(ctx, args)
@@ -90,7 +90,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; our own errors are shown as one message, exit code 1."""
-    from sftcore.errors import SFTCoreError
+    from sftcore.core.errors import SFTCoreError
 
     warnings.showwarning = _WarnOnce()
     logging.setLogRecordFactory(_Record)

@@ -60,14 +60,14 @@ def command(
     if compare and no_adapter:
         raise click.UsageError("--compare and --no-adapter exclude each other.")
     from sftcore.cli.quiet import quiet
-    from sftcore.run.saved import open_run
+    from sftcore.tools.saved import open_run
 
     quiet()
     saved = open_run(run, adapter=adapter, base=base, trust_remote_code=trust_remote_code)
     if saved.adapter is None and (compare or no_adapter):
         raise click.UsageError(f"{run} is a whole model: there is no adapter to switch off.")
-    from sftcore.run.chat import Sampling, load_speaker
-    from sftcore.run.chat_loop import Chat
+    from sftcore.tools.chat_loop import Chat
+    from sftcore.tools.chat_model import Sampling, load_speaker
 
     text = _from_stdin() if prompt == "-" else prompt
     sampling = Sampling(max_new_tokens, temperature, 1.0 if top_p is None else top_p, seed)

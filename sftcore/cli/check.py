@@ -15,9 +15,9 @@ from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
 
 if TYPE_CHECKING:
-    from sftcore.data.report import SetReport
-    from sftcore.data.report_findings import Finding, Place
-    from sftcore.recipe import Recipe
+    from sftcore.check.findings import Finding, Place
+    from sftcore.check.report import SetReport
+    from sftcore.config.recipe import Recipe
 
 SCHEMA = 1
 """Version of what `--json` prints; docs/how-to/check-your-data.md describes it."""
@@ -58,11 +58,11 @@ def command(
 # --- Reading --------------------------------------------------------------------------------------------------------
 def _reports(recipe: Recipe) -> Iterator[SetReport]:
     """The training set's report, and the evaluation set's where the recipe names one."""
-    from sftcore.data.report import Reporter
-    from sftcore.data.report_inspect import Inspectors
-    from sftcore.run.preview import Preparations
-    from sftcore.run.setup import check, set_up
-    from sftcore.types import KINDS
+    from sftcore.check.inspect import Inspectors
+    from sftcore.check.report import Reporter
+    from sftcore.config.setup import check, set_up
+    from sftcore.core.types import KINDS
+    from sftcore.tools.preview import Preparations
 
     named = recipe.model.name is not None
     without = () if named else [kind for kind in KINDS if kind != "format"]
@@ -87,10 +87,10 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
 
 
 def _read(reporter: Any, source: str | tuple[str, ...], recipe: Recipe, split: str) -> None:
-    from sftcore.data.files import local_files
-    from sftcore.data.report_findings import Place
-    from sftcore.data.report_read import Raw, raw_rows
-    from sftcore.errors import DataError
+    from sftcore.check.findings import Place
+    from sftcore.check.read import Raw, raw_rows
+    from sftcore.core.errors import DataError
+    from sftcore.data.source.files import local_files
 
     try:
         files = local_files(source)
@@ -101,7 +101,7 @@ def _read(reporter: Any, source: str | tuple[str, ...], recipe: Recipe, split: s
         for path in files.paths:
             reporter.read(str(path), raw_rows(path, files.builder))
         return
-    from sftcore.data.load import Source, load
+    from sftcore.data.source.load import Source, load
 
     label = str(source)
     reporter.read(label, map(Raw, load(Source(label, None), recipe.data, split)))
@@ -115,7 +115,7 @@ def _progress() -> Any:
 
 # --- Showing --------------------------------------------------------------------------------------------------------
 def _lines(report: SetReport) -> Iterator[str]:
-    from sftcore.visible import visible
+    from sftcore.core.visible import visible
 
     yield click.style(visible(f"{report.name}: {report.source}"), bold=True)
     for file in report.files if len(report.files) > 1 else ():
@@ -190,7 +190,7 @@ def _histogram(report: SetReport) -> Iterator[str]:
 
 
 def _finding(finding: Finding, *, several: bool) -> Iterator[str]:
-    from sftcore.visible import visible
+    from sftcore.core.visible import visible
 
     label = click.style(f"{finding.severity:<9}", fg=_COLOURS[finding.severity], bold=True)
     count = "" if all(place.row is None for place in finding.rows) else f" ({_num(finding.count, 'row')})"

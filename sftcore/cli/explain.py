@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
-from sftcore.visible import visible
+from sftcore.core.visible import visible
 
 
 @click.command("explain")
@@ -19,11 +19,11 @@ def command(words: tuple[str, ...], block: tuple[str, ...]) -> None:
 
 
 def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
-    from sftcore.data.files import first_rows, local_files
+    from sftcore.config.setup import set_up_recipe
+    from sftcore.core.hookspecs import LIFECYCLE, ONE_ANSWER
+    from sftcore.core.registry import AUTO
     from sftcore.data.format import choose_format
-    from sftcore.hookspecs import LIFECYCLE, ONE_ANSWER
-    from sftcore.registry import AUTO
-    from sftcore.run.setup import set_up_recipe
+    from sftcore.data.source.files import first_rows, local_files
 
     recipe = recipe_from(words, block)
     setup = set_up_recipe(recipe)

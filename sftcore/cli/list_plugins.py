@@ -10,9 +10,9 @@ from typing import Any
 import click
 from attrs import frozen
 
-from sftcore.discovery import Catalog, PluginEntry, discover
-from sftcore.registry import Blocklist, Bound, resolve
-from sftcore.types import KINDS, SLOTS, Selection
+from sftcore.core.discovery import Catalog, PluginEntry, discover
+from sftcore.core.registry import Blocklist, Bound, resolve
+from sftcore.core.types import KINDS, SLOTS, Selection
 
 SCHEMA = 1
 
@@ -89,10 +89,10 @@ def _status(entry: PluginEntry, catalog: Catalog, blocked: Blocklist) -> tuple[s
 
 
 def _details(entry: PluginEntry, catalog: Catalog) -> Details:
-    from sftcore.errors import SFTCoreError
-    from sftcore.hookspecs import LIFECYCLE
-    from sftcore.plugin_class import options, summary
-    from sftcore.structure import type_name
+    from sftcore.core.errors import SFTCoreError
+    from sftcore.core.hookspecs import LIFECYCLE
+    from sftcore.core.options import type_name
+    from sftcore.core.plugin_class import options, summary
 
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a module prints must not end up inside the JSON

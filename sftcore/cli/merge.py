@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sftcore.visible import visible
+from sftcore.core.visible import visible
 
 
 @click.command("merge")
@@ -46,18 +46,18 @@ def command(
     are compared with those of the unmerged model, before and after it is saved; where they differ nothing is kept.
     """
     from sftcore.cli.quiet import quiet
-    from sftcore.run.saved import open_run
+    from sftcore.tools.saved import open_run
 
     if private and not push_to_hub:
         raise click.UsageError("--private belongs to --push-to-hub REPO_ID.")
     quiet()
     saved = open_run(run, adapter=adapter, base=base, trust_remote_code=trust_remote_code)
     folder = output or Path(f"{run.rstrip('/')}-merged")
-    from sftcore.run.merge import merge, refuse_merge
+    from sftcore.tools.merge import merge, refuse_merge
 
     refuse_merge(saved, folder, overwrite=overwrite)
     if push_to_hub:
-        from sftcore.run.push import refuse_push
+        from sftcore.tools.push import refuse_push
 
         refuse_push(push_to_hub)
     merged = merge(
@@ -72,6 +72,6 @@ def command(
         click.echo(visible(f"note: {note}"), err=True)
     click.echo(visible(f"merged in {merged.folder}, {merged.dtype}"))
     if push_to_hub:
-        from sftcore.run.push import push
+        from sftcore.tools.push import push
 
         click.echo(f"pushed to {push(merged.folder, push_to_hub, private=private)}")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sftcore.visible import visible
+from sftcore.core.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sftcore.parity import Check
+    from sftcore.chat.parity import Check
 
 
 @click.command("parity")
@@ -26,8 +26,8 @@ def command(folder: str, against: str | None) -> None:
     FOLDER is what a run saved, an adapter or a whole model, or any model by folder or hub id; no weights are read.
     It is compared with the record of its run in manifest.json. The exit code is 1 where something differs.
     """
-    from sftcore.parity import parity
-    from sftcore.parity_record import read_served
+    from sftcore.chat.parity import parity
+    from sftcore.chat.record import read_served
 
     served = read_served(folder)
     trained = read_served(against).chat if against else served.record

@@ -10,13 +10,13 @@ import click
 
 from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
-from sftcore.disk import writing
+from sftcore.util.disk import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from sftcore.run.preview import Preview, Segment
+    from sftcore.tools.preview import Preview, Segment
 
 
 @click.command("preview")
@@ -43,11 +43,11 @@ def command(
         )
     no_bars()
     os.environ.setdefault("TQDM_DISABLE", "1")  # reading one row needs no bars
-    from sftcore.run.preview import preview
+    from sftcore.tools.preview import preview
 
     previews = preview(recipe, row)
     if page is not None:
-        from sftcore.run.preview_page import as_page
+        from sftcore.tools.preview_page import as_page
 
         with writing("the page", page):
             page.write_text(as_page(previews, f"{recipe.data.train}"), encoding="utf-8")
@@ -64,9 +64,9 @@ def command(
 def _show(console: Console, one: Preview) -> None:
     from rich.text import Text
 
-    from sftcore.run.preview import CUT_SHOWN
-    from sftcore.run.preview_page import border
-    from sftcore.visible import visible
+    from sftcore.core.visible import visible
+    from sftcore.tools.preview import CUT_SHOWN
+    from sftcore.tools.preview_page import border
 
     console.print(Text(one.caption, "bold"))
     if one.dropped:

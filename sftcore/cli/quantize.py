@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sftcore.visible import visible
+from sftcore.core.visible import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sftcore.run.quantize import Options, Outcome
+    from sftcore.tools.quantization.quantize import Options, Outcome
 
 
 @click.command("quantize")
@@ -64,8 +64,8 @@ def command(
     again with transformers alone, and its perplexity compared with that of the model before.
     """
     from sftcore.cli.quiet import quiet
-    from sftcore.run.quantize import Options, method_named, quantize
-    from sftcore.run.saved import open_run
+    from sftcore.tools.quantization.quantize import Options, method_named, quantize
+    from sftcore.tools.saved import open_run
 
     method_named(method)
     quiet()

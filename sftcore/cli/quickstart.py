@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sftcore.cli.quiet import no_bars
-from sftcore.run.signals import exits_cleanly
-from sftcore.visible import visible
+from sftcore.core.visible import visible
+from sftcore.train.guard.signals import exits_cleanly
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,8 +33,8 @@ def command(model: str | None, output: str, steps: int) -> None:
 
     It takes about two minutes on two CPU cores.
     """
-    from sftcore.recipe import parse_recipe
-    from sftcore.run.train import check_recipe, run_recipe
+    from sftcore.config.recipe import parse_recipe
+    from sftcore.train.run import check_recipe, run_recipe
 
     no_bars()
     raw = recipe(model or find_model(), output, steps)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import attrs
 import click
 
-from sftcore.recipe import Recipe, load_recipe
-from sftcore.types import ModelRequest
+from sftcore.config.recipe import Recipe, load_recipe
+from sftcore.core.types import ModelRequest
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -22,8 +22,8 @@ def command(manifest: str, overrides: tuple[str, ...], output: str | None, dry_r
     anything is trained. That a model is trusted (trust_remote_code, allow_pickle) is not taken over.
     The exit code is 0 only where weights and losses are equal.
     """
-    from sftcore.run.replay import checked_again, differences, fresh_folder, read_manifest, replay
-    from sftcore.visible import message
+    from sftcore.core.visible import message
+    from sftcore.tools.replay import checked_again, differences, fresh_folder, read_manifest, replay
 
     no_bars()
     leads = os.environ.get("RANK", "0") == "0"

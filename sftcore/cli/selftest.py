@@ -12,12 +12,12 @@ import click
 
 from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
-from sftcore.disk import writing
+from sftcore.util.disk import writing
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sftcore.proof.equivalence import Line, Report
+    from sftcore.selftest.equivalence import Line, Report
 
 LOG_WIDTH = 130
 """Columns of the table where there is no terminal."""
@@ -42,7 +42,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Pat
     """
     if file is not None and not file.parent.is_dir():
         raise click.UsageError(f'there is no folder "{file.parent}" for the report.')
-    from sftcore.run.train import check_recipe
+    from sftcore.train.run import check_recipe
 
     checked = check_recipe(recipe_from(words, block))
     no_bars()
@@ -50,7 +50,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Pat
 
     from rich.console import Console
 
-    from sftcore.proof.selftest import selftest
+    from sftcore.selftest.selftest import selftest
 
     report = selftest(checked, num_rows=rows, processes=not no_processes)
     if file is not None:

@@ -9,8 +9,8 @@ import click
 
 from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
-from sftcore.run.signals import exits_cleanly
-from sftcore.visible import visible
+from sftcore.core.visible import visible
+from sftcore.train.guard.signals import exits_cleanly
 
 
 @click.command("train")
@@ -24,7 +24,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int) -> None:
     Everything that can be found wrong is found before anything heavy is loaded. --nproc starts several processes by
     accelerate's launcher.
     """
-    from sftcore.run.train import check_recipe, run_recipe
+    from sftcore.train.run import check_recipe, run_recipe
 
     no_bars()
     is_first = os.environ.get("RANK", "0") == "0"
@@ -32,7 +32,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int) -> None:
         warnings.simplefilter("ignore")  # the first process says the same
     checked = check_recipe(recipe_from(words, block))
     if nproc > 1:
-        from sftcore.run.launch import launch
+        from sftcore.train.launch import launch
 
         launch(nproc, [*words, *(f"--block={one}" for one in block)], checked.recipe.training)
 

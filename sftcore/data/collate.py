@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftcore.types import IGNORED, Plan
+from sftcore.core.types import IGNORED, Plan
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from attrs import frozen
 
-from sftcore.types import IGNORED, TokenizedRow
+from sftcore.core.types import IGNORED, TokenizedRow
 
 if TYPE_CHECKING:
     import pyarrow as pa

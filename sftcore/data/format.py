@@ -8,11 +8,11 @@ from typing import Any
 
 from attrs import frozen
 
-from sftcore.discovery import Catalog, PluginEntry
-from sftcore.errors import ConflictError, DataError, RowError, SFTCoreError, quoted
-from sftcore.registry import AUTO, ActivePlugins, Blocklist, Bound, bind
-from sftcore.selections import format_options
-from sftcore.types import Example, Formatter, Plan, Row, Selection
+from sftcore.config.selections import format_options
+from sftcore.core.discovery import Catalog, PluginEntry
+from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError, quoted
+from sftcore.core.registry import AUTO, ActivePlugins, Blocklist, Bound, bind
+from sftcore.core.types import Example, Formatter, Plan, Row, Selection
 
 
 @frozen

@@ -10,7 +10,7 @@ from attrs import asdict, evolve, field, frozen
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sftcore.data.pack import Packing
+    from sftcore.data.packing.pack import Packing
 
 WELL_FILLED = 0.97
 """The share of a block below which the reason is said."""

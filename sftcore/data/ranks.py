@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import define, frozen
 
-from sftcore.errors import ConflictError, DataError
-from sftcore.processes import tensor_parallel_size
-from sftcore.types import IGNORED
+from sftcore.config.processes import tensor_parallel_size
+from sftcore.core.errors import ConflictError, DataError
+from sftcore.core.types import IGNORED
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-    from sftcore.config import SFTConfig
+    from sftcore.config.sft_config import SFTConfig
 
 Batch: TypeAlias = "dict[str, Any]"
 Collate: TypeAlias = "Callable[[list[Any]], Batch]"

@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field
 
-from sftcore.data.blocks import PackingPlan
-from sftcore.data.cache import Key, find_or_make, wrapped
-from sftcore.data.expand import Expander, is_vision
+from sftcore.chat.render import Renderer
+from sftcore.core.errors import ConflictError, DataError, OptionTypeError
+from sftcore.core.registry import Bound
+from sftcore.core.types import Example, Formatter, Row
 from sftcore.data.format import RowReader, choose_format, reader_for, refuse_images
-from sftcore.data.images import MAX_PIXELS
-from sftcore.data.keys import key_of
+from sftcore.data.images.expand import Expander, is_vision
+from sftcore.data.images.reference import MAX_PIXELS
 from sftcore.data.ledger import Ledger
-from sftcore.data.mapstyle import build
-from sftcore.data.numbering import numbers_of
-from sftcore.data.prepare import Pipeline
+from sftcore.data.packing.blocks import PackingPlan
+from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank
-from sftcore.data.render import Renderer
-from sftcore.data.stream import columns_of, prepare_stream
+from sftcore.data.source.numbering import numbers_of
+from sftcore.data.store.cache import Key, find_or_make, wrapped
+from sftcore.data.store.keys import key_of
+from sftcore.data.store.mapstyle import build
+from sftcore.data.store.stream import columns_of, prepare_stream
 from sftcore.data.tokenize import Tokenizer
-from sftcore.errors import ConflictError, DataError, OptionTypeError
-from sftcore.registry import Bound
-from sftcore.types import Example, Formatter, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
-    from sftcore.run.setup import Setup
+    from sftcore.config.setup import Setup
 
 
 @define

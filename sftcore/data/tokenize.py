@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import frozen
 
+from sftcore.chat.render import Rendered
+from sftcore.core.errors import ModelError
+from sftcore.core.types import IGNORED, Span
 from sftcore.data.columns import TokenColumns, offsets_of
-from sftcore.data.render import Rendered
-from sftcore.errors import ModelError
-from sftcore.types import IGNORED, Span
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

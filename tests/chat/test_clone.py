@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from sftcore import ModelError, RecipeError, SFTTrainer, clone_chat_template
 from tests.chat.made import answer, base_tokenizer, chat_tokenizer, qwen_like, saved
 from tests.conftest import CHATML, alpaca_rows, make_llama
-from tests.trainer.test_trainer import config
+from tests.train.test_trainer import config
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from peft import LoraConfig
 from transformers import PreTrainedTokenizerFast
 
 from sftcore import ModelError, SFTTrainer
+from sftcore.chat.parity import parity
+from sftcore.chat.record import Chat, Served, chat_of, read_served
 from sftcore.cli import cli
-from sftcore.parity import parity
-from sftcore.parity_record import Chat, Served, chat_of, read_served
 from tests.chat.made import base_tokenizer, chat_tokenizer, qwen_like, saved
 from tests.conftest import CHATML, alpaca_rows, make_tokenizer
-from tests.trainer.test_trainer import config
+from tests.train.test_trainer import config
 
 WITH_BOS = "{{ bos_token }}" + CHATML
 

@@ -236,7 +236,7 @@ def test_tokens_add_up_to_what_the_tokenizer_gives(write, tokenizer, model_folde
 def test_the_report_agrees_with_the_ledger_of_a_run(write, tokenizer, model_folder):
     from datasets import Dataset
 
-    from tests.data.test_prepare import preparation
+    from tests.data.test_pipeline import preparation
 
     rows = [{"prompt": "say " * i, "completion": " hello"} for i in range(1, 30)]
     settings = {"max_length": 20, "truncation_mode": "keep_start"}
@@ -291,7 +291,7 @@ def test_packing_is_estimated_as_a_run_packs(write, tokenizer, model_folder):
     one = report(path, "--model", str(model_folder), "max_length=64", "packing=true")
     from datasets import Dataset
 
-    from tests.data.test_prepare import preparation
+    from tests.data.test_pipeline import preparation
 
     blocks = preparation(tokenizer, max_length=64, packing=True).prepare(Dataset.from_list(alpaca_rows(40)), "train")
     assert one["packing"]["blocks"] == len(blocks)
@@ -340,7 +340,7 @@ def test_the_schema_is_the_documented_one(write):
 
 
 def test_every_finding_is_documented_with_its_severity():
-    from sftcore.data.report_findings import KINDS
+    from sftcore.check.findings import KINDS
 
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "check-your-data.md").read_text(encoding="utf-8")
     documented = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (error|warning|info) \|", page, re.MULTILINE))

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from sftcore.cli import cli
-from sftcore.errors import RecipeError
-from sftcore.types import KINDS
+from sftcore.core.errors import RecipeError
+from sftcore.core.types import KINDS
 
 KEYS = ["kind", "name", "distribution", "version", "entry_point", "status", "why"]
 DETAILS = ["summary", "options", "hooks", "slots"]

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 
 from sftcore import SFTConfig, SFTTrainer
-from sftcore.errors import DataError
-from sftcore.run.signals import StoppedBySignal
+from sftcore.core.errors import DataError
+from sftcore.train.guard.signals import StoppedBySignal
 
 ROWS, EVALUATED, BATCH = 23, 7, 8
 """Rows to train on and to evaluate, and rows of a step over all ranks: nothing divides by what it is cut into."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from sftcore import SFTConfig
-from sftcore.errors import ConflictError
+from sftcore.core.errors import ConflictError
 from tests.distributed import deepspeed_runs, ranked_runs
 from tests.distributed.deepspeed_runs import CASES, STOPPED
 from tests.distributed.ranked_runs import EVALUATED, ROWS, curve, differing_weights, read

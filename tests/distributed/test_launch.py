@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from sftcore import SFTConfig
-from sftcore.errors import CheckError, ConflictError
-from sftcore.precision import wants_master_weights
-from sftcore.processes import process_problems
-from sftcore.recipe import load_recipe
-from sftcore.run.launch import launch
-from sftcore.run.train import check_recipe, config_of
+from sftcore.config.processes import process_problems
+from sftcore.config.recipe import load_recipe
+from sftcore.core.errors import CheckError, ConflictError
+from sftcore.model.precision import wants_master_weights
+from sftcore.train.launch import launch
+from sftcore.train.run import check_recipe, config_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "distributed"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sftcore import yamlio
-from sftcore.discovery import discover
-from sftcore.hookspecs import LIFECYCLE, Hooks
-from sftcore.plugin_class import is_plugin, options
-from sftcore.recipe import parse_recipe
-from sftcore.types import ModelRequest, Plan, Probe, Selection
+from sftcore.config import yaml12 as yamlio
+from sftcore.config.recipe import parse_recipe
+from sftcore.core.discovery import discover
+from sftcore.core.hookspecs import LIFECYCLE, Hooks
+from sftcore.core.plugin_class import is_plugin, options
+from sftcore.core.types import ModelRequest, Plan, Probe, Selection
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -154,7 +154,7 @@ def test_whole_recipes_parse():
 
 
 def test_recipes_name_plugins_and_options_that_exist():
-    from sftcore.registry import Blocklist, bind
+    from sftcore.core.registry import Blocklist, bind
 
     catalog = discover()
     pages = ("how-to/recipes.md", "tutorial/first-run.md", "how-to/attention.md", "how-to/losses.md", "how-to/noise.md")
@@ -166,7 +166,7 @@ def test_recipes_name_plugins_and_options_that_exist():
 
 
 def test_every_kind_and_key_of_a_recipe_is_documented():
-    from sftcore.recipe import SECTIONS, DataSection
+    from sftcore.config.recipe import SECTIONS, DataSection
 
     text = text_of("how-to/recipes.md")
     for key in (*SECTIONS, *(field.name for field in DataSection.__attrs_attrs__)):

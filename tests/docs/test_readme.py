@@ -6,10 +6,10 @@ import json
 import re
 from pathlib import Path
 
-from sftcore.discovery import discover
-from sftcore.recipe import parse_recipe
-from sftcore.types import KINDS
-from sftcore.yamlio import load
+from sftcore.config.recipe import parse_recipe
+from sftcore.config.yaml12 import load
+from sftcore.core.discovery import discover
+from sftcore.core.types import KINDS
 from tests.conftest import alpaca_rows
 
 ROOT = Path(__file__).parents[2]

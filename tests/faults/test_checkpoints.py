@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from sftcore.errors import CheckpointError, RecipeError
-from sftcore.run.checkpoints import choose, clear_leftovers, final_place, newest, place_model, rotate
-from sftcore.run.checksums import SEAL, fault, seal
+from sftcore.core.errors import CheckpointError, RecipeError
+from sftcore.train.checkpoint.checksums import SEAL, fault, seal
+from sftcore.train.checkpoint.folders import choose, clear_leftovers, final_place, newest, place_model, rotate
 from tests.faults import runs
 
 
@@ -225,8 +225,8 @@ def test_files_that_callbacks_add_are_not_judged(run):
 
 
 def test_a_recipe_that_names_a_missing_folder_is_refused_before_loading(tmp_path, write):
-    from sftcore.recipe import parse_recipe
-    from sftcore.run.train import check_recipe
+    from sftcore.config.recipe import parse_recipe
+    from sftcore.train.run import check_recipe
 
     data = write("train.jsonl", '{"text": "x"}\n')
     raw = {"model": "m", "data": str(data), "resume_from_checkpoint": "out/checkpoint-7"}

@@ -11,9 +11,9 @@ import subprocess
 import pytest
 from transformers import TrainerCallback
 
-from sftcore.disk import disk_error, replace_text, writing
-from sftcore.errors import CheckError, CheckpointError, WriteError
-from sftcore.run.checkpoints import newest
+from sftcore.core.errors import CheckError, CheckpointError, WriteError
+from sftcore.train.checkpoint.folders import newest
+from sftcore.util.disk import disk_error, replace_text, writing
 from tests.faults import runs
 
 

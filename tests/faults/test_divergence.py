@@ -12,9 +12,9 @@ from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 
 from sftcore import SFTConfig, SFTTrainer
-from sftcore.errors import DivergenceError, OptionTypeError
-from sftcore.run.divergence import LossLevel
-from sftcore.run.named_rows import named_rows
+from sftcore.core.errors import DivergenceError, OptionTypeError
+from sftcore.train.guard.divergence import LossLevel
+from sftcore.train.guard.named_rows import named_rows
 from tests.conftest import make_llama, make_tokenizer
 
 ROWS = [{"prompt": f"say {i}", "completion": f"The answer is {i}"} for i in range(8)]

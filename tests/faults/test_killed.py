@@ -55,7 +55,7 @@ class Attempt:
 
     def __init__(self, folder: Path) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "transformers.trainer", "sftcore.trainer", "datasets"])
+        context.set_forkserver_preload(["torch", "transformers.trainer", "sftcore.train.trainer", "datasets"])
         self.phases: list[tuple[str, float]] = []
         self._log = folder.parent / "log.txt"
         folder.parent.mkdir(exist_ok=True)

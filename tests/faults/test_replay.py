@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import sftcore
-from sftcore.errors import RecipeError
-from sftcore.run.replay import Recorded, checked_again, compare, differences, read_manifest
+from sftcore.core.errors import RecipeError
+from sftcore.tools.replay import Recorded, checked_again, compare, differences, read_manifest
 from tests.conftest import alpaca_rows, make_llama, make_tokenizer
 
 

@@ -10,9 +10,9 @@ import pytest
 import runs
 from transformers import TrainerCallback
 
-from sftcore.errors import ResumeError
-from sftcore.run.sameness import differences
-from sftcore.run.state import RunState, rewind_log
+from sftcore.core.errors import ResumeError
+from sftcore.train.checkpoint.same_run import differences
+from sftcore.train.checkpoint.state import RunState, rewind_log
 from tests.conftest import make_llama, make_tokenizer
 
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime",
@@ -146,7 +146,7 @@ def test_what_was_due_at_the_end_of_an_epoch_is_done_after_the_resume(kind, kill
 
 
 def test_a_packed_stream_goes_on_in_its_window_and_prepares_no_earlier_one(tmp_path, monkeypatch):
-    from sftcore.data import stream
+    from sftcore.data.store import stream
 
     monkeypatch.setattr(stream, "BATCH", 10)  # the smallest window is as many rows as a block has tokens
     prepared: list[int] = []

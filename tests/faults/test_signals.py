@@ -15,8 +15,8 @@ import pytest
 import runs
 from transformers import TrainerCallback
 
-from sftcore.run.checkpoints import newest
-from sftcore.run.signals import StoppedBySignal, exits_cleanly
+from sftcore.train.checkpoint.folders import newest
+from sftcore.train.guard.signals import StoppedBySignal, exits_cleanly
 
 HERE = Path(__file__).parent
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sftcore.run.checkpoints import newest
-from sftcore.run.checksums import SEAL, fault
+from sftcore.train.checkpoint.checksums import SEAL, fault
+from sftcore.train.checkpoint.folders import newest
 from tests.faults import two_ranks
 
 

@@ -12,14 +12,14 @@ import pytest
 from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sftcore.chat.sandbox import watchdog
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from sftcore.data import watchdog
-from sftcore.data.pack import pack
-from sftcore.data.templates import ChatTemplate, SpecialTexts
-from sftcore.errors import SFTCoreError
+from sftcore.chat.template import ChatTemplate, SpecialTexts
+from sftcore.core.errors import SFTCoreError
+from sftcore.data.packing.pack import pack
 from tests.conftest import CHATML_MARKED, make_tokenizer
-from tests.data.test_prepare import preparation
+from tests.data.test_pipeline import preparation
 from tests.fuzz.fuzz_profile import fuzzed
 
 SPECIAL = SpecialTexts(["<|im_end|>"], [], "<|im_end|>")

@@ -14,12 +14,12 @@ import pyarrow.parquet
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sftcore.data.files import BUILDERS, local_files, scan
-from sftcore.data.load import Source, inspect, load
-from sftcore.data.report_read import raw_rows
-from sftcore.errors import SFTCoreError
-from sftcore.recipe import DataSection, parse_recipe
-from sftcore.run.setup import set_up_recipe
+from sftcore.check.read import raw_rows
+from sftcore.config.recipe import DataSection, parse_recipe
+from sftcore.config.setup import set_up_recipe
+from sftcore.core.errors import SFTCoreError
+from sftcore.data.source.files import BUILDERS, local_files, scan
+from sftcore.data.source.load import Source, inspect, load
 from tests.fuzz.fuzz_profile import fuzzed
 
 PIECES = [

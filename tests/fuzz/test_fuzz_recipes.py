@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sftcore import yamlio
-from sftcore.errors import RecipeError, SFTCoreError
-from sftcore.fields import config_fields
-from sftcore.recipe import load_recipe, parse_recipe
-from sftcore.run.setup import set_up_recipe
+from sftcore.config import yaml12 as yamlio
+from sftcore.config.fields import config_fields
+from sftcore.config.recipe import load_recipe, parse_recipe
+from sftcore.config.setup import set_up_recipe
+from sftcore.core.errors import RecipeError, SFTCoreError
 from tests.fuzz.fuzz_profile import fuzzed
 
 WORDS = [

@@ -17,9 +17,9 @@ from sftcore_plugins.attention.varlen import Varlen, kernel
 from torch.profiler import ProfilerActivity, profile
 
 from sftcore import ModelError, ModelRequest
-from sftcore.proof.contamination import keep_documents_apart
-from tests.attention import reference
-from tests.proof.architectures import WINDOW, build
+from sftcore.documents.proof import keep_documents_apart
+from tests.documents.architectures import WINDOW, build
+from tests.plugins.attention import reference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_flash_attn = pytest.mark.skipif(

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import sftcore
-from sftcore import yamlio
-from sftcore.data.files import first_rows, local_files
-from sftcore.data.report_read import raw_rows
-from sftcore.errors import CheckpointError, DataError, ModelError, RecipeError, RowError, SFTCoreError
+from sftcore.check.read import raw_rows
+from sftcore.config import yaml12 as yamlio
+from sftcore.core.errors import CheckpointError, DataError, ModelError, RecipeError, RowError, SFTCoreError
+from sftcore.data.source.files import first_rows, local_files
 from tests.conftest import alpaca_rows
 
 # --- Recipes ----------------------------------------------------------------------------------------------------------
@@ -125,9 +125,9 @@ def test_links_in_a_data_folder_are_followed_as_the_hubs_cache_is_made_of_them(t
 def test_a_row_that_would_end_the_tokenizers_process_is_named(monkeypatch):
     from datasets import Dataset
 
-    from sftcore.data import prepare
+    from sftcore.data import pipeline as prepare
     from tests.conftest import make_tokenizer
-    from tests.data.test_prepare import preparation
+    from tests.data.test_pipeline import preparation
 
     monkeypatch.setattr(prepare, "_LONGEST", 1000)
     rows = Dataset.from_list([{"text": "say hello"}, {"text": "x" * 1001}])
@@ -226,7 +226,7 @@ def checkpoint(model_folder, tmp_path_factory) -> Path:
     """A checkpoint without the seal that would give every change away."""
     folder = tmp_path_factory.mktemp("run")
     trainer_of(model_folder, folder).train()
-    from sftcore.run.checksums import SEAL
+    from sftcore.train.checkpoint.checksums import SEAL
 
     (folder / "checkpoint-1" / SEAL).unlink()
     return folder / "checkpoint-1"
@@ -282,7 +282,7 @@ def test_a_link_out_of_a_checkpoint_is_refused(checkpoint, model_folder, tmp_pat
 
 
 def test_a_pickled_adapter_is_not_read(tmp_path):
-    from sftcore.run.saved import open_run
+    from sftcore.tools.saved import open_run
 
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "x", "peft_type": "LORA"}')
     (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))

@@ -10,10 +10,10 @@ import threading
 import time
 
 import pytest
+from sftcore.chat.sandbox import watchdog
 
-from sftcore.data import watchdog
-from sftcore.data.templates import ChatTemplate, SpecialTexts
-from sftcore.errors import ModelError, RowError, SFTCoreError
+from sftcore.chat.template import ChatTemplate, SpecialTexts
+from sftcore.core.errors import ModelError, RowError, SFTCoreError
 
 TURNS = [{"role": "user", "content": "say hello"}, {"role": "assistant", "content": "hello"}]
 SPECIAL = SpecialTexts(["<|im_end|>"], [], "<|im_end|>")
@@ -250,8 +250,8 @@ def test_no_way_that_goes_through_transformers_is_without_limits(source, monkeyp
     import copy
 
     from sftcore import apply_chat_template
-    from sftcore.parity_record import render as render_record
-    from sftcore.run.chat import Sampling, Speaker
+    from sftcore.chat.record import render as render_record
+    from sftcore.tools.chat_model import Sampling, Speaker
 
     monkeypatch.setattr(watchdog, "SECONDS", 0.3)
     hostile = copy.deepcopy(tokenizer)
@@ -267,8 +267,8 @@ def test_no_way_that_goes_through_transformers_is_without_limits(source, monkeyp
 def test_the_row_on_which_a_template_was_stopped_is_named_by_its_file(model_folder, tmp_path):
     from rich.console import Console
 
-    from sftcore.recipe import load_recipe
-    from sftcore.run.train import check_recipe, run_recipe
+    from sftcore.config.recipe import load_recipe
+    from sftcore.train.run import check_recipe, run_recipe
 
     template = tmp_path / "template.jinja"
     template.write_text(

@@ -17,10 +17,10 @@ import pytest
 
 import sftcore
 from sftcore import cli
-from sftcore.errors import RowError
-from sftcore.run.manifest import plain
-from sftcore.secrets import masked
-from sftcore.visible import visible
+from sftcore.core.errors import RowError
+from sftcore.core.visible import visible
+from sftcore.train.record.manifest import plain
+from sftcore.util.secrets import masked
 from tests.conftest import alpaca_rows
 
 ATTACK = (

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftcore import TokenLoss
-from sftcore.loss import NUM_ITEMS, bind_loss
+from sftcore.model.bound_loss import NUM_ITEMS, bind_loss
 
 LOSS = TokenLoss(lambda log_probs: -log_probs, chunk=8)
 

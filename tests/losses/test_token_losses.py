@@ -10,10 +10,10 @@ from sftcore_plugins.losses.nll import NLL
 from torch.nn.functional import cross_entropy
 
 from sftcore import ConflictError, LossOutput, Plan, SFTTrainer, TokenLoss
-from sftcore.loss import NUM_ITEMS, WEIGHTS, bind_loss
+from sftcore.model.bound_loss import NUM_ITEMS, WEIGHTS, bind_loss
 from tests.conftest import alpaca_rows
 from tests.model.test_bound_loss import SMALL, batch, build, gradients
-from tests.trainer.test_trainer import config, losses
+from tests.train.test_trainer import config, losses
 
 LOSSES = {
     "nll": (NLL(chunk=5), lambda log_probs: -log_probs),

@@ -8,7 +8,7 @@ from sftcore_plugins.losses.nll import NLL
 from torch.nn.functional import cross_entropy
 
 from sftcore import Plan
-from sftcore.loss import NUM_ITEMS, WEIGHTS, bind_loss
+from sftcore.model.bound_loss import NUM_ITEMS, WEIGHTS, bind_loss
 from tests.conftest import make_llama
 
 SMALL = {

@@ -9,9 +9,9 @@ from peft import LoHaConfig, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sftcore import SFTCoreError, SFTTrainer
-from sftcore.precision import keep_gradients
+from sftcore.model.precision import keep_gradients
 from tests.conftest import alpaca_rows, make_llama
-from tests.trainer.test_trainer import config, losses
+from tests.train.test_trainer import config, losses
 
 EIGHT, FOUR = BitsAndBytesConfig(load_in_8bit=True), BitsAndBytesConfig(load_in_4bit=True)
 LORA = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear")

@@ -48,8 +48,8 @@ def let_the_double_run() -> None:
 def verdict(combination: tuple[str, ...], folder: Path, *, train: bool) -> tuple[str, str]:
     """`trains`, `passes` (check alone was asked), `check` or `loading` with the reason of a refusal, or `crash`."""
     from sftcore import SFTCoreError
-    from sftcore.recipe import parse_recipe
-    from sftcore.run.train import check_recipe
+    from sftcore.config.recipe import parse_recipe
+    from sftcore.train.run import check_recipe
     from tests.pairs.grid import recipe
 
     with tempfile.TemporaryDirectory() as output:
@@ -73,7 +73,7 @@ def _two_steps(checked: Any) -> tuple[str, str]:
 
     from rich.console import Console
 
-    from sftcore.run.train import run_recipe
+    from sftcore.train.run import run_recipe
 
     before: dict[str, Any] = {}
 

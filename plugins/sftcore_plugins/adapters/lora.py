@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sftcore import LoadedModel, Plan, Probe, Problem, hookimpl, plugin
-from sftcore_plugins.adapters.peft_methods import check_method, given, make_config, plain, wrap
+from sftcore_plugins.adapters._peft_methods import check_method, given, make_config, plain, wrap
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import attrs
 
 from sftcore import LoadedModel, LoadOptions, ModelRequest, Plan, Probe, Problem, hookimpl, plugin
-from sftcore.precision import get_kbit_device_map, quantisation_of
+from sftcore.model.precision import get_kbit_device_map, quantisation_of
+from sftcore_plugins.adapters._peft_methods import check_method, given, make_config, wrap
 from sftcore_plugins.adapters.lora import lora_options
-from sftcore_plugins.adapters.peft_methods import check_method, given, make_config, wrap
 
 
 @plugin

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import attrs
 
 from sftcore import LoadedModel, ModelError, Plan, Probe, Problem, hookimpl, plugin
-from sftcore.checkpointing import selective_of
-from sftcore_plugins.adapters.peft_methods import check_method
+from sftcore.model.memory.checkpointing import selective_of
+from sftcore_plugins.adapters._peft_methods import check_method
 
 
 @plugin

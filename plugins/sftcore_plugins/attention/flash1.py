@@ -1,7 +1,7 @@
 """PyTorch's own flash kernel of scaled dot product attention, forced: what it cannot do is refused, never done slower.
 
 Registered in transformers as `sftcore_fa1`: names with "flash" or "sdpa" in them are taken for transformers' own. See
-`sftcore_plugins.attention.per_document` for what it is given.
+`sftcore_plugins.attention._per_document` for what it is given.
 Shapes: B rows, H heads, T tokens, S keys, D width of a head.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftcore import AttentionBackend, ModelError, ModelRequest, Plan, Probe, Problem, hookimpl, plugin
-from sftcore.attention_support import planned_device, unsupported
-from sftcore_plugins.attention.per_document import DocumentAttention, Features, attend_by_sdpa
+from sftcore.model.attention import planned_device, unsupported
+from sftcore_plugins.attention._per_document import DocumentAttention, Features, attend_by_sdpa
 
 if TYPE_CHECKING:
     import torch

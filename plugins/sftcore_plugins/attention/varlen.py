@@ -1,6 +1,6 @@
 """Attention that computes each document of a packed row by itself, with every feature that layers have.
 
-Registered in transformers as `sftcore_varlen`; see `sftcore_plugins.attention.per_document` for what it is given.
+Registered in transformers as `sftcore_varlen`; see `sftcore_plugins.attention._per_document` for what it is given.
 Shapes: B rows, H heads, T tokens, S keys, D width of a head.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from sftcore import AttentionBackend, ModelRequest, hookimpl, plugin
-from sftcore_plugins.attention.per_document import DocumentAttention, Features, attend_by_sdpa, causal_mask
+from sftcore_plugins.attention._per_document import DocumentAttention, Features, attend_by_sdpa, causal_mask
 
 if TYPE_CHECKING:
     import torch

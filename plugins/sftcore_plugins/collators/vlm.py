@@ -9,11 +9,11 @@ import numpy as np
 from attrs import field, frozen
 
 from sftcore import Collator, Plan, hookimpl, plugin
+from sftcore.core.errors import ConflictError, DataError, RowError
+from sftcore.core.types import Probe, Problem
 from sftcore.data.collate import filler_of, flatten_rows, multiple_of, pad_rows
-from sftcore.data.images import MAX_PIXELS, open_image
-from sftcore.data.pictures import DOCUMENTS
-from sftcore.errors import ConflictError, DataError, RowError
-from sftcore.types import Probe, Problem
+from sftcore.data.images.pictures import DOCUMENTS
+from sftcore.data.images.reference import MAX_PIXELS, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

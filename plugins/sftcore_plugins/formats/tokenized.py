@@ -6,8 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 from sftcore import Example, Formatter, Row, RowError, TokenizedRow, hookimpl, plugin
+from sftcore.core.types import IGNORED
 from sftcore.rows import value_of
-from sftcore.types import IGNORED
 
 
 @plugin

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
+from sftcore.core.types import IMAGE
 from sftcore.rows import (
     images_of,
     is_trained_turns,
@@ -18,7 +19,6 @@ from sftcore.rows import (
     tools_of,
     value_of,
 )
-from sftcore.types import IMAGE
 from sftcore_plugins.formats.sharegpt import ShareGPT
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from sftcore import LoadedModel, ModelError, PatchReport, Plan, Probe, Problem, hookimpl, plugin
-from sftcore_plugins.kernels.patching import InstancePatch
+from sftcore_plugins.kernels._patching import InstancePatch
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sftcore import LoadedModel, ModelError, PatchReport, Plan, Probe, Problem, hookimpl, plugin
-from sftcore_plugins.kernels.patching import InstancePatch, confined_to
+from sftcore_plugins.kernels._patching import InstancePatch, confined_to
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import attrs
 from attrs.validators import ge
 
 from sftcore import LoadedModel, LoadOptions, ModelRequest, Plan, Probe, Problem, hookimpl, plugin
-from sftcore.probe import adapter_folder
+from sftcore.config.probe import adapter_folder
 from sftcore_plugins.loaders.hf import HuggingFace
 
 WHERE = "loader: unsloth"

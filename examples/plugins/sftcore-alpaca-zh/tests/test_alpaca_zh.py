@@ -7,7 +7,7 @@ import pytest
 from sftcore_alpaca_zh import AlpacaZh
 
 from sftcore import Example, Message, RowError
-from sftcore.discovery import discover
+from sftcore.core.discovery import discover
 
 ROWS = Path(__file__).parents[1] / "examples.jsonl"
 COLUMNS = ("问题", "回答")

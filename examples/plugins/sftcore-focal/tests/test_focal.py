@@ -5,7 +5,7 @@ import torch
 from sftcore_focal import Focal
 
 from sftcore import Plan
-from sftcore.discovery import discover
+from sftcore.core.discovery import discover
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.5, 0.0]])
 LABELS = torch.tensor([0, 2])

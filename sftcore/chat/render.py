@@ -1,0 +1,199 @@
+"""Examples into text with the spans of it that are supervised. Spans are of characters; tokens come later, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import frozen
+
+from sftcore.chat.conversation import Conversations, Drawn
+from sftcore.chat.template import SpecialTexts
+from sftcore.core.errors import DataError, OptionTypeError, RowError
+from sftcore.core.types import Example, Span, Turns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@frozen
+class Rendered:
+    """A text as the tokenizer will see it. `spans` None: every token counts, those that the tokenizer adds included.
+
+    `notes` are short constant sentences on what the chat template did to this row. Where the text holds `images`,
+    `holes` are the characters that stand for them, which never count, and `unexpanded` is the text as the processor
+    reads it, with one place for each.
+    """
+
+    text: str
+    spans: tuple[Span, ...] | None
+    add_special_tokens: bool
+    notes: tuple[str, ...] = ()
+    holes: tuple[Span, ...] = ()
+    unexpanded: str = ""
+    images: tuple[Mapping[str, Any], ...] = ()
+
+
+class Renderer:
+    """Renders examples for one tokenizer and one choice of what is supervised.
+
+    Args:
+        tokenizer: its chat template is used for messages.
+        completion_only: True, False, or None for "where the example has a completion".
+        assistant_only: supervise the assistant's turns alone, by the template's generation markers, or where it has
+            none by spans that are derived and verified (see sftcore.chat.skeleton).
+        mask_style: where a completion of messages ends: "turn", behind its end token, or "trl", at the end of the
+            rendering, with what the template always adds there.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        completion_only: bool | None = None,
+        assistant_only: bool = False,
+        mask_style: Literal["turn", "trl"] = "turn",
+    ) -> None:
+        if mask_style not in ("turn", "trl"):
+            raise OptionTypeError(f'mask_style is "turn" or "trl", got "{mask_style}".')
+        self.tokenizer = tokenizer
+        self._completion_only = completion_only
+        self._assistant_only = assistant_only
+        self._mask_style = mask_style
+        self._eos = "" if _appends_eos(tokenizer) else (tokenizer.eos_token or "")
+        self._special = SpecialTexts.of(tokenizer)
+        self._conversations = Conversations(tokenizer, self._special)
+
+    def render(self, example: Example) -> Rendered:
+        """The example's text and spans.
+
+        Raises:
+            RowError: this example cannot be rendered, or what is to be supervised cannot be told apart in it.
+            DataError: the tokenizer cannot render any example of this kind.
+        """
+        if example.text is not None:
+            self._refuse_completion_only("a text")
+            self._refuse_assistant_only()
+            return Rendered(self._with_eos(example.text), None, True)
+        if example.messages is not None:
+            self._refuse_completion_only("messages")
+            drawn = self._draw(example.messages, example)
+            return Rendered(drawn.text, self._assistant(example.messages, drawn), False, drawn.notes)
+        if isinstance(example.prompt, str):
+            self._refuse_assistant_only()
+            text = self._with_eos(example.prompt + str(example.completion))
+            spans = None if self._completion_only is False else (Span(len(example.prompt), len(text)),)
+            return Rendered(text, spans, True)
+        return self._prompt_and_completion(example)
+
+    def _prompt_and_completion(self, example: Example) -> Rendered:
+        prompt = _turns(example.prompt)
+        turns = [*prompt, *_turns(example.completion)]
+        if self._completion_only is False:
+            drawn = self._draw(turns, example)
+            return Rendered(drawn.text, self._assistant(turns, drawn), False, drawn.notes)
+        drawn = self._draw(turns, example, prompt_turns=len(prompt))
+        start = self._completion_start(drawn, turns, len(prompt), example)
+        whole = Span(start, max(start, self._completion_end(drawn, start)))
+        assistant = self._assistant(turns, drawn)
+        return Rendered(drawn.text, (whole,) if assistant is None else _clip(assistant, whole), False, drawn.notes)
+
+    def _completion_start(self, drawn: Drawn, turns: Turns, prompt_turns: int, example: Example) -> int:
+        skeleton = drawn.skeleton
+        if skeleton.completion is not None:
+            return drawn.at(skeleton.completion)
+        if skeleton.unproven:
+            text = self._conversations.render_prompt(turns, prompt_turns, example, skeleton.variant)
+            if drawn.text.startswith(text):
+                return len(text)
+        raise RowError(
+            "the chat template renders the prompt differently when the completion follows, "
+            "so the completion cannot be told apart.",
+            fix="Set completion_only_loss: false, or use a template whose rendering only grows.",
+        )
+
+    def _completion_end(self, drawn: Drawn, start: int) -> int:
+        """Behind the completion's last end token; what the template always adds after it is no answer."""
+        text, end = drawn.text, drawn.skeleton.completion_end
+        if self._mask_style == "trl":
+            return len(text)
+        if end is not None:
+            return drawn.at(end)
+        stripped = text[start:].rstrip()
+        return start + len(stripped) if stripped.endswith(self._special.texts) else len(text)
+
+    def _assistant(self, turns: Turns, drawn: Drawn) -> tuple[Span, ...] | None:
+        """The spans of the assistant's turns, or None where every token counts."""
+        singled_out = _singled_out(turns)
+        if not (self._assistant_only or singled_out):
+            return None
+        if drawn.marks is not None:
+            return tuple(Span(start, end) for start, end in drawn.marks)
+        if drawn.skeleton.unproven:
+            raise RowError(
+                f"{drawn.skeleton.unproven}.",
+                fix="Use a template that prints content as it is, or one with {% generation %} markers.",
+            )
+        spans = []
+        for message, start, end in drawn.skeleton.turns:
+            turn = turns[message]
+            weight = 0.0 if turn.train is False else 1.0 if turn.weight is None else turn.weight
+            if weight:
+                spans.append(Span(drawn.at(start), drawn.at(end), weight))
+        return tuple(span for span in spans if span.start < span.end)
+
+    def _draw(self, turns: Turns, example: Example, *, prompt_turns: int | None = None) -> Drawn:
+        singled_out = _singled_out(turns)
+        return self._conversations.draw(
+            turns,
+            example,
+            prompt_turns=prompt_turns,
+            # markers do not say whose turn they mark, so turns that are singled out are always derived
+            marks=self._assistant_only and not singled_out,
+            proof=self._assistant_only or singled_out or prompt_turns is not None,
+        )
+
+    def _with_eos(self, text: str) -> str:
+        return text if self._eos and text.endswith(self._eos) else text + self._eos
+
+    def _refuse_completion_only(self, shape: str) -> None:
+        if self._completion_only:
+            raise DataError(
+                f"completion_only_loss=True needs rows with a prompt and a completion, these are {shape}.",
+                fix="Set completion_only_loss to None, or map the columns: format: {prompt-completion: {…}}.",
+            )
+
+    def _refuse_assistant_only(self) -> None:
+        if self._assistant_only:
+            raise DataError(
+                "assistant_only_loss=True needs conversations, these rows are texts.",
+                fix="Set assistant_only_loss: false.",
+            )
+
+
+def _singled_out(turns: Turns) -> bool:
+    chosen = [i for i, turn in enumerate(turns) if turn.train is not None or turn.weight is not None]
+    for i in chosen:
+        if turns[i].role != "assistant" and (turns[i].train or turns[i].weight):
+            raise RowError(
+                f"message {i} ({turns[i].role}) is to be trained on, and only assistant turns can be.",
+                fix='Give "train" or "weight" to assistant messages alone.',
+            )
+    return bool(chosen)
+
+
+def _turns(turns: str | Turns | None) -> Turns:
+    assert turns is not None
+    assert not isinstance(turns, str)
+    return turns
+
+
+def _clip(spans: Sequence[Span], bounds: Span) -> tuple[Span, ...]:
+    clipped = (Span(max(one.start, bounds.start), min(one.end, bounds.end), one.weight) for one in spans)
+    return tuple(one for one in clipped if one.start < one.end)
+
+
+def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts EOS behind every text by itself, as T5's and some Llama tokenizers do."""
+    ids = tokenizer("x")["input_ids"]
+    return tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id

@@ -1,0 +1,203 @@
+"""Conversations as chat templates read them, and their shapes: all of a conversation but the words themselves.
+
+Two conversations of one shape are rendered alike by nearly every template, so what is learned of one holds for the
+other, and is verified there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import attrs
+from attrs import frozen
+
+from sftcore.chat.template import Turn, plain
+from sftcore.core.errors import RowError
+from sftcore.core.types import Message, Part
+
+_THINKING = re.compile(r"(<think>|</think>)")
+
+Kind: TypeAlias = Literal["content", "reasoning"]
+Mark: TypeAlias = Callable[[int, str, Kind], str]
+"""Given a message's index, a text of it without its edge white space, and its kind: what to put in its place."""
+
+
+@frozen
+class Variant:
+    """How messages are put where templates differ in what they read.
+
+    arguments: those of tool calls, as mappings or as JSON text; empty: the content of a message that has none beside
+    its tool calls (a null that was given is left away); content: as given, each text as one part, or parts joined to a
+    text.
+    """
+
+    arguments: Literal["mapping", "json"] = "mapping"
+    empty: Literal["given", "null", "text"] = "given"
+    content: Literal["given", "parts", "text"] = "given"
+
+
+GIVEN = Variant()
+
+
+def variants(turns: Sequence[Message], prints: frozenset[str]) -> Iterator[Variant]:
+    """The ways to put these messages, the data's own first, for a template that prints these shapes of content."""
+    contents: list[Any] = ["given", "parts", "text"]
+    if len(prints) == 1:
+        contents = list(prints)
+    empties: list[Any] = ["given"]
+    arguments: list[Any] = ["mapping"]
+    if any(turn.tool_calls for turn in turns):
+        arguments = ["mapping", "json"]
+        if any(turn.tool_calls and not turn.content for turn in turns):
+            empties = ["given", "null", "text"]
+    for content in contents:
+        for empty in empties:
+            for argument in arguments:
+                yield Variant(argument, empty, content)
+
+
+def as_turns(turns: Sequence[Message], variant: Variant) -> list[Turn]:
+    """The messages as a template reads them.
+
+    Raises:
+        RowError: a part is no text, and the template knows plain texts only.
+    """
+    return [
+        {"role": turn.role, "content": turn.content}
+        if variant is GIVEN and type(turn.content) is str and _is_bare(turn)
+        else _as_turn(turn, index, variant)
+        for index, turn in enumerate(turns)
+    ]
+
+
+def _as_turn(message: Message, index: int, variant: Variant) -> Turn:
+    content: Any = message.content
+    if variant.content == "text" and content is not None and not isinstance(content, str):
+        content = _joined(message, index)
+    elif variant.content == "parts" and isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    elif content is not None and not isinstance(content, str):
+        content = [plain(part.as_template()) for part in content]
+    turn: Turn = {"role": message.role}
+    if content is not None:
+        # many templates would print None as a word
+        turn["content"] = content
+    if message.reasoning is not None:
+        # gpt-oss and LFM2.5 read the second name
+        turn["reasoning_content"] = turn["thinking"] = message.reasoning
+    if message.tool_calls:
+        calls = plain(message.tool_calls)
+        turn["tool_calls"] = [_arguments_as_json(call) for call in calls] if variant.arguments == "json" else calls
+        if variant.empty != "given" and not message.content:
+            turn["content"] = "" if variant.empty == "text" else None
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.extra:
+        turn.update(plain(message.extra))
+    return turn
+
+
+def shape_of(turns: Sequence[Message]) -> tuple[Hashable, list[str]]:
+    """The conversation's shape, and its words in the order in which `marked` takes them."""
+    key: list[Hashable] = []
+    words: list[str] = []
+    for turn in turns:
+        content = turn.content
+        if type(content) is str and _is_bare(turn) and "think>" not in content:
+            bare = content.strip()
+            if bare:
+                words.append(bare)
+            if len(bare) == len(content):
+                key.append((turn.role, bool(bare)))
+            else:
+                key.append((turn.role, bool(bare), *_edges(content, bare)))
+        else:
+            key.append(_full_shape(turn, words))
+    return tuple(key), words
+
+
+def _full_shape(turn: Message, words: list[str]) -> Hashable:
+    def mark(index: int, text: str, kind: Kind) -> str:
+        words.append(text)
+        return "\0"
+
+    found = marked(turn, 0, mark)
+    calls = repr(turn.tool_calls) if turn.tool_calls else ""
+    extra = repr(turn.extra) if turn.extra else ""
+    content: Any = found.content
+    if content is not None and not isinstance(content, str):
+        content = tuple((part.type, part.text, repr(plain(part.extra))) for part in content)
+    return (turn.role, content, found.reasoning, calls, extra, turn.name, turn.tool_call_id)
+
+
+def marked(turn: Message, index: int, mark: Mark) -> Message:
+    """The message with `mark` of its words in place of each, edge white space and thinking tags kept."""
+
+    def put(text: str, kind: Kind) -> str:
+        bare = text.strip()
+        return text.replace(bare, mark(index, bare, kind), 1) if bare else text
+
+    reasoning = None if turn.reasoning is None else put(turn.reasoning, "reasoning")
+    content: Any = turn.content
+    if isinstance(content, str):
+        content = _marked_text(content, put)
+    elif content is not None:
+        content = [
+            part if part.text is None else attrs.evolve(part, text=_marked_text(part.text, put)) for part in content
+        ]
+    return attrs.evolve(turn, content=content, reasoning=reasoning)
+
+
+def _marked_text(text: str, put: Callable[[str, Kind], str]) -> str:
+    if "think>" not in text:
+        return put(text, "content")
+    pieces = _THINKING.split(text)
+    # inside the tags, or before a closing tag whose opening one stood in the generation prompt
+    return "".join(
+        piece
+        if _THINKING.fullmatch(piece)
+        else put(piece, "reasoning" if "</think>" in pieces[i + 1 : i + 2] else "content")
+        for i, piece in enumerate(pieces)
+    )
+
+
+def _is_bare(turn: Message) -> bool:
+    """Whether the message is a role and a content and nothing else that templates read."""
+    return (
+        turn.reasoning is None
+        and not turn.tool_calls
+        and not turn.extra
+        and turn.name is None
+        and turn.tool_call_id is None
+    )
+
+
+def _edges(text: str, bare: str) -> tuple[str, str]:
+    start = text.find(bare)
+    return text[:start], text[start + len(bare) :]
+
+
+def _parts(turn: Message) -> Sequence[Part]:
+    return turn.content if turn.content is not None and not isinstance(turn.content, str) else ()
+
+
+def _joined(turn: Message, index: int) -> str:
+    if other := [part.type for part in _parts(turn) if part.type != "text" or part.text is None]:
+        raise RowError(
+            f'message {index} has a part of type "{other[0]}", which the chat template does not render.',
+            fix="Use a model and template that do, or remove the part.",
+        )
+    return "".join(part.text or "" for part in _parts(turn))
+
+
+def _arguments_as_json(call: Any) -> Any:
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), (dict, list)):
+        return call
+    function = {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+    return {**call, "function": function} if "function" in call else function

@@ -1,0 +1,99 @@
+"""How a report looks at rows: with the format alone, or with a tokenizer through the run's own pipeline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field, frozen
+
+from sftcore.check.format import FormatChoice, format_for
+from sftcore.check.text import special_text_pattern
+from sftcore.config.setup import Setup
+from sftcore.core.errors import RowError
+from sftcore.core.types import Row
+from sftcore.data.format import RowReader, reader_for
+from sftcore.data.pipeline import NOTHING_MADE, Inspected
+
+if TYPE_CHECKING:
+    from sftcore.data.pipeline import Pipeline
+    from sftcore.data.sets import DataPreparation
+
+
+@frozen
+class Inspector:
+    """Looks at the rows of one file. Without `pipeline` nothing is tokenised."""
+
+    choice: FormatChoice
+    reader: RowReader
+    pipeline: Pipeline | None = None
+    tokenizer: Any = None
+    special: re.Pattern[str] | None = None
+    max_length: int | None = None
+
+    def inspect(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
+        """What becomes of each row.
+
+        Raises:
+            SFTCoreError: the tokenizer can do nothing with rows of this kind.
+        """
+        if self.pipeline is not None:
+            return self.pipeline.inspect(rows, numbers)
+        found: list[Inspected] = []
+        for number, row in zip(numbers, rows, strict=True):
+            try:
+                examples = self.reader.read(row, number)
+            except RowError as error:
+                found.append(Inspected(number, None, error, None, 0, 0, "", ()))
+                continue
+            found += [Inspected(number, example, None, None, 0, 0, "", ()) for example in examples]
+            if not examples:
+                found.append(Inspected(number, None, None, None, 0, 0, NOTHING_MADE, ()))
+        return found
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text alone; none where nothing is tokenised."""
+        if self.tokenizer is None or not texts:
+            return [0] * len(texts)
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+
+@define
+class Inspectors:
+    """Makes the inspector of a file from its columns. `prepare` gives tokenizer and pipelines; it is called late.
+
+    Importing torch takes seconds, so files without a usable row are reported before. The set's `name` decides how it
+    is packed: one that begins with "eval" as `eval_packing` says.
+    """
+
+    setup: Setup
+    prepare: Callable[[Setup], DataPreparation] | None = None
+    name: str = "train"
+    _tokenizer: Any = field(default=None, init=False)
+    _special: re.Pattern[str] | None = field(default=None, init=False)
+
+    def open(self, columns: Sequence[str], where: str) -> Inspector:
+        """The inspector for rows with these columns.
+
+        Raises:
+            DataError, ConflictError: no format, or several, read them.
+            SFTCoreError: the tokenizer cannot be had.
+        """
+        choice = format_for(self.setup, columns, where)
+        reader = reader_for(choice.bound, columns, where)
+        if self.prepare is None:
+            return Inspector(choice, reader)
+        preparation = self.prepare(choice.setup)
+        tokenizer = preparation.tokenizer
+        if self._tokenizer is not tokenizer:
+            added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+            self._tokenizer, self._special = tokenizer, special_text_pattern({*added, *tokenizer.all_special_tokens})
+        pipeline = preparation.pipeline(list(columns), self.name)
+        return Inspector(choice, reader, pipeline, tokenizer, self._special, preparation.max_length)
+
+    def light(self, inspector: Inspector) -> Inspector:
+        """The same inspector without the tokenizer, and all that are opened later."""
+        self.prepare = None
+        return Inspector(inspector.choice, inspector.reader)

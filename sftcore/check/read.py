@@ -1,0 +1,274 @@
+"""Local files read row by row, going on behind what is broken: a report names every fault, a run stops at the first."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from sftcore.data.source.files import too_much
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+# What the CSV reader of `datasets` (pandas) takes for null.
+_CSV_NULLS = frozenset(
+    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+     "NULL", "NaN", "None", "n/a", "nan", "null"]
+)  # fmt: skip
+
+
+@frozen
+class Fault:
+    """Why something in a file is no row: a finding's id, the detail, and how to mend it where the kind does not say."""
+
+    id: str
+    detail: str = ""
+    fix: str = ""
+
+
+@frozen
+class Raw:
+    """A row as it lies in its file, or the fault that stands in its place.
+
+    `line` counts from 1, where the file has lines. A fault of the whole file takes no row's place.
+    """
+
+    row: dict[str, Any] | None = None
+    line: int | None = None
+    fault: Fault | None = None
+    whole_file: bool = False
+
+
+def raw_rows(path: Path, builder: str) -> Iterator[Raw]:
+    """Every row of one file, faults in their places; never raises for what is in the file."""
+    readers = {"csv": _csv, "parquet": _parquet, "arrow": _arrow}
+    try:
+        yield from readers.get(builder, _json)(path)
+    except Exception as error:  # a reader may raise anything at a damaged file
+        yield _of_file("unreadable", f"{type(error).__name__}: {error}")
+
+
+def _of_file(fault: str, detail: str = "", fix: str = "", line: int | None = None) -> Raw:
+    return Raw(line=line, fault=Fault(fault, detail, fix), whole_file=True)
+
+
+def _checked(value: Any, line: int | None) -> Raw:
+    if not isinstance(value, dict):
+        return Raw(line=line, fault=Fault("not-a-row", f"this is {type(value).__name__}"))
+    return Raw(value, line)
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+class _TwiceError(ValueError):
+    """A key that stands twice in one mapping; Arrow refuses it, Python's json would keep the last."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
+def _has_surrogates(text: str, value: Any) -> bool:
+    """Whether the value holds half a character: JSON can spell one, neither Arrow nor a tokenizer takes it."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return False
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+_SURROGATE = Fault("lone-surrogate")
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _json(path: Path) -> Iterator[Raw]:
+    with path.open("rb") as file:
+        head = file.read(4096)
+        if head.startswith(_UTF16_BOMS):
+            yield _of_file("not-utf8", "the file is UTF-16")
+            return
+        start = len(_UTF8_BOM) if head.startswith(_UTF8_BOM) else 0
+        if start:
+            yield _bom()
+        while head[start:].isspace() and (more := file.read(4096)):
+            head += more
+        file.seek(start)
+        if head[start:].lstrip()[:1] == b"[":
+            yield from _json_array(file.read())
+        else:
+            first = file.readline()
+            if first.strip() == b"{" and (keys := _one_object(first + file.read())):
+                fix = "Write its rows as a list, or one a line."
+                yield _of_file("not-a-row", f"the whole file is one object with the keys {keys}", fix)
+                return
+            file.seek(start)
+            yield from _json_lines(file)
+
+
+def _one_object(raw: bytes) -> str:
+    """The keys of a file that holds one indented object in place of rows."""
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return ""
+    return ", ".join(map(str, list(found)[:5]))
+
+
+def _bom() -> Raw:
+    return _of_file("bom", line=1)
+
+
+def _json_lines(lines: Iterator[bytes]) -> Iterator[Raw]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                yield Raw(line=number, fault=_not_utf8(error))
+                continue
+            value, fault = _decoded(text.strip())
+            yield Raw(line=number, fault=fault) if fault else _checked(value, number)
+
+
+def _decoded(text: str) -> tuple[Any, Fault | None]:
+    try:
+        value = _DECODER.decode(text)
+        return (None, _SURROGATE) if _has_surrogates(text, value) else (value, None)
+    except json.JSONDecodeError as error:
+        return None, Fault("broken-json", f"{error.msg.removesuffix(' at')} at column {error.colno}")
+    except _TwiceError as error:
+        return None, Fault("broken-json", f'the key "{error}" stands twice')
+    except (ValueError, RecursionError) as error:
+        return None, Fault("broken-json", too_much(error))
+
+
+def _json_array(raw: bytes) -> Iterator[Raw]:
+    """The elements of one list. Behind a broken element the next one that begins like the first is looked for."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        text = raw.decode(errors="replace")
+        yield Raw(line=raw.count(b"\n", 0, error.start) + 1, fault=_not_utf8(error), whole_file=True)
+    at = _skip(text, text.index("[") + 1)
+    begin = re.compile(rf"^{re.escape(_indent(text, at))}(?=\{{)", re.MULTILINE) if at < len(text) else None
+    line, seen = 1, 0
+    while text[at : at + 1] != "]":
+        line, seen = line + text.count("\n", seen, at), at
+        end, raw_row = _element(text, at, line)
+        yield raw_row
+        following = _skip(text, end) if end is not None else None
+        if following is not None and text[following : following + 1] == ",":
+            at = _skip(text, following + 1)
+            if text[at : at + 1] == "]":
+                yield _broken_list(text, at, "a comma before the end of the list")
+                return
+            continue
+        if following is not None and text[following : following + 1] == "]":
+            at = following
+            break
+        if following is not None:
+            yield _broken_list(
+                text, following, "a comma is missing" if following < len(text) else "the list has no end"
+            )
+        found = begin.search(text, at + 1) if begin else None
+        if found is None:
+            if following is None:
+                yield _broken_list(text, at, "the rows behind this one were not read")
+            return
+        at = found.end()
+    if text[at:] and _skip(text, at + 1) < len(text):
+        yield _broken_list(text, _skip(text, at + 1), "something follows the list")
+
+
+def _element(text: str, at: int, line: int) -> tuple[int | None, Raw]:
+    """Where the element ends, and the element; None where it is broken."""
+    try:
+        value, end = _DECODER.raw_decode(text, at)
+        alone = _has_surrogates(text[at:end], value)
+        return end, Raw(line=line, fault=_SURROGATE) if alone else _checked(value, line)
+    except json.JSONDecodeError as error:
+        detail = f"{error.msg.removesuffix(' at')} at line {error.lineno} column {error.colno}"
+    except _TwiceError as error:
+        detail = f'the key "{error}" stands twice'
+    except (ValueError, RecursionError) as error:
+        detail = too_much(error)
+    return None, Raw(line=line, fault=Fault("broken-json", detail))
+
+
+def _broken_list(text: str, at: int, detail: str) -> Raw:
+    return _of_file("broken-json", detail, "Mend the list there.", text.count("\n", 0, at) + 1)
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None
+    return found.end()
+
+
+def _indent(text: str, at: int) -> str:
+    """What stands before the first element on its line."""
+    return text[text.rfind("\n", 0, at) + 1 : at]
+
+
+def _not_utf8(error: UnicodeDecodeError) -> Fault:
+    return Fault("not-utf8", f"{error.reason} at byte {error.start}")
+
+
+# --- Tables ---------------------------------------------------------------------------------------------------------
+def _csv(path: Path) -> Iterator[Raw]:
+    csv.field_size_limit(sys.maxsize)
+    with path.open("rb") as binary:
+        if binary.read(3) == _UTF8_BOM:
+            yield _bom()
+    # surrogateescape keeps a wrong byte in its row, so that the other rows are read all the same
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", restval=None)
+        while True:
+            line = reader.line_num + 1
+            try:
+                row: dict[Any, Any] | None = next(reader, None)
+            except csv.Error as error:
+                yield Raw(line=line, fault=Fault("broken-csv", f"{error}"))
+                continue
+            if row is None:
+                return
+            line = max(line, 2)  # the first row stands below the head
+            if None in row:
+                cells, columns = len(row) - 1 + len(row[None]), len(row) - 1
+                detail = f"the row has {cells} cells, the head {columns} columns"
+                yield Raw(line=line, fault=Fault("broken-csv", detail, "Quote cells that hold the separator."))
+            elif any(isinstance(cell, str) and re.search("[\udc80-\udcff]", cell) for cell in row.values()):
+                yield Raw(line=line, fault=Fault("not-utf8"))
+            else:
+                yield Raw({column: None if cell in _CSV_NULLS else cell for column, cell in row.items()}, line)
+
+
+def _parquet(path: Path) -> Iterator[Raw]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(100):  # a text that is stored once may stand in every row
+            yield from map(Raw, batch.to_pylist())
+
+
+def _arrow(folder: Path) -> Iterator[Raw]:
+    """The rows of a folder that `Dataset.save_to_disk` wrote."""
+    import pyarrow
+
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    for file in state["_data_files"]:
+        with pyarrow.memory_map(str(folder / file["filename"])) as source, pyarrow.ipc.open_stream(source) as batches:
+            for batch in batches:
+                for start in range(0, len(batch), 1000):
+                    yield from map(Raw, batch.slice(start, 1000).to_pylist())

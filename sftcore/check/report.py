@@ -1,0 +1,390 @@
+"""A whole data set looked at row by row without training: what a run would make of it, and what is odd about it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
+from typing import Any
+
+from attrs import asdict, define, field, frozen
+
+from sftcore.check.findings import Finding, Findings, Place
+from sftcore.check.images import ImageCounts, Images, with_broken_images
+from sftcore.check.inspect import Inspector, Inspectors
+from sftcore.check.lengths import Lengths, Packed, describe, packed
+from sftcore.check.read import Raw
+from sftcore.check.text import LONG_CHARACTERS, Words, answer_of, text_faults, turn_faults, whole_of, words_of
+from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError
+from sftcore.core.types import IGNORED, Example, Row, TokenizedRow
+from sftcore.data.pipeline import Inspected
+
+SAMPLE = 1000
+"""Rows whose columns decide the format, as in a run."""
+BATCH = 256
+_HUGE = 20
+"""A row is huge if it is this many times as long as the median, and longer than LONG_CHARACTERS."""
+
+
+@frozen
+class FileReport:
+    """A file, its rows, and the format that reads them, with its options where those were suggested."""
+
+    path: str
+    rows: int
+    format: str
+
+
+@frozen
+class Counts:
+    """Rows read and what would become of them. The format may make several examples of a row; each counts then.
+
+    Without a tokenizer only `read`, `broken` and `refused` are known.
+    """
+
+    read: int = 0
+    broken: int = 0
+    refused: int = 0
+    dropped: int = 0
+    kept: int = 0
+    cut: int = 0
+
+
+@frozen
+class Tokens:
+    """Tokens of the rows that are not refused: all = kept + cut + dropped; `supervised` are a part of those kept."""
+
+    all: int = 0
+    kept: int = 0
+    cut: int = 0
+    dropped: int = 0
+    supervised: int = 0
+
+
+@frozen
+class Role:
+    """What one role says; the role `template` is all that is not said by one. `tokens` is 0 without a tokenizer."""
+
+    turns: int = 0
+    characters: int = 0
+    tokens: int = 0
+
+
+@frozen
+class SetReport:
+    """The report of one data set. `suggested` is the line that a recipe needs for the format that was used here."""
+
+    name: str
+    source: str
+    model: str | None
+    files: tuple[FileReport, ...]
+    suggested: str
+    rows: Counts
+    tokens: Tokens | None
+    lengths: Lengths | None
+    max_length: int | None
+    roles: dict[str, Role]
+    packing: Packed | None
+    findings: tuple[Finding, ...]
+    images: Images | None = None
+
+    def count(self, severity: str) -> int:
+        """How many findings are of this severity."""
+        return sum(one.severity == severity for one in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@define
+class Seen:
+    """Digests of rows and prompts, with the first row that has each."""
+
+    rows: dict[int, int] = field(factory=dict)
+    prompts: dict[int, tuple[int, int]] = field(factory=dict)
+
+
+@define
+class Reporter:
+    """Makes the report of one data set. Memory grows by digests and lengths only, not by rows.
+
+    Args:
+        inspectors: make an inspector for each file's columns.
+        training: what was seen of the training set, where this is the evaluation set.
+        progress: called with the number of rows read, now and then.
+    """
+
+    name: str
+    source: str
+    inspectors: Inspectors
+    model: str | None = None
+    training: Seen | None = None
+    progress: Callable[[int], None] | None = None
+    max_length: int | None = field(default=None, init=False)
+    findings: Findings = field(factory=Findings)
+    seen: Seen = field(factory=Seen)
+    _counts: Counter[str] = field(factory=Counter)
+    _tokens: Counter[str] = field(factory=Counter)
+    _roles: dict[str, Counter[str]] = field(factory=dict)
+    _columns: Counter[str] = field(factory=Counter)
+    _files: list[FileReport] = field(factory=list)
+    _suggested: str = ""
+    _number: int = 0
+    _of_row: tuple[array[int], array[int], array[int]] = field(factory=lambda: (array("Q"), array("Q"), array("Q")))
+    _lengths: array[int] = field(factory=lambda: array("Q"))
+    _kept: array[int] = field(factory=lambda: array("Q"))
+    _images: ImageCounts = field(factory=ImageCounts)
+
+    # --- Reading ----------------------------------------------------------------------------------------------------
+    def read(self, file: str, raws: Iterable[Raw]) -> None:
+        """Look at all rows of one file; further files go on where it ends."""
+        rows = iter(raws)
+        sample = list(itertools.islice(rows, SAMPLE))
+        while not any(raw.row for raw in sample) and (more := list(itertools.islice(rows, SAMPLE))):
+            sample += more
+        columns = list(dict.fromkeys(str(key) for raw in sample if raw.row for key in raw.row))
+        before = self._counts["read"]
+        inspector = self._open(file, columns) if any(raw.row is not None for raw in sample) else None
+        self._all(file, itertools.chain(sample, rows), inspector)
+        label = inspector.choice.label if inspector else ""
+        self._files.append(FileReport(file, self._counts["read"] - before, label))
+
+    def _open(self, file: str, columns: list[str]) -> Inspector | None:
+        try:
+            inspector = self.inspectors.open(columns, file)
+        except (DataError, ConflictError) as error:
+            # without a format no row can be read; the files are looked at all the same
+            self.findings.add("no-format", Place(file=file), what=error.what, fix=error.fix)
+            return None
+        self.max_length = inspector.max_length
+        choice = inspector.choice
+        if choice.line:
+            self._suggested = choice.line
+            what = f"{choice.reason} They are read here by the mapping that fits, and a run needs it said."
+            self.findings.add(
+                "format-suggested", Place(file=file), what=what, fix=f"Put into the recipe: {choice.line}"
+            )
+        return inspector
+
+    def _all(self, file: str, raws: Iterator[Raw], inspector: Inspector | None) -> None:
+        batch: list[tuple[Place, dict[str, Any]]] = []
+        for raw in raws:
+            place = Place(None if raw.whole_file else self._number, file, raw.line)
+            self._number += not raw.whole_file
+            self._counts["read"] += not raw.whole_file
+            if raw.fault is not None:
+                self._counts["broken"] += not raw.whole_file
+                self.findings.add(raw.fault.id, _with(place, raw.fault.detail), fix=raw.fault.fix)
+            elif raw.row is not None:
+                self._columns.update(map(str, raw.row))
+                batch.append((place, raw.row))
+            if len(batch) == BATCH:
+                inspector = self._look(inspector, batch)
+                batch = []
+        self._look(inspector, batch)
+
+    def _look(self, inspector: Inspector | None, batch: list[tuple[Place, dict[str, Any]]]) -> Inspector | None:
+        if self.progress is not None:
+            self.progress(self._number)
+        if inspector is None or not batch:
+            return inspector
+        rows, places = [row for _, row in batch], {place.row: place for place, _ in batch}
+        numbers = [place.row or 0 for place, _ in batch]
+        try:
+            found = _inspected(inspector, rows, numbers)
+        except SFTCoreError as error:
+            if inspector.pipeline is None:
+                raise
+            self.findings.add("tokenizer", Place(file=batch[0][0].file), what=error.what, fix=error.fix)
+            inspector = self.inspectors.light(inspector)
+            found = _inspected(inspector, rows, numbers)
+        words = [words_of(one.example) if one.example is not None else [] for one in found]
+        counts = iter(inspector.count([one.text for said in words for one in said]))
+        for one, said in zip(found, words, strict=True):
+            place = places[one.number]
+            self._fate(one, place)
+            if one.example is not None:
+                self._words(one, said, list(itertools.islice(counts, len(said))), place, inspector)
+                self._compare(one.example, place)
+        return inspector
+
+    # --- What becomes of a row --------------------------------------------------------------------------------------
+    def _fate(self, one: Inspected, place: Place) -> None:
+        one = with_broken_images(one)
+        if one.error is not None:
+            self._counts["refused"] += 1
+            kind, reason = _refusal(one.error)
+            self.findings.add(kind, _with(place, one.error.what), what=reason, fix=one.error.fix)
+            return
+        for note in one.notes:
+            self.findings.add("note", place, what=f"{note[:1].upper()}{note[1:]}.")
+        self._images.add(one)
+        if one.row is not None:
+            self._lengths.append(one.tokens_in)
+            self._tokens["all"] += one.tokens_in
+        if one.dropped:
+            self._counts["dropped"] += 1
+            self._tokens["dropped"] += one.tokens_in
+            what = f"{one.dropped}: a run drops it."
+            self.findings.add("dropped", _with(place, f"{one.tokens_in:,} tokens"), what=what)
+        elif one.row is not None:
+            self._keep(one, one.row, place)
+
+    def _keep(self, one: Inspected, row: TokenizedRow, place: Place) -> None:
+        self._counts["kept"] += 1
+        self._kept.append(len(row.input_ids))
+        self._tokens.update(kept=len(row.input_ids), cut=one.tokens_cut, supervised=_num_supervised(row))
+        if one.tokens_cut:
+            self._counts["cut"] += 1
+            what = f"longer than max_length ({self.max_length:,}): the rest is cut away."
+            self.findings.add("cut", _with(place, f"{one.tokens_in:,} tokens, {one.tokens_cut:,} cut"), what=what)
+
+    # --- What is odd about it ---------------------------------------------------------------------------------------
+    def _words(self, one: Inspected, said: list[Words], tokens: list[int], place: Place, by: Inspector) -> None:
+        assert one.example is not None
+        for kind, detail in turn_faults(one.example):
+            self.findings.add(kind, _with(place, detail))
+        for words, count in zip(said, tokens, strict=True):
+            role = self._roles.setdefault(words.role, Counter())
+            # reasoning is a second text of the same turn
+            role.update(turns=int(not words.place.endswith("reasoning")), characters=len(words.text), tokens=count)
+            self._text(words, count, place, by)
+        if one.row is not None:
+            template = max(one.tokens_in - sum(tokens), 0) if said else 0
+            self._roles.setdefault("template", Counter()).update(tokens=template)
+        for values, value in zip(
+            self._of_row, (place.row or 0, place.line or 0, sum(len(w.text) for w in said)), strict=True
+        ):
+            values.append(value)
+
+    def _text(self, words: Words, tokens: int, place: Place, by: Inspector) -> None:
+        for kind, detail in text_faults(words):
+            self.findings.add(kind, _with(place, detail))
+        if by.pipeline is not None and self.max_length is not None:
+            if tokens > self.max_length and words.role != "text":
+                what = f"one turn alone is longer than max_length ({self.max_length:,} tokens)."
+                self.findings.add("long-turn", _with(place, f"{words.place}: {tokens:,} tokens"), what=what)
+        elif len(words.text) > LONG_CHARACTERS and words.role != "text":
+            what = f"a turn of more than {LONG_CHARACTERS:,} characters."
+            self.findings.add("long-turn", _with(place, f"{words.place}: {len(words.text):,} characters"), what=what)
+        if by.special is not None and (found := by.special.search(words.text)):
+            kind = "special-tokens-in-texts" if words.role in ("text", "prompt", "completion") else "special-tokens"
+            self.findings.add(kind, _with(place, f"{words.place}: {found.group()} at character {found.start()}"))
+
+    def _compare(self, example: Example, place: Place) -> None:
+        number, whole = place.row or 0, _digest(whole_of(example))
+        if self.training is not None and whole in self.training.rows:
+            self.findings.add("also-in-training", _with(place, f"as training row {self.training.rows[whole]}"))
+        first = self.seen.rows.setdefault(whole, number)
+        if first != number:
+            self.findings.add("duplicate-rows", _with(place, f"as row {first}"))
+        elif (halves := answer_of(example)) is not None:
+            prompt, answer = map(_digest, halves)
+            earlier, its_answer = self.seen.prompts.setdefault(prompt, (number, answer))
+            if its_answer != answer:
+                self.findings.add("same-prompt", _with(place, f"as row {earlier}"))
+
+    # --- The end ----------------------------------------------------------------------------------------------------
+    def report(self) -> SetReport:
+        """The report, when all files are read."""
+        if not self._counts["read"]:
+            self.findings.add("no-rows", Place(file=self.source))
+        self._formats()
+        self._huge()
+        lengths = describe(self._lengths, "tokens") if self._lengths else describe(self._of_row[2], "characters")
+        tokenised = bool(self._lengths)
+        if tokenised and not self._counts["kept"]:
+            self.findings.add("nothing-left", Place(file=self.source))
+        return SetReport(
+            name=self.name,
+            source=self.source,
+            model=self.model,
+            files=tuple(self._files),
+            suggested=self._suggested,
+            rows=Counts(**self._counts),
+            tokens=Tokens(**self._tokens) if tokenised else None,
+            lengths=lengths,
+            max_length=self.max_length,
+            roles={role: Role(**counts) for role, counts in self._roles.items() if any(counts.values())},
+            packing=self._packed(),
+            findings=self.findings.all(),
+            images=self._images.result(),
+        )
+
+    def _packed(self) -> Packed | None:
+        if not self._kept or self.max_length is None:
+            return None
+        strategy = self.inspectors.setup.plan.settings.get("packing_strategy") or "bfd"
+        return packed(self._kept, self.max_length, strategy)
+
+    def _formats(self) -> None:
+        rows = self._counts["read"] - self._counts["broken"]
+        for column, count in self._columns.items():
+            if count < rows:
+                what = f'the column "{column}" is in {count:,} of {rows:,} rows.'
+                self.findings.add("sparse-columns", Place(file=self.source), what=what)
+        found = list(dict.fromkeys(file.format for file in self._files if file.format))
+        if len(found) > 1:
+            what = f"a run reads all files by one format, these are {', '.join(found)}."
+            self.findings.add("mixed-formats", Place(file=self.source), what=what)
+        elif found:
+            try:
+                self.inspectors.open(list(self._columns), self.source)
+            except (DataError, ConflictError) as error:
+                self.findings.add("mixed-formats", Place(file=self.source), what=error.what, fix=error.fix)
+
+    def _huge(self) -> None:
+        numbers, lines, characters = self._of_row
+        if not characters:
+            return
+        limit = max(LONG_CHARACTERS, _HUGE * sorted(characters)[len(characters) // 2])
+        for number, line, length in zip(numbers, lines, characters, strict=True):
+            if length > limit:
+                file = self._file_of(number)
+                self.findings.add("huge-row", Place(number, file, line or None, f"{length:,} characters"))
+
+    def _file_of(self, number: int) -> str:
+        ends = itertools.accumulate(file.rows for file in self._files)
+        return next(file.path for file, end in zip(self._files, ends, strict=True) if number < end)
+
+
+def _inspected(inspector: Inspector, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
+    """What becomes of the rows. Where tokenizer or template fail on them as a whole, the row that does it is found."""
+    try:
+        return inspector.inspect(rows, numbers)
+    except SFTCoreError:
+        raise
+    except Exception as error:  # a template or tokenizer may raise anything at what is no text
+        if len(rows) == 1:
+            return [Inspected(numbers[0], None, RowError(f"{type(error).__name__}: {error}."), None, 0, 0, "", ())]
+        half = len(rows) // 2
+        return _inspected(inspector, rows[:half], numbers[:half]) + _inspected(inspector, rows[half:], numbers[half:])
+
+
+def _with(place: Place, detail: str) -> Place:
+    return Place(place.row, place.file, place.line, detail)
+
+
+def _refusal(error: RowError) -> tuple[str, str]:
+    """The finding's id, and the reason without what differs from row to row."""
+    reason = re.sub(r"\[\d+\]", "[…]", re.sub(r"\b(message|turn) \d+", r"\1 …", error.what))
+    if re.search(r'role ".*" is not known', reason):
+        return "unknown-role", reason
+    missing = re.search(r'" is (?:null|missing)\.|has no "(?:content|role)"', reason)
+    return ("null-content" if missing else "refused"), reason
+
+
+def _num_supervised(row: TokenizedRow) -> int:
+    """Tokens that the loss is computed on: nothing stands before the first to predict it from."""
+    labels = list(row.input_ids if row.labels is None else row.labels)[1:]
+    if row.weights is None:
+        return len(labels) - labels.count(IGNORED)
+    return sum(label != IGNORED and weight > 0 for label, weight in zip(labels, row.weights[1:], strict=True))
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

@@ -1,0 +1,274 @@
+"""TRL's public functions over rows and data sets, with its names, arguments and results.
+
+They take and return the plain dictionaries of `datasets`. What a row is made of is read by `sftcore.rows`, as the
+formats read it: keys that Arrow filled with null count as absent.
+"""
+
+from __future__ import annotations
+
+import os.path
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sftcore.chat.template import refuse_unbounded
+from sftcore.core.errors import DataError, OptionTypeError, quoted
+from sftcore.rows import template_kwargs_of, without_nulls
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+    Sets: TypeAlias = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
+    Processor: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
+
+_CONVERSATIONS = ("prompt", "chosen", "rejected", "completion", "messages")
+_WINDOW = 1000
+"""Rows of a stream that are packed together, unless `map_kwargs` has a `batch_size`."""
+
+
+def is_conversational(example: Mapping[str, Any]) -> bool:
+    """Whether the row holds messages with roles rather than texts.
+
+    >>> is_conversational({"prompt": [{"role": "user", "content": "What color is the sky?"}]})
+    True
+    >>> is_conversational({"prompt": "The sky is"})
+    False
+    """
+    value = next((example[key] for key in _CONVERSATIONS if example.get(key) is not None), None)
+    return _holds(value, "role")
+
+
+def is_conversational_from_value(example: Mapping[str, Any]) -> bool:
+    """Whether the row holds `conversations` in ShareGPT's shape, with `from` and `value`.
+
+    >>> is_conversational_from_value({"conversations": [{"from": "user", "value": "Hi"}]})
+    True
+    >>> is_conversational_from_value({"conversations": [{"role": "user", "content": "Hi"}]})
+    False
+    """
+    return _holds(example.get("conversations"), "from", "value")
+
+
+def maybe_convert_to_chatml(example: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with `from` and `value` of its turns renamed to `role` and `content`, `conversations` to `messages`.
+
+    The row given is left as it is. Role names stay; the format `sharegpt` maps them.
+
+    >>> maybe_convert_to_chatml({"conversations": [{"from": "user", "value": "Hi"}]})
+    {'messages': [{'role': 'user', 'content': 'Hi'}]}
+    """
+    renamed = {"from": "role", "value": "content"}
+    converted = {}
+    for key, value in example.items():
+        if key in (*_CONVERSATIONS, "conversations") and isinstance(value, list):
+            value = [
+                {renamed.get(name, name): part for name, part in turn.items()} if isinstance(turn, dict) else turn
+                for turn in value
+            ]
+        converted["messages" if key == "conversations" else key] = value
+    return converted
+
+
+def apply_chat_template(
+    example: Mapping[str, Any],
+    processing_class: Processor,
+    tools: Sequence[dict[str, Any] | Callable[..., Any]] | None = None,
+    **template_kwargs: Any,
+) -> dict[str, str]:
+    """A row's conversations as texts: `messages` becomes `text`, `prompt` and `completion` keep their names.
+
+    A prompt that ends with a user's or a tool's message gets the generation prompt; one that ends with an assistant's
+    is left open for the model to go on. With a completion, the prompt is what the rendered prompt and the rendered
+    whole have in common. The row's own `chat_template_kwargs` apply; `template_kwargs` win over them.
+
+    Raises:
+        DataError: the row has no such columns, or its prompt ends with another role.
+    """
+    turns = {key: _turns(example[key]) for key in _CONVERSATIONS if example.get(key) is not None}
+    if set(turns) not in ({"messages"}, {"prompt"}, {"prompt", "completion"}):
+        raise DataError(
+            f"a chat template takes messages, prompt, or prompt and completion; the row has {quoted(example)}.",
+            fix="Rename the columns. Preference data are not for supervised fine-tuning.",
+        )
+    options = {"tools": list(tools) if tools else None, **template_kwargs_of(example), **template_kwargs}
+
+    def rendered(conversation: list[Any], **more: Any) -> str:
+        refuse_unbounded(getattr(processing_class, "tokenizer", processing_class), conversation, **more, **options)
+        text: str = processing_class.apply_chat_template(conversation, tokenize=False, **more, **options)
+        return text
+
+    if "messages" in turns:
+        return {"text": rendered(turns["messages"])}
+    last = turns["prompt"][-1].get("role") if turns["prompt"] else None
+    if last not in ("user", "tool", "assistant"):
+        raise DataError(
+            f'the prompt ends with the role "{last}", which nobody answers.',
+            fix="End it with a user's, a tool's or an assistant's message.",
+        )
+    answered = last != "assistant"
+    prompt = rendered(turns["prompt"], add_generation_prompt=answered, continue_final_message=not answered)
+    if "completion" not in turns:
+        return {"prompt": prompt}
+    whole = rendered(turns["prompt"] + turns["completion"])
+    # Some templates open the answer in the generation prompt (DeepSeek-R1's <think>) and not in the whole
+    prompt = os.path.commonprefix([prompt, whole])  # noqa: RUF071 - characters are meant
+    label = {"label": example["label"]} if "label" in example else {}
+    return {"prompt": prompt, "completion": whole[len(prompt) :], **label}
+
+
+def maybe_apply_chat_template(
+    example: Mapping[str, Any],
+    processing_class: Processor,
+    tools: Sequence[dict[str, Any] | Callable[..., Any]] | None = None,
+    **template_kwargs: Any,
+) -> Mapping[str, Any]:
+    """`apply_chat_template` for a row of messages; a row of texts comes back as it is."""
+    if is_conversational(example):
+        return apply_chat_template(example, processing_class, tools, **template_kwargs)
+    return example
+
+
+def prepare_multimodal_messages(
+    messages: Sequence[Mapping[str, Any]], images: Sequence[Any] | None = None
+) -> list[dict[str, Any]]:
+    """Messages with their content in parts, and the images in their places.
+
+    Where the first user's message is a text, a place for each image is put before it. Places that hold an image already
+    keep it. The messages given are left as they are.
+
+    >>> prepare_multimodal_messages([{"role": "user", "content": "What is it?"}], images=["photo"])
+    [{'role': 'user', 'content': [{'type': 'image', 'image': 'photo'}, {'type': 'text', 'text': 'What is it?'}]}]
+
+    Raises:
+        DataError: another number of images than of empty places, or a role that is not known.
+    """
+    pictures = list(images or ())
+    prepared = [dict(message) for message in messages]
+    first_text = True
+    for i, message in enumerate(prepared):
+        if message.get("role") not in ("system", "developer", "user", "assistant", "tool"):
+            raise DataError(
+                f'messages[{i}]: role "{message.get("role")}" is not known.',
+                fix="Known roles: system, developer, user, assistant, tool.",
+            )
+        if isinstance(message.get("content"), str):
+            places = [{"type": "image"} for _ in pictures] if first_text and message["role"] == "user" else []
+            message["content"] = [*places, {"type": "text", "text": message["content"]}]
+            first_text = first_text and message["role"] != "user"
+    # What a tool answers is its own: its images are not the conversation's
+    filled = [message for message in prepared if message.get("content") and message["role"] != "tool"]
+    num_places = sum(_is_empty_place(part) for message in filled for part in message["content"])
+    if num_places != len(pictures):
+        raise DataError(
+            f"{len(pictures)} images are given and the messages have {num_places} empty places for them.",
+            fix='A place is {"type": "image"} in a message\'s content.',
+        )
+    left = iter(pictures)
+    for message in filled:
+        message["content"] = [
+            {**part, "image": next(left)} if _is_empty_place(part) else part for part in message["content"]
+        ]
+    return prepared
+
+
+def get_dataset_column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """The names of the columns, also of a stream that does not know them: its first row tells."""
+    from sftcore.data.store.stream import columns_of
+
+    return columns_of(dataset)
+
+
+def pack_dataset(
+    dataset: Sets, seq_length: int, strategy: str = "bfd", map_kwargs: Mapping[str, Any] | None = None
+) -> Any:
+    """The rows of a data set packed into blocks of `seq_length` tokens.
+
+    Every column must be a list with an entry for each token. The column `seq_lengths` is added: the lengths of the
+    documents in each block.
+
+    Args:
+        dataset: one set, or a dictionary of several. All rows of a map-style set are packed together, those of a stream
+            a thousand at a time.
+        seq_length: tokens in a block.
+        strategy: "bfd" fits whole documents and cuts those longer than a block, "bfd_split" keeps their rest as a
+            document of its own, "wrapped" fills each block and cuts where it ends.
+        map_kwargs: further arguments for `Dataset.map`. `num_proc` is not used, since one process sees all rows.
+
+    Raises:
+        OptionTypeError: a column that is no list, or a strategy that is not known.
+        DataError: columns of different lengths in a row.
+    """
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    if strategy == "bfd-requeue":
+        warnings.warn('the packing strategy "bfd-requeue" is now "bfd_split".', FutureWarning, stacklevel=2)
+        strategy = "bfd_split"
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        return type(dataset)(
+            {name: pack_dataset(one, seq_length, strategy, map_kwargs) for name, one in dataset.items()}
+        )
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise OptionTypeError(
+            f"expected a datasets.Dataset, IterableDataset or a dictionary of them, got {type(dataset).__name__}.",
+            where="pack_dataset",
+        )
+    options: dict[str, Any] = {"fn_kwargs": {"seq_length": seq_length, "strategy": strategy}, **(map_kwargs or {})}
+    options.pop("num_proc", None)
+    if isinstance(dataset, IterableDataset):
+        formatting = getattr(dataset, "_formatting", None)
+        packed = dataset.with_format("arrow").map(_packed_table, batched=True, **{"batch_size": _WINDOW, **options})
+        return packed.with_format(formatting and formatting.format_type)
+    shape = {**dataset.format, **dataset.format.get("format_kwargs", {})}
+    shape.pop("format_kwargs", None)
+    packed = dataset.with_format("arrow").map(_packed_table, batched=True, **{"batch_size": None, **options})
+    return packed.with_format(**{**shape, "columns": [*shape["columns"], "seq_lengths"]})
+
+
+def _packed_table(table: pa.Table, seq_length: int, strategy: str) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from sftcore.data.packing.pack import pack, packed
+
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+            raise OptionTypeError(
+                f'the column "{name}" cannot be packed: it holds no lists but {column.type}.',
+                where="pack_dataset",
+                fix="Keep the columns that have an entry for each token: dataset.select_columns([…]).",
+            )
+    lengths = [pc.list_value_length(column) for column in table.columns]
+    for name, found in zip(table.column_names, lengths, strict=True):
+        if found.null_count or not found.equals(lengths[0]):
+            raise DataError(
+                f'the columns "{table.column_names[0]}" and "{name}" have different lengths.',
+                where="pack_dataset",
+                fix="Each column needs an entry for each token.",
+            )
+    blocks = list(packed(table, pack(lengths[0].to_numpy(), seq_length, strategy)))
+    if blocks:
+        return pa.concat_tables(blocks)
+    return table.slice(0, 0).append_column("seq_lengths", pa.array([], pa.list_(pa.int32())))
+
+
+def _holds(value: Any, *keys: str) -> bool:
+    """Whether it is a list whose first entry is a mapping with these keys."""
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and all(key in value[0] for key in keys)
+    )
+
+
+def _turns(value: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise DataError(
+            f"a chat template takes lists of messages, got {type(value).__name__}.",
+            fix="maybe_apply_chat_template leaves rows of texts as they are.",
+        )
+    # a turn keeps a content of null, which templates tell from one that is missing
+    return [{**({"content": None} if "content" in turn else {}), **without_nulls(turn)} for turn in value]
+
+
+def _is_empty_place(part: Mapping[str, Any]) -> bool:
+    return part.get("type") == "image" and "image" not in part

@@ -1,0 +1,298 @@
+"""What training scripts take from their command line and YAML files: TRL's parser, arguments and data mixtures."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import itertools
+import logging
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import HfArgumentParser  # noqa: TID253 - scripts alone import this module
+
+from sftcore.config import yaml12 as yamlio
+from sftcore.core.errors import ConflictError, DataError, OptionTypeError, RecipeError, UnknownKeyError, nearest, quoted
+from sftcore.data.source.files import BUILDERS, local_files
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset
+
+SPLIT_SEED = 42
+"""`get_dataset` splits test rows off in the same way each time."""
+
+
+@dataclass
+class ScriptArguments:
+    """Which data a script trains on."""
+
+    dataset_name: str | None = None
+    """Hub id, folder or file of the data. `datasets` comes before it."""
+    dataset_config: str | None = None
+    """Configuration of the data set."""
+    dataset_train_split: str = "train"
+    """Split to train on."""
+    dataset_test_split: str = "test"
+    """Split to evaluate on."""
+    dataset_streaming: bool = False
+    """Read the data as a stream."""
+    ignore_bias_buffers: bool = False
+    """Leave boolean buffers out of DDP's synchronisation, for models that fail on them."""
+
+
+@dataclass
+class DatasetConfig:
+    """One data set of a mixture; the first five are the arguments of `datasets.load_dataset`."""
+
+    path: str
+    """Hub id, folder or file."""
+    name: str | None = None
+    """Configuration."""
+    data_dir: str | None = None
+    """Folder below `path`."""
+    data_files: str | list[str] | dict[str, str] | None = None
+    """Files below `path`."""
+    split: str = "train"
+    """Split."""
+    columns: list[str] | None = None
+    """Columns to keep; None keeps all."""
+    fraction: float | None = None
+    """Share of the mixture. The mixture is as large as it can be without any row twice."""
+
+
+@dataclass
+class DatasetMixtureConfig:
+    """Data sets to train on together; in practice given in a YAML file."""
+
+    datasets: list[DatasetConfig] = field(default_factory=list)
+    """The data sets: mappings with path, name, data_dir, data_files, split, columns, fraction."""
+    streaming: bool = False
+    """Read them as streams."""
+    test_split_size: float | None = None
+    """Share or number of rows to split off for evaluation."""
+
+    def __post_init__(self) -> None:
+        self.datasets = [_dataset_config(one, i) for i, one in enumerate(self.datasets)]
+
+
+def get_dataset(mixture_config: DatasetMixtureConfig) -> DatasetDict:
+    """The data sets of a mixture one behind the other, as `train`, and `test` where a part is split off.
+
+    Raises:
+        DataError: one cannot be loaded, or there is none.
+        ConflictError: fractions for some sets only, or with streams; a test split of streams.
+    """
+    import datasets
+
+    chosen = mixture_config.datasets
+    fractions = [one.fraction for one in chosen if one.fraction is not None]
+    if fractions and len(fractions) < len(chosen):
+        raise ConflictError("a fraction is given for some data sets only.", where="datasets", fix="Give all or none.")
+    if mixture_config.streaming and (fractions or mixture_config.test_split_size is not None):
+        what = "fraction" if fractions else "test_split_size"
+        raise ConflictError(f"{what} needs to know the number of rows, which streams do not.", fix=f"Drop {what}.")
+    if not chosen:
+        raise DataError("the mixture names no data set.", where="datasets", fix="datasets: [{path: train.jsonl}]")
+    parts = [_loaded(one, streaming=mixture_config.streaming) for one in chosen]
+    if fractions:
+        parts = list(_shares(parts, fractions))
+    try:
+        whole = datasets.concatenate_datasets(parts)
+    except ValueError as error:
+        raise DataError(
+            f"the data sets do not fit together: {error}", where="datasets", fix="Choose the same columns of each."
+        ) from error
+    if mixture_config.test_split_size is not None:
+        return whole.train_test_split(test_size=mixture_config.test_split_size, seed=SPLIT_SEED)
+    return datasets.DatasetDict({"train": whole})
+
+
+class TrlParser(HfArgumentParser):  # type: ignore[misc]
+    """`transformers.HfArgumentParser` that also reads a YAML file, `--config FILE`.
+
+    The file's values take the place of the defaults, and the command line wins over them. A mapping `env` in the file
+    goes to the environment. Help comes from the docstrings below the fields.
+
+    Args:
+        dataclass_types: a dataclass or several; an option is made of each field.
+        kwargs: for `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
+        if dataclass_types is None:
+            dataclass_types = []
+        types = list(dataclass_types) if isinstance(dataclass_types, Iterable) else [dataclass_types]
+        for one in types:
+            if any(found.name == "config" for found in dataclasses.fields(one)):
+                raise ConflictError(
+                    f'{one.__name__} has a field "config", which is the option for the file.', fix="Rename it."
+                )
+        super().__init__(dataclass_types=types, **kwargs)
+        documented = {name: text for one in types for name, text in _documented(one)}
+        for action in self._actions:
+            if action.help is None and action.dest in documented:
+                action.help = documented[action.dest].replace("%", "%%")
+
+    def parse_args_and_config(
+        self,
+        args: Iterable[str] | None = None,
+        return_remaining_strings: bool = False,
+        fail_with_unknown_args: bool = True,
+        separate_remaining_strings: bool = False,
+    ) -> tuple[Any, ...]:
+        """An instance of each dataclass, from the command line and the file that it names.
+
+        Args:
+            args: the command line; None takes that of the process.
+            return_remaining_strings: add a list of what nobody read, that of the file as `--key value`.
+            fail_with_unknown_args: refuse keys of the file that nobody reads.
+            separate_remaining_strings: add two such lists, for the file and for the command line.
+
+        Raises:
+            RecipeError: the file is no YAML mapping, or an option of the command line is not known.
+            UnknownKeyError: a key of the file is not known.
+        """
+        words, path = _without_config(list(sys.argv[1:] if args is None else args))
+        values = {} if path is None else _read_config(path)
+        from_file = self.set_defaults_with_config(**values)
+        if from_file and fail_with_unknown_args and not return_remaining_strings:
+            raise UnknownKeyError(from_file[0].removeprefix("--"), self._names(), where=str(path))
+        *parsed, from_words = self.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
+        if return_remaining_strings:
+            rest = (from_file, from_words) if separate_remaining_strings else (from_file + from_words,)
+            return (*parsed, *rest)
+        if from_words:
+            raise RecipeError(
+                f"the command line has what nobody reads: {quoted(from_words)}."
+                f"{nearest(from_words[0].lstrip('-').partition('=')[0], self._names())}",
+                fix="All options: --help",
+            )
+        return tuple(parsed)
+
+    def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
+        """Make these values the defaults, also of subcommands; what is no option comes back as `--key value`."""
+        known = set()
+        for action in _actions(self):
+            if action.dest in kwargs:
+                action.default, action.required = kwargs[action.dest], False
+                known.add(action.dest)
+        return [word for key, value in kwargs.items() if key not in known for word in (f"--{key}", str(value))]
+
+    def _names(self) -> list[str]:
+        return [action.dest for action in _actions(self)]
+
+
+def init_zero_verbose() -> None:
+    """Log errors only, in colour, and send warnings to the log: for the first line of a script."""
+    from rich.logging import RichHandler
+
+    logging.basicConfig(format="%(message)s", datefmt="[%X]", handlers=[RichHandler()], level=logging.ERROR)
+
+    def to_log(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
+        logging.warning("%s:%s: %s: %s", filename, lineno, category.__name__, message)
+
+    warnings.showwarning = to_log
+
+
+def _dataset_config(given: Any, index: int) -> DatasetConfig:
+    if isinstance(given, DatasetConfig):
+        return given
+    if not isinstance(given, dict):
+        raise OptionTypeError(f"a data set is a mapping, got {given!r}.", where=f"datasets[{index}]")
+    known = [one.name for one in dataclasses.fields(DatasetConfig)]
+    for key in given:
+        if key not in known:
+            raise UnknownKeyError(key, known, where=f"datasets[{index}]")
+    if "path" not in given:
+        raise RecipeError("a data set needs a path.", where=f"datasets[{index}]", fix="{path: train.jsonl}")
+    return DatasetConfig(**given)
+
+
+def _loaded(one: DatasetConfig, *, streaming: bool) -> Dataset | IterableDataset:
+    import datasets
+
+    path, files = one.path, one.data_files
+    if files is None and Path(path).suffix.lower() in BUILDERS and (found := local_files(path)):
+        path, files = found.builder, [str(file) for file in found.paths]
+    try:
+        loaded = datasets.load_dataset(
+            path, one.name, data_dir=one.data_dir, data_files=files, split=one.split, streaming=streaming
+        )
+    except Exception as error:  # the hub's client and the builders raise a dozen types
+        raise DataError(
+            f"the data set cannot be loaded: {str(error.__cause__ or error).partition(chr(10))[0]}",
+            where=one.path,
+            fix="Check path, name and split; without a network, give a local file.",
+        ) from error
+    return loaded if one.columns is None else loaded.select_columns(one.columns)
+
+
+def _shares(parts: Sequence[Dataset], fractions: Sequence[float]) -> Iterator[Dataset]:
+    """The first rows of each set, as many as its share of the largest mixture that repeats no row."""
+    if min(fractions) < 0 or not sum(fractions):
+        raise DataError("fractions are 0 or more, and not all of them 0.", where="datasets")
+    shares = [fraction / sum(fractions) for fraction in fractions]
+    total = min(len(part) / share for part, share in zip(parts, shares, strict=True) if share)
+    for part, share in zip(parts, shares, strict=True):
+        yield part.select(range(round(share * total)))
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The options of a parser and of its subcommands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _actions(inner)
+        else:
+            yield action
+
+
+def _without_config(words: list[str]) -> tuple[list[str], Path | None]:
+    """The command line without `--config FILE` or `--config=FILE`, and the file."""
+    for i, word in enumerate(words):
+        if word.startswith("--config="):
+            return words[:i] + words[i + 1 :], Path(word.partition("=")[2])
+        if word == "--config":
+            if i + 1 == len(words):
+                raise RecipeError("--config needs a file.")
+            return words[:i] + words[i + 2 :], Path(words[i + 1])
+    return words, None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RecipeError("no such file.", where=f"--config {path}")
+    values = yamlio.load(path.read_text(encoding="utf-8"), where=str(path))
+    if not isinstance(values, dict):
+        raise RecipeError("the file holds no mapping of options to values.", where=str(path))
+    environment = values.pop("env", None) or {}
+    if not isinstance(environment, dict):
+        raise OptionTypeError("env is a mapping of names to values.", where=str(path))
+    os.environ.update({str(name): str(value) for name, value in environment.items()})
+    return values
+
+
+def _documented(one: type) -> Iterator[tuple[str, str]]:
+    """The docstrings below a dataclass's fields, and below those of the classes that it is made of."""
+    for base in reversed(one.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            (made,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except (OSError, TypeError, SyntaxError, ValueError):  # a class made at a prompt has no source to read
+            continue
+        body = getattr(made, "body", [])
+        for declared, below in itertools.pairwise(body):
+            text = getattr(getattr(below, "value", None), "value", None)
+            if isinstance(declared, ast.AnnAssign) and isinstance(declared.target, ast.Name) and isinstance(text, str):
+                yield declared.target.id, text

@@ -1,0 +1,88 @@
+"""TRL's data collator for vision-language modelling, over the run's own formats, masks and collator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sftcore.config.setup import Setup, set_up
+from sftcore.core.errors import OptionTypeError, RowError
+from sftcore.core.types import ModelRequest
+from sftcore.data.pipeline import FATE, IMAGE_CUT
+from sftcore.data.sets import DataPreparation
+
+if TYPE_CHECKING:
+    from sftcore.data.pipeline import Pipeline
+
+_NAME = "batch"
+
+
+@dataclass
+class DataCollatorForVisionLanguageModeling:
+    """Raw rows with `messages`, `prompt` and `completion`, or `text`, and `image` or `images`, into a batch.
+
+    input_ids, labels, attention_mask: (rows, longest) int64, with what the processor makes of the images. Tokens of
+    images never count for the loss. For `SFTTrainer` it is only needed to be changed: `collator: vlm` does the same on
+    prepared rows. Give it with `remove_unused_columns=False` and `dataset_kwargs={"skip_prepare_dataset": True}`.
+
+    Args:
+        processor: the model's processor.
+        max_length: rows are cut to so many tokens; one whose image would be cut is refused.
+        completion_only_loss: loss on the completion alone, for rows with a prompt and a completion.
+        pad_to_multiple_of: pad to a multiple of this length.
+        dataset_text_field: the column of plain texts.
+        assistant_only_loss: loss on the assistant's turns alone.
+        chat_template: replaces the processor's.
+        return_tensors: "pt".
+
+    Raises:
+        RowError: a row that cannot be used, with its number in the batch.
+    """
+
+    processor: Any
+    max_length: int | None = None
+    completion_only_loss: bool = False
+    pad_to_multiple_of: int | None = None
+    dataset_text_field: str = "text"
+    assistant_only_loss: bool = False
+    chat_template: str | None = None
+    return_tensors: str = "pt"
+
+    def __post_init__(self) -> None:
+        if self.return_tensors != "pt":
+            raise OptionTypeError(f'return_tensors is "pt", got "{self.return_tensors}".', where=type(self).__name__)
+        if self.chat_template is not None:
+            self.processor.chat_template = self.processor.tokenizer.chat_template = self.chat_template
+        elif getattr(self.processor, "chat_template", None):
+            self.processor.tokenizer.chat_template = self.processor.chat_template
+        self._pipelines: dict[tuple[str, ...], Pipeline] = {}
+        self._setup = self._made()
+        self._collate = self._setup.plugins.one("make_collator", processor=self.processor, plan=self._setup.plan)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The batch."""
+        columns = tuple(dict.fromkeys(key for example in examples for key in example))
+        if columns not in self._pipelines:
+            data = DataPreparation(self._setup, self.processor.tokenizer, self.max_length, processor=self.processor)
+            self._pipelines[columns] = data.pipeline(list(columns), _NAME)
+        rows = {name: [example.get(name) for example in examples] for name in columns}
+        table = self._pipelines[columns](rows, range(len(examples)))
+        for number, reason in zip(table.column("_row").to_pylist(), table.column("_dropped").to_pylist(), strict=True):
+            if reason == IMAGE_CUT:
+                raise RowError(f"{reason}.", fix="Raise max_length, or drop the row.").at(_NAME, number)
+        batch = self._collate(table.drop_columns([f"_{name}" for name in FATE]).to_pylist())
+        batch.pop("num_tokens", None)
+        return dict(batch)
+
+    def _made(self) -> Setup:
+        settings = {
+            # TRL's False counts every token of a row with a completion, ours None only that
+            "completion_only_loss": self.completion_only_loss,
+            "assistant_only_loss": self.assistant_only_loss,
+            "pad_to_multiple_of": self.pad_to_multiple_of,
+            "dataset_text_field": self.dataset_text_field,
+            "max_length": self.max_length,
+        }
+        without = ("loader", "adapter", "attention", "kernel", "loss", "noise")
+        return set_up([], settings, ModelRequest(vision=True), where=type(self).__name__, without=without)

@@ -1,0 +1,143 @@
+"""Names, types and defaults of the configuration's fields, read from source with `ast`.
+
+Importing `TrainingArguments` costs seconds; a recipe must be checked before that. The installed source is read
+instead, and a test compares what is read here with the real class.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from attrs import frozen
+
+from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError
+
+_SIMPLE: dict[str, Any] = {
+    "str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list, "None": None, "Any": Any,
+}  # fmt: skip
+
+
+RENAMED = {"max_seq_length": "max_length"}
+"""Older names of fields that people still paste: they work, and say their new name."""
+
+
+DECLARED_OTHERWISE: dict[str, Any] = {"fsdp": bool | str | None}
+"""Types of fields that transformers (5.17, 5.24) declares for its command line: `fsdp` is true, or the older text."""
+
+
+ELSEWHERE = {
+    "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
+    "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
+    "sequence_len": "max_length", "cutoff_len": "max_length", "block_size": "max_length",
+    "lr_scheduler": "lr_scheduler_type", "optimizer": "optim", "base_model": "model", "model_name_or_path": "model",
+    "datasets": "data", "dataset": "data", "dataset_name": "data", "sample_packing": "packing",
+    "flash_attention": "attention", "attn_implementation": "attention", "peft_config": "adapter",
+}  # fmt: skip
+"""What other tools call a key of ours: offered when an unknown key is refused."""
+
+
+@frozen
+class Field:
+    """One field. `type` is None where the source's type is a class that a plain value cannot show (it is not checked).
+
+    `default` is the literal in the source, or `...` where it is computed.
+    """
+
+    name: str
+    type: Any
+    default: Any
+
+
+@functools.cache
+def config_fields() -> Mapping[str, Field]:
+    """All fields of SFTConfig: its own and those of the installed `transformers.TrainingArguments`."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError("transformers is not installed.", fix="Install: pip install transformers")
+    inherited = Path(next(iter(spec.submodule_search_locations)), "training_args.py")
+    own = Path(__file__).with_name("sft_config.py")
+    return {
+        field.name: field
+        for source, name in ((inherited, "TrainingArguments"), (own, "SFTConfig"))
+        for field in _fields_of(source, name)
+    }
+
+
+def check_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...] = ()) -> None:
+    """Refuse unknown fields and values of the wrong type.
+
+    Raises:
+        UnknownKeyError: no such field; the nearest of the fields and of `also` is offered.
+        OptionTypeError: a value of the wrong type.
+    """
+    from sftcore.core.options import structure, type_name
+
+    known = config_fields()
+    for key, value in values.items():
+        if key not in known:
+            raise UnknownKeyError(key, (*known, *also), where=where, meant=ELSEWHERE.get(key))
+        wanted = known[key].type
+        if wanted is None:
+            continue
+        try:
+            structure(value, wanted, path=f"{where}.{key}")
+        except OptionTypeError:
+            raise OptionTypeError(
+                f"{key} takes {type_name(wanted)}, got {type(value).__name__} {value!r}.", where=where
+            ) from None
+
+
+def _fields_of(source: Path, class_name: str) -> Iterator[Field]:
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not _is_class_variable(node):
+            name = node.target.id
+            yield Field(name, DECLARED_OTHERWISE.get(name, _type_of(node.annotation)), _default_of(node.value))
+
+
+def _is_class_variable(node: ast.AnnAssign) -> bool:
+    return "ClassVar" in ast.unparse(node.annotation)
+
+
+def _type_of(annotation: ast.expr) -> Any:
+    """The annotation as a type, with classes other than the simple ones left out of a union."""
+    if isinstance(annotation, ast.Constant) and annotation.value is None:
+        return None.__class__
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return _type_of(ast.parse(annotation.value, mode="eval").body)
+    if isinstance(annotation, ast.Name):
+        return _SIMPLE.get(annotation.id)
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return _union((annotation.left, annotation.right))
+    if isinstance(annotation, ast.Subscript):
+        outer = ast.unparse(annotation.value).rpartition(".")[2]
+        if outer == "Optional":
+            return _union((annotation.slice, ast.Constant(None)))
+        if outer == "Union" and isinstance(annotation.slice, ast.Tuple):
+            return _union(tuple(annotation.slice.elts))
+        if outer == "Literal":
+            return Literal[ast.literal_eval(annotation.slice)]
+        return _SIMPLE.get(outer)
+    return None
+
+
+def _union(arms: tuple[ast.expr, ...]) -> Any:
+    types = [found for found in map(_type_of, arms) if found is not None]
+    if all(found is None.__class__ for found in types):
+        return None  # only None is left of it: the real type is a class, so nothing can be checked
+    return Union[tuple(types)]  # noqa: UP007 - the arms are known at run time only
+
+
+def _default_of(value: ast.expr | None) -> Any:
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        value = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), None)
+    try:
+        return ast.literal_eval(value) if value is not None else ...
+    except ValueError:
+        return ...

@@ -1,0 +1,218 @@
+"""What can be known of a run before torch is imported or a weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sftcore.config.processes import process_problems, uses_deepspeed, uses_fsdp, world_size
+from sftcore.core.errors import RecipeError, nearest
+from sftcore.core.types import PACKING_STRATEGIES, ModelRequest, Plan, Probe, Problem
+from sftcore.model.memory.checkpointing import memory_problems
+from sftcore.model.precision import ADAPTER_DTYPES
+from sftcore.util.disk import output_problems
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_WEIGHTS = ("*.safetensors", "*.gguf", "*.safetensors.index.json")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def probe_run(model: ModelRequest, columns: Sequence[str] | None = None) -> Probe:
+    """Read the model's configuration where it is a local folder; for a saved adapter, its base's.
+
+    Raises:
+        RecipeError: its config.json is no JSON.
+    """
+    adapter = adapter_folder(model)
+    base = _json(adapter / "adapter_config.json").get("base_model_name_or_path") if adapter else model.name
+    path = Path(base or "").expanduser() / "config.json"
+    config = _json(path) if base and path.is_file() else None
+    return Probe(config, None if columns is None else tuple(columns), ready_model=model.name is None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    except ValueError as error:
+        raise RecipeError(f"this is no JSON: {error}.", where=str(path)) from None
+
+
+def adapter_folder(model: ModelRequest) -> Path | None:
+    """The folder of the saved adapter that a run names as its model; None where it names something else."""
+    if not model.name:
+        return None
+    folder = Path(model.name).expanduser()
+    is_one = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    return folder if is_one else None
+
+
+def quantisation_asked_for(model: ModelRequest, probe: Probe) -> dict[str, Any] | None:
+    """The settings with which the run's base is quantised, by its arguments or by its own config.json."""
+    kwargs = model.init_kwargs
+    flags = {name: True for name in _BITS if kwargs.get(name)}
+    given = kwargs.get("quantization_config")
+    values = dict(given or {}) if isinstance(given, Mapping | None) else given.to_dict()
+    saved = dict((probe.model_config or {}).get("quantization_config") or {})
+    return {**saved, **values, **flags} or None
+
+
+_BITS = ("load_in_4bit", "load_in_8bit")
+_SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def core_problems(plan: Plan, probe: Probe, *, needs_tokenizer: bool = True) -> list[Problem]:
+    """What the core itself finds wrong: the model's files, output_dir, and settings that contradict each other."""
+    allow_pickle = bool(plan.settings.get("allow_pickle"))
+    return [
+        *model_problems(plan.model, needs_tokenizer, allow_pickle),
+        *_loading_problems(plan, probe),
+        *_setting_problems(plan.settings),
+        *process_problems(plan),
+        *output_problems(plan.settings),
+    ]
+
+
+def _loading_problems(plan: Plan, probe: Probe) -> Iterator[Problem]:
+    """Ways of loading that cannot be trained, or exclude each other."""
+    kwargs, settings = plan.model.init_kwargs, plan.settings
+    ways = [name for name in (*_BITS, "quantization_config") if kwargs.get(name)]
+    if len(ways) > 1:
+        yield Problem(f"{' and '.join(ways)} exclude each other.", "model_init_kwargs", "Keep one of them.")
+    quantised = quantisation_asked_for(plan.model, probe)
+    if quantised and not plan.selected("adapter") and adapter_folder(plan.model) is None:
+        yield Problem(
+            "a quantised base cannot be trained in full: its weights are whole numbers.",
+            "model_init_kwargs" if ways else f"model {plan.model.name}",
+            "Give an adapter (peft_config, or adapter: lora), or load the model without quantisation.",
+        )
+    if ways and (plan.model.name or "").lower().endswith(".gguf"):
+        yield Problem(
+            "a GGUF file is quantised in its own way, and its weights are turned back into floats.",
+            "model_init_kwargs",
+            f"Drop {' and '.join(ways)}, or save the model as a folder first (model.save_pretrained).",
+        )
+    if kwargs.get("use_safetensors") is False and not settings.get("allow_pickle"):
+        yield Problem(
+            "use_safetensors: false reads pickle files, which can run code.",
+            "model_init_kwargs",
+            "Set allow_pickle: true if you trust the file, or drop use_safetensors.",
+        )
+    spread = kwargs.get("device_map")
+    if spread in _SPREADS and world_size() > 1:
+        yield Problem(
+            f'device_map "{spread}" spreads the model over all devices, and each process would do so.',
+            "model_init_kwargs",
+            "Drop device_map: each process takes its own device.",
+        )
+    yield from _precision_problems(plan)
+
+
+def _precision_problems(plan: Plan) -> Iterator[Problem]:
+    settings = plan.settings
+    if settings.get("fp16") and settings.get("use_cpu"):
+        yield Problem("float16 autocast needs a GPU.", fix="Set bf16: true, which a CPU can do, or neither.")
+    if settings.get("fp16") and plan.model.dtype == "float16" and not plan.selected("adapter"):
+        yield Problem(
+            "fp16 scales the gradients of float32 weights, and the model's are float16.",
+            fix="Load it in float32 (dtype: float32).",
+        )
+    wanted = settings.get("adapter_dtype")
+    if wanted not in (None, *ADAPTER_DTYPES):
+        yield Problem(f'adapter_dtype "{wanted}" is not known.', fix=f"Use one of: {', '.join(ADAPTER_DTYPES)}.")
+    sharded = [name for name, uses in (("fsdp", uses_fsdp), ("deepspeed", uses_deepspeed)) if uses(settings)]
+    if sharded and (wanted == "bfloat16" or settings.get("master_weights")):
+        yield Problem(
+            f"{sharded[0]} shards the weights and keeps master copies in its own way.",
+            fix="Set adapter_dtype: float32 and drop master_weights.",
+        )
+
+
+def model_problems(model: ModelRequest, needs_tokenizer: bool, allow_pickle: bool) -> Iterator[Problem]:
+    """What is wrong with the model's files, whatever it is loaded for."""
+    if model.name is None:
+        return
+    path, where = Path(model.name).expanduser(), f"model {model.name}"
+    if path.is_file():
+        return
+    if not path.exists():
+        if model.name.startswith((".", "/", "~")) or model.name.endswith(".gguf") or model.name.count("/") > 1:
+            yield Problem("no such folder or file.", where, "Give a hub id (owner/name) or an existing folder.")
+        return
+    if any(path.glob("*.gguf")) and not (path / "config.json").is_file():
+        found = sorted(inner.name for inner in path.glob("*.gguf"))
+        yield Problem("the folder holds GGUF files.", where, f"Name the file itself: model: {path / found[0]}")
+        return
+    if adapter := adapter_folder(model):
+        yield from _adapter_problems(adapter, allow_pickle)
+        return
+    if not (path / "config.json").is_file():
+        yield Problem("the folder has no config.json.", where, "Give the folder that save_pretrained wrote.")
+        return
+    if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
+        pickles = sorted(found.name for pattern in _PICKLES for found in path.glob(pattern))
+        if not pickles:
+            yield Problem("the folder has no weights.", where, "Give the folder that model.save_pretrained wrote.")
+        elif not allow_pickle:
+            yield _a_pickle(pickles[0], where)
+    if needs_tokenizer and not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        yield Problem(
+            "the folder has no tokenizer.",
+            where,
+            "Save it there (tokenizer.save_pretrained), or pass processing_class.",
+        )
+
+
+def _adapter_problems(adapter: Path, allow_pickle: bool) -> Iterator[Problem]:
+    where = f"model {adapter}"
+    base = _json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        yield Problem(
+            "the adapter does not say which base it belongs to.", where, "Load it yourself, and pass the object."
+        )
+    elif base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+        yield Problem(f"the adapter's base {base} is not there.", where, "Set base_model_name_or_path in its config.")
+    if not (adapter / "adapter_model.safetensors").is_file() and not allow_pickle:
+        if (adapter / "adapter_model.bin").is_file():
+            yield _a_pickle("adapter_model.bin", where)
+        else:
+            yield Problem("the adapter has no weights.", where, "Give the folder that save_pretrained wrote.")
+
+
+def _a_pickle(name: str, where: str) -> Problem:
+    return Problem(
+        f"{name} is a pickle file, which can run code when it is read, and there are no safetensors.",
+        where,
+        "Convert it (load it where you trust it, then save_pretrained), or set allow_pickle: true.",
+    )
+
+
+def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    def given(name: str) -> Any:
+        return settings.get(name)
+
+    if given("fp16") and given("bf16"):
+        yield Problem("fp16 and bf16 contradict each other.", fix="Keep one of the two.")
+    max_length = given("max_length")
+    if max_length is not None and max_length < 2:
+        yield Problem(
+            f"max_length is {max_length}: nothing could be predicted.", fix="Set it to at least 2, or to null."
+        )
+    if given("truncation_mode") not in (None, "keep_start", "keep_end"):
+        yield Problem(f'truncation_mode "{given("truncation_mode")}" is not known.', fix="Use keep_start or keep_end.")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if given(name) is not None and given(name) < 1:
+            yield Problem(f"{name} is {given(name)}.", fix="It is at least 1.")
+    if (given("packing") or given("eval_packing")) and max_length is None and "max_length" in settings:
+        yield Problem(
+            "packing needs the length of a block, and max_length is null.", fix="Set max_length to a block's tokens."
+        )
+    strategy = given("packing_strategy")
+    if strategy not in (None, *PACKING_STRATEGIES):
+        yield Problem(
+            f'packing_strategy "{strategy}" is not known.{nearest(str(strategy), PACKING_STRATEGIES)}',
+            fix=f"Use one of: {', '.join(PACKING_STRATEGIES)}.",
+        )
+    yield from memory_problems(settings)

@@ -1,0 +1,209 @@
+"""A recipe: YAML, overrides from the command line, or both, as one frozen value.
+
+model: HuggingFaceTB/SmolLM2-135M-Instruct   # or {name: …, revision: …, dtype: …, init_kwargs: {…}}
+data: train.jsonl                            # or {train: …, eval: …, eval_fraction: 0.05, split: …}
+format: auto                                 # one key per kind of plugin: a name, or {name: {option: value}}
+adapter: {lora: {r: 16}}
+learning_rate: 2e-4                          # and any field of SFTConfig
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from sftcore.config import yaml12 as yamlio
+from sftcore.config.fields import RENAMED, check_fields
+from sftcore.config.selections import parse_choice
+from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError
+from sftcore.core.options import structure
+from sftcore.core.types import KINDS, ModelRequest, Selection
+from sftcore.train.checkpoint.folders import LAST
+
+SECTIONS = ("model", "data", *KINDS, "block")
+_FIELDS_WITH_A_KEY = {
+    "plugins": "the kinds' own keys",
+    "block": "block",
+    "model_init_kwargs": "model: {init_kwargs: …}",
+}
+
+
+@frozen
+class DataSection:
+    """Where rows come from: files, folders or hub ids.
+
+    `eval_fraction` holds back a share of the training rows (0 to 1, exclusive) with the run's seed; it excludes `eval`.
+    `streaming` reads training rows as they are needed; evaluation rows are read before.
+    """
+
+    train: str | tuple[str, ...]
+    eval: str | tuple[str, ...] | None = None
+    eval_fraction: float | None = None
+    config: str | None = None
+    split: str = "train"
+    eval_split: str = "test"
+    streaming: bool = False
+
+
+@frozen
+class Recipe:
+    """What a user asks for. `training` holds fields of SFTConfig; `place` names the recipe in errors."""
+
+    model: ModelRequest
+    data: DataSection
+    chosen: tuple[Selection, ...] = ()
+    training: Mapping[str, Any] = field(factory=dict)
+    block: tuple[str, ...] = ()
+    place: str = "recipe"
+    raw: Mapping[str, Any] = field(factory=dict, eq=False)
+    """The recipe as plain values, overrides applied: what the manifest records."""
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, block: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file, apply `key=value` overrides (dotted keys reach into mappings), and check its shape.
+
+    Raises:
+        RecipeError: no such file, no YAML, a missing section.
+        UnknownKeyError, OptionTypeError: with the path of the key inside the recipe.
+    """
+    place = str(path) if path else "command line"
+    raw = _read(Path(path)) if path else {}
+    return parse_recipe(overridden(raw, overrides), place=place, block=block)
+
+
+def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A recipe's plain values with `key=value` overrides put in.
+
+    Raises:
+        RecipeError: one of them is none, or reaches into what is no mapping.
+    """
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f'"{override}" is no override.', where="command line", fix="Write key=value.")
+        _assign(raw, key.strip().split("."), yamlio.load(text, where=f"override {key}") if text.strip() else "", key)
+    return raw
+
+
+def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterable[str] = ()) -> Recipe:
+    """A recipe from plain values; `block` adds to the recipe's own blocklist."""
+    for section, example in (("model", "model: HuggingFaceTB/SmolLM2-135M-Instruct"), ("data", "data: train.jsonl")):
+        if raw.get(section) in (None, ""):
+            raise RecipeError(f'the key "{section}" is missing.', where=place, fix=f"Add a line such as: {example}")
+    training = {key: value for key, value in raw.items() if key not in SECTIONS}
+    for old, new in RENAMED.items():
+        if old in training:
+            if new in training:
+                raise RecipeError(f"{old} and {new} are the same setting.", where=place, fix=f"Keep {new}.")
+            warnings.warn(f"{place}: {old} is now {new}.", FutureWarning, stacklevel=2)
+            training[new] = training.pop(old)
+    for key, instead in _FIELDS_WITH_A_KEY.items():
+        if key in training:
+            raise RecipeError(f'"{key}" is for Python; a recipe uses {instead}.', where=place)
+    if isinstance(resume := training.get("resume_from_checkpoint"), bool):
+        training["resume_from_checkpoint"] = LAST if resume else None
+    check_fields(training, where=place, also=SECTIONS)
+    blocked = raw.get("block") or ()
+    return Recipe(
+        model=_model(raw["model"], place),
+        data=_data(raw["data"], place),
+        chosen=tuple(one for kind in KINDS if kind in raw for one in parse_choice(kind, raw[kind], where=place)),
+        training=training,
+        block=(
+            *structure([blocked] if isinstance(blocked, str) else blocked, list[str], path=f"{place}: block"),
+            *block,
+        ),
+        place=place,
+        raw=dict(raw),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe at {path}.", fix="Give a YAML file, or only key=value pairs.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe cannot be read: {error}.", where=str(path)) from None
+    raw = yamlio.load(text, where=str(path))
+    if not isinstance(raw, dict):
+        raise RecipeError(
+            "a recipe is a mapping of keys to values.", where=str(path), fix="Start with model: and data:."
+        )
+    return {str(key): value for key, value in raw.items()}
+
+
+def _assign(raw: dict[str, Any], keys: list[str], value: Any, spelled: str) -> None:
+    """Set a dotted key; a plain name on the way becomes a mapping, so that `adapter: lora` takes `adapter.lora.r=8`."""
+    *parents, last = keys
+    node = raw
+    for parent in parents:
+        below = node.get(parent)
+        if below is None:
+            below = {}
+        elif parent == "model" and isinstance(below, str):
+            below = {"name": below}
+        elif parent == "data" and isinstance(below, str):
+            below = {"train": below}
+        elif isinstance(below, str):
+            below = {below: {}}
+        if not isinstance(below, dict):
+            raise RecipeError(f'"{parent}" holds {below!r}, nothing can be set inside.', where=f"override {spelled}")
+        node[parent] = below
+        node = below
+    node[last] = value
+
+
+def _model(value: Any, place: str) -> ModelRequest:
+    where = f"{place}: model"
+    if isinstance(value, str):
+        return ModelRequest(value, dtype="float32")
+    if not isinstance(value, Mapping):
+        raise OptionTypeError(f"expected a name or a mapping, got {type(value).__name__} {value!r}.", where=where)
+    types = {"name": str, "revision": str, "dtype": str, "init_kwargs": dict[str, Any]}
+    known = _typed(value, types, where)
+    if "name" not in known:
+        raise RecipeError('the key "name" is missing.', where=where, fix="Write model: {name: …}.")
+    return evolve(ModelRequest(dtype="float32"), **known)
+
+
+def _data(value: Any, place: str) -> DataSection:
+    where = f"{place}: data"
+    if isinstance(value, (str, list)):
+        value = {"train": value}
+    if not isinstance(value, Mapping):
+        raise OptionTypeError(
+            f"expected a file, a list or a mapping, got {type(value).__name__} {value!r}.", where=where
+        )
+    paths = str | list[str]
+    types = {
+        "train": paths, "eval": paths | None, "eval_fraction": float | None,
+        "config": str | None, "split": str, "eval_split": str, "streaming": bool,
+    }  # fmt: skip
+    known = _typed(value, types, where)
+    if "train" not in known:
+        raise RecipeError('the key "train" is missing.', where=where, fix="Write data: {train: train.jsonl}.")
+    fraction = known.get("eval_fraction")
+    if fraction is not None and not 0 < fraction < 1:
+        raise RecipeError(f"eval_fraction is a share between 0 and 1, got {fraction}.", where=where)
+    if fraction is not None and known.get("eval") is not None:
+        raise RecipeError("eval and eval_fraction contradict each other.", where=where, fix="Keep one of the two.")
+    if fraction is not None and known.get("streaming"):
+        raise RecipeError(
+            "a share of a stream cannot be held back: it would have to be read to its end.",
+            where=where,
+            fix="Name evaluation rows with eval, or drop streaming.",
+        )
+    fields: dict[str, Any] = {key: tuple(got) if isinstance(got, list) else got for key, got in known.items()}
+    return DataSection(**fields)
+
+
+def _typed(value: Mapping[str, Any], types: Mapping[str, Any], where: str) -> dict[str, Any]:
+    for key in value:
+        if key not in types:
+            raise UnknownKeyError(str(key), types, where=where)
+    return {key: structure(got, types[key], path=f"{where}.{key}") for key, got in value.items()}

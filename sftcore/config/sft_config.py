@@ -1,0 +1,367 @@
+"""SFTConfig and ModelConfig, with the names and defaults of TRL's SFT surface."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from sftcore.config.fields import RENAMED
+from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
+from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError
+from sftcore.util.secrets import masked
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig
+
+
+_OLDER_STRATEGIES = {"bfd-requeue": "bfd_split"}
+_ON_NONFINITE = ("stop", "skip", "continue")
+
+
+@dataclass
+class SFTConfig(TrainingArguments):
+    """Settings of a run: the fields of `transformers.TrainingArguments`, and those below."""
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "dataset_kwargs",
+        "plugins",
+        "prepare_in_int8_kwargs",
+    ]
+
+    # --- Other defaults than in TrainingArguments ---
+    learning_rate: float = 2e-5
+    """Peak learning rate of the schedule."""
+    logging_steps: float = 10
+    """Steps between two logs; a share of all steps if below 1."""
+    gradient_checkpointing: bool | None = True
+    """Recompute activations in the backward pass: less memory, about a fifth slower."""
+    bf16: bool | None = None
+    """bfloat16 mixed precision. None: on where a GPU has it and fp16 is off; off on a CPU."""
+
+    # --- The model ---
+    model_init_kwargs: dict[str, Any] | str | None = None
+    """Arguments for `from_pretrained`, handed over whole, where `model` is a name. JSON text is understood."""
+    trust_remote_code: bool = False
+    """Allow models and tokenizers that carry Python code."""
+    allow_pickle: bool = False
+    """Allow weights in pickle files (*.bin, *.pt), which can run code when they are read; else only safetensors."""
+    adapter_dtype: str = "float32"
+    """float32, or bfloat16 with float32 master copies in the optimizer: what an adapter's weights are held in."""
+    master_weights: bool | None = None
+    """Step on float32 copies of weights that train below float32. None: of an adapter's; True: of a whole model's."""
+    prepare_in_int8_kwargs: dict[str, Any] | str | None = None
+    """Arguments for PEFT's `prepare_model_for_kbit_training`, and `layer_norm_names`; {} raises all to float32."""
+    router_aux_loss_coef: float | None = None
+    """Weight of the load-balancing loss of mixtures of experts; None: the model's own, 0.0: off."""
+    chat_template_path: str | None = None
+    """A .jinja or .j2 file with the chat template, or a tokenizer whose template, tokens and EOS are taken over."""
+
+    # --- The data ---
+    dataset_text_field: str = "text"
+    """The column of plain texts."""
+    dataset_kwargs: dict[str, Any] | str | None = None
+    """{"skip_prepare_dataset": True} hands the data to the collator as they are."""
+    dataset_num_proc: int | None = None
+    """Processes that prepare map-style data."""
+    dataset_cache: bool = True
+    """Keep prepared map-style data under the hash of all that they are made from (folder: $SFTCORE_CACHE)."""
+    image_folder: str | None = None
+    """The folder in which the relative image paths of rows begin. None: that of the data file, or the current one."""
+    max_image_pixels: int = 89478485
+    """A row with an image of more pixels is refused: decoding it could take all memory."""
+    freeze_vision_tower: bool | None = None
+    """Leave the vision tower of a vision-language model, and what joins it to the language layers, as they are. None:
+    where an adapter is made from a recipe's options, which then goes on the language layers alone. False: never."""
+    eos_token: str | None = None
+    """The token that ends a turn or text, set on tokenizer, model and generation configuration."""
+    max_length: int | None = 1024
+    """Rows are cut to this many tokens, or to what the tokenizer allows where that is less. None: no cut."""
+    truncation_mode: str = "keep_start"
+    """Which end of a long row is kept: keep_start or keep_end."""
+    shuffle_dataset: bool = False
+    """Shuffle the data with the run's seed when they are prepared."""
+    packing: bool = False
+    """Put several documents into a row of `max_length` tokens; that none reads another is proven at the start."""
+    packing_strategy: str = "bfd"
+    """bfd (best fit, rows cut to max_length before), bfd_split (long rows in pieces) or wrapped (in order)."""
+    padding_free: bool = False
+    """Lay the rows of each batch end to end in one, without padding."""
+    pad_to_multiple_of: int | str | None = "auto"
+    """Pad batches to a multiple of this; "auto" and None: to the longest row."""
+    eval_packing: bool | None = None
+    """Pack the evaluation set; None: as the training set."""
+
+    # --- When something goes wrong ---
+    resume_changed: bool = False
+    """Go on from a checkpoint although data, chat template, plugins or settings have changed since it was saved."""
+    on_nonfinite: str = "stop"
+    """NaN or Inf in loss or gradients: stop (before the weights change), skip (leave the step out) or continue."""
+    divergence_factor: float | None = None
+    """Stop where the mean loss of ten steps is this many times the lowest such mean and 1 nat above it. None: never."""
+
+    # --- The loss ---
+    completion_only_loss: bool | None = None
+    """Loss on the completion alone. None: where the rows have a prompt and a completion."""
+    assistant_only_loss: bool = False
+    """Loss on the assistant's turns alone."""
+    mask_style: str = "turn"
+    """Where a completion of messages ends: "turn" (behind its end token), "trl" (with what the template adds there)."""
+    loss_type: str = "nll"
+    """The loss plugin."""
+    activation_offloading: bool = False
+    """Keep saved activations in host memory."""
+    pad_token: str | None = None
+    """Set `tokenizer.pad_token` instead."""
+
+    # --- Plugins ---
+    plugins: dict[str, Any] | str | None = None
+    """Plugins by kind: {"adapter": {"lora": {"r": 8}}, "noise": ["name"]}."""
+    block: list[str] | None = None
+    """Plugins that must not be used, as kind:name."""
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())  # type: ignore[has-type]
+        elif self.bf16 and not torch.accelerator.is_available():
+            # transformers refuses bf16 without a GPU until it is told so, though a CPU has it
+            self.use_cpu = True
+        if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:  # type: ignore[has-type]
+            # newer transformers warn about the name that everybody uses; both mean the same
+            self.activation_checkpointing = self.gradient_checkpointing
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        if isinstance(self.pad_to_multiple_of, str):
+            self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
+        for name, instead in (("pad_token", "tokenizer.pad_token"), ("label_smoothing_factor", "a loss plugin")):
+            if getattr(self, name):
+                warnings.warn(f"{name} is deprecated, use {instead}.", FutureWarning, stacklevel=3)
+        if self.on_nonfinite not in _ON_NONFINITE:
+            raise OptionTypeError(
+                f'on_nonfinite is {", ".join(_ON_NONFINITE)}, got "{self.on_nonfinite}".', where="SFTConfig"
+            )
+        if self.divergence_factor is not None and self.divergence_factor <= 1:
+            raise OptionTypeError(
+                f"divergence_factor is a number above 1, got {self.divergence_factor}.", where="SFTConfig"
+            )
+        if self.packing_strategy in _OLDER_STRATEGIES:
+            current = _OLDER_STRATEGIES[self.packing_strategy]
+            warnings.warn(
+                f'packing_strategy "{self.packing_strategy}" is now "{current}".', FutureWarning, stacklevel=3
+            )
+            self.packing_strategy = current
+        refuse_missing_deepspeed(self.deepspeed)
+        # Unsloth on a CPU patches TrainingArguments to turn TRL's packing off; here packed documents are proven apart
+        own = {name: getattr(self, name) for name in ("packing", "eval_packing", "padding_free")}
+        super().__post_init__()
+        self.__dict__.update(own)
+        start_deepspeed(self)
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
+        if isinstance(self.model_init_kwargs, dict):
+            self.model_init_kwargs = current_init_kwargs(self.model_init_kwargs)
+        unknown = set(self.dataset_kwargs if isinstance(self.dataset_kwargs, dict) else {}) - {"skip_prepare_dataset"}
+        if unknown:
+            raise RecipeError(
+                f"dataset_kwargs knows only skip_prepare_dataset, got {', '.join(sorted(unknown))}.", where="SFTConfig"
+            )
+
+    @functools.cached_property
+    def _setup_devices(self) -> torch.device:
+        device: torch.device = TrainingArguments._setup_devices.func(self)
+        if device.type == "cpu":
+            device = torch.device("cpu")  # torch.load knows no "cpu:0", which transformers 5.17 would hand it
+        visible = self.__dict__.get("_n_gpu", 1)
+        if visible > 1:
+            # nn.DataParallel copies the model at every step and breaks a bound forward
+            warnings.warn(
+                f"{visible} GPUs are visible and one is used. To use all: sftcore train --nproc {visible}, or "
+                f"accelerate launch --num_processes {visible} your_script.py",
+                stacklevel=2,
+            )
+            self._n_gpu = 1
+        return device
+
+    def __getstate__(self) -> dict[str, Any]:
+        # training_args.bin is a pickle of these arguments, and is pushed to the hub with the model
+        return {key: None if key.endswith("hub_token") else masked(value) for key, value in vars(self).items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as transformers' loggers see them, without secrets."""
+        found: dict[str, Any] = masked(super().to_dict())
+        return found
+
+    def to_settings(self) -> dict[str, Any]:
+        """The fields as plain values, for plugins and the manifest; tokens are left out."""
+        return {
+            one.name: getattr(self, one.name)
+            for one in dataclasses.fields(self)
+            if one.init and not one.name.endswith("hub_token")
+        }
+
+
+def _accept_older_names(init: Any) -> Any:
+    @functools.wraps(init)
+    def accept(self: SFTConfig, *args: Any, **kwargs: Any) -> None:
+        for old, new in RENAMED.items():
+            if old in kwargs:
+                if new in kwargs:
+                    raise ConflictError(f"{old} and {new} are the same setting.", where="SFTConfig", fix=f"Keep {new}.")
+                warnings.warn(f"{old} is now {new}.", FutureWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+        init(self, *args, **kwargs)
+
+    return accept
+
+
+SFTConfig.__init__ = _accept_older_names(SFTConfig.__init__)  # type: ignore[method-assign]
+
+
+def as_sft_config(args: TrainingArguments | None, model_name: str) -> SFTConfig:
+    """The given configuration, a plain TrainingArguments converted, or the default for this model."""
+    if args is None:
+        return SFTConfig(f"{model_name.rpartition('/')[2]}-SFT")
+    if isinstance(args, SFTConfig):
+        return args
+    if not isinstance(args, TrainingArguments):
+        raise OptionTypeError(f"args is an SFTConfig, got {type(args).__name__}.", where="SFTTrainer")
+    values = {one.name: getattr(args, one.name) for one in dataclasses.fields(args) if one.init}
+    values["hub_token"] = args.hub_token
+    return SFTConfig(**values)
+
+
+def current_init_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`from_pretrained` arguments in today's spelling; older ones are translated and say so.
+
+    Raises:
+        ConflictError: 8-bit and 4-bit at once, or beside a quantization_config.
+    """
+    current = dict(kwargs)
+    if "torch_dtype" in current:
+        warnings.warn("torch_dtype is now dtype.", FutureWarning, stacklevel=3)
+        current.setdefault("dtype", current.pop("torch_dtype"))
+    bits = [name for name in ("load_in_8bit", "load_in_4bit") if current.pop(name, False)]
+    if bits:
+        if len(bits) > 1 or current.get("quantization_config") is not None:
+            raise ConflictError(
+                "load_in_8bit, load_in_4bit and quantization_config exclude each other.", fix="Keep one."
+            )
+        from transformers import BitsAndBytesConfig
+
+        warnings.warn(
+            f"{bits[0]} is now quantization_config=BitsAndBytesConfig({bits[0]}=True).", FutureWarning, stacklevel=3
+        )
+        current["quantization_config"] = BitsAndBytesConfig(**{bits[0]: True})
+    return current
+
+
+def _multiple(text: str) -> int | str | None:
+    if text == "auto":
+        return text
+    if text.lower() in ("none", "null"):
+        return None
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise OptionTypeError(f'pad_to_multiple_of is a number, "auto" or "none", got "{text}".', where="SFTConfig")
+
+
+@dataclass
+class ModelConfig:
+    """The model's part of a script's command line; `HfArgumentParser` makes options of its fields."""
+
+    model_name_or_path: str | None = None
+    """Hub id or folder."""
+    model_revision: str = "main"
+    """Branch, tag or commit."""
+    dtype: str | None = "float32"
+    """auto, bfloat16, float16 or float32."""
+    attn_implementation: str | None = None
+    """Attention plugin, or transformers' name for one."""
+    use_peft: bool = False
+    """Make `get_peft_config` return a LoraConfig."""
+    lora_r: int = 16
+    """Rank."""
+    lora_alpha: int = 32
+    """Scale."""
+    lora_dropout: float = 0.05
+    """Dropout on the adapter's input."""
+    lora_target_modules: list[str] | None = None
+    """Modules to adapt; a list of one becomes that text, so that all-linear works."""
+    lora_target_parameters: list[str] | None = None
+    """Parameters to adapt, such as those of experts."""
+    lora_modules_to_save: list[str] | None = None
+    """Modules trained in full."""
+    lora_task_type: str = "CAUSAL_LM"
+    """PEFT's task type."""
+    use_rslora: bool = False
+    """Scale by the square root of the rank (arXiv:2312.03732)."""
+    use_dora: bool = False
+    """Weight-decomposed LoRA (arXiv:2402.09353)."""
+    load_in_8bit: bool = False
+    """Quantise the base model to 8 bits."""
+    load_in_4bit: bool = False
+    """Quantise the base model to 4 bits."""
+    bnb_4bit_quant_type: str = "nf4"
+    """nf4 or fp4."""
+    use_bnb_nested_quant: bool = False
+    """Quantise the quantisation constants too."""
+    bnb_4bit_quant_storage: str | None = None
+    """dtype in which the packed weights are stored."""
+    torch_dtype: str | None = None
+    """Older name of `dtype`."""
+
+    def __post_init__(self) -> None:
+        if self.torch_dtype is not None:
+            warnings.warn("torch_dtype is now dtype.", FutureWarning, stacklevel=3)
+            self.dtype, self.torch_dtype = self.torch_dtype, None
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ConflictError(
+                "load_in_8bit and load_in_4bit exclude each other.", where="ModelConfig", fix="Keep one."
+            )
+        if isinstance(self.lora_target_modules, list) and len(self.lora_target_modules) == 1:
+            self.lora_target_modules = self.lora_target_modules[0]  # type: ignore[assignment]
+
+
+def get_peft_config(model_config: ModelConfig) -> PeftConfig | None:
+    """The LoraConfig that the model's options describe, or None without `use_peft`."""
+    if not model_config.use_peft:
+        return None
+    from peft import LoraConfig
+
+    parameters = model_config.lora_target_parameters
+    return LoraConfig(
+        task_type=model_config.lora_task_type,
+        r=model_config.lora_r,
+        lora_alpha=model_config.lora_alpha,
+        lora_dropout=model_config.lora_dropout,
+        target_modules=model_config.lora_target_modules,
+        modules_to_save=model_config.lora_modules_to_save,
+        use_rslora=model_config.use_rslora,
+        use_dora=model_config.use_dora,
+        bias="none",
+        **({"target_parameters": parameters} if parameters is not None else {}),
+    )
+
+
+def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | None:
+    """The bitsandbytes configuration that the model's options describe, or None."""
+    from transformers import BitsAndBytesConfig
+
+    if model_config.load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=model_config.dtype,
+            bnb_4bit_quant_type=model_config.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=model_config.use_bnb_nested_quant,
+            bnb_4bit_quant_storage=model_config.bnb_4bit_quant_storage,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if model_config.load_in_8bit else None

@@ -1,0 +1,180 @@
+"""The error tree.
+
+SFTCoreError (a ValueError, as users of this field expect of a bad setting)
+├── RecipeError            the recipe or the configuration is wrong
+│   ├── UnknownKeyError    a key that nobody reads
+│   └── OptionTypeError    a value of the wrong type
+├── PluginError            a plugin cannot be had
+│   ├── UnknownPluginError     no such name
+│   ├── DuplicatePluginError   two distributions offer the name
+│   ├── BlockedPluginError     blocked on the command line or in the environment
+│   ├── UnavailablePluginError its extra is not installed
+│   └── BrokenPluginError      it does not import, or does not fit the hooks
+├── ConflictError          two plugins, or two options, claim the same thing
+├── CheckError             what `check` found, all at once
+├── DataError              a data set cannot be read or used
+│   └── RowError           one row cannot be used
+├── ModelError             a model cannot be loaded or trained
+│   ├── TemplateStoppedError   a chat template took too long, or would have made too much
+│   └── DivergenceError    training gave NaN or Inf, or its loss ran away
+├── WriteError             the disk refused to take a file
+└── CheckpointError        a checkpoint cannot be written, or is damaged
+    └── ResumeError        a checkpoint is of another run
+
+Every error says what is wrong, where, and how to mend it; the three parts stay on the error as attributes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from sftcore.core.visible import message
+
+if TYPE_CHECKING:
+    from sftcore.core.types import Problem
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean "…"?` for the closest known name, else an empty string."""
+    match = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f' Did you mean "{match[0]}"?' if match else ""
+
+
+def quoted(names: Iterable[object]) -> str:
+    """Names as `"a", "b"`, in the order given."""
+    return ", ".join(f'"{name}"' for name in names)
+
+
+class SFTCoreError(ValueError):
+    """What is wrong, where (file, row, recipe path) and how to mend it."""
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        # rows, names of files and what other libraries say are quoted in errors, and errors are printed anywhere
+        return message(f"{text} {self.fix}" if self.fix else text)
+
+
+class RecipeError(SFTCoreError):
+    """A recipe, an override or a configuration field is wrong."""
+
+
+class UnknownKeyError(RecipeError):
+    """A key that nobody reads; the nearest known one is offered."""
+
+    def __init__(self, key: str, known: Iterable[str], *, where: str, meant: str | None = None) -> None:
+        self.key, self.known = key, tuple(known)
+        listed = f" Known keys: {', '.join(sorted(self.known))}." if len(self.known) <= 20 else ""
+        offer = f' Did you mean "{meant}"?' if meant else nearest(key, self.known)
+        super().__init__(f'unknown key "{key}".', where=where, fix=(offer + listed).strip())
+
+
+class OptionTypeError(RecipeError, TypeError):
+    """A value of the wrong type."""
+
+
+class PluginError(SFTCoreError):
+    """A plugin cannot be used."""
+
+
+class UnknownPluginError(PluginError):
+    """No installed distribution offers a plugin of this kind and name."""
+
+
+class DuplicatePluginError(PluginError):
+    """Two distributions offer the same kind and name."""
+
+
+class BlockedPluginError(PluginError):
+    """The plugin was blocked with `--block`, `block` or `SFTCORE_BLOCK`."""
+
+
+class UnavailablePluginError(PluginError):
+    """The plugin is installed, but a distribution that it needs is not."""
+
+
+class BrokenPluginError(PluginError):
+    """The plugin does not import, or its hooks do not fit the specification."""
+
+
+class ConflictError(SFTCoreError):
+    """Two plugins claim one slot, or two settings contradict each other."""
+
+
+class CheckError(SFTCoreError):
+    """All problems that were found before any weight was read."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        head = f"{len(self.problems)} problems were found before any weight was read:" if len(self.problems) > 1 else ""
+        super().__init__("\n".join(filter(None, [head, *(str(problem) for problem in self.problems)])))
+
+
+class DataError(SFTCoreError):
+    """A data set cannot be read, recognised or used."""
+
+
+class RowError(DataError):
+    """One row cannot be used.
+
+    A formatter raises it without knowing which row it was given; the core adds data set and row number.
+    """
+
+    def __init__(self, what: str, *, fix: str = "", where: str = "", row: int | None = None) -> None:
+        self.row = row
+        super().__init__(what, where=where, fix=fix)
+
+    def at(self, where: str, row: int) -> RowError:
+        """The same error with its place: data set and row, counted from 0 as in `dataset[row]`."""
+        return type(self)(self.what, fix=self.fix, where=f"{where} row {row}", row=row)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Worker processes of Dataset.map send their errors by pickle, which replays positional arguments only.
+        return _rebuild_row_error, (self.what, self.fix, self.where, self.row)
+
+
+def _rebuild_row_error(what: str, fix: str, where: str, row: int | None) -> RowError:
+    return RowError(what, fix=fix, where=where, row=row)
+
+
+class ModelError(SFTCoreError):
+    """A model or tokenizer cannot be loaded, or does not do what the run needs."""
+
+
+class TemplateStoppedError(ModelError):
+    """A chat template took too long, or would have made too much.
+
+    No matter of one row: what it does to this one it may do to the next. `row` is the one that it was given, if any.
+    """
+
+    row: int | None = None
+
+    def at(self, where: str, row: int) -> TemplateStoppedError:
+        """The same error with its place."""
+        self.where, self.row = f"{where} row {row}", row
+        return self
+
+
+class DivergenceError(ModelError):
+    """Training gave NaN or Inf, or its loss ran away; `step` is where, `rows` which rows of it, if they are known."""
+
+    def __init__(self, what: str, *, step: int, rows: Sequence[int] = (), where: str = "", fix: str = "") -> None:
+        self.step, self.rows = step, tuple(rows)
+        super().__init__(what, where=where, fix=fix)
+
+
+class WriteError(SFTCoreError):
+    """The disk refused: it is full, or the place may not be written to."""
+
+
+class CheckpointError(SFTCoreError):
+    """A checkpoint or the model cannot be written, or a checkpoint is not there or damaged."""
+
+
+class ResumeError(CheckpointError):
+    """A checkpoint is of another run: data, template, plugins or settings have changed since."""

@@ -1,0 +1,101 @@
+"""The `@plugin` decorator, and typed options from plain values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import attrs
+from typing_extensions import dataclass_transform
+
+from sftcore.core.errors import BrokenPluginError, OptionTypeError, RecipeError, UnknownKeyError
+
+T = TypeVar("T")
+_MARK = "__sftcore_plugin__"
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(attrs.field,))
+def plugin(cls: type[T]) -> type[T]:
+    """Make a plugin of a class: its fields become options, its docstring's first line its summary.
+
+    The class becomes an attrs class with keyword-only fields and identity comparison (pluggy keeps plugins in sets).
+    Every field needs a type and a default, so that a recipe may name the plugin alone.
+
+    Raises:
+        TypeError: the class has no docstring, or a field without a default.
+
+    >>> @plugin
+    ... class Greeting:
+    ...     '''Says hello.'''
+    ...     name: str = "world"
+    >>> Greeting(name="reader").name, summary(Greeting)
+    ('reader', 'Says hello.')
+    """
+    if not inspect.getdoc(cls):
+        raise TypeError(
+            f"{cls.__qualname__}: a plugin needs a docstring; its first line is the summary in list-plugins"
+        )
+    made = attrs.define(cls, eq=False, kw_only=True, slots=False)
+    for option in options(made):
+        if option.default is attrs.NOTHING:
+            raise TypeError(f"{cls.__qualname__}.{option.name}: a plugin's option needs a default")
+    setattr(made, _MARK, True)
+    return made
+
+
+def is_plugin(obj: object) -> bool:
+    """Whether `obj` is a class made by `@plugin`."""
+    return inspect.isclass(obj) and _MARK in vars(obj)
+
+
+def summary(cls: type) -> str:
+    """The first line of the class's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0].strip()
+
+
+def options(cls: type) -> tuple[attrs.Attribute[Any], ...]:
+    """The fields of a plugin class that are its options."""
+    return tuple(option for option in attrs.fields(cls) if option.init)
+
+
+def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
+    """An instance of a plugin class from plain values.
+
+    Args:
+        cls: a class made by `@plugin`.
+        values: options by name.
+        path: where the user wrote them; it starts every error's text.
+
+    Raises:
+        UnknownKeyError: an option that the plugin does not have.
+        OptionTypeError: a value of the wrong type; nothing is converted but whole numbers to float.
+        RecipeError: a value that the plugin's own validator refuses.
+    """
+    from sftcore.core.options import structure
+
+    known = {option.name.lstrip("_"): option for option in options(cls)}
+    for key in values:
+        if key not in known:
+            raise UnknownKeyError(str(key), known, where=path)
+    try:
+        attrs.resolve_types(cls)  # type: ignore[type-var]
+    except NameError as error:
+        raise BrokenPluginError(
+            f"an option of {cls.__qualname__} has a type that cannot be resolved: {error}.",
+            where=path,
+            fix="Import the type at module level, not under TYPE_CHECKING.",
+        ) from error
+    typed = {key: structure(value, known[key].type or Any, path=f"{path}.{key}") for key, value in values.items()}
+    try:
+        return cls(**typed)
+    except OptionTypeError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise RecipeError(_first_sentence(error), where=path) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    # attrs' validators put the attribute and the whole instance behind the message as further arguments.
+    text = str(error.args[0]) if error.args else str(error)
+    return text if text.endswith(".") else f"{text}."

@@ -1,0 +1,185 @@
+"""What a processor writes in the place of an image: text that becomes the image's tokens, known before it is decoded.
+
+A vision-language processor replaces each image's token by as many as the image has, with rows, columns and borders as
+the family writes them. How many they are depends on the image's size alone, so a blank image of that size tells.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from sftcore.chat.render import Rendered, Renderer
+from sftcore.core.errors import ConflictError, DataError, RowError
+from sftcore.core.types import IMAGE, Example, Message, Part, Span
+from sftcore.data.images.reference import MAX_PIXELS, ImageSource, size_of, source_of
+
+_KEPT = 4096
+"""Sizes whose text is kept."""
+
+
+class Expander:
+    """Puts the tokens of images into rendered texts, for one processor.
+
+    Args:
+        processor: a vision-language processor of transformers.
+        folder: where relative paths of images begin.
+        max_pixels: of the largest image that is opened.
+    """
+
+    def __init__(self, processor: Any, folder: str = "", max_pixels: int = MAX_PIXELS) -> None:
+        self.processor = processor
+        self.folder = folder
+        self.max_pixels = max_pixels
+        self._texts: dict[tuple[int, int], str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was learned: it is learned anew in a worker, and no cache key depends on it."""
+        return {**self.__dict__, "_texts": {}}
+
+    @property
+    def place(self) -> str:
+        """The token that stands for one image in a text that the processor reads."""
+        return str(self.processor.image_token)
+
+    @functools.cached_property
+    def written(self) -> str:
+        """What stands for an image in a plain text: the place, with what the chat template writes around it."""
+        if not self.processor.tokenizer.chat_template:
+            return self.place
+        turn = Message("user", [Part("text", "A"), Part("image"), Part("text", "B")])
+        try:
+            text = Renderer(self.processor.tokenizer).render(Example(messages=[turn])).text
+        except DataError:
+            return self.place
+        around = re.search(rf"A\s*([^\sA]*{re.escape(self.place)}[^\sB]*)\s*B", text)
+        return around[1] if around else self.place
+
+    def with_places(self, example: Example) -> Example:
+        """The example with the model's own way to name an image in place of `IMAGE` in its plain texts."""
+        if not example.images or self.written == IMAGE:
+            return example
+        texts = {name: getattr(example, name) for name in ("text", "prompt", "completion")}
+        changed: dict[str, Any] = {
+            name: text.replace(IMAGE, self.written) for name, text in texts.items() if isinstance(text, str)
+        }
+        return attrs.evolve(example, **changed) if changed else example
+
+    def sources(self, images: Sequence[Any]) -> list[dict[str, Any]]:
+        """References to an example's images.
+
+        Raises:
+            RowError: one of them is no image, or not there; with its number.
+        """
+        found = []
+        for number, image in enumerate(images):
+            try:
+                found.append(source_of(image, self.folder))
+            except RowError as error:
+                raise _numbered(error, number, len(images)) from None
+        return found
+
+    def expand(self, rendered: Rendered, sources: Sequence[ImageSource]) -> Rendered:
+        """The text as the model will read it, with spans moved and the characters of images as holes.
+
+        Raises:
+            RowError: another number of images than of places, or an image that cannot be used.
+        """
+        place = self.place
+        parts = rendered.text.split(place)
+        if len(parts) - 1 != len(sources):
+            raise RowError(
+                f"the text has {_counted(len(parts) - 1, 'place')} for images ({place}), and the row has "
+                f"{_counted(len(sources), 'image')}.",
+                fix="Give as many images as places; a text that merely names the token must not be that of a place.",
+            )
+        if not sources:
+            return rendered
+        text, moved, holes = parts[0], [(0, 0)], []
+        for number, (source, part) in enumerate(zip(sources, parts[1:], strict=True)):
+            try:
+                tokens = self.text_of(size_of(source, self.max_pixels))
+            except RowError as error:
+                raise _numbered(error, number, len(sources)) from None
+            holes.append(Span(len(text), len(text) + len(tokens)))
+            text += tokens + part
+            before = sum(map(len, parts[: number + 1])) + (number + 1) * len(place)
+            moved.append((before, len(text) - len(part) - before))
+        spans = None if rendered.spans is None else tuple(_moved(span, moved) for span in rendered.spans)
+        return attrs.evolve(
+            rendered, text=text, spans=spans, holes=tuple(holes), unexpanded=rendered.text, images=tuple(sources)
+        )
+
+    def text_of(self, size: tuple[int, int]) -> str:
+        """What stands for an image of this width and height.
+
+        Raises:
+            RowError: the processor does not tell, or cannot process an image of this size.
+        """
+        kept = self._texts.get(size)
+        if kept is not None:
+            return kept
+        from PIL import Image
+
+        width, height = size
+        try:
+            batch = self.processor(
+                images=[[Image.new("RGB", size)]],
+                text=[self.place],
+                add_special_tokens=False,
+                return_text_replacement_offsets=True,
+            )
+            text = str(batch["text_replacement_offsets"][0][0]["replacement"])
+        except (ValueError, TypeError, LookupError, ZeroDivisionError, RuntimeError, AttributeError) as error:
+            raise RowError(
+                f"{type(self.processor).__name__} cannot process an image of {width} x {height} pixels "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}).",
+                fix="Resize it, or drop the row.",
+            ) from error
+        if len(self._texts) >= _KEPT:
+            del self._texts[next(iter(self._texts))]
+        self._texts[size] = text
+        return text
+
+
+def is_vision(processor: Any) -> bool:
+    """Whether a processor reads images beside text."""
+    return getattr(processor, "image_processor", None) is not None and hasattr(processor, "tokenizer")
+
+
+def refuse_keep_end(truncation: str, max_length: int | None) -> None:
+    """Refuse a cut at the start of rows with images, which mostly stand there."""
+    if truncation == "keep_end" and max_length is not None:
+        raise ConflictError(
+            "truncation_mode keep_end would cut images away, which mostly stand at the start of a row.",
+            fix="Set truncation_mode: keep_start, or max_length: null.",
+        )
+
+
+def refuse_without_vision(tokenizer: Any) -> RowError:
+    """The error of images for a model that reads text alone."""
+    return RowError(
+        f"the rows have images, and the model reads text alone: {type(tokenizer).__name__} is no vision-language "
+        "processor.",
+        fix="Use a vision-language model with its processor, or remove the images.",
+    )
+
+
+def _moved(span: Span, moved: Sequence[tuple[int, int]]) -> Span:
+    """The span behind what the images before its start, and before its end, put there."""
+    start, end = (max(gained for before, gained in moved if before <= at) for at in (span.start, span.end))
+    return attrs.evolve(span, start=span.start + start, end=span.end + end)
+
+
+def _numbered(error: RowError, number: int, count: int) -> RowError:
+    if count < 2:
+        return error
+    return RowError(f"image {number} of {count}: {error.what}", fix=error.fix)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,78 @@
+"""What token rows of a vision-language run carry beside their tokens, for the collator.
+
+The column `documents` has one entry for each document of a row: one, or in a packed row several, in the order of
+`seq_lengths`. Each is a mapping with `row`, the number of the row that it was made of, `text`, as the processor reads
+it (null where the document has no images), `special`, whether the processor adds special tokens to it, and `images`,
+references to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from sftcore.chat.render import Rendered
+from sftcore.data.images.reference import ImageSource, arrow_type
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DOCUMENTS = "documents"
+"""The column."""
+
+
+@frozen
+class Picture:
+    """An image of a row: its size in pixels, and the row's tokens that stand for it, `first` to `last` (exclusive)."""
+
+    source: ImageSource
+    width: int
+    height: int
+    first: int
+    last: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens stand for it."""
+        return self.last - self.first
+
+    def __str__(self) -> str:
+        name = self.source.get("path") or f"{len(self.source['bytes']):,} bytes"
+        return f"{name}, {self.width} x {self.height} pixels, {self.num_tokens} tokens"
+
+
+def documents_column(contents: Sequence[tuple[int, Any]]) -> pa.Array:
+    """The column for rows, given with their numbers, that are one document each."""
+    import pyarrow as pa
+
+    return pa.array([[_document(number, content)] for number, content in contents], _type())
+
+
+def has_images(dataset: Any) -> bool:
+    """Whether a prepared map-style set has rows with images; of a stream, whether it may have some."""
+    names = dataset.column_names
+    if names is None or DOCUMENTS not in names:
+        return False
+    if not hasattr(dataset, "data"):
+        return True
+    import pyarrow.compute as pc
+
+    documents = dataset.with_format("arrow")[DOCUMENTS]
+    images = pc.struct_field(pc.list_flatten(documents), "images")
+    return bool(pc.any(pc.greater(pc.list_value_length(images), 0)).as_py())
+
+
+def _document(number: int, content: Any) -> dict[str, Any]:
+    if isinstance(content, Rendered) and content.images:
+        images = [dict(image) for image in content.images]
+        return {"row": number, "text": content.unexpanded, "special": content.add_special_tokens, "images": images}
+    return {"row": number, "text": None, "special": False, "images": []}
+
+
+def _type() -> pa.DataType:
+    import pyarrow as pa
+
+    fields = {"row": pa.int64(), "text": pa.string(), "special": pa.bool_(), "images": pa.list_(arrow_type())}
+    return pa.list_(pa.struct(fields))

@@ -1,0 +1,198 @@
+"""Images of rows: references that cost little to carry, sizes from the files' heads, decoded when a batch needs them.
+
+A reference is a mapping with `bytes` (an encoded image) or `path` (a local file), as `datasets` stores an Image.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import unquote, urlparse
+
+from sftcore.core.errors import ModelError, RowError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from PIL.Image import Image
+
+ImageSource: TypeAlias = Mapping[str, Any]
+"""{"bytes": …, "path": …}, one of them None."""
+
+MAX_PIXELS = 89_478_485
+"""Pixels of the largest image that is opened, unless told otherwise: Pillow's own limit, 256 MiB in RGB."""
+
+ORIENTATION = 0x0112
+"""The EXIF tag of how a camera was held."""
+SIDEWAYS = (5, 6, 7, 8)
+"""Its values for which width and height change places."""
+
+_OPENING = threading.Lock()
+
+
+def source_of(value: Any, folder: str = "") -> dict[str, Any]:
+    """A reference to what a row calls an image.
+
+    Args:
+        value: a PIL image, encoded bytes, a path, a file or data URL; or a mapping with one of them as `bytes`, `path`,
+            `image` or `url`.
+        folder: where relative paths begin.
+
+    Raises:
+        RowError: it is nothing of these, is empty, or names no file of this machine.
+    """
+    if isinstance(value, Mapping):
+        found = next((value[key] for key in ("bytes", "path", "image", "url") if value.get(key) is not None), None)
+        if found is None:
+            raise RowError("an image is given by a mapping without bytes or path.", fix="Fill it, or drop the row.")
+        return source_of(found, folder)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        if not len(value):
+            raise RowError("an image has no bytes.", fix="Fill it, or drop the row.")
+        return {"bytes": bytes(value), "path": None}
+    if isinstance(value, str) and value.startswith("data:"):
+        return {"bytes": _of_data_url(value), "path": None}
+    if isinstance(value, (str, Path)):
+        return {"bytes": None, "path": _existing(str(value), folder)}
+    if hasattr(value, "save") and hasattr(value, "getbands"):
+        return {"bytes": _encoded(value), "path": None}
+    if value is None:
+        raise RowError("an image is null.", fix="Fill it, or drop the row.")
+    raise RowError(
+        f"an image is {type(value).__name__}, which is no image.",
+        fix="Give a PIL image, encoded bytes, or the path of a local file.",
+    )
+
+
+def size_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height in pixels, from the head of the file: nothing is decoded.
+
+    Raises:
+        RowError: it cannot be read, has no pixels, or has more than `max_pixels`.
+    """
+    with _opened(source) as image:
+        width, height = image.size
+        if _has_orientation(image) and image.getexif().get(ORIENTATION) in SIDEWAYS:
+            width, height = height, width
+    if not width or not height:
+        raise RowError(f"{name_of(source)} has no pixels ({width} x {height}).", fix="Drop the row.")
+    if width * height > max_pixels:
+        raise RowError(
+            f"{name_of(source)} has {width:,} x {height:,} pixels, more than {max_pixels:,}: decoding it would take "
+            f"{3 * width * height / 2**20:,.0f} MiB.",
+            fix="Shrink it, drop the row, or raise max_image_pixels.",
+        )
+    return width, height
+
+
+def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
+    """The image, decoded, upright by its EXIF orientation, in RGB: what transformers' own `load_image` gives.
+
+    Raises:
+        RowError: it cannot be read or decoded, or is too large.
+    """
+    from PIL import ImageOps
+
+    size_of(source, max_pixels)
+    with _opened(source) as image:
+        try:
+            upright = ImageOps.exif_transpose(image) if _has_orientation(image) else image
+            return upright.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise RowError(f"{name_of(source)} is broken: {error}.", fix="Mend the file, or drop the row.") from error
+
+
+def name_of(source: ImageSource) -> str:
+    """The image in an error's words."""
+    if source.get("path"):
+        return f"the image {source['path']}"
+    return f"the image of {len(source['bytes'] or b''):,} bytes"
+
+
+def arrow_type() -> pa.DataType:
+    """The Arrow type of a reference."""
+    import pyarrow as pa
+
+    return pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+def holds_only_images(feature: Any) -> bool:
+    """Whether nothing in a column must be decoded but images, which are references where they are not."""
+    from datasets import Image
+
+    if isinstance(feature, Mapping):
+        return all(map(holds_only_images, feature.values()))
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    if inner is not None:
+        return holds_only_images(inner)
+    return isinstance(feature, Image) or not hasattr(feature, "decode_example")
+
+
+def _of_data_url(text: str) -> bytes:
+    head, _, data = text.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError("it is not in base64")
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise RowError(f"an image is a data URL that cannot be read: {error}.", fix="Give the bytes.") from error
+
+
+def _existing(text: str, folder: str) -> str:
+    url = urlparse(text)
+    if url.scheme == "file":
+        text = unquote(url.path)
+    elif url.scheme in ("http", "https", "ftp", "s3", "gs", "hf"):
+        raise RowError(
+            f"the image {text} is not on this machine, and a run fetches none.",
+            fix="Download it, and give the path of the file.",
+        )
+    path = Path(text).expanduser()
+    path = path if path.is_absolute() else Path(folder).expanduser() / path
+    if not path.is_file():
+        raise RowError(
+            f"the image {path} is not there.",
+            fix="Give image_folder, the folder in which relative paths begin, or mend the path.",
+        )
+    return str(path.resolve())
+
+
+def _encoded(image: Image) -> bytes:
+    if not image.width or not image.height:
+        raise RowError(f"an image has no pixels ({image.width} x {image.height}).", fix="Drop the row.")
+    buffer = io.BytesIO()
+    lossless = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
+    lossless.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _has_orientation(image: Image) -> bool:
+    """Whether the head tells how the camera was held; Pillow would decode a whole PNG to look for it at its end."""
+    return image.format != "PNG" or "exif" in image.info
+
+
+@contextlib.contextmanager
+def _opened(source: ImageSource) -> Iterator[Image]:
+    try:
+        import PIL.Image
+    except ImportError as error:
+        raise ModelError("images need Pillow.", fix='Install it: pip install "sftcore[vlm]"') from error
+    file = source["path"] if source.get("bytes") is None else io.BytesIO(source["bytes"])
+    try:
+        with _OPENING:
+            # only the head is read here, and the size that it tells is held against the run's own limit
+            limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = PIL.Image.open(file)
+            finally:
+                PIL.Image.MAX_IMAGE_PIXELS = limit
+    except (OSError, ValueError, SyntaxError, TypeError) as error:
+        raise RowError(
+            f"{name_of(source)} cannot be read ({type(error).__name__}).", fix="Mend the file, or drop the row."
+        ) from error
+    with image:
+        yield image

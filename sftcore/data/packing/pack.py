@@ -1,0 +1,191 @@
+"""Documents into blocks of a fixed length: which piece of which document goes where. No token is looked at.
+
+- `bfd`: best-fit decreasing (Johnson 1974): longest first, each into the fullest block that still takes it. Documents
+  longer than a block lose their tail.
+- `bfd_split`: documents longer than a block are cut into pieces first, each then a document of its own.
+- `wrapped`: documents one behind the other, cut where a block ends. Pieces stay documents of their own.
+
+Three documents of 5, 3 and 2 tokens in blocks of 4:
+
+    bfd         aaaa | bbb. | cc..            one token of a is lost
+    bfd_split   aaaa | bbba | cc..            the last token of a is a document of its own
+    wrapped     aaaa | abbb | cc..
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import frozen
+
+from sftcore.core.errors import OptionTypeError, nearest
+from sftcore.core.types import PACKING_STRATEGIES
+from sftcore.data.columns import offsets_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Array = np.ndarray[Any, Any]
+
+PER_DOCUMENT = ("documents",)
+"""Columns with one entry a document, whatever its length (see sftcore.data.images.pictures)."""
+WINDOW = 4096
+"""Blocks that are written at a time."""
+
+
+@frozen(eq=False)
+class Packing:
+    """Pieces of documents in the order of their blocks.
+
+    documents, starts, lengths: (pieces,) int64, which document, from which of its tokens, how many; blocks:
+    (blocks + 1,) int64, block i holds the pieces `blocks[i]:blocks[i + 1]`.
+    """
+
+    capacity: int
+    documents: Array
+    starts: Array
+    lengths: Array
+    blocks: Array
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self.blocks) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all blocks."""
+        return int(self.lengths.sum())
+
+    @property
+    def num_split(self) -> int:
+        """Documents that stand in more than one piece."""
+        return int((np.bincount(self.documents) > 1).sum()) if len(self.documents) else 0
+
+    @property
+    def fill(self) -> float:
+        """The share of all blocks that holds tokens: 0.0 to 1.0."""
+        return self.num_tokens / (self.num_blocks * self.capacity) if self.num_blocks else 0.0
+
+
+def pack(lengths: Any, capacity: int, strategy: str = "bfd") -> Packing:
+    """Place documents of these lengths into blocks of `capacity` tokens; documents without tokens are left out.
+
+    >>> packing = pack([5, 3, 2], 4, "bfd_split")
+    >>> packing.documents.tolist(), packing.starts.tolist(), packing.lengths.tolist(), packing.blocks.tolist()
+    ([0, 1, 0, 2], [0, 0, 4, 0], [4, 3, 1, 2], [0, 1, 3, 4])
+
+    Raises:
+        OptionTypeError: a strategy that is not known, or a capacity below 1.
+    """
+    if strategy not in PACKING_STRATEGIES:
+        raise OptionTypeError(
+            f'packing_strategy "{strategy}" is not known.{nearest(strategy, PACKING_STRATEGIES)}',
+            fix=f"Use one of: {', '.join(PACKING_STRATEGIES)}.",
+        )
+    if capacity < 1:
+        raise OptionTypeError(f"a block of {capacity} tokens holds nothing.", fix="Set max_length to at least 2.")
+    lengths = np.asarray(lengths, np.int64)
+    if strategy == "wrapped":
+        return _wrapped(lengths, capacity)
+    documents = np.flatnonzero(lengths)
+    if strategy == "bfd":
+        pieces = documents, np.zeros_like(documents), np.minimum(lengths[documents], capacity)
+    else:
+        pieces = _cut(documents, lengths[documents], capacity)
+    return _best_fit_decreasing(*pieces, capacity)
+
+
+def packed(table: pa.Table, packing: Packing) -> Iterator[pa.Table]:
+    """The blocks of `packing` as tables of at most `WINDOW` rows.
+
+    Every column of `table` is a list column with one entry a token, of equal lengths, or with one entry a row and named
+    in `PER_DOCUMENT`; the column `seq_lengths` (list<int32>, the lengths of the pieces in each block) is added.
+    """
+    import pyarrow as pa
+
+    columns = {name: _flat(table.column(name)) for name in table.column_names if name not in PER_DOCUMENT}
+    whole = {name: _combined(table.column(name)).flatten() for name in table.column_names if name in PER_DOCUMENT}
+    for first in range(0, packing.num_blocks, WINDOW):
+        blocks = packing.blocks[first : first + WINDOW + 1]
+        part = slice(int(blocks[0]), int(blocks[-1]))
+        lengths = packing.lengths[part]
+        ends = np.cumsum(lengths)
+        block_offsets = np.concatenate([[0], ends])[blocks - blocks[0]]
+        arrays = {}
+        for name, (values, offsets, kind) in columns.items():
+            starts = offsets[packing.documents[part]] + packing.starts[part]
+            gathered = [
+                values[start:stop] for start, stop in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+            ]
+            flat = np.concatenate(gathered) if gathered else values[:0]
+            arrays[name] = pa.ListArray.from_arrays(pa.array(block_offsets, pa.int32()), pa.array(flat, kind))
+        first_pieces = pa.array(blocks - blocks[0], pa.int32())
+        arrays["seq_lengths"] = pa.ListArray.from_arrays(first_pieces, pa.array(lengths, pa.int32()))
+        for name, entries in whole.items():
+            taken = entries.take(pa.array(packing.documents[part]))
+            arrays[name] = pa.ListArray.from_arrays(first_pieces, taken)
+        yield pa.table(arrays)
+
+
+def _best_fit_decreasing(documents: Array, starts: Array, lengths: Array, capacity: int) -> Packing:
+    order = np.argsort(-lengths, kind="stable")
+    # Bit r of `rooms` says that some block has room for exactly r more tokens; `open_blocks[r]` are those blocks
+    rooms = 0
+    open_blocks: list[list[int]] = [[] for _ in range(capacity + 1)]
+    placed = np.empty(len(order), np.int64)
+    num_blocks = 0
+    for at, length in enumerate(lengths[order].tolist()):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            stack = open_blocks[room]
+            block = stack.pop()
+            if not stack:
+                rooms ^= 1 << room
+        else:
+            room, block = capacity, num_blocks
+            num_blocks += 1
+        placed[at] = block
+        left = room - length
+        if left:
+            open_blocks[left].append(block)
+            rooms |= 1 << left
+    by_block = np.argsort(placed, kind="stable")
+    chosen = order[by_block]
+    counts = np.bincount(placed, minlength=num_blocks)
+    return Packing(capacity, documents[chosen], starts[chosen], lengths[chosen], offsets_of(counts))
+
+
+def _cut(documents: Array, lengths: Array, capacity: int) -> tuple[Array, Array, Array]:
+    """Each document in pieces of at most `capacity` tokens."""
+    counts = -(-lengths // capacity)
+    which = np.repeat(np.arange(len(documents)), counts)
+    starts = (np.arange(len(which)) - offsets_of(counts)[which]) * capacity
+    return documents[which], starts, np.minimum(lengths[which] - starts, capacity)
+
+
+def _wrapped(lengths: Array, capacity: int) -> Packing:
+    offsets = offsets_of(lengths)
+    borders = np.union1d(offsets, np.arange(0, offsets[-1] + 1, capacity))
+    firsts = borders[:-1]
+    documents = np.searchsorted(offsets, firsts, side="right") - 1
+    counts = np.bincount(firsts // capacity) if len(firsts) else np.zeros(0, np.int64)
+    return Packing(capacity, documents, firsts - offsets[documents], np.diff(borders), offsets_of(counts))
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[Array, Array, pa.DataType]:
+    """A list column's values end to end, where each row begins, and the values' type."""
+    column = _combined(column)
+    lengths = column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    kind = column.type.value_type
+    if (lengths < 0).any():
+        raise ValueError("a row is null, and nobody knows how long it is")
+    return values, offsets_of(lengths), kind
+
+
+def _combined(column: pa.ChunkedArray) -> pa.ListArray:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

@@ -1,0 +1,197 @@
+"""Local data files, read with the standard library: what they are, which columns they have, where they are broken."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from sftcore.core.errors import DataError, quoted
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+"""File endings and the builder of `datasets` that reads them."""
+_PACKED = {
+    "gzip": (0, b"\x1f\x8b"), "zip": (0, b"PK\x03\x04"), "empty zip": (0, b"PK\x05\x06"), "bzip2": (0, b"BZh"),
+    "xz": (0, b"\xfd7zXZ\x00"), "zstd": (0, b"\x28\xb5\x2f\xfd"), "lz4": (0, b"\x04\x22\x4d\x18"),
+    "7z": (0, b"7z\xbc\xaf\x27\x1c"), "rar": (0, b"Rar!"), "tar": (257, b"ustar"),
+}  # fmt: skip
+"""Where in a file which bytes tell that it is packed."""
+
+
+@frozen
+class Files:
+    """Local files of one type; `builder` "arrow" is one folder that `Dataset.save_to_disk` wrote."""
+
+    paths: tuple[Path, ...]
+    builder: str
+
+    @property
+    def label(self) -> str:
+        """How errors and reports name them."""
+        first = str(self.paths[0])
+        return first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more"
+
+
+def local_files(source: str | Sequence[str]) -> Files | None:
+    """The files that a recipe's data entry means, or None where it is a hub id.
+
+    Raises:
+        DataError: a path that does not exist, is empty, or is of a type that is not read.
+    """
+    if isinstance(source, str):
+        if not _is_local(source):
+            return None
+        source = [source]
+    if len(source) == 1 and (Path(source[0]).expanduser() / "state.json").is_file():
+        return Files((Path(source[0]).expanduser(),), "arrow")
+    paths = tuple(path for text in source for path in _expand(Path(text).expanduser()))
+    builders = sorted({BUILDERS[_ending(path)] for path in paths})
+    if len(builders) > 1:
+        raise DataError(
+            f"the files are of different types: {quoted(builders)}.",
+            where=", ".join(source),
+            fix="Give files of one type, as a pattern (data/*.jsonl) or a list.",
+        )
+    for path in paths:
+        if path.stat().st_size == 0:
+            raise DataError("the file is empty.", where=str(path), fix="Give a file with at least one row.")
+        _refuse_packed(path, builders[0])
+    return Files(paths, builders[0])
+
+
+def first_rows(files: Files, limit: int) -> list[tuple[str, dict[str, Any]]]:
+    """Up to `limit` rows with the place of each (`file row 3`); none for types the standard library does not read."""
+    if files.builder in ("parquet", "arrow"):
+        return []
+    return list(itertools.islice(scan(files), limit))
+
+
+def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row with its place.
+
+    Raises:
+        DataError: broken JSON, with the line; or a row that is no mapping, with its number, counted from 0.
+    """
+    for path in files.paths:
+        reader = _csv_rows if files.builder == "csv" else _json_rows
+        number = -1
+        try:
+            for number, row in enumerate(reader(path)):
+                place = f"{path} row {number}"
+                if not isinstance(row, dict):
+                    raise DataError(f"this is {type(row).__name__}, not a row of named columns.", where=place)
+                yield place, row
+        except UnicodeDecodeError as error:
+            raise DataError(f"the file is not UTF-8: {error}.", where=str(path), fix="Save it as UTF-8.") from None
+        except csv.Error as error:
+            raise DataError(f"broken CSV: {error}.", where=f"{path} row {number + 1}", fix="Mend that row.") from None
+
+
+def _is_local(text: str) -> bool:
+    path = Path(text).expanduser()
+    looks_like_a_path = text.startswith((".", "/", "~", "\\")) or _ending(path) in BUILDERS
+    return looks_like_a_path or path.exists() or glob.has_magic(text)
+
+
+def _expand(path: Path) -> list[Path]:
+    if not path.exists():
+        if glob.has_magic(str(path)) and (matching := sorted(glob.glob(str(path), recursive=True))):
+            return [inner for text in matching for inner in _expand(Path(text))]
+        raise DataError("no such file.", where=str(path), fix=_neighbours(path))
+    if path.is_file():
+        if _ending(path) not in BUILDERS:
+            raise DataError(
+                f'files ending in "{path.suffix}" are not read.',
+                where=str(path),
+                fix=f"Endings: {', '.join(BUILDERS)}.",
+            )
+        return [path]
+    if not path.is_dir():
+        raise DataError("this is neither a file nor a folder.", where=str(path), fix="Write its rows into a file.")
+    # links are followed: a snapshot in the hub's cache is made of them
+    found = sorted(inner for inner in path.rglob("*") if inner.is_file() and _ending(inner) in BUILDERS)
+    if not found:
+        raise DataError("the folder holds no data files.", where=str(path), fix=f"Endings: {', '.join(BUILDERS)}.")
+    return found
+
+
+def _refuse_packed(path: Path, builder: str) -> None:
+    """Refuse an archive or a compressed file: whatever its name, `datasets` would unpack it, however large it gets.
+
+    Raises:
+        DataError: it is one, or a .parquet file is no Parquet.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    if builder == "parquet" and not head.startswith(b"PAR1"):
+        raise DataError("the file is no Parquet: it does not begin with PAR1.", where=str(path))
+    kind = next((name for name, (at, magic) in _PACKED.items() if head[at:].startswith(magic)), None)
+    if kind is not None:
+        raise DataError(f"the file is packed ({kind}).", where=str(path), fix="Unpack it, and give what was inside.")
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _neighbours(path: Path) -> str:
+    folder = path.parent
+    there = sorted(inner.name for inner in folder.glob("*") if _ending(inner) in BUILDERS) if folder.is_dir() else []
+    return (
+        f"In {folder}: {', '.join(there[:6])}." if there else f"Look at the path; the current folder is {Path.cwd()}."
+    )
+
+
+def _json_rows(path: Path) -> Iterator[Any]:
+    with path.open(encoding="utf-8") as file:
+        start = file.read(1)
+        while start.isspace():
+            start = file.read(1)
+        file.seek(0)
+        yield from _json_array(file.read(), path) if start == "[" else _json_lines(file, path)
+
+
+def _json_array(text: str, path: Path) -> list[Any]:
+    try:
+        rows: list[Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _broken(error, path, getattr(error, "lineno", 1)) from None
+    if not rows:
+        raise DataError("the file holds an empty list.", where=str(path), fix="Give a file with at least one row.")
+    return rows
+
+
+def _json_lines(file: Any, path: Path) -> Iterator[Any]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            try:
+                yield json.loads(line.rstrip("\r\n"))
+            except (ValueError, RecursionError) as error:
+                raise _broken(error, path, number) from None
+
+
+def _broken(error: Exception, path: Path, line: int) -> DataError:
+    reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else too_much(error)
+    return DataError(
+        f"broken JSON: {reason}.",
+        where=f"{path} line {line}",
+        fix="Mend or delete that line.",
+    )
+
+
+def too_much(error: Exception) -> str:
+    """What is wrong with JSON that Python reads as such, and gives up on."""
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(sys.maxsize)
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file, delimiter="\t" if _ending(path) == ".tsv" else ",")

@@ -1,0 +1,140 @@
+"""Raw data sets for the command line: local files and hub ids, through `datasets`, with faults traced to their line."""
+
+from __future__ import annotations
+
+import glob
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from sftcore.config.recipe import DataSection
+from sftcore.core.errors import DataError, RowError
+from sftcore.data.format import RowReader, choose_format, reader_for
+from sftcore.data.source.files import Files, first_rows, local_files, scan
+from sftcore.data.source.numbering import part_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+    from sftcore.config.setup import Setup
+
+SAMPLE = 1000
+"""How many rows of a local file are tried before anything heavy is imported."""
+
+_SHARDS = 64
+"""Parts of a saved data set that is streamed, which processes share between them."""
+
+
+@frozen
+class Source:
+    """A data entry of a recipe: local files, or a hub id. `reader` reads its raw rows where they could be sampled."""
+
+    label: str
+    files: Files | None
+    reader: RowReader | None = None
+
+
+def inspect(source: str | Sequence[str], setup: Setup) -> Source:
+    """Look at the first rows of local files with the run's format, using the standard library alone.
+
+    Raises:
+        DataError, RowError: a missing, empty or broken file, columns that no format reads, a row that it refuses.
+    """
+    files = local_files(source)
+    if files is None:
+        return Source(str(source), None)
+    sample = first_rows(files, SAMPLE)
+    if not sample:
+        if files.builder in ("parquet", "arrow"):
+            return Source(files.label, files)
+        raise DataError("the file holds no rows.", where=files.label, fix="Give a file with at least one row.")
+    columns = list(dict.fromkeys(key for _, row in sample for key in row))
+    bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, files.label)
+    reader = reader_for(bound, columns, files.label)
+    _read_all(reader, sample)
+    return Source(files.label, files, reader)
+
+
+def load(source: Source, data: DataSection, split: str, *, streaming: bool = False) -> Dataset | IterableDataset:
+    """The rows of a source; with `streaming` they are read as they are needed.
+
+    Raises:
+        DataError: they cannot be read; for local files with the line or row.
+    """
+    import datasets
+
+    if source.files is None:
+        try:
+            return datasets.load_dataset(source.label, data.config, split=split, streaming=streaming)
+        except Exception as error:  # the hub's client and the builders raise a dozen types
+            raise DataError(
+                f"the data set cannot be loaded: {str(error).partition(chr(10))[0]}",
+                where=source.label,
+                fix="Check name, config and split; without a network, give a local file.",
+            ) from error
+    files = source.files
+    if files.builder == "arrow":
+        saved = datasets.load_from_disk(str(files.paths[0]))
+        return saved.to_iterable_dataset(num_shards=min(_SHARDS, len(saved))) if streaming else saved
+    options: dict[str, Any] = {"delimiter": "\t"} if files.paths[0].suffix == ".tsv" else {}
+    try:
+        # datasets reads * and [ in a name as a pattern
+        paths = [glob.escape(str(path.resolve())) for path in files.paths]
+        return datasets.load_dataset(files.builder, data_files=paths, split="train", streaming=streaming, **options)
+    except Exception as error:  # whatever the builder raised, the user needs the line
+        raise explained(error, source) from error
+
+
+def explained(error: Exception, source: Source) -> DataError:
+    """What `datasets` found wrong in local files.
+
+    Raises:
+        DataError: the same, with the line.
+    """
+    _explain(source)
+    reason = str(error.__cause__ or error).partition("\n")[0]
+    return DataError(f"the file cannot be read: {reason}.", where=source.label)
+
+
+def split_off(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Training and evaluation rows, which keep the numbers that they have in the file."""
+    if len(dataset) < 2:
+        raise DataError(f"{len(dataset)} row cannot be split into training and evaluation.", fix="Drop eval_fraction.")
+    import datasets
+
+    numbers = datasets.Dataset.from_dict({"row": range(len(dataset))})
+    parts = numbers.train_test_split(test_size=fraction, seed=seed)
+    return part_of(dataset, parts["train"]["row"][:]), part_of(dataset, parts["test"]["row"][:])
+
+
+def paths_of(*sources: Source | None) -> list[Path]:
+    """All local files of these sources."""
+    return [path for source in sources if source and source.files for path in source.files.paths if path.is_file()]
+
+
+def _explain(source: Source) -> None:
+    """Raise the fault of the first row that is broken or that the format refuses, if there is one."""
+    if source.files is None or source.files.builder in ("parquet", "arrow"):
+        return
+    rows = scan(source.files)
+    if source.reader is None:
+        deque(rows, maxlen=0)
+    else:
+        _read_all(source.reader, rows)
+
+
+def _read_all(reader: RowReader, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Have the format read rows with their places.
+
+    Raises:
+        RowError: it refuses one; with its place.
+    """
+    for number, (place, row) in enumerate(rows):
+        try:
+            reader.read(row, number)
+        except RowError as error:
+            error.where = place
+            raise

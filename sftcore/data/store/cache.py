@@ -1,0 +1,161 @@
+"""Prepared data sets kept under the hash of all that they were made from; hits and misses are explained.
+
+Nothing is looked up by name or time. The first process that asks for a key makes the entry while the others wait on a
+file lock; then all map the same file. An entry is written aside and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from sftcore.data.ledger import Ledger
+from sftcore.util.disk import sync, writing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+_DATA, _FACTS = "data.arrow", "entry.json"
+WRITE_FIX = "Free space, or let SFTCORE_CACHE (TMPDIR, where dataset_cache is false) name a folder on another disk."
+
+
+@frozen
+class Key:
+    """What a prepared set was made from, as named parts, each a short text or a digest."""
+
+    parts: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """The name of its entry: 32 hexadecimal digits."""
+        return digest_of(json.dumps(dict(self.parts), sort_keys=True).encode())[:32]
+
+
+@frozen
+class Prepared:
+    """A prepared set with its ledger; `note` says whether it was made or found, and why."""
+
+    dataset: Dataset
+    ledger: Ledger
+    note: str
+
+
+def cache_folder() -> Path:
+    """`$SFTCORE_CACHE`, else `sftcore` in the user's cache folder."""
+    if given := os.environ.get("SFTCORE_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sftcore"
+
+
+def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, folder: Path | None = None) -> Prepared:
+    """The entry of this key, made by `make(folder)` where there is none; in `folder` rather than in the cache.
+
+    `make` writes `data.arrow` (an Arrow stream) into the folder it is given.
+    """
+    from filelock import FileLock
+
+    folder = folder or cache_folder() / "prepared"
+    with writing("prepared rows", folder, fix=WRITE_FIX):
+        folder.mkdir(parents=True, exist_ok=True)
+    entry = folder / key.digest
+    # No time-out: preparing a large set may take hours, and a process that dies lets go of its lock
+    with FileLock(folder / f"{key.digest}.lock"):
+        if (found := _load(entry)) is not None:
+            dataset, ledger = found
+            return Prepared(dataset, ledger, f"found in the cache, nothing has changed since ({entry})")
+        reason = _explain(folder, key)
+        start = time.monotonic()
+        for left in folder.glob(f"{key.digest}-*"):  # by a process that was killed: this one has its lock
+            shutil.rmtree(left, ignore_errors=True)
+        with writing("prepared rows", folder, fix=WRITE_FIX):
+            aside = Path(tempfile.mkdtemp(prefix=f"{key.digest}-", dir=folder))
+        try:
+            _, ledger = make(aside)
+            facts = {"parts": dict(key.parts), "ledger": ledger.as_dict()}
+            with writing("prepared rows", folder, fix=WRITE_FIX):
+                (aside / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+                for written in (*aside.iterdir(), aside):  # else a name may outlive a power cut that its rows do not
+                    sync(written)
+                shutil.rmtree(entry, ignore_errors=True)
+                aside.rename(entry)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        found = _load(entry)
+        assert found is not None
+        return Prepared(*found, f"prepared in {time.monotonic() - start:.1f} s, {reason} ({entry})")
+
+
+def wrapped(table: pa.Table) -> Dataset:
+    """A table in memory as a data set."""
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    return Dataset(InMemoryTable(table))
+
+
+def digest_of(*chunks: bytes) -> str:
+    """BLAKE2b of these bytes, 64 hexadecimal digits."""
+    hashed = hashlib.blake2b(digest_size=32)
+    for chunk in chunks:
+        hashed.update(chunk)
+    return hashed.hexdigest()
+
+
+def _load(entry: Path) -> tuple[Dataset, Ledger] | None:
+    """The entry's rows, mapped, and its ledger; None where it is missing or cannot be read."""
+    from datasets import Dataset
+
+    try:
+        ledger = Ledger.from_dict(json.loads((entry / _FACTS).read_text(encoding="utf-8"))["ledger"])
+        dataset = Dataset.from_file(str(entry / _DATA))
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are OSError and ValueError
+        return None
+    expected = ledger.packing.blocks if ledger.packing else ledger.rows_kept
+    if len(dataset) != expected:
+        return None
+    empty = [name for name in ("weights",) if name in dataset.column_names and _is_null(dataset, name)]
+    return dataset.remove_columns(empty), ledger
+
+
+def _is_null(dataset: Dataset, name: str) -> bool:
+    column = dataset.data.column(name)
+    return bool(column.null_count == len(column))
+
+
+def _explain(folder: Path, key: Key) -> str:
+    """Which parts differ from the entry that is most like this one; the newest of several."""
+    known = []
+    for facts in folder.glob(f"*/{_FACTS}"):
+        try:
+            parts = json.loads(facts.read_text(encoding="utf-8"))["parts"]
+        except (OSError, ValueError, KeyError):
+            continue
+        differ = [name for name, value in key.parts.items() if parts.get(name) != value]
+        known.append((len(differ), -facts.stat().st_mtime, differ))
+    if not known:
+        return "the first time"
+    differ = min(known)[2]
+    return f"since this differs from what is in the cache: {', '.join(differ)}"
+
+
+def source_digest(module_file: str) -> str:
+    """Digest of a module's source, or of the whole package that it stands in: (path, bytes) of every .py file."""
+    path = Path(module_file)
+    top = path
+    while (top.parent / "__init__.py").is_file():
+        top = top.parent
+    files = sorted(top.rglob("*.py")) if top.is_dir() else [top]
+    chunks: list[Any] = []
+    for file in files:
+        chunks += [str(file.relative_to(top.parent)).encode(), file.read_bytes()]
+    return digest_of(*chunks)

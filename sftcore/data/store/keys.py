@@ -1,0 +1,127 @@
+"""What a prepared data set depends on, as the parts of its cache key."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import sftcore
+from sftcore.data.store.cache import Key, digest_of, source_digest
+from sftcore.train.record.manifest import describe_plugin, plain
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from sftcore.core.registry import Bound
+
+SETTINGS = (
+    "completion_only_loss",
+    "assistant_only_loss",
+    "mask_style",
+    "truncation_mode",
+    "packing_strategy",
+    "dataset_text_field",
+)
+"""Fields of SFTConfig that change what a row becomes."""
+
+_LIBRARIES = ("tokenizers", "transformers", "jinja2", "datasets", "pyarrow")
+
+
+def key_of(
+    dataset: Dataset,
+    *,
+    format: Bound | Callable[..., Any] | None,
+    tokenizer: Any,
+    settings: Mapping[str, Any],
+    max_length: int | None,
+    packing: str,
+    processor: Any = None,
+    numbering: Sequence[int] | None = None,
+) -> Key | None:
+    """The key of a prepared set, or None where something in it has no stable hash (a function that cannot be pickled).
+
+    Args:
+        dataset: the raw rows.
+        format: the format plugin, or a formatting function.
+        tokenizer: with its chat template.
+        settings: of the run.
+        max_length: of a row or block.
+        packing: how rows are packed, in words; empty where they are not.
+        numbering: what the rows are called in the ledger, where that is not their place.
+        processor: of a vision-language model, whose settings decide how many tokens an image has.
+    """
+    assert format is not None
+    read = _function_digest(format) if callable(format) else plugin_digest(format)
+    if read is None:
+        return None
+    return Key(
+        {
+            "the rows": rows_digest(dataset),
+            "the format": read,
+            "the chat template": digest_of(json.dumps(plain(tokenizer.chat_template)).encode()),
+            "the tokenizer": tokenizer_digest(tokenizer),
+            "the image processor": "" if processor is None else _images_digest(processor, settings),
+            "max_length": str(max_length),
+            "packing": packing,
+            "the rows' numbers": "" if numbering is None else digest_of(np.asarray(numbering, np.int64).tobytes()),
+            **{name: json.dumps(plain(settings.get(name))) for name in SETTINGS},
+            "sftcore": f"{sftcore.__version__} {source_digest(sftcore.__file__)}",
+            **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        }
+    )
+
+
+def _images_digest(processor: Any, settings: Mapping[str, Any]) -> str:
+    """What decides how many tokens an image has, and which are refused."""
+    limits = [settings.get("image_folder"), settings.get("max_image_pixels")]
+    return digest_of(processor.to_json_string().encode(), json.dumps(limits).encode())
+
+
+def rows_digest(dataset: Dataset) -> str:
+    """Digest of a set's rows and types, in order; how they are stored does not matter."""
+    hashed = [json.dumps(plain(dataset.features.to_dict()), sort_keys=True).encode()]
+    for table in dataset.with_format("arrow").iter(1000):
+        # serialising copies what slices and chunks share, so that equal rows give equal bytes
+        hashed += [digest_of(batch.serialize()).encode() for batch in table.combine_chunks().to_batches()]
+    return digest_of(*hashed)
+
+
+def plugin_digest(bound: Bound) -> str:
+    """Digest of a plugin's version, options and source."""
+    source = inspect.getsourcefile(type(bound.plugin))
+    code = source_digest(source) if source and Path(source).is_file() else ""
+    options = {name: repr(getattr(bound.plugin, name)) for name in sorted(_fields(bound.plugin))}
+    return digest_of(json.dumps([describe_plugin(bound), options], sort_keys=True).encode(), code.encode())
+
+
+def _fields(plugin: Any) -> list[str]:
+    import attrs
+
+    return [field.name for field in attrs.fields(type(plugin))]
+
+
+def _function_digest(function: Callable[..., Any]) -> str | None:
+    from datasets.fingerprint import Hasher
+
+    try:
+        return str(Hasher.hash(function))
+    except Exception:  # dill raises whatever the objects in a closure raise when they are pickled
+        return None
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of what a tokenizer makes of texts."""
+    facts = json.dumps([type(tokenizer).__qualname__, plain(dict(tokenizer.special_tokens_map))], sort_keys=True)
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        from datasets.fingerprint import Hasher
+
+        return digest_of(facts.encode(), str(Hasher.hash(tokenizer)).encode())
+    split = bool(getattr(tokenizer, "split_special_tokens", False))
+    return digest_of(facts.encode(), core.to_str().encode(), str(split).encode())

@@ -1,0 +1,194 @@
+"""Map-style data sets: prepared whole, kept rows written as they come, packed when all lengths are known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from sftcore.core.errors import DataError
+from sftcore.data.images.reference import holds_only_images
+from sftcore.data.ledger import Ledger
+from sftcore.data.packing.blocks import PackingPlan, blocks_of, num_supervised
+from sftcore.data.pipeline import FATE, Pipeline, rows_of
+from sftcore.data.store.cache import WRITE_FIX
+from sftcore.util.disk import writing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+BATCH = 1000
+"""Rows that go through the tokenizer in one call."""
+_FATE = [f"_{column}" for column in FATE]
+
+
+@define
+class Sink:
+    """Where prepared tables go: an Arrow file in `folder`, or memory where there is no folder."""
+
+    folder: Path | None
+    name: str
+    _tables: list[pa.Table] = field(factory=list)
+    _writer: Any = None
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows."""
+        if self.folder is None:
+            self._tables.append(table)
+            return
+        with writing("prepared rows", self.folder, fix=WRITE_FIX):
+            if self._writer is None:
+                import pyarrow as pa
+
+                self._writer = pa.ipc.new_stream(str(self.path), table.schema)
+            self._writer.write_table(table)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        assert self.folder is not None
+        return self.folder / f"{self.name}.arrow"
+
+    def table(self) -> pa.Table:
+        """All rows; those of a file are mapped, not read."""
+        import pyarrow as pa
+
+        if self.folder is None:
+            return pa.concat_tables(self._tables)
+        assert self.folder is not None
+        with writing("prepared rows", self.folder, fix=WRITE_FIX):
+            self._writer.close()
+        return pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all()
+
+
+def build(
+    dataset: Dataset,
+    pipeline: Pipeline,
+    *,
+    name: str,
+    packing: PackingPlan | None = None,
+    num_proc: int | None = None,
+    folder: Path | None = None,
+) -> tuple[pa.Table, Ledger]:
+    """The token rows or blocks of a data set, and its ledger.
+
+    Args:
+        dataset: raw rows.
+        pipeline: what is done with each; its `max_length` cuts rows also before they are packed.
+        name: the set's name in errors and reports.
+        packing: how to pack, if at all.
+        num_proc: processes that share the work.
+        folder: where the result's file is written; None keeps it in memory.
+
+    Raises:
+        RowError: a row that cannot be used, with its number.
+        DataError: no row is left.
+    """
+    import pyarrow as pa
+
+    if len(dataset) == 0:
+        raise DataError("the data set has no rows.", where=name)
+    sink = Sink(folder, "rows" if packing else "data")
+    fates = []
+    for table in _prepared(dataset, pipeline, num_proc, name):
+        fates.append(table.select(_FATE))
+        sink.write(kept_rows(table))
+    ledger = Ledger.of(pa.concat_tables(fates), name=name, format=pipeline.reader.label)
+    if not ledger.rows_kept:
+        raise DataError(
+            f"no row is left: {'; '.join(ledger.lines()[1:])}.",
+            where=name,
+            fix="Raise max_length, or look at what is supervised.",
+        )
+    rows = _without_empty_weights(sink.table())
+    if packing is None:
+        return rows, ledger
+    table, ledger = _packed(rows, ledger, packing, Sink(folder, "data"))
+    if folder is not None:
+        sink.path.unlink()
+    return table, ledger
+
+
+def kept_rows(table: pa.Table) -> pa.Table:
+    """The token rows of what `Pipeline.encode` gave, without those that are dropped and without their fates."""
+    import pyarrow.compute as pc
+
+    dropped = table.column("_dropped")
+    rows = table.drop_columns(_FATE)
+    return rows if dropped.null_count == len(dropped) else rows.filter(pc.is_null(dropped))
+
+
+def _packed(rows: pa.Table, ledger: Ledger, plan: PackingPlan, sink: Sink) -> tuple[pa.Table, Ledger]:
+    packing, blocks = blocks_of(rows, plan)
+    supervised = 0
+    for table in blocks:
+        supervised += num_supervised(table)
+        sink.write(table)
+    return sink.table(), ledger.packed(packing, plan.strategy, supervised)
+
+
+def _prepared(dataset: Dataset, pipeline: Pipeline, num_proc: int | None, name: str) -> Iterator[pa.Table]:
+    """What the pipeline makes of all rows, a batch at a time, in order."""
+    plain = dataset if _needs_decoding(dataset) else dataset.with_format("arrow")
+    if num_proc is None or num_proc < 2:
+        yield from _in_this_process(plain, pipeline, name)
+        return
+    with _one_tokenizer_thread():
+        rows = plain.map(
+            pipeline,
+            batched=True,
+            batch_size=BATCH,
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            num_proc=min(num_proc, len(dataset)),
+            load_from_cache_file=False,
+            new_fingerprint=os.urandom(8).hex(),  # datasets would hash the whole pipeline; the cache is ours
+            desc=f"Preparing {name}",
+        )
+    yield from rows.with_format("arrow").iter(BATCH)
+
+
+def _in_this_process(dataset: Dataset, pipeline: Pipeline, name: str) -> Iterator[pa.Table]:
+    """All but the tokenizer runs here, one batch ahead and one behind it: in its own thread it needs no GIL."""
+    from datasets.utils import tqdm
+
+    starts = tqdm(range(0, len(dataset), BATCH), desc=f"Preparing {name}", unit_scale=BATCH, unit=" rows")
+    with ThreadPoolExecutor(1) as pool:
+        before = None
+        for start in starts:
+            numbers = range(start, min(start + BATCH, len(dataset)))
+            contents = pipeline.read(rows_of(dataset[start : start + BATCH]), numbers)
+            encoded = pool.submit(pipeline.tokenize, contents)
+            if before is not None:
+                yield pipeline.encode(before[0], before[1].result())
+            before = contents, encoded
+        if before is not None:
+            yield pipeline.encode(before[0], before[1].result())
+
+
+@contextmanager
+def _one_tokenizer_thread() -> Iterator[None]:
+    """Forked workers must not share the tokenizer's thread pool, and it warns where nobody said so."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+
+
+def _needs_decoding(dataset: Dataset) -> bool:
+    """Whether a column is stored otherwise than it is read (JSON values), images left out: their references will do."""
+    flagged = getattr(dataset.features, "_column_requires_decoding", {})
+    return any(needed and not holds_only_images(dataset.features[name]) for name, needed in flagged.items())
+
+
+def _without_empty_weights(rows: pa.Table) -> pa.Table:
+    return rows.drop_columns(["weights"]) if rows.column("weights").null_count == len(rows) else rows

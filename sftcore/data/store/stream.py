@@ -1,0 +1,65 @@
+"""Streams: token rows made as they are read, packed window by window, never materialised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sftcore.core.errors import DataError
+from sftcore.data.packing.blocks import PackingPlan, blocks_of
+from sftcore.data.pipeline import Pipeline
+from sftcore.data.ranks import Rank, deal_source
+from sftcore.data.store.mapstyle import BATCH, kept_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, IterableDataset
+
+
+def prepare_stream(
+    dataset: IterableDataset, pipeline: Pipeline, *, packing: PackingPlan | None = None, rank: Rank | None = None
+) -> IterableDataset:
+    """A stream as token rows or blocks; rows without supervised tokens are left out.
+
+    With a `rank`, only its rows are prepared, so that the ranks share the work.
+
+    With packing, a window of rows is packed at a time: as many as a block has tokens, at least 1,000. A window depends
+    on nothing before it, so that a stream resumes at its own position.
+
+    Raises (while it is read):
+        RowError: a row that cannot be used, with its number.
+    """
+    columns = columns_of(dataset)
+    dataset, rank = deal_source(dataset, rank or Rank())
+
+    def prepared(batch: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
+        own = rank.own(numbers)
+        taken = {name: [values[place] for place in own] for name, values in batch.items()}
+        rows = kept_rows(pipeline(taken, [numbers[place] for place in own]))
+        return _lists(rows if packing is None or not len(rows) else _packed(rows, packing))
+
+    if pipeline.expander is not None and dataset.features is not None:
+        dataset = dataset.decode(False)  # images stay references
+    size = BATCH if packing is None else max(BATCH, packing.capacity) * rank.count
+    return dataset.map(prepared, batched=True, batch_size=size, with_indices=True, remove_columns=columns)
+
+
+def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
+    """Column names, also of a stream whose features are not known."""
+    if dataset.column_names is not None:
+        return list(dataset.column_names)
+    first = next(iter(dataset), None)
+    if first is None:
+        raise DataError("the data set has no rows.")
+    return list(first)
+
+
+def _packed(rows: pa.Table, plan: PackingPlan) -> pa.Table:
+    import pyarrow as pa
+
+    _, blocks = blocks_of(rows, plan)
+    return pa.concat_tables(blocks)
+
+
+def _lists(table: pa.Table) -> dict[str, list[Any]]:
+    return {"weights": [None] * len(table), **{name: table.column(name).to_pylist() for name in table.column_names}}

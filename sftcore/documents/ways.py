@@ -1,0 +1,172 @@
+"""The documents of a packed row, and the ways to keep them apart.
+
+A packed batch holds input_ids, labels and position_ids, and no attention mask. The positions restart at 0 with each
+document; what is padded at the end of a row is a document of its own without labels:
+
+    input_ids     a a a b b c c c c - -
+    position_ids  0 1 2 0 1 0 1 2 3 0 1
+    cu_seq_lens   0     3   5       9   11
+
+Which way holds for a model and its attention is measured: see `sftcore.documents.proof`.
+Shapes: B rows, T tokens, N documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, field, frozen
+
+from sftcore.core.types import AttentionBackend
+from sftcore.documents.rope import position_planes
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = Mapping[str, Any]
+
+
+@frozen
+class Way:
+    """One way to keep documents apart: called with a packed batch, it returns what the model's forward needs."""
+
+    name: str
+    summary: str
+    apply: Callable[[Batch], dict[str, Any]] = field(repr=False)
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        return self.apply(batch)
+
+
+POSITIONS = Way("positions", "position ids that restart with each document", dict)
+"""transformers builds the mask of a packed row from restarting positions, where the model hands them on."""
+
+BOUNDARIES = Way(
+    "boundaries",
+    "document boundaries given to the attention",
+    lambda batch: {**batch, **boundaries(batch["position_ids"])},
+)
+"""The attention computes one document at a time: cost grows with the sum of squares of the documents' lengths."""
+
+
+def ways_for(model: Any, backend: AttentionBackend | None) -> tuple[Way, ...]:
+    """The ways to try on this model, best first.
+
+    Boundaries go first for an attention that takes them: it was chosen for that, and without them it cannot tell
+    documents apart. Others may still read them (linear attention with its own kernels does), so they are tried there
+    too, after the positions.
+    """
+    first, second = (BOUNDARIES, POSITIONS) if backend is not None and backend.boundaries else (POSITIONS, BOUNDARIES)
+    ways = (first, second, *mask_ways(model))
+    planes = position_planes(causal_model(model))
+    return ways if planes is None else tuple(_with_planes(way, planes) for way in ways)
+
+
+def _with_planes(way: Way, planes: Callable[[Batch, torch.Tensor], dict[str, Any]]) -> Way:
+    """The way with positions in time, height and width beside the plain ones."""
+    return evolve(way, apply=lambda batch: planes(way.apply(batch), batch["position_ids"]))
+
+
+# --- Boundaries -----------------------------------------------------------------------------------------------------
+def document_starts(position_ids_BT: torch.Tensor) -> torch.Tensor:
+    """Where documents begin: (B, T) bool; each row begins with one."""
+    starts_BT = position_ids_BT == 0
+    starts_BT[:, 0] = True
+    return starts_BT
+
+
+def boundaries(position_ids_BT: torch.Tensor) -> dict[str, Any]:
+    """The keyword arguments by which flash attention knows documents: cu_seq_lens (N + 1,) int32, max_length an int.
+
+    The rows keep their shape. Boundaries count through all rows one after the other, as flash attention reads them;
+    no document crosses from row to row, since each row begins with a position of 0.
+    """
+    import torch
+
+    starts = document_starts(position_ids_BT).flatten().nonzero().flatten()
+    end = torch.tensor([position_ids_BT.numel()], device=starts.device)
+    cu_seq_lens = torch.cat([starts, end]).to(torch.int32)
+    longest = int(cu_seq_lens.diff().max())
+    return {
+        "cu_seq_lens_q": cu_seq_lens,
+        "cu_seq_lens_k": cu_seq_lens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+# --- Masks ----------------------------------------------------------------------------------------------------------
+def block_mask(
+    position_ids_BT: torch.Tensor,
+    *,
+    window: int | None = None,
+    chunk: int | None = None,
+    images_BT: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Which token may attend to which: (B, 1, T, T) bool, causal inside each document and nothing across.
+
+    A token sees `window` tokens, itself included; with `chunk`, those of its own chunk of the document. The tokens of
+    one image, neighbours in `images_BT` (bool), see each other both ways, as Gemma 3 has it.
+    """
+    import torch
+
+    documents_BT = document_starts(position_ids_BT).cumsum(-1)
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    mask_BTT = same_BTT.tril()
+    if images_BT is not None:
+        begins_BT = images_BT & ~torch.nn.functional.pad(images_BT, (1, 0))[:, :-1]
+        number_BT = begins_BT.cumsum(-1)
+        both_BTT = images_BT[:, :, None] & images_BT[:, None, :]
+        mask_BTT |= same_BTT & both_BTT & (number_BT[:, :, None] == number_BT[:, None, :])
+    if window is not None:
+        index_T = torch.arange(position_ids_BT.shape[1], device=position_ids_BT.device)
+        mask_BTT &= index_T[:, None] - index_T[None, :] < window
+    if chunk is not None:
+        chunks_BT = position_ids_BT // chunk
+        mask_BTT &= chunks_BT[:, :, None] == chunks_BT[:, None, :]
+    return mask_BTT[:, None]
+
+
+def mask_ways(model: Any) -> tuple[Way, ...]:
+    """Explicit masks in the shapes that this model may take: one for each type of layer, or one for all layers."""
+    config = causal_model(model).config.get_text_config()
+    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    kinds = {
+        "full_attention": {},
+        "sliding_attention": {"window": window},
+        "chunked_attention": {"chunk": chunk},
+    }
+    # Only torch's own attention takes a bool mask; one that adds it to its scores would shift them by 1 and leak
+    dtype = None if config._attn_implementation == "sdpa" else causal_model(model).dtype
+
+    def mask_of(batch: Batch, limits: Mapping[str, int | None]) -> torch.Tensor:
+        types = batch.get("token_type_ids")
+        mask = block_mask(batch["position_ids"], images_BT=None if types is None else types == 1, **limits)
+        return mask if dtype is None else additive(mask, dtype)
+
+    types = sorted(set(getattr(config, "layer_types", None) or ()) & set(kinds))
+    single = kinds[types[0]] if len(types) == 1 else {} if types else {"window": window, "chunk": chunk}
+    ways = [
+        Way(
+            "mask",
+            "an explicit mask for each type of layer",
+            lambda batch: {**batch, "attention_mask": {key: mask_of(batch, kinds[key]) for key in types}},
+        ),
+        Way("mask", "an explicit mask", lambda batch: {**batch, "attention_mask": mask_of(batch, single)}),
+    ]
+    # One mask cannot stand for layers of different types
+    return tuple(ways[1:] if not types else ways[:1] if len(types) > 1 else ways)
+
+
+def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A bool mask as numbers that are added to the scores: 0 where a token may attend, the lowest number elsewhere."""
+    import torch
+
+    zero = torch.zeros((), dtype=dtype, device=mask.device)
+    return torch.where(mask, zero, torch.finfo(dtype).min)
+
+
+def causal_model(model: Any) -> Any:
+    """The causal model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

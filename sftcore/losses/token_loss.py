@@ -1,0 +1,62 @@
+"""Losses that are a function of each label's log-probability, without ever building the full logits.
+
+`TokenLoss` is what `nll` and `dft` are made of, and what a third party's loss can be made of: it calls the head in
+chunks, takes the gradient while a chunk's logits are there, and counts entropy and accuracy in the same pass.
+
+Shapes: N positions, C positions of a chunk, W width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from attrs import field, frozen
+from attrs.validators import ge
+
+from sftcore.core.types import LossOutput
+
+if TYPE_CHECKING:
+    import torch
+
+PerToken: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+
+
+@frozen
+class TokenLoss:
+    """A `LossFunction` from `per_token`: log-probabilities of the labels, (C,) float32, to losses, (C,) float32.
+
+    `per_token` is differentiated by autograd, so it says `.detach()` where no gradient should flow. At most `chunk` x
+    vocabulary logits exist at a time, in the forward and in the backward pass (compare Wijmans et al. 2024,
+    arXiv:2411.09009).
+
+    >>> import torch
+    >>> loss = TokenLoss(lambda log_probs: -log_probs)
+    >>> out = loss(torch.zeros(2, 4), torch.nn.Identity(), torch.tensor([0, 3]), None, torch.tensor(2))
+    >>> round(out.loss.item(), 4)
+    1.3863
+    """
+
+    per_token: PerToken
+    chunk: int = field(default=256, validator=ge(1))
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        head: Callable[[torch.Tensor], torch.Tensor],
+        labels: torch.Tensor,
+        weights: torch.Tensor | None,
+        num_items: torch.Tensor,
+    ) -> LossOutput:
+        from sftcore.losses.head_gradient import label_log_probs, sum_of_chunks
+
+        def part(rows_CW: torch.Tensor, at: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            chunk = slice(at, at + len(rows_CW))
+            log_probs_C, entropy_C, correct_C = label_log_probs(head(rows_CW), labels[chunk])
+            losses_C = self.per_token(log_probs_C)
+            if weights is not None:
+                losses_C = losses_C * weights[chunk]
+            return losses_C.sum(), entropy_C.sum(), correct_C.sum()
+
+        total, entropy, correct = sum_of_chunks(part, hidden, head, self.chunk)
+        return LossOutput(total / num_items.clamp(min=1e-6), entropy, correct)

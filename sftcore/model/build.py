@@ -1,0 +1,281 @@
+"""Load, patch, wrap: from a request to a model that is ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from sftcore.core.errors import ConflictError, ModelError
+from sftcore.core.registry import ActivePlugins, Bound
+from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, Plan, Removable, Selection
+from sftcore.model.attention import pads, shortcomings
+from sftcore.model.bound_loss import bind_loss
+from sftcore.model.kernels import Kernels
+from sftcore.model.precision import cast_adapter, dtype_notes, keep_gradients, quantisation_of
+
+_PROCESSOR_NEEDS = ("torchvision", "num2words", "pillow", "sentencepiece", "tiktoken", "protobuf", "av")
+"""Libraries that some processors and tokenizers need, as transformers names them in its errors."""
+
+
+def load_processor(plan: Plan, plugins: ActivePlugins) -> Any:
+    """The tokenizer or processor of the model, before any weight is read.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    try:
+        return plugins.one("load_processor", request=plan.model)
+    except ImportError as error:
+        named = next((name for name in _PROCESSOR_NEEDS if name in str(error).lower()), "")
+        raise ModelError(
+            f"its processor needs a library that is not installed: {named or _first_line(error)}.",
+            where=f"model {plan.model.name}",
+            fix=f"Install it: pip install {named}" if named else "Install it, or pass processing_class.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the tokenizer cannot be loaded: {_first_line(error)}",
+            where=f"model {plan.model.name}",
+            fix="Give a model with a tokenizer, or pass processing_class.",
+        ) from error
+
+
+def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedModel:
+    """The model with its processor, loaded by the loader with the merged options of all plugins.
+
+    Raises:
+        ConflictError: two plugins, or a plugin and the user, want different values for one argument.
+        ModelError: it cannot be loaded.
+    """
+    attention = attention_of(plan, plugins)
+    options = merged_options(plan, plugins, attention)
+    try:
+        loaded: LoadedModel = plugins.one("load_model", request=plan.model, options=options)
+    except (OSError, ImportError) as error:
+        raise ModelError(
+            f"the model cannot be loaded: {_first_line(error)}",
+            where=f"model {plan.model.name}",
+            fix="Check the name or the folder; without a network, give a local folder.",
+        ) from error
+    except KeyError as error:
+        # transformers' older models look their attention up in a table of their own
+        if attention is not None and error.args == (attention[1].implementation,):
+            raise _no_such_attention(attention[0], plan.model.name or "the model") from error
+        raise
+    except ValueError as error:
+        code = (
+            " It carries custom code: set trust_remote_code=True if you trust it."
+            if "custom code" in str(error)
+            else ""
+        )
+        raise ModelError(
+            f"the model cannot be loaded: {_first_line(error)}{code}", where=f"model {plan.model.name}"
+        ) from error
+    return attrs.evolve(loaded, processor=processor, notes=(*loaded.notes, *_taken_attention(loaded.model, attention)))
+
+
+def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, AttentionBackend] | None:
+    """The attention of the run and who chose it; None where no plugin has one."""
+    chosen = plugins.answers("attention_backend")
+    return (chosen[0].selection, plugins.one("attention_backend", request=plan.model)) if chosen else None
+
+
+def refuse_unsupported(plan: Plan, plugins: ActivePlugins, model: Any, dtype: str, device: str) -> None:
+    """Refuse a dtype ("bfloat16"), device ("cuda"), padding or dropout that the run's attention does not declare.
+
+    Raises:
+        ModelError: with what it declares.
+    """
+    attention = attention_of(plan, plugins)
+    if attention is None:
+        return
+    selection, backend = attention
+    config = model.config.get_text_config().to_dict()
+    for what, fix in shortcomings(backend, device, dtype, config, padded=pads(plan)):
+        raise ModelError(f"{selection.label} {what}.", fix=fix)
+
+
+def adopt_model(model: Any, processor: Any, plan: Plan, plugins: ActivePlugins) -> LoadedModel:
+    """A ready model object; an attention that was chosen explicitly is set on it, the default leaves it as it is."""
+    notes: tuple[str, ...] = ()
+    attention = attention_of(plan, plugins)
+    if attention is not None and not attention[0].default:
+        try:
+            model.set_attn_implementation(attention[1].implementation)
+        except (ValueError, KeyError, ImportError) as error:
+            raise _no_such_attention(attention[0], type(model).__name__, _first_line(error)) from error
+        notes = _taken_attention(model, attention) or (
+            f"attention of the given model set to {attention[1].implementation}",
+        )
+    return LoadedModel(model, processor, plan.model, notes)
+
+
+def _taken_attention(model: Any, attention: tuple[Selection, AttentionBackend] | None) -> tuple[str, ...]:
+    """A note where the model took another attention than the run's.
+
+    Raises:
+        ModelError: the run's was chosen explicitly, and the model stayed with one of transformers' own two.
+    """
+    taken = getattr(model.config, "_attn_implementation", None)
+    if attention is None or taken in (None, attention[1].implementation):
+        return ()
+    if not attention[0].default and taken in ("eager", "sdpa"):
+        raise _no_such_attention(attention[0], type(model).__name__, f"it stays with {taken}")
+    return (f"attention {taken}: the model has no {attention[1].implementation}",)
+
+
+def _no_such_attention(selection: Selection, model: str, reason: str = "") -> ModelError:
+    return ModelError(
+        f"{model} has no {selection.label}{reason and f' ({reason})'}: its class computes attention in its own way.",
+        where=selection.path,
+        fix="Choose attention eager or sdpa, or another model.",
+    )
+
+
+def finish_model(loaded: LoadedModel, plan: Plan, plugins: ActivePlugins, kernels: Kernels) -> LoadedModel:
+    """Kernels, the loss inside the forward, and the adapter around it: in this order, which the hooks rely on."""
+    notes = [*loaded.notes]
+    has_adapter = bool(plugins.answers("wrap_model")) or is_peft_model(loaded.model)
+    if (quantised := quantisation_of(loaded.model)) and not has_adapter:
+        raise ModelError(
+            f"the model is quantised ({quantised}), and its weights cannot be trained.",
+            fix="Give an adapter (peft_config, or adapter: lora), or load the model without quantisation.",
+        )
+    if quantised:
+        keep_gradients(loaded.model)  # before the first evaluation, which is the trial of the head below
+    notes += kernels.on(loaded)
+    causal = loaded.model.get_base_model() if is_peft_model(loaded.model) else loaded.model
+    bound = bind_loss(causal, plugins.one("make_loss", loaded=loaded, plan=plan))
+    if not bound.gathers:
+        notes.append(f"the loss builds all logits: {bound.reason}")
+    loaded = attrs.evolve(loaded, notes=tuple(notes))
+    if plugins.answers("wrap_model"):
+        loaded = plugins.one("wrap_model", loaded=loaded, plan=plan)
+    elif is_peft_model(loaded.model):
+        loaded = attrs.evolve(loaded, notes=(*loaded.notes, *_train_on(loaded.model, plan.settings)))
+    if is_peft_model(loaded.model):
+        cast_adapter(loaded.model, plan.settings.get("adapter_dtype") or "float32")
+    if not any(parameter.requires_grad for parameter in loaded.model.parameters()):
+        raise ModelError(
+            "no parameter of the model is trainable.",
+            fix="Load a PeftModel with is_trainable=True, or unfreeze the layers you want to train.",
+        )
+    return attrs.evolve(loaded, notes=(*loaded.notes, *dtype_notes(loaded.model, plan.settings)))
+
+
+def _train_on(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """A ready PeftModel: its active adapter trains on."""
+    if settings.get("gradient_checkpointing"):
+        model.enable_input_require_grads()
+    keep_gradients(model)
+    active, known = model.active_adapters, list(model.peft_config)
+    others = [name for name in known if name not in active]
+    kept = f"; {', '.join(others)} stays as it is" if others else ""
+    return (f"adapter {', '.join(active)} of the given PeftModel trains on{kept}",)
+
+
+def merge_adapter(model: Any) -> Any:
+    """The base with the adapter merged into it, whose logits are those of the unmerged model.
+
+    Where embeddings and head share one weight and the adapter changes either as a layer, merging into the shared
+    weight would change both; each gets a weight of its own first.
+
+    Raises:
+        ModelError: the base is quantised, so that merging would round the adapter away; the method cannot be merged.
+    """
+    if quantised := quantisation_of(model):
+        raise ModelError(
+            f"the base is quantised ({quantised}), and merging would round the adapter to its few bits.",
+            fix="Load the base without quantisation, put the adapter on it with PeftModel.from_pretrained, and merge.",
+        )
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise ModelError(f"{_method_of(model)} adds virtual tokens and has no weights to merge.", fix="Keep it apart.")
+    _untie(model)
+    return model.merge_and_unload()
+
+
+def _untie(model: Any) -> None:
+    import torch
+
+    causal = model.get_base_model()
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    layers = [getattr(one, "base_layer", None) for one in (embedding, head)]
+    inner = [one if layer is None else layer for one, layer in zip((embedding, head), layers, strict=True)]
+    if all(layer is None for layer in layers) or inner[0].weight is not inner[1].weight:
+        return
+    inner[1].weight = torch.nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
+    for config in (causal.config, causal.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _method_of(model: Any) -> str:
+    return str(model.peft_config[model.active_adapter].peft_type.value)
+
+
+def merged_options(
+    plan: Plan, plugins: ActivePlugins, attention: tuple[Selection, AttentionBackend] | None
+) -> LoadOptions:
+    """Every plugin's arguments for `from_pretrained` and the user's own, merged."""
+    users = dict(plan.model.init_kwargs)
+    answers: list[tuple[str, Mapping[str, Any]]] = [("model_init_kwargs", users)]
+    # The default attention is transformers' own choice too, which falls back where a model has none of it
+    if attention is not None and not attention[0].default:
+        users.pop("attn_implementation", None)
+        answers.append((attention[0].label, {"attn_implementation": attention[1].implementation}))
+    if not plan.settings.get("allow_pickle"):
+        answers.append(("allow_pickle: false", {"use_safetensors": True}))
+    answers += [(one.entry.label, options.kwargs) for one, options in plugins.all("load_options", request=plan.model)]
+    return LoadOptions(_merge(answers))
+
+
+def _merge(answers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    giver: dict[str, str] = {}
+    for name, kwargs in answers:
+        for key, value in kwargs.items():
+            if key in merged and merged[key] is not value and merged[key] != value:
+                raise ConflictError(
+                    f'{giver[key]} and {name} want different values for "{key}" of from_pretrained: '
+                    f"{merged[key]!r} and {value!r}.",
+                    fix="Drop one of them.",
+                )
+            merged[key], giver[key] = value, giver.get(key, name)
+    return merged
+
+
+@frozen
+class Noise:
+    """Noise that is on in training only."""
+
+    plugins: ActivePlugins
+    plan: Plan
+    loaded: LoadedModel
+    _handles: list[tuple[Bound, Removable]] = attrs.field(factory=list)
+
+    def on(self) -> None:
+        """Inject what the run's noise plugins have, unless it is there already."""
+        if not self._handles:
+            self._handles.extend(self.plugins.all("inject_noise", loaded=self.loaded, plan=self.plan))
+
+    def off(self) -> bool:
+        """Remove it; True where there was some."""
+        was_on = bool(self._handles)
+        for _, handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        return was_on
+
+
+def is_peft_model(model: Any) -> bool:
+    """Whether PEFT has wrapped this model."""
+    import sys
+
+    peft = sys.modules.get("peft")  # a model cannot be PEFT's where PEFT was never imported
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

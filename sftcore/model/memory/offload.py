@@ -1,0 +1,154 @@
+"""Activations in host memory: what the forward pass saves for the backward pass leaves the device meanwhile.
+
+Copies run on a stream of their own. In the backward pass, which reads what was saved in reverse order, the next ones
+are fetched while the last one is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from sftcore.core.errors import ConflictError
+from sftcore.model.memory.checkpointing import ON_CPU
+
+
+def offloading_of(model: torch.nn.Module, args: Any) -> ActivationOffloading | None:
+    """What the run's `activation_offloading` asks for; None without it."""
+    return ActivationOffloading(model, args.device) if args.activation_offloading else None
+
+
+def refuse_on_cpu(args: Any) -> None:
+    """Refuse `activation_offloading` before weights are read where there is no device to offload from.
+
+    Raises:
+        ConflictError: the run is on a CPU.
+    """
+    if args.activation_offloading and args.device.type == "cpu":
+        raise ConflictError(ON_CPU, where="activation_offloading", fix="Set activation_offloading: false.")
+
+
+SMALLEST = 4096
+"""Tensors of fewer bytes stay where they are: a copy would cost more than they hold."""
+AHEAD = 2
+"""How many saved tensors are fetched before they are asked for."""
+
+
+@define(eq=False)
+class Saved:
+    """One saved tensor: its copy in host memory, and what was fetched of it."""
+
+    host: torch.Tensor
+    at: int
+    """Its place in the order of the forward pass."""
+    fetched: tuple[torch.Tensor, Any] | None = None
+    """On the device, with the event that says when it is there."""
+
+
+@define
+class ActivationOffloading:
+    """Moves what is saved for the backward pass of `model` from its device to host memory and back.
+
+    Weights and buffers stay, small tensors stay, and what several operations save is copied once.
+    """
+
+    model: torch.nn.Module
+    device: torch.device
+    num_bytes: int = 0
+    """Bytes moved by the last forward pass."""
+    _stream: Any = field(init=False)
+    # the graph alone keeps copies alive, so that they go with it
+    _order: list[weakref.ref[Saved]] = field(factory=list)
+    _known: dict[tuple[Any, ...], tuple[StorageWeakRef, weakref.ref[Saved]]] = field(factory=dict)
+    _stay: set[int] = field(factory=set)
+
+    def __attrs_post_init__(self) -> None:
+        # on a CPU, where tests run it, the copies are plain ones
+        self._stream = None if self.device.type == "cpu" else self._streams.Stream(self.device)
+
+    @property
+    def _streams(self) -> Any:
+        return torch.get_device_module(self.device)
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Around one forward pass."""
+        self._order, self._known, self.num_bytes = [], {}, 0
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        self._stay = {pointer for one in weights if (pointer := _storage_pointer(one))}
+        with saved_tensors_hooks(self._pack, self._unpack):
+            yield
+        self._known = {}
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor | Saved:
+        if not self._moves(tensor):
+            return tensor
+        storage = StorageWeakRef(tensor.untyped_storage())
+        key = (storage.cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version)
+        if key in self._known:
+            source, copy = self._known[key]
+            # an address is used again once its storage is gone, and the weak reference tells
+            if not source.expired() and (known := copy()) is not None:
+                return known
+        saved = self._to_host(tensor)
+        self._known[key] = storage, weakref.ref(saved)
+        self._order.append(weakref.ref(saved))
+        return saved
+
+    def _moves(self, tensor: torch.Tensor) -> bool:
+        return (
+            tensor.device.type == self.device.type
+            and tensor.nbytes >= SMALLEST
+            and type(tensor) is torch.Tensor
+            and 0 not in tensor.stride()  # expanded: it holds less than it shows
+            and _storage_pointer(tensor) not in self._stay
+        )
+
+    def _to_host(self, tensor: torch.Tensor) -> Saved:
+        self.num_bytes += tensor.nbytes
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
+        if self._stream is None:
+            return Saved(host.copy_(tensor.detach()), len(self._order))
+        self._stream.wait_stream(self._streams.current_stream(self.device))
+        with self._streams.stream(self._stream):
+            host.copy_(tensor.detach(), non_blocking=True)
+        tensor.record_stream(self._stream)  # its memory is not given to others before the copy is done
+        return Saved(host, len(self._order))
+
+    def _unpack(self, packed: torch.Tensor | Saved) -> torch.Tensor:
+        if isinstance(packed, torch.Tensor):
+            return packed
+        tensor, arrived = self._fetch(packed)
+        # what several operations saved is fetched anew for each: keeping it would hold the memory that was to be free
+        packed.fetched = None
+        if self._stream is not None:
+            for reference in reversed(self._order[max(packed.at - AHEAD, 0) : packed.at]):
+                if (following := reference()) is not None:
+                    self._fetch(following)
+            compute = self._streams.current_stream(self.device)
+            compute.wait_event(arrived)
+            tensor.record_stream(compute)
+        return tensor
+
+    def _fetch(self, saved: Saved) -> tuple[torch.Tensor, Any]:
+        if saved.fetched is None and self._stream is None:
+            saved.fetched = saved.host.clone(), None
+        elif saved.fetched is None:
+            with self._streams.stream(self._stream):
+                saved.fetched = saved.host.to(self.device, non_blocking=True), self._stream.record_event()
+        return saved.fetched
+
+
+def _storage_pointer(tensor: torch.Tensor) -> int:
+    local: torch.Tensor = getattr(tensor, "_local_tensor", tensor)  # the shard of a tensor that FSDP holds
+    try:
+        return int(local.untyped_storage().data_ptr())
+    except RuntimeError:  # tensors without storage, such as those on the meta device
+        return 0

@@ -1,0 +1,191 @@
+"""The chat template's tokens and the model: which of them it knows, and whether an adapter can teach it the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from sftcore.chat.stops import align_pad, align_stop, rendering, uses_template
+from sftcore.chat.template import SpecialTexts
+from sftcore.chat.tokens import clones_tokenizer, fit_embeddings, num_rows
+from sftcore.core.errors import DataError, ModelError
+from sftcore.model.build import is_peft_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sftcore.config.sft_config import SFTConfig
+
+_MULTIPLE = 64
+"""Rows of embeddings after a template was cloned: a multiple of this, as TRL has it."""
+
+_LOOKED_AT = 16
+"""Rows of the data whose labels tell what ends an answer."""
+
+
+@frozen
+class Untrained:
+    """Tokens of the template that the model does not know and its adapter does not teach it, and the mending line."""
+
+    tokens: tuple[str, ...]
+    missing: str
+    fix: str
+
+    def __str__(self) -> str:
+        named = ", ".join(f'"{token}"' for token in self.tokens)
+        return (
+            f"the chat template uses {named}, which the model has not learned, and the adapter does not train "
+            f"{self.missing}: it will hardly learn to read them or to end its turns. Fix: {self.fix}"
+        )
+
+
+def fit_model(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int], rows: Any) -> tuple[str, ...]:
+    """A loaded model, before its adapter, brought into line with its tokenizer; notes on what was changed.
+
+    Args:
+        model: as loaded.
+        tokenizer: with the run's template and tokens.
+        args: `chat_template_path` and `eos_token` matter.
+        new_ids: tokens that came with a cloned template.
+        rows: the prepared training set; other data leave open whether the template is used.
+
+    Raises:
+        ModelError: the template uses tokens for which the model has no row.
+    """
+    notes: tuple[str, ...] = ()
+    if args.chat_template_path is not None and clones_tokenizer(args.chat_template_path):
+        notes = (_grown(model, tokenizer, args.chat_template_path, new_ids),)
+    labels = supervised_ids(rows)
+    _refuse_without_row(model, tokenizer, labels)
+    notes += align_stop(model, tokenizer, labels, eos_is_chosen=args.eos_token is not None)
+    return notes + align_pad(model, tokenizer, labels)
+
+
+def supervised_ids(rows: Any) -> frozenset[int] | None:
+    """The ids that the first rows supervise; None where the rows are a stream, or not prepared."""
+    from datasets import Dataset
+
+    if not isinstance(rows, Dataset) or "labels" not in rows.column_names:
+        return None
+    labels = rows[: min(_LOOKED_AT, len(rows))]["labels"]
+    return frozenset(int(label) for row in labels for label in row if label >= 0)
+
+
+def template_tokens(tokenizer: Any) -> dict[str, int]:
+    """The special and other added tokens that the template writes around words, with their ids."""
+    try:
+        text = rendering(tokenizer)
+    except DataError:  # a template for conversations of another kind
+        return {}
+    found = dict.fromkeys(token.group() for token in SpecialTexts.of(tokenizer).added.finditer(text))
+    return {token: tokenizer.convert_tokens_to_ids(token) for token in found}
+
+
+def untrained_tokens(
+    model: Any, tokenizer: Any, new_ids: Collection[int] = (), labels: Collection[int] | None = None
+) -> Untrained | None:
+    """The template's tokens that a model with an adapter neither knows nor trains; None where all is well.
+
+    Args:
+        model: with its adapter; one without trains all it has.
+        tokenizer: with the run's template.
+        new_ids: tokens that are known to be new.
+        labels: ids that the data supervise; None where they are not known.
+    """
+    if not is_peft_model(model) or not uses_template(tokenizer, labels):
+        return None
+    used = {token: index for token, index in template_tokens(tokenizer).items() if token != tokenizer.bos_token}
+    causal = model.get_base_model()
+    embeddings, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    unknown = [token for token, index in used.items() if index in new_ids]
+    unknown += [token for token in _unlearned(embeddings, used, tokenizer) if token not in unknown]
+    ids = sorted(used[token] for token in unknown)
+    places = {"their embeddings": embeddings, "their rows of the head": head}
+    missing = [what for what, module in places.items() if module is not None and not _trains(module, ids)]
+    if not unknown or not missing:
+        return None
+    return Untrained(tuple(unknown), " nor ".join(missing), _fix(causal, embeddings, head, ids))
+
+
+def _grown(model: Any, tokenizer: Any, source: str, new_ids: Sequence[int]) -> str:
+    before = num_rows(model)
+    fit_embeddings(model, tokenizer, _MULTIPLE if new_ids else None)
+    rows = num_rows(model)
+    grown = f"embeddings {before:,} rows, now {rows:,}, new ones at the mean of the old" if rows != before else ""
+    parts = [f"{len(new_ids)} new tokens", grown]
+    return f"chat template cloned from {source}: {', '.join(filter(None, parts))}"
+
+
+def _refuse_without_row(model: Any, tokenizer: Any, labels: Collection[int] | None) -> None:
+    rows = num_rows(model)
+    used = template_tokens(tokenizer) if uses_template(tokenizer, labels) else {}
+    if tokenizer.eos_token_id is not None:
+        used[tokenizer.eos_token] = tokenizer.eos_token_id
+    beyond = [f'"{token}" ({index})' for token, index in used.items() if index >= rows]
+    if beyond:
+        raise ModelError(
+            f"the tokenizer has tokens for which the model has no row, as its embeddings have {rows:,}: "
+            f"{', '.join(beyond)}.",
+            fix="Use the model's own tokenizer, or let the model grow: model.resize_token_embeddings(len(tokenizer)).",
+        )
+
+
+def _unlearned(embeddings: Any, used: Mapping[str, int], tokenizer: Any) -> list[str]:
+    """Tokens whose row shows that nothing was learned in it: close to zero, to the mean, or to another token's."""
+    import torch
+
+    weight = next((one for name, one in embeddings.named_parameters() if one.ndim == 2 and "lora_" not in name), None)
+    if weight is None or weight.is_meta or weight.shape[0] <= max(used.values(), default=0):
+        return []  # sharded, or loaded later: its rows are not here
+    with torch.no_grad():
+        every = weight[:: max(1, weight.shape[0] // 4096)].float()
+        typical, mean = every.norm(dim=1).median(), every.mean(dim=0)
+        added = [index for index in sorted(tokenizer.added_tokens_decoder) if index < weight.shape[0]]
+        others = weight[torch.tensor(added, device=weight.device)].float() if added else every[:0]
+        return [
+            token
+            for token, index in used.items()
+            if _is_untouched(weight[index].float(), typical, mean, others, added.index(index) if index in added else -1)
+        ]
+
+
+def _is_untouched(row: Tensor, typical: Tensor, mean: Tensor, others: Tensor, own: int) -> bool:
+    if row.norm() < 0.1 * typical:
+        return True
+    if (row - mean).norm() < 0.05 * typical:
+        return True
+    distances = (others - row).norm(dim=1)
+    if own >= 0:
+        distances[own] = typical
+    return bool((distances < 0.001 * typical).any())
+
+
+def _trains(module: Any, ids: Iterable[int]) -> bool:
+    """Whether the adapter changes these rows of the embeddings or the head."""
+    token_adapter = getattr(module, "token_adapter", None)
+    if token_adapter is not None:
+        chosen = set().union(*token_adapter.token_indices.values())
+        return chosen.issuperset(ids)
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _fix(causal: Any, embeddings: Any, head: Any, ids: Sequence[int]) -> str:
+    """The lines to paste, with the model's own names; a tied head follows its embeddings."""
+    names = [_name(causal, embeddings)]
+    tied = head is None or getattr(head, "weight", None) is getattr(embeddings, "weight", None)
+    tied = tied or bool(getattr(causal.config.get_text_config(), "tie_word_embeddings", False))
+    if not tied:
+        names.append(_name(causal, head))
+    listed = ", ".join(f"{name}: {list(ids)}" for name in names)
+    shared = " (its weight is the head's too, and stays so)" if tied else ""
+    return (
+        f"give the adapter modules_to_save: [{', '.join(names)}]{shared}, or, with far fewer weights, "
+        f"trainable_token_indices: {{{listed}}}."
+    )
+
+
+def _name(causal: Any, module: Any) -> str:
+    path: str = next(name for name, one in causal.named_modules() if one is module)
+    return path.removesuffix(".base_layer").rpartition(".")[2]

@@ -1,0 +1,268 @@
+"""What the self-test runs on: the run's own model, a few of its rows, and the trainer's own step.
+
+`plain_trainer` has the run's model, adapter, loss and data, and nothing else of the recipe: attention is transformers'
+default, kernels and noise are off, rows are padded. What the recipe adds is put on piece by piece. `whole_trainer` has
+all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, frozen
+
+from sftcore.core.errors import DataError
+from sftcore.core.types import IGNORED, Plan
+from sftcore.data.images.pictures import DOCUMENTS
+from sftcore.selftest.equivalence import Measured, take_gradients, wake_adapter
+
+if TYPE_CHECKING:
+    from sftcore.documents.shared_rows import SharedRows
+    from sftcore.train.run import Checked
+    from sftcore.train.trainer import SFTTrainer
+
+LONGEST = 96
+"""Rows are cut to this many tokens and fewer, all to another length, so that padding has something to do."""
+SAMPLED = 16
+"""Raw rows read for each row wanted: some are dropped, or hold nothing that is supervised."""
+
+_LEFT_OUT = (
+    "packing", "eval_packing", "padding_free", "activation_offloading", "gradient_checkpointing_kwargs",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend",
+    "torch_compile_mode",
+)  # fmt: skip
+_BY_FIELDS = ("use_liger_kernel", "liger_kernel_config", "loss_type", "neftune_noise_alpha")
+"""Fields that select plugins; those that stay are selected by name."""
+_KEPT = ("loader", "adapter", "format", "loss", "noise")
+_QUIET: dict[str, Any] = {
+    "report_to": "none", "save_strategy": "no", "eval_strategy": "no", "eval_on_start": False,
+    "load_best_model_at_end": False, "push_to_hub": False, "dataset_cache": False, "resume_from_checkpoint": None,
+}  # fmt: skip
+SHARDED = ("fsdp", "deepspeed")
+
+
+def plain_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
+    """The trainer of a run without attention, kernels, packing and checkpointing of its own; nothing is written."""
+    fields = _fields(checked, folder)
+    dropped = {*_LEFT_OUT, *_BY_FIELDS, *SHARDED, "fsdp_config", "plugins"}
+    kept = {key: value for key, value in fields.items() if key not in dropped}
+    kwargs = {key: value for key, value in fields["model_init_kwargs"].items() if key != "attn_implementation"}
+    kept |= {
+        "model_init_kwargs": kwargs,
+        "plugins": _plugins(checked.setup.plan),
+        "gradient_checkpointing": False,
+    }
+    return _trainer(checked, kept, num_rows, collator=padded)
+
+
+def whole_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
+    """The trainer of the run as its recipe says."""
+    return _trainer(checked, _fields(checked, folder), num_rows, collator=None)
+
+
+def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows side by side."""
+    from sftcore.data.collate import pad_rows
+
+    return pad_rows(rows, pad_token_id=0)
+
+
+# rows with images are prepared for it as others are, and left out by `short_rows`
+padded.images = True  # type: ignore[attr-defined]
+
+
+def flattened(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows end to end."""
+    from sftcore.data.collate import flatten_rows
+
+    return flatten_rows(rows, pad_token_id=0)
+
+
+def _fields(checked: Checked, folder: str) -> dict[str, Any]:
+    from sftcore.train.run import config_of
+
+    return {**config_of(checked.recipe), **_QUIET, "output_dir": folder}
+
+
+def _plugins(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The selections of a plan that stay, as `SFTConfig.plugins` spells them."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in plan.selections:
+        if one.kind in _KEPT and not one.default:
+            name = f"{one.name}@{one.distribution}" if one.distribution else one.name
+            found.setdefault(one.kind, {})[name] = dict(one.options)
+    return found
+
+
+def _trainer(checked: Checked, fields: dict[str, Any], num_rows: int, *, collator: Any) -> SFTTrainer:
+    from pathlib import Path
+
+    from sftcore.config.sft_config import SFTConfig
+    from sftcore.data.source.load import load
+    from sftcore.train.trainer import SFTTrainer
+
+    recipe = checked.recipe
+    rows = load(checked.train, recipe.data, recipe.data.split)
+    rows = rows.select(range(min(len(rows), SAMPLED * num_rows)))
+    args = SFTConfig(**fields)
+    name = str(Path(recipe.model.name or "").expanduser())
+    try:
+        return SFTTrainer(name, args=args, train_dataset=rows, data_collator=collator)
+    except DataError as error:
+        error.where = error.where.replace("train_dataset", checked.train.label)
+        raise
+
+
+# --- Rows -----------------------------------------------------------------------------------------------------------
+def short_rows(trainer: SFTTrainer, num_rows: int, where: str) -> list[dict[str, Any]]:
+    """A few of the trainer's rows around what is supervised in them, each of another length.
+
+    Packed rows are taken apart, and rows with images left out. The first label of a row is set, as in texts: a collator
+    has to take it away.
+
+    Raises:
+        DataError: fewer than two rows have anything that is supervised.
+    """
+    found: list[dict[str, Any]] = []
+    for prepared in trainer.train_dataset:
+        for row in _documents(prepared):
+            if (cut := _cut(row, LONGEST - LONGEST // 5 * (len(found) % 4))) is not None and len(found) < num_rows:
+                found.append(cut)
+    if len(found) < 2:
+        raise DataError(
+            f"{len(found)} of the first {SAMPLED * num_rows} rows can be used, and the self-test compares several.",
+            where=where,
+            fix="Give at least 2 rows with supervised tokens and without images.",
+        )
+    return found
+
+
+def _documents(prepared: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    columns = ("input_ids", "labels", "weights")
+    row = {key: list(prepared[key]) for key in columns if prepared.get(key) is not None}
+    row.setdefault("labels", list(row["input_ids"]))
+    start = 0
+    lengths = prepared.get("seq_lengths") or [len(row["input_ids"])]
+    for length, carried in zip(lengths, prepared.get(DOCUMENTS) or [None] * len(lengths), strict=True):
+        if carried is None or not carried["images"]:
+            yield {key: values[start : start + length] for key, values in row.items()}
+        start += length
+
+
+def _cut(row: Mapping[str, Any], longest: int) -> dict[str, Any] | None:
+    """Half of the tokens before the first supervised one, if there are so many; None where nothing is supervised."""
+    weights = row.get("weights") or [1.0] * len(row["labels"])
+    counted = [i for i, label in enumerate(row["labels"]) if i and label != IGNORED and weights[i] > 0]
+    if not counted:
+        return None
+    start = max(0, counted[0] - longest // 2)
+    cut = {key: values[start : start + longest] for key, values in row.items()}
+    cut["labels"][0] = cut["input_ids"][0]
+    if "weights" in cut:
+        cut["weights"][0] = 1.0
+    return cut
+
+
+def blocks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows packed into two blocks as preparation makes them: the first label of every document is taken away."""
+    half = (len(rows) + 1) // 2
+    return [_block(part) for part in (rows[:half], rows[half:]) if part]
+
+
+def _block(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    block: dict[str, Any] = {
+        "input_ids": [token for row in rows for token in row["input_ids"]],
+        "labels": [label for row in rows for label in (IGNORED, *row["labels"][1:])],
+        "seq_lengths": [len(row["input_ids"]) for row in rows],
+    }
+    if "weights" in rows[0]:
+        block["weights"] = [weight for row in rows for weight in row["weights"]]
+    return block
+
+
+# --- The trainer's own step ------------------------------------------------------------------------------------------
+@frozen
+class Step:
+    """Micro-batches of one step, and how documents that share a row are kept apart in them."""
+
+    batches: Sequence[Mapping[str, Any]]
+    shared: SharedRows | None = None
+
+
+@define
+class Bench:
+    """A trainer whose loss and gradients are measured."""
+
+    trainer: SFTTrainer
+    woken: bool
+
+    @classmethod
+    def of(cls, trainer: SFTTrainer) -> Bench:
+        """The trainer, its adapter no longer zero and its forward passes in the run's mixed precision."""
+        inner = trainer.compute_loss_context_manager
+
+        @contextmanager
+        def in_mixed_precision() -> Iterator[None]:
+            # training has it from accelerate's wrapper of the model, which would lie around each forward bound here
+            with inner(), trainer.accelerator.autocast():
+                yield
+
+        trainer.compute_loss_context_manager = in_mixed_precision  # type: ignore[method-assign]
+        return cls(trainer, wake_adapter(trainer.model))
+
+    def measure(self, step: Step, model: Any = None) -> Measured:
+        """Loss and gradients of one step, computed as the trainer computes them; `model` is a wrapped one."""
+        import torch
+
+        from sftcore.documents.shared_rows import SharedRows
+
+        trainer = self.trainer
+        trainer.shared_rows = step.shared or SharedRows()
+        batches = [dict(batch) for batch in step.batches]
+        trainer.current_gradient_accumulation_steps = len(batches)
+        total = trainer._get_num_items_in_batch(batches, torch.device(trainer.args.device))
+        trainer.model.zero_grad()
+        losses = [trainer.training_step(model or trainer.model, batch, total) for batch in batches]
+        scaler = trainer.accelerator.scaler
+        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        return Measured(float(torch.stack(losses).sum()), take_gradients(trainer.model, scale))
+
+    @contextmanager
+    def checkpointing(self, kept: str | None = None, **options: Any) -> Iterator[None]:
+        """Gradient checkpointing inside, selective where `kept` says what it keeps."""
+        from sftcore.documents.ways import causal_model
+        from sftcore.model.memory.checkpointing import checkpoint_selectively
+
+        causal = causal_model(self.trainer.model)
+        before: Callable[..., None] | None = vars(causal).get("_set_gradient_checkpointing")
+        if kept is not None:
+            checkpoint_selectively(causal, kept)
+        name = "activation" if hasattr(causal, "activation_checkpointing_enable") else "gradient"
+        getattr(causal, f"{name}_checkpointing_enable")({"use_reentrant": False, **options})
+        try:
+            yield
+        finally:
+            getattr(causal, f"{name}_checkpointing_disable")()
+            if kept is not None and before is None:
+                del causal._set_gradient_checkpointing
+
+
+def checkpoints(settings: Mapping[str, Any]) -> bool:
+    """Whether a run with these settings checkpoints: it does unless it is told not to."""
+    given = [settings.get(name) for name in ("activation_checkpointing", "gradient_checkpointing")]
+    return next((value for value in given if value is not None), True) is not False
+
+
+def run_batches(
+    collator: Any, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], prove: Any
+) -> tuple[list[Mapping[str, Any]], Any]:
+    """The micro-batches that the run's own collator makes of rows, two of them where its batches are that small."""
+    from sftcore.documents.shared_rows import layout_of
+
+    packing = bool(settings.get("packing"))
+    shared = prove(layout_of(collator, packed=packing))
+    items = blocks(rows) if packing else list(rows)
+    size = min(settings.get("per_device_train_batch_size") or 8, (len(items) + 1) // 2)
+    return [collator([dict(row) for row in items[at : at + size]]) for at in range(0, len(items), size)], shared

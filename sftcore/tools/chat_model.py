@@ -1,0 +1,203 @@
+"""A saved run that answers: its own template and stop tokens, with its adapter or without."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import attrs
+from attrs import define, field, frozen
+
+from sftcore.chat.template import refuse_unbounded
+from sftcore.core.errors import ModelError
+from sftcore.tools.load_saved import load_request, load_tokenizer, put_adapter, set_stops
+from sftcore.tools.saved import SavedRun
+
+Turn = Mapping[str, str]
+OnText = Callable[[str], object]
+
+
+@frozen
+class Sampling:
+    """How an answer is drawn: temperature 0 takes the most likely token each time."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@frozen
+class Reply:
+    """An answer. `stopped` is "end" at a stop token, "length" at max_new_tokens or a full context, "user" at Ctrl-C.
+
+    `dropped` counts the oldest turns that were left out so that the rest fits.
+    """
+
+    text: str
+    num_tokens: int
+    seconds: float
+    stopped: str
+    dropped: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """Tokens, seconds, and why it ended."""
+        why = {"end": "", "length": ", cut at its longest (--max-new-tokens)", "user": ", stopped by you"}[self.stopped]
+        return f"{self.num_tokens} tokens in {self.seconds:.1f} s, {self.num_tokens / self.seconds:.1f} tokens/s{why}"
+
+
+@define
+class Speaker:
+    """A loaded run that answers conversations.
+
+    `context` is the largest number of tokens that prompt and answer may have together.
+    """
+
+    model: Any
+    tokenizer: Any
+    context: int
+    has_adapter: bool
+    stops: frozenset[int] = field(factory=frozenset)
+
+    def answer(
+        self, turns: Sequence[Turn], sampling: Sampling, *, adapter: bool = True, on_text: OnText = lambda _: None
+    ) -> Reply:
+        """Answer the last turn; `on_text` is told each piece as it comes.
+
+        Raises:
+            ModelError: the template refuses the conversation, or its last turn alone is too long.
+        """
+        import torch
+
+        ids, dropped = self._fitting(turns)
+        room = min(sampling.max_new_tokens, self.context - len(ids))
+        streamer = _Streamer(self.tokenizer, on_text)
+        prompt = torch.tensor([ids], device=self.model.device)
+        start = time.monotonic()
+        with self._adapter(on=adapter), torch.inference_mode():
+            try:
+                self.model.generate(
+                    input_ids=prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    streamer=streamer,
+                    max_new_tokens=room,
+                    use_cache=True,
+                    **_drawing(sampling),
+                )
+                stopped = "end" if streamer.ids and streamer.ids[-1] in self.stops else "length"
+            except KeyboardInterrupt:
+                stopped = "user"
+        streamer.end()
+        return Reply(streamer.text, len(streamer.ids), max(time.monotonic() - start, 1e-9), stopped, dropped)
+
+    def _fitting(self, turns: Sequence[Turn]) -> tuple[list[int], int]:
+        """The prompt's tokens, and how many of the oldest turns had to go; a system turn stays."""
+        system = [turn for turn in turns[:1] if turn["role"] == "system"]
+        rest = list(turns[len(system) :])
+        dropped = 0
+        while True:
+            ids = self._prompt([*system, *rest])
+            if len(ids) < self.context:
+                return ids, dropped
+            if len(rest) <= 1:
+                raise ModelError(
+                    f"the prompt has {len(ids):,} tokens, and the model reads {self.context:,} with its answer.",
+                    where="chat",
+                    fix="Make it shorter.",
+                )
+            # a question goes with its answer, or the next turn would be an answer to nothing
+            gone = 2 if len(rest) > 2 else 1
+            rest, dropped = rest[gone:], dropped + gone
+
+    def _prompt(self, turns: Sequence[Turn]) -> list[int]:
+        from jinja2 import TemplateError
+
+        refuse_unbounded(self.tokenizer, turns, add_generation_prompt=True)
+        try:
+            encoded = self.tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns], add_generation_prompt=True, return_dict=True
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            raise ModelError(f"the chat template refuses this conversation: {error}", where="chat") from error
+        return list(encoded["input_ids"])
+
+    @contextmanager
+    def _adapter(self, *, on: bool) -> Iterator[None]:
+        with nullcontext() if on or not self.has_adapter else self.model.disable_adapter():
+            yield
+
+
+@define
+class _Streamer:
+    """Told tokens by `generate`; passes text on as soon as its characters are whole."""
+
+    tokenizer: Any
+    on_text: OnText
+    ids: list[int] = field(factory=list)
+    text: str = ""
+    _saw_prompt: bool = False
+
+    def put(self, value: Any) -> None:
+        """The prompt first, then one token at a time."""
+        if not self._saw_prompt:
+            self._saw_prompt = True
+            return
+        self.ids.extend(value.flatten().tolist())
+        self._tell(self._decoded())
+
+    def end(self) -> None:
+        """What is left, half a character too."""
+        self._tell(self._decoded(), whole=False)
+
+    def _decoded(self) -> str:
+        text: str = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        return text
+
+    def _tell(self, text: str, *, whole: bool = True) -> None:
+        # half a character is decoded as U+FFFD
+        if (whole and text.endswith("\ufffd")) or not text.startswith(self.text):
+            return
+        new, self.text = text[len(self.text) :], text
+        if new:
+            self.on_text(new)
+
+
+def _drawing(sampling: Sampling) -> dict[str, Any]:
+    """Arguments of `generate`; a temperature of its own in the model's configuration does not count."""
+    if sampling.temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if sampling.seed is not None:
+        import torch
+
+        torch.manual_seed(sampling.seed)
+    return {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+
+
+def load_speaker(run: SavedRun, *, dtype: str = "auto") -> Speaker:
+    """The run's model on this machine's accelerator, if there is one, with its adapter beside it.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no chat template.
+    """
+    import torch
+
+    tokenizer = load_tokenizer(run)
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "the tokenizer has no chat template, so there is no way to ask the model.",
+            where=run.name,
+            fix="Train with one (chat_template_path), or put chat_template.jinja beside the tokenizer's files.",
+        )
+    place = {"device_map": "auto"} if torch.accelerator.is_available() else {}
+    request = attrs.evolve(run.base, dtype=dtype, init_kwargs={**run.base.init_kwargs, **place})
+    model = load_request(request, run.loader).eval()
+    set_stops(model, tokenizer, run)
+    stops = frozenset(model.generation_config.eos_token_id or ())
+    if run.adapter is not None:
+        model = put_adapter(model, run, rows=len(tokenizer))
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = min(longest or tokenizer.model_max_length, tokenizer.model_max_length)
+    return Speaker(model, tokenizer, context, run.adapter is not None, stops)

@@ -1,0 +1,254 @@
+"""Load what a saved folder is: its tokenizer, its base without quantisation, the adapter on it."""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from sftcore.core.errors import CheckError, ModelError
+from sftcore.core.types import ModelRequest, Selection
+from sftcore.tools.saved import ADAPTER_WEIGHTS, QUANTISES, SavedRun, selections_of
+
+if TYPE_CHECKING:
+    from sftcore.config.setup import Setup
+
+
+def load_tokenizer(run: SavedRun) -> Any:
+    """The run's own tokenizer with its chat template, else its base's.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    for folder in dict.fromkeys(filter(None, (run.folder, run.adapter))):
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            try:
+                return AutoTokenizer.from_pretrained(folder, trust_remote_code=run.base.trust_remote_code)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"the tokenizer cannot be loaded: {error}", where=str(folder)) from error
+    from sftcore.model.build import load_processor
+
+    setup = _setup(run.base, run.loader)
+    found = load_processor(setup.plan, setup.plugins)
+    return getattr(found, "tokenizer", found)
+
+
+def load_base(run: SavedRun, dtype: str = "float32") -> Any:
+    """The base, or the whole model, without quantisation; a base that is saved quantised is turned back into floats.
+
+    Raises:
+        ModelError: it cannot be loaded, or not turned back.
+    """
+    from sftcore.model.precision import quantisation_of
+
+    model = load_request(attrs.evolve(run.base, dtype=dtype), run.loader)
+    if quantised := quantisation_of(model):
+        try:
+            model = model.dequantize()
+        except (NotImplementedError, AttributeError, ValueError) as error:
+            raise ModelError(
+                f"the base is saved quantised ({quantised}) and cannot be turned back into floats: {error}",
+                where=f"model {run.base.name}",
+                fix="Name the unquantised one: --base MODEL.",
+            ) from error
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        _forget_unpacking(model)
+        if dtype != "auto":
+            import torch
+
+            model = model.to(getattr(torch, dtype))
+    return model.eval()
+
+
+def load_request(request: ModelRequest, loader: Selection | None, *further: Selection) -> Any:
+    """A model by its loader, with what further plugins ask of `from_pretrained`.
+
+    Raises:
+        CheckError, ModelError: it cannot be loaded.
+    """
+    from sftcore.config.probe import model_problems
+
+    # not all that `check` finds: what cannot be trained can be asked and merged
+    if problems := list(model_problems(request, False, False)):
+        raise CheckError(problems)
+    return load_model_of(_setup(request, loader, *further))
+
+
+def load_model_of(setup: Setup) -> Any:
+    """The model of a setup, by its own loader."""
+    from sftcore.model.build import load_model
+
+    for one in setup.plugins.answers("prepare"):
+        one.plugin.prepare(plan=setup.plan)
+    return load_model(setup.plan, setup.plugins, None).model
+
+
+def _setup(request: ModelRequest, loader: Selection | None, *further: Selection) -> Setup:
+    from sftcore.config.setup import set_up
+
+    chosen = [*([loader] if loader else []), *further]
+    return set_up(chosen, {}, request, where="", without=("format", "collator", "loss"))
+
+
+def put_adapter(base: Any, run: SavedRun, *, rows: int | None = None) -> Any:
+    """The adapter around a base, whose embeddings are brought to the size that it was saved with.
+
+    Args:
+        base: the model.
+        run: where the adapter is.
+        rows: how many tokens the run's tokenizer has.
+
+    Raises:
+        ModelError: the tokenizer has tokens for which neither base nor adapter has rows; PEFT refuses the adapter.
+    """
+    from peft import PeftModel
+
+    assert run.adapter is not None
+    _fit_embeddings(base, run, rows or 0)
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 reads an attribute that transformers 5.24 renamed
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            # what PEFT says of tied weights is handled where they are merged
+            warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
+            model = PeftModel.from_pretrained(base, run.adapter, adapter_name=run.adapter_name)
+    except (ValueError, RuntimeError, TypeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"PEFT cannot put it on {run.base.name}: {first}",
+            where=str(run.adapter),
+            fix="Name the base that it was trained on: --base MODEL.",
+        ) from error
+    return model.eval()
+
+
+def _fit_embeddings(base: Any, run: SavedRun, rows: int) -> None:
+    assert run.adapter is not None
+    if (embedding := base.get_input_embeddings()) is None:
+        return
+    names = _embedding_names(base)
+    whole = {name: shape[0] for name, shape in saved_shapes(run.adapter).items() if _is_whole(name, names)}
+    known = embedding.weight.shape[0]
+    if whole:
+        if (saved := max(whole.values())) != known:
+            base.resize_token_embeddings(saved, mean_resizing=False)
+        return
+    if rows <= known:
+        return
+    trained = run.adapter_config.get("trainable_token_indices") or []
+    indices = {one for part in (trained.values() if isinstance(trained, dict) else [trained]) for one in part}
+    if missing := sorted(set(range(known, rows)) - indices):
+        raise ModelError(
+            f"the tokenizer has {rows} tokens, the base {known} rows, and the adapter saved none for "
+            f"{len(missing)} of the new ones.",
+            where=str(run.adapter),
+            fix="Name the base that was resized before training (--base MODEL); a run that adds tokens must train or "
+            "save their rows (modules_to_save, or trainable_token_indices).",
+        )
+    base.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _is_whole(name: str, embeddings: set[str]) -> bool:
+    return name.endswith(".weight") and ".lora_" not in name and bool(embeddings & set(name.split(".")))
+
+
+def save_grown_rows(model: Any, folder: Path, state_dict: dict[str, Any] | None) -> None:
+    """Save embeddings and head with the adapter where PEFT did not.
+
+    PEFT (0.21) tells by the base's config.json that a vocabulary grew; a base from a single file has none, and the new
+    rows would be lost.
+    """
+    names = _embedding_names(model.get_base_model())
+    if not any(_is_whole(name, names) for name in saved_shapes(folder)):
+        model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=True)
+
+
+def _embedding_names(causal: Any) -> set[str]:
+    """How the model calls its embeddings and its head, such as embed_tokens and lm_head."""
+    both = (causal.get_input_embeddings(), causal.get_output_embeddings())
+    return {name.rpartition(".")[2] for name, module in causal.named_modules() if module in both}
+
+
+def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name to shape of what an adapter saved, from the file's header (github.com/huggingface/safetensors, Format)."""
+    return dict(_header(folder / ADAPTER_WEIGHTS))
+
+
+def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield name, tuple(entry["shape"])
+
+
+def set_stops(model: Any, tokenizer: Any, run: SavedRun) -> None:
+    """Let generation stop where the run's answers end, and nowhere pad with that token.
+
+    An adapter's folder holds no configuration of generation unless somebody put one there; what the run set stands in
+    its tokenizer.
+    """
+    from transformers import GenerationConfig
+
+    from sftcore.chat.stops import align_pad, stop_at, trained_stop
+
+    if run.folder is not None and (run.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(run.folder)
+    ends = filter(None, (tokenizer.eos_token, trained_stop(tokenizer)))
+    if stops := [tokenizer.convert_tokens_to_ids(end) for end in ends]:
+        stop_at(model, list(dict.fromkeys(stops)))
+    align_pad(model, tokenizer, None)
+
+
+def quantised_as_trained(run: SavedRun) -> Any | None:
+    """The base quantised as the run had it; None where the run had it whole.
+
+    Raises:
+        SFTCoreError: it cannot be loaded that way here.
+    """
+    from sftcore.model.build import merged_options
+
+    ran = run.manifest.get("model") or {}
+    asked = {key: value for key, value in (ran.get("init_kwargs") or {}).items() if key in QUANTISES and value}
+    dtype = ran.get("dtype") or "auto"
+    request = attrs.evolve(run.base, dtype=dtype, init_kwargs={**run.base.init_kwargs, **asked})
+    adapter = [one for one in selections_of(run.manifest, "adapter") if "config" not in one.options]
+    setup = _setup(request, run.loader, *adapter)
+    options = merged_options(setup.plan, setup.plugins, None).kwargs
+    if not QUANTISES & options.keys() and not _saved_quantised(run):
+        return None
+    return load_model_of(setup)
+
+
+def _saved_quantised(run: SavedRun) -> bool:
+    from transformers import PretrainedConfig
+
+    try:
+        config, _ = PretrainedConfig.get_config_dict(run.base.name, revision=run.base.revision)
+    except (OSError, ValueError):  # a single file has none
+        return False
+    return bool(config.get("quantization_config"))
+
+
+def _forget_unpacking(model: Any) -> None:
+    """Drop what unpacked the quantised weights: transformers 5.17 would undo it at each save, and cannot."""
+
+    def can_be_undone(conversion: Any) -> bool:
+        try:
+            conversion.reverse_transform()
+        except NotImplementedError:
+            return False
+        return True
+
+    if conversions := getattr(model, "_weight_conversions", None):
+        model._weight_conversions = [one for one in conversions if can_be_undone(one)]

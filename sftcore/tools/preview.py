@@ -1,0 +1,325 @@
+"""One row as the model will see it, with what is supervised told apart: the run's own pipeline, without weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import define, field, frozen
+
+from sftcore.check.format import FormatChoice, format_for
+from sftcore.config.recipe import Recipe
+from sftcore.config.setup import Setup, check, set_up_recipe
+from sftcore.core.errors import DataError, RecipeError
+from sftcore.core.types import IGNORED, TokenizedRow
+from sftcore.core.visible import visible
+from sftcore.data.images.pictures import DOCUMENTS, Picture
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from sftcore.config.sft_config import SFTConfig
+    from sftcore.data.pipeline import Inspected, Pipeline
+    from sftcore.data.sets import DataPreparation
+    from sftcore.data.source.load import Source
+
+_NAME = "train_dataset"
+CUT_SHOWN = 200
+"""How many tokens of what max_length takes away are shown."""
+
+
+@frozen
+class Piece:
+    """The fewest tokens that make whole characters; `position` is that of the first of them in its document.
+
+    `weight` is 0 where the tokens are not supervised. `cut` pieces are taken away by max_length. The tokens of an image
+    are one piece, with its `picture`.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    position: int
+    weight: float = 0.0
+    special: bool = False
+    cut: bool = False
+    picture: Picture | None = None
+
+
+@frozen
+class Segment:
+    """Neighbouring pieces that are alike."""
+
+    text: str
+    num_tokens: int
+    weight: float
+    special: bool = False
+    cut: bool = False
+
+
+@frozen
+class Document:
+    """A document of a packed block, or the one of a row: where it begins there, and its pieces."""
+
+    start: int
+    length: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The document's images."""
+        return tuple(piece.picture for piece in self.pieces if piece.picture is not None)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Pieces that are alike, joined."""
+        found = []
+        alike = itertools.groupby(self.pieces, key=lambda piece: (piece.weight, piece.special, piece.cut))
+        for (weight, special, cut), group in alike:
+            pieces = list(group)
+            text = "".join(piece.text for piece in pieces)
+            found.append(Segment(text, sum(len(piece.ids) for piece in pieces), weight, special, cut))
+        return tuple(found)
+
+
+@frozen
+class Preview:
+    """A row, or a block of packed rows where `capacity` is its length. `example` numbers the examples of a row.
+
+    `cut` counts the tokens that max_length takes away, of which up to CUT_SHOWN are among the pieces. `dropped` is the
+    reason for which a run would leave the row out. `notes` are sentences about it.
+    """
+
+    row: int
+    example: int
+    documents: tuple[Document, ...]
+    cut: int = 0
+    dropped: str = ""
+    notes: tuple[str, ...] = ()
+    capacity: int | None = None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments of all documents."""
+        return tuple(segment for document in self.documents for segment in document.segments)
+
+    @property
+    def caption(self) -> str:
+        """Row, tokens, supervised tokens, cut."""
+        total = sum(document.length for document in self.documents)
+        supervised = sum(segment.num_tokens for segment in self.segments if segment.weight and not segment.cut)
+        if self.capacity is not None:
+            count = len(self.documents)
+            return (
+                f"block {self.row}: {total} of {self.capacity} tokens in {count} document{'' if count == 1 else 's'}, "
+                f"{supervised} supervised"
+            )
+        number = f"row {self.row}" + (f", example {self.example}" if self.example else "")
+        cut = f", {self.cut} more cut away" if self.cut else ""
+        return f"{number}: {total} tokens, {supervised} supervised{cut}"
+
+
+@define
+class Preparations:
+    """Makes the preparation of a recipe's data for a setup; the tokenizer is loaded once."""
+
+    recipe: Recipe
+    _args: SFTConfig | None = field(default=None, init=False)
+    _processor: Any = field(default=None, init=False)
+    _tokenizer: Any = field(default=None, init=False)
+
+    def __call__(self, setup: Setup) -> DataPreparation:
+        """The preparation, with all settings as a run has them.
+
+        Raises:
+            ModelError: the tokenizer cannot be loaded.
+        """
+        from sftcore.config.sft_config import SFTConfig
+        from sftcore.data.sets import DataPreparation
+        from sftcore.model.build import load_processor
+        from sftcore.train.arguments import max_length_of, prepare_tokenizer
+        from sftcore.train.run import config_of
+
+        if self._args is None:
+            args = SFTConfig(**{**config_of(self.recipe), "output_dir": "unused"})
+            self._processor = load_processor(setup.plan, setup.plugins)
+            self._tokenizer, _ = prepare_tokenizer(self._processor, args)
+            self._args = args
+        setup = attrs.evolve(setup, plan=attrs.evolve(setup.plan, settings=self._args.to_settings()))
+        length = max_length_of(self._args, self._tokenizer)
+        return DataPreparation(setup, self._tokenizer, length, processor=self._processor)
+
+
+# --- From a recipe to a row -----------------------------------------------------------------------------------------
+def preview(recipe: Recipe, row: int) -> list[Preview]:
+    """Row `row` of the training set, counted from 0, through the recipe's own pipeline; of packed sets block `row`.
+
+    Columns that no format reads are read by the mapping that a format suggests, and a note says so.
+
+    Raises:
+        RecipeError: there is no such row.
+        SFTCoreError: whatever would stop the run at this row.
+    """
+    from sftcore.data.source.load import load
+
+    setup = set_up_recipe(recipe)
+    check(setup)
+    source, choice = _looked_at(recipe, setup)
+    dataset = load(source, recipe.data, recipe.data.split)
+    label = source.label
+    choice = choice or format_for(setup, dataset.column_names, label)
+    notes = (f"Read by a suggested mapping; a run needs this line: {choice.line}",) if choice.line else ()
+    preparation = Preparations(recipe)(choice.setup)
+    try:
+        if preparation.setup.plan.settings.get("packing"):
+            return [_block(preparation, dataset, row, label, notes)]
+        _refuse_beyond(row, len(dataset), "row", label)
+        pipeline = preparation.pipeline(dataset.column_names, _NAME)
+        return _row(pipeline, dataset[row], row, preparation.tokenizer, notes)
+    except DataError as error:
+        # the preparation knows the set by its argument, the user by its file
+        error.where = error.where.replace(_NAME, label)
+        raise
+
+
+def _looked_at(recipe: Recipe, setup: Setup) -> tuple[Source, FormatChoice | None]:
+    """Where the rows are, and their format where local files can be sampled: refused while everything is light.
+
+    The sampled rows are not judged: a row can be looked at though another one is wrong.
+    """
+    from sftcore.data.format import reader_for
+    from sftcore.data.source.files import first_rows, local_files
+    from sftcore.data.source.load import SAMPLE, Source
+
+    files = local_files(recipe.data.train)
+    if files is None:
+        return Source(str(recipe.data.train), None), None
+    sample = first_rows(files, SAMPLE)
+    if not sample:
+        return Source(files.label, files), None
+    columns = list(dict.fromkeys(key for _, row in sample for key in row))
+    choice = format_for(setup, columns, files.label)
+    return Source(files.label, files, reader_for(choice.bound, columns, files.label)), choice
+
+
+def _refuse_beyond(row: int, count: int, unit: str, label: str) -> None:
+    if not 0 <= row < count:
+        raise RecipeError(f"there is no {unit} {row}.", where=label, fix=f"{unit.title()}s: 0 to {count - 1}.")
+
+
+def _row(pipeline: Pipeline, values: dict[str, Any], row: int, tokenizer: Any, notes: tuple[str, ...]) -> list[Preview]:
+    kept = pipeline.inspect([values], [row])
+    whole = attrs.evolve(pipeline, max_length=None).inspect([values], [row])
+    from_end = pipeline.truncation == "keep_end"
+    return [
+        _example(i, one, full, tokenizer, from_end, notes)
+        for i, (one, full) in enumerate(zip(kept, whole, strict=True))
+    ]
+
+
+def _example(
+    index: int, one: Inspected, full: Inspected, tokenizer: Any, from_end: bool, notes: tuple[str, ...]
+) -> Preview:
+    if one.error is not None:
+        raise one.error
+    assert one.row is not None
+    assert full.row is not None
+    length = len(one.row.input_ids)
+    pieces = pieces_of(one.row, tokenizer)
+    if one.tokens_cut:
+        gone = (
+            slice(max(one.tokens_cut - CUT_SHOWN, 0), one.tokens_cut) if from_end else slice(length, length + CUT_SHOWN)
+        )
+        cut = [attrs.evolve(piece, cut=True) for piece in pieces_of(_part(full.row, gone), tokenizer, gone.start)]
+        pieces = [*cut, *pieces] if from_end else [*pieces, *cut]
+    document = Document(0, length, tuple(with_pictures(pieces, full.pictures)))
+    return Preview(one.number, index, (document,), one.tokens_cut, one.dropped, (*notes, *map(_sentence, one.notes)))
+
+
+def _sentence(note: str) -> str:
+    return f"{note[:1].upper()}{note[1:]}."
+
+
+def _block(preparation: DataPreparation, dataset: Dataset, row: int, label: str, notes: tuple[str, ...]) -> Preview:
+    blocks = preparation.prepare(dataset, _NAME)
+    pipeline = preparation.pipeline(dataset.column_names, _NAME)
+    _refuse_beyond(row, len(blocks), "block", label)
+    block = blocks[row]
+    whole = TokenizedRow(block["input_ids"], block["labels"], block.get("weights"))
+    documents, start = [], 0
+    carried_along = block.get(DOCUMENTS) or [None] * len(block["seq_lengths"])
+    for length, carried in zip(block["seq_lengths"], carried_along, strict=True):
+        pieces = pieces_of(_part(whole, slice(start, start + length)), preparation.tokenizer)
+        if carried is not None and carried["images"]:
+            pieces = with_pictures(pieces, _pictures(pipeline, dataset, carried))
+        documents.append(Document(start, length, tuple(pieces)))
+        start += length
+    return Preview(row, 0, tuple(documents), notes=notes, capacity=preparation.max_length)
+
+
+def _pictures(pipeline: Pipeline, dataset: Dataset, document: dict[str, Any]) -> tuple[Picture, ...]:
+    """The images of a document of a block, looked up in the row that it was made of."""
+    number = document["row"]
+    made = pipeline.inspect([dataset[number]], [number])
+    sources = [dict(image) for image in document["images"]]
+    return next(one.pictures for one in made if [dict(picture.source) for picture in one.pictures] == sources)
+
+
+def _part(row: TokenizedRow, part: slice) -> TokenizedRow:
+    labels = None if row.labels is None else row.labels[part]
+    return TokenizedRow(row.input_ids[part], labels, None if row.weights is None else row.weights[part])
+
+
+# --- From tokens to text --------------------------------------------------------------------------------------------
+def pieces_of(row: TokenizedRow, tokenizer: Any, start: int = 0) -> list[Piece]:
+    """The tokens of one document as text; `start` is the position of the first."""
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    labels = row.input_ids if row.labels is None else row.labels
+    weights: Sequence[float] = row.weights or [1.0] * len(row.input_ids)
+    pieces = []
+    for first, last, text in _texts(row.input_ids, tokenizer):
+        ids = tuple(row.input_ids[first:last])
+        # nothing stands before the first token of a document to predict it from
+        counted = [i for i in range(first, last) if labels[i] != IGNORED and start + i > 0]
+        weight = max((float(weights[i]) for i in counted), default=0.0)
+        pieces.append(Piece(visible(text), ids, start + first, weight, ids[0] in special))
+    return pieces
+
+
+def with_pictures(pieces: Sequence[Piece], pictures: Sequence[Picture]) -> list[Piece]:
+    """The pieces with the tokens of each image as one."""
+    shown: list[Piece] = []
+    number = 0
+    for piece in pieces:
+        while number < len(pictures) and piece.position >= pictures[number].last:
+            number += 1
+        if number == len(pictures) or piece.position < pictures[number].first:
+            shown.append(piece)
+        elif shown and shown[-1].picture is pictures[number]:
+            shown[-1] = attrs.evolve(shown[-1], ids=(*shown[-1].ids, *piece.ids))
+        else:
+            text = f"[image {number + 1}: {pictures[number].num_tokens} tokens]"
+            shown.append(attrs.evolve(piece, text=text, special=True, picture=pictures[number]))
+    return shown
+
+
+def _texts(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int, str]]:
+    """The fewest tokens from `first` to `last` (exclusive) that end with a whole character, with their text.
+
+    Decoded together with the piece before, since some tokenizers drop the space in front of a text.
+    """
+
+    def decoded(tokens: Sequence[int]) -> str:
+        text: str = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    before = first = 0
+    for last in range(1, len(ids) + 1):
+        context, text = decoded(ids[before:first]), decoded(ids[before:last])
+        # half a character is decoded as U+FFFD; a character has at most four bytes
+        if text.endswith("\ufffd") and last - first < 4 and last < len(ids):
+            continue
+        yield first, last, text[len(context) :]
+        before, first = first, last

@@ -1,0 +1,165 @@
+"""Rows that a quantisation is calibrated on, and others that it is judged by, from the run's own data."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from sftcore.core.errors import DataError, quoted
+from sftcore.core.types import TokenizedRow
+from sftcore.data.source.files import local_files
+from sftcore.tools.saved import SavedRun
+from sftcore.tools.saved_rows import RunRows, rows_of_run
+
+HELD_OUT = 64
+"""How many rows the perplexity is measured on."""
+_SAYS_HOW_ROWS_ARE_READ = (
+    "assistant_only_loss", "completion_only_loss", "dataset_text_field", "mask_style", "max_length", "truncation_mode",
+)  # fmt: skip
+"""Settings that matter where a manifest holds no recipe."""
+
+
+@frozen
+class Calibration:
+    """Token rows to calibrate on, and rows that are held out; `of` and `held_out_of` say where each come from."""
+
+    rows: tuple[TokenizedRow, ...]
+    held_out: tuple[TokenizedRow, ...]
+    of: str
+    held_out_of: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the rows to calibrate on."""
+        return sum(len(row.input_ids) for row in self.rows)
+
+
+def calibration_rows(
+    run: SavedRun, tokenizer: Any, *, samples: int, max_length: int, seed: int, data: str | None = None
+) -> Calibration:
+    """Up to `samples` rows of the run's training set in random order, and HELD_OUT rows of its evaluation set.
+
+    Where there is no evaluation set, rows of the training set that are not calibrated on are held out.
+
+    Args:
+        run: the saved run.
+        tokenizer: the run's, with its template.
+        samples: how many rows to calibrate on.
+        max_length: rows are cut to this many tokens, or to the run's own where that is less.
+        seed: of the order.
+        data: a file, a folder or a hub id in place of the run's data.
+
+    Raises:
+        DataError: the run's data are not known or not there any more; there are fewer than two rows.
+    """
+    run = _with_data(run, data)
+    max_length = min(max_length, _max_length_of(run) or max_length)
+    if _has_evaluation_set(run):
+        train = rows_of_run(run, tokenizer, samples, max_length=max_length, seed=seed)
+        held = rows_of_run(run, tokenizer, HELD_OUT, max_length=max_length, part="eval", seed=seed)
+        notes = tuple(dict.fromkeys((*train.notes, *held.notes)))
+        part = "held back by the run" if run.manifest["recipe"]["data"].get("eval_fraction") else "the evaluation set"
+        return Calibration(train.rows, held.rows, train.label, f"{held.label}, {part}", notes)
+    found = rows_of_run(run, tokenizer, samples + HELD_OUT, max_length=max_length, seed=seed)
+    return _split(found, samples, _where(run))
+
+
+def _split(found: RunRows, samples: int, where: str) -> Calibration:
+    total = len(found.rows)
+    if total < 2:
+        raise DataError(
+            f"{found.label} has one usable row, and it takes one to calibrate on and one to measure.",
+            where=where,
+            fix="Give more rows: --data FILE.",
+        )
+    count = min(samples, total - min(HELD_OUT, max(1, total // 5)))
+    held_out = f"{found.label}, rows that were trained on and not calibrated on"
+    return Calibration(found.rows[:count], found.rows[count:], found.label, held_out, found.notes)
+
+
+# --- Where the data are ---------------------------------------------------------------------------------------------
+def _with_data(run: SavedRun, data: str | None) -> SavedRun:
+    """The run with a recipe whose data can be read from here."""
+    recipe = dict(run.manifest.get("recipe") or {})
+    if data is not None:
+        local_files(data)  # a wrong path is told as such, before anything is loaded
+    elif not recipe:
+        what = (
+            "the run was started from Python, so its manifest.json does not say where its rows are"
+            if run.manifest
+            else "there is no manifest.json that says which rows the model was trained on"
+        )
+        raise DataError(f"{what}.", where=_where(run), fix="Give them: --data FILE.")
+    if not recipe:
+        recipe = _recipe_of_python_run(run)
+    recipe["data"] = data if data is not None else _located(recipe["data"], _folders(run), _where(run))
+    return attrs.evolve(run, manifest={**run.manifest, "recipe": recipe})
+
+
+def _recipe_of_python_run(run: SavedRun) -> dict[str, Any]:
+    """What a manifest without recipe says of how rows are read; for a model without manifest, the defaults."""
+    settings = run.manifest.get("settings") or {}
+    recipe = {key: settings[key] for key in _SAYS_HOW_ROWS_ARE_READ if settings.get(key) is not None}
+    formats = (run.manifest.get("data") or {}).get("formats") or {}
+    chosen = formats.get("train_dataset")
+    if chosen and not chosen["default"]:
+        recipe["format"] = {f"{chosen['name']}@{chosen['distribution']}": chosen["options"]}
+    return {"model": run.base.name or run.name, **recipe}
+
+
+def _located(entry: Any, folders: tuple[Path, ...], where: str) -> Any:
+    """A recipe's data entry with each path as it is found now; hub ids stay as they are."""
+    if isinstance(entry, Mapping):
+        return {
+            key: _located(value, folders, where) if key in ("train", "eval") and value is not None else value
+            for key, value in entry.items()
+        }
+    if isinstance(entry, (list, tuple)):
+        return [_located(one, folders, where) for one in entry]
+    for folder in folders:
+        path = folder / Path(entry).expanduser()
+        if path.exists() or (glob.has_magic(str(path)) and glob.glob(str(path), recursive=True)):
+            return str(path)
+    try:
+        local_files(entry)
+    except DataError as error:
+        looked = quoted(dict.fromkeys(str(folder / Path(entry).expanduser()) for folder in folders))
+        raise DataError(
+            f'the run\'s data "{entry}" are not there any more; looked at {looked}.',
+            where=where,
+            fix="Give them: --data FILE.",
+        ) from error
+    return entry
+
+
+def _folders(run: SavedRun) -> tuple[Path, ...]:
+    """Where relative paths of the run may start: here, and in the folder that the run was started in."""
+    output = Path((run.manifest.get("settings") or {}).get("output_dir") or ".")
+    found = [Path.cwd()]
+    if run.folder is not None and not output.is_absolute() and output.parts:
+        whole = run.folder.resolve()
+        for folder in (whole, whole.parent):  # a checkpoint stands one below
+            if folder.parts[-len(output.parts) :] == output.parts:
+                found.append(Path(*folder.parts[: -len(output.parts)]))
+    return tuple(dict.fromkeys(found))
+
+
+def _has_evaluation_set(run: SavedRun) -> bool:
+    data = run.manifest["recipe"]["data"]
+    return isinstance(data, Mapping) and any(data.get(key) is not None for key in ("eval", "eval_fraction"))
+
+
+def _max_length_of(run: SavedRun) -> int | None:
+    recipe, settings = run.manifest["recipe"], run.manifest.get("settings") or {}
+    found: int | None = recipe.get("max_length", settings.get("max_length"))
+    return found
+
+
+def _where(run: SavedRun) -> str:
+    return str(run.folder or run.name)

@@ -1,0 +1,343 @@
+"""A saved run in a few bits a weight: merged, calibrated on its own rows, saved, reloaded and measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from sftcore.core.errors import ModelError, RecipeError, UnavailablePluginError, nearest, quoted
+from sftcore.tools.quantization import gptq
+from sftcore.util.disk import writing
+
+if TYPE_CHECKING:
+    from sftcore.core.types import TokenizedRow
+    from sftcore.tools.quantization.calibration import Calibration
+    from sftcore.tools.quantization.perplexity import Perplexity
+    from sftcore.tools.saved import SavedRun
+
+BITS = (4, 8)
+MUCH = 0.15
+"""A rise of the perplexity by more than this share is noted, with what helps."""
+GROUP_SIZE = 128
+"""Weights that share a scale, where the layers' widths allow it."""
+
+
+@frozen
+class Options:
+    """How to quantise.
+
+    Args:
+        method: a key of METHODS.
+        bits: of a weight.
+        group_size: weights in a row of a matrix that share a scale; None is the largest power of two up to GROUP_SIZE
+            that divides the width of every layer.
+        samples: rows to calibrate on.
+        max_length: tokens of the longest of these rows.
+        dtype: of what is not quantised (embeddings, head, norms, scales).
+        data: rows in place of the run's own: a file, a folder or a hub id.
+        seed: of the rows' order.
+    """
+
+    method: str = "gptq"
+    bits: int = 4
+    group_size: int | None = None
+    samples: int = 256
+    max_length: int = 512
+    dtype: str = "bfloat16"
+    data: str | None = None
+    seed: int = 42
+
+
+@frozen
+class Method:
+    """A way to quantise.
+
+    Args:
+        libraries: their distributions; the first is what `extra` of sftcore brings, and is imported by this name.
+        extra: of sftcore.
+        quantise: changes a model in place, so that its `save_pretrained` writes few bits, and returns notes.
+    """
+
+    libraries: tuple[str, ...]
+    extra: str
+    quantise: Callable[[Any, Sequence[TokenizedRow], Options, int], tuple[str, ...]]
+
+
+METHODS: Mapping[str, Method] = {"gptq": Method(gptq.LIBRARIES, "gptq", gptq.quantise)}
+
+
+@frozen
+class Outcome:
+    """What was saved where, and what it cost; sizes are of the weights' files."""
+
+    folder: Path
+    calibration: Calibration
+    group_size: int
+    before: Perplexity
+    after: Perplexity
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    notes: tuple[str, ...]
+
+    def as_dict(self, options: Options) -> dict[str, Any]:
+        """As the manifest records it."""
+        return {
+            "method": options.method,
+            "bits": options.bits,
+            "group_size": self.group_size,
+            "dtype": options.dtype,
+            "seed": options.seed,
+            "calibration": {
+                "of": self.calibration.of,
+                "rows": len(self.calibration.rows),
+                "tokens": self.calibration.num_tokens,
+            },
+            "perplexity": {
+                "of": self.calibration.held_out_of,
+                "rows": len(self.calibration.held_out),
+                "supervised_tokens": self.before.num_supervised,
+                "tokens": self.before.num_tokens,
+                "before": {"supervised": self.before.supervised, "all": self.before.every},
+                "after": {"supervised": self.after.supervised, "all": self.after.every},
+            },
+            "bytes": {"before": self.bytes_before, "after": self.bytes_after},
+            "seconds": round(self.seconds, 1),
+            "notes": list(self.notes),
+        }
+
+
+def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[str], None] = lambda _: None) -> Outcome:
+    """Quantise a saved run into `output`; nothing is left there where it fails.
+
+    Args:
+        run: an adapter, which is merged first, or a whole model.
+        output: a folder that does not exist yet, or is empty.
+        options: how.
+        say: told what is being done, a line each.
+
+    Raises:
+        RecipeError: options that cannot be; `output` holds something.
+        UnavailablePluginError: the method's library is not installed.
+        DataError: there are no rows to calibrate on.
+        ModelError: the model cannot be loaded, merged or quantised.
+    """
+    from sftcore.tools.load_saved import load_tokenizer
+    from sftcore.tools.quantization.calibration import calibration_rows
+
+    start = time.monotonic()
+    method = check_options(run, output, options)
+    tokenizer = load_tokenizer(run)
+    calibration = calibration_rows(
+        run, tokenizer, samples=options.samples, max_length=options.max_length, seed=options.seed, data=options.data
+    )
+    say(f"calibration on {len(calibration.rows)} rows, {calibration.num_tokens:,} tokens, of {calibration.of}")
+    with writing("the quantised model", output, reads_too=True), _beside(output) as work:
+        whole, merge_notes = _whole_model(run, work / "merged", say)
+        model = _load(whole)
+        group_size = group_size_for(widths(model), options.group_size)
+        say(f"perplexity of {len(calibration.held_out)} rows of {calibration.held_out_of}")
+        before = perplexity_of(model, calibration)
+        say(f"{options.method}, {options.bits} bits in groups of {group_size}")
+        notes = method.quantise(_cast(model, options.dtype), calibration.rows, options, group_size)
+        saved = work / "quantised"
+        _save(model, tokenizer, saved)
+        del model
+        say("reloading with transformers alone")
+        after = perplexity_of(_load(saved), calibration)
+        outcome = Outcome(
+            output,
+            calibration,
+            group_size,
+            before,
+            after,
+            weights_size(whole),
+            weights_size(saved),
+            time.monotonic() - start,
+            (*(merge_notes or run.notes), *calibration.notes, *notes, *loss_notes(before, after, options, group_size)),
+        )
+        _describe(saved, whole, run, outcome, options)
+        shutil.rmtree(output, ignore_errors=True)  # empty, as was checked
+        saved.rename(output)
+    return outcome
+
+
+# --- What can be known before anything is loaded --------------------------------------------------------------------
+def check_options(run: SavedRun, output: Path, options: Options) -> Method:
+    """The method, where it and the options can be.
+
+    Raises:
+        RecipeError, UnavailablePluginError, ModelError: what cannot.
+    """
+    method = method_named(options.method)
+    if options.bits not in BITS:
+        raise RecipeError(f"{options.method} has {' or '.join(map(str, BITS))} bits, got {options.bits}.")
+    if quantised := _quantised_as(run):
+        raise ModelError(
+            f"the model is quantised already ({quantised}).",
+            where=str(run.folder),
+            fix="Give the run, or the merged model, that it was made from.",
+        )
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        what = "this is a file" if output.is_file() else "the folder is not empty"
+        raise RecipeError(f"{what}.", where=str(output), fix="Name another: --output FOLDER.")
+    if importlib.util.find_spec(method.libraries[0]) is None:
+        raise UnavailablePluginError(
+            f'method "{options.method}" needs {method.libraries[0]}.',
+            fix=f'Install: pip install "sftcore[{method.extra}]"',
+        )
+    return method
+
+
+def _quantised_as(run: SavedRun) -> str | None:
+    """The method that a whole model in a folder is quantised with already."""
+    config = run.folder / "config.json" if run.folder else None
+    if config is None or not config.is_file():
+        return None
+    found = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
+    return str(found.get("quant_method", "")) or None
+
+
+def method_named(name: str) -> Method:
+    """A method by its name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in METHODS:
+        raise RecipeError(f'no method "{name}".{nearest(name, METHODS)}', fix=f"Methods: {quoted(METHODS)}.")
+    return METHODS[name]
+
+
+def widths(model: Any) -> dict[str, int]:
+    """Name to width (input features) of every layer that is quantised: all linear ones but the head."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return {
+        name: module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def group_size_for(widths: Mapping[str, int], wanted: int | None) -> int:
+    """The group size that was asked for, or the largest power of two up to GROUP_SIZE that divides every width.
+
+    Raises:
+        ModelError: there is nothing to quantise.
+        RecipeError: it does not divide one of them.
+    """
+    if not widths:
+        raise ModelError("the model has no linear layers besides its head.", fix="Choose another model.")
+    fitting = [size for size in _powers_of_two(GROUP_SIZE) if all(width % size == 0 for width in widths.values())]
+    if wanted is None:
+        return fitting[0]
+    for name, width in widths.items():
+        if width % wanted:
+            raise RecipeError(
+                f"groups of {wanted} do not divide {name}, which is {width} wide.",
+                where="--group-size",
+                fix=f"Sizes that do: {', '.join(map(str, fitting))}.",
+            )
+    return wanted
+
+
+def loss_notes(before: Perplexity, after: Perplexity, options: Options, group_size: int) -> tuple[str, ...]:
+    """A note where much was lost, with the options that lose less."""
+    rise = max(after.supervised / before.supervised, after.every / before.every) - 1
+    if not rise > MUCH:
+        return ()
+    smaller = f", --group-size {group_size // 2}" if group_size > 32 else ""
+    more = f"--samples {2 * options.samples}{smaller}"
+    return (f"perplexity rose by {rise:.1%}; less is lost with {more}{' or --bits 8' if options.bits < 8 else ''}",)
+
+
+def _powers_of_two(most: int) -> Iterator[int]:
+    while most:
+        yield most
+        most //= 2
+
+
+# --- Models and folders ---------------------------------------------------------------------------------------------
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A folder on the same disk as `output`, so that a finished model is moved there in one step."""
+    with writing("the quantised model", output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _whole_model(run: SavedRun, folder: Path, say: Callable[[str], None]) -> tuple[Path, tuple[str, ...]]:
+    """A folder with the whole model, and notes: the run's own, or `folder` with what was merged or made floats."""
+    if run.adapter is None and run.folder is not None:
+        return run.folder, ()
+    if run.adapter is None:
+        from sftcore.tools.load_saved import load_base
+
+        load_base(run, dtype="auto").save_pretrained(folder)
+        return folder, ()
+    from sftcore.tools.merge import merge
+
+    say(f"merging {run.name} into {run.base.name}")
+    return folder, merge(run, folder, say=say).notes
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+
+
+def _cast(model: Any, dtype: str) -> Any:
+    import torch
+
+    return model.to(getattr(torch, dtype))
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    with warnings.catch_warnings():
+        # llmcompressor lends the weights to accelerate while it saves them
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def perplexity_of(model: Any, calibration: Calibration) -> Perplexity:
+    """Of the rows that are held out."""
+    from sftcore.tools.quantization.perplexity import perplexity
+
+    return perplexity(model, calibration.held_out)
+
+
+def weights_size(folder: Path) -> int:
+    """Bytes of the weights' files."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _describe(folder: Path, whole: Path, run: SavedRun, outcome: Outcome, options: Options) -> None:
+    """Card and manifest: that of the run, and of its merging, with what was done."""
+    from sftcore.train.record import manifest
+    from sftcore.train.record.card import write_quantised_card
+
+    before = whole / "manifest.json"
+    known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
+    libraries = {name: importlib.metadata.version(name) for name in METHODS[options.method].libraries}
+    done = {**outcome.as_dict(options), "versions": {**manifest.versions(), **libraries}}
+    manifest.write(folder, {**known, "quantise": done})
+    write_quantised_card(folder, outcome, options, run)

@@ -1,0 +1,138 @@
+"""What users pass to SFTTrainer, turned into what a run needs; contradictions are refused here."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sftcore.chat.tokens import clone_tokens, clones_tokenizer, set_chat_template, set_eos_token, set_pad_token
+from sftcore.config.selections import parse_plugins
+from sftcore.config.setup import Setup, set_up
+from sftcore.core.errors import ConflictError, OptionTypeError
+from sftcore.core.types import ModelRequest
+from sftcore.data.images.expand import is_vision
+from sftcore.data.images.pictures import has_images
+
+if TYPE_CHECKING:
+    from sftcore.config.sft_config import SFTConfig
+
+RAW_COLUMNS = ["messages", "prompt", "completion", "text", "conversations", "image", "images"]
+"""Columns that a user's own collator may read of rows that were not prepared."""
+
+
+def current_name(processing_class: Any, tokenizer: Any) -> Any:
+    if tokenizer is None:
+        return processing_class
+    if processing_class is not None:
+        raise ConflictError("tokenizer and processing_class are the same argument.", fix="Keep processing_class.")
+    warnings.warn("tokenizer= is now processing_class=.", FutureWarning, stacklevel=3)
+    return tokenizer
+
+
+def model_request(model: Any, args: SFTConfig, quantization_config: Any, processor: Any = None) -> ModelRequest:
+    kwargs = mapping_of(args.model_init_kwargs, "model_init_kwargs")
+    vision = None if processor is None else is_vision(processor)
+    if not isinstance(model, str):
+        if kwargs or quantization_config is not None:
+            given = ", ".join([*kwargs, *(["quantization_config"] if quantization_config is not None else [])])
+            raise ConflictError(
+                f"the model is a ready object, so these arguments for from_pretrained would do nothing: {given}.",
+                fix="Give them where you load the model, or pass its name instead.",
+            )
+        return ModelRequest(trust_remote_code=args.trust_remote_code, vision=vision)
+    if quantization_config is not None:
+        if kwargs.get("quantization_config") is not None:
+            raise ConflictError("quantization_config is given twice.", fix="Keep one of the two.")
+        kwargs["quantization_config"] = quantization_config
+    trust = kwargs.pop("trust_remote_code", args.trust_remote_code)
+    return ModelRequest(model, kwargs.pop("revision", None), kwargs.pop("dtype", "float32"), trust, kwargs, vision)
+
+
+def set_up_trainer(request: ModelRequest, args: SFTConfig, peft_config: Any, data_collator: Any) -> Setup:
+    if data_collator is not None and args.padding_free:
+        raise ConflictError(
+            "padding_free is a collator, and you pass a data_collator of your own.",
+            where="SFTTrainer",
+            fix="Drop one of the two.",
+        )
+    without = [*(["loader"] if request.name is None else []), *(["collator"] if data_collator is not None else [])]
+    return set_up(
+        parse_plugins(mapping_of(args.plugins, "plugins"), where="SFTConfig.plugins"),
+        args.to_settings(),
+        request,
+        where="SFTConfig",
+        block=args.block or (),
+        peft_config=_a_peft_config(peft_config),
+        without=without,
+    )
+
+
+def _a_peft_config(peft_config: Any) -> Any:
+    if peft_config is not None:
+        from peft import PeftConfig
+
+        if not isinstance(peft_config, PeftConfig):
+            raise OptionTypeError(f"peft_config is a PeftConfig, got {type(peft_config).__name__}.", where="SFTTrainer")
+    return peft_config
+
+
+def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list[int]]:
+    """The tokenizer with what the configuration sets on it, and the ids of tokens that a cloned template brought."""
+    new_ids: list[int] = []
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if is_vision(processing_class) and getattr(processing_class, "chat_template", None):
+        # a processor's template knows images, and may be the only one
+        tokenizer.chat_template = processing_class.chat_template
+    if args.chat_template_path is not None:
+        if clones_tokenizer(args.chat_template_path):
+            new_ids = clone_tokens(tokenizer, args.chat_template_path)
+        else:
+            set_chat_template(tokenizer, args.chat_template_path)
+    if args.eos_token is not None:
+        set_eos_token(tokenizer, args.eos_token)
+    if args.pad_token is not None:
+        set_pad_token(tokenizer, args.pad_token)
+    if is_vision(processing_class):
+        processing_class.chat_template = tokenizer.chat_template
+    return tokenizer, new_ids
+
+
+def max_length_of(args: SFTConfig, tokenizer: Any) -> int | None:
+    if args.max_length is None:
+        return None
+    return min(args.max_length, int(tokenizer.model_max_length))
+
+
+def mapping_of(value: Any, name: str) -> dict[str, Any]:
+    """A field that takes a mapping (or its JSON text, which transformers has parsed by now)."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise OptionTypeError(f"{name} is a mapping or JSON text of one, got {value!r}.", where="SFTConfig")
+    return dict(value)
+
+
+def skips_preparation(args: SFTConfig, dataset: Any, data_collator: Any) -> bool:
+    """Whether rows go to the collator as they are: as asked, or, as in TRL, images to a collator of the user's own."""
+    if mapping_of(args.dataset_kwargs, "dataset_kwargs").get("skip_prepare_dataset"):
+        return True
+    columns = set(getattr(dataset, "column_names", None) or ())
+    own = data_collator is not None and not getattr(data_collator, "images", False)
+    return own and "input_ids" not in columns and bool({"image", "images"} & columns)
+
+
+def refuse_text_collator(collator: Any, *datasets: Any, own: bool) -> None:
+    """Refuse rows with images for a collator that would leave them out.
+
+    Raises:
+        ConflictError: it does not say that it takes images (an attribute `images` that is true).
+    """
+    if getattr(collator, "images", False):
+        return
+    every = [one for given in datasets for one in (given.values() if isinstance(given, Mapping) else [given])]
+    if any(one is not None and hasattr(one, "column_names") and has_images(one) for one in every):
+        raise ConflictError(
+            f"the rows have images, and the collator {type(collator).__name__} takes none.",
+            fix="Give it an attribute `images = True` if it does." if own else "Use collator: vlm.",
+        )

@@ -1,0 +1,175 @@
+"""What has to be the same for a run to go on from a checkpoint, and what may differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sftcore.core.errors import ResumeError
+from sftcore.model.zero import num_weights
+from sftcore.train.record.manifest import describe_plugin, plain, versions
+
+if TYPE_CHECKING:
+    from sftcore.core.registry import Bound
+
+FREE = (
+    "output_dir", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "save_", "hub_",
+    "push_to_hub", "resume_", "overwrite_", "restore_callback", "dataset_num_proc", "dataset_cache", "dataloader_",
+    "eval_on_start", "eval_delay", "skip_memory_metrics", "on_nonfinite", "divergence_factor", "local_rank",
+    "ddp_timeout", "ddp_backend", "include_", "do_", "load_best", "metric_for_best", "greater_is_better",
+    "enable_jit_checkpoint", "torch_empty_cache_steps", "ignore_data_skip", "batch_eval_metrics",
+    "prediction_loss_only", "per_device_eval", "eval_accumulation", "use_cpu", "past_index", "length_column_name",
+)  # fmt: skip
+"""Settings that may differ, by name or by how the name begins: where a run writes, what it says, how it reads."""
+
+SAID = ("num_train_epochs", "max_steps", "eval_strategy", "eval_steps", "gradient_checkpointing", "activation_")
+"""Settings that may differ too, and are shown: the length of a run, and what can move its last bits."""
+
+_FIRST_ROWS = 8
+_EVALUATED = "the evaluation rows"
+
+
+def facts_of(trainer: Any) -> dict[str, Any]:
+    """What a run trains on, with and by, as plain values with a name each."""
+    if (known := vars(trainer).get("_facts")) is None:
+        trainer._facts = known = {
+            **_data(trainer),
+            **_evaluated(trainer),
+            **_processor(trainer),
+            **_plugins(trainer),
+            **_model(trainer),
+        }
+    settings = {
+        f"setting {name}": _without_addresses(plain(value))
+        for name, value in trainer.args.to_settings().items()
+        if not name.startswith(FREE) and name not in ("plugins", "block")
+    }
+    return {**known, **settings, **{f"version of {name}": value for name, value in versions().items()}}
+
+
+def hold_the_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: str, *, anyway: bool) -> None:
+    """Refuse to go on where a run has changed, with the differences; what may differ is said.
+
+    Raises:
+        ResumeError: it has changed, and not `anyway`.
+    """
+    differ = list(differences(then, now))
+    harmless = [text for name, text in differ if _may_differ(name)]
+    changed = [text for name, text in differ if not _may_differ(name)]
+    for text in harmless:
+        print(f"resume     {text}", file=sys.stderr)
+    if not changed:
+        return
+    listed = "".join(f"\n  {text}" for text in changed)
+    if not anyway:
+        raise ResumeError(
+            f"the run is not the one that this checkpoint was saved in:{listed}\n",
+            where=folder,
+            fix="Set them back, begin anew without resume_from_checkpoint, or go on all the same with "
+            "resume_changed: true.",
+        )
+    warnings.warn(f"going on from {folder} although the run has changed:{listed}", stacklevel=2)
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each name whose value differs, with a line that shows both.
+
+    >>> list(differences({"setting seed": 1}, {"setting seed": 2}))
+    [('setting seed', 'setting seed: 1 in the checkpoint, 2 now')]
+    """
+    then, now = json.loads(json.dumps(then)), json.loads(json.dumps(now))
+    for name in dict.fromkeys([*then, *now]):
+        before, after = then.get(name), now.get(name)
+        if before != after:
+            yield name, f"{name}: {_short(before)} in the checkpoint, {_short(after)} now"
+
+
+def _may_differ(name: str) -> bool:
+    return name.startswith(("version of ", _EVALUATED, *(f"setting {one}" for one in SAID)))
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+
+
+def _without_addresses(value: Any) -> Any:
+    return re.sub(r" at 0x[0-9a-f]+", "", value) if isinstance(value, str) else value
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _data(trainer: Any) -> dict[str, Any]:
+    from datasets import Dataset, IterableDataset
+
+    from sftcore.data.store.keys import rows_digest
+
+    rows = trainer.train_dataset
+    if isinstance(rows, IterableDataset):
+        # All of it would have to be prepared; its first rows show another template, tokenizer or, where its files are
+        # not known, source
+        first = [row for _, row in zip(range(_FIRST_ROWS), rows, strict=False)]
+        files = trainer.recorder.train_files_sha256
+        whole = {"the stream's files": _digest("".join(files))} if files else {}
+        return {f"the stream's first {_FIRST_ROWS} rows": _digest(repr(first)), **whole}
+    found = trainer.recorder.rows_hash()
+    if found is None and isinstance(rows, Dataset):
+        found = rows_digest(rows)
+    return {"number of training rows": len(rows), "the training rows": found and found[:16]}
+
+
+def _evaluated(trainer: Any) -> dict[str, Any]:
+    """Digests of the evaluation sets; a stream's is not known without reading it."""
+    from datasets import Dataset
+
+    from sftcore.data.store.keys import rows_digest
+
+    found = trainer.eval_dataset
+    sets = found if isinstance(found, Mapping) else {"": found}
+    return {
+        f"{_EVALUATED}{f' ({name})' if name else ''}": rows_digest(rows)[:16]
+        for name, rows in sets.items()
+        if isinstance(rows, Dataset)
+    }
+
+
+def _processor(trainer: Any) -> dict[str, Any]:
+    from sftcore.data.store.keys import tokenizer_digest
+
+    tokenizer = trainer.data.tokenizer
+    return {
+        "the chat template": _digest(json.dumps(plain(tokenizer.chat_template))),
+        "the tokenizer": tokenizer_digest(tokenizer)[:16],
+    }
+
+
+def _plugins(trainer: Any) -> dict[str, Any]:
+    from sftcore.data.store.keys import plugin_digest
+
+    every: dict[str, Bound] = {f"{one.entry.kind} {one.entry.name}": one for one in trainer.setup.plugins.bound}
+    every |= {f"format {one.entry.name} of {name}": one for name, one in trainer.data.formats.items()}
+    found = {}
+    for name, one in every.items():
+        about = describe_plugin(one)
+        found[f"plugin {name}"] = f"{about['distribution']} {about['version']} {json.dumps(about['options'])}"
+        found[f"options and source of plugin {name}"] = plugin_digest(one)[:16]
+    return found
+
+
+def _model(trainer: Any) -> dict[str, Any]:
+    model = trainer.loaded.model
+    parameters = list(model.named_parameters())
+    trained = [(name, list(one.shape)) for name, one in parameters if one.requires_grad]
+    return {
+        "the model": trainer.setup.plan.model.name or type(model).__name__,
+        "number of parameters": sum(num_weights(one) for _, one in parameters),
+        "the parameters that train": f"{len(trained)}, {_digest(json.dumps(sorted(trained)))}",
+        "number of processes": trainer.args.world_size,
+    }

@@ -1,0 +1,124 @@
+"""Progress in the terminal: a bar where there is a terminal, a line for each log elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from sftcore.train.metrics import Metrics
+
+
+class RichProgress(TrainerCallback):
+    """Loss, accuracy, tokens and supervised tokens per second of training alone, and the time left.
+
+    `metrics` are the trainer's, which of a resumed run know the tokens that were counted before.
+    """
+
+    def __init__(self, console: Console, metrics: Metrics | None = None) -> None:
+        self._console = console
+        self._metrics = metrics
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._start, self._first_step = 0.0, 0
+        self._step_ended = 0.0
+        self._paused = 0.0
+        self._seen = (0.0, 0.0, 0.0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the bar."""
+        self._start = self._step_ended = time.monotonic()
+        self._first_step, self._paused = state.global_step, 0.0
+        known = self._metrics
+        self._seen = (0.0, known.num_tokens, known.num_supervised_tokens) if known else (0.0, 0.0, 0.0)
+        if self._console.is_terminal and state.is_world_process_zero:
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(
+                "train", total=state.max_steps, completed=state.global_step, figures=""
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar."""
+        self._step_ended = time.monotonic()
+        if self._progress is not None:
+            self._progress.update(self._task, completed=state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave the time of an evaluation out."""
+        self._pause()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave the time of a save out."""
+        self._pause()
+
+    def _pause(self) -> None:
+        now = time.monotonic()
+        self._paused += now - self._step_ended
+        self._step_ended = now
+
+    def _trained(self) -> float:
+        """Seconds of training so far."""
+        return time.monotonic() - self._start - self._paused
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Show the newest figures."""
+        if not logs or not state.is_world_process_zero:
+            return
+        if "eval_loss" in logs:
+            accuracy = logs.get("eval_mean_token_accuracy")
+            self._console.print(
+                f"step {state.global_step}: eval_loss {logs['eval_loss']:.4f}"
+                + (f", accuracy {accuracy:.3f}" if accuracy is not None else "")
+            )
+        if "loss" not in logs:
+            return
+        figures = f"loss {float(logs['loss']):.4f}"
+        if "num_supervised_tokens" in logs:  # SFTTrainer logs them, other trainers do not
+            figures += f"  accuracy {logs['mean_token_accuracy']:.3f}  {self._speed(logs)}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=state.global_step, figures=figures)
+        else:
+            done = max(state.global_step - self._first_step, 1)
+            left = self._trained() / done * (state.max_steps - state.global_step)
+            self._console.print(
+                f"step {state.global_step}/{state.max_steps}  {figures}  left {_clock(left)}", highlight=False
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _speed(self, logs: dict[str, Any]) -> str:
+        now = self._trained()
+        then, tokens, supervised = self._seen
+        self._seen = (now, logs["num_tokens"], logs["num_supervised_tokens"])
+        seconds = max(now - then, 1e-9)
+        per_second = (logs["num_tokens"] - tokens) / seconds
+        return f"{per_second:,.0f} tokens/s ({(logs['num_supervised_tokens'] - supervised) / seconds:,.0f} supervised)"
+
+
+class RichProgressCallback(RichProgress):
+    """The same under TRL's name, on standard error: for the `callbacks` of any `transformers.Trainer`."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(stderr=True))
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,134 @@
+"""What a run leaves behind while it goes: the log of metrics, and the manifest."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from transformers import TrainerCallback
+
+from sftcore.chat.parity import record_of, saved_parity
+from sftcore.chat.stops import trained_stop
+from sftcore.core.visible import visible
+from sftcore.model.tokens import supervised_ids
+from sftcore.train.checkpoint.folders import AUTO, final_place
+from sftcore.train.checkpoint.state import rewind_log
+from sftcore.train.record import manifest
+from sftcore.train.record.environment import environment, fingerprint, sources
+from sftcore.train.record.summary import plan_lines
+from sftcore.util.disk import replace_text, writing
+
+if TYPE_CHECKING:
+    from sftcore.train.trainer import SFTTrainer
+
+_GO_ON = f"Free space, then go on from the last checkpoint with resume_from_checkpoint: {AUTO}."
+
+
+class RunRecorder(TrainerCallback):
+    """Writes `metrics.jsonl`, a line for each log, `manifest.json` and `ledger.json`, on the first rank.
+
+    `extra` is added to the manifest: the command line puts recipe and data files there. `train_files_sha256` are those
+    of the training set, where it was read from files.
+    """
+
+    def __init__(self, trainer: SFTTrainer) -> None:
+        self._trainer = trainer
+        self._data_hash: str | None = None
+        self._model_sha256 = fingerprint(trainer.setup.plan.model.name)  # as it was loaded, whatever happens to it
+        self.extra: dict[str, Any] = {}
+        self.train_files_sha256: Sequence[str] = ()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say what the run will do, and start a new log unless the run is resumed."""
+        if not state.is_world_process_zero:
+            return
+        for line in plan_lines(self._trainer):
+            print(visible(line), file=sys.stderr)
+        folder = Path(args.output_dir)
+        ledgers = [ledger.as_dict() for ledger in self._trainer.data.ledgers]
+        with writing("manifest and ledger", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            rewind_log(folder / "metrics.jsonl", state.log_history)
+            self.write_manifest(folder)
+            told = json.dumps({"schema": 1, "ledgers": ledgers}, indent=2, ensure_ascii=False)
+            replace_text(folder / "ledger.json", f"{told}\n")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Append what was logged."""
+        if state.is_world_process_zero and logs and self._trainer.is_in_train:
+            path = Path(args.output_dir) / "metrics.jsonl"
+            with writing("the log", path, fix=_GO_ON), path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+    def check_parity(self, folder: Path) -> None:
+        """Record what the run trains with, and warn where the folder, as it was saved, would be served otherwise."""
+        trainer = self._trainer
+        tokenizer = trainer.data.tokenizer
+        trained = record_of(
+            tokenizer, trainer.loaded.model, trained_stop(tokenizer, supervised_ids(trainer.train_dataset))
+        )
+        checks = saved_parity(folder, trained)
+        self.extra["chat"] = trained.as_dict()
+        if final_place(folder).resolve() == Path(trainer.args.output_dir).resolve():
+            self.extra["weights_sha256"] = manifest.weights_sha256(folder)
+        self.extra["parity"] = [attrs.asdict(check) for check in checks]
+        for check in checks:
+            if check.state == "differs":
+                saved = final_place(folder)
+                warnings.warn(f"{saved} would be served otherwise than it was trained: {check}", stacklevel=2)
+
+    def write_manifest(self, folder: Path) -> None:
+        """Write the manifest as it stands now."""
+        trainer = self._trainer
+        # What goes to the hub does not say how the folders of this machine are named
+        spelled = manifest.public if trainer.args.push_to_hub else dict
+        manifest.write(
+            folder,
+            spelled(
+                {
+                    "versions": manifest.versions(),
+                    "environment": environment(),
+                    "sources_sha256": sources([*trainer.setup.plugins.bound, *trainer.data.formats.values()]),
+                    **manifest.describe(trainer.setup),
+                    "model_class": type(trainer.loaded.model).__name__,
+                    "notes": list(trainer.loaded.notes),
+                    "model_sha256": self._model_sha256,
+                    "seed": trainer.args.seed,
+                    "data": {
+                        "train_rows_sha256": self.rows_hash(),
+                        "formats": {name: manifest.describe_plugin(one) for name, one in trainer.data.formats.items()},
+                        "ledgers": [ledger.summary() for ledger in trainer.data.ledgers],
+                    },
+                    **({"documents": proof.record()} if (proof := trainer.shared_rows.proof) else {}),
+                    "steps": trainer.state.global_step,
+                    "max_steps": trainer.state.max_steps,
+                    **self.extra,
+                }
+            ),
+        )
+
+    def rows_hash(self) -> str | None:
+        """Hash of the prepared training rows; None for a stream."""
+        from datasets import Dataset
+
+        rows = self._trainer.train_dataset
+        if self._data_hash is None and isinstance(rows, Dataset) and "input_ids" in rows.column_names:
+            self._data_hash = manifest.sha256_of_rows(rows)
+        return self._data_hash
+
+
+class StopAt(TrainerCallback):
+    """Ends a run after so many steps, on the schedule of a longer one."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop once they are done."""
+        if state.global_step >= self._steps:
+            control.should_training_stop = True

@@ -1,0 +1,54 @@
+"""What a run says of itself: its plan before the first step, its outcome after the last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sftcore.model.zero import num_weights
+
+if TYPE_CHECKING:
+    from sftcore.train.trainer import SFTTrainer
+
+
+def plan_lines(trainer: SFTTrainer) -> list[str]:
+    """The plan, a line for each thing that a user may want to change; every derived number is said once."""
+    args, setup = trainer.args, trainer.setup
+    model = trainer.loaded.model
+    total = sum(num_weights(parameter) for parameter in model.parameters())
+    trainable = sum(num_weights(parameter) for parameter in model.parameters() if parameter.requires_grad)
+    name = setup.plan.model.name or f"{type(model).__name__} (passed in)"
+    formats = {one.entry.name for one in trainer.data.formats.values()}
+    bound = [f"{one.entry.kind} {one.entry.name}" for one in setup.plugins.bound if one.entry.kind != "format"]
+    plugins = [*(f"format {found}" for found in sorted(formats)), *bound]
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return [
+        f"model      {name}: {total / 1e6:,.1f}M parameters, {trainable / 1e6:,.2f}M trained, {model.dtype}",
+        f"plugins    {', '.join(plugins)}",
+        *(f"note       {note}" for note in trainer.loaded.notes),
+        *(f"data       {line}" for ledger in trainer.data.ledgers for line in ledger.lines()),
+        *(f"data       {note}" for note in trainer.data.notes),
+        *([f"documents  {trainer.shared_rows.proof}"] if trainer.shared_rows.proof else []),
+        f"length     {_length(trainer)}",
+        f"steps      {trainer.state.max_steps:,} of {rows} rows ({args.per_device_train_batch_size} x "
+        f"{args.gradient_accumulation_steps} accumulated x {args.world_size} process(es)), "
+        f"learning rate {args.learning_rate:g} {args.lr_scheduler_type.value}, seed {args.seed}",
+        f"precision  {_precision(trainer)} on {args.device}",
+        f"output     {args.output_dir}",
+    ]
+
+
+def _length(trainer: SFTTrainer) -> str:
+    wanted, taken = trainer.args.max_length, trainer.data.max_length
+    if taken is None:
+        return "rows are not cut (max_length is None)"
+    if wanted == taken:
+        return f"max_length {taken}"
+    return f"max_length {taken}: the smaller of the configured {wanted} and the tokenizer's {taken}"
+
+
+def _precision(trainer: SFTTrainer) -> str:
+    if trainer.args.bf16:
+        return "bfloat16 autocast"
+    if trainer.args.fp16:
+        return "float16 autocast"
+    return "no autocast"

@@ -1,0 +1,173 @@
+"""A run from a recipe: check while everything is light, then load, train, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+
+from sftcore.config.recipe import Recipe
+from sftcore.config.setup import Setup, check, set_up_recipe
+from sftcore.core.errors import ConflictError, RecipeError
+from sftcore.core.types import KINDS
+from sftcore.data.source.load import Source, inspect
+from sftcore.train.checkpoint.folders import AUTO, LAST
+from sftcore.train.row_locations import named_by_file
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sftcore.train.trainer import SFTTrainer
+
+
+@frozen
+class Checked:
+    """A recipe that passed `check`: nothing heavy has been imported yet."""
+
+    recipe: Recipe
+    setup: Setup
+    train: Source
+    eval: Source | None
+
+
+@frozen
+class Outcome:
+    """What a run gave: the logged losses (of a short run their mean alone), seconds, and where the model is."""
+
+    trainer: SFTTrainer
+    losses: tuple[float, ...]
+    seconds: float
+    folder: Path
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in one line."""
+        spelled = " to ".join(f"{loss:.4f}" for loss in (self.losses[0], self.losses[-1])[: len(self.losses)])
+        found = self.trainer.nonfinite.sentence()
+        said = f"; {found}" if found else ""
+        return f"loss {spelled} in {self.seconds:.0f} s of training; saved in {self.folder}{said}"
+
+
+def check_recipe(recipe: Recipe) -> Checked:
+    """Everything that can be found wrong without torch: plugins, settings, files, the first rows of the data.
+
+    Raises:
+        SFTCoreError: with what is wrong, where, and how to mend it.
+    """
+    setup = set_up_recipe(recipe)
+    strategy = recipe.training.get("eval_strategy")
+    has_eval = recipe.data.eval is not None or recipe.data.eval_fraction is not None
+    if strategy not in (None, "no") and not has_eval:
+        raise ConflictError(
+            f'eval_strategy is "{strategy}", and the data have no evaluation set.',
+            where=recipe.place,
+            fix="Add data.eval or data.eval_fraction, or remove eval_strategy.",
+        )
+    if recipe.data.streaming and (recipe.training.get("max_steps") or 0) < 1:
+        raise ConflictError(
+            "how many rows a stream has is not known before its end, so epochs have no length.",
+            where=recipe.place,
+            fix="Add max_steps, or drop data.streaming.",
+        )
+    _checkpoint(recipe)
+    check(setup)
+    train = inspect(recipe.data.train, setup)
+    return Checked(recipe, setup, train, inspect(recipe.data.eval, setup) if recipe.data.eval is not None else None)
+
+
+def run_recipe(
+    checked: Checked, console: Console, *, before_training: Callable[[SFTTrainer], None] | None = None
+) -> Outcome:
+    """Load, train and save.
+
+    Args:
+        checked: from `check_recipe`.
+        console: where progress is shown.
+        before_training: called with the trainer when model and data are ready.
+    """
+    for one in checked.setup.plugins.answers("prepare"):
+        one.plugin.prepare(plan=checked.setup.plan)
+    with named_by_file(checked):
+        trainer = _trainer(checked, console)
+        if before_training is not None:
+            before_training(trainer)
+        start = time.monotonic()
+        result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
+    trainer.save_model()
+    losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    seconds = time.monotonic() - start
+    return Outcome(trainer, losses or (result.training_loss,), seconds, Path(trainer.args.output_dir))
+
+
+def _trainer(checked: Checked, console: Console) -> SFTTrainer:
+    from transformers import PrinterCallback, ProgressCallback
+
+    from sftcore.config.sft_config import SFTConfig
+    from sftcore.data.source.load import load, paths_of, split_off
+    from sftcore.train.progress import RichProgress
+    from sftcore.train.record.manifest import plain, sha256_of_files
+    from sftcore.train.trainer import SFTTrainer
+
+    recipe = checked.recipe
+    args = SFTConfig(**config_of(recipe))
+    train = load(checked.train, recipe.data, recipe.data.split, streaming=recipe.data.streaming)
+    evaluation = load(checked.eval, recipe.data, recipe.data.eval_split) if checked.eval else None
+    if recipe.data.eval_fraction is not None:
+        train, evaluation = split_off(train, recipe.data.eval_fraction, args.seed)
+    trainer = SFTTrainer(
+        str(Path(recipe.model.name).expanduser()) if recipe.model.name else "",
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+    )
+    trainer.data.label = checked.train.label
+    files = sha256_of_files(paths_of(checked.train, checked.eval))
+    trainer.recorder.train_files_sha256 = [files[str(path)] for path in paths_of(checked.train)]
+    trainer.recorder.extra |= {
+        "recipe": plain({**recipe.raw, **({"block": list(recipe.block)} if recipe.block else {})}),
+        "data_files_sha256": files,
+    }
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(RichProgress(console, trainer.metrics))
+    return trainer
+
+
+def _checkpoint(recipe: Recipe) -> str | None:
+    """What the recipe goes on from: "last", "auto" or a folder, which has to be there."""
+    wanted: str | None = recipe.training.get("resume_from_checkpoint")
+    if wanted not in (None, AUTO, LAST) and not Path(str(wanted)).is_dir():
+        raise RecipeError(
+            f"there is no folder {wanted}.",
+            where=f"{recipe.place}: resume_from_checkpoint",
+            fix=f'Name a checkpoint in output_dir, or "{LAST}", or "{AUTO}", which may start from scratch.',
+        )
+    return wanted
+
+
+def _data_folder(recipe: Recipe) -> str | None:
+    """The folder of the training file, from which the relative image paths of its rows begin."""
+    source = recipe.data.train
+    first = Path(source if isinstance(source, str) else source[0]).expanduser()
+    return str(first.parent.resolve()) if first.is_file() else None
+
+
+def config_of(recipe: Recipe) -> dict[str, Any]:
+    """The fields of SFTConfig for this recipe, so that recipes take the same way as Python users."""
+    fields = {**recipe.training, "disable_tqdm": True}
+    fields.setdefault("output_dir", f"{(recipe.model.name or 'model').rstrip('/').rpartition('/')[2]}-SFT")
+    if recipe.data.eval is not None or recipe.data.eval_fraction is not None:
+        fields.setdefault("eval_strategy", "epoch")
+    if "image_folder" not in fields and (folder := _data_folder(recipe)):
+        fields["image_folder"] = folder
+    model = {key: value for key, value in attrs.asdict(recipe.model).items() if key in ("revision", "dtype") and value}
+    return {
+        **fields,
+        "model_init_kwargs": {**model, **recipe.model.init_kwargs},
+        "plugins": {kind: recipe.raw[kind] for kind in KINDS if recipe.raw.get(kind) is not None},
+        "block": list(recipe.block),
+    }

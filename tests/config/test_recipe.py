@@ -1,0 +1,130 @@
+"""Recipes and overrides: what is accepted, and what an error says."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sftcore import RecipeError
+from sftcore.config.recipe import load_recipe, parse_recipe
+from sftcore.config.yaml12 import load
+
+BASE = "model: some/model\ndata: train.jsonl\n"
+
+
+def test_numbers_and_booleans_are_those_of_yaml_1_2(write):
+    recipe = load_recipe(write("r.yaml", BASE + "learning_rate: 1e-4\neval_strategy: no\nbf16: true\nmax_steps: 10\n"))
+    assert recipe.training == {"learning_rate": 1e-4, "eval_strategy": "no", "bf16": True, "max_steps": 10}
+
+
+def test_numbers_keep_the_base_they_are_written_in():
+    assert load("{seed: 010, hex: 0x10, time: 12:30, day: 2024-01-01}", where="r") == {
+        "seed": 10, "hex": 16, "time": "12:30", "day": "2024-01-01",
+    }  # fmt: skip
+
+
+def test_overrides_reach_inside_and_turn_names_into_mappings(write):
+    path = write("r.yaml", BASE + "adapter: lora\n")
+    recipe = load_recipe(path, ["adapter.lora.r=8", "data.eval_fraction=0.1", "model.dtype=bfloat16", "max_steps=3"])
+    assert recipe.chosen[0].options == {"r": 8}
+    assert (recipe.data.train, recipe.data.eval_fraction) == ("train.jsonl", 0.1)
+    assert (recipe.model.name, recipe.model.dtype) == ("some/model", "bfloat16")
+    assert recipe.raw["max_steps"] == 3
+
+
+def test_overrides_alone_are_a_recipe():
+    recipe = load_recipe(None, ["model=m", "data=[a.jsonl, b.jsonl]", "kernel=[x, y]"])
+    assert recipe.data.train == ("a.jsonl", "b.jsonl")
+    assert [one.name for one in recipe.chosen] == ["x", "y"]
+
+
+def test_older_names_work_and_say_their_new_one():
+    with pytest.warns(FutureWarning, match="max_seq_length is now max_length"):
+        recipe = load_recipe(None, ["model=m", "data=d", "max_seq_length=128"])
+    assert recipe.training == {"max_length": 128}
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("lerning_rate: 1", 'r.yaml: unknown key "lerning_rate". Did you mean "learning_rate"?'),
+        ("adaptor: lora", 'unknown key "adaptor". Did you mean "adapter"?'),
+        ("lr: 1e-4", 'unknown key "lr". Did you mean "learning_rate"?'),
+        ("sample_packing: true", 'Did you mean "packing"?'),
+        ("max_steps: many", "max_steps takes int, got str 'many'"),
+        ("max_steps: true", "max_steps takes int, got bool True"),
+        ("learning_rate: '1e-4'", "learning_rate takes float, got str '1e-4'"),
+        ("max_length: 1.5", "max_length takes int | None, got float 1.5"),
+        ("adapter: {lora: 8}", "the options of lora are a mapping, got int 8"),
+        ("adapter: {lora: {}, ia3: {}}", "expected one name with its options, got 2 keys"),
+        ("adapter: [lora, ia3]", "a run has one adapter, got 2"),
+        ("kernel: [x, x]", '"x" stands twice'),
+        ("loss: 3", "expected a name or a name with options, got int 3"),
+        ("plugins: {loss: nll}", '"plugins" is for Python; a recipe uses'),
+        ("max_steps: 1\nmax_steps: 2", 'r.yaml line 4, column 1: the key "max_steps" stands twice'),
+        ("adapter: {lora: {r: 1}", "r.yaml line"),
+        ("x: !!python/object/apply:os.system [ls]", "could not determine a constructor for the tag"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_its_mending(write, lines, said):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write("r.yaml", BASE + lines))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: x", 'the key "model" is missing. Add a line such as: model:'),
+        ("model: x", 'the key "data" is missing'),
+        ("model: {revision: main}\ndata: x", 'model: the key "name" is missing'),
+        ("model: {name: x, revison: y}\ndata: x", 'model: unknown key "revison". Did you mean "revision"?'),
+        ("model: [x]\ndata: x", "model: expected a name or a mapping, got list"),
+        ("model: x\ndata: {eval: y}", 'data: the key "train" is missing'),
+        ("model: x\ndata: {train: y, eval_fraction: 1.5}", "eval_fraction is a share between 0 and 1, got 1.5"),
+        ("model: x\ndata: {train: y, eval: z, eval_fraction: 0.5}", "contradict each other"),
+        ("model: x\ndata: {train: 3}", "data.train: expected str | list[str], got int 3"),
+        ("- a\n- b", "a recipe is a mapping"),
+    ],
+)
+def test_sections_are_checked(write, text, said):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write("r.yaml", text))
+    assert said in str(caught.value)
+
+
+def test_a_missing_recipe_and_a_broken_override_are_named(tmp_path):
+    with pytest.raises(RecipeError, match="no recipe at"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match='"max_steps" is no override'):
+        load_recipe(None, ["model=m", "max_steps"])
+    with pytest.raises(RecipeError, match='"max_steps" holds 3, nothing can be set inside'):
+        load_recipe(None, ["model=m", "data=d", "max_steps=3", "max_steps.x=1"])
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+KEYS = st.sampled_from(["model", "data", "adapter", "kernel", "format", "block", "max_steps", "output_dir"]) | st.text(
+    max_size=6
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=6))
+def test_no_recipe_fails_with_anything_but_our_own_error(raw):
+    with contextlib.suppress(RecipeError):
+        assert parse_recipe(raw).model.name is not None
+
+
+@given(st.text(max_size=40))
+def test_no_yaml_text_fails_with_anything_but_our_own_error(text):
+    caught = None
+    try:
+        load(text, where="r.yaml")
+    except RecipeError as error:
+        caught = error
+    assert caught is None or "r.yaml" in str(caught)

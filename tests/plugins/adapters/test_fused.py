@@ -1,0 +1,163 @@
+"""LoRA's product in one operation: the numbers of PEFT's own forward, in every state that PEFT knows."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from sftcore_plugins.adapters._fused import fuse
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from sftcore import SFTTrainer
+from tests.conftest import alpaca_rows, make_llama
+from tests.train.test_trainer import config
+
+IDS = torch.arange(4, 36).reshape(2, 16)
+
+
+def pair(tokenizer, dtype=torch.float32, **options):
+    """The same adapted model twice: as PEFT makes it, and fused; with B away from the zero at which PEFT starts it."""
+    made = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        base = make_llama(tokenizer, hidden_size=64, intermediate_size=128).to(dtype)
+        adapted = get_peft_model(
+            base, LoraConfig(**{"r": 4, "task_type": "CAUSAL_LM", "target_modules": "all-linear", **options})
+        )
+        with torch.no_grad():
+            for name, one in adapted.named_parameters():
+                if "lora_B" in name:
+                    one.normal_(0, 0.2)
+        if fused:
+            assert fuse(adapted) == 14
+        made.append(adapted)
+    return made
+
+
+def step(model, seed=1, **context):
+    """Logits, loss and gradients of one step."""
+    torch.manual_seed(seed)
+    model.zero_grad()
+    with context.get("around", contextlib.nullcontext()):
+        found = model(input_ids=IDS, labels=IDS)
+    found.loss.backward()
+    grads = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    return found.logits.detach(), found.loss.detach(), grads
+
+
+def same(ours, theirs, tolerance):
+    for got, wanted in zip(ours[:2], theirs[:2], strict=True):
+        assert (got - wanted).norm() <= tolerance * wanted.norm()
+    assert ours[2].keys() == theirs[2].keys()
+    assert ours[2]
+    for name, wanted in theirs[2].items():
+        assert (ours[2][name] - wanted).norm() <= tolerance * wanted.norm() + 1e-12, name
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
+def test_loss_and_gradients_are_those_of_peft(tokenizer, options):
+    theirs, ours = pair(tokenizer, **options)
+    same(step(ours), step(theirs), 1e-5)
+
+
+def test_a_bfloat16_base_under_a_float32_adapter_gives_pefts_numbers_within_its_rounding(tokenizer):
+    theirs, ours = pair(tokenizer, dtype=torch.bfloat16)
+    assert next(one.dtype for name, one in ours.named_parameters() if "lora_A" in name) == torch.float32
+    same(step(ours), step(theirs), 1e-2)
+
+
+def test_dropout_draws_what_peft_draws(tokenizer):
+    theirs, ours = pair(tokenizer, lora_dropout=0.3)
+    same(step(ours.train()), step(theirs.train()), 1e-5)
+    assert not torch.equal(step(ours, seed=1)[1], step(ours, seed=2)[1])
+
+
+def test_autocast_and_gradient_checkpointing_give_pefts_numbers(tokenizer):
+    theirs, ours = pair(tokenizer)
+    around = torch.autocast("cpu", torch.bfloat16)
+    same(step(ours, around=around), step(theirs, around=around), 1e-6)
+    for model in (theirs, ours):
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    same(step(ours), step(theirs), 1e-5)
+
+
+def test_an_adapter_can_be_switched_off_changed_and_merged(tokenizer):
+    theirs, ours = pair(tokenizer)
+    for model in (theirs, ours):
+        model.add_adapter(
+            "second", LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False, target_modules="all-linear")
+        )
+    ours.load_state_dict(theirs.state_dict())
+
+    def logits(model):
+        with torch.no_grad():
+            return model.eval()(input_ids=IDS).logits
+
+    with ours.disable_adapter(), theirs.disable_adapter():
+        torch.testing.assert_close(logits(ours), logits(theirs))
+    for model in (theirs, ours):
+        model.set_adapter("second")
+    torch.testing.assert_close(logits(ours), logits(theirs))
+    torch.testing.assert_close(logits(ours.merge_and_unload()), logits(theirs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [{"load_in_4bit": True}, {"load_in_8bit": True}])
+def test_a_quantised_base_gives_pefts_numbers(tmp_path, tokenizer, bits):
+    make_llama(tokenizer, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    made = []
+    for fused in (False, True):
+        base = AutoModelForCausalLM.from_pretrained(
+            tmp_path, quantization_config=BitsAndBytesConfig(**bits), dtype=torch.float32
+        )
+        for one in base.parameters():
+            one.requires_grad_(False)
+        torch.manual_seed(0)
+        adapted = get_peft_model(
+            base, LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+        )
+        assert not fused or fuse(adapted) == 14
+        made.append(adapted.train())
+    same(step(made[1]), step(made[0]), 1e-2 if "load_in_8bit" in bits else 1e-5)
+
+
+def test_a_run_says_that_it_fuses_and_can_leave_it_to_peft(tmp_path, model_folder):
+    def run(**options):
+        args = config(tmp_path, plugins={"adapter": {"lora": {"r": 4, "lora_dropout": 0.0, **options}}})
+        trainer = SFTTrainer(str(model_folder), args, train_dataset=Dataset.from_list(alpaca_rows(16)))
+        trainer.train()
+        return trainer
+
+    fused, plain = run(), run(fused=False)
+    assert "layers add their product in one operation" in "\n".join(fused.loaded.notes)
+    assert "one operation" not in "\n".join(plain.loaded.notes)
+    for name, one in plain.model.named_parameters():
+        torch.testing.assert_close(fused.model.get_parameter(name), one, atol=1e-5, rtol=1e-4)
+
+
+def test_dora_keeps_pefts_forward(tokenizer):
+    model = get_peft_model(make_llama(tokenizer), LoraConfig(r=4, task_type="CAUSAL_LM", use_dora=True))
+    assert fuse(model) == 0
+
+
+def test_less_is_kept_for_the_backward_pass(tokenizer):
+    def kept(model):
+        own = {one.untyped_storage().data_ptr() for one in model.parameters()}
+        seen = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = (storage.nbytes(), tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(input_ids=IDS)
+        return sum(size for size, _ in seen.values())
+
+    theirs, ours = pair(tokenizer, dtype=torch.bfloat16)
+    assert kept(ours) < 0.75 * kept(theirs)

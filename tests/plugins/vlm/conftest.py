@@ -1,0 +1,29 @@
+"""Preparations for tiny vision-language models, without their weights."""
+
+import pytest
+
+from sftcore.config.setup import set_up
+from sftcore.core.types import ModelRequest
+from sftcore.data.sets import DataPreparation
+from tests.conftest import make_tokenizer
+from tests.plugins.vlm.tiny import make_processor
+
+
+def _preparation(tokenizer, processor, max_length, settings):
+    setup = set_up([], {"dataset_cache": False, **settings}, ModelRequest(vision=processor is not None), where="test")
+    return DataPreparation(setup, tokenizer, max_length, processor=processor)
+
+
+@pytest.fixture
+def vlm_data():
+    def make(family, max_length=1024, **settings):
+        processor = make_processor(family)
+        processor.tokenizer.chat_template = processor.chat_template or processor.tokenizer.chat_template
+        return _preparation(processor.tokenizer, processor, max_length, settings)
+
+    return make
+
+
+@pytest.fixture
+def text_data():
+    return lambda **settings: _preparation(make_tokenizer(), None, 1024, settings)
