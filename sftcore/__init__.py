@@ -11,7 +11,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sftcore.chat.tokens import clone_chat_template
     from sftcore.compat.chat_template_utils import get_training_chat_template, supports_tool_calling
     from sftcore.compat.collator import DataCollatorForLanguageModeling
     from sftcore.compat.data_utils import (
@@ -68,6 +67,7 @@ if TYPE_CHECKING:
         TokenizedRow,
     )
     from sftcore.losses.token_loss import TokenLoss
+    from sftcore.model.embeddings import clone_chat_template
     from sftcore.model.precision import get_kbit_device_map
     from sftcore.train.progress import RichProgressCallback
     from sftcore.train.trainer import SFTTrainer

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser  # noqa: TID253 - scripts alone import this module
 
-from sftcore.config import yaml12 as yamlio
+from sftcore.config import yaml12
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError, RecipeError, UnknownKeyError, nearest, quoted
 from sftcore.data.source.files import BUILDERS, local_files
 
@@ -272,7 +272,7 @@ def _without_config(words: list[str]) -> tuple[list[str], Path | None]:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError("no such file.", where=f"--config {path}")
-    values = yamlio.load(path.read_text(encoding="utf-8"), where=str(path))
+    values = yaml12.load(path.read_text(encoding="utf-8"), where=str(path))
     if not isinstance(values, dict):
         raise RecipeError("the file holds no mapping of options to values.", where=str(path))
     environment = values.pop("env", None) or {}

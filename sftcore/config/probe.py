@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sftcore.config.checks import ADAPTER_DTYPES, memory_problems
 from sftcore.config.processes import process_problems, uses_deepspeed, uses_fsdp, world_size
 from sftcore.core.errors import RecipeError, nearest
 from sftcore.core.types import PACKING_STRATEGIES, ModelRequest, Plan, Probe, Problem
-from sftcore.model.memory.checkpointing import memory_problems
-from sftcore.model.precision import ADAPTER_DTYPES
 from sftcore.util.disk import output_problems
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")

@@ -16,15 +16,17 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from sftcore.config import yaml12 as yamlio
+from sftcore.config import yaml12
 from sftcore.config.fields import RENAMED, check_fields
 from sftcore.config.selections import parse_choice
 from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError
 from sftcore.core.options import structure
 from sftcore.core.types import KINDS, ModelRequest, Selection
-from sftcore.train.checkpoint.folders import LAST
 
 SECTIONS = ("model", "data", *KINDS, "block")
+LAST = "last"
+AUTO = "auto"
+"""Values of `resume_from_checkpoint`: the newest whole checkpoint, which must exist, or may be missing."""
 _FIELDS_WITH_A_KEY = {
     "plugins": "the kinds' own keys",
     "block": "block",
@@ -85,7 +87,7 @@ def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f'"{override}" is no override.', where="command line", fix="Write key=value.")
-        _assign(raw, key.strip().split("."), yamlio.load(text, where=f"override {key}") if text.strip() else "", key)
+        _assign(raw, key.strip().split("."), yaml12.load(text, where=f"override {key}") if text.strip() else "", key)
     return raw
 
 
@@ -129,7 +131,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"no recipe at {path}.", fix="Give a YAML file, or only key=value pairs.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe cannot be read: {error}.", where=str(path)) from None
-    raw = yamlio.load(text, where=str(path))
+    raw = yaml12.load(text, where=str(path))
     if not isinstance(raw, dict):
         raise RecipeError(
             "a recipe is a mapping of keys to values.", where=str(path), fix="Start with model: and data:."

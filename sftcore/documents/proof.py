@@ -19,7 +19,8 @@ from attrs import Factory, frozen
 
 from sftcore.core.errors import DataError, ModelError
 from sftcore.core.types import IGNORED, AttentionBackend
-from sftcore.documents.ways import Way, causal_model, document_starts, ways_for
+from sftcore.documents.ways import Way, document_starts, ways_for
+from sftcore.model.unwrap import causal_model
 
 if TYPE_CHECKING:
     import torch

@@ -26,7 +26,8 @@ from sftcore.documents.proof import (
     quiet,
     worst,
 )
-from sftcore.documents.ways import Way, causal_model
+from sftcore.documents.ways import Way
+from sftcore.model.unwrap import causal_model
 
 if TYPE_CHECKING:
     import torch

@@ -20,6 +20,7 @@ from attrs import evolve, field, frozen
 
 from sftcore.core.types import AttentionBackend
 from sftcore.documents.rope import position_planes
+from sftcore.model.unwrap import causal_model
 
 if TYPE_CHECKING:
     import torch
@@ -165,8 +166,3 @@ def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
     zero = torch.zeros((), dtype=dtype, device=mask.device)
     return torch.where(mask, zero, torch.finfo(dtype).min)
-
-
-def causal_model(model: Any) -> Any:
-    """The causal model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

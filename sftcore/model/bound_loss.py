@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
 
-from sftcore.chat.tokens import num_rows
 from sftcore.core.types import IGNORED, LossFunction, LossOutput
+from sftcore.model.embeddings import num_rows
 from sftcore.model.zero import callable_in_parts
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from sftcore.model.attention import pads, shortcomings
 from sftcore.model.bound_loss import bind_loss
 from sftcore.model.kernels import Kernels
 from sftcore.model.precision import cast_adapter, dtype_notes, keep_gradients, quantisation_of
+from sftcore.model.unwrap import is_peft_model
 
 _PROCESSOR_NEEDS = ("torchvision", "num2words", "pillow", "sentencepiece", "tiktoken", "protobuf", "av")
 """Libraries that some processors and tokenizers need, as transformers names them in its errors."""
@@ -267,14 +268,6 @@ class Noise:
             handle.remove()
         self._handles.clear()
         return was_on
-
-
-def is_peft_model(model: Any) -> bool:
-    """Whether PEFT has wrapped this model."""
-    import sys
-
-    peft = sys.modules.get("peft")  # a model cannot be PEFT's where PEFT was never imported
-    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sftcore.config.checks import ADAPTER_DTYPES
 from sftcore.config.processes import uses_deepspeed, uses_fsdp
 from sftcore.core.errors import ModelError, OptionTypeError
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import TrainingArguments
 
-ADAPTER_DTYPES = ("float32", "bfloat16")
-"""What an adapter can be trained in; float16 has too few exponents for a weight that is stepped on."""
 
 _MASTER = "sftcore_master_weights"
 _MADE_FOR_A_DTYPE = ("modules_to_save", "trainable_tokens_delta")

@@ -9,9 +9,10 @@ from attrs import frozen
 
 from sftcore.chat.stops import align_pad, align_stop, rendering, uses_template
 from sftcore.chat.template import SpecialTexts
-from sftcore.chat.tokens import clones_tokenizer, fit_embeddings, num_rows
+from sftcore.chat.tokens import clones_tokenizer
 from sftcore.core.errors import DataError, ModelError
-from sftcore.model.build import is_peft_model
+from sftcore.model.embeddings import fit_embeddings, num_rows
+from sftcore.model.unwrap import is_peft_model
 
 if TYPE_CHECKING:
     from torch import Tensor

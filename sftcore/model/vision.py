@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sftcore.core.errors import ModelError
-from sftcore.documents.ways import causal_model
+from sftcore.model.unwrap import causal_model
 
 
 def vision_parts(model: Any) -> list[str]:

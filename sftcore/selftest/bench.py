@@ -20,7 +20,7 @@ from sftcore.selftest.equivalence import Measured, take_gradients, wake_adapter
 
 if TYPE_CHECKING:
     from sftcore.documents.shared_rows import SharedRows
-    from sftcore.train.run import Checked
+    from sftcore.train.checked import Checked
     from sftcore.train.trainer import SFTTrainer
 
 LONGEST = 96
@@ -232,8 +232,8 @@ class Bench:
     @contextmanager
     def checkpointing(self, kept: str | None = None, **options: Any) -> Iterator[None]:
         """Gradient checkpointing inside, selective where `kept` says what it keeps."""
-        from sftcore.documents.ways import causal_model
         from sftcore.model.memory.checkpointing import checkpoint_selectively
+        from sftcore.model.unwrap import causal_model
 
         causal = causal_model(self.trainer.model)
         before: Callable[..., None] | None = vars(causal).get("_set_gradient_checkpointing")

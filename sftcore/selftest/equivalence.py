@@ -16,8 +16,8 @@ from attrs import frozen
 
 from sftcore.core.errors import SFTCoreError
 from sftcore.core.types import IGNORED, LossFunction, LossOutput
-from sftcore.documents.ways import causal_model
 from sftcore.model.precision import quantisation_of
+from sftcore.model.unwrap import causal_model
 
 if TYPE_CHECKING:
     import torch

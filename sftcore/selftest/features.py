@@ -42,7 +42,7 @@ from sftcore.selftest.equivalence import (
 if TYPE_CHECKING:
     from sftcore.core.registry import Bound
     from sftcore.core.types import AttentionBackend, LossFunction
-    from sftcore.train.run import Checked
+    from sftcore.train.checked import Checked
 
 CHUNKS = (17, 1_000_000)
 """Sizes of the loss's chunks: one that divides nothing, and one that holds all."""
@@ -173,8 +173,8 @@ class Features:
         return judged(what, gap, self.tolerance)
 
     def _chunks(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-        from sftcore.documents.ways import causal_model
         from sftcore.model.bound_loss import bind_loss
+        from sftcore.model.unwrap import causal_model
 
         bound = self._of_kind("loss")[0]
         causal, counted = causal_model(self.model), int(num_items(self.rows))
@@ -192,7 +192,7 @@ class Features:
                 causal.forward = before
 
     def _checkpointing(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-        from sftcore.model.memory.checkpointing import KEPT
+        from sftcore.config.checks import KEPT
 
         if not getattr(self.model, "supports_gradient_checkpointing", True):
             why = f"{type(self.model).__name__} has none"
@@ -205,7 +205,7 @@ class Features:
 
     def _offloading(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         """Activations in host memory, where the run asks for it; on a CPU it is refused, as training refuses it."""
-        from sftcore.model.memory.checkpointing import ON_CPU
+        from sftcore.config.checks import ON_CPU
         from sftcore.model.memory.offload import ActivationOffloading
 
         trainer = self.bench.trainer
@@ -286,8 +286,8 @@ class Features:
 
     @contextlib.contextmanager
     def _kernels_on(self) -> Iterator[tuple[str, ...]]:
-        from sftcore.documents.ways import causal_model
         from sftcore.model.kernels import Kernels
+        from sftcore.model.unwrap import causal_model
 
         kernels = Kernels(self.checked.setup.plugins, self.checked.setup.plan)
         loaded = attrs.evolve(self.bench.trainer.loaded, model=causal_model(self.model))

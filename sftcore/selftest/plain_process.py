@@ -17,9 +17,8 @@ from typing import Any
 
 from sftcore.core.errors import ModelError
 from sftcore.core.types import ModelRequest
-from sftcore.documents.ways import causal_model
-from sftcore.model.build import is_peft_model
 from sftcore.model.precision import quantisation_of
+from sftcore.model.unwrap import causal_model, is_peft_model
 from sftcore.selftest.equivalence import Measured, Row, attention, plain, without_dropout
 from sftcore.selftest.two_processes import TIMEOUT_S, error_of, number, read, write
 

@@ -31,7 +31,7 @@ from sftcore.selftest.equivalence import (
 from sftcore.selftest.features import Features
 
 if TYPE_CHECKING:
-    from sftcore.train.run import Checked
+    from sftcore.train.checked import Checked
 
 
 def selftest(checked: Checked, *, num_rows: int = 4, processes: bool = True) -> Report:

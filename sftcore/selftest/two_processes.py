@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sftcore.selftest.equivalence import Gap, Line, Measured, Row, gap_between, judged
 
 if TYPE_CHECKING:
-    from sftcore.train.run import Checked
+    from sftcore.train.checked import Checked
 
 WHAT = "2 processes, each with half of the rows"
 TIMEOUT_S = 900
@@ -128,7 +128,7 @@ def read(out: Path, names: Iterable[str]) -> Measured:
 
 
 def _plain(raw: Any) -> Any:
-    from sftcore.train.record.manifest import plain
+    from sftcore.util.plain import plain
 
     return plain(dict(raw))
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import struct
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from sftcore.core.errors import CheckError, ModelError
 from sftcore.core.types import ModelRequest, Selection
-from sftcore.tools.saved import ADAPTER_WEIGHTS, QUANTISES, SavedRun, selections_of
+from sftcore.model.embeddings import embedding_names, is_whole_weight, saved_shapes
+from sftcore.tools.saved import QUANTISES, SavedRun, selections_of
 
 if TYPE_CHECKING:
     from sftcore.config.setup import Setup
@@ -135,8 +132,8 @@ def _fit_embeddings(base: Any, run: SavedRun, rows: int) -> None:
     assert run.adapter is not None
     if (embedding := base.get_input_embeddings()) is None:
         return
-    names = _embedding_names(base)
-    whole = {name: shape[0] for name, shape in saved_shapes(run.adapter).items() if _is_whole(name, names)}
+    names = embedding_names(base)
+    whole = {name: shape[0] for name, shape in saved_shapes(run.adapter).items() if is_whole_weight(name, names)}
     known = embedding.weight.shape[0]
     if whole:
         if (saved := max(whole.values())) != known:
@@ -155,41 +152,6 @@ def _fit_embeddings(base: Any, run: SavedRun, rows: int) -> None:
             "save their rows (modules_to_save, or trainable_token_indices).",
         )
     base.resize_token_embeddings(rows, mean_resizing=False)
-
-
-def _is_whole(name: str, embeddings: set[str]) -> bool:
-    return name.endswith(".weight") and ".lora_" not in name and bool(embeddings & set(name.split(".")))
-
-
-def save_grown_rows(model: Any, folder: Path, state_dict: dict[str, Any] | None) -> None:
-    """Save embeddings and head with the adapter where PEFT did not.
-
-    PEFT (0.21) tells by the base's config.json that a vocabulary grew; a base from a single file has none, and the new
-    rows would be lost.
-    """
-    names = _embedding_names(model.get_base_model())
-    if not any(_is_whole(name, names) for name in saved_shapes(folder)):
-        model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=True)
-
-
-def _embedding_names(causal: Any) -> set[str]:
-    """How the model calls its embeddings and its head, such as embed_tokens and lm_head."""
-    both = (causal.get_input_embeddings(), causal.get_output_embeddings())
-    return {name.rpartition(".")[2] for name, module in causal.named_modules() if module in both}
-
-
-def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name to shape of what an adapter saved, from the file's header (github.com/huggingface/safetensors, Format)."""
-    return dict(_header(folder / ADAPTER_WEIGHTS))
-
-
-def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield name, tuple(entry["shape"])
 
 
 def set_stops(model: Any, tokenizer: Any, run: SavedRun) -> None:

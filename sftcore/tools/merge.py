@@ -13,10 +13,12 @@ import attrs
 from attrs import frozen
 
 from sftcore.core.errors import ModelError, SFTCoreError
+from sftcore.model.embeddings import ADAPTER_WEIGHTS
 from sftcore.tools.agreement import Agreement, Probes, compare, logits_of, probes_for
 from sftcore.tools.load_saved import load_base, load_tokenizer, put_adapter, quantised_as_trained, set_stops
-from sftcore.tools.saved import ADAPTER_WEIGHTS, SavedRun
+from sftcore.tools.saved import SavedRun
 from sftcore.util.disk import writing
+from sftcore.util.plain import plain
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FLOAT32_TOLERANCE, FLOAT32_SHARE = 1e-3, 2.5e-5
@@ -232,7 +234,7 @@ def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
         "adapter": str(run.adapter),
         "adapter_name": run.adapter_name,
         "adapter_sha256": manifest.sha256_of_files([weights])[str(weights)],
-        "base": manifest.plain(attrs.asdict(run.base)),
+        "base": plain(attrs.asdict(run.base)),
         "dtype": merged.dtype,
         "compared_on": merged.probes.description,
         "agreements": [attrs.asdict(one) for one in merged.agreements],

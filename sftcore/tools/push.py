@@ -45,7 +45,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    from sftcore.train.record.manifest import public
+    from sftcore.util.plain import public
 
     files = sorted(one for one in folder.rglob("*") if one.is_file() and not _left_out(one.relative_to(folder)))
     operations = []

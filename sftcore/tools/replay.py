@@ -17,7 +17,7 @@ from sftcore.util.secrets import NOT_WRITTEN
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sftcore.train.run import Checked
+    from sftcore.train.checked import Checked
     from sftcore.train.trainer import SFTTrainer
 
 _ELSEWHERE = ("model", "data")

@@ -15,9 +15,9 @@ from attrs import field, frozen
 
 from sftcore.core.errors import ModelError, nearest, quoted
 from sftcore.core.types import ModelRequest, Selection
+from sftcore.model.embeddings import ADAPTER_WEIGHTS
 
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 QUANTISES = frozenset({"load_in_4bit", "load_in_8bit", "quantization_config"})
 """Arguments of `from_pretrained` that quantise."""
 _OF_ONE_MACHINE = QUANTISES | {

@@ -25,7 +25,7 @@ from sftcore.data.ranks import (
     rank_of,
     split_stream,
 )
-from sftcore.model.build import is_peft_model
+from sftcore.model.unwrap import is_peft_model
 
 _SAVES_TOGETHER = "is_distributed_loading_by_transformers"
 """An attribute of transformers' Trainer where all ranks of a split model take part in saving it (5.24, not 5.17)."""

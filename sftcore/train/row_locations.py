@@ -12,7 +12,7 @@ from sftcore.data.source.files import Files, scan
 from sftcore.data.source.load import Source, explained
 
 if TYPE_CHECKING:
-    from sftcore.train.run import Checked
+    from sftcore.train.checked import Checked
 
 
 @contextlib.contextmanager

@@ -10,28 +10,18 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import frozen
 
-from sftcore.config.recipe import Recipe
-from sftcore.config.setup import Setup, check, set_up_recipe
+from sftcore.config.recipe import AUTO, LAST, Recipe
+from sftcore.config.setup import check, set_up_recipe
 from sftcore.core.errors import ConflictError, RecipeError
 from sftcore.core.types import KINDS
-from sftcore.data.source.load import Source, inspect
-from sftcore.train.checkpoint.folders import AUTO, LAST
+from sftcore.data.source.load import inspect
+from sftcore.train.checked import Checked
 from sftcore.train.row_locations import named_by_file
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sftcore.train.trainer import SFTTrainer
-
-
-@frozen
-class Checked:
-    """A recipe that passed `check`: nothing heavy has been imported yet."""
-
-    recipe: Recipe
-    setup: Setup
-    train: Source
-    eval: Source | None
 
 
 @frozen
@@ -109,8 +99,9 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
     from sftcore.config.sft_config import SFTConfig
     from sftcore.data.source.load import load, paths_of, split_off
     from sftcore.train.progress import RichProgress
-    from sftcore.train.record.manifest import plain, sha256_of_files
+    from sftcore.train.record.manifest import sha256_of_files
     from sftcore.train.trainer import SFTTrainer
+    from sftcore.util.plain import plain
 
     recipe = checked.recipe
     args = SFTConfig(**config_of(recipe))

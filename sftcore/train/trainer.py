@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments, set_seed
 
-from sftcore.chat.tokens import num_rows
 from sftcore.config.setup import check
 from sftcore.config.sft_config import SFTConfig, as_sft_config
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError
@@ -23,26 +22,25 @@ from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
 from sftcore.documents.shared_rows import SharedRows, layout_of
-from sftcore.documents.ways import causal_model
 from sftcore.model.bound_loss import NUM_ITEMS, WEIGHTS
 from sftcore.model.build import (
     Noise,
     adopt_model,
     attention_of,
     finish_model,
-    is_peft_model,
     load_model,
     load_processor,
     refuse_unsupported,
 )
+from sftcore.model.embeddings import num_rows, save_grown_rows
 from sftcore.model.kernels import Kernels
 from sftcore.model.memory.allocator import give_back_large_blocks
 from sftcore.model.memory.checkpointing import checkpoint_selectively, take_selective
 from sftcore.model.memory.offload import offloading_of, refuse_on_cpu
 from sftcore.model.precision import add_master_weights, cast_adapter, running_dtype, wants_master_weights
 from sftcore.model.tokens import fit_model, supervised_ids, untrained_tokens
+from sftcore.model.unwrap import causal_model, is_peft_model
 from sftcore.model.vision import freeze_vision
-from sftcore.tools.load_saved import save_grown_rows
 from sftcore.train.arguments import (
     RAW_COLUMNS,
     current_name,

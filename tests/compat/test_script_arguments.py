@@ -17,7 +17,7 @@ from trl.scripts.utils import DatasetConfig as TheirDatasetConfig
 
 import sftcore
 from sftcore import ConflictError, DataError, DatasetConfig, DatasetMixtureConfig, RecipeError, get_dataset
-from sftcore.config import yaml12 as yamlio
+from sftcore.config import yaml12
 from sftcore.core.errors import OptionTypeError, UnknownKeyError
 
 
@@ -141,7 +141,7 @@ def test_a_whole_script_configuration_is_read(parse, write, tmp_path):
 def test_the_script_of_the_documentation_trains(write, tmp_path, model_folder, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "coming-from-trl.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
-    config = yamlio.load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1], where="page")
+    config = yaml12.load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1], where="page")
     for i, one in enumerate(config["datasets"]):
         rows = [{"messages": [{"role": role, "content": f"say {i}"} for role in ("user", "assistant")]}] * 20
         one["path"] = str(write(one["path"], "".join(json.dumps(row) + "\n" for row in rows)))

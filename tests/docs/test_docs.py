@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcore.config import yaml12 as yamlio
+from sftcore.config import yaml12
 from sftcore.config.recipe import parse_recipe
 from sftcore.core.discovery import discover
 from sftcore.core.hookspecs import LIFECYCLE, Hooks
@@ -146,7 +146,7 @@ def test_every_verb_is_documented():
 
 # --- How to ---------------------------------------------------------------------------------------------------------
 def test_whole_recipes_parse():
-    found = [yamlio.load(code, where="recipes.md") for code in blocks("how-to/recipes.md", "yaml")]
+    found = [yaml12.load(code, where="recipes.md") for code in blocks("how-to/recipes.md", "yaml")]
     whole = [recipe for recipe in found if {"model", "data"} <= recipe.keys()]
     assert len(whole) >= 7
     for recipe in whole:
@@ -160,7 +160,7 @@ def test_recipes_name_plugins_and_options_that_exist():
     pages = ("how-to/recipes.md", "tutorial/first-run.md", "how-to/attention.md", "how-to/losses.md", "how-to/noise.md")
     for page in (*pages, "how-to/memory.md"):
         for code in blocks(page, "yaml"):
-            recipe = yamlio.load(code, where=page)
+            recipe = yaml12.load(code, where=page)
             for selection in parse_recipe(recipe, place=page).chosen:
                 bind(selection, catalog, Blocklist())
 
@@ -184,7 +184,7 @@ def test_every_built_in_format_has_a_section():
 )
 def test_yaml_is_read_as_documented(written, read):
     assert f"`{written}`" in sections("how-to/recipes.md")["YAML as it is read"]
-    found = yamlio.load(written, where="recipes.md")
+    found = yaml12.load(written, where="recipes.md")
     assert (type(found), found) == (type(read), read)
 
 

@@ -12,9 +12,9 @@ import pytest
 from datasets import Dataset
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sftcore.chat.sandbox import watchdog
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from sftcore.chat.sandbox import watchdog
 from sftcore.chat.template import ChatTemplate, SpecialTexts
 from sftcore.core.errors import SFTCoreError
 from sftcore.data.packing.pack import pack

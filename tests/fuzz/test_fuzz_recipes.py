@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sftcore.config import yaml12 as yamlio
+from sftcore.config import yaml12
 from sftcore.config.fields import config_fields
 from sftcore.config.recipe import load_recipe, parse_recipe
 from sftcore.config.setup import set_up_recipe
@@ -47,7 +47,7 @@ values = st.recursive(
 @example("- !!omap [1]")
 def test_any_text_is_yaml_or_refused(text):
     with contextlib.suppress(RecipeError):
-        yamlio.load(text, where="recipe.yaml")
+        yaml12.load(text, where="recipe.yaml")
 
 
 @fuzzed(300)

@@ -15,7 +15,7 @@ import pytest
 
 import sftcore
 from sftcore.check.read import raw_rows
-from sftcore.config import yaml12 as yamlio
+from sftcore.config import yaml12
 from sftcore.core.errors import CheckpointError, DataError, ModelError, RecipeError, RowError, SFTCoreError
 from sftcore.data.source.files import first_rows, local_files
 from tests.conftest import alpaca_rows
@@ -52,17 +52,17 @@ YAMLS = {
 def test_hostile_yaml_is_refused(text, tmp_path):
     mark = tmp_path / "ran"
     with pytest.raises(RecipeError):
-        yamlio.load(text.replace("%s", str(mark)), where="recipe.yaml")
+        yaml12.load(text.replace("%s", str(mark)), where="recipe.yaml")
     assert not mark.exists()
 
 
 def test_a_long_number_that_is_none_is_read_in_no_time():
     """The pattern of a float once took time that grew with the square of the length."""
-    assert yamlio.load("a: " + "1" * 250_000 + "x", where="recipe")["a"].endswith("1x")
+    assert yaml12.load("a: " + "1" * 250_000 + "x", where="recipe")["a"].endswith("1x")
 
 
 def test_plain_aliases_still_work():
-    assert yamlio.load("a: &a [1, 2]\nb: *a", where="recipe") == {"a": [1, 2], "b": [1, 2]}
+    assert yaml12.load("a: &a [1, 2]\nb: *a", where="recipe") == {"a": [1, 2], "b": [1, 2]}
 
 
 # --- Data files -------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import threading
 import time
 
 import pytest
-from sftcore.chat.sandbox import watchdog
 
+from sftcore.chat.sandbox import watchdog
 from sftcore.chat.template import ChatTemplate, SpecialTexts
 from sftcore.core.errors import ModelError, RowError, SFTCoreError
 

@@ -19,7 +19,7 @@ import sftcore
 from sftcore import cli
 from sftcore.core.errors import RowError
 from sftcore.core.visible import visible
-from sftcore.train.record.manifest import plain
+from sftcore.util.plain import plain
 from sftcore.util.secrets import masked
 from tests.conftest import alpaca_rows
 

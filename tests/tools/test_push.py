@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from sftcore import SFTConfig
-from sftcore.train.record.manifest import public
+from sftcore.util.plain import public
 from tests.conftest import alpaca_rows
 from tests.plugins.adapters.test_adapters import stirred
 from tests.tools.hub_double import TOKEN, hub_double

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import sftcore
 from sftcore.data.store.cache import Key, digest_of, source_digest
-from sftcore.train.record.manifest import describe_plugin, plain
+from sftcore.util.plain import describe_plugin, plain
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,7 +70,7 @@ def key_of(
             "packing": packing,
             "the rows' numbers": "" if numbering is None else digest_of(np.asarray(numbering, np.int64).tobytes()),
             **{name: json.dumps(plain(settings.get(name))) for name in SETTINGS},
-            "sftcore": f"{sftcore.__version__} {source_digest(sftcore.__file__)}",
+            "sftcore": f"{importlib.metadata.version('sftcore')} {source_digest(__file__)}",
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
     )

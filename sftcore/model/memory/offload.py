@@ -16,8 +16,8 @@ from attrs import define, field
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from sftcore.config.checks import ON_CPU
 from sftcore.core.errors import ConflictError
-from sftcore.model.memory.checkpointing import ON_CPU
 
 
 def offloading_of(model: torch.nn.Module, args: Any) -> ActivationOffloading | None:

@@ -14,13 +14,12 @@ from pathlib import Path
 
 from attrs import frozen
 
+from sftcore.config.recipe import AUTO, LAST
 from sftcore.core.errors import CheckpointError
 from sftcore.train.checkpoint.checksums import SEAL, fault, is_sealed
 from sftcore.util.disk import sync
 
 PREFIX = ".tmp-"
-AUTO = "auto"
-LAST = "last"
 _REPLACED = PREFIX + "replaced-"
 _MODEL_CONFIGS = ("config.json", "adapter_config.json")
 _STATE = "trainer_state.json"

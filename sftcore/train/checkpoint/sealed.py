@@ -13,19 +13,10 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 
+from sftcore.config.recipe import AUTO
 from sftcore.core.errors import CheckpointError
 from sftcore.train.checkpoint.checksums import seal
-from sftcore.train.checkpoint.folders import (
-    AUTO,
-    PREFIX,
-    Chosen,
-    choose,
-    clear_leftovers,
-    newest,
-    place,
-    place_model,
-    rotate,
-)
+from sftcore.train.checkpoint.folders import PREFIX, Chosen, choose, clear_leftovers, newest, place, place_model, rotate
 from sftcore.train.checkpoint.untrusted import reading
 from sftcore.util.disk import disk_error, free_space
 

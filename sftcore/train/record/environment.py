@@ -43,9 +43,7 @@ def environment() -> dict[str, Any]:
 
 def sources(bound: Iterable[Bound]) -> dict[str, str]:
     """Digests of the source of sftcore and of each plugin, `kind name` to digest."""
-    import sftcore
-
-    found = {"sftcore": _digest(sftcore.__file__)}
+    found = {"sftcore": _digest(__file__)}
     for one in bound:
         file = inspect.getsourcefile(type(one.plugin))
         if file and Path(file).is_file():

@@ -14,14 +14,16 @@ from transformers import TrainerCallback
 
 from sftcore.chat.parity import record_of, saved_parity
 from sftcore.chat.stops import trained_stop
+from sftcore.config.recipe import AUTO
 from sftcore.core.visible import visible
 from sftcore.model.tokens import supervised_ids
-from sftcore.train.checkpoint.folders import AUTO, final_place
+from sftcore.train.checkpoint.folders import final_place
 from sftcore.train.checkpoint.state import rewind_log
 from sftcore.train.record import manifest
 from sftcore.train.record.environment import environment, fingerprint, sources
 from sftcore.train.record.summary import plan_lines
 from sftcore.util.disk import replace_text, writing
+from sftcore.util.plain import describe_plugin, public
 
 if TYPE_CHECKING:
     from sftcore.train.trainer import SFTTrainer
@@ -86,7 +88,7 @@ class RunRecorder(TrainerCallback):
         """Write the manifest as it stands now."""
         trainer = self._trainer
         # What goes to the hub does not say how the folders of this machine are named
-        spelled = manifest.public if trainer.args.push_to_hub else dict
+        spelled = public if trainer.args.push_to_hub else dict
         manifest.write(
             folder,
             spelled(
@@ -101,7 +103,7 @@ class RunRecorder(TrainerCallback):
                     "seed": trainer.args.seed,
                     "data": {
                         "train_rows_sha256": self.rows_hash(),
-                        "formats": {name: manifest.describe_plugin(one) for name, one in trainer.data.formats.items()},
+                        "formats": {name: describe_plugin(one) for name, one in trainer.data.formats.items()},
                         "ledgers": [ledger.summary() for ledger in trainer.data.ledgers],
                     },
                     **({"documents": proof.record()} if (proof := trainer.shared_rows.proof) else {}),

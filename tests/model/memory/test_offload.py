@@ -13,8 +13,9 @@ from sftcore_plugins.losses.nll import NLL
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftcore import CheckError, ConflictError, Plan, SFTTrainer
+from sftcore.config.checks import memory_problems
 from sftcore.model.bound_loss import NUM_ITEMS, bind_loss
-from sftcore.model.memory.checkpointing import checkpoint_selectively, memory_problems, take_selective
+from sftcore.model.memory.checkpointing import checkpoint_selectively, take_selective
 from sftcore.model.memory.offload import SMALLEST, ActivationOffloading
 from tests.conftest import alpaca_rows, make_llama
 from tests.train.test_trainer import config, losses

@@ -1,0 +1,136 @@
+"""Embeddings and head: how many rows they have, made to fit a tokenizer, and saved where they have grown."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sftcore.chat.stops import turn_end
+from sftcore.chat.tokens import clone_tokens
+from sftcore.core.errors import ModelError
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def num_rows(model: Any) -> int:
+    """Rows of the model's embeddings, which is more than the tokenizer's vocabulary in many models."""
+    embeddings = model.get_input_embeddings()
+    # under ZeRO-3 the weight itself is elsewhere, and has no rows here
+    found = getattr(embeddings, "num_embeddings", None)
+    return int(embeddings.weight.shape[0] if found is None else found)
+
+
+def clone_chat_template(
+    model: Any, tokenizer: Any, source_tokenizer_path: str, resize_to_multiple_of: int | None = 64
+) -> tuple[Any, Any, list[int]]:
+    """Take over the chat template of another tokenizer, with its added tokens and its EOS.
+
+    The embeddings (and the head) grow to hold the new tokens, rounded up to a multiple; they never shrink. New rows
+    start at the mean of the old ones. The tokenizer is filled with `<extra_id_N>` up to the number of rows, so that
+    `len(tokenizer)` says how large the embeddings are.
+
+    Args:
+        model: a `PreTrainedModel`; changed in place.
+        tokenizer: its tokenizer; changed in place.
+        source_tokenizer_path: a folder or hub id with a tokenizer that has a chat template.
+        resize_to_multiple_of: of rows; None: as many as there are tokens.
+
+    Returns:
+        The model, the tokenizer, and the ids of all tokens that were added, those that only fill up last.
+
+    Raises:
+        ModelError: there is no such tokenizer, it has no chat template, or the model has an adapter around it.
+    """
+    if hasattr(model, "peft_config"):
+        raise _has_adapter("clone_chat_template")
+    added = clone_tokens(tokenizer, source_tokenizer_path)
+    added += fit_embeddings(model, tokenizer, resize_to_multiple_of)
+    stop_where_cloned(model, tokenizer)
+    return model, tokenizer, added
+
+
+def fit_embeddings(model: Any, tokenizer: Any, multiple: int | None) -> list[int]:
+    """Grow embeddings and head until each token has a row, and fill the tokenizer up to the last; the fillers' ids.
+
+    Raises:
+        ModelError: the model has an adapter around it, and would have to grow.
+    """
+    if multiple is not None and multiple < 1:
+        raise ModelError(f"resize_to_multiple_of is {multiple}.", fix="Give a number of rows from 1 on, or None.")
+    rows = num_rows(model)
+    vocabulary = tokenizer.get_vocab()
+    wanted = max(rows, max(vocabulary.values()) + 1)
+    wanted += -wanted % (multiple or 1)
+    if wanted != rows:
+        if hasattr(model, "peft_config"):
+            raise _has_adapter("chat_template_path")
+        # transformers draws new rows around the mean of the old ones, in embeddings and in an untied head alike
+        model.resize_token_embeddings(wanted)
+    fillers = _fillers(vocabulary, wanted - max(vocabulary.values()) - 1)
+    tokenizer.add_tokens(fillers)
+    ids: list[int] = tokenizer.convert_tokens_to_ids(fillers)
+    return ids
+
+
+def stop_where_cloned(model: Any, tokenizer: Any) -> None:
+    """Generation stops where turns of the cloned template end, and nowhere else; the EOS stands everywhere."""
+    ends = dict.fromkeys(filter(None, (turn_end(tokenizer), tokenizer.eos_token)))
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in ends]
+    if not ids:
+        return
+    model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.eos_token_id = ids[0] if len(ids) == 1 else ids
+
+
+def save_grown_rows(model: Any, folder: Path, state_dict: dict[str, Any] | None) -> None:
+    """Save embeddings and head with the adapter where PEFT did not.
+
+    PEFT (0.21) tells by the base's config.json that a vocabulary grew; a base from a single file has none, and the new
+    rows would be lost.
+    """
+    names = embedding_names(model.get_base_model())
+    if not any(is_whole_weight(name, names) for name in saved_shapes(folder)):
+        model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=True)
+
+
+def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name to shape of what an adapter saved, from the file's header (github.com/huggingface/safetensors, Format)."""
+    return dict(_header(folder / ADAPTER_WEIGHTS))
+
+
+def embedding_names(causal: Any) -> set[str]:
+    """How the model calls its embeddings and its head, such as embed_tokens and lm_head."""
+    both = (causal.get_input_embeddings(), causal.get_output_embeddings())
+    return {name.rpartition(".")[2] for name, module in causal.named_modules() if module in both}
+
+
+def is_whole_weight(name: str, embeddings: set[str]) -> bool:
+    return name.endswith(".weight") and ".lora_" not in name and bool(embeddings & set(name.split(".")))
+
+
+def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield name, tuple(entry["shape"])
+
+
+def _fillers(vocabulary: Iterable[str], count: int) -> list[str]:
+    known = set(vocabulary)
+    names = (f"<extra_id_{i}>" for i in range(len(known) + count))
+    free = (name for name in names if name not in known)
+    return [next(free) for _ in range(count)]
+
+
+def _has_adapter(where: str) -> ModelError:
+    return ModelError(
+        "the model has an adapter around it, and its embeddings cannot grow beneath that.",
+        where=where,
+        fix="Clone the template into the base model first, and put the adapter on it then.",
+    )

@@ -1,0 +1,18 @@
+"""What stands inside the wrappers of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def causal_model(model: Any) -> Any:
+    """The causal model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def is_peft_model(model: Any) -> bool:
+    """Whether PEFT has wrapped this model."""
+    import sys
+
+    peft = sys.modules.get("peft")  # a model cannot be PEFT's where PEFT was never imported
+    return peft is not None and isinstance(model, peft.PeftModel)
