@@ -13,7 +13,6 @@ from sftcore.data.images.pictures import has_images
 from sftcore.documents.proof import Proof, check_labels, keep_documents_apart
 from sftcore.documents.proof_images import LOOKED_AT, prove_images
 from sftcore.documents.ways import ways_for
-from sftcore.model.zero import callable_in_parts
 
 if TYPE_CHECKING:
     from sftcore.core.types import AttentionBackend
@@ -71,8 +70,7 @@ class SharedRows:
             ModelError: there is none; with what leaked, and what to do.
         """
         if layout.shared:
-            with callable_in_parts(model):
-                self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, max_length=max_length)
+            self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, max_length=max_length)
 
     def prove_images(
         self, model: Any, backend: AttentionBackend | None, layout: Layout, collator: Any, dataset: Any
@@ -89,10 +87,9 @@ class SharedRows:
         ways = (self.proof.way, *(way for way in ways_for(model, backend) if way.name != self.proof.way.name))
         for way in ways:
             try:
-                with callable_in_parts(model):
-                    gaps = prove_images(model, way, collator, rows)
-                    if failed is not None:
-                        self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, ways=[way])
+                gaps = prove_images(model, way, collator, rows)
+                if failed is not None:
+                    self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, ways=[way])
             except ModelError as error:
                 failed = failed or error
                 continue

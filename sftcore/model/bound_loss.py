@@ -1,24 +1,27 @@
-"""The loss bound inside the model's own forward, where the head sees supervised positions only.
+"""The loss inside the model's own forward, where the head sees supervised positions only.
 
-It is bound before PEFT, DDP or FSDP wrap the model, and only answers a call that carries `NUM_ITEMS`; every other call
-(generation, a user's own) goes to the model's own forward untouched. See DESIGN, decision 3, in docs/architecture.md.
+It stays there for as long as a call lasts, and answers only calls that carry `NUM_ITEMS`; every other call
+(generation, a user's own) goes to the model's own forward untouched. Nothing here holds the model: everything is found
+through the `self` of the call, so that a copy of a model computes with the copy's weights. docs/architecture.md says
+why (decision 3).
 
 Shapes: B rows, T tokens, W width, V vocabulary, N supervised positions.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from attrs import frozen
+from attrs import define
 
 from sftcore.core.types import IGNORED, LossFunction, LossOutput
 from sftcore.model.embeddings import num_rows
-from sftcore.model.zero import callable_in_parts
 
 if TYPE_CHECKING:
     import torch
@@ -28,46 +31,124 @@ NUM_ITEMS = "sft_num_items"
 """The keyword argument that asks the model's forward for the loss: the normaliser, a scalar."""
 WEIGHTS = "sft_weights"
 """The keyword argument with the tokens' weights: (B, T) float32."""
+_TRIAL = "sft_trial"
+_ATTRIBUTES = _BOUND, _OWN, _ = "_sftcore_loss", "_sftcore_own_forward", "forward"
 
 
-@frozen
+@define(eq=False)
 class BoundLoss:
-    """How a loss is bound: `gathers` says that the head sees supervised positions only; else `reason` says why not."""
+    """A loss function that a causal model computes in its forward.
 
-    gathers: bool
-    reason: str
+    The head is applied to gathered hidden states where the result equals the model's own logits; `reason` says why it
+    is not, empty where it is, None as long as that was not tried. Then the model's own forward builds all logits, and
+    the loss gathers from those.
+    """
+
+    loss: LossFunction
+    reason: str | None = None
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the head sees supervised positions only."""
+        return self.reason == ""
+
+    @contextmanager
+    def on(self, model: PreTrainedModel) -> Iterator[None]:
+        """Have the causal model answer calls with `NUM_ITEMS` inside; afterwards its forward is what it was.
+
+        Such a call returns a dict of scalars: loss, entropy and correct as in `LossOutput`, supervised (how many tokens
+        counted), and aux_loss where the model balances the load of its experts.
+        """
+        if vars(model).get(_BOUND) is self:
+            yield
+            return
+        before = self.put_on(model)
+        try:
+            yield
+        finally:
+            for name in _ATTRIBUTES:
+                vars(model).pop(name, None)
+            vars(model).update(before)
+
+    def put_on(self, model: PreTrainedModel) -> dict[str, Any]:
+        """The same for good; returns what the model had in the place of the attributes that were set."""
+        attributes = vars(model)
+        before = {name: attributes[name] for name in _ATTRIBUTES if name in attributes}
+        if "forward" in attributes:  # such as accelerate's, which casts
+            attributes[_OWN] = attributes["forward"]
+        attributes[_BOUND] = self
+        attributes["forward"] = types.MethodType(_with_loss(inspect.signature(model.forward)), model)
+        return before
+
+    def try_head(self, model: Any, causal: PreTrainedModel, device: torch.device) -> str:
+        """Compare head and hidden states with the model's own logits on 16 tokens; sets and returns `reason`.
+
+        Call it as training calls the model: wrapped, on its device, under its autocast, by all processes. Random state
+        and training flags stay as they were.
+
+        Args:
+            model: what is called, with whatever adapter or sharding is around the causal model.
+            causal: the causal model in it.
+            device: where its inputs are.
+        """
+        import torch
+
+        ids = torch.arange(3, 19, device=device).remainder(num_rows(causal))[None]
+        was_training, self.reason = model.training, ""
+        model.eval()
+        try:
+            with self.on(causal), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                model(input_ids=ids, use_cache=False, **{_TRIAL: True})
+        except ERRORS as error:
+            self.reason = _cannot_be_called(error)
+        finally:
+            model.train(was_training)
+        return self.reason
+
+
+ERRORS = (TypeError, RuntimeError, AttributeError, IndexError)
+"""What a forward raises that cannot be called in some way."""
 
 
 def bind_loss(model: PreTrainedModel, loss: LossFunction) -> BoundLoss:
-    """Bind `loss` to the causal model's forward.
+    """Try `loss` on a causal model that nothing wraps, and leave it there."""
+    bound = BoundLoss(loss)
+    bound.try_head(model, model, model.device)
+    bound.put_on(model)
+    return bound
 
-    Called with `NUM_ITEMS`, the forward returns a dict of scalars: loss, entropy and correct as in `LossOutput`,
-    supervised (how many tokens counted), and aux_loss where the model balances the load of its experts.
 
-    The head is applied to gathered hidden states where the result equals the model's own logits, which is tried on a
-    few tokens here; otherwise the model's own forward builds all logits and the loss gathers those.
+def _with_loss(own: inspect.Signature) -> Callable[..., Any]:
+    """A forward of this signature, which transformers and PEFT read to see which arguments count.
+
+    accelerate unwraps forwards down to the last `__wrapped__`, which this one must not have.
     """
-    head, balance = Head(model), _balance_of(model)
-    reason = _why_not(model, head, balance)
-    original = model.forward
 
     def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        bound: BoundLoss = vars(self)[_BOUND]
+        if kwargs.pop(_TRIAL, False):
+            outputs, bound.reason = _compare(self, args, kwargs)
+            return outputs
         if NUM_ITEMS not in kwargs:
-            return original(*args, **kwargs)
+            return _own_forward(self)(*args, **kwargs)
         num_items, weights, labels = kwargs.pop(NUM_ITEMS), kwargs.pop(WEIGHTS, None), kwargs.pop("labels")
-        outputs = original(*args, **kwargs) if reason else self.base_model(*args, **kwargs)
-        states, apply = (outputs.logits, _identity) if reason else (outputs[0], head)
-        found = gathered_loss(loss, states, apply, labels, weights, num_items)
-        aux_loss = getattr(outputs, "aux_loss", None) if reason or balance is None else balance(outputs, kwargs)
+        head: Callable[[torch.Tensor], torch.Tensor] = Head(self) if bound.gathers else _identity
+        outputs = self.base_model(*args, **kwargs) if bound.gathers else _own_forward(self)(*args, **kwargs)
+        states = outputs[0] if bound.gathers else outputs.logits
+        found = gathered_loss(bound.loss, states, head, labels, weights, num_items)
+        balance = _balance_of(self) if bound.gathers else None
+        aux_loss = getattr(outputs, "aux_loss", None) if balance is None else balance(outputs, kwargs)
         return found if aux_loss is None else {**found, "aux_loss": aux_loss}
 
-    # accelerate unwraps forwards down to the last __wrapped__ and binds what it finds there to the model again, so this
-    # one must be a method without __wrapped__; transformers and PEFT read the signature to see which arguments count
-    own = inspect.signature(original)
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = own.replace(parameters=[me, *own.parameters.values()])  # type: ignore[attr-defined]
-    model.forward = types.MethodType(forward, model)
-    return BoundLoss(not reason, reason)
+    return forward
+
+
+def _own_forward(model: PreTrainedModel) -> Callable[..., Any]:
+    """The forward beneath the loss: of this very model, also where it is a copy of the one that was bound."""
+    own: Callable[..., Any] | None = vars(model).get(_OWN)
+    return types.MethodType(type(model).forward, model) if own is None else own
 
 
 def gathered_loss(
@@ -156,31 +237,33 @@ def _balance_of(model: PreTrainedModel) -> Balance | None:
     return balance
 
 
-def _why_not(model: PreTrainedModel, head: Head, balance: Balance | None) -> str:
-    """Why the head cannot be applied to gathered hidden states, or an empty string."""
-    import torch
+def _compare(model: PreTrainedModel, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+    """The model's own outputs, and why the head cannot be applied to gathered hidden states, or an empty text.
 
+    Both ways are called inside one forward, where parameters that are sharded with the whole model are there.
+    """
+    again = {**kwargs, "past_key_values": copy.deepcopy(kwargs.get("past_key_values"))}  # of prefix tuning
+    whole = _own_forward(model)(*args, **kwargs)
     if model.get_output_embeddings() is None or model.base_model is model:
-        return "the model has no separate head"
-    was_training = model.training
-    ids = torch.arange(3, 19, device=model.device).remainder(num_rows(model))[None]
-    model.eval()
+        return whole, "the model has no separate head"
+    balance = _balance_of(model)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), callable_in_parts(model):
-            whole, inner = (one(input_ids=ids, use_cache=False) for one in (model, model.base_model))
-            wanted, got = whole.logits[0].float(), head(inner[0][0]).float()
-            aux_losses = None if balance is None else (float(whole.aux_loss), float(balance(inner, {}) or 0))
-    except (TypeError, RuntimeError, AttributeError, IndexError) as error:
-        return f"its parts cannot be called one by one ({type(error).__name__}: {error})"
-    finally:
-        model.train(was_training)
-    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 2e-2
+        inner = model.base_model(*args, **{key: value for key, value in again.items() if value is not None})
+        wanted, got = whole.logits[0].float(), Head(model)(inner[0][0]).float()
+        aux_losses = None if balance is None else (float(whole.aux_loss), float(balance(inner, {}) or 0))
+    except ERRORS as error:
+        return whole, _cannot_be_called(error)
+    tolerance = 1e-4 if min(whole.logits.element_size(), inner[0].element_size()) >= 4 else 2e-2
     gap = float((wanted - got).abs().max()) if wanted.shape == got.shape else float("inf")
     if not gap <= tolerance * max(1.0, float(wanted.abs().max())):
-        return f"head and hidden states do not give the model's own logits (they differ by {gap:.2g})"
+        return whole, f"head and hidden states do not give the model's own logits (they differ by {gap:.2g})"
     if aux_losses is not None and abs(aux_losses[0] - aux_losses[1]) > tolerance * abs(aux_losses[0]):
-        return f"its experts' auxiliary loss is {aux_losses[0]:.4g}, not {aux_losses[1]:.4g} as of their routers"
-    return ""
+        return whole, f"its experts' auxiliary loss is {aux_losses[0]:.4g}, not {aux_losses[1]:.4g} as of their routers"
+    return whole, ""
+
+
+def _cannot_be_called(error: Exception) -> str:
+    return f"its parts cannot be called one by one ({type(error).__name__}: {error})"
 
 
 def _identity(logits: torch.Tensor) -> torch.Tensor:

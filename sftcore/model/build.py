@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-from attrs import frozen
 
 from sftcore.core.errors import ConflictError, ModelError
-from sftcore.core.registry import ActivePlugins, Bound
-from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, Plan, Removable, Selection
+from sftcore.core.registry import ActivePlugins
+from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, LossFunction, Plan, Selection
 from sftcore.model.attention import pads, shortcomings
-from sftcore.model.bound_loss import bind_loss
 from sftcore.model.kernels import Kernels
 from sftcore.model.precision import cast_adapter, dtype_notes, keep_gradients, quantisation_of
 from sftcore.model.unwrap import is_peft_model
@@ -136,8 +134,14 @@ def _no_such_attention(selection: Selection, model: str, reason: str = "") -> Mo
     )
 
 
-def finish_model(loaded: LoadedModel, plan: Plan, plugins: ActivePlugins, kernels: Kernels) -> LoadedModel:
-    """Kernels, the loss inside the forward, and the adapter around it: in this order, which the hooks rely on."""
+def finish_model(
+    loaded: LoadedModel, plan: Plan, plugins: ActivePlugins, kernels: Kernels
+) -> tuple[LoadedModel, LossFunction]:
+    """Kernels, the loss, and the adapter around the model: in this order, which the hooks rely on.
+
+    Raises:
+        ModelError: the model is quantised and has no adapter, or nothing in it trains.
+    """
     notes = [*loaded.notes]
     has_adapter = bool(plugins.answers("wrap_model")) or is_peft_model(loaded.model)
     if (quantised := quantisation_of(loaded.model)) and not has_adapter:
@@ -146,13 +150,10 @@ def finish_model(loaded: LoadedModel, plan: Plan, plugins: ActivePlugins, kernel
             fix="Give an adapter (peft_config, or adapter: lora), or load the model without quantisation.",
         )
     if quantised:
-        keep_gradients(loaded.model)  # before the first evaluation, which is the trial of the head below
+        keep_gradients(loaded.model)
     notes += kernels.on(loaded)
-    causal = loaded.model.get_base_model() if is_peft_model(loaded.model) else loaded.model
-    bound = bind_loss(causal, plugins.one("make_loss", loaded=loaded, plan=plan))
-    if not bound.gathers:
-        notes.append(f"the loss builds all logits: {bound.reason}")
     loaded = attrs.evolve(loaded, notes=tuple(notes))
+    loss: LossFunction = plugins.one("make_loss", loaded=loaded, plan=plan)
     if plugins.answers("wrap_model"):
         loaded = plugins.one("wrap_model", loaded=loaded, plan=plan)
     elif is_peft_model(loaded.model):
@@ -164,7 +165,7 @@ def finish_model(loaded: LoadedModel, plan: Plan, plugins: ActivePlugins, kernel
             "no parameter of the model is trainable.",
             fix="Load a PeftModel with is_trainable=True, or unfreeze the layers you want to train.",
         )
-    return attrs.evolve(loaded, notes=(*loaded.notes, *dtype_notes(loaded.model, plan.settings)))
+    return attrs.evolve(loaded, notes=(*loaded.notes, *dtype_notes(loaded.model, plan.settings))), loss
 
 
 def _train_on(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -245,29 +246,6 @@ def _merge(answers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
                 )
             merged[key], giver[key] = value, giver.get(key, name)
     return merged
-
-
-@frozen
-class Noise:
-    """Noise that is on in training only."""
-
-    plugins: ActivePlugins
-    plan: Plan
-    loaded: LoadedModel
-    _handles: list[tuple[Bound, Removable]] = attrs.field(factory=list)
-
-    def on(self) -> None:
-        """Inject what the run's noise plugins have, unless it is there already."""
-        if not self._handles:
-            self._handles.extend(self.plugins.all("inject_noise", loaded=self.loaded, plan=self.plan))
-
-    def off(self) -> bool:
-        """Remove it; True where there was some."""
-        was_on = bool(self._handles)
-        for _, handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        return was_on
 
 
 def _first_line(error: Exception) -> str:

@@ -200,16 +200,8 @@ class Bench:
 
     @classmethod
     def of(cls, trainer: SFTTrainer) -> Bench:
-        """The trainer, its adapter no longer zero and its forward passes in the run's mixed precision."""
-        inner = trainer.compute_loss_context_manager
-
-        @contextmanager
-        def in_mixed_precision() -> Iterator[None]:
-            # training has it from accelerate's wrapper of the model, which would lie around each forward bound here
-            with inner(), trainer.accelerator.autocast():
-                yield
-
-        trainer.compute_loss_context_manager = in_mixed_precision  # type: ignore[method-assign]
+        """The trainer, its adapter no longer zero."""
+        trainer.prove()
         return cls(trainer, wake_adapter(trainer.model))
 
     def measure(self, step: Step, model: Any = None) -> Measured:

@@ -173,23 +173,21 @@ class Features:
         return judged(what, gap, self.tolerance)
 
     def _chunks(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-        from sftcore.model.bound_loss import bind_loss
-        from sftcore.model.unwrap import causal_model
+        from sftcore.model.bound_loss import BoundLoss
 
-        bound = self._of_kind("loss")[0]
-        causal, counted = causal_model(self.model), int(num_items(self.rows))
+        bound, trainer = self._of_kind("loss")[0], self.bench.trainer
+        own, counted = trainer.bound_loss, int(num_items(self.rows))
         for chunk in CHUNKS:
             size = f"{chunk} positions" if chunk < counted else "all positions"
             plugin = chunked(bound.plugin, chunk)
             if plugin is None:
                 yield Line("loss in chunks", "not applicable", why=f"{bound.selection.label} has no chunks")
                 return
-            before = causal.forward
-            bind_loss(causal, self._loss(plugin))
+            trainer.bound_loss = BoundLoss(self._loss(plugin), own.reason)
             try:
                 yield self._compared(f"loss in chunks of {size}", Step(together))
             finally:
-                causal.forward = before
+                trainer.bound_loss = own
 
     def _checkpointing(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         from sftcore.config.checks import KEPT

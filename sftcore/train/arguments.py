@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from sftcore.chat.tokens import clone_tokens, clones_tokenizer, set_chat_template, set_eos_token, set_pad_token
 from sftcore.config.selections import parse_plugins
-from sftcore.config.setup import Setup, set_up
-from sftcore.core.errors import ConflictError, OptionTypeError
+from sftcore.config.setup import Setup, check, set_up
+from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.types import ModelRequest
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import has_images
+from sftcore.model.memory.allocator import give_back_large_blocks
+from sftcore.model.memory.offload import refuse_on_cpu
+from sftcore.train.versions import warn_if_untested
+from sftcore.util.disk import make_output_dir
 
 if TYPE_CHECKING:
     from sftcore.config.sft_config import SFTConfig
@@ -21,7 +25,66 @@ RAW_COLUMNS = ["messages", "prompt", "completion", "text", "conversations", "ima
 """Columns that a user's own collator may read of rows that were not prepared."""
 
 
+def refuse_data(train_dataset: Any) -> None:
+    """Refuse a training set that is missing, or is several.
+
+    Raises:
+        DataError: there is none.
+        OptionTypeError: it is a mapping.
+    """
+    if train_dataset is None:
+        raise DataError("`train_dataset` is required.", fix="Pass a datasets.Dataset or IterableDataset.")
+    if isinstance(train_dataset, Mapping):
+        raise OptionTypeError(
+            f"train_dataset is one data set, got a {type(train_dataset).__name__} of {', '.join(train_dataset)}.",
+            where="SFTTrainer",
+            fix=f"Pass one of them: train_dataset=data[{next(iter(train_dataset), 'train')!r}].",
+        )
+
+
+def refuse_unlabelled(dataset: Any, name: str) -> None:
+    """Refuse rows that are not prepared and have masks, but no labels.
+
+    Raises:
+        DataError: with the name of the data set.
+    """
+    for one in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
+        columns = getattr(one, "column_names", None) or ()
+        if {"completion_mask", "assistant_masks"} & set(columns) and "labels" not in columns:
+            raise DataError(
+                'the rows have masks but no "labels", and skip_prepare_dataset leaves labels to you.',
+                where=name,
+                fix='Add a "labels" column (-100 where a token does not count), or drop skip_prepare_dataset.',
+            )
+
+
+def check_trainer(setup: Setup, args: SFTConfig, compute_loss_func: Any, *, needs_tokenizer: bool) -> None:
+    """Find everything that is wrong before a weight is read.
+
+    Raises:
+        ConflictError: a loss function of the user's and a loss plugin that was chosen.
+        CheckError: what the core and the plugins find.
+    """
+    chosen = [one.label for one in setup.plan.selected("loss") if not one.default]
+    if compute_loss_func is not None and chosen:
+        raise ConflictError(f"compute_loss_func would replace {chosen[0]}, which was chosen.", fix="Drop one of them.")
+    check(setup, needs_tokenizer=needs_tokenizer)
+    refuse_on_cpu(args)
+
+
+def begin_run(args: SFTConfig) -> None:
+    """Make the output folder and set the seeds."""
+    from transformers import set_seed
+
+    warn_if_untested()
+    make_output_dir(args.output_dir)
+    if args.packing and args.device.type == "cpu":
+        give_back_large_blocks()
+    set_seed(args.seed)
+
+
 def current_name(processing_class: Any, tokenizer: Any) -> Any:
+    """`processing_class`, given under that name or the older one."""
     if tokenizer is None:
         return processing_class
     if processing_class is not None:

@@ -3,64 +3,71 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
-from sftcore.config.setup import check
 from sftcore.config.sft_config import SFTConfig, as_sft_config
-from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.types import LoadedModel
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
 from sftcore.documents.shared_rows import SharedRows, layout_of
-from sftcore.model.bound_loss import NUM_ITEMS, WEIGHTS
-from sftcore.model.build import (
-    Noise,
-    adopt_model,
-    attention_of,
-    finish_model,
-    load_model,
-    load_processor,
-    refuse_unsupported,
-)
+from sftcore.model.bound_loss import BoundLoss
+from sftcore.model.build import adopt_model, attention_of, finish_model, load_model, load_processor, refuse_unsupported
 from sftcore.model.embeddings import num_rows, save_grown_rows
+from sftcore.model.experts import balance_experts
 from sftcore.model.kernels import Kernels
-from sftcore.model.memory.allocator import give_back_large_blocks
 from sftcore.model.memory.checkpointing import checkpoint_selectively, take_selective
-from sftcore.model.memory.offload import offloading_of, refuse_on_cpu
-from sftcore.model.precision import add_master_weights, cast_adapter, running_dtype, wants_master_weights
+from sftcore.model.memory.offload import offloading_of
+from sftcore.model.precision import add_master_weights, running_dtype, wants_master_weights
 from sftcore.model.tokens import fit_model, supervised_ids, untrained_tokens
 from sftcore.model.unwrap import causal_model, is_peft_model
 from sftcore.model.vision import freeze_vision
 from sftcore.train.arguments import (
     RAW_COLUMNS,
+    begin_run,
+    check_trainer,
     current_name,
     max_length_of,
     model_request,
     prepare_tokenizer,
+    refuse_data,
     refuse_text_collator,
+    refuse_unlabelled,
     set_up_trainer,
     skips_preparation,
 )
-from sftcore.train.checkpoint.sealed import SealedTrainer
-from sftcore.train.guard.watched import WatchedTrainer
+from sftcore.train.checkpoint.atomic import AtomicCheckpoints
+from sftcore.train.checkpoint.resume import Resumption
+from sftcore.train.checkpoint.same_run import RunFacts
+from sftcore.train.checkpoint.state import Randomness
+from sftcore.train.checkpoint.untrusted import reading
+from sftcore.train.distributed import prepare_processes
+from sftcore.train.evaluation import EvaluationLoss
+from sftcore.train.guard.divergence import LossLevel, Nonfinite
+from sftcore.train.guard.named_rows import named_rows
+from sftcore.train.guard.signals import Listener
+from sftcore.train.guard.steps import StepGuard
+from sftcore.train.loss import LossBatch, other_loss, with_balance
 from sftcore.train.metrics import Metrics
-from sftcore.train.ranked import RankedTrainer
+from sftcore.train.noise import TrainingNoise
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder
-from sftcore.util.disk import make_output_dir
+from sftcore.train.rows import RowDistribution
+from sftcore.train.seams import LoopCallback, TrainerSeams
 
 
-class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
+class SFTTrainer(TrainerSeams):
     """Supervised fine-tuning of a causal language model. Arguments and defaults are TRL's.
 
     Args:
@@ -78,6 +85,9 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
         formatting_func: from a row to a text, or to a list of texts; replaces the format.
         tokenizer: older name of `processing_class`.
 
+    The constructor calls no forward pass: the first `train` or `evaluate` tries the head and proves that documents
+    which share a row are kept apart, on the device and in the dtype of the run.
+
     Raises:
         CheckError: what was found wrong before any weight was read.
         DataError, RowError: data that cannot be used, with the row.
@@ -86,6 +96,7 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
     """
 
     _tag_names = ("sftcore", "sft")
+    _signature_columns: list[str] | None
 
     def __init__(
         self,
@@ -110,138 +121,124 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
         processing_class = current_name(processing_class, tokenizer)
         args = as_sft_config(args, model if isinstance(model, str) else model.config._name_or_path or "model")
         request = model_request(model, args, quantization_config, processing_class)
-        if train_dataset is None:
-            raise DataError("`train_dataset` is required.", fix="Pass a datasets.Dataset or IterableDataset.")
-        if isinstance(train_dataset, Mapping):
-            raise OptionTypeError(
-                f"train_dataset is one data set, got a {type(train_dataset).__name__} of {', '.join(train_dataset)}.",
-                where="SFTTrainer",
-                fix=f"Pass one of them: train_dataset=data[{next(iter(train_dataset), 'train')!r}].",
-            )
-
+        refuse_data(train_dataset)
         self.setup = set_up_trainer(request, args, peft_config, data_collator)
-        chosen = [one.label for one in self.setup.plan.selected("loss") if not one.default]
-        if compute_loss_func is not None and chosen:
-            raise ConflictError(
-                f"compute_loss_func would replace {chosen[0]}, which was chosen.", fix="Drop one of them."
-            )
-        check(self.setup, needs_tokenizer=processing_class is None)
-        refuse_on_cpu(args)
-        make_output_dir(args.output_dir)
-        if args.packing and args.device.type == "cpu":
-            give_back_large_blocks()
-        set_seed(args.seed)
-
-        processing_class = processing_class or load_processor(self.setup.plan, self.setup.plugins)
-        if is_vision(processing_class) and self.setup.plan.model.vision is None:
-            # only the processor could tell that a model from the hub reads images
-            self.setup = set_up_trainer(attrs.evolve(request, vision=True), args, peft_config, data_collator)
-        tokenizer, new_ids = prepare_tokenizer(processing_class, args)
-        length = max_length_of(args, tokenizer)
-        places = rank_of(args), shared_folder(args)
-        self.data = DataPreparation(self.setup, tokenizer, length, formatting_func, processing_class, *places)
+        check_trainer(self.setup, args, compute_loss_func, needs_tokenizer=processing_class is None)
+        begin_run(args)
+        processor, new_ids = self._load_processor(processing_class, args, peft_config, data_collator)
+        self._make_preparation(processor, args, formatting_func)
         self._skip_prepare = skips_preparation(args, train_dataset, data_collator)
-        train_dataset = self._prepared(train_dataset, "train_dataset", data_collator)
-        if eval_dataset is not None:
-            eval_dataset = self._prepared(eval_dataset, "eval_dataset", data_collator)
-
-        if isinstance(train_dataset, IterableDataset) and args.accelerator_config.dispatch_batches is None:
-            args.accelerator_config.dispatch_batches = False
-        self.loaded = self._loaded(model, processing_class, args, new_ids, train_dataset)
-        if kept := take_selective(args):
-            checkpoint_selectively(causal_model(self.loaded.model), kept)
-        self.offloading = offloading_of(self.loaded.model, args)
-        collator = data_collator or self.setup.plugins.one(
-            "make_collator", processor=processing_class, plan=self.setup.plan
-        )
-        refuse_text_collator(collator, train_dataset, eval_dataset, own=data_collator is not None)
-        packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
-        layout = layout_of(collator, packed=packed)
-        self.padding_free = layout.flattened
-        self.noise = Noise(self.setup.plugins, self.setup.plan, self.loaded)
+        train_dataset = self._prepare(train_dataset, "train_dataset", data_collator)
+        eval_dataset = self._prepare(eval_dataset, "eval_dataset", data_collator)
+        self.loaded = self._load_model(model, processor, args, new_ids, train_dataset)
+        collator = self._make_collator(processor, args, data_collator, train_dataset, eval_dataset)
+        prepare_processes(args, self.loaded.model, train_dataset)
         self.recorder = RunRecorder(self)
         super().__init__(
-            model=self.loaded.model,
-            args=args,
-            data_collator=collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=[self.recorder, *(callbacks or [])],
-            optimizers=optimizers,
+            model=self.loaded.model, args=args, data_collator=collator, train_dataset=train_dataset,
+            eval_dataset=eval_dataset, processing_class=processor, compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics, callbacks=[self.recorder, *(callbacks or [])], optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
-        self._own_loss_and_noise()
-        self.metrics = Metrics(self.accelerator, copies=self.get_tp_size())
-        self.shared_rows = SharedRows()
-        with self.accelerator.autocast():
-            attention = attention_of(self.setup.plan, self.setup.plugins)
-            backend = attention[1] if attention else None
-            self.shared_rows.prove(self.model, backend, layout, max_length=self.data.max_length)
-            self.shared_rows.prove_images(self.model, backend, layout, collator, train_dataset)
-        self.kernels.off()
-        self.model.add_model_tags(list(self._tag_names))
+        )  # fmt: skip
+        self._make_parts()
 
-    # --- Construction ---------------------------------------------------------------------------------------------
-    def _loaded(self, model: Any, processor: Any, args: SFTConfig, new_ids: Sequence[int], rows: Any) -> LoadedModel:
-        plan, plugins = self.setup.plan, self.setup.plugins
-        if isinstance(model, str):
-            loaded = load_model(plan, plugins, processor)
-        else:
-            loaded = adopt_model(model, processor, plan, plugins)
-        self._rows_as_loaded = num_rows(loaded.model)
-        notes = fit_model(loaded.model, self.data.tokenizer, args, new_ids, rows)
-        notes = (*notes, *freeze_vision(loaded.model, args.freeze_vision_tower))
-        loaded = attrs.evolve(loaded, notes=(*loaded.notes, *notes))
-        self._balance_experts(loaded.model, args)
-        refuse_unsupported(plan, plugins, loaded.model, running_dtype(loaded.model, args), args.device.type)
-        self.kernels = Kernels(plugins, plan)
-        loaded = finish_model(loaded, plan, plugins, self.kernels)
-        untrained = untrained_tokens(loaded.model, self.data.tokenizer, new_ids, supervised_ids(rows))
-        if untrained is None:
-            return loaded
-        warnings.warn(str(untrained), stacklevel=3)
-        return attrs.evolve(loaded, notes=(*loaded.notes, str(untrained)))
+    # --- Construction, step by step ---------------------------------------------------------------------------------
+    def _load_processor(
+        self, processing_class: Any, args: SFTConfig, peft_config: Any, data_collator: Any
+    ) -> tuple[Any, list[int]]:
+        """Tokenizer or processor with the run's chat template and tokens, and the ids of tokens that came with it."""
+        processor = processing_class or load_processor(self.setup.plan, self.setup.plugins)
+        if is_vision(processor) and self.setup.plan.model.vision is None:
+            # only the processor could tell that a model from the hub reads images
+            request = attrs.evolve(self.setup.plan.model, vision=True)
+            self.setup = set_up_trainer(request, args, peft_config, data_collator)
+        self._tokenizer, new_ids = prepare_tokenizer(processor, args)
+        return processor, new_ids
 
-    def _balance_experts(self, model: Any, args: SFTConfig) -> None:
-        config = model.config.get_text_config()
-        given = args.router_aux_loss_coef
-        has_experts = hasattr(config, "output_router_logits")
-        if given and not has_experts:
-            raise ConflictError(
-                f"router_aux_loss_coef is {given}, and {type(model).__name__} has no experts to balance.",
-                fix="Remove router_aux_loss_coef.",
-            )
-        self.router_aux_loss_coef = getattr(config, "router_aux_loss_coef", 0.0) if given is None else given
-        self.aux_loss_enabled = has_experts and bool(self.router_aux_loss_coef)
-        if has_experts:
-            config.output_router_logits = self.aux_loss_enabled
+    def _make_preparation(self, processor: Any, args: SFTConfig, formatting_func: Any) -> None:
+        length = max_length_of(args, self._tokenizer)
+        places = rank_of(args), shared_folder(args)
+        self.data = DataPreparation(self.setup, self._tokenizer, length, formatting_func, processor, *places)
 
-    def _own_loss_and_noise(self) -> None:
-        # The bound forward takes the normaliser whatever the model's own signature says
-        self.model_accepts_loss_kwargs = True
-        # Noise and kernels are plugins here; transformers' Trainer must not apply its own a second time
-        self.neftune_noise_alpha = None
-        self.args.use_liger_kernel = False
-
-    def _prepared(self, dataset: Any, name: str, data_collator: Any) -> Any:
+    def _prepare(self, dataset: Any, name: str, data_collator: Any) -> Any:
+        """Rows as tokens and labels: of one data set, a mapping of several, or None."""
+        if dataset is None:
+            return None
         if not self._skip_prepare:
             return self.data.prepare_all(dataset, name)
-        if not isinstance(dataset, (Mapping, Dataset, IterableDataset)):
-            return dataset  # any torch data set may go to a user's collator
-        for one in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
-            columns = one.column_names or ()
-            masked = {"completion_mask", "assistant_masks"} & set(columns) and "labels" not in columns
-            if data_collator is None and masked:
-                raise DataError(
-                    'the rows have masks but no "labels", and skip_prepare_dataset leaves labels to you.',
-                    where=name,
-                    fix='Add a "labels" column (-100 where a token does not count), or drop skip_prepare_dataset.',
-                )
-        return dataset
+        if data_collator is None:
+            refuse_unlabelled(dataset, name)
+        return dataset  # any torch data set may go to a user's collator
+
+    def _load_model(self, model: Any, processor: Any, args: SFTConfig, new_ids: list[int], rows: Any) -> LoadedModel:
+        """The model in line with its tokenizer, with kernels, loss and adapter."""
+        plan, plugins = self.setup.plan, self.setup.plugins
+        loaded = (
+            load_model(plan, plugins, processor)
+            if isinstance(model, str)
+            else adopt_model(model, processor, plan, plugins)
+        )
+        self._rows_as_loaded = num_rows(loaded.model)
+        notes = fit_model(loaded.model, self._tokenizer, args, new_ids, rows)
+        notes = (*loaded.notes, *notes, *freeze_vision(loaded.model, args.freeze_vision_tower))
+        self.router_aux_loss_coef, self.aux_loss_enabled = balance_experts(loaded.model, args.router_aux_loss_coef)
+        refuse_unsupported(plan, plugins, loaded.model, running_dtype(loaded.model, args), args.device.type)
+        self.kernels = Kernels(plugins, plan)
+        loaded, loss = finish_model(attrs.evolve(loaded, notes=notes), plan, plugins, self.kernels)
+        self.bound_loss = BoundLoss(loss)
+        self.kernels.off()
+        untrained = untrained_tokens(loaded.model, self._tokenizer, new_ids, supervised_ids(rows))
+        if untrained is not None:
+            warnings.warn(str(untrained), stacklevel=3)
+            loaded = attrs.evolve(loaded, notes=(*loaded.notes, str(untrained)))
+        if kept := take_selective(args):
+            checkpoint_selectively(causal_model(loaded.model), kept)
+        self.offloading = offloading_of(loaded.model, args)
+        return loaded
+
+    def _make_collator(self, processor: Any, args: SFTConfig, own: Any, *datasets: Any) -> Any:
+        plan = self.setup.plan
+        collator = own or self.setup.plugins.one("make_collator", processor=processor, plan=plan)
+        refuse_text_collator(collator, *datasets, own=own is not None)
+        packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
+        self._layout = layout_of(collator, packed=packed)
+        self.padding_free = self._layout.flattened
+        return collator
+
+    def _make_parts(self) -> None:
+        """What the loop is made of beside transformers' own; see `sftcore.train.seams` for when each is called."""
+        args, accelerator = self.args, self.accelerator
+        self._refuse_unknown_sharding()
+        self._disable_own_loss_and_noise()
+        self._proven = False
+        self.metrics = Metrics(accelerator, copies=self.get_tp_size())
+        self.shared_rows = SharedRows()
+        self.facts = RunFacts(self)
+        self.evaluation = EvaluationLoss()
+        self.rows = RowDistribution(args, accelerator, self.data, self._prepare_inputs)
+        self.signals = Listener(saves=self._saves_on_signal)
+        self.resumption = Resumption(accelerator)
+        self.checkpoints = AtomicCheckpoints(args, accelerator)
+        self.noise = TrainingNoise(self.setup.plugins, self.setup.plan, self.loaded)
+        self.guard = StepGuard(
+            args.on_nonfinite,
+            accelerator,
+            level=self._loss_level(),
+            position=self._position,
+            received=lambda: self.signals.received,
+            remember=self._remember_step,
+            name_rows=lambda rows: named_rows(self, rows),
+        )
+        self.parts = (self.resumption, self.guard, self.noise)
+        self.add_callback(LoopCallback(self))
+        self.model.add_model_tags(list(self._tag_names))
+
+    def _loss_level(self) -> LossLevel | None:
+        """What finds a loss that runs away, by `divergence_factor`; it begins at the loss of a guess."""
+        factor = self.args.divergence_factor
+        guess = math.log(self.loaded.model.config.get_text_config().vocab_size)
+        return None if factor is None else LossLevel(factor, lowest=guess)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer; on float32 copies of what trains below float32, where the plan says so."""
@@ -250,21 +247,73 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
             add_master_weights(optimizer)
         return optimizer
 
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_checkpoint(*args, **kwargs)
-        if is_peft_model(self.model):
-            # PEFT raises an adapter that it loads to float32, whatever it was trained in
-            cast_adapter(self.model, self.args.adapter_dtype)
+    def prove(self) -> None:
+        """Try the head and prove documents apart, once, on the model as the run has placed and wrapped it.
+
+        All processes call it together; the first `train` and the first `evaluate` do.
+
+        Raises:
+            ModelError: documents that share a row are not kept apart in any way.
+        """
+        if self._proven:
+            return
+        before, self._proven = Randomness.now(), True
+        attention = attention_of(self.setup.plan, self.setup.plugins)
+        backend = attention[1] if attention else None
+        with self.kernels.running(), self.accelerator.autocast():
+            reasons = [self.bound_loss.try_head(self.model, causal_model(self.loaded.model), self.args.device)]
+            self.shared_rows.prove(self.model, backend, self._layout, max_length=self.data.max_length)
+            self.shared_rows.prove_images(self.model, backend, self._layout, self.data_collator, self.train_dataset)
+        if self.args.world_size > 1:
+            reasons = gather_object(reasons)
+        if reason := next(filter(None, reasons), ""):
+            self.bound_loss.reason = reason
+            self.loaded = attrs.evolve(self.loaded, notes=(*self.loaded.notes, f"the loss builds all logits: {reason}"))
+        before.restore()
 
     # --- Training ---------------------------------------------------------------------------------------------------
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, with the run's kernels and noise on; they are off again afterwards, whatever happens."""
-        self.noise.on()
+    def train(
+        self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
+    ) -> Any:
+        """Train, with the run's kernels and noise on; they are off again afterwards, whatever happens.
+
+        SIGTERM and SIGINT end the step in progress, save a checkpoint (unless `save_strategy` is "no") and raise
+        StoppedBySignal.
+
+        Args:
+            resume_from_checkpoint: a folder, "last" (or True), or "auto", which may begin from scratch.
+            trial, ignore_keys_for_eval: as in `transformers.Trainer`.
+
+        Raises:
+            CheckpointError: the checkpoint is not there, or damaged; or one cannot be written.
+            ResumeError: the run is not the one that the checkpoint was saved in.
+            DivergenceError: NaN or Inf where `on_nonfinite` is "stop", or divergence where it is looked for.
+            StoppedBySignal: a KeyboardInterrupt for SIGINT, a SystemExit for SIGTERM.
+        """
+        self.checkpoints.clear_leftovers()
+        checkpoint = self.checkpoints.choose(resume_from_checkpoint)
+        self.facts()  # read before anything is wrapped or moved
+        self.resumption.begin()
+        self.guard.begin(self._loss_level())
+        with (
+            self._arguments_kept(),
+            self.noise.training(),
+            self.kernels.running(),
+            self.signals.listening(),
+            reading(checkpoint),
+        ):
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    @contextlib.contextmanager
+    def _arguments_kept(self) -> Iterator[None]:
+        """What a signal or a resumed run changes in the arguments holds for one call of `train`."""
+        names = ("save_only_model", "eval_on_start")
+        before = {name: getattr(self.args, name) for name in names}
         try:
-            with self.kernels.running():
-                return super().train(*args, **kwargs)
+            yield
         finally:
-            self.noise.off()
+            for name, value in before.items():
+                setattr(self.args, name, value)
 
     @contextlib.contextmanager
     def compute_loss_context_manager(self) -> Iterator[None]:
@@ -275,44 +324,87 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of the plugin, from the model's own forward; with a user's loss function, that one's."""
-        inputs = {**self.shared_rows(inputs, self._mode), "use_cache": False}
-        weights, num_tokens = inputs.pop("weights", None), inputs.pop("num_tokens", None)
-        if self.aux_loss_enabled:
-            inputs["output_router_logits"] = True
-        without_labels = {key: value for key, value in inputs.items() if key != "labels"}
-        extra = {} if weights is None else {WEIGHTS: weights}
-        normaliser = num_items_in_batch
-        if normaliser is None:
-            normaliser = self._num_items([{**inputs, "weights": weights}])
-        # A row's first token has nothing to be predicted from, not even where virtual tokens stand before it
-        labels = inputs["labels"].clone()
-        labels[:, 0] = -100
-        found = model(
-            **{**inputs, "labels": labels},
-            **extra,
-            **{NUM_ITEMS: torch.as_tensor(normaliser, device=inputs["labels"].device)},
-        )
-        self.metrics.add(self._mode, found, inputs, num_tokens)
+        """The loss of the plugin, from the model's own forward; with a user's loss function, that one's.
+
+        Args:
+            model: as it is wrapped.
+            inputs: a batch of the collator: input_ids and labels (B, T), and what else it gives.
+            return_outputs: whether the model's outputs, without gradients, come with the loss.
+            num_items_in_batch: what the loss is divided by: () float32, of the accumulated batch and all processes.
+        """
+        self.prove()
+        mode, count = self._mode, num_items_in_batch
+        batch = LossBatch.of(self.shared_rows(inputs, mode), count, routers=self.aux_loss_enabled)
+        with self.accelerator.autocast(), self.bound_loss.on(causal_model(self.loaded.model)):
+            found = model(**batch.arguments())
+        self.metrics.add(mode, found, batch.inputs, batch.num_tokens)
         outputs = None
-        if self.compute_loss_func is not None or self.label_smoother is not None or return_outputs:
+        if return_outputs or self.compute_loss_func is not None or self.label_smoother is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not return_outputs):
-                outputs = model(**without_labels)
-        loss = found["loss"]
-        if self.compute_loss_func is not None and (num_tokens is None or num_tokens.sum() > 0):
-            loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
-        elif self.label_smoother is not None:
-            kwargs = {"num_items_in_batch": num_items_in_batch} if num_items_in_batch is not None else {}
-            loss = self.label_smoother(outputs, inputs["labels"], shift_labels=True, **kwargs)
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # every rank divides by the items of all ranks, and DDP averages their gradients
+                outputs = model(**batch.without_labels())
+        others = {"compute_loss_func": self.compute_loss_func, "label_smoother": self.label_smoother}
+        other = other_loss(outputs, batch, count, **others)
+        loss = found["loss"] if other is None else other
+        if self.args.average_tokens_across_devices and count is not None:
+            # every process divides by the items of all, and DDP averages their gradients
             loss = loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
-            steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-            loss = loss + self.router_aux_loss_coef * found["aux_loss"] / steps
-        if self._mode == "eval":
-            self._add_eval_loss(loss, normaliser)
+            steps = self.current_gradient_accumulation_steps if count is not None else 1
+            loss = with_balance(loss, found, self.router_aux_loss_coef, steps)
+        if mode == "eval":
+            self.evaluation.add(loss, batch.num_items)
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add entropy, mean_token_accuracy and num_tokens to what is logged; at evaluation with the prefix `eval_`.
+
+        Speeds are those of this call of `train`, not of the steps before its checkpoint.
+        """
+        mode = self._mode
+        prefix = "" if mode == "train" else "eval_"
+        logs.update({f"{prefix}{key}": value for key, value in self.metrics.drain(mode).items()})
+        if "train_runtime" in logs and self.resumption.first_step:
+            for name in ("train_samples_per_second", "train_steps_per_second"):
+                logs[name] = round(logs[name] * self.resumption.share_of_this_call(self.state.global_step), 3)
+        super().log(logs, start_time)
+
+    def signal_received(self) -> bool:
+        """Whether a signal has reached one of the processes; asked by all of them together."""
+        received = self.signals.received
+        if self.args.world_size > 1:
+            received = int(self.accelerator.gather(torch.tensor([received], device=self.args.device)).max())
+        self.guard.stopped_by = received
+        return bool(received)
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    @property
+    def nonfinite(self) -> Nonfinite:
+        """The steps whose loss or gradients were not finite."""
+        return self.guard.nonfinite
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Those of the model card."""
+        return tuple(self._tag_names)
+
+    # --- Evaluation -------------------------------------------------------------------------------------------------
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate without noise; a raw data set is prepared as those of the constructor were."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepared_for_evaluation(eval_dataset)
+        with self.noise.paused():
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The loop of `evaluate` and `predict`, with the run's kernels on."""
+        with self.kernels.running():
+            return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -325,25 +417,6 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return loss.detach(), outputs.logits.detach(), inputs["labels"]
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Evaluate without noise; a raw data set is prepared as those of the constructor were."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = self._prepared_for_evaluation(eval_dataset)
-        was_on = self.noise.off()
-        try:
-            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            return metrics
-        finally:
-            if was_on:
-                self.noise.on()
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The loop of `evaluate` and `predict`, with the run's kernels on."""
-        with self.kernels.running():
-            return super().evaluation_loop(*args, **kwargs)
-
     def _prepared_for_evaluation(self, dataset: Any) -> Any:
         if isinstance(dataset, Mapping):
             return {key: self._prepared_for_evaluation(one) for key, one in dataset.items()}
@@ -352,46 +425,24 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
             return dataset
         return self.data.prepare(dataset, "eval_dataset")
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add entropy, mean_token_accuracy and num_tokens to what is logged; at evaluation with the prefix `eval_`."""
-        mode = self._mode
-        prefix = "" if mode == "train" else "eval_"
-        logs.update({f"{prefix}{key}": value for key, value in self.metrics.drain(mode).items()})
-        super().log(logs, start_time)
-
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["input_ids", "labels", "weights", "seq_lengths", DOCUMENTS]
-            if self._skip_prepare and is_vision(self.processing_class):
-                self._signature_columns += RAW_COLUMNS
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
+            raw = RAW_COLUMNS if self._skip_prepare and is_vision(self.processing_class) else []
+            self._signature_columns = ["input_ids", "labels", "weights", "seq_lengths", DOCUMENTS, *raw]
 
     # --- Saving -----------------------------------------------------------------------------------------------------
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        was_on = self.noise.off()
-        try:
-            with warnings.catch_warnings():
-                # PEFT looks for the base model's config.json, which a base from a single file does not have
-                warnings.filterwarnings("ignore", message="Could not find a config file in")
-                super()._save(output_dir, state_dict)
-            if not self.args.should_save:
-                return
-            folder = output_dir or self.args.output_dir
-            if is_peft_model(self.loaded.model) and num_rows(self.loaded.model) != self._rows_as_loaded:
-                save_grown_rows(self.loaded.model, Path(folder), state_dict)
-            self.setup.plugins.all("save_model", loaded=self.loaded, folder=folder)
-            if is_peft_model(self.loaded.model) and self.loaded.model.generation_config is not None:
-                # PEFT saves the adapter alone, and the base's own stops may be others
-                self.loaded.model.generation_config.to_json_file(Path(folder) / "generation_config.json")
-            write_card(self, Path(folder))
-            self.recorder.check_parity(Path(folder))
-            self.recorder.write_manifest(Path(folder))
-        finally:
-            if was_on:
-                self.noise.on()
+    def add_to_saved(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
+        """Write what else belongs to a saved model: grown rows, plugins' files, stops, card, parity and manifest."""
+        model = self.loaded.model
+        if is_peft_model(model) and num_rows(model) != self._rows_as_loaded:
+            save_grown_rows(model, folder, state_dict)
+        self.setup.plugins.all("save_model", loaded=self.loaded, folder=str(folder))
+        if is_peft_model(model) and model.generation_config is not None:
+            # PEFT saves the adapter alone, and the base's own stops may be others
+            model.generation_config.to_json_file(folder / "generation_config.json")
+        write_card(self, folder)
+        self.recorder.check_parity(folder)
+        self.recorder.write_manifest(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card into the output folder."""

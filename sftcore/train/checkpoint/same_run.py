@@ -1,4 +1,4 @@
-"""What has to be the same for a run to go on from a checkpoint, and what may differ."""
+"""What has to be the same for a run to resume from a checkpoint, and what may differ."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sftcore.util.plain import describe_plugin, plain
 
 if TYPE_CHECKING:
     from sftcore.core.registry import Bound
+    from sftcore.train.view import RunView
 
 FREE = (
     "output_dir", "logging_", "log_", "disable_tqdm", "report_to", "run_name", "project", "trackio_", "save_", "hub_",
@@ -35,26 +36,30 @@ _FIRST_ROWS = 8
 _EVALUATED = "the evaluation rows"
 
 
-def facts_of(trainer: Any) -> dict[str, Any]:
-    """What a run trains on, with and by, as plain values with a name each."""
-    if (known := vars(trainer).get("_facts")) is None:
-        trainer._facts = known = {
-            **_data(trainer),
-            **_evaluated(trainer),
-            **_processor(trainer),
-            **_plugins(trainer),
-            **_model(trainer),
+class RunFacts:
+    """What a run trains on, with and by, as plain values with a name each.
+
+    Data, plugins and model are read once, on the first call, which has to come before the model is wrapped or moved.
+    """
+
+    def __init__(self, run: RunView) -> None:
+        self._run = run
+        self._known: dict[str, Any] | None = None
+
+    def __call__(self) -> dict[str, Any]:
+        run = self._run
+        if self._known is None:
+            self._known = {**_data(run), **_evaluated(run), **_processor(run), **_plugins(run), **_model(run)}
+        settings = {
+            f"setting {name}": _without_addresses(plain(value))
+            for name, value in run.args.to_settings().items()
+            if not name.startswith(FREE) and name not in ("plugins", "block")
         }
-    settings = {
-        f"setting {name}": _without_addresses(plain(value))
-        for name, value in trainer.args.to_settings().items()
-        if not name.startswith(FREE) and name not in ("plugins", "block")
-    }
-    return {**known, **settings, **{f"version of {name}": value for name, value in versions().items()}}
+        return {**self._known, **settings, **{f"version of {name}": value for name, value in versions().items()}}
 
 
-def hold_the_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: str, *, anyway: bool) -> None:
-    """Refuse to go on where a run has changed, with the differences; what may differ is said.
+def require_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: str, *, anyway: bool) -> None:
+    """Refuse to resume where a run has changed, with the differences; what may differ is said.
 
     Raises:
         ResumeError: it has changed, and not `anyway`.
@@ -71,10 +76,10 @@ def hold_the_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: str, 
         raise ResumeError(
             f"the run is not the one that this checkpoint was saved in:{listed}\n",
             where=folder,
-            fix="Set them back, begin anew without resume_from_checkpoint, or go on all the same with "
+            fix="Set them back, start again without resume_from_checkpoint, or resume all the same with "
             "resume_changed: true.",
         )
-    warnings.warn(f"going on from {folder} although the run has changed:{listed}", stacklevel=2)
+    warnings.warn(f"resuming from {folder} although the run has changed:{listed}", stacklevel=2)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -107,32 +112,32 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _data(trainer: Any) -> dict[str, Any]:
+def _data(run: RunView) -> dict[str, Any]:
     from datasets import Dataset, IterableDataset
 
     from sftcore.data.store.keys import rows_digest
 
-    rows = trainer.train_dataset
+    rows = run.train_dataset
     if isinstance(rows, IterableDataset):
         # All of it would have to be prepared; its first rows show another template, tokenizer or, where its files are
         # not known, source
         first = [row for _, row in zip(range(_FIRST_ROWS), rows, strict=False)]
-        files = trainer.recorder.train_files_sha256
+        files = run.recorder.train_files_sha256
         whole = {"the stream's files": _digest("".join(files))} if files else {}
         return {f"the stream's first {_FIRST_ROWS} rows": _digest(repr(first)), **whole}
-    found = trainer.recorder.rows_hash()
+    found = run.recorder.rows_hash()
     if found is None and isinstance(rows, Dataset):
         found = rows_digest(rows)
     return {"number of training rows": len(rows), "the training rows": found and found[:16]}
 
 
-def _evaluated(trainer: Any) -> dict[str, Any]:
+def _evaluated(run: RunView) -> dict[str, Any]:
     """Digests of the evaluation sets; a stream's is not known without reading it."""
     from datasets import Dataset
 
     from sftcore.data.store.keys import rows_digest
 
-    found = trainer.eval_dataset
+    found = run.eval_dataset
     sets = found if isinstance(found, Mapping) else {"": found}
     return {
         f"{_EVALUATED}{f' ({name})' if name else ''}": rows_digest(rows)[:16]
@@ -141,21 +146,21 @@ def _evaluated(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _processor(trainer: Any) -> dict[str, Any]:
+def _processor(run: RunView) -> dict[str, Any]:
     from sftcore.data.store.keys import tokenizer_digest
 
-    tokenizer = trainer.data.tokenizer
+    tokenizer = run.data.tokenizer
     return {
         "the chat template": _digest(json.dumps(plain(tokenizer.chat_template))),
         "the tokenizer": tokenizer_digest(tokenizer)[:16],
     }
 
 
-def _plugins(trainer: Any) -> dict[str, Any]:
+def _plugins(run: RunView) -> dict[str, Any]:
     from sftcore.data.store.keys import plugin_digest
 
-    every: dict[str, Bound] = {f"{one.entry.kind} {one.entry.name}": one for one in trainer.setup.plugins.bound}
-    every |= {f"format {one.entry.name} of {name}": one for name, one in trainer.data.formats.items()}
+    every: dict[str, Bound] = {f"{one.entry.kind} {one.entry.name}": one for one in run.setup.plugins.bound}
+    every |= {f"format {one.entry.name} of {name}": one for name, one in run.data.formats.items()}
     found = {}
     for name, one in every.items():
         about = describe_plugin(one)
@@ -164,13 +169,13 @@ def _plugins(trainer: Any) -> dict[str, Any]:
     return found
 
 
-def _model(trainer: Any) -> dict[str, Any]:
-    model = trainer.loaded.model
+def _model(run: RunView) -> dict[str, Any]:
+    model = run.loaded.model
     parameters = list(model.named_parameters())
     trained = [(name, list(one.shape)) for name, one in parameters if one.requires_grad]
     return {
-        "the model": trainer.setup.plan.model.name or type(model).__name__,
+        "the model": run.setup.plan.model.name or type(model).__name__,
         "number of parameters": sum(num_weights(one) for _, one in parameters),
         "the parameters that train": f"{len(trained)}, {_digest(json.dumps(sorted(trained)))}",
-        "number of processes": trainer.args.world_size,
+        "number of processes": run.args.world_size,
     }

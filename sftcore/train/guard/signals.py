@@ -1,7 +1,8 @@
-"""SIGTERM and SIGINT during training: the step in progress ends, a checkpoint is saved, the process exits.
+"""SIGTERM and SIGINT during training: the step in progress ends, a checkpoint is saved, and StoppedBySignal is raised.
 
-The exit code is 128 and the signal's number, as a shell has it: 143 for SIGTERM, 130 for SIGINT. A second signal ends
-the process at once.
+In Python it is a KeyboardInterrupt for SIGINT, which notebooks and scripts catch, and a SystemExit for SIGTERM. On the
+command line the exit code is 128 and the signal's number, as a shell has it: 143 for SIGTERM, 130 for SIGINT. A second
+signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -20,15 +21,39 @@ from attrs import define, field
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_SECONDS = 1.0
-_NOT_TRAINING = "It was not training; resume_from_checkpoint=auto goes on where there is a checkpoint"
+_NOT_TRAINING = "It was not training; resume_from_checkpoint=auto resumes from a checkpoint if there is one"
 
 
-class StoppedBySignal(SystemExit):
-    """Training was stopped by a signal and can go on; `step` and `checkpoint` say from where."""
+class StoppedBySignal(BaseException):
+    """Training was stopped by a signal; `step` says where, `checkpoint` where it was saved (None: nothing was)."""
 
-    def __init__(self, number: int, *, step: int = 0, checkpoint: str | None = None) -> None:
-        self.number, self.step, self.checkpoint = number, step, checkpoint
-        super().__init__(exit_code(number))
+    number: int
+    step: int
+    checkpoint: str | None
+
+
+class _Interrupted(StoppedBySignal, KeyboardInterrupt):
+    """By SIGINT."""
+
+
+class _Terminated(StoppedBySignal, SystemExit):
+    """By SIGTERM."""
+
+
+def stopped_by(number: int, *, step: int = 0, checkpoint: str | None = None) -> StoppedBySignal:
+    """The exception for a signal: a KeyboardInterrupt, or a SystemExit with its exit code.
+
+    >>> isinstance(stopped_by(signal.SIGINT), KeyboardInterrupt), stopped_by(signal.SIGTERM).code
+    (True, 143)
+    """
+    is_interrupt = number == signal.SIGINT
+    found: StoppedBySignal = _Interrupted() if is_interrupt else _Terminated(exit_code(number))
+    found.number, found.step, found.checkpoint = number, step, checkpoint
+    return found
+
+
+class EvaluationLeft(Exception):
+    """A signal came during an evaluation within training."""
 
 
 def exit_code(number: int) -> int:
@@ -42,8 +67,12 @@ def exit_code(number: int) -> int:
 
 @define
 class Listener:
-    """Remembers the first signal of a training run; `received` is its number, 0 before."""
+    """Remembers the first signal of a training run; `received` is its number, 0 before.
 
+    `saves` says whether a checkpoint will be saved, for what is printed.
+    """
+
+    saves: bool = True
     received: int = 0
     _since: float = 0.0
     _process: int = field(factory=os.getpid)
@@ -71,7 +100,8 @@ class Listener:
         if not self.received:
             self.received, self._since = number, time.monotonic()
             if os.environ.get("RANK", "0") == "0":
-                _say(f"{signal.Signals(number).name}: the step in progress ends and is saved; once more ends at once")
+                saved = "finished and saved" if self.saves else 'finished (save_strategy is "no": nothing is saved)'
+                _say(f"{signal.Signals(number).name}: the step in progress is {saved}; send it again to stop at once")
             if not _launched():
                 # from now on the system ends the process, also where it is deep in C code
                 for one in SIGNALS:
@@ -82,12 +112,14 @@ class Listener:
 
 @contextlib.contextmanager
 def exits_cleanly() -> Iterator[None]:
-    """Outside training: SIGTERM unwinds as SIGINT does, and both end with one line and the documented exit code."""
+    """Around a verb of the command line: signals end it with one line and the documented exit code, also outside
+    training, where SIGTERM unwinds as SIGINT does.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
             _die(number)
-        raise StoppedBySignal(number)
+        raise stopped_by(number)
 
     process = os.getpid()
     if threading.current_thread() is not threading.main_thread():
@@ -96,23 +128,25 @@ def exits_cleanly() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
+    except StoppedBySignal as stopped:
+        if not stopped.step:
+            _say(f"stopped by {signal.Signals(stopped.number).name}. {_NOT_TRAINING}")
+        raise SystemExit(exit_code(stopped.number)) from None
     except KeyboardInterrupt:
         _say(f"stopped by SIGINT. {_NOT_TRAINING}")
-        raise StoppedBySignal(signal.SIGINT) from None
-    except StoppedBySignal as stopped:
-        if stopped.checkpoint is None:
-            _say(f"stopped by {signal.Signals(stopped.number).name}. {_NOT_TRAINING}")
-        raise
+        raise SystemExit(exit_code(signal.SIGINT)) from None
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-def how_to_go_on(number: int, step: int, checkpoint: str) -> None:
-    """Say where the run stands and how it goes on."""
-    _say(
-        f"stopped by {signal.Signals(number).name} after step {step}. Go on with resume_from_checkpoint={checkpoint} "
-        "(or auto)"
+def how_to_continue(number: int, step: int, checkpoint: str | None) -> None:
+    """Say where the run stands and how it is resumed."""
+    resumed = (
+        'Nothing was saved, because save_strategy is "no"'
+        if checkpoint is None
+        else f"Resume with resume_from_checkpoint={checkpoint} (or auto)"
     )
+    _say(f"stopped by {signal.Signals(number).name} after step {step}. {resumed}")
 
 
 def _launched() -> bool:

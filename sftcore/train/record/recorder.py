@@ -26,9 +26,9 @@ from sftcore.util.disk import replace_text, writing
 from sftcore.util.plain import describe_plugin, public
 
 if TYPE_CHECKING:
-    from sftcore.train.trainer import SFTTrainer
+    from sftcore.train.view import RunView
 
-_GO_ON = f"Free space, then go on from the last checkpoint with resume_from_checkpoint: {AUTO}."
+_RESUME = f"Free space, then resume from the last checkpoint with resume_from_checkpoint: {AUTO}."
 
 
 class RunRecorder(TrainerCallback):
@@ -38,7 +38,7 @@ class RunRecorder(TrainerCallback):
     of the training set, where it was read from files.
     """
 
-    def __init__(self, trainer: SFTTrainer) -> None:
+    def __init__(self, trainer: RunView) -> None:
         self._trainer = trainer
         self._data_hash: str | None = None
         self._model_sha256 = fingerprint(trainer.setup.plan.model.name)  # as it was loaded, whatever happens to it
@@ -64,7 +64,7 @@ class RunRecorder(TrainerCallback):
         """Append what was logged."""
         if state.is_world_process_zero and logs and self._trainer.is_in_train:
             path = Path(args.output_dir) / "metrics.jsonl"
-            with writing("the log", path, fix=_GO_ON), path.open("a", encoding="utf-8") as file:
+            with writing("the log", path, fix=_RESUME), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
     def check_parity(self, folder: Path) -> None:
@@ -82,7 +82,7 @@ class RunRecorder(TrainerCallback):
         for check in checks:
             if check.state == "differs":
                 saved = final_place(folder)
-                warnings.warn(f"{saved} would be served otherwise than it was trained: {check}", stacklevel=2)
+                warnings.warn(f"serving {saved} would differ from training: {check}", stacklevel=2)
 
     def write_manifest(self, folder: Path) -> None:
         """Write the manifest as it stands now."""
@@ -106,6 +106,7 @@ class RunRecorder(TrainerCallback):
                         "formats": {name: describe_plugin(one) for name, one in trainer.data.formats.items()},
                         "ledgers": [ledger.summary() for ledger in trainer.data.ledgers],
                     },
+                    **({"nonfinite": found} if (found := trainer.nonfinite.as_dict())["count"] else {}),
                     **({"documents": proof.record()} if (proof := trainer.shared_rows.proof) else {}),
                     "steps": trainer.state.global_step,
                     "max_steps": trainer.state.max_steps,

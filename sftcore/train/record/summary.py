@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from sftcore.model.zero import num_weights
 
 if TYPE_CHECKING:
-    from sftcore.train.trainer import SFTTrainer
+    from sftcore.train.view import RunView
 
 
-def plan_lines(trainer: SFTTrainer) -> list[str]:
+def plan_lines(trainer: RunView) -> list[str]:
     """The plan, a line for each thing that a user may want to change; every derived number is said once."""
     args, setup = trainer.args, trainer.setup
     model = trainer.loaded.model
@@ -37,7 +37,7 @@ def plan_lines(trainer: SFTTrainer) -> list[str]:
     ]
 
 
-def _length(trainer: SFTTrainer) -> str:
+def _length(trainer: RunView) -> str:
     wanted, taken = trainer.args.max_length, trainer.data.max_length
     if taken is None:
         return "rows are not cut (max_length is None)"
@@ -46,7 +46,7 @@ def _length(trainer: SFTTrainer) -> str:
     return f"max_length {taken}: the smaller of the configured {wanted} and the tokenizer's {taken}"
 
 
-def _precision(trainer: SFTTrainer) -> str:
+def _precision(trainer: RunView) -> str:
     if trainer.args.bf16:
         return "bfloat16 autocast"
     if trainer.args.fp16:

@@ -1,0 +1,177 @@
+"""Checkpoints and models that are whole or not there: written aside, given checksums, and named in one move."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+
+from sftcore.config.recipe import AUTO
+from sftcore.core.errors import CheckpointError
+from sftcore.train.checkpoint.checksums import seal
+from sftcore.train.checkpoint.folders import PREFIX, Chosen, choose, clear_leftovers, newest, place, place_model, rotate
+from sftcore.util.disk import disk_error, free_space
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import TrainerState, TrainingArguments
+
+
+class AtomicCheckpoints:
+    """Where a run's checkpoints are written, and which of them it resumes from.
+
+    For the time of a save `aside` is a hidden folder, which the trainer offers to transformers as its output folder.
+    """
+
+    def __init__(self, args: TrainingArguments, accelerator: Accelerator) -> None:
+        self.aside: Path | None = None
+        self._args = args
+        self._accelerator = accelerator
+
+    # --- Resuming ---------------------------------------------------------------------------------------------------
+    def clear_leftovers(self) -> None:
+        """Remove what an earlier process was writing when it ended."""
+        self._on_each_disk(lambda: clear_leftovers(Path(self._args.output_dir)))
+
+    def choose(self, wanted: Any) -> str | None:
+        """The folder to resume from, the same on all processes: None to begin.
+
+        Args:
+            wanted: a folder, "last" (or True), or "auto", which may begin from scratch; None or False to begin.
+
+        Raises:
+            CheckpointError: the checkpoint is not there, or damaged.
+        """
+        if wanted is None or wanted is False:
+            return None
+        answer: list[Any] = [None]
+        if self._accelerator.is_main_process:
+            try:
+                answer = [choose(wanted, Path(self._args.output_dir))]
+            except CheckpointError as error:
+                answer = [error]
+        [found] = broadcast_object_list(answer) if self._accelerator.num_processes > 1 else answer
+        if isinstance(found, CheckpointError):
+            raise found
+        if self._accelerator.is_main_process:
+            _announce(found, wanted, self._args.output_dir)
+        return None if found.folder is None else str(found.folder)
+
+    # --- Writing ----------------------------------------------------------------------------------------------------
+    def save(self, write: Callable[[], None], run_dir: Path, state: TrainerState) -> Path:
+        """Write the checkpoint of the step in `state` into `run_dir`; its final folder.
+
+        Args:
+            write: writes into `aside`, on every process.
+            run_dir: the run's folder, or that of a trial.
+            state: transformers' state; the best checkpoint in it gets its final name.
+
+        Raises:
+            CheckpointError: it cannot be written, or its disk is full.
+        """
+        final = run_dir / f"checkpoint-{state.global_step}"
+        aside = run_dir / f"{PREFIX}{final.name}"
+        written = aside / final.name
+        with self._explained(f"the checkpoint of step {state.global_step}", run_dir, aside):
+            self._on_each_disk(lambda: clear_leftovers(run_dir))
+            best = run_dir / f"checkpoint-{state.best_global_step}"
+            if state.best_global_step and best.exists():
+                state.best_model_checkpoint = str(best)
+            self.aside = aside
+            try:
+                write()
+            finally:
+                self.aside = None
+            if state.best_model_checkpoint == str(written):
+                state.best_model_checkpoint = str(final)
+                if self._args.should_save:
+                    state.save_to_json(str(written / "trainer_state.json"))
+
+            def finish() -> None:
+                if written.is_dir():  # on a disk that nodes share the first of them has moved it
+                    seal(written)
+                    place(written, final)
+
+            self._on_each_disk(finish)
+        if self._args.should_save:
+            rotate(run_dir, self._args.save_total_limit, written=final, best=state.best_model_checkpoint)
+        return final
+
+    def save_model(self, write: Callable[[str], None], folder: Path, *, wait: Callable[[], None]) -> None:
+        """Write the model into `folder`, so that a save that is cut off does not look like one.
+
+        Args:
+            write: writes it into the folder that it is given, on every process.
+            folder: where it stands at the end.
+            wait: called before and after, for processes that write together.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        aside = folder / f"{PREFIX}model"
+        with self._explained("the model", folder, aside):
+            if self._args.should_save:
+                shutil.rmtree(aside, ignore_errors=True)
+            wait()
+            write(str(aside))
+            wait()
+            if self._args.should_save and aside.is_dir():
+                place_model(aside, folder)
+
+    def _on_each_disk(self, act: Callable[[], None]) -> None:
+        """Act once all processes are here: the first, then one of each node; all continue when they are done."""
+        self._accelerator.wait_for_everyone()
+        if self._args.process_index == 0:
+            act()
+        self._accelerator.wait_for_everyone()
+        if self._args.process_index != 0 and self._args.local_process_index == 0:
+            act()
+        self._accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _explained(self, what: str, folder: Path, aside: Path) -> Iterator[None]:
+        """Leave nothing half written, and say what a disk that fails means for the run."""
+        try:
+            yield
+        except BaseException as error:
+            self._clear(aside)
+            said = disk_error(error) if isinstance(error, Exception) else None
+            if said is None:
+                raise
+            raise _unwritten(what, folder, Path(self._args.output_dir), said) from error
+        self._clear(aside)
+
+    def _clear(self, aside: Path) -> None:
+        if self._args.local_process_index == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _unwritten(what: str, folder: Path, output_dir: Path, said: str) -> CheckpointError:
+    last = newest(output_dir)
+    if last.folder is None:
+        kept = "There is no earlier checkpoint."
+    else:
+        kept = f"The last good checkpoint is {last.folder} (step {last.step})."
+    return CheckpointError(
+        f"{what} could not be written: {said}; {free_space(folder)}. {kept}",
+        where=str(folder),
+        fix=f"Free space or name another output_dir, then resume with resume_from_checkpoint: {AUTO}; "
+        "save_total_limit keeps fewer checkpoints.",
+    )
+
+
+def _announce(found: Chosen, wanted: Any, output_dir: str) -> None:
+    for one in found.passed_over:
+        warnings.warn(f"{Path(output_dir) / one} was passed over.", stacklevel=2)
+    if not found.sealed:
+        warnings.warn(f"{found.folder} has no checksums, so nothing can tell whether it is whole.", stacklevel=2)
+    if found.folder is None:
+        print(f"resume     {output_dir} holds no whole checkpoint: the run starts from scratch", file=sys.stderr)
+    elif wanted != str(found.folder):
+        print(f"resume     {found.folder}, step {found.step}", file=sys.stderr)

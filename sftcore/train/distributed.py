@@ -1,0 +1,50 @@
+"""What is refused or set before several processes train one model together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import IterableDataset
+
+from sftcore.core.errors import ConflictError
+
+
+def prepare_processes(args: Any, model: Any, train_dataset: Any) -> None:
+    """Before transformers' Trainer is made: what DDP looks for, who reads a stream, and sharding without processes.
+
+    Raises:
+        ConflictError: `fsdp` is set for a single process.
+    """
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = may_leave_some_unused(model)
+    if isinstance(train_dataset, IterableDataset) and args.accelerator_config.dispatch_batches is None:
+        args.accelerator_config.dispatch_batches = False  # each process reads its own rows
+    if args.fsdp and args.world_size == 1:
+        raise nothing_sharded(args)
+
+
+def may_leave_some_unused(model: Any) -> bool:
+    """Whether a batch may leave parameters that train without a gradient, which DDP must then look for at each step."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return True
+    if getattr(config, "vision_config", None) is None:
+        return False
+    # a batch without images does not ask the vision tower
+    return any("vision" in name or "visual" in name for name, one in model.named_parameters() if one.requires_grad)
+
+
+def nothing_sharded(args: Any) -> ConflictError:
+    """The error where `fsdp` would shard nothing."""
+    return ConflictError(
+        f"fsdp is set, and nothing would be sharded among {args.world_size} process(es) on {args.device.type}: "
+        "accelerate shards among several, on GPUs.",
+        where="SFTConfig",
+        fix="Start one for each GPU (sftcore train --nproc, accelerate launch), or drop fsdp.",
+    )
+
+
+def is_taken_apart(engine: Any) -> bool:
+    """Whether DeepSpeed runs the model, and each process has a part of it (ZeRO-3)."""
+    return hasattr(engine, "zero_optimization_partition_weights") and bool(engine.zero_optimization_partition_weights())

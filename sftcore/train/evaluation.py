@@ -1,0 +1,65 @@
+"""The loss of an evaluation over the supervised tokens of all processes, and the rows that only fill batches up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.trainer_utils import EvalPrediction
+
+from sftcore.core.types import IGNORED
+from sftcore.data.ranks import TogetherToTheEnd
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class EvaluationLoss:
+    """Sums losses by their tokens, where transformers takes the mean of the batches' means."""
+
+    def __init__(self) -> None:
+        self._sums: torch.Tensor | None = None
+
+    def begin(self) -> None:
+        """Forget what was counted."""
+        self._sums = None
+
+    def add(self, loss: torch.Tensor, num_items: torch.Tensor) -> None:
+        """Count the loss of one batch, a scalar: the mean over `num_items`, a scalar, which may be 0."""
+        items = num_items.to(loss.device).double()
+        sums = torch.stack([torch.where(items > 0, loss.detach().double(), 0.0) * items, items])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def mean(self, accelerator: Accelerator) -> float | None:
+        """The mean over all tokens of all processes; None where no batch was counted."""
+        if self._sums is None:
+            return None
+        total, items = accelerator.reduce(self._sums, reduction="sum").tolist()
+        return total / items if items else float("nan")
+
+
+def is_filled(dataloader: Any) -> bool:
+    """Whether the last batches of a loader are filled up with rows that do not count."""
+    return isinstance(vars(dataloader).get("base_dataloader"), TogetherToTheEnd)
+
+
+def without_filling(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """A `compute_metrics` that is given rows alone."""
+
+    def compute_metrics(found: EvalPrediction, **kwargs: Any) -> Any:
+        keep = rows_in(found.label_ids)
+        if keep is not None:
+            parts = (found.predictions, found.label_ids, found.inputs, found.losses)
+            found = EvalPrediction(*(one if one is None or len(one) != len(keep) else one[keep] for one in parts))
+        return compute(found, **kwargs)
+
+    return compute_metrics
+
+
+def rows_in(labels: Any) -> Any:
+    """Which rows of gathered labels (N, T) are rows, and not what fills a batch of a stream up; None if it is unknown.
+
+    A stream has no rows without supervised tokens.
+    """
+    return (labels != IGNORED).any(-1) if getattr(labels, "ndim", 0) == 2 else None

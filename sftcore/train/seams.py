@@ -1,0 +1,391 @@
+"""Every private method and attribute of `transformers.Trainer` that sftcore uses, in this one place.
+
+Each method here is one of transformers' own, overridden once: it asks the run's parts, which are plain objects with
+tests of their own, and calls the original. A test binds each signature in both supported sets of libraries
+(tests/train/test_seams.py); whoever moves to a newer transformers starts there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import has_length
+
+from sftcore.core.errors import ConflictError
+from sftcore.model.precision import cast_adapter
+from sftcore.model.unwrap import is_peft_model
+from sftcore.train.checkpoint.atomic import AtomicCheckpoints
+from sftcore.train.checkpoint.resume import Resumption, is_stream
+from sftcore.train.checkpoint.same_run import RunFacts
+from sftcore.train.checkpoint.state import Randomness
+from sftcore.train.distributed import is_taken_apart, nothing_sharded
+from sftcore.train.evaluation import EvaluationLoss, is_filled, rows_in, without_filling
+from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
+from sftcore.train.guard.steps import Position, StepGuard
+from sftcore.train.loss import count_items
+from sftcore.train.metrics import Metrics
+from sftcore.train.parts import Part
+from sftcore.train.rows import RowDistribution
+
+_SAVES_TOGETHER = "is_distributed_loading_by_transformers"
+"""transformers' Trainer has it where all processes of a split model take part in saving it (5.24, not 5.17)."""
+
+
+class TrainerSeams(Trainer):
+    """Where a run's parts meet transformers' loop. A subclass sets them once transformers' constructor is through."""
+
+    rows: RowDistribution
+    guard: StepGuard
+    resumption: Resumption
+    checkpoints: AtomicCheckpoints
+    metrics: Metrics
+    evaluation: EvaluationLoss
+    facts: RunFacts
+    parts: Sequence[Part] = ()
+    callback_handler: Any
+    control: Any
+    compute_metrics: Any
+    model_wrapped: Any
+
+    # --- Construction and preparation -------------------------------------------------------------------------------
+    def _refuse_unknown_sharding(self) -> None:
+        """Once accelerate is there: refuse what it would not shard, or transformers not save."""
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            raise nothing_sharded(self.args)
+        if self.get_tp_size() > 1 and not hasattr(self, _SAVES_TOGETHER):
+            raise ConflictError(
+                "this transformers saves a model that is split by tp_plan from one process alone, which would wait "
+                "for the others for ever.",
+                fix="Install a newer transformers (5.24), or drop tp_plan.",
+            )
+
+    def _disable_own_loss_and_noise(self) -> None:
+        """Loss, noise and kernels are plugins; transformers must not apply its own a second time."""
+        self.model_accepts_loss_kwargs = True  # the bound forward takes the normaliser, whatever its signature says
+        self.neftune_noise_alpha = None
+        self.args.use_liger_kernel = False
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self.prove()
+        return prepared
+
+    def prove(self) -> None:
+        """Called once the model is wrapped, and may be called again."""
+
+    # --- Rows -------------------------------------------------------------------------------------------------------
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        def make(rows: Any) -> Any:
+            return super(TrainerSeams, self)._get_dataloader(rows, description, batch_size, *args, **kwargs)
+
+        training = bool(kwargs.get("is_training"))
+        return self.rows.loader(make, dataset, batch_size=batch_size, training=training)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return self.rows.sampler(super()._get_train_sampler(*args, **kwargs))
+
+    def get_train_dataloader(self) -> Any:
+        """The loader, whose batches and place are remembered."""
+        loader = super().get_train_dataloader()
+        read_elsewhere = self.train_dataset is self.eval_dataset or bool(self.args.dataloader_num_workers)
+        self.resumption.watch(loader, only_here=is_stream(self.train_dataset) and not read_elsewhere)
+        self.guard.watch(loader if has_length(self.train_dataset) else None)
+        return loader
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of one step, and the sum of their weights over all processes."""
+        batches = self.rows.take(epoch_iterator, num_batches)
+        for part in self.parts:
+            part.batches(batches)
+        if self.resumption.random_is_due():
+            self._load_rng_state(self.resumption.folder)
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        num_items = count_items(batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            num_items = self.accelerator.gather(num_items).sum()
+        return num_items
+
+    # --- One step ---------------------------------------------------------------------------------------------------
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward and backward of one micro-batch."""
+        loss = super().training_step(*args, **kwargs)
+        for part in self.parts:
+            part.after_backward(loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # of sharded parameters each process has its part, which cannot be gathered as a tensor of its own
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        for part in self.parts:
+            part.before_optimizer(norm)
+        return norm
+
+    def _remember_step(self) -> Callable[[], None]:
+        """What undoes the step that begins now: its gradients, and all of it in what is logged."""
+        sums, loss = self.metrics.sums(), self._tr_loss.clone()
+
+        def undo() -> None:
+            self.model_wrapped.zero_grad()
+            self.metrics.put_back(sums)
+            self._tr_loss.copy_(loss)
+            self._globalstep_last_logged += 1  # the mean is over the steps that were taken
+
+        return undo
+
+    def _position(self) -> Position:
+        return Position(self.state.global_step, self.resumption.epoch, self.resumption.batches_drawn)
+
+    # --- Epochs, logs and evaluations within training ---------------------------------------------------------------
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: Any, trial: Any
+    ) -> tuple[int, int]:
+        if resume is not None:
+            self._read_state(resume)
+        found: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial
+        )
+        return self.resumption.first_batch(found, streams=is_stream(self.train_dataset))
+
+    def _continue_sums(self) -> None:
+        """Once transformers has set its counters to zero: what was counted before the checkpoint."""
+        saved = self.resumption.saved
+        if self.state.global_step:
+            self.args.eval_on_start = False
+        if saved is None:
+            return
+        self.resumption.first_step, self._initial_global_step = int(self.state.global_step), 0
+        self._tr_loss += saved.loss_sum
+        self._total_loss_scalar = saved.total_loss
+        self._globalstep_last_logged = saved.logged_at
+        self.resumption.grad_norm, self.resumption.learning_rate = saved.grad_norm, saved.learning_rate
+        self.metrics.restore(saved.metrics)
+        self.guard.restore(saved.watch)
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        first = kwargs["epoch"] == kwargs["epochs_trained"]
+        self.resumption.steps_in_epoch = kwargs["steps_in_epoch"]
+        if first:
+            named = ("model", "trial", "ignore_keys_for_eval", "start_time")
+            self._do_what_was_due(*(kwargs[name] for name in named))
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        self.resumption.enter_epoch(
+            kwargs["epoch"], kwargs["train_dataloader"], first=first, load_random=self._load_rng_state
+        )
+        super()._run_epoch(**kwargs)
+
+    def _do_what_was_due(self, model: Any, trial: Any, ignore_keys: Any, start_time: Any) -> None:
+        """An evaluation, or the end of an epoch, that the checkpoint came before."""
+        resumption = self.resumption
+        if resumption.saved is not None and (resumption.saved.evaluate or resumption.saved.end_epoch):
+            self._load_rng_state(resumption.folder)
+        for what in resumption.due():
+            if self.control.should_training_stop:  # a signal came
+                continue
+            if what == "epoch end":
+                resumption.epoch_is_over = True
+                self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            else:
+                self.control.should_evaluate = True
+            norm, rate = resumption.grad_norm, resumption.learning_rate
+            self._maybe_log_save_evaluate(
+                self._tr_loss, norm, model, trial, resumption.epoch, ignore_keys, start_time, learning_rate=rate
+            )
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kw: Any
+    ) -> None:
+        before = Randomness.now() if self.control.should_evaluate else None
+        logged_before = self._globalstep_last_logged
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
+        except EvaluationLeft:
+            assert before is not None
+            before.restore()  # the evaluation is done again from its start
+            self.metrics.forget_evaluation()
+            self.resumption.due_evaluation, self.args.save_only_model = True, False
+            if self._saves_on_signal:
+                self._save_checkpoint(model, trial)
+            self.control.should_training_stop = True
+        finally:
+            if self._globalstep_last_logged > logged_before:
+                tr_loss.zero_()  # transformers takes the sum from itself, which of NaN leaves NaN
+
+    @property
+    def _saves_on_signal(self) -> bool:
+        return str(getattr(self.args.save_strategy, "value", self.args.save_strategy)) != "no"
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> Any:
+        self._do_what_was_due(self.model_wrapped, trial, None, start_time)  # where no epoch was left to run
+        if not self.guard.stopped_by:
+            return super()._finalize_training(trial, num_train_samples, start_time)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self._finish_current_push()
+        self.is_in_train = False
+        step = self.state.global_step
+        checkpoint = f"{self._get_output_dir(trial)}/checkpoint-{step}" if self._saves_on_signal else None
+        if self.args.process_index == 0:
+            how_to_continue(self.guard.stopped_by, step, checkpoint)
+        raise stopped_by(self.guard.stopped_by, step=step, checkpoint=checkpoint)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loop of `evaluate` and `predict`; its loss is the mean over the supervised tokens of all processes."""
+        self.evaluation.begin()
+        compute, filled = self.compute_metrics, is_filled(dataloader)
+        if filled and compute is not None:
+            self.compute_metrics = without_filling(compute)
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.compute_metrics = compute
+        prefix = kwargs.get("metric_key_prefix", args[3] if len(args) > 3 else "eval")
+        if output.metrics is not None and f"{prefix}_loss" in output.metrics:
+            mean = self.evaluation.mean(self.accelerator)
+            output.metrics[f"{prefix}_loss"] = output.metrics[f"{prefix}_loss"] if mean is None else mean
+        if filled and (keep := rows_in(output.label_ids)) is not None:
+            output = output._replace(predictions=output.predictions[keep], label_ids=output.label_ids[keep])
+        return output
+
+    # --- Checkpoints ------------------------------------------------------------------------------------------------
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.checkpoints.aside) if self.checkpoints.aside else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        def write() -> None:
+            super(TrainerSeams, self)._save_checkpoint(model, trial)
+
+        final = self.checkpoints.save(write, Path(self._get_output_dir(trial)), self.state)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.checkpoints.aside is None:  # else the folder has no name yet, and is pushed when it has one
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        state = self.resumption.state_now()
+        state.loss_sum, state.total_loss = self._tr_loss.item(), self._total_loss_scalar
+        state.logged_at = self._globalstep_last_logged
+        state.metrics, state.watch, state.facts = self.metrics.state(), self.guard.state(), self.facts()
+        state.write(Path(output_dir), self.args.process_index)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if not self.resumption.restored_random():
+            super()._load_rng_state(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._read_state(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if is_peft_model(self.model):
+            # PEFT raises an adapter that it loads to float32, whatever it was trained in
+            cast_adapter(self.model, self.args.adapter_dtype)
+
+    def _read_state(self, folder: str) -> None:
+        self.resumption.read(folder, self.facts, anyway=self.args.resume_changed)
+
+    def _load_best_model(self) -> None:
+        self.checkpoints.choose(self.state.best_model_checkpoint)
+        super()._load_best_model()
+
+    # --- Saving -----------------------------------------------------------------------------------------------------
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole model, so that a save that is cut off does not look like one.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self.checkpoints.aside is not None:
+            super().save_model(output_dir, _internal_call)  # into a checkpoint, which may be in parts
+            return
+
+        def wait() -> None:
+            # else other processes write nothing, and scripts may save on the first alone
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                self.accelerator.wait_for_everyone()
+
+        self.checkpoints.save_model(self._write_whole_model, Path(output_dir or self.args.output_dir), wait=wait)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _write_whole_model(self, folder: str) -> None:
+        """The model in one piece, also where its checkpoints are in parts."""
+        if is_taken_apart(self.model_wrapped) and not is_peft_model(self.model):
+            # as accelerate does it, which asks for stage3_gather_16bit_weights_on_model_save first
+            self._save_gathered(folder, self.model_wrapped._zero3_consolidated_16bit_state_dict())
+            return
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and "SHARDED" in str(plugin.state_dict_type):
+            self._save_gathered(folder, self.accelerator.get_state_dict(self.model))
+        super().save_model(folder, _internal_call=True)
+
+    def _save_gathered(self, folder: str, state_dict: dict[str, Any] | None) -> None:
+        # transformers 5.17 does not ask in _save, and processes would write over each other; only the first has all
+        if self.args.should_save and state_dict:
+            self._save(folder, state_dict=state_dict)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with ExitStack() as stack, warnings.catch_warnings():
+            for part in self.parts:
+                stack.enter_context(part.around_save())
+            # PEFT looks for the base model's config.json, which a base from a single file does not have
+            warnings.filterwarnings("ignore", message="Could not find a config file in")
+            super()._save(output_dir, state_dict)
+            if self.args.should_save:
+                self.add_to_saved(Path(output_dir or self.args.output_dir), state_dict)
+
+    def add_to_saved(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
+        """Write what else belongs to a saved model."""
+
+    def _learning_rate_now(self) -> float:
+        rate: float = self._get_learning_rate()
+        return rate
+
+
+class LoopCallback(TrainerCallback):
+    """What a run does at transformers' own moments. It comes behind the user's callbacks."""
+
+    def __init__(self, trainer: TrainerSeams) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Continue what the checkpoint holds."""
+        self._trainer._continue_sums()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the learning rate of the step, before the schedule moves on."""
+        self._trainer.resumption.learning_rate = self._trainer._learning_rate_now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Tell the part of the epoch by all its batches; after a signal save instead of evaluating, and stop."""
+        trainer = self._trainer
+        if (epoch := trainer.resumption.epoch_of_stream()) is not None:
+            state.epoch = epoch
+        if trainer.guard.stopped_by:
+            trainer.resumption.due_evaluation = control.should_evaluate
+            control.should_evaluate, control.should_training_stop = False, True
+            control.should_save = trainer._saves_on_signal
+            args.save_only_model = False
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """End an evaluation within training where a signal has reached one of the processes: it may take long."""
+        if self._trainer.is_in_train and self._trainer.signal_received():
+            raise EvaluationLeft
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The epoch's end is no longer due; after a signal the epoch does not end yet."""
+        self._trainer.resumption.epoch_is_over = True
+        if self._trainer.guard.stopped_by:
+            control.should_log = control.should_evaluate = control.should_save = False
