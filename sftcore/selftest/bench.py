@@ -214,7 +214,7 @@ class Bench:
         trainer.shared_rows = step.shared or SharedRows()
         batches = [dict(batch) for batch in step.batches]
         trainer.current_gradient_accumulation_steps = len(batches)
-        total = trainer._get_num_items_in_batch(batches, torch.device(trainer.args.device))
+        total = trainer.items_of_step(batches)
         trainer.model.zero_grad()
         losses = [trainer.training_step(model or trainer.model, batch, total) for batch in batches]
         scaler = trainer.accelerator.scaler

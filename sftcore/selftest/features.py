@@ -77,7 +77,7 @@ class Features:
 
         loss = self._loss(self._of_kind("loss")[0].plugin)
         self.model.train()
-        with self._plain_attention() as said, self.bench.trainer.compute_loss_context_manager():
+        with self._plain_attention() as said, self.bench.trainer.accelerator.autocast():
             with torch.no_grad():
                 nll = float(at_once(self.model, self.rows, cross_entropy))
                 own = value_at_once(self.model, self.rows, loss)
@@ -104,7 +104,7 @@ class Features:
 
     def _plainly(self, measure: Callable[[], Measured]) -> Measured:
         self.model.train()
-        with self._plain_attention(), self.bench.trainer.compute_loss_context_manager():
+        with self._plain_attention(), self.bench.trainer.accelerator.autocast():
             return measure()
 
     @contextlib.contextmanager
@@ -326,7 +326,7 @@ class Features:
 
         self.model.eval()
         with torch.no_grad(), self.bench.trainer.compute_loss_context_manager():
-            inputs = self.bench.trainer._prepare_inputs(dict(batches[0]))
+            inputs = self.bench.trainer.to_device(dict(batches[0]))
             return float(self.bench.trainer.compute_loss(self.model, inputs))
 
     # --- All of it --------------------------------------------------------------------------------------------------

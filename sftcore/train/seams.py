@@ -52,6 +52,7 @@ class TrainerSeams(Trainer):
     control: Any
     compute_metrics: Any
     model_wrapped: Any
+    _signature_columns: list[str] | None
 
     # --- Construction and preparation -------------------------------------------------------------------------------
     def _refuse_unknown_sharding(self) -> None:
@@ -78,6 +79,23 @@ class TrainerSeams(Trainer):
 
     def prove(self) -> None:
         """Called once the model is wrapped, and may be called again."""
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = self.columns_for_collator()
+
+    def columns_for_collator(self) -> list[str]:
+        """The columns of a data set that reach the collator."""
+        return []
+
+    def to_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch on this process's device."""
+        moved: dict[str, Any] = self._prepare_inputs(inputs)
+        return moved
+
+    def items_of_step(self, batches: list[Any]) -> torch.Tensor | None:
+        """What the loss of a step is divided by: the sum of weights in its batches, of all processes: () float32."""
+        return self._get_num_items_in_batch(batches, torch.device(self.args.device))
 
     # --- Rows -------------------------------------------------------------------------------------------------------
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
@@ -148,12 +166,17 @@ class TrainerSeams(Trainer):
 
     # --- Epochs, logs and evaluations within training ---------------------------------------------------------------
     def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume: Any, trial: Any
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
     ) -> tuple[int, int]:
-        if resume is not None:
-            self._read_state(resume)
+        if resume_from_checkpoint is not None:
+            self._read_state(resume_from_checkpoint)
         found: tuple[int, int] = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         return self.resumption.first_batch(found, streams=is_stream(self.train_dataset))
 
@@ -358,19 +381,19 @@ class LoopCallback(TrainerCallback):
     """What a run does at transformers' own moments. It comes behind the user's callbacks."""
 
     def __init__(self, trainer: TrainerSeams) -> None:
-        self._trainer = trainer
+        self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Continue what the checkpoint holds."""
-        self._trainer._continue_sums()
+        self.trainer._continue_sums()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep the learning rate of the step, before the schedule moves on."""
-        self._trainer.resumption.learning_rate = self._trainer._learning_rate_now()
+        self.trainer.resumption.learning_rate = self.trainer._learning_rate_now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Tell the part of the epoch by all its batches; after a signal save instead of evaluating, and stop."""
-        trainer = self._trainer
+        trainer = self.trainer
         if (epoch := trainer.resumption.epoch_of_stream()) is not None:
             state.epoch = epoch
         if trainer.guard.stopped_by:
@@ -381,11 +404,11 @@ class LoopCallback(TrainerCallback):
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End an evaluation within training where a signal has reached one of the processes: it may take long."""
-        if self._trainer.is_in_train and self._trainer.signal_received():
+        if self.trainer.is_in_train and self.trainer.signal_received():
             raise EvaluationLeft
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The epoch's end is no longer due; after a signal the epoch does not end yet."""
-        self._trainer.resumption.epoch_is_over = True
-        if self._trainer.guard.stopped_by:
+        self.trainer.resumption.epoch_is_over = True
+        if self.trainer.guard.stopped_by:
             control.should_log = control.should_evaluate = control.should_save = False

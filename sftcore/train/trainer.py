@@ -96,7 +96,6 @@ class SFTTrainer(TrainerSeams):
     """
 
     _tag_names = ("sftcore", "sft")
-    _signature_columns: list[str] | None
 
     def __init__(
         self,
@@ -216,7 +215,7 @@ class SFTTrainer(TrainerSeams):
         self.shared_rows = SharedRows()
         self.facts = RunFacts(self)
         self.evaluation = EvaluationLoss()
-        self.rows = RowDistribution(args, accelerator, self.data, self._prepare_inputs)
+        self.rows = RowDistribution(args, accelerator, self.data, self.to_device)
         self.signals = Listener(saves=self._saves_on_signal)
         self.resumption = Resumption(accelerator)
         self.checkpoints = AtomicCheckpoints(args, accelerator)
@@ -410,7 +409,7 @@ class SFTTrainer(TrainerSeams):
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
         """One batch of an evaluation: logits are built only where something asks for them."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.to_device(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             if prediction_loss_only:
                 return self.compute_loss(model, inputs).detach(), None, None
@@ -425,10 +424,10 @@ class SFTTrainer(TrainerSeams):
             return dataset
         return self.data.prepare(dataset, "eval_dataset")
 
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            raw = RAW_COLUMNS if self._skip_prepare and is_vision(self.processing_class) else []
-            self._signature_columns = ["input_ids", "labels", "weights", "seq_lengths", DOCUMENTS, *raw]
+    def columns_for_collator(self) -> list[str]:
+        """Columns of prepared rows; with a processor also those of rows that were not prepared."""
+        raw = RAW_COLUMNS if self._skip_prepare and is_vision(self.processing_class) else []
+        return ["input_ids", "labels", "weights", "seq_lengths", DOCUMENTS, *raw]
 
     # --- Saving -----------------------------------------------------------------------------------------------------
     def add_to_saved(self, folder: Path, state_dict: dict[str, Any] | None) -> None:

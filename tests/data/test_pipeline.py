@@ -65,6 +65,7 @@ def test_weights_of_tokenised_rows_travel_along(tokenizer):
 
 def test_weights_of_single_messages_reach_the_loss(tokenizer, tmp_path):
     from sftcore import SFTConfig, SFTTrainer
+    from sftcore.train.loss import count_items
     from tests.conftest import make_llama
 
     def talk(weight):
@@ -80,7 +81,7 @@ def test_weights_of_single_messages_reach_the_loss(tokenizer, tmp_path):
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
     hello = len(tokenizer("hello<|im_end|>")["input_ids"])
     world = len(tokenizer("world<|im_end|>")["input_ids"])
-    assert trainer._num_items([batch]) == pytest.approx(1.5 * hello + 3 * world)
+    assert count_items([batch]) == pytest.approx(1.5 * hello + 3 * world)
     trainer.train()
     assert trainer.state.log_history[0]["num_supervised_tokens"] == 2 * hello + 3 * world
 

@@ -150,7 +150,7 @@ def test_a_full_disk_under_the_log_ends_the_run_with_one_error(tmp_path, full_di
                 (out / "metrics.jsonl").symlink_to(full_disk / "metrics.jsonl")
 
     trainer.add_callback(Fill())
-    with pytest.raises(WriteError, match=r"the log cannot be written: No space left.*go on from the last checkpoint"):
+    with pytest.raises(WriteError, match=r"the log cannot be written: No space left.*resume from the last checkpoint"):
         trainer.train()
 
 

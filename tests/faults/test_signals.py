@@ -32,22 +32,22 @@ class SignalAt(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_step_ends_is_saved_and_the_run_goes_on_from_it(number, code, tmp_path, capfd):
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_the_step_ends_is_saved_and_the_run_goes_on_from_it(number, kind, tmp_path, capfd):
     whole = runs.trainer(tmp_path / "whole", eval_strategy="steps", eval_steps=3)
     whole.train()
     whole.save_model()
-    fields: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no"}
+    fields: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 100}
     stopped = runs.trainer(tmp_path / "out", **fields)
     stopped.add_callback(SignalAt(3, number))
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(StoppedBySignal) as caught:
         stopped.train()
-    assert isinstance(caught.value, StoppedBySignal)
-    assert (caught.value.code, caught.value.step) == (code, 3)
+    assert isinstance(caught.value, kind)
+    assert (caught.value.number, caught.value.step) == (number, 3)
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
     checkpoint = tmp_path / "out" / "checkpoint-3"
-    assert f"after step 3. Go on with resume_from_checkpoint={checkpoint} (or auto)" in capfd.readouterr().err
+    assert f"after step 3. Resume with resume_from_checkpoint={checkpoint} (or auto)" in capfd.readouterr().err
     resumed = runs.trainer(tmp_path / "out", **fields)
     resumed.train(resume_from_checkpoint="auto")
     resumed.save_model()
@@ -64,7 +64,8 @@ def test_an_evaluation_is_left_and_done_again_from_its_start(strategy, tmp_path)
             os.kill(os.getpid(), signal.SIGTERM)
 
     length = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 8}
-    fields: dict[str, Any] = {"eval_strategy": strategy, "eval_steps": 3, "save_strategy": "no", **length}
+    saves = {"save_strategy": "steps", "save_steps": 100}
+    fields: dict[str, Any] = {"eval_strategy": strategy, "eval_steps": 3, **saves, **length}
     whole = runs.trainer(tmp_path / "whole", **fields)
     whole.train()
     whole.save_model()
@@ -109,7 +110,7 @@ def test_outside_the_main_thread_signals_are_left_alone(tmp_path):
 
 def test_before_training_sigterm_unwinds_and_leaves_with_its_code(capfd):
     cleaned = []
-    with pytest.raises(StoppedBySignal) as caught, exits_cleanly():  # noqa: PT012
+    with pytest.raises(SystemExit) as caught, exits_cleanly():  # noqa: PT012
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
@@ -132,7 +133,7 @@ class Slow(TrainerCallback):
         print("step", state.global_step, flush=True)
         time.sleep(float(sys.argv[2]))
 
-trainer = runs.trainer(__import__("pathlib").Path(sys.argv[1]), max_steps=500, save_strategy="no", logging_steps=500)
+trainer = runs.trainer(__import__("pathlib").Path(sys.argv[1]), max_steps=500, save_steps=500, logging_steps=500)
 trainer.add_callback(Slow())
 trainer.train()
 """
@@ -155,8 +156,8 @@ def until(process: subprocess.Popen[str], line: str) -> None:
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_script_exits_with_the_code_of_the_signal(number, code, tmp_path, write):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_script_exits_as_python_does_for_the_signal(number, code, tmp_path, write):
     process = started([sys.executable, str(write("run.py", SCRIPT)), str(tmp_path / "out"), "0.05"])
     until(process, "step 2")
     process.send_signal(number)
@@ -165,7 +166,43 @@ def test_a_script_exits_with_the_code_of_the_signal(number, code, tmp_path, writ
     found = newest(tmp_path / "out")
     assert found.step >= 2
     assert f"resume_from_checkpoint={found.folder} (or auto)" in said
+    assert ("KeyboardInterrupt" in said) == (number == signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_line_exits_with_the_code_of_the_signal(number, tmp_path, model_folder, write):
+    rows = "".join(f'{{"prompt": "say {i}", "completion": "The answer is {i}"}}\n' for i in range(24))
+    recipe = [f"model={model_folder}", f"data={write('rows.jsonl', rows)}", "use_cpu=true", "max_steps=5000",
+              "per_device_train_batch_size=1", "logging_steps=1", "save_steps=5000",
+              f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+    process = started([sys.executable, "-m", "sftcore", "train", *recipe])
+    until(process, "step 3")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert f"resume_from_checkpoint={newest(tmp_path / 'out').folder} (or auto)" in said
     assert "Traceback" not in said
+
+
+def test_nothing_is_saved_on_a_signal_where_nothing_is_to_be_saved(tmp_path, capfd):
+    stopped = runs.trainer(tmp_path / "out", save_strategy="no")
+    stopped.add_callback(SignalAt(3))
+    with pytest.raises(StoppedBySignal) as caught:
+        stopped.train()
+    assert (caught.value.step, caught.value.checkpoint) == (3, None)
+    assert newest(tmp_path / "out").folder is None
+    said = capfd.readouterr().err
+    assert 'after step 3. Nothing was saved, because save_strategy is "no"' in said
+
+
+def test_a_script_that_catches_keyboard_interrupt_goes_on(tmp_path):
+    stopped = runs.trainer(tmp_path / "out", max_steps=4)
+    stopped.add_callback(SignalAt(3, signal.SIGINT))
+    try:
+        stopped.train()
+    except KeyboardInterrupt:
+        stopped.save_model()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path, write):

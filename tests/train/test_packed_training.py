@@ -109,16 +109,21 @@ def test_a_model_whose_positions_leak_takes_another_way(tmp_path, tokenizer):
         model, config(tmp_path, packing=True, max_length=64), train_dataset=Dataset.from_list(ROWS),
         processing_class=tokenizer,
     )  # fmt: skip
-    assert trainer.shared_rows.proof.way.name == "mask"
     trainer.train()
+    assert trainer.shared_rows.proof.way.name == "mask"
     assert losses(trainer)[-1] < losses(trainer)[0]
 
 
 @pytest.mark.parametrize("fields", [{"packing": True, "max_length": 64}, {"padding_free": True}])
 def test_a_model_that_cannot_keep_documents_apart_is_refused(tmp_path, tokenizer, fields):
     model = BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4))
-    with pytest.raises(ModelError, match=r"are not kept apart in BloomForCausalLM: .* logits by .*packing: false"):
-        SFTTrainer(model, config(tmp_path, **fields), train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
+    rows = Dataset.from_list(ROWS)
+    for act in ("train", "evaluate"):
+        trainer = SFTTrainer(
+            model, config(tmp_path, **fields), train_dataset=rows, eval_dataset=rows, processing_class=tokenizer
+        )
+        with pytest.raises(ModelError, match=r"are not kept apart in BloomForCausalLM: .* logits by .*packing: false"):
+            getattr(trainer, act)()
 
 
 def test_a_collator_of_ones_own_excludes_padding_free(tmp_path, folder):
