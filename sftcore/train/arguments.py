@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sftcore.chat.tokens import clone_tokens, clones_tokenizer, set_chat_template, set_eos_token, set_pad_token
@@ -81,6 +82,17 @@ def begin_run(args: SFTConfig) -> None:
     if args.packing and args.device.type == "cpu":
         give_back_large_blocks()
     set_seed(args.seed)
+
+
+@contextmanager
+def kept(args: Any, *names: str) -> Iterator[None]:
+    """Around a call that changes these arguments: afterwards they are what they were."""
+    before = {name: getattr(args, name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(args, name, value)
 
 
 def current_name(processing_class: Any, tokenizer: Any) -> Any:

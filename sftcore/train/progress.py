@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 if TYPE_CHECKING:
-    from sftcore.train.metrics import Metrics
+    from sftcore.train.parts.metrics import Metrics
 
 
 class RichProgress(TrainerCallback):

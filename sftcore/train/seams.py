@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from sftcore.core.errors import ConflictError
@@ -25,13 +25,13 @@ from sftcore.train.checkpoint.resume import Resumption, is_stream
 from sftcore.train.checkpoint.same_run import RunFacts
 from sftcore.train.checkpoint.state import Randomness
 from sftcore.train.distributed import is_taken_apart, nothing_sharded
-from sftcore.train.evaluation import EvaluationLoss, is_filled, rows_in, without_filling
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
-from sftcore.train.loss import count_items
-from sftcore.train.metrics import Metrics
-from sftcore.train.parts import Part
-from sftcore.train.rows import RowDistribution
+from sftcore.train.parts.evaluation import EvaluationLoss, is_filled, rows_in, without_filling
+from sftcore.train.parts.loss import count_items
+from sftcore.train.parts.metrics import Metrics
+from sftcore.train.parts.part import Part
+from sftcore.train.parts.rows import RowDistribution
 
 _SAVES_TOGETHER = "is_distributed_loading_by_transformers"
 """transformers' Trainer has it where all processes of a split model take part in saving it (5.24, not 5.17)."""
@@ -180,7 +180,7 @@ class TrainerSeams(Trainer):
         )
         return self.resumption.first_batch(found, streams=is_stream(self.train_dataset))
 
-    def _continue_sums(self) -> None:
+    def continue_sums(self) -> None:
         """Once transformers has set its counters to zero: what was counted before the checkpoint."""
         saved = self.resumption.saved
         if self.state.global_step:
@@ -239,7 +239,7 @@ class TrainerSeams(Trainer):
             before.restore()  # the evaluation is done again from its start
             self.metrics.forget_evaluation()
             self.resumption.due_evaluation, self.args.save_only_model = True, False
-            if self._saves_on_signal:
+            if self.saves_on_signal:
                 self._save_checkpoint(model, trial)
             self.control.should_training_stop = True
         finally:
@@ -247,7 +247,7 @@ class TrainerSeams(Trainer):
                 tr_loss.zero_()  # transformers takes the sum from itself, which of NaN leaves NaN
 
     @property
-    def _saves_on_signal(self) -> bool:
+    def saves_on_signal(self) -> bool:
         return str(getattr(self.args.save_strategy, "value", self.args.save_strategy)) != "no"
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> Any:
@@ -258,7 +258,7 @@ class TrainerSeams(Trainer):
         self._finish_current_push()
         self.is_in_train = False
         step = self.state.global_step
-        checkpoint = f"{self._get_output_dir(trial)}/checkpoint-{step}" if self._saves_on_signal else None
+        checkpoint = f"{self._get_output_dir(trial)}/checkpoint-{step}" if self.saves_on_signal else None
         if self.args.process_index == 0:
             how_to_continue(self.guard.stopped_by, step, checkpoint)
         raise stopped_by(self.guard.stopped_by, step=step, checkpoint=checkpoint)
@@ -372,43 +372,6 @@ class TrainerSeams(Trainer):
     def add_to_saved(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
         """Write what else belongs to a saved model."""
 
-    def _learning_rate_now(self) -> float:
+    def learning_rate_now(self) -> float:
         rate: float = self._get_learning_rate()
         return rate
-
-
-class LoopCallback(TrainerCallback):
-    """What a run does at transformers' own moments. It comes behind the user's callbacks."""
-
-    def __init__(self, trainer: TrainerSeams) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Continue what the checkpoint holds."""
-        self.trainer._continue_sums()
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Keep the learning rate of the step, before the schedule moves on."""
-        self.trainer.resumption.learning_rate = self.trainer._learning_rate_now()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Tell the part of the epoch by all its batches; after a signal save instead of evaluating, and stop."""
-        trainer = self.trainer
-        if (epoch := trainer.resumption.epoch_of_stream()) is not None:
-            state.epoch = epoch
-        if trainer.guard.stopped_by:
-            trainer.resumption.due_evaluation = control.should_evaluate
-            control.should_evaluate, control.should_training_stop = False, True
-            control.should_save = trainer._saves_on_signal
-            args.save_only_model = False
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """End an evaluation within training where a signal has reached one of the processes: it may take long."""
-        if self.trainer.is_in_train and self.trainer.signal_received():
-            raise EvaluationLeft
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The epoch's end is no longer due; after a signal the epoch does not end yet."""
-        self.trainer.resumption.epoch_is_over = True
-        if self.trainer.guard.stopped_by:
-            control.should_log = control.should_evaluate = control.should_save = False

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,28 +14,22 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 from sftcore.config.sft_config import SFTConfig, as_sft_config
-from sftcore.core.types import LoadedModel
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
 from sftcore.documents.shared_rows import SharedRows, layout_of
 from sftcore.model.bound_loss import BoundLoss
-from sftcore.model.build import adopt_model, attention_of, finish_model, load_model, load_processor, refuse_unsupported
+from sftcore.model.build import attention_of, load_processor
 from sftcore.model.embeddings import num_rows, save_grown_rows
-from sftcore.model.experts import balance_experts
-from sftcore.model.kernels import Kernels
-from sftcore.model.memory.checkpointing import checkpoint_selectively, take_selective
-from sftcore.model.memory.offload import offloading_of
-from sftcore.model.precision import add_master_weights, running_dtype, wants_master_weights
-from sftcore.model.tokens import fit_model, supervised_ids, untrained_tokens
+from sftcore.model.precision import add_master_weights, wants_master_weights
 from sftcore.model.unwrap import causal_model, is_peft_model
-from sftcore.model.vision import freeze_vision
 from sftcore.train.arguments import (
     RAW_COLUMNS,
     begin_run,
     check_trainer,
     current_name,
+    kept,
     max_length_of,
     model_request,
     prepare_tokenizer,
@@ -53,18 +45,20 @@ from sftcore.train.checkpoint.same_run import RunFacts
 from sftcore.train.checkpoint.state import Randomness
 from sftcore.train.checkpoint.untrusted import reading
 from sftcore.train.distributed import prepare_processes
-from sftcore.train.evaluation import EvaluationLoss
 from sftcore.train.guard.divergence import LossLevel, Nonfinite
 from sftcore.train.guard.named_rows import named_rows
 from sftcore.train.guard.signals import Listener
 from sftcore.train.guard.steps import StepGuard
-from sftcore.train.loss import LossBatch, other_loss, with_balance
-from sftcore.train.metrics import Metrics
-from sftcore.train.noise import TrainingNoise
+from sftcore.train.loading import load_for_run
+from sftcore.train.loop_callback import LoopCallback
+from sftcore.train.parts.evaluation import EvaluationLoss
+from sftcore.train.parts.loss import LossBatch, other_loss, with_balance
+from sftcore.train.parts.metrics import Metrics
+from sftcore.train.parts.noise import TrainingNoise
+from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder
-from sftcore.train.rows import RowDistribution
-from sftcore.train.seams import LoopCallback, TrainerSeams
+from sftcore.train.seams import TrainerSeams
 
 
 class SFTTrainer(TrainerSeams):
@@ -129,7 +123,7 @@ class SFTTrainer(TrainerSeams):
         self._skip_prepare = skips_preparation(args, train_dataset, data_collator)
         train_dataset = self._prepare(train_dataset, "train_dataset", data_collator)
         eval_dataset = self._prepare(eval_dataset, "eval_dataset", data_collator)
-        self.loaded = self._load_model(model, processor, args, new_ids, train_dataset)
+        self._load_model(model, processor, args, new_ids, train_dataset)
         collator = self._make_collator(processor, args, data_collator, train_dataset, eval_dataset)
         prepare_processes(args, self.loaded.model, train_dataset)
         self.recorder = RunRecorder(self)
@@ -170,31 +164,13 @@ class SFTTrainer(TrainerSeams):
             refuse_unlabelled(dataset, name)
         return dataset  # any torch data set may go to a user's collator
 
-    def _load_model(self, model: Any, processor: Any, args: SFTConfig, new_ids: list[int], rows: Any) -> LoadedModel:
+    def _load_model(self, model: Any, processor: Any, args: SFTConfig, new_ids: list[int], rows: Any) -> None:
         """The model in line with its tokenizer, with kernels, loss and adapter."""
-        plan, plugins = self.setup.plan, self.setup.plugins
-        loaded = (
-            load_model(plan, plugins, processor)
-            if isinstance(model, str)
-            else adopt_model(model, processor, plan, plugins)
-        )
-        self._rows_as_loaded = num_rows(loaded.model)
-        notes = fit_model(loaded.model, self._tokenizer, args, new_ids, rows)
-        notes = (*loaded.notes, *notes, *freeze_vision(loaded.model, args.freeze_vision_tower))
-        self.router_aux_loss_coef, self.aux_loss_enabled = balance_experts(loaded.model, args.router_aux_loss_coef)
-        refuse_unsupported(plan, plugins, loaded.model, running_dtype(loaded.model, args), args.device.type)
-        self.kernels = Kernels(plugins, plan)
-        loaded, loss = finish_model(attrs.evolve(loaded, notes=notes), plan, plugins, self.kernels)
-        self.bound_loss = BoundLoss(loss)
-        self.kernels.off()
-        untrained = untrained_tokens(loaded.model, self._tokenizer, new_ids, supervised_ids(rows))
-        if untrained is not None:
-            warnings.warn(str(untrained), stacklevel=3)
-            loaded = attrs.evolve(loaded, notes=(*loaded.notes, str(untrained)))
-        if kept := take_selective(args):
-            checkpoint_selectively(causal_model(loaded.model), kept)
-        self.offloading = offloading_of(loaded.model, args)
-        return loaded
+        made = load_for_run(model, processor, self.setup, args, self._tokenizer, new_ids, rows)
+        self.loaded, self.kernels, self.offloading = made.loaded, made.kernels, made.offloading
+        self.bound_loss = BoundLoss(made.loss)
+        self.router_aux_loss_coef, self.aux_loss_enabled = made.balance
+        self._rows_as_loaded = made.num_rows
 
     def _make_collator(self, processor: Any, args: SFTConfig, own: Any, *datasets: Any) -> Any:
         plan = self.setup.plan
@@ -216,14 +192,13 @@ class SFTTrainer(TrainerSeams):
         self.facts = RunFacts(self)
         self.evaluation = EvaluationLoss()
         self.rows = RowDistribution(args, accelerator, self.data, self.to_device)
-        self.signals = Listener(saves=self._saves_on_signal)
+        self.signals = Listener(saves=self.saves_on_signal)
         self.resumption = Resumption(accelerator)
         self.checkpoints = AtomicCheckpoints(args, accelerator)
         self.noise = TrainingNoise(self.setup.plugins, self.setup.plan, self.loaded)
         self.guard = StepGuard(
             args.on_nonfinite,
             accelerator,
-            level=self._loss_level(),
             position=self._position,
             received=lambda: self.signals.received,
             remember=self._remember_step,
@@ -232,12 +207,6 @@ class SFTTrainer(TrainerSeams):
         self.parts = (self.resumption, self.guard, self.noise)
         self.add_callback(LoopCallback(self))
         self.model.add_model_tags(list(self._tag_names))
-
-    def _loss_level(self) -> LossLevel | None:
-        """What finds a loss that runs away, by `divergence_factor`; it begins at the loss of a guess."""
-        factor = self.args.divergence_factor
-        guess = math.log(self.loaded.model.config.get_text_config().vocab_size)
-        return None if factor is None else LossLevel(factor, lowest=guess)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The optimizer; on float32 copies of what trains below float32, where the plan says so."""
@@ -289,30 +258,20 @@ class SFTTrainer(TrainerSeams):
             DivergenceError: NaN or Inf where `on_nonfinite` is "stop", or divergence where it is looked for.
             StoppedBySignal: a KeyboardInterrupt for SIGINT, a SystemExit for SIGTERM.
         """
+        args = self.args
         self.checkpoints.clear_leftovers()
         checkpoint = self.checkpoints.choose(resume_from_checkpoint)
         self.facts()  # read before anything is wrapped or moved
         self.resumption.begin()
-        self.guard.begin(self._loss_level())
+        self.guard.begin(LossLevel.of(args.divergence_factor, self.loaded.model.config))
         with (
-            self._arguments_kept(),
+            kept(args, "save_only_model", "eval_on_start"),  # a signal or a resumed run changes them
             self.noise.training(),
             self.kernels.running(),
             self.signals.listening(),
             reading(checkpoint),
         ):
             return super().train(checkpoint, trial, ignore_keys_for_eval)
-
-    @contextlib.contextmanager
-    def _arguments_kept(self) -> Iterator[None]:
-        """What a signal or a resumed run changes in the arguments holds for one call of `train`."""
-        names = ("save_only_model", "eval_on_start")
-        before = {name: getattr(self.args, name) for name in names}
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(self.args, name, value)
 
     @contextlib.contextmanager
     def compute_loss_context_manager(self) -> Iterator[None]:
@@ -366,14 +325,6 @@ class SFTTrainer(TrainerSeams):
             for name in ("train_samples_per_second", "train_steps_per_second"):
                 logs[name] = round(logs[name] * self.resumption.share_of_this_call(self.state.global_step), 3)
         super().log(logs, start_time)
-
-    def signal_received(self) -> bool:
-        """Whether a signal has reached one of the processes; asked by all of them together."""
-        received = self.signals.received
-        if self.args.world_size > 1:
-            received = int(self.accelerator.gather(torch.tensor([received], device=self.args.device)).max())
-        self.guard.stopped_by = received
-        return bool(received)
 
     @property
     def _mode(self) -> str:

@@ -65,7 +65,7 @@ def test_weights_of_tokenised_rows_travel_along(tokenizer):
 
 def test_weights_of_single_messages_reach_the_loss(tokenizer, tmp_path):
     from sftcore import SFTConfig, SFTTrainer
-    from sftcore.train.loss import count_items
+    from sftcore.train.parts.loss import count_items
     from tests.conftest import make_llama
 
     def talk(weight):

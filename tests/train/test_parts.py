@@ -21,12 +21,12 @@ from sftcore.train.checkpoint.folders import newest
 from sftcore.train.checkpoint.resume import Resumption
 from sftcore.train.checkpoint.same_run import require_same
 from sftcore.train.checkpoint.state import RunState
-from sftcore.train.evaluation import EvaluationLoss, rows_in, without_filling
 from sftcore.train.guard.divergence import LossLevel
 from sftcore.train.guard.steps import Position, StepGuard
-from sftcore.train.loss import LossBatch, count_items, other_loss, with_balance
-from sftcore.train.noise import TrainingNoise
-from sftcore.train.rows import GroupedByLength, RowDistribution
+from sftcore.train.parts.evaluation import EvaluationLoss, rows_in, without_filling
+from sftcore.train.parts.loss import LossBatch, count_items, other_loss, with_balance
+from sftcore.train.parts.noise import TrainingNoise
+from sftcore.train.parts.rows import GroupedByLength, RowDistribution
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,16 @@ class Undone:
 
 
 def make_guard(accelerator, policy="stop", *, level=None, undone=None, received=0, drawn=2):
-    return StepGuard(
+    guard = StepGuard(
         policy,
         accelerator,
-        level=level,
         position=lambda: Position(4, 1, drawn),
         received=lambda: received,
         remember=(undone or Undone()).remember,
         name_rows=lambda rows: f"rows {rows}",
     )
+    guard.begin(level)
+    return guard
 
 
 def take_step(guard, losses, norm=1.0):

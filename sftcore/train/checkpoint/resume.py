@@ -20,7 +20,7 @@ from sftcore.train.checkpoint.state import (
     storable,
     torch_random,
 )
-from sftcore.train.parts import Part
+from sftcore.train.parts.part import Part
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

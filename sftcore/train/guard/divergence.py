@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,11 @@ class LossLevel:
     losses: list[float] = field(factory=list)
     lowest: float | None = None
     first: float | None = None
+
+    @classmethod
+    def of(cls, factor: float | None, config: Any) -> LossLevel | None:
+        """The level of a model with this configuration, from the loss of a guess; None without a factor."""
+        return None if factor is None else cls(factor, lowest=math.log(config.get_text_config().vocab_size))
 
     def add(self, loss: float) -> tuple[float, float] | None:
         """Count the loss of one step; the mean and the lowest one where it has run away."""

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from sftcore.core.errors import DivergenceError
 from sftcore.train.guard.divergence import LossLevel, Nonfinite, RememberedBatches
-from sftcore.train.parts import Part
+from sftcore.train.parts.part import Part
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,7 +34,6 @@ class StepGuard(Part):
     Args:
         policy: what happens where a loss or gradient is not finite: "stop", "skip" or "ignore".
         accelerator: for the reduction.
-        level: finds losses that run away; None where nobody looks for them.
         position: where the run stands now.
         received: the number of the signal that this process received, 0 without one.
         remember: called as a step begins; what it returns undoes the step (gradients and all that was counted).
@@ -46,14 +45,13 @@ class StepGuard(Part):
         policy: str,
         accelerator: Accelerator,
         *,
-        level: LossLevel | None,
         position: Callable[[], Position],
         received: Callable[[], int],
         remember: Callable[[], Callable[[], None]],
         name_rows: Callable[[list[int]], str],
     ) -> None:
         self.nonfinite = Nonfinite(policy)
-        self.level = level
+        self.level: LossLevel | None = None
         self.stopped_by = 0
         self._accelerator = accelerator
         self._position, self._received, self._remember = position, received, remember
@@ -63,7 +61,11 @@ class StepGuard(Part):
         self._remembered: RememberedBatches | None = None
 
     def begin(self, level: LossLevel | None) -> None:
-        """Forget the last call of `train`."""
+        """Forget the last call of `train`.
+
+        Args:
+            level: finds losses that run away; None where nobody looks for them.
+        """
         self.stopped_by, self.level = 0, level
         self.nonfinite.restore({"count": 0, "steps": []})
 
@@ -113,6 +115,14 @@ class StepGuard(Part):
                 fix="Lower learning_rate, add warmup_steps or max_grad_norm, or raise divergence_factor, and resume "
                 "from an earlier checkpoint.",
             )
+
+    def signal_received(self) -> bool:
+        """Whether a signal has reached one of the processes; all of them ask together."""
+        received = self._received()
+        if self._accelerator.num_processes > 1:
+            received = int(self._accelerator.gather(torch.tensor([received], device=self._accelerator.device)).max())
+        self.stopped_by = received
+        return bool(received)
 
     def state(self) -> dict[str, Any]:
         """The steps that were not finite, and the losses to compare the next ones with."""

@@ -10,7 +10,7 @@ from attrs import define
 
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import LoadedModel, Plan, Removable
-from sftcore.train.parts import Part
+from sftcore.train.parts.part import Part
 
 
 @define

@@ -1,0 +1,79 @@
+"""The model of a run: loaded, in line with its tokenizer, with kernels, loss and adapter."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import frozen
+
+from sftcore.core.types import LoadedModel, LossFunction
+from sftcore.model.build import adopt_model, finish_model, load_model, refuse_unsupported
+from sftcore.model.embeddings import num_rows
+from sftcore.model.experts import balance_experts
+from sftcore.model.kernels import Kernels
+from sftcore.model.memory.checkpointing import checkpoint_selectively, take_selective
+from sftcore.model.memory.offload import ActivationOffloading, offloading_of
+from sftcore.model.precision import running_dtype
+from sftcore.model.tokens import fit_model, supervised_ids, untrained_tokens
+from sftcore.model.unwrap import causal_model
+from sftcore.model.vision import freeze_vision
+
+if TYPE_CHECKING:
+    from sftcore.config.setup import Setup
+    from sftcore.config.sft_config import SFTConfig
+
+
+@frozen
+class ModelOfRun:
+    """A model that is ready to train; its kernels are off, and on while the trainer runs it.
+
+    `num_rows` are those of its embeddings before the run's tokens were added, `balance` the weight of the experts'
+    auxiliary loss and whether there is one.
+    """
+
+    loaded: LoadedModel
+    loss: LossFunction
+    kernels: Kernels
+    num_rows: int
+    balance: tuple[float, bool]
+    offloading: ActivationOffloading | None
+
+
+def load_for_run(
+    model: Any, processor: Any, setup: Setup, args: SFTConfig, tokenizer: Any, new_ids: list[int], rows: Any
+) -> ModelOfRun:
+    """Load a model by name, or take a ready one, and make it what the run trains. No forward pass is made.
+
+    Args:
+        model: a name, or a model object.
+        processor: the tokenizer or processor that is saved with it.
+        setup: plan and plugins.
+        args: of the run; `selective` is taken out of its checkpointing options.
+        tokenizer: with the run's chat template and tokens.
+        new_ids: ids of tokens that came with the chat template.
+        rows: the prepared training set, whose labels tell what ends an answer.
+
+    Raises:
+        ModelError: it cannot be loaded, or not be trained.
+        ConflictError: options of `from_pretrained` with two values; experts that it does not have.
+    """
+    plan, plugins = setup.plan, setup.plugins
+    is_name = isinstance(model, str)
+    loaded = load_model(plan, plugins, processor) if is_name else adopt_model(model, processor, plan, plugins)
+    rows_as_loaded = num_rows(loaded.model)
+    notes = fit_model(loaded.model, tokenizer, args, new_ids, rows)
+    notes = (*loaded.notes, *notes, *freeze_vision(loaded.model, args.freeze_vision_tower))
+    balance = balance_experts(loaded.model, args.router_aux_loss_coef)
+    refuse_unsupported(plan, plugins, loaded.model, running_dtype(loaded.model, args), args.device.type)
+    kernels = Kernels(plugins, plan)
+    loaded, loss = finish_model(attrs.evolve(loaded, notes=notes), plan, plugins, kernels)
+    kernels.off()
+    untrained = untrained_tokens(loaded.model, tokenizer, new_ids, supervised_ids(rows))
+    if untrained is not None:
+        warnings.warn(str(untrained), stacklevel=5)
+        loaded = attrs.evolve(loaded, notes=(*loaded.notes, str(untrained)))
+    if kept := take_selective(args):
+        checkpoint_selectively(causal_model(loaded.model), kept)
+    return ModelOfRun(loaded, loss, kernels, rows_as_loaded, balance, offloading_of(loaded.model, args))

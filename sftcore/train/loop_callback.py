@@ -1,0 +1,49 @@
+"""What a run does at the moments for which transformers has callbacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from sftcore.train.guard.signals import EvaluationLeft
+
+if TYPE_CHECKING:
+    from sftcore.train.seams import TrainerSeams
+
+
+class LoopCallback(TrainerCallback):
+    """What a run does at transformers' own moments. It comes behind the user's callbacks."""
+
+    def __init__(self, trainer: TrainerSeams) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Continue what the checkpoint holds."""
+        self.trainer.continue_sums()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the learning rate of the step, before the schedule moves on."""
+        self.trainer.resumption.learning_rate = self.trainer.learning_rate_now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Tell the part of the epoch by all its batches; after a signal save instead of evaluating, and stop."""
+        trainer = self.trainer
+        if (epoch := trainer.resumption.epoch_of_stream()) is not None:
+            state.epoch = epoch
+        if trainer.guard.stopped_by:
+            trainer.resumption.due_evaluation = control.should_evaluate
+            control.should_evaluate, control.should_training_stop = False, True
+            control.should_save = trainer.saves_on_signal
+            args.save_only_model = False
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """End an evaluation within training where a signal has reached one of the processes: it may take long."""
+        if self.trainer.is_in_train and self.trainer.guard.signal_received():
+            raise EvaluationLeft
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The epoch's end is no longer due; after a signal the epoch does not end yet."""
+        self.trainer.resumption.epoch_is_over = True
+        if self.trainer.guard.stopped_by:
+            control.should_log = control.should_evaluate = control.should_save = False
