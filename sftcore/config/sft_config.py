@@ -75,13 +75,13 @@ class SFTConfig(TrainingArguments):
     dataset_num_proc: int | None = None
     """Processes that prepare map-style data."""
     dataset_cache: bool = True
-    """Keep prepared map-style data under the hash of all that they are made from (folder: $SFTCORE_CACHE)."""
+    """Keep prepared map-style data, found by the hash of everything they are made from (folder: $SFTCORE_CACHE)."""
     image_folder: str | None = None
     """The folder in which the relative image paths of rows begin. None: that of the data file, or the current one."""
     max_image_pixels: int = 89478485
     """A row with an image of more pixels is refused: decoding it could take all memory."""
     freeze_vision_tower: bool | None = None
-    """Leave the vision tower of a vision-language model, and what joins it to the language layers, as they are. None:
+    """Keep the vision tower of a vision-language model, and what joins it to the language layers, frozen. None: only
     where an adapter is made from a recipe's options, which then goes on the language layers alone. False: never."""
     eos_token: str | None = None
     """The token that ends a turn or text, set on tokenizer, model and generation configuration."""
@@ -92,11 +92,11 @@ class SFTConfig(TrainingArguments):
     shuffle_dataset: bool = False
     """Shuffle the data with the run's seed when they are prepared."""
     packing: bool = False
-    """Put several documents into a row of `max_length` tokens; that none reads another is proven at the start."""
+    """Put several documents into a row of `max_length` tokens; the run proves that none of them reads another."""
     packing_strategy: str = "bfd"
     """bfd (best fit, rows cut to max_length before), bfd_split (long rows in pieces) or wrapped (in order)."""
     padding_free: bool = False
-    """Lay the rows of each batch end to end in one, without padding."""
+    """Join the rows of each batch end to end into one row, without padding."""
     pad_to_multiple_of: int | str | None = "auto"
     """Pad batches to a multiple of this; "auto" and None: to the longest row."""
     eval_packing: bool | None = None
@@ -104,7 +104,7 @@ class SFTConfig(TrainingArguments):
 
     # --- When something goes wrong ---
     resume_changed: bool = False
-    """Go on from a checkpoint although data, chat template, plugins or settings have changed since it was saved."""
+    """Resume from a checkpoint although data, chat template, plugins or settings have changed since it was saved."""
     on_nonfinite: str = "stop"
     """NaN or Inf in loss or gradients: stop (before the weights change), skip (leave the step out) or continue."""
     divergence_factor: float | None = None

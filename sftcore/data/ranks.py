@@ -1,13 +1,13 @@
-"""Rows dealt out to the processes of a run: each row to one of them, and as many batches to every one.
+"""Rows distributed to the processes (ranks) of a run: each row to one of them, and as many batches to every one.
 
-accelerate makes the last batches even by repeating rows; without that, a rank that has run out leaves the others
-waiting for it. Here it takes part with a batch whose labels are all -100: that weighs nothing in a loss which is
-normalised by the supervised tokens of all ranks, and reaches every parameter, so that no gradient is missing.
+accelerate makes the last batches even by repeating rows; without that, a rank that has run out of rows leaves the
+others waiting for it. Here it takes part with a batch whose labels are all -100: such a batch weighs nothing in a loss
+that is divided by the supervised tokens of all ranks, and it reaches every parameter, so that no gradient is missing.
 
 Seven rows, two ranks, batches of two:
 
     rank 0    0 1    4 5
-    rank 1    2 3    6 -      the last is filled up in evaluations alone, whose logits are gathered by row
+    rank 1    2 3    6 -      padded with a row in evaluations alone, whose logits are gathered by row
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Collate: TypeAlias = "Callable[[list[Any]], Batch]"
 
 @frozen
 class Rank:
-    """One of `count` processes among which rows are dealt out."""
+    """One of `count` processes to which rows are distributed."""
 
     index: int = 0
     count: int = 1
@@ -53,7 +53,7 @@ class Rank:
 
 
 def rank_of(args: SFTConfig) -> Rank:
-    """The rank of this process among those that read different rows; one of one where accelerate deals batches out."""
+    """The rank of this process among those that read different rows; the only one where accelerate sends batches."""
     config = args.accelerator_config
     if config.dispatch_batches or config.split_batches:
         return Rank()
@@ -64,9 +64,9 @@ def rank_of(args: SFTConfig) -> Rank:
 
 
 def shared_folder(args: SFTConfig) -> Path | None:
-    """A folder of this run that all its processes on a machine know; None for a single one. It goes when they end.
+    """A folder of this run that all its processes on a machine know, removed when they end; None for a single process.
 
-    Its name is told by the first process: a short collective at the start, where all are.
+    The first process tells its name to the others: a short collective at the start, which all of them reach.
     """
     if args.world_size == 1:
         return None
@@ -82,16 +82,16 @@ def shared_folder(args: SFTConfig) -> Path | None:
 
 
 # --- Batches of a map-style set ---------------------------------------------------------------------------------------
-class NoRows(list[int]):
-    """The numbers of a batch without rows. It is true, as accelerate passes over batches that are not."""
+class EmptyBatch(list[int]):
+    """The row numbers of a batch without rows. It is true, because accelerate passes over batches that are false."""
 
     def __bool__(self) -> bool:
         return True
 
 
 @define
-class WholeRounds:
-    """Batches of row numbers, with empty ones at the end until every rank has one."""
+class EvenBatches:
+    """Batches of row numbers, with empty ones at the end until every rank has as many."""
 
     batches: Any
     num_ranks: int
@@ -99,7 +99,7 @@ class WholeRounds:
     def __iter__(self) -> Iterator[list[int]]:
         yield from self.batches
         for _ in range(len(self.batches), len(self)):
-            yield NoRows()
+            yield EmptyBatch()
 
     def __len__(self) -> int:
         return len(self.batches) + -len(self.batches) % self.num_ranks
@@ -111,10 +111,10 @@ class WholeRounds:
 
 
 @define
-class Filling:
-    """A collator that makes a batch of no rows, and with a `size` fills batches up to so many rows.
+class RowPadding:
+    """A collator that can make a batch of no rows, and pads batches to `size` rows.
 
-    What fills them is `row`, or the first of the batch, with labels that do not count.
+    The padding is `row`, or the first row of the batch, with labels that do not count.
     """
 
     collate: Collate
@@ -136,7 +136,7 @@ class Filling:
 
 
 def without_weight(batch: Mapping[str, Any]) -> Batch:
-    """This batch with labels that are all -100, and no tokens to count.
+    """This batch with labels that are all -100, so that none of its tokens counts.
 
     Raises:
         DataError: it has no labels.
@@ -150,29 +150,29 @@ def without_weight(batch: Mapping[str, Any]) -> Batch:
     return {**batch, "labels": labels.new_full(labels.shape, IGNORED), "num_tokens": labels.new_zeros(())}
 
 
-def even_out(loader: Any, *, fill_rows: bool) -> None:
+def even_batches(loader: Any, *, fill_rows: bool) -> None:
     """Give every rank as many batches as the others, of a map-style set that accelerate has prepared, in place.
 
     Args:
-        loader: from `Accelerator.prepare`; where that did not deal out whole batches, it is left as it is.
-        fill_rows: fill the last batches up to the batch size too.
+        loader: from `Accelerator.prepare`; where that did not distribute whole batches, it is left as it is.
+        fill_rows: pad the last batches to the batch size too.
     """
     from accelerate.data_loader import BatchSamplerShard
 
     shard = getattr(loader, "batch_sampler", None)
     if not isinstance(shard, BatchSamplerShard) or shard.num_processes == 1 or shard.split_batches or shard.drop_last:
         return
-    shard.batch_sampler = WholeRounds(shard.batch_sampler, shard.num_processes)
+    shard.batch_sampler = EvenBatches(shard.batch_sampler, shard.num_processes)
     shard.even_batches = False
     base = loader.base_dataloader
-    base.collate_fn = Filling(base.collate_fn, loader.dataset[0], shard.batch_size if fill_rows else 1)
+    base.collate_fn = RowPadding(base.collate_fn, loader.dataset[0], shard.batch_size if fill_rows else 1)
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------------
-def deal_source(source: IterableDataset, rank: Rank) -> tuple[IterableDataset, Rank]:
-    """A raw stream, and the rank by which the numbers of its rows are still to be dealt out.
+def shard_source(source: IterableDataset, rank: Rank) -> tuple[IterableDataset, Rank]:
+    """A raw stream, and the rank by whose number its rows are still to be chosen.
 
-    Where the files divide evenly among the ranks, each reads its own. Else all read all, and take rows by number.
+    Where the files divide evenly among the ranks, each reads its own. Else all read everything and take rows by number.
     """
     if rank.count == 1 or source._distributed is not None:  # the user has split it by node
         return source, Rank()
@@ -183,7 +183,7 @@ def deal_source(source: IterableDataset, rank: Rank) -> tuple[IterableDataset, R
 
 
 def _refuse_other_orders(source: IterableDataset) -> None:
-    """Hold that the ranks read this stream in one order, as they take their rows by number.
+    """Require that the ranks read this stream in one order, because they take their rows by number.
 
     Raises:
         DataError: it is shuffled without a seed.
@@ -222,36 +222,36 @@ def split_stream(dataset: IterableDataset, rank: Rank) -> IterableDataset:
     return part
 
 
-def keep_dealt(loader: Any, rank: Rank) -> None:
-    """Let accelerate's shard of a stream that is dealt out already pass every row, in place.
+def keep_shards(loader: Any, rank: Rank) -> None:
+    """Let accelerate's shard of a stream that is distributed already pass every row, in place.
 
     Raises:
-        ConflictError: accelerate would deal it out among other ranks.
+        ConflictError: accelerate would distribute it among other ranks.
     """
     from accelerate.data_loader import IterableDatasetShard
 
     shard = loader.dataset
     if not isinstance(shard, IterableDatasetShard) or shard.num_processes != rank.count:
         raise ConflictError(
-            f"the stream was dealt out among {rank.count} processes, which is not how the model is split among them.",
+            f"the stream is distributed to {rank.count} processes, which is not how the model is split among them.",
             fix="Use a map-style data set (load_dataset without streaming).",
         )
     shard.batch_size, shard.num_processes, shard.process_index = 1, 1, 0
 
 
 @define(slots=False)
-class TogetherToTheEnd:
-    """The loader of a stream, in which a rank that has run out gets batches without weight until all have.
+class SyncedLoader:
+    """The loader of a stream, in which a rank that has run out of rows gets batches without weight until all have.
 
-    Passed off as the loader itself: all else is asked of that.
+    It stands in for the loader: every other attribute is the loader's.
     """
 
     loader: Any
-    together: Together
+    sync: BatchSync
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self.loader)
-        while found := self.together.evened(list(itertools.islice(batches, 1))):
+        while found := self.sync.padded_to_all(list(itertools.islice(batches, 1))):
             yield found[0]
 
     def __len__(self) -> int:
@@ -264,8 +264,8 @@ class TogetherToTheEnd:
 
 
 @define
-class Together:
-    """Brings ranks to as many batches each, or one process to as many as a step has.
+class BatchSync:
+    """Brings all ranks to the same number of batches, or a single process to as many as a step has.
 
     `make_batch` makes one for a rank that never had any.
     """
@@ -274,10 +274,10 @@ class Together:
     make_batch: Callable[[], Batch] | None = None
     _last: Batch | None = None
 
-    def evened(self, batches: list[Batch], *, at_least: int = 0) -> list[Batch]:
-        """These batches, followed by ones without weight up to the number of the rank that has the most.
+    def padded_to_all(self, batches: list[Batch], *, at_least: int = 0) -> list[Batch]:
+        """These batches, followed by batches without weight up to the number of the rank that has the most.
 
-        Where any rank has one, all have `at_least` so many.
+        If any rank has one, every rank gets `at_least` so many.
         """
         most = self._most(len(batches))
         if batches:

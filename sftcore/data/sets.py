@@ -38,7 +38,7 @@ class DataPreparation:
     """Prepares the data sets of one run. `processor` is the model's where it reads images too.
 
     `ledgers` collects what became of the rows of map-style sets, `formats` which plugin read each set, `notes` what
-    else is to be said of them. Of a stream, the rows of `rank` alone are prepared; `dealt` holds each beside the whole.
+    else is to be said of them. Of a stream only the rows of `rank` are prepared; `shards` has each beside the whole.
     `numberings` are what the rows of each set are called, and `label` what the training set is called.
     In `shared`, a folder of the run, its processes find what one of them has prepared and the cache does not keep.
     """
@@ -53,7 +53,7 @@ class DataPreparation:
     ledgers: list[Ledger] = field(factory=list)
     formats: dict[str, Bound] = field(factory=dict)
     notes: list[str] = field(factory=list)
-    dealt: list[tuple[IterableDataset, IterableDataset]] = field(factory=list)
+    shards: list[tuple[IterableDataset, IterableDataset]] = field(factory=list)
     numberings: dict[str, Sequence[int] | None] = field(factory=dict)
     label: str = "the training data"
 
@@ -98,7 +98,7 @@ class DataPreparation:
             source = dataset.shuffle(seed=seed) if packing and seed is not None else dataset
             stream = prepare_stream(source, pipeline, packing=packing, rank=self.rank)
             stream = stream.shuffle(seed=seed) if seed is not None else stream
-            self.dealt.append((stream, prepare_stream(source, pipeline, packing=packing)))
+            self.shards.append((stream, prepare_stream(source, pipeline, packing=packing)))
             return stream
         prepared = self._built(dataset, pipeline, packing, name)
         return prepared.shuffle(seed=seed) if seed is not None else prepared

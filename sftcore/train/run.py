@@ -129,7 +129,7 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
 
 
 def _checkpoint(recipe: Recipe) -> str | None:
-    """What the recipe goes on from: "last", "auto" or a folder, which has to be there."""
+    """What the recipe resumes from: "last", "auto" or a folder, which must exist."""
     wanted: str | None = recipe.training.get("resume_from_checkpoint")
     if wanted not in (None, AUTO, LAST) and not Path(str(wanted)).is_dir():
         raise RecipeError(

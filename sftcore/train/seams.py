@@ -27,7 +27,7 @@ from sftcore.train.checkpoint.state import Randomness
 from sftcore.train.distributed import is_taken_apart, nothing_sharded
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
-from sftcore.train.parts.evaluation import EvaluationLoss, is_filled, rows_in, without_filling
+from sftcore.train.parts.evaluation import EvaluationLoss, is_padded, rows_in, without_padding
 from sftcore.train.parts.loss import count_items
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.part import Part
@@ -150,7 +150,7 @@ class TrainerSeams(Trainer):
         return norm
 
     def _remember_step(self) -> Callable[[], None]:
-        """What undoes the step that begins now: its gradients, and all of it in what is logged."""
+        """What undoes the step that begins now: its gradients, and what of it was counted for the log."""
         sums, loss = self.metrics.sums(), self._tr_loss.clone()
 
         def undo() -> None:
@@ -266,9 +266,9 @@ class TrainerSeams(Trainer):
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """The loop of `evaluate` and `predict`; its loss is the mean over the supervised tokens of all processes."""
         self.evaluation.begin()
-        compute, filled = self.compute_metrics, is_filled(dataloader)
-        if filled and compute is not None:
-            self.compute_metrics = without_filling(compute)
+        compute, padded = self.compute_metrics, is_padded(dataloader)
+        if padded and compute is not None:
+            self.compute_metrics = without_padding(compute)
         try:
             output = super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
@@ -277,7 +277,7 @@ class TrainerSeams(Trainer):
         if output.metrics is not None and f"{prefix}_loss" in output.metrics:
             mean = self.evaluation.mean(self.accelerator)
             output.metrics[f"{prefix}_loss"] = output.metrics[f"{prefix}_loss"] if mean is None else mean
-        if filled and (keep := rows_in(output.label_ids)) is not None:
+        if padded and (keep := rows_in(output.label_ids)) is not None:
             output = output._replace(predictions=output.predictions[keep], label_ids=output.label_ids[keep])
         return output
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import ConflictError
-from sftcore.data.ranks import Filling, NoRows, Rank, WholeRounds
+from sftcore.data.ranks import EmptyBatch, EvenBatches, Rank, RowPadding
 from tests.conftest import make_llama
 from tests.distributed import ranked_runs
 from tests.distributed.ranked_runs import (
@@ -177,23 +177,23 @@ def test_two_processes_that_a_signal_stopped_within_an_epoch_go_on_to_the_same_w
 # --- Without a second process -----------------------------------------------------------------------------------------
 def test_rounds_are_completed_with_batches_of_no_rows_that_are_still_true():
     batches = torch.utils.data.BatchSampler(range(5), 2, drop_last=False)
-    assert list(WholeRounds(batches, 4)) == [[0, 1], [2, 3], [4], []]
-    assert len(WholeRounds(batches, 4)) == 4
-    assert WholeRounds(batches, 4).batch_size == 2
-    assert NoRows()
+    assert list(EvenBatches(batches, 4)) == [[0, 1], [2, 3], [4], []]
+    assert len(EvenBatches(batches, 4)) == 4
+    assert EvenBatches(batches, 4).batch_size == 2
+    assert EmptyBatch()
 
 
 def test_no_rows_become_a_batch_whose_labels_do_not_count():
     def collate(rows):
         return {"input_ids": torch.tensor(rows), "labels": torch.tensor(rows)}
 
-    fill = Filling(collate, row=[7, 8], size=3)
+    fill = RowPadding(collate, row=[7, 8], size=3)
     assert fill([[1, 2]])["labels"].tolist() == [[1, 2], [-100, -100], [-100, -100]]
     nothing = fill([])
     assert nothing["input_ids"].tolist() == [[7, 8]] * 3
     assert nothing["labels"].unique().tolist() == [-100]
     assert nothing["num_tokens"] == 0
-    assert Filling(collate, row=[7, 8])([[1, 2]])["labels"].tolist() == [[1, 2]]
+    assert RowPadding(collate, row=[7, 8])([[1, 2]])["labels"].tolist() == [[1, 2]]
 
 
 def test_ranks_share_all_numbers_between_them():

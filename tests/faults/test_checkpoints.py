@@ -215,7 +215,7 @@ def test_the_model_alone_is_nothing_to_go_on_from(tmp_path):
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(run):
-    with pytest.raises(CheckpointError, match=r"out is no checkpoint: it has no trainer_state\.json"):
+    with pytest.raises(CheckpointError, match=r"out is not a checkpoint: it has no trainer_state\.json"):
         choose(str(run), run)
 
 

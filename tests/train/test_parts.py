@@ -23,7 +23,7 @@ from sftcore.train.checkpoint.same_run import require_same
 from sftcore.train.checkpoint.state import RunState
 from sftcore.train.guard.divergence import LossLevel
 from sftcore.train.guard.steps import Position, StepGuard
-from sftcore.train.parts.evaluation import EvaluationLoss, rows_in, without_filling
+from sftcore.train.parts.evaluation import EvaluationLoss, rows_in, without_padding
 from sftcore.train.parts.loss import LossBatch, count_items, other_loss, with_balance
 from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.rows import GroupedByLength, RowDistribution
@@ -89,7 +89,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_its_batches(accelerat
     assert caught.value.step == 5
 
 
-@pytest.mark.parametrize(("policy", "times"), [("skip", 1), ("ignore", 0)])
+@pytest.mark.parametrize(("policy", "times"), [("skip", 1), ("continue", 0)])
 def test_a_step_that_is_not_finite_is_undone_or_trained_on(accelerator, policy, times):
     undone = Undone()
     guard = make_guard(accelerator, policy, undone=undone)
@@ -263,7 +263,7 @@ def test_metrics_are_computed_without_rows_that_fill_a_batch_up():
 
     labels = np.array([[1, -100], [-100, -100], [-100, 2]])
     seen = []
-    without_filling(lambda found: seen.append(found))(EvalPrediction(np.arange(3), labels))
+    without_padding(lambda found: seen.append(found))(EvalPrediction(np.arange(3), labels))
     assert seen[0].predictions.tolist() == [0, 2]
     assert rows_in(None) is None
 
@@ -273,7 +273,7 @@ def make_rows(accelerator, **fields):
     config = SimpleNamespace(dispatch_batches=False, split_batches=False)
     settings = {"accelerator_config": config, "model_init_kwargs": None, "parallelism_config": None, "world_size": 1,
                 "process_index": 0, "seed": 3, "data_seed": None, **fields}  # fmt: skip
-    return RowDistribution(SimpleNamespace(**settings), accelerator, SimpleNamespace(dealt=[]), lambda batch: batch)
+    return RowDistribution(SimpleNamespace(**settings), accelerator, SimpleNamespace(shards=[]), lambda batch: batch)
 
 
 def test_one_process_reads_every_row_and_takes_so_many_batches_a_step(accelerator):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sftcore.core.errors import DataError
 from sftcore.data.packing.blocks import PackingPlan, blocks_of
 from sftcore.data.pipeline import Pipeline
-from sftcore.data.ranks import Rank, deal_source
+from sftcore.data.ranks import Rank, shard_source
 from sftcore.data.store.mapstyle import BATCH, kept_rows
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def prepare_stream(
         RowError: a row that cannot be used, with its number.
     """
     columns = columns_of(dataset)
-    dataset, rank = deal_source(dataset, rank or Rank())
+    dataset, rank = shard_source(dataset, rank or Rank())
 
     def prepared(batch: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         own = rank.own(numbers)

@@ -29,7 +29,7 @@ _RESUME = "resume_from_checkpoint"
 
 @frozen
 class Chosen:
-    """The checkpoint to go on from, None to begin; and those that were passed over, each with the reason."""
+    """The checkpoint to resume from, None to begin; and those that were passed over, each with the reason."""
 
     folder: Path | None
     step: int = 0
@@ -38,7 +38,7 @@ class Chosen:
 
 
 def choose(wanted: str | bool | os.PathLike[str], output_dir: Path) -> Chosen:
-    """The checkpoint that a run goes on from.
+    """The checkpoint that a run resumes from.
 
     Args:
         wanted: `"auto"`: the newest in `output_dir` that is whole, or none; `"last"` or True: the same, and there has
@@ -62,7 +62,7 @@ def choose(wanted: str | bool | os.PathLike[str], output_dir: Path) -> Chosen:
     folder = Path(str(wanted))
     if not (folder / _STATE).is_file() and not is_sealed(folder):
         raise CheckpointError(
-            f"{folder} is no checkpoint: it has no {_STATE}.",
+            f"{folder} is not a checkpoint: it has no {_STATE}.",
             where=_RESUME,
             fix=f'Name a folder such as {output_dir / "checkpoint-10"}, or use "{AUTO}" or "{LAST}".',
         )
@@ -104,7 +104,7 @@ def _folders(output_dir: Path) -> list[Path]:
 
 def _unfit(folder: Path) -> str | None:
     if not is_sealed(folder):
-        return f"it has no {SEAL}: another program wrote it; name its folder to go on from it"
+        return f"it has no {SEAL}: another program wrote it; name its folder to resume from it"
     if found := fault(folder):
         return found
     if not any(folder.glob("rng_state*")):
@@ -186,7 +186,7 @@ def clear_leftovers(run_dir: Path) -> None:
 def rotate(run_dir: Path, limit: int | None, *, written: Path, best: str | None) -> None:
     """Remove checkpoints until `limit` are left; never the one just written, nor the best.
 
-    Damaged ones go first, then those of later steps, which a run that began anew or went back has left behind.
+    Damaged ones go first, then those of later steps, which a run that started again or went back has left behind.
     """
     if limit is None or limit <= 0:
         return

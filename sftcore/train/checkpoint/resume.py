@@ -213,7 +213,7 @@ def is_stream(dataset: Any) -> bool:
 
 
 def _keeps_its_place(source: IterableDataset) -> bool:
-    """Whether the state of a stream is all of it: `datasets` does not keep the rows of a shuffle buffer."""
+    """Whether the state of a stream is complete: `datasets` does not keep the rows of a shuffle buffer."""
     stages = [source._ex_iterable]
     while stages:
         stage = stages.pop()

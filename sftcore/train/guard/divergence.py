@@ -1,4 +1,4 @@
-"""NaN, Inf and runaway losses: what counts as one, and which rows it came from."""
+"""NaN, Inf and diverging losses: what counts as one, and which rows it came from."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _REMEMBERED = 4096
 
 @define
 class LossLevel:
-    """Says when a loss has run away: the mean of the last ten steps against the lowest such mean before.
+    """Says when a loss has diverged: the mean of the last ten steps against the lowest such mean before.
 
-    It has, where the mean is at least `factor` times the lowest and a nat above it; or `factor` times the loss of the
-    first step and two nats above that: no update had touched the model then, and a learning rate far too high ruins it
-    before there is any mean of ten. A single bad batch does not move a mean of ten so far, and losses near zero do not
-    count, as a nat is a nat. `lowest` begins at the loss of a guess.
+    A loss has diverged if the mean is at least `factor` times the lowest one and a nat above it. It has diverged, too,
+    if the mean is `factor` times the loss of the first step and two nats above that: no update had touched the model
+    at that step, and a learning rate that is far too high ruins it before there is any mean of ten. A single bad batch
+    does not move a mean of ten so far, and a rise near zero stays below a nat. `lowest` starts at the loss of a guess.
 
     >>> level = LossLevel(2.0)
     >>> [level.add(loss) for loss in [2.0] * 10 + [9.0]], level.add(40.0)
@@ -60,7 +60,7 @@ class LossLevel:
 class RememberedBatches:
     """The batches of row numbers that a sampler gives, each remembered by its number in the epoch.
 
-    Stands in the sampler's place: all else is asked of that.
+    It stands in for the sampler: every other attribute is the sampler's.
     """
 
     batches: Any
@@ -105,11 +105,11 @@ class Nonfinite:
         return {"policy": self.policy, "count": self.count, "steps": list(self.steps)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint holds."""
+        """Continue from what a checkpoint holds."""
         self.count, self.steps = state["count"], list(state["steps"])
 
     def sentence(self) -> str:
-        """What became of these steps; empty where there were none."""
+        """What was done with these steps; empty if there were none."""
         if not self.count:
             return ""
         done = "left out" if self.policy == "skip" else "trained on all the same"

@@ -32,7 +32,7 @@ class StepGuard(Part):
     """Decides whether a step is taken. All processes decide together, in one short reduction a step.
 
     Args:
-        policy: what happens where a loss or gradient is not finite: "stop", "skip" or "ignore".
+        policy: what happens where a loss or gradient is not finite: "stop", "skip" or "continue".
         accelerator: for the reduction.
         position: where the run stands now.
         received: the number of the signal that this process received, 0 without one.

@@ -1,4 +1,4 @@
-"""The loss of an evaluation over the supervised tokens of all processes, and the rows that only fill batches up."""
+"""The loss of an evaluation over the supervised tokens of all processes, and rows that only pad batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from transformers.trainer_utils import EvalPrediction
 
 from sftcore.core.types import IGNORED
-from sftcore.data.ranks import TogetherToTheEnd
+from sftcore.data.ranks import SyncedLoader
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,13 +39,13 @@ class EvaluationLoss:
         return total / items if items else float("nan")
 
 
-def is_filled(dataloader: Any) -> bool:
-    """Whether the last batches of a loader are filled up with rows that do not count."""
-    return isinstance(vars(dataloader).get("base_dataloader"), TogetherToTheEnd)
+def is_padded(dataloader: Any) -> bool:
+    """Whether the last batches of a loader are padded with rows that do not count."""
+    return isinstance(vars(dataloader).get("base_dataloader"), SyncedLoader)
 
 
-def without_filling(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """A `compute_metrics` that is given rows alone."""
+def without_padding(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """A `compute_metrics` that is not given rows of padding."""
 
     def compute_metrics(found: EvalPrediction, **kwargs: Any) -> Any:
         keep = rows_in(found.label_ids)
@@ -58,7 +58,7 @@ def without_filling(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rows_in(labels: Any) -> Any:
-    """Which rows of gathered labels (N, T) are rows, and not what fills a batch of a stream up; None if it is unknown.
+    """Which rows of gathered labels (N, T) are not padding of a stream's batches; None where that is unknown.
 
     A stream has no rows without supervised tokens.
     """

@@ -59,7 +59,7 @@ class LossBatch:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no token of it counts, as of a process that has run out of rows."""
+        """Whether none of its tokens counts, as for a process that has run out of rows."""
         return self.num_tokens is not None and bool(self.num_tokens.sum() == 0)
 
 

@@ -12,12 +12,12 @@ from torch.utils.data import IterableDataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from sftcore.data.ranks import (
-    Filling,
+    BatchSync,
     Rank,
-    Together,
-    TogetherToTheEnd,
-    even_out,
-    keep_dealt,
+    RowPadding,
+    SyncedLoader,
+    even_batches,
+    keep_shards,
     rank_of,
     split_stream,
 )
@@ -83,7 +83,7 @@ class RowDistribution:
         to_device: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> None:
         self._args, self._accelerator, self._data, self._to_device = args, accelerator, data, to_device
-        self._stream_ends: Together | None = None
+        self._stream_ends: BatchSync | None = None
         self._ended: Iterator[Any] | None = None
 
     def loader(self, make: Callable[[Any], Any], dataset: Any, *, batch_size: int, training: bool) -> Any:
@@ -93,31 +93,31 @@ class RowDistribution:
             make: transformers' own loader of a data set, prepared by accelerate.
             dataset: map-style or a stream.
             batch_size: rows of a full batch.
-            training: whether gradients come of it; last batches of an evaluation are filled up, whose logits are
-                gathered by row.
+            training: whether gradients are computed; the last batches of an evaluation are padded, because its logits
+                are gathered by row.
         """
         rank = rank_of(self._args)
         if rank.count == 1:
             if training and isinstance(dataset, IterableDataset):
-                self._stream_ends = Together()
+                self._stream_ends = BatchSync()
             return make(dataset)
         if not isinstance(dataset, IterableDataset):
             loader = make(dataset)
-            even_out(loader, fill_rows=not training)
+            even_batches(loader, fill_rows=not training)
             return loader
-        whole = next((whole for stream, whole in self._data.dealt if stream is dataset), None)
+        whole = next((whole for stream, whole in self._data.shards if stream is dataset), None)
         split = isinstance(dataset, datasets.IterableDataset)
         own = split_stream(dataset, rank) if split and whole is None else dataset
         loader = make(RankStream(own, Rank() if split else rank))
-        keep_dealt(loader, rank)
+        keep_shards(loader, rank)
         base = loader.base_dataloader
         first = iter(dataset if whole is None else whole)
-        together = Together(self._accelerator, lambda: self._to_device(base.collate_fn([next(first)])))
+        sync = BatchSync(self._accelerator, lambda: self._to_device(base.collate_fn([next(first)])))
         if training:
-            self._stream_ends = together
+            self._stream_ends = sync
         else:
-            base.collate_fn = Filling(base.collate_fn, size=batch_size)
-            loader.base_dataloader = TogetherToTheEnd(base, together)
+            base.collate_fn = RowPadding(base.collate_fn, size=batch_size)
+            loader.base_dataloader = SyncedLoader(base, sync)
         return loader
 
     def sampler(self, sampler: Any) -> Any:
@@ -135,6 +135,8 @@ class RowDistribution:
             return list(itertools.islice(epoch_iterator, num_batches))
         if self._ended is epoch_iterator:  # transformers asks on until max_steps
             return []
-        batches = self._stream_ends.evened(list(itertools.islice(epoch_iterator, num_batches)), at_least=num_batches)
+        batches = self._stream_ends.padded_to_all(
+            list(itertools.islice(epoch_iterator, num_batches)), at_least=num_batches
+        )
         self._ended = epoch_iterator if not batches else None
         return batches

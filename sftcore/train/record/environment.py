@@ -54,7 +54,7 @@ def sources(bound: Iterable[Bound]) -> dict[str, str]:
 def fingerprint(name: str | None) -> str | None:
     """Digest of a local model's files: names, sizes, and samples of each, as reading all of a large one takes minutes.
 
-    None where the model is no local file or folder; a hub id has a revision for this.
+    None where the model is not a local file or folder; a hub id has a revision for this.
     """
     path = Path(name).expanduser() if name else None
     if path is None or not path.exists():
