@@ -159,6 +159,8 @@ def run(case: str, model: str, folder: Path) -> SFTTrainer:
     """Train, and write what was logged and which rows were seen into the folder, in a file for each rank."""
     world, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     fields = {**FIELDS, **CASES[case]}
+    if case.endswith("-stopped"):  # where checkpoints are saved at all, a signal has one saved
+        fields |= {"save_strategy": "steps", "save_steps": 1000}
     if world == 1:
         fields.pop("deepspeed", None)
     steps = fields.get("gradient_accumulation_steps", 1)
