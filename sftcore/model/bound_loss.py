@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from attrs import define
+from attrs import define, field
 
 from sftcore.core.types import IGNORED, LossFunction, LossOutput
 from sftcore.model.embeddings import num_rows
@@ -46,6 +46,7 @@ class BoundLoss:
 
     loss: LossFunction
     reason: str | None = None
+    _forward: tuple[Any, Callable[..., Any]] | None = field(default=None, init=False)
 
     @property
     def gathers(self) -> bool:
@@ -76,8 +77,12 @@ class BoundLoss:
         before = {name: attributes[name] for name in _ATTRIBUTES if name in attributes}
         if "forward" in attributes:  # such as accelerate's, which casts
             attributes[_OWN] = attributes["forward"]
+        # one function for all calls: torch.compile would compile each new one
+        kind = type(model), getattr(attributes.get("forward"), "__func__", None)
+        if self._forward is None or self._forward[0] != kind:
+            self._forward = kind, _with_loss(inspect.signature(model.forward))
         attributes[_BOUND] = self
-        attributes["forward"] = types.MethodType(_with_loss(inspect.signature(model.forward)), model)
+        attributes["forward"] = types.MethodType(self._forward[1], model)
         return before
 
     def try_head(self, model: Any, causal: PreTrainedModel, device: torch.device) -> str:
