@@ -1,8 +1,8 @@
 """What a checkpoint holds beside transformers' own files, and the log of metrics brought back to a checkpoint.
 
-transformers saves model, optimizer, schedule, random numbers and the lines that were logged. `run_state_RANK.json` holds
-what else a curve needs to continue as if nothing had happened: sums since the last log, running totals, the place in
-the data, and what was due and not yet done.
+transformers saves model, optimizer, schedule, random numbers and the lines that were logged. `run_state_RANK.json`
+holds what else a curve needs to continue as if nothing had happened: sums since the last log, running totals, the place
+in the data, and what was due and not yet done.
 """
 
 from __future__ import annotations
