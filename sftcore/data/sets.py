@@ -201,7 +201,7 @@ class DataPreparation:
         setup = self.setup
         bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, name)
         self.formats[name] = bound
-        return reader_for(bound, columns, name)
+        return reader_for(bound, columns, name, setup.plugins)
 
 
 def _by_function(function: Callable[[Row], Any]) -> Formatter:
