@@ -20,11 +20,12 @@ import attrs
 from attrs import frozen
 
 import sftcore
-from sftcore.config.selections import DEFAULTS, FILE_LOADERS
+from sftcore.config.selections import DEFAULTS
 from sftcore.core.discovery import PluginEntry, discover
-from sftcore.core.hookspecs import LIFECYCLE, ONE_ANSWER, Hooks
+from sftcore.core.hookspecs import BY_ITSELF, LIFECYCLE, ONE_ANSWER, Hooks
 from sftcore.core.options import type_name
 from sftcore.core.plugin_class import options, summary
+from sftcore.core.registry import by_itself
 from sftcore.core.types import KINDS, REPEATABLE_KINDS, SLOTS
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def _hook(name: str) -> str:
 
 
 def _asked(name: str) -> str:
-    return "one" if name in ONE_ANSWER else "all"
+    return "one" if name in ONE_ANSWER else "each by itself" if name in BY_ITSELF else "all"
 
 
 def _plain_signature(signature: inspect.Signature) -> str:
@@ -215,11 +216,12 @@ def built_ins() -> list[PluginEntry]:
 def _plugin(entry: PluginEntry) -> str:
     cls = entry.load()
     attrs.resolve_types(cls)
-    plugin = cls()
-    hooks = [hook for hook in LIFECYCLE if hasattr(getattr(plugin, hook, None), "sftcore_impl")]
-    slots = list(plugin.claims()) if "claims" in hooks else []
+    plugins = by_itself(entry)
+    (one,) = plugins.bound
+    hooks = [hook for hook in LIFECYCLE if one.implements(hook)]
+    slots = [slot for _, claimed in plugins.all("claims") for slot in claimed]
     rows = [
-        f"| `{option.name}` | {_in_table(_type_text(option.type))} | `{getattr(plugin, option.name)!r}` |"
+        f"| `{option.name}` | {_in_table(_type_text(option.type))} | `{getattr(one.plugin, option.name)!r}` |"
         for option in options(cls)
     ]
     return _joined(
@@ -235,9 +237,8 @@ def _plugin(entry: PluginEntry) -> str:
 def _default_note(entry: PluginEntry) -> str:
     if DEFAULTS.get(entry.kind) == entry.name:
         return "yes"
-    endings = [ending for ending, name in FILE_LOADERS.items() if entry.kind == "loader" and name == entry.name]
-    if endings:
-        return f"for {', '.join(endings)} files"
+    if entry.kind == "loader" and hasattr(entry.load(), "loads"):
+        return "for the models that it says it loads"
     return "one of these is chosen by the columns" if entry.kind == "format" else ""
 
 

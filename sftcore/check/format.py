@@ -9,7 +9,7 @@ from attrs import frozen
 
 from sftcore.config.setup import Setup
 from sftcore.core.errors import DataError, SFTCoreError
-from sftcore.core.registry import ActivePlugins, Bound, bind
+from sftcore.core.registry import Bound, bind
 from sftcore.core.types import Selection
 from sftcore.data.format import choose_format
 
@@ -47,7 +47,7 @@ def format_for(setup: Setup, columns: Sequence[str], where: str) -> FormatChoice
         if offered is None:
             raise
         options = ", ".join(f"{key}: {value}" for key, value in offered.selection.options.items())
-        plugins = ActivePlugins((offered, *setup.plugins.bound), setup.plugins.yielded)
+        plugins = setup.plugins.having(offered)
         line = f"format: {{{offered.entry.name}: {{{options}}}}}"
         return FormatChoice(attrs.evolve(setup, plugins=plugins), offered, line, error.what)
 
@@ -58,9 +58,9 @@ def _offered(setup: Setup, columns: tuple[str, ...]) -> Bound | None:
         selection = Selection("format", entry.name, {}, entry.distribution, "suggested")
         try:
             one = bind(selection, setup.catalog, setup.blocked)
-            options = ActivePlugins([one]).all("suggest", columns=columns)
-            if options and isinstance(options[0][1], Mapping):
-                return bind(attrs.evolve(selection, options=dict(options[0][1])), setup.catalog, setup.blocked)
+            options = setup.plugins.having(one).ask(one, "suggest", columns=columns)
+            if options and isinstance(options[0], Mapping):
+                return bind(attrs.evolve(selection, options=dict(options[0])), setup.catalog, setup.blocked)
         except SFTCoreError:
             continue  # choose_format has warned of a broken plugin
     return None

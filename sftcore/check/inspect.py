@@ -82,7 +82,7 @@ class Inspectors:
             SFTCoreError: the tokenizer cannot be had.
         """
         choice = format_for(self.setup, columns, where)
-        reader = reader_for(choice.bound, columns, where)
+        reader = reader_for(choice.bound, columns, where, self.setup.plugins)
         if self.prepare is None:
             return Inspector(choice, reader)
         preparation = self.prepare(choice.setup)

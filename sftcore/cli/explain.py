@@ -59,4 +59,6 @@ def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
             nobody = "the format, once the columns are known" if hook == "make_formatter" else "nobody"
             yield f"  {hook:<18} {nobody if hook in ONE_ANSWER else '-'}"
         for i, one in enumerate(answers):
-            yield f"  {hook if i == 0 else '':<18} {one.entry.name}@{one.entry.distribution}  {one.source(hook)}"
+            around = "  around the others" if one.wraps(hook) else ""
+            who = f"{one.entry.name}@{one.entry.distribution}"
+            yield f"  {hook if i == 0 else '':<18} {who}  {one.source(hook)}{around}"

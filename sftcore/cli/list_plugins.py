@@ -11,8 +11,8 @@ import click
 from attrs import frozen
 
 from sftcore.core.discovery import Catalog, PluginEntry, discover
-from sftcore.core.registry import Blocklist, Bound, resolve
-from sftcore.core.types import KINDS, SLOTS, Selection
+from sftcore.core.registry import Blocklist, by_itself
+from sftcore.core.types import KINDS
 
 SCHEMA = 1
 
@@ -42,7 +42,7 @@ def command(kind: str | None, as_json: bool, details: bool, block: tuple[str, ..
     entries = catalog.of_kind(kind) if kind else catalog.entries
     if details:
         click.echo("--details imports every plugin listed: third-party code runs.", err=True)
-    rows = [_row(entry, catalog, blocked, _details(entry, catalog) if details else None) for entry in entries]
+    rows = [_row(entry, catalog, blocked, _details(entry) if details else None) for entry in entries]
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "plugins": rows}, indent=2, ensure_ascii=False))
     elif sys.stdout.isatty():
@@ -88,7 +88,7 @@ def _status(entry: PluginEntry, catalog: Catalog, blocked: Blocklist) -> tuple[s
     return "usable", ""
 
 
-def _details(entry: PluginEntry, catalog: Catalog) -> Details:
+def _details(entry: PluginEntry) -> Details:
     from sftcore.core.errors import SFTCoreError
     from sftcore.core.hookspecs import LIFECYCLE
     from sftcore.core.options import type_name
@@ -96,15 +96,10 @@ def _details(entry: PluginEntry, catalog: Catalog) -> Details:
 
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a module prints must not end up inside the JSON
-            plugin_class = entry.load()
-            selection = Selection(entry.kind, entry.name, {}, entry.distribution)
-            one: Bound | None = None
-            if not entry.missing:
-                # binding and registering shows misspelled hooks and misfits too
-                (one,) = resolve([selection], catalog, Blocklist()).bound
-            instance = one.plugin if one else plugin_class()
-            hooks = tuple(hook for hook in LIFECYCLE if hasattr(getattr(instance, hook, None), "sftcore_impl"))
-            slots = tuple(slot for slot in instance.claims() if slot in SLOTS) if "claims" in hooks else ()
+            plugins = by_itself(entry)  # registering shows misspelled hooks and misfits too
+            (one,) = plugins.bound
+            hooks = tuple(hook for hook in LIFECYCLE if one.implements(hook))
+            slots = tuple(slot for _, claimed in plugins.all("claims") for slot in claimed)
     except SFTCoreError as error:
         return Details(error=str(error))
     except Exception as error:  # a third party's code may raise anything; the list goes on
@@ -113,11 +108,11 @@ def _details(entry: PluginEntry, catalog: Catalog) -> Details:
         {
             "name": option.name,
             "type": _type_text(option.type, type_name),
-            "default": _json_default(getattr(instance, option.name)),
+            "default": _json_default(getattr(one.plugin, option.name)),
         }
-        for option in options(plugin_class)
+        for option in options(type(one.plugin))
     )
-    return Details(summary(plugin_class), listed, hooks, slots)
+    return Details(summary(type(one.plugin)), listed, hooks, slots)
 
 
 def _type_text(wanted: Any, type_name: Any) -> str:

@@ -1,39 +1,38 @@
-"""What a recipe or a configuration says, turned into plugin selections: the one place that knows names.
+"""What a recipe or a configuration says, turned into plugin selections.
 
-Python users and recipes take the same way: `plugins`, the TRL-style fields and the defaults all end here.
+Python users and recipes take the same way: `plugins`, the TRL-style fields and the defaults all end here. The tables
+below are the one place that names plugins: the documented defaults, and what fields of TRL stand for.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from attrs import evolve
 
+from sftcore.config.installed import Installed
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError
 from sftcore.core.registry import AUTO
-from sftcore.core.types import KINDS, REPEATABLE_KINDS, ModelRequest, Selection
+from sftcore.core.types import KINDS, REPEATABLE_KINDS, AttentionBackend, ModelRequest, Selection
 
 DEFAULTS = {"format": AUTO, "collator": "padded", "loader": "hf", "attention": "sdpa", "loss": "nll"}
 """What a run uses where nothing else is asked for. Each yields to an explicit choice."""
 
-FILE_LOADERS = {".gguf": "gguf"}
-"""Loaders chosen by the ending of the model's file name."""
+DEFAULT_COLLATORS = {"end to end": "flattened", "vision": "vlm"}
+"""The default collator where documents are laid end to end, and for vision-language models."""
 
-ATTENTION_NAMES = {"flash_attention_2": "flash-2", "flex_attention": "flex"}
-"""transformers' names for attention implementations, where ours differ."""
+ASKED_FOR_BY = {
+    "use_liger_kernel": (("kernel", "liger"), ("loss", "liger")),
+    "neftune_noise_alpha": (("noise", "neftune"),),
+}
+"""The plugins that TRL's fields stand for; each takes its options from the fields itself, or does without."""
 
-FLATTENED = "flattened"
-"""The collator that lays batches end to end."""
+ADAPTER_OF_PEFT_CONFIG = "lora"
 
-VISION = "vlm"
-"""The collator of vision-language models."""
-
-TAKES_BOUNDARIES = ("varlen", "flash-1", "flash-2")
-"""Attentions that compute documents one by one, so that one long row of them costs no more than several."""
-
-LOSS_ALIASES = {"chunked_nll": "nll"}
+RENAMED_LOSSES = {"chunked_nll": "nll"}
+"""Values of TRL's `loss_type` that have another name by now."""
 
 
 def parse_choice(kind: str, value: Any, *, where: str) -> list[Selection]:
@@ -98,26 +97,27 @@ def selections_for(
     chosen: Iterable[Selection],
     settings: Mapping[str, Any],
     model: ModelRequest,
+    installed: Installed,
     *,
     where: str,
     peft_config: Any = None,
-    without: Iterable[str] = (),
-) -> tuple[Selection, ...]:
-    """All selections of a run, in the order of the kinds: explicit choices, those that fields ask for, defaults.
+) -> list[Selection]:
+    """The explicit choices of a run: those of the user, and those that fields of SFTConfig ask for.
 
     Args:
         chosen: from a recipe's kinds or from `SFTConfig.plugins`.
         settings: fields of SFTConfig.
-        model: decides the loader where nobody chose one.
+        model: its `attn_implementation` asks for an attention.
+        installed: the plugins that can be asked what they make of it.
         where: the place of `settings`, for errors.
         peft_config: a ready PEFT configuration; it becomes the adapter's `config`.
-        without: kinds of which the run needs none (a ready model needs no loader).
 
     Raises:
         ConflictError: a field and an explicit choice ask for different plugins of one kind.
+        RecipeError: fields of a plugin contradict each other.
     """
-    explicit = [_with_field_options(one, settings) for one in chosen]
-    for selection in _from_fields(settings, model, where, peft_config):
+    explicit = list(chosen)
+    for selection in _from_fields(settings, model, installed, where, peft_config):
         same = [one for one in explicit if one.kind == selection.kind]
         if selection.kind in REPEATABLE_KINDS:
             same = [one for one in same if one.name == selection.name]
@@ -128,29 +128,35 @@ def selections_for(
                 f"{selection.path} asks for {selection.label}, {same[0].path or 'plugins'} for {same[0].label}.",
                 fix="Keep one of the two.",
             )
-    kinds = {one.kind for one in explicit}
-    defaults = [
+    return explicit
+
+
+def default_selections(model: ModelRequest, installed: Installed, taken: Collection[str]) -> list[Selection]:
+    """What a run uses of the kinds that are not taken; its collator comes last, see `default_collator`."""
+    found = [
         Selection(kind, name, path="default", default=True)
-        for kind, name in _defaults_for(model, settings, explicit).items()
-        if kind not in kinds
+        for kind, name in DEFAULTS.items()
+        if kind != "collator" and kind not in taken
     ]
-    dropped = set(without)
-    return tuple(
-        sorted(
-            (one for one in (*explicit, *defaults) if one.kind not in dropped), key=lambda one: KINDS.index(one.kind)
-        )
-    )
+    if "loader" not in taken and (own := installed.loader_of(model)) is not None:
+        found = [
+            evolve(one, name=own.name, distribution=own.distribution) if one.kind == "loader" else one for one in found
+        ]
+    return found
 
 
-def format_options(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Options that fields give to formats which `format: auto` considers, by format name."""
-    field = settings.get("dataset_text_field")
-    return {"text": {"field": field}, VISION: {"text": field}} if field is not None else {}
-
-
-def _with_field_options(selection: Selection, settings: Mapping[str, Any]) -> Selection:
-    given = format_options(settings).get(selection.name, {}) if selection.kind == "format" else {}
-    return evolve(selection, field_options=given)
+def default_collator(
+    settings: Mapping[str, Any], model: ModelRequest, attention: AttentionBackend | None, *, where: str
+) -> Selection:
+    """The collator of a run that names none, by what its model reads and its attention declares."""
+    padding_free = bool(settings.get("padding_free"))
+    name = DEFAULTS["collator"]
+    if model.vision:
+        name = DEFAULT_COLLATORS["vision"]
+    elif padding_free or (settings.get("packing") and attention is not None and attention.boundaries):
+        name = DEFAULT_COLLATORS["end to end"]
+    path = _at(where, "padding_free") if padding_free else "default"
+    return Selection("collator", name, path=path, default=not padding_free)
 
 
 def _selection(kind: str, spelled: str, options: Mapping[str, Any], path: str) -> Selection:
@@ -158,64 +164,34 @@ def _selection(kind: str, spelled: str, options: Mapping[str, Any], path: str) -
     return Selection(kind, name, dict(options), distribution or None, path)
 
 
-def _defaults_for(model: ModelRequest, settings: Mapping[str, Any], explicit: Iterable[Selection]) -> dict[str, str]:
-    defaults = dict(DEFAULTS)
-    if ending := next((end for end in FILE_LOADERS if (model.name or "").lower().endswith(end)), None):
-        defaults["loader"] = FILE_LOADERS[ending]
-    if settings.get("packing") and any(one.kind == "attention" and one.name in TAKES_BOUNDARIES for one in explicit):
-        defaults["collator"] = FLATTENED
-    if model.vision:
-        defaults["collator"] = VISION
-    return defaults
-
-
-def _from_fields(settings: Mapping[str, Any], model: ModelRequest, where: str, peft_config: Any) -> Iterable[Selection]:
-    def asks(field: str, kind: str, name: str, options: Mapping[str, Any] | None = None) -> Selection:
-        return Selection(kind, name, options or {}, path=f"{where}.{field}" if where else field)
-
-    if settings.get("padding_free"):
-        yield asks("padding_free", "collator", VISION if model.vision else FLATTENED)
+def _from_fields(
+    settings: Mapping[str, Any], model: ModelRequest, installed: Installed, where: str, peft_config: Any
+) -> Iterator[Selection]:
     loss = settings.get("loss_type")
-    if loss in LOSS_ALIASES:
-        warnings.warn(f'loss_type "{loss}" is now "{LOSS_ALIASES[loss]}".', FutureWarning, stacklevel=2)
-        loss = LOSS_ALIASES[loss]
+    if loss in RENAMED_LOSSES:
+        warnings.warn(f'loss_type "{loss}" is now "{RENAMED_LOSSES[loss]}".', FutureWarning, stacklevel=2)
+        loss = RENAMED_LOSSES[loss]
     if loss is not None and loss != DEFAULTS["loss"]:
-        yield asks("loss_type", "loss", loss)
-    if settings.get("use_liger_kernel"):
-        kernels, loss_options = _liger_options(settings.get("liger_kernel_config") or {}, where)
-        yield asks("use_liger_kernel", "kernel", "liger", kernels)
-        if loss_options is not None:
-            yield asks("use_liger_kernel", "loss", "liger", loss_options)
-    if settings.get("neftune_noise_alpha") is not None:
-        yield asks("neftune_noise_alpha", "noise", "neftune", {"alpha": settings["neftune_noise_alpha"]})
+        yield Selection("loss", loss, path=_at(where, "loss_type"))
+    for field, plugins in ASKED_FOR_BY.items():
+        for kind, name in plugins if settings.get(field) not in (None, False) else ():
+            selection = Selection(kind, name, path=_at(where, field))
+            try:
+                options = installed.options_from(selection, settings)
+            except RecipeError as error:
+                error.where = _at(where, error.where)
+                raise
+            if options is not None:
+                yield evolve(selection, options=options)
     attention = model.init_kwargs.get("attn_implementation")
     if isinstance(attention, str):
-        yield asks("model_init_kwargs.attn_implementation", "attention", ATTENTION_NAMES.get(attention, attention))
+        path = _at(where, "model_init_kwargs.attn_implementation")
+        entry = installed.attention_named(attention, model, where=path)
+        name, distribution = (attention, None) if entry is None else (entry.name, entry.distribution)
+        yield Selection("attention", name, distribution=distribution, path=path)
     if peft_config is not None:
-        yield Selection("adapter", "lora", {"config": peft_config}, path="peft_config")
+        yield Selection("adapter", ADAPTER_OF_PEFT_CONFIG, {"config": peft_config}, path="peft_config")
 
 
-LIGER_MLPS = ("swiglu", "geglu", "relu_squared")
-"""Liger's names for kernels of MLPs, of which a model has one."""
-
-
-def _liger_options(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Options of the kernel and, where one is asked for, of the loss: Liger's own defaults, the fused loss among them.
-
-    >>> _liger_options({"swiglu": False, "cross_entropy": True}, "")
-    ({'mlp': False}, {'fused': False})
-    >>> _liger_options({}, ""), _liger_options({"fused_linear_cross_entropy": False}, "")
-    (({}, {}), ({}, None))
-    """
-    given = dict(config)
-    whole = bool(given.pop("cross_entropy", False))
-    fused = bool(given.pop("fused_linear_cross_entropy", not whole))
-    if whole and fused:
-        raise RecipeError(
-            "cross_entropy and fused_linear_cross_entropy exclude each other.",
-            where=f"{where}.liger_kernel_config" if where else "liger_kernel_config",
-            fix="Set one of them to false.",
-        )
-    mlps = [given.pop(name) for name in LIGER_MLPS if name in given]
-    kernels = {**given, **({"mlp": all(mlps)} if mlps else {})}
-    return kernels, ({} if fused else {"fused": False}) if fused or whole else None
+def _at(where: str, field: str) -> str:
+    return f"{where}.{field}" if where else field

@@ -5,6 +5,8 @@ and its methods marked `@hookimpl` are its behaviour. Each hook below shows a co
 
 Hooks are factories: what they return is a plain object or function, which the trainer then calls without pluggy.
 A hook that asks *one* plugin has one answer in a run; a hook that asks *all* is answered in recipe order.
+A method takes the arguments that it needs, under the names given here. With `@hookimpl(wrapper=True)` it is a wrapper,
+as pluggy describes it, and is entered around each answer of the run's plugins.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 ONE_ANSWER = (
     "make_formatter",
+    "flattens",
     "make_collator",
     "attention_backend",
     "load_processor",
@@ -46,15 +49,21 @@ ONE_ANSWER = (
 )
 """Hooks that exactly one plugin of a run may answer."""
 
+BY_ITSELF = ("loads", "options_from")
+"""Hooks that a plugin is asked by itself, before it is known which plugins the run has."""
+
 LIFECYCLE = (
+    "loads",
+    "options_from",
     "claims",
+    "attention_backend",
+    "flattens",
     "check",
     "prepare",
     "load_processor",
     "detects",
     "suggest",
     "make_formatter",
-    "attention_backend",
     "load_options",
     "load_model",
     "patch_kernels",
@@ -70,9 +79,45 @@ LIFECYCLE = (
 class Hooks:
     """The specifications, in the order in which a run calls them."""
 
+    @hookspec(firstresult=True)
+    def loads(self, request: ModelRequest) -> bool:  # type: ignore[empty-body]
+        """Whether this loader is the one for a model of this name. Asked of all installed loaders where none is chosen.
+
+        One yes wins; two are an error that names both. Asked before any heavy import, of a plugin without options.
+
+        >>> from sftcore import ModelRequest, hookimpl, plugin
+        >>> @plugin
+        ... class Archives:
+        ...     '''Models in one archive.'''
+        ...     @hookimpl
+        ...     def loads(self, request):
+        ...         return (request.name or "").endswith(".model.zip")
+        >>> Archives().loads(ModelRequest("tiny.model.zip"))
+        True
+        """
+
+    @hookspec(firstresult=True)
+    def options_from(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Options that fields of SFTConfig give to this plugin; None where they do not ask for it.
+
+        Asked of a plugin without options, before it is made with them. What a recipe says of the plugin goes first.
+
+        >>> from sftcore import hookimpl, plugin
+        >>> @plugin
+        ... class Lines:
+        ...     '''Rows with one line of text.'''
+        ...     column: str = "line"
+        ...     @hookimpl
+        ...     def options_from(self, settings):
+        ...         field = settings.get("dataset_text_field")
+        ...         return None if field is None else {"column": field}
+        >>> Lines().options_from({"dataset_text_field": "body"})
+        {'column': 'body'}
+        """
+
     @hookspec
     def claims(self) -> Iterable[Slot]:  # type: ignore[empty-body]
-        """Slots that this plugin occupies. Asked first, of all plugins, before any heavy import.
+        """Slots that this plugin occupies. Asked of all plugins, before any heavy import.
 
         >>> from sftcore import hookimpl, plugin
         >>> @plugin
@@ -83,6 +128,41 @@ class Hooks:
         ...         return ["kernel.rms_norm"]
         >>> FastNorm().claims()
         ['kernel.rms_norm']
+        """
+
+    @hookspec(firstresult=True)
+    def attention_backend(self, request: ModelRequest) -> AttentionBackend:  # type: ignore[empty-body]
+        """The attention implementation and what it supports. Asked of one plugin, the attention.
+
+        It is asked before any heavy import, and again when the model is there. What needs transformers, such as making
+        the implementation known to it, belongs into the answer's `register`.
+
+        >>> from sftcore import AttentionBackend, ModelRequest, hookimpl, plugin
+        >>> @plugin
+        ... class Plain:
+        ...     '''Attention as matrix products.'''
+        ...     @hookimpl
+        ...     def attention_backend(self, request):
+        ...         return AttentionBackend("eager")
+        >>> Plain().attention_backend(ModelRequest()).implementation
+        'eager'
+        """
+
+    @hookspec(firstresult=True)
+    def flattens(self, plan: Plan) -> bool:  # type: ignore[empty-body]
+        """Whether batches lay all documents end to end in one row, or pad them. Asked of one plugin, the collator.
+
+        It is asked before any heavy import. A collator that answers True serves `padding_free`.
+
+        >>> from sftcore import Plan, hookimpl, plugin
+        >>> @plugin
+        ... class EndToEnd:
+        ...     '''Batches of one long row.'''
+        ...     @hookimpl
+        ...     def flattens(self, plan):
+        ...         return True
+        >>> EndToEnd().flattens(Plan(()))
+        True
         """
 
     @hookspec
@@ -182,21 +262,6 @@ class Hooks:
         ...         return lambda row: Example(messages=[Message("user", row["q"]), Message("assistant", row["a"])])
         >>> QA().make_formatter(("q", "a"))({"q": "Why?", "a": "Because."}).messages[1].content
         'Because.'
-        """
-
-    @hookspec(firstresult=True)
-    def attention_backend(self, request: ModelRequest) -> AttentionBackend:  # type: ignore[empty-body]
-        """The attention implementation and what it supports. Asked of one plugin, the attention.
-
-        >>> from sftcore import AttentionBackend, ModelRequest, hookimpl, plugin
-        >>> @plugin
-        ... class Plain:
-        ...     '''Attention as matrix products.'''
-        ...     @hookimpl
-        ...     def attention_backend(self, request):
-        ...         return AttentionBackend("eager")
-        >>> Plain().attention_backend(ModelRequest()).implementation
-        'eager'
         """
 
     @hookspec

@@ -1,4 +1,4 @@
-"""From selections to active plugins: resolve, collect all claims, check conflicts, and only then register.
+"""From selections to active plugins: resolve, register, collect all claims, and let the defaults yield.
 
 One fresh `pluggy.PluginManager` a run; nothing here is global, and nothing imports torch or transformers.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -28,7 +30,7 @@ from sftcore.core.errors import (
     quoted,
 )
 from sftcore.core.hookspecs import LIFECYCLE, ONE_ANSWER, PROJECT, Hooks
-from sftcore.core.plugin_class import build, options
+from sftcore.core.plugin_class import build
 from sftcore.core.types import KINDS, SLOTS, Plan, Problem, Selection
 
 AUTO = "auto"
@@ -44,13 +46,21 @@ class Bound:
     plugin: Any = attrs.field(eq=False)
 
     def implements(self, hook: str) -> bool:
-        """Whether the plugin answers this hook."""
-        return hasattr(getattr(self.plugin, hook, None), f"{PROJECT}_impl")
+        """Whether the plugin has a method for this hook: an answer, or a wrapper around the answers of others."""
+        return self._marker(hook) is not None
+
+    def wraps(self, hook: str) -> bool:
+        """Whether that method is a wrapper."""
+        marker = self._marker(hook) or {}
+        return bool(marker.get("wrapper") or marker.get("hookwrapper"))
 
     def source(self, hook: str) -> str:
-        """`file:line` of the plugin's answer to this hook."""
+        """`file:line` of the plugin's method for this hook."""
         code = inspect.unwrap(getattr(self.plugin, hook).__func__).__code__
         return f"{code.co_filename}:{code.co_firstlineno}"
+
+    def _marker(self, hook: str) -> dict[str, Any] | None:
+        return getattr(getattr(self.plugin, hook, None), f"{PROJECT}_impl", None)
 
 
 @frozen
@@ -89,22 +99,26 @@ class Blocklist:
 
 
 class ActivePlugins:
-    """The plugins of one run, registered in one manager."""
+    """The plugins of one run, registered in one manager; a default whose slot another plugin claims steps back.
+
+    Every hook is asked through pluggy. A hook that asks all plugins is called once for each that answers, so that it is
+    known whose answer each is; wrappers are entered around each of these calls.
+    """
 
     def __init__(self, bound: Sequence[Bound], yielded: Sequence[tuple[Selection, Selection]] = ()) -> None:
         self.bound = tuple(bound)
-        self.yielded = tuple(yielded)
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Hooks)
         # pluggy calls the last one registered first; the recipe's order is what users expect
         for one in reversed(self.bound):
             self._register(one)
         self._refuse_unknown_hooks()
+        self.yielded = (*yielded, *self._settle())
         self._refuse_second_answers()
 
     def answers(self, hook: str) -> tuple[Bound, ...]:
         """Who answers this hook, in the order in which they are asked."""
-        return tuple(one for one in self.bound if one.implements(hook))
+        return tuple(one for one in self.bound if one.implements(hook) and not one.wraps(hook))
 
     def one(self, hook: str, **arguments: Any) -> Any:
         """The answer of the one plugin that implements this hook.
@@ -118,23 +132,47 @@ class ActivePlugins:
 
     def all(self, hook: str, **arguments: Any) -> list[tuple[Bound, Any]]:
         """Every answer to this hook that is not None, with whose it is, in recipe order."""
-        answers = []
-        for one in self.answers(hook):
-            others = [other.plugin for other in self.bound if other is not one]
-            # pluggy leaves answers that are None out
-            answers += [(one, answer) for answer in self._manager.subset_hook_caller(hook, others)(**arguments)]
-        return answers
+        return [(one, answer) for one in self._asked(hook) for answer in self.ask(one, hook, **arguments)]
+
+    def ask(self, one: Bound, hook: str, **arguments: Any) -> list[Any]:
+        """One plugin's answer to a hook that asks all; empty where it has none, or None."""
+        others = [other.plugin for other in self.answers(hook) if other is not one]
+        answers: list[Any] | None = self._manager.subset_hook_caller(hook, others)(**arguments)
+        return answers or []  # a wrapper that returns nothing leaves none
+
+    def declared(self, hook: str, **arguments: Any) -> Any:
+        """The one answer to a hook that is asked before a run begins, or None where nobody answers.
+
+        Raises:
+            BrokenPluginError: whatever the plugin raised, with its name.
+        """
+        if not (answering := self.answers(hook)):
+            return None
+        with named(answering[0], hook):
+            return self.one(hook, **arguments)
 
     def problems(self, plan: Plan, probe: Any) -> list[Problem]:
         """What the plugins' `check` finds, each with its plugin as the place where none was given."""
         problems: list[Problem] = []
-        for one in self.answers("check"):
+        for one in self._asked("check"):
+            label = one.selection.label
             try:
-                found = list(one.plugin.check(plan=plan, probe=probe))
+                answers = self.ask(one, "check", plan=plan, probe=probe)
+                found = [attrs.evolve(problem, where=problem.where or label) for some in answers for problem in some]
             except Exception as error:  # a third party's check may raise anything; the others are asked all the same
-                found = [Problem(f"its check failed: {type(error).__name__}: {error}.")]
-            problems += [attrs.evolve(problem, where=problem.where or one.selection.label) for problem in found]
+                found = [Problem(f"its check failed: {type(error).__name__}: {error}.", label)]
+            problems += found
         return problems
+
+    def having(self, one: Bound) -> ActivePlugins:
+        """The same run with this plugin in the place of those of its kind."""
+        others = [other for other in self.bound if other.selection.kind != one.selection.kind]
+        bound = sorted([one, *others], key=lambda each: KINDS.index(each.selection.kind))
+        return ActivePlugins(bound, self.yielded)
+
+    def _asked(self, hook: str) -> tuple[Bound, ...]:
+        """Who is asked: those who answer; where nobody does, the outermost wrapper, which is entered all the same."""
+        return self.answers(hook) or tuple(one for one in self.bound if one.wraps(hook))[:1]
 
     def _register(self, one: Bound) -> None:
         # pluggy looks at positional parameters only: it would call the hook without the others
@@ -165,10 +203,48 @@ class ActivePlugins:
             names = {name for name in dir(one.plugin) if one.implements(name)} - set(LIFECYCLE)
             hook = sorted(names)[0]
             raise BrokenPluginError(
-                f'{one.entry.label} implements "{hook}", which is no hook.{nearest(hook, LIFECYCLE)}',
+                f'{one.entry.label} implements "{hook}", which is not a hook.{nearest(hook, LIFECYCLE)}',
                 where=one.selection.path,
                 fix="Rename the method, or take @hookimpl off it.",
             ) from error
+
+    def _settle(self) -> list[tuple[Selection, Selection]]:
+        """Unregister the defaults that yield: each with the explicit choice that claims its slot."""
+        claims = [(slot, one) for one in self._asked("claims") for slot in self._claims(one)]
+        yielding: list[tuple[Bound, Bound]] = []
+        for slot in SLOTS:
+            holders = [one for claimed, one in claims if claimed == slot]
+            explicit = [one for one in holders if not one.selection.default]
+            if len(explicit) > 1:
+                first, second = explicit[:2]
+                raise ConflictError(
+                    f'{first.entry.label} and {second.entry.label} both claim the slot "{slot}".',
+                    where=second.selection.path,
+                    fix=_freeing(first, second, slot),
+                )
+            yielding += [(one, explicit[0]) for one in holders if explicit and one.selection.default]
+        gone = {id(default.plugin): default.plugin for default, _ in yielding}
+        for plugin in gone.values():
+            self._manager.unregister(plugin)
+        self.bound = tuple(one for one in self.bound if id(one.plugin) not in gone)
+        return [(default.selection, winner.selection) for default, winner in yielding]
+
+    def _claims(self, one: Bound) -> list[str]:
+        try:
+            slots = [slot for answer in self.ask(one, "claims") for slot in answer]
+        except Exception as error:  # a third party's plugin may raise anything
+            raise BrokenPluginError(
+                f"{one.entry.label} cannot say which slots it claims: {type(error).__name__}: {error}.",
+                where=one.selection.path,
+                fix=_to_its_authors(one.entry),
+            ) from error
+        for slot in slots:
+            if slot not in SLOTS:
+                raise BrokenPluginError(
+                    f'{one.entry.label} claims "{slot}", which is not a slot.{nearest(str(slot), SLOTS)}',
+                    fix=f"Slots: {quoted(SLOTS)}.",
+                )
+        return slots
 
     def _refuse_second_answers(self) -> None:
         for hook in ONE_ANSWER:
@@ -181,23 +257,69 @@ class ActivePlugins:
                 )
 
 
-def bind(selection: Selection, catalog: Catalog, blocked: Blocklist) -> Bound:
-    """Resolve one selection: find it, refuse it if blocked or unavailable, import it, and give it its options."""
-    entry = _find(selection, catalog, blocked)
+@contextmanager
+def named(one: Bound, hook: str) -> Iterator[None]:
+    """Name the plugin in whatever its answer to a hook raises; our own errors say what is wrong by themselves."""
+    try:
+        yield
+    except SFTCoreError:
+        raise
+    except Exception as error:  # a third party's plugin may raise anything
+        raise BrokenPluginError(
+            f"{one.entry.label} cannot answer {hook}: {type(error).__name__}: {error}.",
+            where=one.selection.path,
+            fix=_to_its_authors(one.entry),
+        ) from error
+
+
+def by_itself(entry: PluginEntry) -> ActivePlugins:
+    """An installed plugin alone in a manager, with its own defaults: what it declares is asked before any is chosen.
+
+    Raises:
+        BrokenPluginError: it does not import, or does not fit the hooks.
+    """
+    selection = Selection(entry.kind, entry.name, distribution=entry.distribution, default=True)
+    return ActivePlugins([Bound(selection, entry, build(entry.load(), {}, path=entry.label))])
+
+
+def options_from(entry: PluginEntry, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The options that fields of SFTConfig give to a plugin; None where they do not ask for it.
+
+    Raises:
+        SFTCoreError: what the plugin says is wrong with them.
+    """
+    plugins = by_itself(entry)
+    if not plugins.answers("options_from"):
+        return {}
+    options: Mapping[str, Any] | None = plugins.declared("options_from", settings=settings)
+    return options
+
+
+def bind(
+    selection: Selection, catalog: Catalog, blocked: Blocklist, settings: Mapping[str, Any] = MappingProxyType({})
+) -> Bound:
+    """Resolve one selection: find it, refuse it if blocked or unavailable, import it, and give it its options.
+
+    Those of the selection come before those that `settings`, the fields of SFTConfig, give to the plugin.
+    """
+    entry = find(selection, catalog, blocked)
     try:
         entry.require_available()
         plugin_class = entry.load()
     except PluginError as error:
         error.where = selection.path
         raise
-    known = {option.name for option in options(plugin_class)}
-    soft = {key: value for key, value in selection.field_options.items() if key in known}
-    if soft:
-        selection = attrs.evolve(selection, options={**soft, **selection.options})
+    selection = attrs.evolve(selection, options={**(options_from(entry, settings) or {}), **selection.options})
     return Bound(selection, entry, build(plugin_class, selection.options, path=_options_path(selection)))
 
 
-def _find(selection: Selection, catalog: Catalog, blocked: Blocklist) -> PluginEntry:
+def find(selection: Selection, catalog: Catalog, blocked: Blocklist) -> PluginEntry:
+    """The installed plugin that a selection names.
+
+    Raises:
+        UnknownPluginError, DuplicatePluginError: there is none, or there are several.
+        BlockedPluginError: it is blocked.
+    """
     allowed = Catalog(tuple(entry for entry in catalog.entries if not blocked.blocks(entry)))
     try:
         return allowed.find(selection.kind, selection.name, selection.distribution, where=selection.path)
@@ -210,10 +332,15 @@ def _find(selection: Selection, catalog: Catalog, blocked: Blocklist) -> PluginE
         ) from None
 
 
-def resolve(selections: Sequence[Selection], catalog: Catalog, blocked: Blocklist) -> ActivePlugins:
+def resolve(
+    selections: Sequence[Selection],
+    catalog: Catalog,
+    blocked: Blocklist,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> ActivePlugins:
     """The active plugins for these selections; defaults yield to explicit claims on the same slot.
 
-    `format: auto` is left out: it is bound by `sftcore.data.format` once the columns are known.
+    `format: auto` is left out: it is bound once the columns of the data are known.
 
     Raises:
         SFTCoreError: the one fault that was found, or CheckError with all of them.
@@ -223,13 +350,12 @@ def resolve(selections: Sequence[Selection], catalog: Catalog, blocked: Blocklis
         if selection.kind == "format" and selection.name == AUTO:
             continue
         try:
-            bound.append(bind(selection, catalog, blocked))
+            bound.append(bind(selection, catalog, blocked, settings))
         except SFTCoreError as error:
             faults.append(error)
     if faults:
         raise_all(faults)
-    kept, yielded = _settle(bound)
-    return ActivePlugins(kept, yielded)
+    return ActivePlugins(bound)
 
 
 def raise_all(faults: Sequence[SFTCoreError], warnings: Sequence[Problem] = ()) -> None:
@@ -240,46 +366,6 @@ def raise_all(faults: Sequence[SFTCoreError], warnings: Sequence[Problem] = ()) 
         raise CheckError([Problem(fault.what, fault.where, fault.fix) for fault in faults] + list(warnings))
 
 
-def _settle(bound: Sequence[Bound]) -> tuple[list[Bound], list[tuple[Selection, Selection]]]:
-    """Who keeps their slots: (kept, (default, the choice it yields to))."""
-    claims = [(slot, one) for one in bound for slot in _claims(one)]
-    yielded: list[tuple[Selection, Selection]] = []
-    for slot in SLOTS:
-        holders = [one for claimed, one in claims if claimed == slot]
-        explicit = [one for one in holders if not one.selection.default]
-        if len(explicit) > 1:
-            first, second = explicit[:2]
-            raise ConflictError(
-                f'{first.entry.label} and {second.entry.label} both claim the slot "{slot}".',
-                where=second.selection.path,
-                fix=_freeing(first, second, slot),
-            )
-        if explicit:
-            yielded += [(one.selection, explicit[0].selection) for one in holders if one.selection.default]
-    gone = [default for default, _ in yielded]
-    return [one for one in bound if one.selection not in gone], yielded
-
-
-def _claims(one: Bound) -> Iterator[str]:
-    if not one.implements("claims"):
-        return
-    try:
-        slots = tuple(one.plugin.claims())
-    except Exception as error:  # a third party's plugin may raise anything
-        raise BrokenPluginError(
-            f"{one.entry.label} cannot say which slots it claims: {type(error).__name__}: {error}.",
-            where=one.selection.path,
-            fix=f"Update or remove {one.entry.distribution}, or report this to its authors.",
-        ) from error
-    for slot in slots:
-        if slot not in SLOTS:
-            raise BrokenPluginError(
-                f'{one.entry.label} claims "{slot}", which is no slot.{nearest(str(slot), SLOTS)}',
-                fix=f"Slots: {quoted(SLOTS)}.",
-            )
-        yield slot
-
-
 def _freeing(first: Bound, second: Bound, slot: str) -> str:
     """The option that frees the slot, if one of the two has a switch named like it; else: remove the second."""
     switch = slot.rpartition(".")[2]
@@ -288,6 +374,10 @@ def _freeing(first: Bound, second: Bound, slot: str) -> str:
             option = f"{one.selection.kind}: {{{one.selection.name}: {{{switch}: false}}}}"
             return f"Free it with {option}, or remove one of them."
     return f"Remove one of them, or --block {second.selection.kind}:{second.selection.name}."
+
+
+def _to_its_authors(entry: PluginEntry) -> str:
+    return f"Update or remove {entry.distribution}, or report this to its authors."
 
 
 def _options_path(selection: Selection) -> str:

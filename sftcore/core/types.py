@@ -162,8 +162,7 @@ class Selection:
     """A plugin that a run uses: which one, with which options, and who asked for it.
 
     `path` is where a user wrote it (`recipe.yaml: adapter`, `SFTConfig.loss_type`). A default yields to an explicit
-    choice that claims the same slot. `field_options` come from fields of SFTConfig: a plugin that has no such option
-    does without.
+    choice that claims the same slot.
     """
 
     kind: str
@@ -172,7 +171,6 @@ class Selection:
     distribution: str | None = None
     path: str = ""
     default: bool = False
-    field_options: Mapping[str, Any] = field(factory=dict)
 
     @property
     def label(self) -> str:
@@ -202,13 +200,17 @@ class ModelRequest:
 class Plan:
     """What a run will do, before anything heavy is loaded. `settings` are the fields of SFTConfig that are known.
 
-    `yielded` lists the defaults that stepped back, as (default, the choice it yielded to).
+    `yielded` lists the defaults that stepped back, as (default, the choice it yielded to). `attention` is what the
+    run's attention declares. `flattened` says whether its collator lays documents end to end in one row or pads them;
+    None where the collator does not say.
     """
 
     selections: tuple[Selection, ...]
     settings: Mapping[str, Any] = field(factory=dict)
     model: ModelRequest = Factory(ModelRequest)
     yielded: tuple[tuple[Selection, Selection], ...] = ()
+    attention: AttentionBackend | None = field(default=None, eq=False)
+    flattened: bool | None = None
 
     def selected(self, kind: str) -> tuple[Selection, ...]:
         """The selections of one kind, in recipe order."""
@@ -271,8 +273,11 @@ class AttentionBackend:
     weights and has a backward pass: True, False, or the devices on which it does.
 
     `boundaries` says that it keeps documents of a packed row apart by `cu_seq_lens_q` and `cu_seq_lens_k`, keyword
-    arguments of the model's forward; `calls`, if given, tells how often it has been called with them so far.
-    `deterministic` is False where the same inputs may give other last bits.
+    arguments of the model's forward, so that one long row of them costs no more than several: packed rows are then laid
+    end to end. `calls`, if given, tells how often it has been called with them so far.
+
+    `deterministic` is False where the same inputs may give other last bits, `compilable` where torch.compile cannot
+    trace it. `register` makes `implementation` known to transformers; it is called before a model is given it.
     """
 
     implementation: str
@@ -283,7 +288,9 @@ class AttentionBackend:
     backward: bool | tuple[str, ...] = True
     boundaries: bool = False
     deterministic: bool = True
+    compilable: bool = True
     calls: Callable[[], int] | None = None
+    register: Callable[[], None] | None = None
 
 
 @frozen

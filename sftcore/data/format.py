@@ -8,7 +8,6 @@ from typing import Any
 
 from attrs import frozen
 
-from sftcore.config.selections import format_options
 from sftcore.core.discovery import Catalog, PluginEntry
 from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError, quoted
 from sftcore.core.registry import AUTO, ActivePlugins, Blocklist, Bound, bind
@@ -54,11 +53,12 @@ def choose_format(
     columns = tuple(columns)
     named = [one for one in plugins.bound if one.selection.kind == "format"]
     if named:
-        if named[0].implements("detects") and not _guarded(named[0], "detects", columns):
+        if named[0].implements("detects") and not _asked(named[0], plugins, "detects", columns):
             refuse_images(columns, where)
         return named[0]
-    candidates = [one for entry in catalog.of_kind("format") if (one := _candidate(entry, plan, catalog, blocked))]
-    detecting = [one for one in candidates if one.implements("detects") and _guarded(one, "detects", columns)]
+    entries = catalog.of_kind("format")
+    candidates = [one for entry in entries if (one := _candidate(entry, plan, plugins, catalog, blocked))]
+    detecting = [one for one in candidates if _asked(one, plugins, "detects", columns)]
     if len(detecting) > 1:
         raise ConflictError(
             f"{len(detecting)} formats recognise the columns {quoted(columns)}: "
@@ -71,7 +71,7 @@ def choose_format(
     raise DataError(
         f"no installed format recognises the columns {quoted(columns)}.",
         where=where,
-        fix=_suggestions(candidates, columns) + _unusable(catalog.of_kind("format")),
+        fix=_suggestions(candidates, plugins, columns) + _unusable(entries),
     )
 
 
@@ -85,25 +85,25 @@ def refuse_images(columns: Sequence[str], where: str) -> None:
         )
 
 
-def reader_for(bound: Bound, columns: Sequence[str], where: str) -> RowReader:
-    """Ask the format for its formatter, through a manager of its own: data sets of one run may differ in format."""
+def reader_for(bound: Bound, columns: Sequence[str], where: str, plugins: ActivePlugins) -> RowReader:
+    """Ask the format for its formatter, among the run's plugins: data sets of one run may differ in format."""
     try:
-        formatter = ActivePlugins([bound]).one("make_formatter", columns=tuple(columns))
+        formatter = plugins.having(bound).one("make_formatter", columns=tuple(columns))
     except DataError as error:
         error.where = error.where or where
         raise
     return RowReader(f'format "{bound.entry.name}"', formatter, where)
 
 
-def _candidate(entry: PluginEntry, plan: Plan, catalog: Catalog, blocked: Blocklist) -> Bound | None:
+def _candidate(
+    entry: PluginEntry, plan: Plan, plugins: ActivePlugins, catalog: Catalog, blocked: Blocklist
+) -> Bound | None:
     if blocked.blocks(entry) or entry.missing:
         return None
-    options = format_options(plan.settings).get(entry.name, {})
-    where = f"format: {AUTO}"
-    selection = Selection("format", entry.name, {}, entry.distribution, where, default=True, field_options=options)
+    selection = Selection("format", entry.name, {}, entry.distribution, f"format: {AUTO}", default=True)
     try:
-        one = bind(selection, catalog, blocked)
-        ActivePlugins([one])  # refuses hooks that do not fit
+        one = bind(selection, catalog, blocked, plan.settings)
+        plugins.having(one)  # refuses hooks that do not fit
     except SFTCoreError as error:
         warnings.warn(f"format: auto passes over a broken plugin. {error}", stacklevel=2)
         return None
@@ -116,9 +116,9 @@ def _spelled(entry: PluginEntry, catalog: Catalog) -> str:
     return f"{entry.name}@{entry.distribution}" if shared else entry.name
 
 
-def _guarded(one: Bound, hook: str, columns: tuple[str, ...]) -> Any:
+def _asked(one: Bound, plugins: ActivePlugins, hook: str, columns: tuple[str, ...]) -> Any:
     try:
-        return next((answer for _, answer in ActivePlugins([one]).all(hook, columns=columns)), None)
+        return next(iter(plugins.having(one).ask(one, hook, columns=columns)), None)
     except Exception as error:  # one broken format must not stop the others
         warnings.warn(f"format: auto passes over {one.entry.label}: {type(error).__name__}: {error}", stacklevel=2)
         return None
@@ -130,10 +130,10 @@ def _unusable(entries: Sequence[PluginEntry]) -> str:
     return f" Not asked, as a library is missing: {', '.join(missing)}." if missing else ""
 
 
-def _suggestions(candidates: Sequence[Bound], columns: tuple[str, ...]) -> str:
+def _suggestions(candidates: Sequence[Bound], plugins: ActivePlugins, columns: tuple[str, ...]) -> str:
     lines = []
     for one in candidates:
-        options = _guarded(one, "suggest", columns) if one.implements("suggest") else None
+        options = _asked(one, plugins, "suggest", columns)
         if isinstance(options, Mapping):
             inner = ", ".join(f"{key}: {value}" for key, value in options.items())
             lines.append(f"format: {{{one.entry.name}: {{{inner}}}}}")

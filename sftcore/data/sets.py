@@ -171,6 +171,7 @@ class DataPreparation:
                 max_length=self.max_length,
                 packing=f"{packing.strategy}, shuffle seed {packing.shuffle_seed}" if packing else "",
                 numbering=pipeline.numbering,
+                wrappers=[one for one in self.setup.plugins.bound if one.wraps("make_formatter")],
             )
             if key is None:
                 self.notes.append(f"{name}: not cached, as the formatting function has no stable hash")
@@ -201,7 +202,7 @@ class DataPreparation:
         setup = self.setup
         bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, name)
         self.formats[name] = bound
-        return reader_for(bound, columns, name)
+        return reader_for(bound, columns, name, setup.plugins)
 
 
 def _by_function(function: Callable[[Row], Any]) -> Formatter:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sftcore.config.selections import DEFAULTS
 from sftcore.core.types import AttentionBackend, Plan, Probe, Problem
 
 DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
@@ -81,10 +80,9 @@ def planned_dtype(plan: Plan, probe: Probe, device: str | None) -> str | None:
 
 
 def pads(plan: Plan) -> bool:
-    """Whether the run's collator pads rows that are no packed blocks; a user's own collator is not known."""
-    padded = any(one.name == DEFAULTS["collator"] for one in plan.selected("collator"))
+    """Whether the run's collator pads rows that are not packed blocks; a user's own collator is not known."""
     packing = plan.settings.get("packing") and plan.settings.get("eval_packing") is not False
-    return padded and not packing
+    return plan.flattened is False and not packing
 
 
 def _does(declared: bool | tuple[str, ...], device: str | None) -> bool:

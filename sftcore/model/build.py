@@ -77,9 +77,13 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
 
 
 def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, AttentionBackend] | None:
-    """The attention of the run and who chose it; None where no plugin has one."""
-    chosen = plugins.answers("attention_backend")
-    return (chosen[0].selection, plugins.one("attention_backend", request=plan.model)) if chosen else None
+    """The attention of the run, known to transformers, and who chose it; None where no plugin has one."""
+    if not (chosen := plugins.answers("attention_backend")):
+        return None
+    backend: AttentionBackend = plugins.one("attention_backend", request=plan.model)
+    if backend.register is not None:
+        backend.register()
+    return chosen[0].selection, backend
 
 
 def refuse_unsupported(plan: Plan, plugins: ActivePlugins, model: Any, dtype: str, device: str) -> None:

@@ -75,7 +75,7 @@ class Features:
         """The plain path's loss and gradients; those of the loss itself where it means something else."""
         import torch
 
-        loss = self._loss(self._of_kind("loss")[0].plugin)
+        loss = self._loss(self._of_kind("loss")[0])
         self.model.train()
         with self._plain_attention() as said, self.bench.trainer.accelerator.autocast():
             with torch.no_grad():
@@ -140,10 +140,9 @@ class Features:
         """A loader that replaces more than it loads leaves no plain path in this process, so it is run in another."""
         from sftcore.selftest.plain_process import plain_elsewhere
 
-        for one in self._of_kind("loader"):
-            replaced = (
-                [slot for slot in one.plugin.claims() if slot != "model.load"] if one.implements("claims") else []
-            )
+        claims = self.checked.setup.plugins.all("claims")
+        for one, slots in claims:
+            replaced = [slot for slot in slots if slot != "model.load"] if one.entry.kind == "loader" else []
             if not replaced:
                 continue
             what = f"{one.selection.label} against transformers alone"
@@ -183,7 +182,7 @@ class Features:
             if plugin is None:
                 yield Line("loss in chunks", "not applicable", why=f"{bound.selection.label} has no chunks")
                 return
-            trainer.bound_loss = BoundLoss(self._loss(plugin), own.reason)
+            trainer.bound_loss = BoundLoss(self._loss(attrs.evolve(bound, plugin=plugin)), own.reason)
             try:
                 yield self._compared(f"loss in chunks of {size}", Step(together))
             finally:
@@ -368,6 +367,7 @@ class Features:
     def _of_kind(self, kind: str) -> list[Bound]:
         return [one for one in self.checked.setup.plugins.bound if one.entry.kind == kind]
 
-    def _loss(self, plugin: Any) -> LossFunction:
-        found: LossFunction = plugin.make_loss(loaded=self.bench.trainer.loaded, plan=self.checked.setup.plan)
+    def _loss(self, bound: Bound) -> LossFunction:
+        plugins = self.checked.setup.plugins.having(bound)
+        found: LossFunction = plugins.one("make_loss", loaded=self.bench.trainer.loaded, plan=self.checked.setup.plan)
         return found

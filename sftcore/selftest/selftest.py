@@ -47,8 +47,7 @@ def selftest(checked: Checked, *, num_rows: int = 4, processes: bool = True) -> 
     """
     from sftcore.selftest.two_processes import compared
 
-    for one in checked.setup.plugins.answers("prepare"):
-        one.plugin.prepare(plan=checked.setup.plan)
+    checked.setup.plugins.all("prepare", plan=checked.setup.plan)
     with random_state(), tempfile.TemporaryDirectory(prefix="sftcore-selftest-") as folder:
         report, rows, wanted = _in_one_process(checked, num_rows, folder)
         if not processes:

@@ -145,8 +145,7 @@ def _one_process(spec: dict[str, Any]) -> None:
     from sftcore.train.run import check_recipe
 
     checked = check_recipe(parse_recipe(spec["raw"], place=spec["place"], block=spec["block"]))
-    for one in checked.setup.plugins.answers("prepare"):
-        one.plugin.prepare(plan=checked.setup.plan)
+    checked.setup.plugins.all("prepare", plan=checked.setup.plan)
     with tempfile.TemporaryDirectory(prefix="sftcore-selftest-") as folder:
         _measure(checked, spec, folder)
 

@@ -84,8 +84,7 @@ def load_model_of(setup: Setup) -> Any:
     """The model of a setup, by its own loader."""
     from sftcore.model.build import load_model
 
-    for one in setup.plugins.answers("prepare"):
-        one.plugin.prepare(plan=setup.plan)
+    setup.plugins.all("prepare", plan=setup.plan)
     return load_model(setup.plan, setup.plugins, None).model
 
 

@@ -200,7 +200,7 @@ def _looked_at(recipe: Recipe, setup: Setup) -> tuple[Source, FormatChoice | Non
         return Source(files.label, files), None
     columns = list(dict.fromkeys(key for _, row in sample for key in row))
     choice = format_for(setup, columns, files.label)
-    return Source(files.label, files, reader_for(choice.bound, columns, files.label)), choice
+    return Source(files.label, files, reader_for(choice.bound, columns, files.label, setup.plugins)), choice
 
 
 def _refuse_beyond(row: int, count: int, unit: str, label: str) -> None:

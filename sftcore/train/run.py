@@ -79,8 +79,7 @@ def run_recipe(
         console: where progress is shown.
         before_training: called with the trainer when model and data are ready.
     """
-    for one in checked.setup.plugins.answers("prepare"):
-        one.plugin.prepare(plan=checked.setup.plan)
+    checked.setup.plugins.all("prepare", plan=checked.setup.plan)
     with named_by_file(checked):
         trainer = _trainer(checked, console)
         if before_training is not None:

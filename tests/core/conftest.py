@@ -78,7 +78,8 @@ def python(distributions):
     def run(
         *arguments: str, having: tuple[str, ...] = (), env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join(str(distributions[name]) for name in having)
+        own = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+        path = os.pathsep.join([*(str(distributions[name]) for name in having), *own])
         return subprocess.run(
             [sys.executable, *arguments],
             env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", **(env or {})},

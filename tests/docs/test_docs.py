@@ -15,7 +15,7 @@ from sftcore.config.recipe import parse_recipe
 from sftcore.core.discovery import discover
 from sftcore.core.hookspecs import LIFECYCLE, Hooks
 from sftcore.core.plugin_class import is_plugin, options
-from sftcore.core.types import ModelRequest, Plan, Probe, Selection
+from sftcore.core.types import ModelRequest, Plan, Probe
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -226,7 +226,7 @@ def test_the_attention_of_the_attention_page_is_refused_where_it_declares_nothin
     namespace: dict[str, object] = {"__name__": "documented"}
     exec(compile(code, "attention.md", "exec"), namespace)
     (made,) = [value for value in namespace.values() if is_plugin(value)]
-    padded = Plan((Selection("collator", "padded"),), {"use_cpu": True})
+    padded = Plan((), {"use_cpu": True}, flattened=False)
     said = [problem.what for problem in made().check(padded, Probe())]
     assert any("device cpu" in one for one in said)
     assert any("takes no padding" in one for one in said)
@@ -244,6 +244,14 @@ def test_the_table_of_attentions_says_what_they_declare():
         assert (dtypes == "all") == (not backend.dtypes), entry.name
         assert padded.startswith("yes") == backend.padding, entry.name
         assert ("no backward" in devices) == (backend.backward is not True), entry.name
+
+
+def test_the_page_of_the_core_is_one_script_that_runs():
+    codes = blocks("explanation/the-core.md", "python")
+    assert len(codes) >= 9
+    namespace: dict[str, object] = {"__name__": "documented"}
+    for code in codes:
+        exec(compile(code, "the-core.md", "exec"), namespace)
 
 
 # --- Links ----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sftcore import AttentionBackend, ModelRequest
+
 WINDOW = 8
 SMALL = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96,
@@ -55,3 +57,11 @@ def build(name: str, attention: str = "sdpa", *, dtype: str = "float32", **overr
             if parameter.ndim > 1:  # at 0.02 attention is nearly uniform, and a wrong mask hardly shows
                 parameter.normal_(0.0, 0.2)
     return model
+
+
+def backend_of(plugin: type) -> AttentionBackend:
+    """What an attention plugin declares, with its implementation made known to transformers as a run does it."""
+    backend = plugin().attention_backend(ModelRequest())
+    if backend.register is not None:
+        backend.register()
+    return backend

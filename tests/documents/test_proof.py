@@ -12,15 +12,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from sftcore import AttentionBackend, DataError, ModelError, ModelRequest
+from sftcore import AttentionBackend, DataError, ModelError
 from sftcore.documents.proof import check_labels, keep_documents_apart
 from sftcore.documents.ways import POSITIONS, Way, block_mask
-from tests.documents.architectures import ARCHITECTURES, WINDOW, build
+from tests.documents.architectures import ARCHITECTURES, WINDOW, backend_of, build
 
 BACKENDS = {
     "sdpa": AttentionBackend("sdpa"),
     "eager": AttentionBackend("eager"),
-    "varlen": Varlen().attention_backend(ModelRequest()),
+    "varlen": backend_of(Varlen),
 }
 NAMED = ("Llama", "Qwen3", "Gemma3", "Mistral", "GPT2", "GPTNeoX", "OPT", "GptOss")
 MASKED = ("OPT", "GptOss")  # their forward makes its mask without looking at the position ids

@@ -10,10 +10,10 @@ from sftcore_plugins.attention.varlen import Varlen
 from sftcore_plugins.losses.nll import NLL
 from torch.nn.functional import cross_entropy
 
-from sftcore import AttentionBackend, ModelRequest, Plan
+from sftcore import AttentionBackend, Plan
 from sftcore.documents.ways import BOUNDARIES, POSITIONS, additive, block_mask, boundaries, mask_ways, ways_for
 from sftcore.model.bound_loss import NUM_ITEMS, bind_loss
-from tests.documents.architectures import build
+from tests.documents.architectures import backend_of, build
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
@@ -91,7 +91,7 @@ def loss_and_gradients(model, batch, num_items: float):
     ],
 )
 def test_a_packed_row_trains_like_its_documents_one_by_one(name, attention, way, checkpointing):
-    backend = Varlen().attention_backend(ModelRequest())
+    backend = backend_of(Varlen)
     undropped = {"dropout": 0.0, "attention_dropout": 0.0} if name == "OPT" else {}
     model = build(name, attention, **undropped).train()
     apply = next(one for one in ways_for(model, backend) if one.name == way)

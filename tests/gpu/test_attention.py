@@ -16,9 +16,9 @@ from sftcore_plugins.attention.sdpa import SDPA
 from sftcore_plugins.attention.varlen import Varlen, kernel
 from torch.profiler import ProfilerActivity, profile
 
-from sftcore import ModelError, ModelRequest
+from sftcore import ModelError
 from sftcore.documents.proof import keep_documents_apart
-from tests.documents.architectures import WINDOW, build
+from tests.documents.architectures import WINDOW, backend_of, build
 from tests.plugins.attention import reference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -47,7 +47,7 @@ def _full_float32(monkeypatch):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_packed_rows_give_loss_and_gradients_of_documents_alone_in_half_precision(plugin, model):
-    backend = plugin().attention_backend(ModelRequest())
+    backend = backend_of(plugin)
     rows, longest = (SHORT, WINDOW) if plugin is Flash1 else (reference.ROWS, None)
     ids = reference.ids_of(rows, device="cuda")
     own = on_gpu(model, backend.implementation)
@@ -60,7 +60,7 @@ def test_packed_rows_give_loss_and_gradients_of_documents_alone_in_half_precisio
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("plugin", [SDPA, Varlen, Flex])
 def test_packed_rows_give_loss_and_gradients_of_documents_alone_in_float32(plugin, model):
-    backend = plugin().attention_backend(ModelRequest())
+    backend = backend_of(plugin)
     ids = reference.ids_of(reference.ROWS, device="cuda")
     own = on_gpu(model, backend.implementation, "float32")
     proof = keep_documents_apart(own, backend, flattened=False)
@@ -72,7 +72,7 @@ def test_packed_rows_give_loss_and_gradients_of_documents_alone_in_float32(plugi
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("plugin", [one for one in PLUGINS if one is not Flash1])
 def test_padded_rows_give_loss_and_gradients_of_documents_alone(plugin, model):
-    backend = plugin().attention_backend(ModelRequest())
+    backend = backend_of(plugin)
     ids = reference.ids_of(reference.ROWS, device="cuda")
     got = reference.padded(on_gpu(model, backend.implementation), ids)
     reference.assert_same(got, reference.alone(on_gpu(model), ids), 5e-2)
@@ -85,7 +85,7 @@ def ran(model, ids, way):
 
 
 def test_flash_1_runs_torchs_flash_kernel_alone():
-    backend = Flash1().attention_backend(ModelRequest())
+    backend = backend_of(Flash1)
     model = on_gpu("Llama", backend.implementation)
     proof = keep_documents_apart(model, backend, flattened=True)
     names = ran(model, reference.ids_of(reference.ROWS, device="cuda"), proof.way)
@@ -95,7 +95,7 @@ def test_flash_1_runs_torchs_flash_kernel_alone():
 
 @pytest.mark.skipif(kernel() is None, reason="this torch has no varlen kernel with windows, scale and grouped heads")
 def test_varlen_takes_all_documents_in_one_call_of_torchs_kernel():
-    backend = Varlen().attention_backend(ModelRequest())
+    backend = backend_of(Varlen)
     model = on_gpu("Gemma3", backend.implementation)
     proof = keep_documents_apart(model, backend, flattened=True)
     names = ran(model, reference.ids_of(reference.ROWS, device="cuda"), proof.way)
@@ -103,7 +103,7 @@ def test_varlen_takes_all_documents_in_one_call_of_torchs_kernel():
 
 
 def test_flash_1_refuses_what_its_kernel_does_not_take_on_a_gpu():
-    backend = Flash1().attention_backend(ModelRequest())
+    backend = backend_of(Flash1)
     ids = torch.arange(3, 27, device="cuda")[None]
     with pytest.raises(ModelError, match="a document of 24 tokens exceeds it on cuda"):
         on_gpu("Gemma3", backend.implementation)(input_ids=ids, use_cache=False)
@@ -115,7 +115,7 @@ def test_flash_1_refuses_what_its_kernel_does_not_take_on_a_gpu():
 
 
 def test_flash_1_drops_attention_weights_on_a_gpu():
-    backend = Flash1().attention_backend(ModelRequest())
+    backend = backend_of(Flash1)
     model = on_gpu("Llama", backend.implementation)
     for module in model.modules():
         if hasattr(module, "attention_dropout"):

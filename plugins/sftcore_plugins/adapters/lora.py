@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sftcore import LoadedModel, Plan, Probe, Problem, hookimpl, plugin
-from sftcore_plugins.adapters._peft_methods import check_method, given, make_config, plain, wrap
+from sftcore_plugins.adapters._peft_methods import check_method, given, lora_options, make_config, plain, wrap
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -80,8 +80,3 @@ class LoRA:
             modules_to_save=self.modules_to_save,
         )
         return {**options, **further, **self.arguments}
-
-
-def lora_options(r: int | None, alpha: int | None, dropout: float | None) -> dict[str, Any]:
-    """LoRA's size with the defaults that are not PEFT's."""
-    return {"r": r or 16, "lora_alpha": alpha or 32, "lora_dropout": 0.05 if dropout is None else dropout}

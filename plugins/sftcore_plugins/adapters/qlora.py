@@ -7,10 +7,19 @@ from typing import Any, Literal
 
 import attrs
 
-from sftcore import LoadedModel, LoadOptions, ModelRequest, Plan, Probe, Problem, hookimpl, plugin
-from sftcore.model.precision import get_kbit_device_map, quantisation_of
-from sftcore_plugins.adapters._peft_methods import check_method, given, make_config, wrap
-from sftcore_plugins.adapters.lora import lora_options
+from sftcore import (
+    LoadedModel,
+    LoadOptions,
+    ModelRequest,
+    Plan,
+    Probe,
+    Problem,
+    get_kbit_device_map,
+    hookimpl,
+    plugin,
+)
+from sftcore.plugin_api import quantisation_of
+from sftcore_plugins.adapters._peft_methods import check_method, given, lora_options, make_config, wrap
 
 
 @plugin

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import attrs
 
 from sftcore import LoadedModel, ModelError, Plan, Probe, Problem, hookimpl, plugin
-from sftcore.config.checks import selective_of
+from sftcore.plugin_api import selective_of
 from sftcore_plugins.adapters._peft_methods import check_method
 
 

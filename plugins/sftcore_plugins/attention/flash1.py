@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftcore import AttentionBackend, ModelError, ModelRequest, Plan, Probe, Problem, hookimpl, plugin
-from sftcore.model.attention import planned_device, unsupported
+from sftcore.plugin_api import planned_device, unsupported
 from sftcore_plugins.attention._per_document import DocumentAttention, Features, attend_by_sdpa
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ class Flash1:
 
     @hookimpl
     def attention_backend(self, request: ModelRequest) -> AttentionBackend:
-        DOCUMENTS.register(NAME)
         return BACKEND
 
 
@@ -124,5 +123,7 @@ BACKEND = AttentionBackend(
     padding=False,
     dropout=("cuda",),
     boundaries=True,
+    compilable=False,  # dynamo of torch 2.14 stops with an error at the Python loop over documents
     calls=lambda: DOCUMENTS.calls,
+    register=lambda: DOCUMENTS.register(NAME),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sftcore import AttentionBackend, ModelRequest, Plan, Probe, Problem, hookimpl, plugin
-from sftcore.model.attention import unsupported
+from sftcore.plugin_api import unsupported
 
 BACKEND = AttentionBackend(
     "flex_attention",

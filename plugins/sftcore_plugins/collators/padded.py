@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from sftcore import Collator, Plan, hookimpl, plugin
-from sftcore.data.collate import filler_of, multiple_of, pad_rows
+from sftcore.plugin_api import filler_of, multiple_of, pad_rows
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +22,17 @@ class Padded:
     """
 
     @hookimpl
+    def flattens(self) -> bool:
+        return False
+
+    @hookimpl
     def make_collator(self, processor: Any, plan: Plan) -> Collator:
         return PaddedCollator(filler_of(processor), multiple_of(plan))
 
 
 @frozen
 class PaddedCollator:
-    """See `sftcore.data.collate.pad_rows` for shapes and dtypes."""
+    """See `sftcore.plugin_api.pad_rows` for shapes and dtypes."""
 
     pad_token_id: int
     pad_to_multiple_of: int = 1

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import field, frozen
 
-from sftcore import Collator, Plan, hookimpl, plugin
-from sftcore.core.errors import ConflictError, DataError, RowError
-from sftcore.core.types import Probe, Problem
-from sftcore.data.collate import filler_of, flatten_rows, multiple_of, pad_rows
-from sftcore.data.images.pictures import DOCUMENTS
-from sftcore.data.images.reference import MAX_PIXELS, open_image
+from sftcore import Collator, ConflictError, DataError, Plan, Probe, Problem, RowError, hookimpl, plugin
+from sftcore.plugin_api import (
+    DOCUMENTS,
+    MAX_PIXELS,
+    filler_of,
+    flatten_rows,
+    multiple_of,
+    open_image,
+    pad_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,6 +51,10 @@ class VisionLanguage:
             )
 
     @hookimpl
+    def flattens(self, plan: Plan) -> bool:
+        return self.flattened or bool(plan.settings.get("padding_free"))
+
+    @hookimpl
     def make_collator(self, processor: Any, plan: Plan) -> Collator:
         if getattr(processor, "image_processor", None) is None:
             raise ConflictError(
@@ -54,15 +62,14 @@ class VisionLanguage:
                 fix="Pass processing_class=AutoProcessor.from_pretrained(…), or leave collator out.",
             )
         limit = plan.settings.get("max_image_pixels") or MAX_PIXELS
-        flattened = self.flattened or bool(plan.settings.get("padding_free"))
-        return VisionCollator(processor, filler_of(processor), multiple_of(plan), flattened, limit)
+        return VisionCollator(processor, filler_of(processor), multiple_of(plan), self.flattens(plan), limit)
 
 
 @frozen
 class VisionCollator:
     """Rows with `input_ids`, `labels` and `documents` into a batch.
 
-    The layout is that of `sftcore.data.collate.pad_rows`, or with `flattened` of `flatten_rows`: see there for shapes
+    The layout is that of `sftcore.plugin_api.pad_rows`, or with `flattened` of `flatten_rows`: see there for shapes
     and dtypes. Beside it stand what the processor makes of the images, in the order of the documents (pixel_values and
     whatever tells the model their grid, sizes or mask, in the processor's own shapes), and token_type_ids or
     mm_token_type_ids (rows, width) int64 where the processor gives them. `images` says that it takes rows with images.

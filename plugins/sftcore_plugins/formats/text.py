@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sftcore import Example, Formatter, Row, hookimpl, plugin
 from sftcore.rows import text_of
 
@@ -11,6 +14,11 @@ class Text:
     """Rows with one text, trained on whole; the EOS token is appended once."""
 
     field: str = "text"
+
+    @hookimpl
+    def options_from(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        field = settings.get("dataset_text_field")
+        return None if field is None else {"field": field}
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from sftcore import Example, Formatter, Row, RowError, TokenizedRow, hookimpl, plugin
-from sftcore.core.types import IGNORED
+from sftcore.plugin_api import IGNORED
 from sftcore.rows import value_of
 
 

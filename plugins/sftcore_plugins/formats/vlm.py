@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
 from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
-from sftcore.core.types import IMAGE
+from sftcore.plugin_api import IMAGE
 from sftcore.rows import (
     images_of,
     is_trained_turns,
@@ -19,7 +20,7 @@ from sftcore.rows import (
     tools_of,
     value_of,
 )
-from sftcore_plugins.formats.sharegpt import ShareGPT
+from sftcore_plugins.formats._sharegpt_turns import ShareGPTTurns
 
 
 @plugin
@@ -43,6 +44,11 @@ class VisionLanguage:
     template_kwargs: str = "chat_template_kwargs"
     roles: dict[str, str] = attrs.field(factory=dict)
     trained_turns: str = attrs.field(default="all", validator=is_trained_turns)
+
+    @hookimpl
+    def options_from(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        field = settings.get("dataset_text_field")
+        return None if field is None else {"text": field}
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
@@ -70,8 +76,7 @@ class VisionLanguage:
         return self._conversation(row, self._turns(value_of(row, self.messages), self.messages))
 
     def _sharegpt(self, row: Row) -> Example:
-        reader = ShareGPT(conversations=self.conversations, tools=self.tools, roles=self.roles)
-        return self._conversation(row, reader.messages_of(row))
+        return self._conversation(row, ShareGPTTurns(self.conversations, roles=self.roles).messages_of(row))
 
     def _conversation(self, row: Row, turns: list[Message]) -> Example:
         placed, images = place_images(turns, images_of(row, self.images, self.image), self.marker)

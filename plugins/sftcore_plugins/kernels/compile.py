@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
-LOOPS_OVER_DOCUMENTS = ("varlen", "flash-1")
-"""Attentions with a Python loop over the documents of a row, at which dynamo of torch 2.14 stops with an error."""
-
 
 @plugin
 class Compile:
@@ -44,10 +41,10 @@ class Compile:
             )
         if plan.settings.get("use_cpu") and self.backend == "inductor" and not _compiler():
             yield Problem(NO_COMPILER, where, USE_EAGER)
-        attention = next((one.name for one in plan.selected("attention")), None)
-        if attention in LOOPS_OVER_DOCUMENTS:
+        if plan.attention is not None and not plan.attention.compilable:
+            label = ", ".join(one.label for one in plan.selected("attention")) or plan.attention.implementation
             yield Problem(
-                f'attention "{attention}" goes through documents one by one in Python, which no graph can hold.',
+                f"{label} cannot be compiled: it declares that torch.compile cannot trace it.",
                 where,
                 'Drop the plugin, or choose attention "sdpa".',
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftcore import LoadedModel, ModelError, PatchReport, Plan, Probe, Problem, hookimpl, plugin
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 MLPS = {"swiglu": ("silu", "swish"), "geglu": ("gelu_pytorch_tanh",), "relu_squared": ("relu2",)}
 """Liger's names of MLP kernels, and the activations of a model's configuration that each of them computes."""
 
-KERNELS = ("rope", "rms_norm", "layer_norm", *MLPS, "cross_entropy", "fused_linear_cross_entropy")
+LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
+"""Switches for what is a loss here, and a plugin of its own."""
+
+KERNELS = ("rope", "rms_norm", "layer_norm", *MLPS, *LOSSES)
 """Every switch of Liger's functions that patch a model."""
 
 
@@ -33,19 +36,28 @@ class Liger:
     mlp: bool = True
 
     @hookimpl
+    def options_from(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        if not settings.get("use_liger_kernel"):
+            return None
+        config = dict(settings.get("liger_kernel_config") or {})
+        mlps = [config.pop(name) for name in MLPS if name in config]
+        kernels = {name: value for name, value in config.items() if name not in LOSSES}
+        return {**kernels, **({"mlp": all(mlps)} if mlps else {})}
+
+    @hookimpl
     def claims(self) -> Iterable[str]:
         return [f"kernel.{name}" for name in ("rope", "rms_norm", "mlp") if getattr(self, name)]
 
     @hookimpl
     def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:
-        yield from check_device(plan, "kernel: liger")
+        yield from _check_device(plan)
 
     @hookimpl
     def patch_kernels(self, loaded: LoadedModel, plan: Plan) -> PatchReport:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
-        refuse_device('kernel "liger"')
-        model = causal_of(loaded.model)
+        _refuse_device()
+        model = _causal_of(loaded.model)
         _refuse_unsloth(model)
         kind = model.config.model_type
         wanted = [name for name in ("rope", "rms_norm", "layer_norm", "mlp") if getattr(self, name)]
@@ -84,7 +96,7 @@ def _why_not(switch: str, model: Any) -> str:
         activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
         if activation not in MLPS[switch]:
             return f"it computes {MLPS[switch][0]}, and the model {activation}"
-    return _interpreter_fails(switch) if is_interpreted() else ""
+    return _interpreter_fails(switch) if _is_interpreted() else ""
 
 
 def _interpreter_fails(switch: str) -> str:
@@ -106,19 +118,20 @@ def _interpreter_fails(switch: str) -> str:
     return ""
 
 
-# --- Shared with the loss of the same name --------------------------------------------------------------------------
-def is_interpreted() -> bool:
+# --- Devices, as in the loss of the same name -----------------------------------------------------------------------
+def _is_interpreted() -> bool:
     """Whether Triton runs its kernels in Python, on any device, as TRITON_INTERPRET=1 asks before its import."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def check_device(plan: Plan, where: str) -> Iterator[Problem]:
+def _check_device(plan: Plan) -> Iterator[Problem]:
     """A run on the CPU has no Triton, but for its interpreter."""
-    if plan.settings.get("use_cpu") and not is_interpreted():
-        yield Problem("Liger's kernels need a GPU, and the run asks for the CPU (use_cpu).", where, fix=WITHOUT_GPU)
+    if plan.settings.get("use_cpu") and not _is_interpreted():
+        what = "Liger's kernels need a GPU, and the run asks for the CPU (use_cpu)."
+        yield Problem(what, "kernel: liger", fix=WITHOUT_GPU)
 
 
-def refuse_device(label: str) -> None:
+def _refuse_device() -> None:
     """The same, once torch can be asked.
 
     Raises:
@@ -126,14 +139,14 @@ def refuse_device(label: str) -> None:
     """
     import torch
 
-    if not torch.accelerator.is_available() and not is_interpreted():
-        raise ModelError(f"{label} needs a GPU, and there is none.", fix=WITHOUT_GPU)
+    if not torch.accelerator.is_available() and not _is_interpreted():
+        raise ModelError('kernel "liger" needs a GPU, and there is none.', fix=WITHOUT_GPU)
 
 
 WITHOUT_GPU = "Drop it (use_liger_kernel), or set TRITON_INTERPRET=1 to try it slowly in Triton's interpreter."
 
 
-def causal_of(model: Any) -> Any:
+def _causal_of(model: Any) -> Any:
     """The causal model inside PEFT's wrapper, if there is one."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 

@@ -16,6 +16,10 @@ class GGUF:
     file: str | None = None
 
     @hookimpl
+    def loads(self, request: ModelRequest) -> bool:
+        return (request.name or "").lower().endswith(".gguf")
+
+    @hookimpl
     def claims(self) -> Iterable[str]:
         return ["model.load"]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import attrs
-
 from sftcore import LoadedModel, LoadOptions, ModelRequest, hookimpl, plugin
+from sftcore_plugins.loaders._saved import base_of, has, is_adapter, load_processor
 
 
 @plugin
@@ -20,21 +19,13 @@ class HuggingFace:
 
     @hookimpl
     def load_processor(self, request: ModelRequest) -> Any:
-        from transformers import AutoProcessor, AutoTokenizer
-
-        known = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
-        if not _is_adapter(request):
-            return AutoProcessor.from_pretrained(request.name, **known)
-        try:
-            return AutoTokenizer.from_pretrained(request.name, **known)
-        except (OSError, ValueError):  # an adapter saved by PEFT alone has no tokenizer of its own
-            return self.load_processor(_base_of(request))
+        return load_processor(request)
 
     @hookimpl
     def load_model(self, request: ModelRequest, options: LoadOptions) -> LoadedModel:
         import transformers
 
-        if _is_adapter(request):
+        if is_adapter(request):
             return self._with_adapter(request, options)
         known = {"revision": request.revision, "trust_remote_code": request.trust_remote_code}
         config = transformers.AutoConfig.from_pretrained(request.name, **known)
@@ -49,9 +40,9 @@ class HuggingFace:
     def _with_adapter(self, request: ModelRequest, options: LoadOptions) -> LoadedModel:
         from peft import PeftModel
 
-        if options.kwargs.get("use_safetensors") and not _has(request, "adapter_model.safetensors"):
+        if options.kwargs.get("use_safetensors") and not has(request, "adapter_model.safetensors"):
             raise OSError("the adapter's weights are a pickle file, which can run code when it is read")
-        base = self.load_model(_base_of(request), options)
+        base = self.load_model(base_of(request), options)
         rows = _saved_embedding_rows(request)
         notes: tuple[str, ...] = (f"adapter {request.name} trains on, on its base {base.request.name}",)
         if rows and rows != base.model.get_input_embeddings().weight.shape[0]:
@@ -62,31 +53,6 @@ class HuggingFace:
 
 
 _EMBEDDINGS = {"embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out"}
-
-
-def _is_adapter(request: ModelRequest) -> bool:
-    """Whether the model's name is that of a saved adapter, which has no config.json of a model."""
-    return not _has(request, "config.json") and _has(request, "adapter_config.json")
-
-
-def _has(request: ModelRequest, file: str) -> bool:
-    from transformers.utils import cached_file
-
-    missing_is_fine = {
-        "_raise_exceptions_for_gated_repo": False,
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    return cached_file(request.name, file, revision=request.revision, **missing_is_fine) is not None
-
-
-def _base_of(request: ModelRequest) -> ModelRequest:
-    from peft import PeftConfig
-
-    config = PeftConfig.from_pretrained(request.name, revision=request.revision)
-    if not config.base_model_name_or_path:
-        raise OSError(f"the adapter {request.name} does not say which base it belongs to")
-    return attrs.evolve(request, name=config.base_model_name_or_path, revision=config.revision)
 
 
 def _saved_embedding_rows(request: ModelRequest) -> int | None:

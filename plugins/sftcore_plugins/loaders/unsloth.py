@@ -10,8 +10,8 @@ import attrs
 from attrs.validators import ge
 
 from sftcore import LoadedModel, LoadOptions, ModelRequest, Plan, Probe, Problem, hookimpl, plugin
-from sftcore.config.probe import adapter_folder
-from sftcore_plugins.loaders.hf import HuggingFace
+from sftcore.plugin_api import adapter_folder
+from sftcore_plugins.loaders._saved import load_processor
 
 WHERE = "loader: unsloth"
 
@@ -72,7 +72,7 @@ class Unsloth:
     @hookimpl
     def load_processor(self, request: ModelRequest) -> Any:
         # Unsloth's own tokenizer is transformers' with another pad token and length, which the run settles by itself
-        return HuggingFace().load_processor(request)
+        return load_processor(request)
 
     @hookimpl
     def load_model(self, request: ModelRequest, options: LoadOptions) -> LoadedModel:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from sftcore import LoadedModel, LossFunction, LossOutput, ModelError, Plan, Probe, Problem, hookimpl, plugin
-from sftcore_plugins.kernels.liger import check_device, refuse_device
+from sftcore import (
+    LoadedModel,
+    LossFunction,
+    LossOutput,
+    ModelError,
+    Plan,
+    Probe,
+    Problem,
+    RecipeError,
+    hookimpl,
+    plugin,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -30,12 +41,29 @@ class LigerLoss:
     accumulate_in_float32: bool = True
 
     @hookimpl
+    def options_from(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        if not settings.get("use_liger_kernel"):
+            return None
+        config = settings.get("liger_kernel_config") or {}
+        whole = bool(config.get("cross_entropy", False))
+        fused = bool(config.get("fused_linear_cross_entropy", not whole))
+        if whole and fused:
+            raise RecipeError(
+                "cross_entropy and fused_linear_cross_entropy exclude each other.",
+                where="liger_kernel_config",
+                fix="Set one of them to false.",
+            )
+        return {} if fused else {"fused": False} if whole else None
+
+    @hookimpl
     def claims(self) -> Iterable[str]:
         return ["loss.cross_entropy"]
 
     @hookimpl
     def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:
-        yield from check_device(plan, "loss: liger")
+        if plan.settings.get("use_cpu") and not _is_interpreted():
+            what = "Liger's loss needs a GPU, and the run asks for the CPU (use_cpu)."
+            yield Problem(what, "loss: liger", fix=WITHOUT_GPU)
         for adapter in plan.selected("adapter") if self.fused else ():
             if head := _adapted_head(adapter.options):
                 yield Problem(
@@ -46,10 +74,14 @@ class LigerLoss:
 
     @hookimpl
     def make_loss(self, loaded: LoadedModel, plan: Plan) -> LossFunction:
-        refuse_device('loss "liger"')
+        import torch
+
+        if not torch.accelerator.is_available() and not _is_interpreted():
+            raise ModelError('loss "liger" needs a GPU, and there is none.', fix=WITHOUT_GPU)
         return LigerCrossEntropy(self.fused, self.accumulate_in_float32)
 
 
+WITHOUT_GPU = "Drop it (use_liger_kernel), or set TRITON_INTERPRET=1 to try it slowly in Triton's interpreter."
 NOT_FUSED = (
     "Use loss: {liger: {fused: false}} (with use_liger_kernel, liger_kernel_config: {cross_entropy: true}), "
     'or loss "nll".'
@@ -131,6 +163,11 @@ def plain_linear(module: torch.nn.Module) -> torch.nn.Linear:
             fix=NOT_FUSED,
         )
     return module
+
+
+def _is_interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on any device, as TRITON_INTERPRET=1 asks before its import."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def _adapted_head(options: Mapping[str, Any]) -> str | None:

@@ -26,6 +26,11 @@ class NEFTune:
     """The paper tries 5, 10 and 15."""
 
     @hookimpl
+    def options_from(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        alpha = settings.get("neftune_noise_alpha")
+        return None if alpha is None else {"alpha": alpha}
+
+    @hookimpl
     def claims(self) -> Iterable[str]:
         return ["embedding.noise"]
 

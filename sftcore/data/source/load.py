@@ -53,7 +53,7 @@ def inspect(source: str | Sequence[str], setup: Setup) -> Source:
         raise DataError("the file holds no rows.", where=files.label, fix="Give a file with at least one row.")
     columns = list(dict.fromkeys(key for _, row in sample for key in row))
     bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, files.label)
-    reader = reader_for(bound, columns, files.label)
+    reader = reader_for(bound, columns, files.label, setup.plugins)
     _read_all(reader, sample)
     return Source(files.label, files, reader)
 

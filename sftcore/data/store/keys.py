@@ -42,6 +42,7 @@ def key_of(
     packing: str,
     processor: Any = None,
     numbering: Sequence[int] | None = None,
+    wrappers: Sequence[Bound] = (),
 ) -> Key | None:
     """The key of a prepared set, or None where something in it has no stable hash (a function that cannot be pickled).
 
@@ -54,6 +55,7 @@ def key_of(
         packing: how rows are packed, in words; empty where they are not.
         numbering: what the rows are called in the ledger, where that is not their place.
         processor: of a vision-language model, whose settings decide how many tokens an image has.
+        wrappers: plugins that wrap what the format makes of a row.
     """
     assert format is not None
     read = _function_digest(format) if callable(format) else plugin_digest(format)
@@ -62,7 +64,7 @@ def key_of(
     return Key(
         {
             "the rows": rows_digest(dataset),
-            "the format": read,
+            "the format": digest_of(*(one.encode() for one in (read, *map(plugin_digest, wrappers)))),
             "the chat template": digest_of(json.dumps(plain(tokenizer.chat_template)).encode()),
             "the tokenizer": tokenizer_digest(tokenizer),
             "the image processor": "" if processor is None else _images_digest(processor, settings),

@@ -8,6 +8,7 @@ import multiprocessing
 import pytest
 from datasets import Dataset
 
+from sftcore.core.types import Selection
 from tests.conftest import CHATML, alpaca_rows, make_tokenizer
 from tests.data.test_pipeline import preparation
 
@@ -66,6 +67,32 @@ def test_the_source_of_a_plugin_is_part_of_the_key(tokenizer, tmp_path, monkeypa
     prepared(tokenizer)
     monkeypatch.setattr(keys, "source_digest", lambda path: f"edited {path}")
     assert "differs from what is in the cache: the format, sftcore" in prepared(tokenizer)[2]
+
+
+WRAPPER = '''
+from sftcore import hookimpl, plugin
+
+@plugin
+class Loud:
+    """Rows in capital letters."""
+
+    @hookimpl(wrapper=True)
+    def make_formatter(self):
+        read = yield
+        return lambda row: read({key: value.upper() for key, value in row.items()})
+'''
+
+
+def test_a_plugin_that_wraps_the_format_is_part_of_the_key(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "loud-1.0.dist-info").mkdir()
+    (tmp_path / "loud-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1.0\n")
+    (tmp_path / "loud-1.0.dist-info" / "entry_points.txt").write_text("[sftcore.noise]\nloud = loud:Loud\n")
+    (tmp_path / "loud.py").write_text(WRAPPER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plain = prepared(tokenizer)
+    loud = prepared(tokenizer, chosen=[Selection("noise", "loud")])
+    assert "differs from what is in the cache: the format (" in loud[2]
+    assert loud[0]["input_ids"] != plain[0]["input_ids"]
 
 
 def test_a_function_that_has_no_stable_hash_is_not_cached(tokenizer, cache):

@@ -9,14 +9,14 @@ from sftcore_plugins.attention._per_document import Features
 from sftcore_plugins.attention.flash1 import DOCUMENTS, Flash1
 from torch.profiler import ProfilerActivity, profile
 
-from sftcore import ModelError, ModelRequest, SFTTrainer
+from sftcore import ModelError, SFTTrainer
 from sftcore.documents.ways import boundaries
 from tests.conftest import make_llama
-from tests.documents.architectures import build
+from tests.documents.architectures import backend_of, build
 from tests.plugins.attention.test_varlen import layer, positions_of, states
 from tests.train.test_trainer import config, losses
 
-BACKEND = Flash1().attention_backend(ModelRequest())
+BACKEND = backend_of(Flash1)
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 ROWS = [{"prompt": f"say {i}:", "completion": " hello" * (1 + i % 5)} for i in range(12)]
 

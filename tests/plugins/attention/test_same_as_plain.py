@@ -11,9 +11,8 @@ from sftcore_plugins.attention.flex import Flex
 from sftcore_plugins.attention.sdpa import SDPA
 from sftcore_plugins.attention.varlen import Varlen
 
-from sftcore import ModelRequest
 from sftcore.documents.proof import keep_documents_apart
-from tests.documents.architectures import build
+from tests.documents.architectures import backend_of, build
 from tests.plugins.attention import reference
 
 PLUGINS = {"sdpa": SDPA, "eager": Eager, "varlen": Varlen, "flash-1": Flash1}
@@ -24,7 +23,7 @@ IDS = reference.ids_of(reference.ROWS)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("attention", PLUGINS)
 def test_packed_rows_give_loss_and_gradients_of_documents_alone(attention, model):
-    backend = PLUGINS[attention]().attention_backend(ModelRequest())
+    backend = backend_of(PLUGINS[attention])
     own = build(model, backend.implementation)
     proof = keep_documents_apart(own, backend, flattened=False)
     assert proof.gaps.neighbours == 0
@@ -37,14 +36,14 @@ def test_packed_rows_give_loss_and_gradients_of_documents_alone(attention, model
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("attention", [name for name in PLUGINS if name != "flash-1"])
 def test_padded_rows_give_loss_and_gradients_of_documents_alone(attention, model):
-    backend = PLUGINS[attention]().attention_backend(ModelRequest())
+    backend = backend_of(PLUGINS[attention])
     got = reference.padded(build(model, backend.implementation), IDS)
     reference.assert_same(got, reference.alone(build(model, "eager"), IDS), 1e-4)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_flex_gives_the_logits_of_documents_alone_on_a_cpu(model):
-    backend = Flex().attention_backend(ModelRequest())
+    backend = backend_of(Flex)
     own, plain = build(model, backend.implementation).eval(), build(model, "eager").eval()
     proof = keep_documents_apart(own, backend, flattened=False)
     assert (proof.way.name, proof.gaps.neighbours) == ("positions", 0)
@@ -60,7 +59,7 @@ def _packed_logits(model, way):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_flash_2_gives_them_in_half_precision_with_a_double_of_flash_attn(model, flash_attn):
-    backend = Flash2().attention_backend(ModelRequest())
+    backend = backend_of(Flash2)
     own, plain = build(model, backend.implementation, dtype="bfloat16"), build(model, "sdpa", dtype="bfloat16")
     proof = keep_documents_apart(own, backend, flattened=False)
     assert (proof.way.name, proof.gaps.neighbours) == ("boundaries", 0)

@@ -17,11 +17,11 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward a
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_attention
 from transformers.models.llama.modeling_llama import eager_attention_forward as llama_attention
 
-from sftcore import ModelError, ModelRequest
+from sftcore import ModelError
 from sftcore.documents.ways import additive, block_mask, boundaries
-from tests.documents.architectures import build
+from tests.documents.architectures import backend_of, build
 
-BACKEND = Varlen().attention_backend(ModelRequest())
+BACKEND = backend_of(Varlen)
 ONE_ROW = [[5, 1, 12, 1, 3]]
 TWO_ROWS = [[5, 1, 6], [1, 9, 2]]
 

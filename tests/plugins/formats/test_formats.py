@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from sftcore import Example, Part, RecipeError, RowError, TokenizedRow
 from sftcore.core.discovery import discover
-from sftcore.core.registry import Blocklist, bind
+from sftcore.core.registry import ActivePlugins, Blocklist, bind
 from sftcore.core.types import Selection
 from sftcore.data.format import reader_for
 
 
 def read(format_name: str, row: dict, **options) -> Example:
     bound = bind(Selection("format", format_name, options), discover(), Blocklist())
-    (example,) = reader_for(bound, tuple(row), "data").read(row, 7)
+    (example,) = reader_for(bound, tuple(row), "data", ActivePlugins([])).read(row, 7)
     return example
 
 
@@ -331,7 +331,7 @@ _columns = st.sampled_from(
 )  # fmt: skip
 _value = st.one_of(_anything, st.lists(_turn, max_size=3), st.lists(st.integers(-5, 5), max_size=4))
 READERS = {
-    name: reader_for(bind(Selection("format", name), discover(), Blocklist()), (), "data")
+    name: reader_for(bind(Selection("format", name), discover(), Blocklist()), (), "data", ActivePlugins([]))
     for name in ("text", "chat", "prompt-completion", "sharegpt", "alpaca", "tokenized")
 }
 

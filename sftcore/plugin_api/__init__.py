@@ -1,0 +1,75 @@
+"""What plugins may use besides `sftcore` and `sftcore.rows`: readers of plans, and parts that built-ins are made of.
+
+Names are imported on first use, so that a plugin's module stays light; those marked * import torch or transformers when
+they are called. Nothing else in sftcore is meant for plugins: it may move without notice.
+
+| for | names |
+|---|---|
+| formats | `IGNORED`, the label of a token that does not count; `IMAGE`, the place of an image in a text |
+| collators | `pad_rows`*, `flatten_rows`*, `filler_of`, `multiple_of` |
+| collators of images | `DOCUMENTS`, `MAX_PIXELS`, `open_image` |
+| attentions | `planned_device`, `unsupported` |
+| loaders, adapters | `adapter_folder`, `quantisation_asked_for`, `quantisation_of`*, `prepare_quantised`* |
+| adapters | `selective_of`, `vision_parts`* |
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sftcore.config.checks import selective_of
+    from sftcore.config.probe import adapter_folder, quantisation_asked_for
+    from sftcore.core.types import IGNORED, IMAGE
+    from sftcore.data.collate import filler_of, flatten_rows, multiple_of, pad_rows
+    from sftcore.data.images.pictures import DOCUMENTS
+    from sftcore.data.images.reference import MAX_PIXELS, open_image
+    from sftcore.model.attention import planned_device, unsupported
+    from sftcore.model.precision import prepare_quantised, quantisation_of
+    from sftcore.model.vision import vision_parts
+
+_WHERE = {
+    "config.checks": ("selective_of",),
+    "config.probe": ("adapter_folder", "quantisation_asked_for"),
+    "core.types": ("IGNORED", "IMAGE"),
+    "data.collate": ("filler_of", "flatten_rows", "multiple_of", "pad_rows"),
+    "data.images.pictures": ("DOCUMENTS",),
+    "data.images.reference": ("MAX_PIXELS", "open_image"),
+    "model.attention": ("planned_device", "unsupported"),
+    "model.precision": ("prepare_quantised", "quantisation_of"),
+    "model.vision": ("vision_parts",),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "DOCUMENTS",
+    "IGNORED",
+    "IMAGE",
+    "MAX_PIXELS",
+    "adapter_folder",
+    "filler_of",
+    "flatten_rows",
+    "multiple_of",
+    "open_image",
+    "pad_rows",
+    "planned_device",
+    "prepare_quantised",
+    "quantisation_asked_for",
+    "quantisation_of",
+    "selective_of",
+    "unsupported",
+    "vision_parts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"sftcore.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})
