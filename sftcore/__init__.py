@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
-    "chat.tokens": ("clone_chat_template",),
+    "model.embeddings": ("clone_chat_template",),
     "compat.chat_template_utils": ("get_training_chat_template", "supports_tool_calling"),
     "compat.collator": ("DataCollatorForLanguageModeling",),
     "config.sft_config": ("ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config"),
