@@ -1,6 +1,6 @@
 """Reading rows: what formats share, with errors that say which column is wrong and how to mend it.
 
-A function here raises `RowError` without a place; the core adds data set and row number.
+A function here raises `RowError` without a where; the core adds data set and row number.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_messages(
     if not value:
         raise RowError(f'the column "{column}" is an empty list.', fix="Drop the row.")
     return [
-        _plain(turn, roles) or _message(turn, f"{column}[{i}]", roles or {}, format_name)
+        _simple_message(turn, roles) or _message(turn, f"{column}[{i}]", roles or {}, format_name)
         for i, turn in enumerate(value)
     ]
 
@@ -141,10 +141,10 @@ def images_of(row: Row, *columns: str) -> list[Any]:
 
 
 def place_images(messages: Sequence[Message], images: Sequence[Any], marker: str) -> tuple[list[Message], list[Any]]:
-    """Messages with a part of type "image" at the place of each image, and the images in the order of their places.
+    """Messages with a part of type "image" at the where of each image, and the images in the order of their places.
 
     Places are the `marker` in plain contents, and parts of type "image" (or "image_url", OpenAI's), which may hold an
-    image of their own. Without any place, the images stand before the first user's words.
+    image of their own. Without any where, the images stand before the first user's words.
 
     Raises:
         RowError: another number of images than of empty places, or a part of a kind that is not an image or a text.
@@ -158,8 +158,8 @@ def place_images(messages: Sequence[Message], images: Sequence[Any], marker: str
     empty = sum(one is None for one in held)
     if empty != len(images):
         raise RowError(
-            f"the row has {_number(len(images), 'image')}, and its messages have {_number(empty, 'place')} for them.",
-            fix=f'A place is {marker} in a text, or a part {{"type": "image"}}: give as many as there are images.',
+            f"the row has {_number(len(images), 'image')}, and its messages have {_number(empty, 'where')} for them.",
+            fix=f'A where is {marker} in a text, or a part {{"type": "image"}}: give as many as there are images.',
         )
     left = iter(images)
     return [_without_held(one) for one in parted], [next(left) if one is None else one for one in held]
@@ -174,16 +174,16 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _from_json(text: str, place: str, *, fix: str) -> Any:
+def _from_json(text: str, where: str, *, fix: str) -> Any:
     if not text.strip():
         return None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise RowError(f"{place} is no JSON: {error}.", fix=fix) from None
+        raise RowError(f"{where} is no JSON: {error}.", fix=fix) from None
 
 
-def _plain(turn: Any, roles: Mapping[str, str] | None) -> Message | None:
+def _simple_message(turn: Any, roles: Mapping[str, str] | None) -> Message | None:
     """A turn that is a known role and a text and nothing else, as most are: no part of it needs a closer look."""
     if type(turn) is not dict:
         return None
@@ -197,30 +197,30 @@ def _plain(turn: Any, roles: Mapping[str, str] | None) -> Message | None:
     return Message(role, content)
 
 
-def _message(turn: Any, place: str, roles: Mapping[str, str], format_name: str) -> Message:
+def _message(turn: Any, where: str, roles: Mapping[str, str], format_name: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise RowError(f"{place} is {_kind(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
+        raise RowError(f"{where} is {_kind(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
     turn = {key: value for key, value in turn.items() if value is not None}
-    role = _role(turn, place, roles, format_name)
-    place = f"{place} ({role})"
-    calls = _calls(turn.get("tool_calls"), place)
+    role = _role(turn, where, roles, format_name)
+    where = f"{where} ({role})"
+    calls = _calls(turn.get("tool_calls"), where)
     content = turn.get("content")
     if content is None and not calls:
-        raise RowError(f'{place} has no "content".', fix="Give it a text, or drop the row.")
+        raise RowError(f'{where} has no "content".', fix="Give it a text, or drop the row.")
     if content is not None and not isinstance(content, (str, list, tuple)):
-        raise RowError(f"{place}: content is {_kind(content)}, not a text: {_short(content)}.")
+        raise RowError(f"{where}: content is {_kind(content)}, not a text: {_short(content)}.")
     weight = turn.get("weight")
     if weight is not None and not (isinstance(weight, (int, float)) and 0 <= weight <= 1):
-        raise RowError(f"{place}: weight is a number from 0.0 to 1.0, got {weight!r}.")
+        raise RowError(f"{where}: weight is a number from 0.0 to 1.0, got {weight!r}.")
     train = turn.get("train")
     if train is not None and not isinstance(train, bool):
-        raise RowError(f"{place}: train is true or false, got {train!r}.")
+        raise RowError(f"{where}: train is true or false, got {train!r}.")
     return Message(
         role=role,
-        content=content if content is None or isinstance(content, str) else [_part(part, place) for part in content],
+        content=content if content is None or isinstance(content, str) else [_part(part, where) for part in content],
         train=train,
         weight=None if weight is None else float(weight),
-        reasoning=_reasoning(turn, place),
+        reasoning=_reasoning(turn, where),
         tool_calls=calls,
         tool_call_id=turn.get("tool_call_id"),
         name=turn.get("name"),
@@ -228,56 +228,56 @@ def _message(turn: Any, place: str, roles: Mapping[str, str], format_name: str) 
     )
 
 
-def _role(turn: Mapping[str, Any], place: str, roles: Mapping[str, str], format_name: str) -> str:
+def _role(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], format_name: str) -> str:
     role = turn.get("role")
     if role is None:
-        raise RowError(f'{place} has no "role".', fix=f"It has: {', '.join(map(str, turn)) or 'nothing'}.")
+        raise RowError(f'{where} has no "role".', fix=f"It has: {', '.join(map(str, turn)) or 'nothing'}.")
     if not isinstance(role, str):
-        raise RowError(f"{place}: role is {_kind(role)}, not a text: {_short(role)}.")
+        raise RowError(f"{where}: role is {_kind(role)}, not a text: {_short(role)}.")
     role = roles.get(role, role)
     if role not in _ROLES:
         raise RowError(
-            f'{place}: role "{role}" is not known.{nearest(role, ROLES)}',
+            f'{where}: role "{role}" is not known.{nearest(role, ROLES)}',
             fix=f"Known roles: {', '.join(ROLES)}. "
             f"Map it with format: {{{format_name}: {{roles: {{{role}: assistant}}}}}}.",
         )
     return role
 
 
-def _reasoning(turn: Mapping[str, Any], place: str) -> str | None:
+def _reasoning(turn: Mapping[str, Any], where: str) -> str | None:
     """The reasoning under whichever name it has; two names must agree."""
     found = {name: turn[name] for name in REASONING if name in turn}
     for name, value in found.items():
         if not isinstance(value, str):
-            raise RowError(f"{place}: {name} is {_kind(value)}, not a text: {_short(value)}.")
+            raise RowError(f"{where}: {name} is {_kind(value)}, not a text: {_short(value)}.")
     if len(set(found.values())) > 1:
-        raise RowError(f"{place}: {' and '.join(found)} differ.", fix="Keep one of them.")
+        raise RowError(f"{where}: {' and '.join(found)} differ.", fix="Keep one of them.")
     return next(iter(found.values()), None)
 
 
-def _part(part: Any, place: str) -> Part:
+def _part(part: Any, where: str) -> Part:
     if isinstance(part, str):
         return Part("text", part)
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-        raise RowError(f"{place}: a part of the content has no type: {_short(part)}.")
+        raise RowError(f"{where}: a part of the content has no type: {_short(part)}.")
     clean = without_nulls(part)
     return Part(
         clean["type"], clean.get("text"), {key: got for key, got in clean.items() if key not in ("type", "text")}
     )
 
 
-def _calls(value: Any, place: str) -> list[Mapping[str, Any]]:
+def _calls(value: Any, where: str) -> list[Mapping[str, Any]]:
     """Tool calls: a list of mappings, or JSON text of it."""
     if isinstance(value, str):
-        value = _from_json(value, f"{place}: tool_calls", fix="Give a list of tool calls.")
+        value = _from_json(value, f"{where}: tool_calls", fix="Give a list of tool calls.")
     if not value:
         return []
     if not isinstance(value, (list, tuple)) or not all(isinstance(call, Mapping) for call in value):
-        raise RowError(f"{place}: tool_calls is no list of tool calls: {_short(value)}.")
-    return [_call(call, f"{place}: tool_calls[{i}]") for i, call in enumerate(value)]
+        raise RowError(f"{where}: tool_calls is no list of tool calls: {_short(value)}.")
+    return [_call(call, f"{where}: tool_calls[{i}]") for i, call in enumerate(value)]
 
 
-def _call(call: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+def _call(call: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """A tool call as templates read it: below `function`, with its arguments as a mapping.
 
     Some data sets leave out the outer mapping, and Arrow often holds arguments as JSON text. A call that is of no
@@ -296,7 +296,7 @@ def _call(call: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     function = clean["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowError(
-            f"{place} names no function: {_short(call)}.", fix='A call is {"function": {"name": …, "arguments": …}}.'
+            f"{where} names no function: {_short(call)}.", fix='A call is {"function": {"name": …, "arguments": …}}.'
         )
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
@@ -331,7 +331,7 @@ def _parted(message: Message, index: int, marker: str) -> Message:
 
 
 def _split(text: str, marker: str) -> list[Part]:
-    """A text with an image's part in the place of each marker.
+    """A text with an image's part in the where of each marker.
 
     >>> [part.text or part.type for part in _split("<image>Who?<image>", "<image>")]
     ['image', 'Who?', 'image']

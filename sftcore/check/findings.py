@@ -9,7 +9,7 @@ from attrs import define, evolve, field, frozen
 Severity: TypeAlias = Literal["error", "warning", "info"]
 
 SHOWN = 10
-"""How many places of a finding are kept."""
+"""How many locations of a finding are kept."""
 _REASONS = 30
 """How many different texts one id may have; further ones are counted together."""
 
@@ -71,7 +71,7 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
 
 
 @frozen
-class Place:
+class Location:
     """A row that a finding concerns: its number in the data set from 0, its file, its line there from 1."""
 
     row: int | None = None
@@ -89,7 +89,7 @@ class Finding:
     what: str
     fix: str
     count: int = 0
-    rows: tuple[Place, ...] = ()
+    rows: tuple[Location, ...] = ()
 
 
 @define
@@ -97,20 +97,20 @@ class Findings:
     """Collects findings; a row counts once for each."""
 
     _found: dict[tuple[str, str], Finding] = field(factory=dict)
-    _last: dict[tuple[str, str], Place] = field(factory=dict)
+    _last: dict[tuple[str, str], Location] = field(factory=dict)
 
-    def add(self, kind: str, place: Place, *, what: str = "", fix: str = "") -> None:
-        """Count one more place; `what` and `fix` stand in for those of the kind."""
+    def add(self, kind: str, location: Location, *, what: str = "", fix: str = "") -> None:
+        """Count one more location; `what` and `fix` stand in for those of the kind."""
         severity, general, mend = KINDS[kind]
         key = kind, what or general
         if key not in self._found and sum(one == kind for one, _ in self._found) >= _REASONS:
             key = kind, "further reasons."
         found = self._found.get(key) or Finding(kind, severity, key[1], fix or mend)
         last = self._last.get(key)
-        if last is not None and place.row is not None and (last.row, last.file) == (place.row, place.file):
+        if last is not None and location.row is not None and (last.row, last.file) == (location.row, location.file):
             return
-        self._last[key] = place
-        rows = (*found.rows, place) if len(found.rows) < SHOWN else found.rows
+        self._last[key] = location
+        rows = (*found.rows, location) if len(found.rows) < SHOWN else found.rows
         self._found[key] = evolve(found, count=found.count + 1, rows=rows)
 
     def all(self) -> tuple[Finding, ...]:

@@ -14,7 +14,7 @@ from sftcore.config.setup import Setup
 from sftcore.core.errors import RowError
 from sftcore.core.types import Row
 from sftcore.data.format import RowReader, reader_for
-from sftcore.data.pipeline import NOTHING_MADE, Inspected
+from sftcore.data.pipeline import NO_EXAMPLE, Inspected
 
 if TYPE_CHECKING:
     from sftcore.data.pipeline import Pipeline
@@ -49,7 +49,7 @@ class Inspector:
                 continue
             found += [Inspected(number, example, None, None, 0, 0, "", ()) for example in examples]
             if not examples:
-                found.append(Inspected(number, None, None, None, 0, 0, NOTHING_MADE, ()))
+                found.append(Inspected(number, None, None, None, 0, 0, NO_EXAMPLE, ()))
         return found
 
     def count(self, texts: Sequence[str]) -> list[int]:

@@ -22,7 +22,7 @@ class Words:
     """A text of an example: who says it, and where in the example it stands."""
 
     role: str
-    place: str
+    where: str
     text: str
 
 
@@ -43,10 +43,10 @@ def words_of(example: Example) -> list[Words]:
         return [Words("prompt", "prompt", example.prompt), Words("completion", "completion", str(example.completion))]
     found = []
     for i, turn in enumerate(turns_of(example)):
-        place = f"turn {i} ({turn.role})"
-        found.append(Words(turn.role, place, content_of(turn)))
+        where = f"turn {i} ({turn.role})"
+        found.append(Words(turn.role, where, content_of(turn)))
         if turn.reasoning:
-            found.append(Words(turn.role, f"{place}, reasoning", _as_text(turn.reasoning)))
+            found.append(Words(turn.role, f"{where}, reasoning", _as_text(turn.reasoning)))
     return found
 
 
@@ -111,7 +111,7 @@ def turn_faults(example: Example) -> Iterator[Fault]:
 def _empty_texts(words: Sequence[Words]) -> Iterator[Fault]:
     for one in words:
         if not one.text.strip():
-            yield "missing-answer" if one.role == "completion" else "empty-turn", f"the {one.place} has no words"
+            yield "missing-answer" if one.role == "completion" else "empty-turn", f"the {one.where} has no words"
 
 
 def _order(turns: Sequence[Message]) -> Iterator[Fault]:
@@ -180,10 +180,10 @@ def text_faults(words: Words) -> Iterator[Fault]:
     for fault, pattern in _PATTERNS.items():
         if found := pattern.search(words.text):
             shown = found.group() if found.group().isprintable() else _spelled(found.group())
-            yield fault, f"{words.place}: {shown} at character {found.start()}"
+            yield fault, f"{words.where}: {shown} at character {found.start()}"
     for found in _MISREAD.finditer(words.text):
         if (meant := _meant(found.group())) is not None:
-            yield "mojibake", f'{words.place}: "{_spelled(found.group())}" was "{_spelled(meant)}"'
+            yield "mojibake", f'{words.where}: "{_spelled(found.group())}" was "{_spelled(meant)}"'
             return
 
 

@@ -79,10 +79,10 @@ class Ledger:
         return {reason: rows[0] for reason, rows in self.dropped_rows.items()}
 
     @classmethod
-    def of(cls, fates: pa.Table, *, name: str, format: str) -> Ledger:
-        """The counts of examples whose fates `Pipeline.encode` told, one a row of `fates`."""
+    def of(cls, outcomes: pa.Table, *, name: str, format: str) -> Ledger:
+        """The counts of examples whose outcomes `Pipeline.encode` told, one a row of `outcomes`."""
         numbers, tokens, cut, supervised, reasons, notes = (
-            fates.column(f"_{column}").to_pylist()
+            outcomes.column(f"_{column}").to_pylist()
             for column in ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
         )
         dropped_rows: dict[str, list[int]] = {}

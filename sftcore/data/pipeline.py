@@ -17,7 +17,7 @@ from sftcore.data.format import RowReader
 from sftcore.data.images.expand import Expander, refuse_keep_end, refuse_without_vision
 from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
-from sftcore.data.tokenize import STRADDLES, Encoded, Tokenizer, end_of_holes, token_range
+from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, end_of_last_image, token_range
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,9 +27,9 @@ Content: TypeAlias = "Rendered | TokenizedRow | None"
 NOTHING_SUPERVISED = "no supervised token"
 NOTHING_LEFT = "no supervised token left after the cut"
 IMAGE_CUT = "an image would be cut at max_length"
-NOTHING_MADE = "the format makes nothing of it"
+NO_EXAMPLE = "the format makes nothing of it"
 
-FATE = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
+OUTCOME = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
 """Columns that say what became of an example; each has an underscore in front."""
 
 
@@ -100,14 +100,14 @@ class Pipeline:
         """Tokens, labels and weights of these examples after the cut, with what became of each."""
         import pyarrow as pa
 
-        whole, straddles = self._joined([content for _, content in contents], encoded)
+        whole, overlaps_edge = self._joined([content for _, content in contents], encoded)
         kept, dropped = self._cut(whole, contents, encoded)
         notes = [
-            [*getattr(content, "notes", ()), *([STRADDLES] if straddling else [])]
-            for (_, content), straddling in zip(contents, straddles, strict=True)
+            [*getattr(content, "notes", ()), *([OVERLAPS_EDGE] if overlapping else [])]
+            for (_, content), overlapping in zip(contents, overlaps_edge, strict=True)
         ]
         lengths = whole.lengths
-        fate = {
+        outcome = {
             "_row": pa.array([number for number, _ in contents], pa.int64()),
             "_tokens_in": pa.array(lengths, pa.int64()),
             "_tokens_cut": pa.array(lengths - kept.lengths, pa.int64()),
@@ -116,7 +116,7 @@ class Pipeline:
             "_notes": pa.array(notes, pa.list_(pa.string())),
         }
         pictures = {} if self.expander is None else {"documents": documents_column(contents)}
-        return pa.table({**kept.to_arrow(), **pictures, **fate})
+        return pa.table({**kept.to_arrow(), **pictures, **outcome})
 
     def inspect(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
         """What becomes of each row, one by one; a row that would stop the run is told, not raised."""
@@ -135,11 +135,11 @@ class Pipeline:
                 pending.append((number, None, None))
         contents = [(number, content) for number, _, content in pending]
         encoded = self.tokenize(contents)
-        whole, straddles = self._joined([content for _, content in contents], encoded)
+        whole, overlaps_edge = self._joined([content for _, content in contents], encoded)
         kept, dropped = self._cut(whole, contents, encoded)
         encodings = iter(encoded.encodings or itertools.repeat(None))
         for i, (number, example, content) in enumerate(pending):
-            notes = (*getattr(content, "notes", ()), *([STRADDLES] if straddles[i] else []))
+            notes = (*getattr(content, "notes", ()), *([OVERLAPS_EDGE] if overlaps_edge[i] else []))
             length = int(whole.lengths[i])
             cut = length - int(kept.lengths[i])
             pictures = self._pictures(content, next(encodings)) if isinstance(content, Rendered) else ()
@@ -147,10 +147,10 @@ class Pipeline:
         return sorted(found, key=lambda one: one.number)
 
     def _pictures(self, content: Rendered, encoding: Any) -> tuple[Picture, ...]:
-        if not content.holes or self.expander is None:
+        if not content.image_spans or self.expander is None:
             return ()
         sizes = (size_of(image, self.expander.max_pixels) for image in content.images)
-        ranges = (token_range(encoding, hole) for hole in content.holes)
+        ranges = (token_range(encoding, span) for span in content.image_spans)
         found = zip(content.images, sizes, ranges, strict=True)
         return tuple(Picture(image, *size, *tokens) for image, size, tokens in found)
 
@@ -181,11 +181,11 @@ class Pipeline:
         if len(texts) == len(contents):
             return self.tokenizer.columns(texts, encoded)
         ready = [content or TokenizedRow(()) for content in contents if not isinstance(content, Rendered)]
-        rendered, straddles = self.tokenizer.columns(texts, encoded)
+        rendered, overlaps_edge = self.tokenizer.columns(texts, encoded)
         where = np.argsort([not isinstance(content, Rendered) for content in contents], kind="stable")
         back = np.argsort(where)
         joined = TokenColumns.joined([rendered, TokenColumns.of(ready)]).select(back)
-        return joined, np.concatenate([straddles, np.zeros(len(ready), bool)])[back]
+        return joined, np.concatenate([overlaps_edge, np.zeros(len(ready), bool)])[back]
 
     def _cut(
         self, whole: TokenColumns, contents: Sequence[tuple[int, Content]], encoded: Encoded
@@ -198,7 +198,7 @@ class Pipeline:
             if dropped[i]:
                 continue
             if contents[i][1] is None:
-                dropped[i] = NOTHING_MADE
+                dropped[i] = NO_EXAMPLE
             else:
                 dropped[i] = NOTHING_LEFT if before[i] else NOTHING_SUPERVISED
         return kept, dropped
@@ -214,8 +214,8 @@ class Pipeline:
         texts = (i for i, (_, content) in enumerate(contents) if isinstance(content, Rendered))
         for number, i in enumerate(texts):
             content: Any = contents[i][1]
-            if content.holes and whole.lengths[i] > limit and encoded.encodings:
-                needed = end_of_holes(encoded.encodings[number], content)
+            if content.image_spans and whole.lengths[i] > limit and encoded.encodings:
+                needed = end_of_last_image(encoded.encodings[number], content)
                 reasons[i] = IMAGE_CUT if needed > limit else None
         return reasons
 

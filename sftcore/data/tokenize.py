@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-STRADDLES = "a token straddles the border of what is supervised, and counts"
+OVERLAPS_EDGE = "a token overlaps_edge the border of what is supervised, and counts"
 
 
 @frozen(eq=False)
@@ -42,7 +42,7 @@ class Tokenizer:
         self._special = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        self._is_plain = _is_plain(tokenizer)
+        self._has_standard_call = _has_standard_call(tokenizer)
 
     def encode(self, rendered: Sequence[Rendered]) -> Encoded:
         """The tokens of these texts: almost all of the work, done without the GIL where the tokenizer is a fast one."""
@@ -60,7 +60,7 @@ class Tokenizer:
         return Encoded([ids[i] for i in order], [encodings[i] for i in order] if encodings else None)
 
     def columns(self, rendered: Sequence[Rendered], encoded: Encoded | None = None) -> tuple[TokenColumns, Array]:
-        """One row for each text, in order, and for each whether a token straddles a border: (rows,) bool.
+        """One row for each text, in order, and for each whether a token overlaps_edge a border: (rows,) bool.
 
         Args:
             rendered: the texts with their spans.
@@ -79,7 +79,7 @@ class Tokenizer:
 
     def _encode(self, rendered: Sequence[Rendered], add_special_tokens: bool) -> Encoded:
         texts = [one.text for one in rendered]
-        if self._is_plain:
+        if self._has_standard_call:
             # What the tokenizer's own call does for a batch of texts, without building a dict of lists from each row
             core: Any = self._tokenizer.backend_tokenizer
             if core.truncation is not None:
@@ -90,7 +90,7 @@ class Tokenizer:
             # Where all tokens count nobody asks for offsets, and the tokenizer is faster without
             encode = (
                 core.encode_batch_fast
-                if all(one.spans is None and not one.holes for one in rendered)
+                if all(one.spans is None and not one.image_spans for one in rendered)
                 else core.encode_batch
             )
             return Encoded(None, encode(texts, add_special_tokens=add_special_tokens))
@@ -106,12 +106,12 @@ class Tokenizer:
     def _labelled(
         self, rendered: Sequence[Rendered], ids: Array, offsets: Array, encodings: Sequence[Encoding] | None
     ) -> tuple[TokenColumns, Array]:
-        straddles = np.zeros(len(rendered), bool)
+        overlaps_edge = np.zeros(len(rendered), bool)
         weighted = np.zeros(len(rendered), bool)
         labels = ids.copy()
         weights = None
         for i, one in enumerate(rendered):
-            if one.spans is None and not one.holes:
+            if one.spans is None and not one.image_spans:
                 continue
             if not encodings:
                 raise ModelError(
@@ -120,7 +120,7 @@ class Tokenizer:
                 )
             start, stop = int(offsets[i]), int(offsets[i + 1])
             if one.spans is None:
-                _mask_holes(labels[start:stop], encodings[i], one)
+                _mask_images(labels[start:stop], encodings[i], one)
                 continue
             labels[start:stop] = IGNORED
             weighted[i] = any(span.weight != 1.0 for span in one.spans)
@@ -135,12 +135,12 @@ class Tokenizer:
                     if ids[start + first] in self._special:
                         first += 1
                     else:
-                        straddles[i] = True
+                        overlaps_edge[i] = True
                 labels[start + first : start + last] = ids[start + first : start + last]
                 if weighted[i]:
                     weights[start + first : start + last] = span.weight  # type: ignore[index]
-            _mask_holes(labels[start:stop], encodings[i], one)
-        return TokenColumns(ids, labels, weights, offsets, weighted), straddles
+            _mask_images(labels[start:stop], encodings[i], one)
+        return TokenColumns(ids, labels, weights, offsets, weighted), overlaps_edge
 
 
 def token_range(encoding: Any, span: Span) -> tuple[int, int]:
@@ -164,15 +164,15 @@ def token_range(encoding: Any, span: Span) -> tuple[int, int]:
     return first, last + 1
 
 
-def end_of_holes(encoding: Any, rendered: Rendered) -> int:
+def end_of_last_image(encoding: Any, rendered: Rendered) -> int:
     """How many tokens a row needs at least so that no image of it is cut."""
-    return token_range(encoding, rendered.holes[-1])[1] if rendered.holes else 0
+    return token_range(encoding, rendered.image_spans[-1])[1] if rendered.image_spans else 0
 
 
-def _mask_holes(labels: Array, encoding: Any, rendered: Rendered) -> None:
+def _mask_images(labels: Array, encoding: Any, rendered: Rendered) -> None:
     """No token that stands for an image, even in part, is supervised."""
-    for hole in rendered.holes:
-        first, last = token_range(encoding, hole)
+    for span in rendered.image_spans:
+        first, last = token_range(encoding, span)
         labels[first:last] = IGNORED
 
 
@@ -181,7 +181,7 @@ def _begins_before(encoding: Any, token: int, span: Span) -> bool:
     return chars is not None and chars[0] < span.start
 
 
-def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _has_standard_call(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer's call is that of its fast base class, so that its backend may be called directly."""
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 

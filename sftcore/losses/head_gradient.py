@@ -17,11 +17,11 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[torch.Tensor], torch.Tensor]
-Part = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+ChunkSums = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """From a chunk's hidden states (C, W) and the index of its first position to three scalars: loss, entropy, correct."""
 
 
-def sum_of_chunks(part: Part, hidden_NW: torch.Tensor, head: Head, chunk: int) -> tuple[torch.Tensor, ...]:
+def sum_of_chunks(part: ChunkSums, hidden_NW: torch.Tensor, head: Head, chunk: int) -> tuple[torch.Tensor, ...]:
     """The sums over all chunks of what `part` gives: the first is differentiable, whatever trains in the head included.
 
     Without positions there is one empty chunk: zeros that still reach every parameter.
@@ -42,7 +42,7 @@ class _GradientInForward(torch.autograd.Function):
     """Sums of chunks whose gradients are ready before the backward pass begins, which only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, part: Part, chunk: int, hidden_NW: torch.Tensor, *parameters: torch.Tensor) -> Any:
+    def forward(ctx: Any, part: ChunkSums, chunk: int, hidden_NW: torch.Tensor, *parameters: torch.Tensor) -> Any:
         wanted = ctx.needs_input_grad[2]
         hidden_grad_NW = torch.empty_like(hidden_NW) if wanted else None
         gradients: list[torch.Tensor | None] = [None] * len(parameters)

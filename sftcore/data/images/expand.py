@@ -84,7 +84,7 @@ class Expander:
         return found
 
     def expand(self, rendered: Rendered, sources: Sequence[ImageSource]) -> Rendered:
-        """The text as the model will read it, with spans moved and the characters of images as holes.
+        """The text as the model will read it, with spans moved and the characters of images as image_spans.
 
         Raises:
             RowError: another number of images than of places, or an image that cannot be used.
@@ -99,19 +99,24 @@ class Expander:
             )
         if not sources:
             return rendered
-        text, moved, holes = parts[0], [(0, 0)], []
+        text, moved, image_spans = parts[0], [(0, 0)], []
         for number, (source, part) in enumerate(zip(sources, parts[1:], strict=True)):
             try:
                 tokens = self.text_of(size_of(source, self.max_pixels))
             except RowError as error:
                 raise _numbered(error, number, len(sources)) from None
-            holes.append(Span(len(text), len(text) + len(tokens)))
+            image_spans.append(Span(len(text), len(text) + len(tokens)))
             text += tokens + part
             before = sum(map(len, parts[: number + 1])) + (number + 1) * len(place)
             moved.append((before, len(text) - len(part) - before))
         spans = None if rendered.spans is None else tuple(_moved(span, moved) for span in rendered.spans)
         return attrs.evolve(
-            rendered, text=text, spans=spans, holes=tuple(holes), unexpanded=rendered.text, images=tuple(sources)
+            rendered,
+            text=text,
+            spans=spans,
+            image_spans=tuple(image_spans),
+            unexpanded=rendered.text,
+            images=tuple(sources),
         )
 
     def text_of(self, size: tuple[int, int]) -> str:

@@ -36,7 +36,7 @@ class Key:
     parts: Mapping[str, str]
 
     @property
-    def digest(self) -> str:
+    def entry_name(self) -> str:
         """The name of its entry: 32 hexadecimal digits."""
         return digest_of(json.dumps(dict(self.parts), sort_keys=True).encode())[:32]
 
@@ -67,18 +67,18 @@ def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, f
     folder = folder or cache_folder() / "prepared"
     with writing("prepared rows", folder, fix=WRITE_FIX):
         folder.mkdir(parents=True, exist_ok=True)
-    entry = folder / key.digest
+    entry = folder / key.entry_name
     # No time-out: preparing a large set may take hours, and a process that dies lets go of its lock
-    with FileLock(folder / f"{key.digest}.lock"):
+    with FileLock(folder / f"{key.entry_name}.lock"):
         if (found := _load(entry)) is not None:
             dataset, ledger = found
             return Prepared(dataset, ledger, f"found in the cache, nothing has changed since ({entry})")
         reason = _explain(folder, key)
         start = time.monotonic()
-        for left in folder.glob(f"{key.digest}-*"):  # by a process that was killed: this one has its lock
+        for left in folder.glob(f"{key.entry_name}-*"):  # by a process that was killed: this one has its lock
             shutil.rmtree(left, ignore_errors=True)
         with writing("prepared rows", folder, fix=WRITE_FIX):
-            aside = Path(tempfile.mkdtemp(prefix=f"{key.digest}-", dir=folder))
+            aside = Path(tempfile.mkdtemp(prefix=f"{key.entry_name}-", dir=folder))
         try:
             _, ledger = make(aside)
             facts = {"parts": dict(key.parts), "ledger": ledger.as_dict()}

@@ -15,7 +15,7 @@ from sftcore.core.errors import DataError
 from sftcore.data.images.reference import holds_only_images
 from sftcore.data.ledger import Ledger
 from sftcore.data.packing.blocks import PackingPlan, blocks_of, num_supervised
-from sftcore.data.pipeline import FATE, Pipeline, rows_of
+from sftcore.data.pipeline import OUTCOME, Pipeline, rows_of
 from sftcore.data.store.cache import WRITE_FIX
 from sftcore.util.disk import writing
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BATCH = 1000
 """Rows that go through the tokenizer in one call."""
-_FATE = [f"_{column}" for column in FATE]
+_OUTCOME = [f"_{column}" for column in OUTCOME]
 
 
 @define
@@ -95,11 +95,11 @@ def build(
     if len(dataset) == 0:
         raise DataError("the data set has no rows.", where=name)
     sink = Sink(folder, "rows" if packing else "data")
-    fates = []
+    outcomes = []
     for table in _prepared(dataset, pipeline, num_proc, name):
-        fates.append(table.select(_FATE))
+        outcomes.append(table.select(_OUTCOME))
         sink.write(kept_rows(table))
-    ledger = Ledger.of(pa.concat_tables(fates), name=name, format=pipeline.reader.label)
+    ledger = Ledger.of(pa.concat_tables(outcomes), name=name, format=pipeline.reader.label)
     if not ledger.rows_kept:
         raise DataError(
             f"no row is left: {'; '.join(ledger.lines()[1:])}.",
@@ -116,11 +116,11 @@ def build(
 
 
 def kept_rows(table: pa.Table) -> pa.Table:
-    """The token rows of what `Pipeline.encode` gave, without those that are dropped and without their fates."""
+    """The token rows of what `Pipeline.encode` gave, without those that are dropped and without their outcomes."""
     import pyarrow.compute as pc
 
     dropped = table.column("_dropped")
-    rows = table.drop_columns(_FATE)
+    rows = table.drop_columns(_OUTCOME)
     return rows if dropped.null_count == len(dropped) else rows.filter(pc.is_null(dropped))
 
 

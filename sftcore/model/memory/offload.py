@@ -42,7 +42,7 @@ AHEAD = 2
 
 
 @define(eq=False)
-class Saved:
+class SavedTensor:
     """One saved tensor: its copy in host memory, and what was fetched of it."""
 
     host: torch.Tensor
@@ -65,8 +65,8 @@ class ActivationOffloading:
     """Bytes moved by the last forward pass."""
     _stream: Any = field(init=False)
     # the graph alone keeps copies alive, so that they go with it
-    _order: list[weakref.ref[Saved]] = field(factory=list)
-    _known: dict[tuple[Any, ...], tuple[StorageWeakRef, weakref.ref[Saved]]] = field(factory=dict)
+    _order: list[weakref.ref[SavedTensor]] = field(factory=list)
+    _known: dict[tuple[Any, ...], tuple[StorageWeakRef, weakref.ref[SavedTensor]]] = field(factory=dict)
     _stay: set[int] = field(factory=set)
 
     def __attrs_post_init__(self) -> None:
@@ -87,7 +87,7 @@ class ActivationOffloading:
             yield
         self._known = {}
 
-    def _pack(self, tensor: torch.Tensor) -> torch.Tensor | Saved:
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor | SavedTensor:
         if not self._moves(tensor):
             return tensor
         storage = StorageWeakRef(tensor.untyped_storage())
@@ -111,18 +111,18 @@ class ActivationOffloading:
             and _storage_pointer(tensor) not in self._stay
         )
 
-    def _to_host(self, tensor: torch.Tensor) -> Saved:
+    def _to_host(self, tensor: torch.Tensor) -> SavedTensor:
         self.num_bytes += tensor.nbytes
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
         if self._stream is None:
-            return Saved(host.copy_(tensor.detach()), len(self._order))
+            return SavedTensor(host.copy_(tensor.detach()), len(self._order))
         self._stream.wait_stream(self._streams.current_stream(self.device))
         with self._streams.stream(self._stream):
             host.copy_(tensor.detach(), non_blocking=True)
         tensor.record_stream(self._stream)  # its memory is not given to others before the copy is done
-        return Saved(host, len(self._order))
+        return SavedTensor(host, len(self._order))
 
-    def _unpack(self, packed: torch.Tensor | Saved) -> torch.Tensor:
+    def _unpack(self, packed: torch.Tensor | SavedTensor) -> torch.Tensor:
         if isinstance(packed, torch.Tensor):
             return packed
         tensor, arrived = self._fetch(packed)
@@ -137,7 +137,7 @@ class ActivationOffloading:
             tensor.record_stream(compute)
         return tensor
 
-    def _fetch(self, saved: Saved) -> tuple[torch.Tensor, Any]:
+    def _fetch(self, saved: SavedTensor) -> tuple[torch.Tensor, Any]:
         if saved.fetched is None and self._stream is None:
             saved.fetched = saved.host.clone(), None
         elif saved.fetched is None:
