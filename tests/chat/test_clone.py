@@ -170,7 +170,7 @@ def test_a_saved_adapter_takes_another_template_only_if_it_need_not_grow(tmp_pat
     base = saved(tmp_path / "base", base_tokenizer())
     rows = Dataset.from_list(alpaca_rows(4))
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, task_type="CAUSAL_LM"))
-    with pytest.raises(ModelError, match="its embeddings cannot grow beneath that"):
+    with pytest.raises(ModelError, match="its embeddings cannot grow inside an adapter"):
         SFTTrainer(
             model, config(tmp_path, chat_template_path=source), train_dataset=rows,
             processing_class=AutoTokenizer.from_pretrained(base),

@@ -51,7 +51,7 @@ def test_only_the_completion_of_a_text_counts(tokenizer):
     assert supervised(tokenizer, example, completion_only=False) == "say: hello<|im_end|>"
 
 
-def test_a_token_that_straddles_the_border_counts(tokenizer):
+def test_a_token_that_overlaps_the_edge_is_supervised(tokenizer):
     assert supervised(tokenizer, Example(prompt="say: ", completion="hello")) == " hello<|im_end|>"
 
 

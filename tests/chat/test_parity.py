@@ -133,7 +133,7 @@ def test_an_edited_template_is_found_with_the_place_where_it_differs(copied):
     path.write_text(path.read_text().replace("<|im_end|>\n", "<|im_end|>"))
     found = differing(copied)
     assert set(found) == {"chat template"}
-    assert r"in training '\n'" in found["chat template"]
+    assert r"in training it wrote '\n'" in found["chat template"]
 
 
 def test_a_missing_template_is_found(copied):

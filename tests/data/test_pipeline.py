@@ -32,7 +32,7 @@ def test_the_ledger_adds_up_and_names_what_was_dropped(tokenizer):
     assert ledger.dropped == {NOTHING_LEFT: 1}
     assert ledger.first_dropped == {NOTHING_LEFT: 3}
     assert ledger.tokens_kept == sum(map(len, prepared["input_ids"]))
-    assert "1 rows dropped, no supervised token left after the cut (first: row 3)" in "\n".join(ledger.lines())
+    assert "1 rows dropped, no supervised token left after truncation (first: row 3)" in "\n".join(ledger.lines())
 
 
 def test_a_set_of_which_nothing_is_left_is_refused(tokenizer):
@@ -153,7 +153,7 @@ def test_shuffling_depends_on_the_seed_alone(tokenizer):
 
 def test_images_are_refused_not_left_out(tokenizer):
     rows = Dataset.from_list([{"text": "<image>x", "images": [b"any"]}])
-    with pytest.raises(DataError, match="train row 0: the rows have images, and the model reads text alone"):
+    with pytest.raises(DataError, match="train row 0: the rows have images, but the model reads only text"):
         preparation(tokenizer).prepare(rows, "train")
     named = preparation(tokenizer, chosen=[Selection("format", "text")])
     for data in (preparation(tokenizer, formatting_func=str), named):
