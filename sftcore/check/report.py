@@ -1,4 +1,4 @@
-"""A whole data set looked at row by row without training: what a run would make of it, and what is odd about it."""
+"""Inspects a whole data set row by row without training: what a run would do with it, and what looks wrong in it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from sftcore.core.types import IGNORED, Example, Row, TokenizedRow
 from sftcore.data.pipeline import Inspected
 
 SAMPLE = 1000
-"""Rows whose columns decide the format, as in a run."""
+"""How many rows decide the format by their columns, as in a run."""
 BATCH = 256
 _HUGE = 20
-"""A row is huge if it is this many times as long as the median, and longer than LONG_CHARACTERS."""
+"""A row is huge if it is longer than this many times the median, and than LONG_CHARACTERS."""
 
 
 @frozen
 class FileReport:
-    """A file, its rows, and the format that reads them, with its options where those were suggested."""
+    """A file, its rows, and the format that reads them, with its options if they were suggested."""
 
     path: str
     rows: int
@@ -40,9 +40,9 @@ class FileReport:
 
 @frozen
 class Counts:
-    """Rows read and what would become of them. The format may make several examples of a row; each counts then.
+    """Rows read, and what would become of them. If the format returns several examples for a row, each is counted.
 
-    Without a tokenizer only `read`, `broken` and `refused` are known.
+    Without a tokenizer, only `read`, `broken` and `refused` are known.
     """
 
     read: int = 0
@@ -55,7 +55,7 @@ class Counts:
 
 @frozen
 class Tokens:
-    """Tokens of the rows that are not refused: all = kept + cut + dropped; `supervised` are a part of those kept."""
+    """Tokens of the rows that are not refused: all = kept + cut + dropped; `supervised` is a part of `kept`."""
 
     all: int = 0
     kept: int = 0
@@ -66,7 +66,7 @@ class Tokens:
 
 @frozen
 class Role:
-    """What one role says; the role `template` is all that is not said by one. `tokens` is 0 without a tokenizer."""
+    """Counts of what one role says. The role `template` is everything else. `tokens` is 0 without a tokenizer."""
 
     turns: int = 0
     characters: int = 0
@@ -75,7 +75,7 @@ class Role:
 
 @frozen
 class SetReport:
-    """The report of one data set. `suggested` is the line that a recipe needs for the format that was used here."""
+    """The report of one data set; `suggested` is the line that a recipe needs in order to use the same format."""
 
     name: str
     source: str
@@ -102,7 +102,7 @@ class SetReport:
 
 @define
 class Seen:
-    """Digests of rows and prompts, with the first row that has each."""
+    """Hashes of rows and prompts, with the first row that has each."""
 
     rows: dict[int, int] = field(factory=dict)
     prompts: dict[int, tuple[int, int]] = field(factory=dict)
@@ -110,12 +110,12 @@ class Seen:
 
 @define
 class Reporter:
-    """Makes the report of one data set. Memory grows by digests and lengths only, not by rows.
+    """Makes the report of one data set. For each row, only hashes and lengths are kept in memory.
 
     Args:
-        inspectors: make an inspector for each file's columns.
-        training: what was seen of the training set, where this is the evaluation set.
-        progress: called with the number of rows read, now and then.
+        inspectors: makes an inspector for the columns of each file.
+        training: the hashes of the training set, if this is the evaluation set.
+        progress: called from time to time with the number of rows read.
     """
 
     name: str
@@ -141,7 +141,7 @@ class Reporter:
 
     # --- Reading ----------------------------------------------------------------------------------------------------
     def read(self, file: str, raws: Iterable[Raw]) -> None:
-        """Look at all rows of one file; further files go on where it ends."""
+        """Inspect all rows of one file; the numbers of the next file's rows continue from it."""
         rows = iter(raws)
         sample = list(itertools.islice(rows, SAMPLE))
         while not any(raw.row for raw in sample) and (more := list(itertools.islice(rows, SAMPLE))):
@@ -157,16 +157,16 @@ class Reporter:
         try:
             inspector = self.inspectors.open(columns, file)
         except (DataError, ConflictError) as error:
-            # without a format no row can be read; the files are looked at all the same
+            # without a format no row can be read, but the files are still searched for faults
             self.findings.add("no-format", Location(file=file), what=error.what, fix=error.fix)
             return None
         self.max_length = inspector.max_length
         choice = inspector.choice
         if choice.line:
             self._suggested = choice.line
-            what = f"{choice.reason} They are read here by the mapping that fits, and a run needs it said."
+            what = f"{choice.reason} This report uses a mapping that fits; a run needs it in the recipe."
             self.findings.add(
-                "format-suggested", Location(file=file), what=what, fix=f"Put into the recipe: {choice.line}"
+                "format-suggested", Location(file=file), what=what, fix=f"Add to the recipe: {choice.line}"
             )
         return inspector
 
@@ -240,7 +240,7 @@ class Reporter:
         self._tokens.update(kept=len(row.input_ids), cut=one.tokens_cut, supervised=_num_supervised(row))
         if one.tokens_cut:
             self._counts["cut"] += 1
-            what = f"longer than max_length ({self.max_length:,}): the rest is cut away."
+            what = f"longer than max_length ({self.max_length:,}): the rest is cut off."
             self.findings.add("cut", _with(location, f"{one.tokens_in:,} tokens, {one.tokens_cut:,} cut"), what=what)
 
     # --- What is odd about it ---------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class Reporter:
 
     # --- The end ----------------------------------------------------------------------------------------------------
     def report(self) -> SetReport:
-        """The report, when all files are read."""
+        """The report, once all files are read."""
         if not self._counts["read"]:
             self.findings.add("no-rows", Location(file=self.source))
         self._formats()
@@ -329,7 +329,7 @@ class Reporter:
                 self.findings.add("sparse-columns", Location(file=self.source), what=what)
         found = list(dict.fromkeys(file.format for file in self._files if file.format))
         if len(found) > 1:
-            what = f"a run reads all files by one format, these are {', '.join(found)}."
+            what = f"a run reads all files with one format, but these need {', '.join(found)}."
             self.findings.add("mixed-formats", Location(file=self.source), what=what)
         elif found:
             try:
@@ -353,12 +353,12 @@ class Reporter:
 
 
 def _inspected(inspector: Inspector, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
-    """What becomes of the rows. Where tokenizer or template fail on them as a whole, the row that does it is found."""
+    """The outcome of each row. If tokenizer or template fail for the batch, the row that causes it is found."""
     try:
         return inspector.inspect(rows, numbers)
     except SFTCoreError:
         raise
-    except Exception as error:  # a template or tokenizer may raise anything at what is no text
+    except Exception as error:  # a template or tokenizer may raise anything for what is not a text
         if len(rows) == 1:
             return [Inspected(numbers[0], None, RowError(f"{type(error).__name__}: {error}."), None, 0, 0, "", ())]
         half = len(rows) // 2
@@ -370,7 +370,7 @@ def _with(location: Location, detail: str) -> Location:
 
 
 def _refusal(error: RowError) -> tuple[str, str]:
-    """The finding's id, and the reason without what differs from row to row."""
+    """The id of the finding, and the reason without the parts that differ from row to row."""
     reason = re.sub(r"\[\d+\]", "[…]", re.sub(r"\b(message|turn) \d+", r"\1 …", error.what))
     if re.search(r'role ".*" is not known', reason):
         return "unknown-role", reason
@@ -379,7 +379,7 @@ def _refusal(error: RowError) -> tuple[str, str]:
 
 
 def _num_supervised(row: TokenizedRow) -> int:
-    """Tokens that the loss is computed on: nothing stands before the first to predict it from."""
+    """How many tokens the loss is computed on; never the first, since nothing comes before it to predict it from."""
     labels = list(row.input_ids if row.labels is None else row.labels)[1:]
     if row.weights is None:
         return len(labels) - labels.count(IGNORED)

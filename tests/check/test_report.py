@@ -275,7 +275,7 @@ def test_files_that_one_format_cannot_read_together_are_an_error(tmp_path):
     report = one.report()
     assert [file.format for file in report.files] == ["text", "prompt-completion"]
     assert [found.what for found in report.findings if found.id == "mixed-formats"] == [
-        "a run reads all files by one format, these are text, prompt-completion."
+        "a run reads all files with one format, but these need text, prompt-completion."
     ]
 
 
@@ -294,4 +294,4 @@ def test_a_row_of_which_the_format_makes_nothing_is_dropped_also_without_a_model
     inspector = one.inspectors.open(["prompt", "completion"], "a")
     silent = attrs.evolve(inspector, reader=attrs.evolve(inspector.reader, formatter=lambda row: []))
     (found,) = silent.inspect([{"prompt": "a"}], [7])
-    assert (found.number, found.example, found.dropped) == (7, None, "the format makes nothing of it")
+    assert (found.number, found.example, found.dropped) == (7, None, "the format returned no example for this row")
