@@ -1,4 +1,4 @@
-"""Models whose weights DeepSpeed's ZeRO-3 keeps in parts on all processes, from the moment they are loaded."""
+"""Handles models whose weights DeepSpeed's ZeRO-3 partitions across all processes as soon as they are loaded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 def num_weights(parameter: torch.nn.Parameter) -> int:
-    """How many numbers it has; what ZeRO-3 has taken apart has none here."""
+    """The number of elements, even if ZeRO-3 has partitioned the parameter and left none here."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 @contextlib.contextmanager
 def callable_in_parts(model: torch.nn.Module) -> Iterator[None]:
-    """Let a model that ZeRO-3 has taken apart be called before DeepSpeed runs it: by all processes, without gradients.
+    """Make a model that ZeRO-3 has partitioned callable before DeepSpeed runs it, by all processes, without gradients.
 
-    Each module has its own weights for as long as it runs, so that no process ever holds the whole model.
+    The weights of each module are gathered while it runs, so that no process ever holds the whole model.
     """
     own = {module: list(module.parameters(recurse=False)) for module in model.modules()}
     taken_apart = {module: kept for module, kept in own.items() if any(hasattr(one, "ds_id") for one in kept)}
@@ -35,7 +35,7 @@ def callable_in_parts(model: torch.nn.Module) -> Iterator[None]:
         running[-1][1].__enter__()
 
     def after(module: torch.nn.Module, *_: Any) -> None:
-        while running:  # more than one where a forward has failed
+        while running:  # more than one after a failed forward pass
             last, gathered = running.pop()
             gathered.__exit__(None, None, None)
             if last is module:
