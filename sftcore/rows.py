@@ -1,6 +1,6 @@
-"""Reading rows: what formats share, with errors that say which column is wrong and how to mend it.
+"""Readers that formats share; their errors say which column is wrong and how to fix it.
 
-A function here raises `RowError` without a place; the core adds data set and row number.
+The functions raise `RowError` without a location, to which the core adds the data set and the row number.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that chat templates know."""
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""What data sets call the reasoning before an answer: DeepSeek's name, and those of newer servers and of gpt-oss."""
+"""Names for the reasoning before an answer: DeepSeek's, newer inference servers', and gpt-oss's."""
 
 _ARGUMENTS = ("arguments", "parameters", "input")
-"""What a call without the outer mapping calls its arguments: OpenAI's name, Llama's, Anthropic's."""
+"""Names for the arguments of a call without the outer mapping: OpenAI's, Llama's and Anthropic's."""
 
 _ROLES = frozenset(ROLES)
 _KEYS = frozenset(("role", "content", "train", "weight", *REASONING, "tool_calls", "tool_call_id", "name"))
 
 
 def value_of(row: Row, column: str) -> Any:
-    """The row's value in this column; a column that is absent or null is refused."""
+    """The row's value in this column; raises if the column is missing or null."""
     value = row.get(column)
     if value is None:
         there = ", ".join(str(key) for key, found in row.items() if found is not None)
         raise RowError(
             f'the column "{column}" is {"null" if column in row else "missing"}.',
-            fix=f"The row has: {there or 'nothing'}. Fill it, drop the row, or map the column in format's options.",
+            fix=f"The row has: {there or 'nothing'}. Fill it in, drop the row, or map the column in format's options.",
         )
     return value
 
@@ -54,7 +54,7 @@ def messages_of(
 ) -> list[Message]:
     """The row's conversation in this column: a list of mappings with `role` and `content`.
 
-    `roles` maps the data's own role names to those of chat templates. Keys that Arrow filled with null count as absent.
+    `roles` maps the data's own role names to those of chat templates. Keys with null, as Arrow adds them, are ignored.
     """
     return read_messages(value_of(row, column), column, roles, format_name=format_name)
 
@@ -62,16 +62,16 @@ def messages_of(
 def read_messages(
     value: Any, column: str, roles: Mapping[str, str] | None = None, *, format_name: str = "chat"
 ) -> list[Message]:
-    """The same for a value that a format has already taken out of its column."""
+    """Like `messages_of`, for a value that the format has already taken from its column."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise RowError(
-            f'the column "{column}" is not a list of messages but {_kind(value)}: {_short(value)}.',
+            f'the column "{column}" is {_kind(value)}, not a list of messages: {_short(value)}.',
             fix='Each row needs [{"role": "user", "content": "…"}, …].',
         )
     if not value:
         raise RowError(f'the column "{column}" is an empty list.', fix="Drop the row.")
     return [
-        _plain(turn, roles) or _message(turn, f"{column}[{i}]", roles or {}, format_name)
+        _simple_message(turn, roles) or _message(turn, f"{column}[{i}]", roles or {}, format_name)
         for i, turn in enumerate(value)
     ]
 
@@ -83,9 +83,9 @@ def is_trained_turns(instance: object, attribute: object, value: str) -> None:
 
 
 def single_out(messages: list[Message], trained_turns: str) -> list[Message]:
-    """The messages with `train` set on those assistant turns that count: "all", "last", or "first N".
+    """The messages with `train` set so that only these assistant turns are trained on: "all", "last", or "first N".
 
-    "all" leaves the data's own `train` and `weight` as they are; the others set `train` false on every other turn.
+    "all" leaves the data's own `train` and `weight` unchanged; the others set `train` to false on every other turn.
     """
     if trained_turns == "all":
         return messages
@@ -100,7 +100,7 @@ def single_out(messages: list[Message], trained_turns: str) -> list[Message]:
 
 
 def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
-    """Tool schemas in this column: a list of mappings, JSON text of the list or of each one, or nothing."""
+    """The tool schemas in this column: a list of mappings, or JSON of the list or of each schema; None if empty."""
     value = row.get(column)
     if value is None:
         return None
@@ -114,12 +114,12 @@ def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
     if value is None or value == []:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise RowError(f'the column "{column}" holds no list of tool schemas: {_short(value)}.')
+        raise RowError(f'the column "{column}" is not a list of tool schemas: {_short(value)}.')
     return [without_nulls(tool) for tool in value]
 
 
 def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[str, Any]:
-    """Arguments for the chat template that this row brings along: a mapping or JSON text of one."""
+    """The row's own arguments for the chat template: a mapping, or JSON of one."""
     value = row.get(column)
     if value is None:
         return {}
@@ -132,7 +132,7 @@ def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[s
 
 
 def images_of(row: Row, *columns: str) -> list[Any]:
-    """The row's images in the one of these columns that holds any: one image or a list of them."""
+    """The row's images, from whichever of these columns holds an image or a list of images."""
     found = {name: row[name] for name in columns if row.get(name) is not None and row[name] != []}
     if len(found) > 1:
         raise RowError(f"the row has images in {' and '.join(found)}.", fix="Keep them in one column.")
@@ -141,25 +141,26 @@ def images_of(row: Row, *columns: str) -> list[Any]:
 
 
 def place_images(messages: Sequence[Message], images: Sequence[Any], marker: str) -> tuple[list[Message], list[Any]]:
-    """Messages with a part of type "image" at the place of each image, and the images in the order of their places.
+    """Messages with a part of type "image" for each image, and the images in the order of these parts.
 
-    Places are the `marker` in plain contents, and parts of type "image" (or "image_url", OpenAI's), which may hold an
-    image of their own. Without any place, the images stand before the first user's words.
+    An image placeholder is the `marker` in a text, or a part of type "image" (or OpenAI's "image_url"), which may also
+    hold its own image. Without placeholders, the images are put before the first user's words.
 
     Raises:
-        RowError: another number of images than of empty places, or a part of a kind that is not an image or a text.
+        RowError: the numbers of images and empty placeholders differ, or a part is neither an image nor a text.
     """
     parted = [_parted(message, i, marker) for i, message in enumerate(messages)]
-    places = [part for message in parted for part in _parts(message) if part.type == "image"]
-    if images and not places:
+    placeholders = [part for message in parted for part in _parts(message) if part.type == "image"]
+    if images and not placeholders:
         parted = _with_images_first(parted, len(images))
-        places = [part for message in parted for part in _parts(message) if part.type == "image"]
-    held = [_held(part) for part in places]
+        placeholders = [part for message in parted for part in _parts(message) if part.type == "image"]
+    held = [_held(part) for part in placeholders]
     empty = sum(one is None for one in held)
     if empty != len(images):
         raise RowError(
-            f"the row has {_number(len(images), 'image')}, and its messages have {_number(empty, 'place')} for them.",
-            fix=f'A place is {marker} in a text, or a part {{"type": "image"}}: give as many as there are images.',
+            f"the row has {_number(len(images), 'image')}, but its messages have "
+            f"{_number(empty, 'image placeholder')}.",
+            fix=f'A placeholder is {marker} in a text, or a part {{"type": "image"}}. Give one for each image.',
         )
     left = iter(images)
     return [_without_held(one) for one in parted], [next(left) if one is None else one for one in held]
@@ -174,17 +175,17 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _from_json(text: str, place: str, *, fix: str) -> Any:
+def _from_json(text: str, where: str, *, fix: str) -> Any:
     if not text.strip():
         return None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise RowError(f"{place} is no JSON: {error}.", fix=fix) from None
+        raise RowError(f"{where} is not valid JSON: {error}.", fix=fix) from None
 
 
-def _plain(turn: Any, roles: Mapping[str, str] | None) -> Message | None:
-    """A turn that is a known role and a text and nothing else, as most are: no part of it needs a closer look."""
+def _simple_message(turn: Any, roles: Mapping[str, str] | None) -> Message | None:
+    """The message of a turn that has only a known role and a text, as most do; None for any other turn."""
     if type(turn) is not dict:
         return None
     role, content = turn.get("role"), turn.get("content")
@@ -197,30 +198,30 @@ def _plain(turn: Any, roles: Mapping[str, str] | None) -> Message | None:
     return Message(role, content)
 
 
-def _message(turn: Any, place: str, roles: Mapping[str, str], format_name: str) -> Message:
+def _message(turn: Any, where: str, roles: Mapping[str, str], format_name: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise RowError(f"{place} is {_kind(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
+        raise RowError(f"{where} is {_kind(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
     turn = {key: value for key, value in turn.items() if value is not None}
-    role = _role(turn, place, roles, format_name)
-    place = f"{place} ({role})"
-    calls = _calls(turn.get("tool_calls"), place)
+    role = _role(turn, where, roles, format_name)
+    where = f"{where} ({role})"
+    calls = _calls(turn.get("tool_calls"), where)
     content = turn.get("content")
     if content is None and not calls:
-        raise RowError(f'{place} has no "content".', fix="Give it a text, or drop the row.")
+        raise RowError(f'{where} has no "content".', fix="Give it a text, or drop the row.")
     if content is not None and not isinstance(content, (str, list, tuple)):
-        raise RowError(f"{place}: content is {_kind(content)}, not a text: {_short(content)}.")
+        raise RowError(f"{where}: content is {_kind(content)}, not a text: {_short(content)}.")
     weight = turn.get("weight")
     if weight is not None and not (isinstance(weight, (int, float)) and 0 <= weight <= 1):
-        raise RowError(f"{place}: weight is a number from 0.0 to 1.0, got {weight!r}.")
+        raise RowError(f"{where}: weight must be a number from 0.0 to 1.0, got {weight!r}.")
     train = turn.get("train")
     if train is not None and not isinstance(train, bool):
-        raise RowError(f"{place}: train is true or false, got {train!r}.")
+        raise RowError(f"{where}: train must be true or false, got {train!r}.")
     return Message(
         role=role,
-        content=content if content is None or isinstance(content, str) else [_part(part, place) for part in content],
+        content=content if content is None or isinstance(content, str) else [_part(part, where) for part in content],
         train=train,
         weight=None if weight is None else float(weight),
-        reasoning=_reasoning(turn, place),
+        reasoning=_reasoning(turn, where),
         tool_calls=calls,
         tool_call_id=turn.get("tool_call_id"),
         name=turn.get("name"),
@@ -228,60 +229,60 @@ def _message(turn: Any, place: str, roles: Mapping[str, str], format_name: str) 
     )
 
 
-def _role(turn: Mapping[str, Any], place: str, roles: Mapping[str, str], format_name: str) -> str:
+def _role(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], format_name: str) -> str:
     role = turn.get("role")
     if role is None:
-        raise RowError(f'{place} has no "role".', fix=f"It has: {', '.join(map(str, turn)) or 'nothing'}.")
+        raise RowError(f'{where} has no "role".', fix=f"It has: {', '.join(map(str, turn)) or 'nothing'}.")
     if not isinstance(role, str):
-        raise RowError(f"{place}: role is {_kind(role)}, not a text: {_short(role)}.")
+        raise RowError(f"{where}: role is {_kind(role)}, not a text: {_short(role)}.")
     role = roles.get(role, role)
     if role not in _ROLES:
         raise RowError(
-            f'{place}: role "{role}" is not known.{nearest(role, ROLES)}',
+            f'{where}: role "{role}" is not known.{nearest(role, ROLES)}',
             fix=f"Known roles: {', '.join(ROLES)}. "
             f"Map it with format: {{{format_name}: {{roles: {{{role}: assistant}}}}}}.",
         )
     return role
 
 
-def _reasoning(turn: Mapping[str, Any], place: str) -> str | None:
-    """The reasoning under whichever name it has; two names must agree."""
+def _reasoning(turn: Mapping[str, Any], where: str) -> str | None:
+    """The reasoning, under any of its names; if there are several, they must agree."""
     found = {name: turn[name] for name in REASONING if name in turn}
     for name, value in found.items():
         if not isinstance(value, str):
-            raise RowError(f"{place}: {name} is {_kind(value)}, not a text: {_short(value)}.")
+            raise RowError(f"{where}: {name} is {_kind(value)}, not a text: {_short(value)}.")
     if len(set(found.values())) > 1:
-        raise RowError(f"{place}: {' and '.join(found)} differ.", fix="Keep one of them.")
+        raise RowError(f"{where}: {' and '.join(found)} differ.", fix="Keep one of them.")
     return next(iter(found.values()), None)
 
 
-def _part(part: Any, place: str) -> Part:
+def _part(part: Any, where: str) -> Part:
     if isinstance(part, str):
         return Part("text", part)
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-        raise RowError(f"{place}: a part of the content has no type: {_short(part)}.")
+        raise RowError(f"{where}: a part of the content has no type: {_short(part)}.")
     clean = without_nulls(part)
     return Part(
         clean["type"], clean.get("text"), {key: got for key, got in clean.items() if key not in ("type", "text")}
     )
 
 
-def _calls(value: Any, place: str) -> list[Mapping[str, Any]]:
-    """Tool calls: a list of mappings, or JSON text of it."""
+def _calls(value: Any, where: str) -> list[Mapping[str, Any]]:
+    """Tool calls: a list of mappings, or JSON of one."""
     if isinstance(value, str):
-        value = _from_json(value, f"{place}: tool_calls", fix="Give a list of tool calls.")
+        value = _from_json(value, f"{where}: tool_calls", fix="Give a list of tool calls.")
     if not value:
         return []
     if not isinstance(value, (list, tuple)) or not all(isinstance(call, Mapping) for call in value):
-        raise RowError(f"{place}: tool_calls is no list of tool calls: {_short(value)}.")
-    return [_call(call, f"{place}: tool_calls[{i}]") for i, call in enumerate(value)]
+        raise RowError(f"{where}: tool_calls is not a list of tool calls: {_short(value)}.")
+    return [_call(call, f"{where}: tool_calls[{i}]") for i, call in enumerate(value)]
 
 
-def _call(call: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    """A tool call as templates read it: below `function`, with its arguments as a mapping.
+def _call(call: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A tool call as templates read it: under the key `function`, with its arguments as a mapping.
 
-    Some data sets leave out the outer mapping, and Arrow often holds arguments as JSON text. A call that is of no
-    function at all stays as it is.
+    Some data sets leave out the outer mapping, and Arrow often holds the arguments as JSON. A call that does not name a
+    function stays as it is.
     """
     clean: dict[str, Any] = without_nulls(call)
     if "function" not in clean:
@@ -296,11 +297,12 @@ def _call(call: Mapping[str, Any], place: str) -> Mapping[str, Any]:
     function = clean["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowError(
-            f"{place} names no function: {_short(call)}.", fix='A call is {"function": {"name": …, "arguments": …}}.'
+            f"{where} does not name a function: {_short(call)}.",
+            fix='A call is {"function": {"name": …, "arguments": …}}.',
         )
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        # what is no JSON stays text: some models are meant to see it as it is
+        # what is not JSON stays text, because some models are meant to see it unchanged
         with contextlib.suppress(json.JSONDecodeError):
             arguments = json.loads(arguments)
     clean["function"] = {**function, "arguments": arguments}
@@ -308,7 +310,7 @@ def _call(call: Mapping[str, Any], place: str) -> Mapping[str, Any]:
 
 
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64")
-"""Under which names a part of type "image" may hold its image."""
+"""The keys under which a part of type "image" may hold its image."""
 
 
 def _parts(message: Message) -> Sequence[Part]:
@@ -316,7 +318,7 @@ def _parts(message: Message) -> Sequence[Part]:
 
 
 def _parted(message: Message, index: int, marker: str) -> Message:
-    """The message with its content in parts wherever it holds an image."""
+    """The message with its content split into parts if it holds an image."""
     content = message.content
     if isinstance(content, str):
         return attrs.evolve(message, content=_split(content, marker)) if marker in content else message
@@ -325,13 +327,13 @@ def _parted(message: Message, index: int, marker: str) -> Message:
         if part.type == "image_url":
             part = attrs.evolve(part, type="image")
         if part.type not in ("image", "text"):
-            raise RowError(f'message {index} has a part of type "{part.type}": only texts and images are read.')
+            raise RowError(f'message {index} has a part of type "{part.type}", but only texts and images can be read.')
         parts += _split(part.text, marker) if part.text is not None and marker in part.text else [part]
     return message if content is None else attrs.evolve(message, content=parts)
 
 
 def _split(text: str, marker: str) -> list[Part]:
-    """A text with an image's part in the place of each marker.
+    """A text with an image part in place of each marker.
 
     >>> [part.text or part.type for part in _split("<image>Who?<image>", "<image>")]
     ['image', 'Who?', 'image']
@@ -347,11 +349,11 @@ def _split(text: str, marker: str) -> list[Part]:
 def _with_images_first(messages: Sequence[Message], count: int) -> list[Message]:
     first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
     if first is None:
-        raise RowError("the row has images, and no user's message to put them before.")
+        raise RowError("the row has images, but no user message to put them in.")
     message = messages[first]
     words = [Part("text", message.content)] if isinstance(message.content, str) else list(_parts(message))
-    places = [Part("image")] * count
-    return [*messages[:first], attrs.evolve(message, content=[*places, *words]), *messages[first + 1 :]]
+    added = [Part("image")] * count
+    return [*messages[:first], attrs.evolve(message, content=[*added, *words]), *messages[first + 1 :]]
 
 
 def _number(count: int, noun: str) -> str:
@@ -359,13 +361,13 @@ def _number(count: int, noun: str) -> str:
 
 
 def _held(part: Part) -> Any:
-    """The image that a part holds itself, or None."""
+    """The image that a part itself holds, or None."""
     found = next((part.extra[name] for name in _IMAGE_KEYS if part.extra.get(name) is not None), None)
     return found.get("url") if isinstance(found, Mapping) and set(found) & {"url"} else found
 
 
 def _without_held(message: Message) -> Message:
-    """The message as templates read it: the image itself is no part of the text."""
+    """The message as templates read it, without the images themselves."""
     parts = _parts(message)
     if not any(part.type == "image" and part.extra for part in parts):
         return message

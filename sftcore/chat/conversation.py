@@ -1,4 +1,4 @@
-"""Conversations as text: rendered by the tokenizer's chat template, with the skeleton that tells their turns apart."""
+"""Conversations as text, rendered by the tokenizer's chat template, with a skeleton that says where each turn is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from attrs import frozen
 
 from sftcore.chat.shapes import Variant, as_turns, shape_of, variants
-from sftcore.chat.skeleton import STOP_APPENDED, Place, Skeleton, is_answered, learn
+from sftcore.chat.skeleton import STOP_APPENDED, Position, Skeleton, is_answered, learn
 from sftcore.chat.template import ChatTemplate, SpecialTexts, plain
 from sftcore.core.errors import DataError, RowError
 from sftcore.core.types import Example, Message, Turns
@@ -16,20 +16,21 @@ from sftcore.core.types import Example, Message, Turns
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOOLS_LEFT_OUT = "tools left out: the chat template does not render them"
+TOOLS_LEFT_OUT = "tools left out, because the chat template does not render them"
 
 Marks: TypeAlias = "Sequence[tuple[int, int]] | None"
 
 _KEPT = 1024
-"""Skeletons that are kept: a data set has few shapes of conversation, unless tools differ from row to row."""
+"""How many skeletons are kept; a data set has few shapes of conversation unless tools differ from row to row."""
 
 
 @frozen
-class Drawn:
-    """A rendered conversation: its skeleton, and how long its words before each hole are, all together.
+class RenderedConversation:
+    """A rendered conversation with its skeleton.
 
-    `marks` are the characters that the template's own generation markers enclose, None where they were not asked for;
-    `stop` is the token that was appended to the rendering.
+    `lengths` holds, for each slot, the total length of the words in the slots before it. `marks` are the ranges of
+    characters inside the template's own generation markers, or None where they were not asked for. `stop` is the token
+    that was appended to the rendering, if any.
     """
 
     text: str
@@ -39,16 +40,16 @@ class Drawn:
     stop: str
     notes: tuple[str, ...]
 
-    def at(self, place: Place) -> int:
-        """The place as a character of the text; the end of the rendering is behind what was appended."""
-        at = place.literal + self.lengths[place.holes]
+    def at(self, position: Position) -> int:
+        """The position as an index into the text; the end of the rendering comes after an appended stop token."""
+        at = position.literal + self.lengths[position.slots]
         stop = len(self.stop)
         return at + stop if stop and at == len(self.text) - stop else at
 
 
 @frozen
 class _Setting:
-    """What a conversation is rendered with."""
+    """The template and arguments that a conversation is rendered with."""
 
     template: ChatTemplate
     tools: Any
@@ -63,18 +64,20 @@ class _Setting:
             return self.template.render_marked(as_turns(turns, variant), self.tools, self.kwargs)
         return self.template.render(as_turns(turns, variant), self.tools, self.kwargs, False), None
 
-    def drawn(self, text: str, marks: Marks, skeleton: Skeleton, lengths: Sequence[int]) -> Drawn:
+    def finished(self, text: str, marks: Marks, skeleton: Skeleton, lengths: Sequence[int]) -> RenderedConversation:
         notes = skeleton.notes
         if self.tools and not self.template.knows_tools:
             notes = (*notes, TOOLS_LEFT_OUT)
         # the template's own marks say what is supervised, and an appended token would not be
         if skeleton.stop and marks is None:
-            return Drawn(text + skeleton.stop, skeleton, lengths, marks, skeleton.stop, (*notes, STOP_APPENDED))
-        return Drawn(text, skeleton, lengths, marks, "", notes)
+            return RenderedConversation(
+                text + skeleton.stop, skeleton, lengths, marks, skeleton.stop, (*notes, STOP_APPENDED)
+            )
+        return RenderedConversation(text, skeleton, lengths, marks, "", notes)
 
 
 class Conversations:
-    """Renders conversations for one tokenizer, and keeps what it learns of their shapes."""
+    """Renders conversations for one tokenizer, and keeps the skeletons of their shapes."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special: SpecialTexts) -> None:
         self._tokenizer = tokenizer
@@ -83,10 +86,10 @@ class Conversations:
         self._kept: dict[Hashable, Skeleton] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was learned: it is learned anew in a worker, and no cache key depends on it."""
+        """Without the learned templates and skeletons: workers learn their own, and no cache key depends on them."""
         return {**self.__dict__, "_templates": {}, "_kept": {}}
 
-    def draw(
+    def render(
         self,
         turns: Turns,
         example: Example,
@@ -94,19 +97,19 @@ class Conversations:
         prompt_turns: int | None = None,
         marks: bool = False,
         proof: bool = True,
-    ) -> Drawn:
+    ) -> RenderedConversation:
         """The conversation as text, verified against the skeleton of its shape.
 
         Args:
             turns: its messages.
-            example: where they come from, with tools and arguments for the template.
+            example: the example that they belong to, with tools and arguments for the template.
             prompt_turns: how many of the messages are the prompt of a completion.
-            marks: read the template's generation markers, where it has any.
-            proof: whether turns are to be told apart; else a shape that cannot be verified is rendered all the same.
+            marks: whether to read the template's generation markers, if it has any.
+            proof: whether the turns must be located; if not, a shape that cannot be verified is rendered anyway.
 
         Raises:
-            RowError: the template refuses the conversation, or leaves assistant words out.
-            DataError: there is no template.
+            RowError: the template refuses the conversation, or leaves words of the assistant out.
+            DataError: the tokenizer has no chat template.
         """
         setting = self._setting(example, marks)
         shape, words = shape_of(turns)
@@ -117,22 +120,22 @@ class Conversations:
             text, found = setting.render_row(turns, kept.variant)
             if kept.unproven:
                 if not proof or found is not None:
-                    return setting.drawn(text, found, kept, ())
+                    return setting.finished(text, found, kept, ())
             else:
                 filled, lengths = kept.fill(words)
                 if filled == text:
-                    return setting.drawn(text, found, kept, lengths)
+                    return setting.finished(text, found, kept, lengths)
         return self._learn(turns, words, setting, key, prompt_turns)
 
     def render_prompt(self, turns: Turns, prompt_turns: int, example: Example, variant: Variant) -> str:
-        """The first of the messages on their own, with the generation prompt where they are answered."""
+        """The prompt's messages on their own, with the generation prompt if the assistant answers them."""
         answered = is_answered(turns, prompt_turns)
         return self._setting(example, False).render(turns[:prompt_turns], variant, answered)
 
     def _learn(
         self, turns: Turns, words: Sequence[str], setting: _Setting, key: Hashable, prompt_turns: int | None
-    ) -> Drawn:
-        """The same with a skeleton made for this very conversation, kept if it may serve for others."""
+    ) -> RenderedConversation:
+        """Render with a new skeleton for this conversation, and keep the skeleton if other conversations can use it."""
         _refuse_what_would_vanish(turns, setting.template)
         best: tuple[str, Marks, Skeleton] | None = None
         first_error: RowError | None = None
@@ -154,7 +157,7 @@ class Conversations:
             if len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = skeleton
-        return setting.drawn(text, found, skeleton, () if skeleton.unproven else skeleton.fill(words)[1])
+        return setting.finished(text, found, skeleton, () if skeleton.unproven else skeleton.fill(words)[1])
 
     def _try(
         self, turns: Turns, setting: _Setting, variant: Variant, prompt_turns: int | None
@@ -163,8 +166,8 @@ class Conversations:
             return setting.render(turns, variant, generation_prompt)
 
         text, found = setting.render_row(turns, variant)
-        habits = setting.template.habits(setting.kwargs)
-        return text, found, learn(turns, text, render, habits, self._special, variant, prompt_turns)
+        traits = setting.template.traits(setting.kwargs)
+        return text, found, learn(turns, text, render, traits, self._special, variant, prompt_turns)
 
     def _setting(self, example: Example, marks: bool) -> _Setting:
         tools = plain(example.tools) if example.tools else None
@@ -177,7 +180,7 @@ class Conversations:
         if template is None:
             if not self._tokenizer.chat_template:
                 raise DataError(
-                    "the data are conversations, and the tokenizer has no chat template.",
+                    "the data are conversations, but the tokenizer has no chat template.",
                     fix="Give one with chat_template_path (a .jinja file), or use a model that has one.",
                 )
             source: str = self._tokenizer.get_chat_template(None, tools)
@@ -190,7 +193,7 @@ def _refuse_what_would_vanish(turns: Turns, template: ChatTemplate) -> None:
     for i, turn in enumerate(turns):
         if turn.tool_calls and not template.knows_calls:
             raise RowError(
-                f"message {i} calls a tool, and the chat template would leave the call out.",
-                fix="Use a template that renders tool_calls, or keep calls as text: "
+                f"message {i} calls a tool, but the chat template would leave the call out.",
+                fix="Use a template that renders tool_calls, or keep the calls as text: "
                 "format: {sharegpt: {function_call: content}}.",
             )

@@ -1,4 +1,4 @@
-"""How a model is talked to, as plain values: what a run trained with, and what a saved folder would be served with."""
+"""The chat set-up as plain values: what a run trained with, and what a saved folder would be served with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEXTS = (
     "naïve façade — “quotes” 你好，世界 🙂 Привет",
     "def f(x: int) -> str:\n    return f'{x:>5}'  # comment",
 )
-"""Texts whose tokens tell one tokenizer from another."""
+"""Texts that different tokenizers split differently."""
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -31,13 +31,14 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 class Chat:
     """What training and serving must agree on.
 
-    template_sha256, rendered: of the chat template, and a conversation rendered by it; None without one, or where it
-    refuses that. dated: whether the rendering changes from day to day.
-    stop: the token with which answers end. stop_ids: where generation stops. pad_id: what generation pads with.
-    specials: the named special tokens; added_sha256: of all added tokens with their ids.
-    size: of the vocabulary without added tokens; rows: of the embeddings, None where they are not known.
-    probes: texts with their ids. bos: how many begin the rendered conversation, and a text, when they are tokenised
-    with special tokens.
+    template_sha256: hash of the chat template, or None if there is none.
+    rendered: a conversation that it rendered, or None if there is no template or it refuses the conversation.
+    dated: whether the rendering changes from day to day.
+    stop: the token that ends answers. stop_ids: the ids at which generation stops. pad_id: what generation pads with.
+    specials: the named special tokens. added_sha256: hash of all added tokens with their ids.
+    size: size of the vocabulary without added tokens. rows: rows of the embeddings, or None if they are not known.
+    probes: texts with their ids.
+    bos: how many BOS tokens begin the rendered conversation, and a text, when tokenized with special tokens.
     """
 
     template_sha256: str | None
@@ -55,19 +56,19 @@ class Chat:
     bos: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """The values as they stand in the manifest."""
         return attrs.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Chat:
-        """From a manifest, of this version or a later one.
+        """Read the values of a manifest, of this version or a later one.
 
         Raises:
             ModelError: something is missing.
         """
         names = [one.name for one in attrs.fields(cls)]
         if missing := [name for name in names if name not in values]:
-            raise ModelError(f"the record of the chat lacks {', '.join(missing)}.", where="manifest.json: chat")
+            raise ModelError(f"the record of the chat set-up lacks {', '.join(missing)}.", where="manifest.json: chat")
         return cls(**{name: values[name] for name in names})
 
 
@@ -85,12 +86,12 @@ class Served:
 
     @property
     def record(self) -> Chat | None:
-        """What the run that saved the folder trained with; None where it left nothing."""
+        """What the run that saved the folder trained with, or None if it left no record."""
         return Chat.from_dict(self.manifest["chat"]) if "chat" in self.manifest else None
 
 
 def chat_of(tokenizer: Any, *, stop: str | None, stop_ids: Sequence[int], pad_id: int | None, rows: int | None) -> Chat:
-    """The values for this tokenizer with what generation uses; `stop` None is read off the chat template."""
+    """The chat set-up of this tokenizer and generation configuration; without `stop`, the chat template tells it."""
     vocabulary = tokenizer.get_vocab()
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
     template = template_of(tokenizer)
@@ -127,7 +128,7 @@ def template_of(tokenizer: Any) -> str | None:
 
 
 def render(tokenizer: Any) -> str | None:
-    """A conversation by transformers' own `apply_chat_template`; None where there is no template, or it refuses."""
+    """A conversation rendered by transformers' own `apply_chat_template`, or None if it has no template or refuses."""
     if template_of(tokenizer) is None:
         return None
     for wrapped in (False, True):
@@ -141,7 +142,7 @@ def render(tokenizer: Any) -> str | None:
         refuse_unbounded(tokenizer, turns)
         try:
             text: str = tokenizer.apply_chat_template(turns, tokenize=False)
-        except Exception:  # templates raise TemplateError by themselves, and Python errors by accident
+        except Exception:  # templates raise TemplateError on purpose and Python errors by accident
             continue
         if _WORDS[0] in text and _WORDS[-1] in text:
             return text
@@ -154,16 +155,20 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
 
 
 def read_served(name: str) -> Served:
-    """What this folder or hub id holds, weights aside.
+    """Read what this folder or hub id holds, except its weights.
 
     Raises:
         ModelError: there is no such folder, or no tokenizer can be loaded from it.
     """
     path = Path(name).expanduser()
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ModelError("no such folder.", where=name, fix="Give a folder that save_model wrote, or a hub id.")
+        raise ModelError(
+            "the folder does not exist.", where=name, fix="Give a folder that save_model wrote, or a hub id."
+        )
     if path.is_file():
-        raise ModelError("this is a file.", where=name, fix="Give a folder that save_model wrote, or a hub id.")
+        raise ModelError(
+            "this is a file, not a folder.", where=name, fix="Give a folder that save_model wrote, or a hub id."
+        )
     source = str(path) if path.exists() else name
     adapter = _json(source, "adapter_config.json")
     base = str((adapter or {}).get("base_model_name_or_path") or "")
@@ -179,7 +184,7 @@ def read_served(name: str) -> Served:
         effective = config
     rows = config.get("vocab_size")
     if adapter is not None:
-        # an adapter is saved with the rows that it needs, its base may have fewer
+        # an adapter is saved with the rows that it needs, while its base may have fewer
         rows = (manifest.get("chat") or {}).get("rows", rows)
     chat = chat_of(
         tokenizer,
@@ -206,7 +211,7 @@ def _load_tokenizer(source: str) -> Any:
 
 
 def _json(source: str, name: str) -> dict[str, Any] | None:
-    """A file of a folder or hub id as JSON; None where it is not there."""
+    """A JSON file of a folder or hub id, or None if it does not exist."""
     from transformers.utils import cached_file
 
     missing_is_fine = {
@@ -222,14 +227,14 @@ def _json(source: str, name: str) -> dict[str, Any] | None:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"this is no JSON: {error}.", where=f"{source}/{name}") from None
+        raise ModelError(f"this file is not valid JSON: {error}.", where=f"{source}/{name}") from None
     if not isinstance(found, dict):
         raise ModelError(f"expected an object, got {type(found).__name__}.", where=f"{source}/{name}")
     return found
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a configuration that is the language model's."""
+    """The language model's part of a configuration."""
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, dict) else config
 

@@ -1,4 +1,4 @@
-"""Examples into text with the spans of it that are supervised. Spans are of characters; tokens come later, once."""
+"""Renders examples as text with the spans of characters that are supervised; the text is tokenized later, once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
-from sftcore.chat.conversation import Conversations, Drawn
+from sftcore.chat.conversation import Conversations, RenderedConversation
 from sftcore.chat.template import SpecialTexts
 from sftcore.core.errors import DataError, OptionTypeError, RowError
 from sftcore.core.types import Example, Span, Turns
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 
 @frozen
 class Rendered:
-    """A text as the tokenizer will see it. `spans` None: every token counts, those that the tokenizer adds included.
+    """A text as the tokenizer will see it.
 
-    `notes` are short constant sentences on what the chat template did to this row. Where the text holds `images`,
-    `holes` are the characters that stand for them, which never count, and `unexpanded` is the text as the processor
-    reads it, with one place for each.
+    If `spans` is None, every token is supervised, including those that the tokenizer adds. `notes` are short constant
+    sentences on what the chat template did to this row. If the text holds `images`, `image_spans` are the characters
+    that stand for them, which are never supervised, and `unexpanded` is the text as the processor reads it, with one
+    placeholder for each image.
     """
 
     text: str
     spans: tuple[Span, ...] | None
     add_special_tokens: bool
     notes: tuple[str, ...] = ()
-    holes: tuple[Span, ...] = ()
+    image_spans: tuple[Span, ...] = ()
     unexpanded: str = ""
     images: tuple[Mapping[str, Any], ...] = ()
 
@@ -38,12 +39,12 @@ class Renderer:
     """Renders examples for one tokenizer and one choice of what is supervised.
 
     Args:
-        tokenizer: its chat template is used for messages.
-        completion_only: True, False, or None for "where the example has a completion".
-        assistant_only: supervise the assistant's turns alone, by the template's generation markers, or where it has
-            none by spans that are derived and verified (see sftcore.chat.skeleton).
-        mask_style: where a completion of messages ends: "turn", behind its end token, or "trl", at the end of the
-            rendering, with what the template always adds there.
+        tokenizer: the tokenizer whose chat template renders messages.
+        completion_only: whether only the completion is supervised; None: if the example has one.
+        assistant_only: whether only the assistant's turns are supervised. They are found by the template's generation
+            markers, or if it has none, by spans that are derived and verified (see sftcore.chat.skeleton).
+        mask_style: where a completion of messages ends: "turn" ends it after its end token, "trl" at the end of the
+            rendering, including whatever the template always adds there.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Renderer:
         """The example's text and spans.
 
         Raises:
-            RowError: this example cannot be rendered, or what is to be supervised cannot be told apart in it.
+            RowError: this example cannot be rendered, or the supervised part cannot be located in it.
             DataError: the tokenizer cannot render any example of this kind.
         """
         if example.text is not None:
@@ -77,8 +78,10 @@ class Renderer:
             return Rendered(self._with_eos(example.text), None, True)
         if example.messages is not None:
             self._refuse_completion_only("messages")
-            drawn = self._draw(example.messages, example)
-            return Rendered(drawn.text, self._assistant(example.messages, drawn), False, drawn.notes)
+            conversation = self._render_turns(example.messages, example)
+            return Rendered(
+                conversation.text, self._assistant(example.messages, conversation), False, conversation.notes
+            )
         if isinstance(example.prompt, str):
             self._refuse_assistant_only()
             text = self._with_eos(example.prompt + str(example.completion))
@@ -90,65 +93,69 @@ class Renderer:
         prompt = _turns(example.prompt)
         turns = [*prompt, *_turns(example.completion)]
         if self._completion_only is False:
-            drawn = self._draw(turns, example)
-            return Rendered(drawn.text, self._assistant(turns, drawn), False, drawn.notes)
-        drawn = self._draw(turns, example, prompt_turns=len(prompt))
-        start = self._completion_start(drawn, turns, len(prompt), example)
-        whole = Span(start, max(start, self._completion_end(drawn, start)))
-        assistant = self._assistant(turns, drawn)
-        return Rendered(drawn.text, (whole,) if assistant is None else _clip(assistant, whole), False, drawn.notes)
+            conversation = self._render_turns(turns, example)
+            return Rendered(conversation.text, self._assistant(turns, conversation), False, conversation.notes)
+        conversation = self._render_turns(turns, example, prompt_turns=len(prompt))
+        start = self._completion_start(conversation, turns, len(prompt), example)
+        whole = Span(start, max(start, self._completion_end(conversation, start)))
+        assistant = self._assistant(turns, conversation)
+        return Rendered(
+            conversation.text, (whole,) if assistant is None else _clip(assistant, whole), False, conversation.notes
+        )
 
-    def _completion_start(self, drawn: Drawn, turns: Turns, prompt_turns: int, example: Example) -> int:
-        skeleton = drawn.skeleton
+    def _completion_start(
+        self, conversation: RenderedConversation, turns: Turns, prompt_turns: int, example: Example
+    ) -> int:
+        skeleton = conversation.skeleton
         if skeleton.completion is not None:
-            return drawn.at(skeleton.completion)
+            return conversation.at(skeleton.completion)
         if skeleton.unproven:
             text = self._conversations.render_prompt(turns, prompt_turns, example, skeleton.variant)
-            if drawn.text.startswith(text):
+            if conversation.text.startswith(text):
                 return len(text)
         raise RowError(
             "the chat template renders the prompt differently when the completion follows, "
-            "so the completion cannot be told apart.",
+            "so the start of the completion cannot be located.",
             fix="Set completion_only_loss: false, or use a template whose rendering only grows.",
         )
 
-    def _completion_end(self, drawn: Drawn, start: int) -> int:
-        """Behind the completion's last end token; what the template always adds after it is no answer."""
-        text, end = drawn.text, drawn.skeleton.completion_end
+    def _completion_end(self, conversation: RenderedConversation, start: int) -> int:
+        """After the completion's last end token; what the template always adds after it is not part of the answer."""
+        text, end = conversation.text, conversation.skeleton.completion_end
         if self._mask_style == "trl":
             return len(text)
         if end is not None:
-            return drawn.at(end)
+            return conversation.at(end)
         stripped = text[start:].rstrip()
         return start + len(stripped) if stripped.endswith(self._special.texts) else len(text)
 
-    def _assistant(self, turns: Turns, drawn: Drawn) -> tuple[Span, ...] | None:
-        """The spans of the assistant's turns, or None where every token counts."""
+    def _assistant(self, turns: Turns, conversation: RenderedConversation) -> tuple[Span, ...] | None:
+        """The spans of the assistant's turns, or None if every token is supervised."""
         singled_out = _singled_out(turns)
         if not (self._assistant_only or singled_out):
             return None
-        if drawn.marks is not None:
-            return tuple(Span(start, end) for start, end in drawn.marks)
-        if drawn.skeleton.unproven:
+        if conversation.marks is not None:
+            return tuple(Span(start, end) for start, end in conversation.marks)
+        if conversation.skeleton.unproven:
             raise RowError(
-                f"{drawn.skeleton.unproven}.",
-                fix="Use a template that prints content as it is, or one with {% generation %} markers.",
+                f"{conversation.skeleton.unproven}.",
+                fix="Use a template that prints content unchanged, or one with {% generation %} markers.",
             )
         spans = []
-        for message, start, end in drawn.skeleton.turns:
+        for message, start, end in conversation.skeleton.turns:
             turn = turns[message]
             weight = 0.0 if turn.train is False else 1.0 if turn.weight is None else turn.weight
             if weight:
-                spans.append(Span(drawn.at(start), drawn.at(end), weight))
+                spans.append(Span(conversation.at(start), conversation.at(end), weight))
         return tuple(span for span in spans if span.start < span.end)
 
-    def _draw(self, turns: Turns, example: Example, *, prompt_turns: int | None = None) -> Drawn:
+    def _render_turns(self, turns: Turns, example: Example, *, prompt_turns: int | None = None) -> RenderedConversation:
         singled_out = _singled_out(turns)
-        return self._conversations.draw(
+        return self._conversations.render(
             turns,
             example,
             prompt_turns=prompt_turns,
-            # markers do not say whose turn they mark, so turns that are singled out are always derived
+            # markers do not say which message they belong to, so selected turns are always derived
             marks=self._assistant_only and not singled_out,
             proof=self._assistant_only or singled_out or prompt_turns is not None,
         )
@@ -159,14 +166,14 @@ class Renderer:
     def _refuse_completion_only(self, shape: str) -> None:
         if self._completion_only:
             raise DataError(
-                f"completion_only_loss=True needs rows with a prompt and a completion, these are {shape}.",
+                f"completion_only_loss=True needs rows with a prompt and a completion, but these rows hold {shape}.",
                 fix="Set completion_only_loss to None, or map the columns: format: {prompt-completion: {…}}.",
             )
 
     def _refuse_assistant_only(self) -> None:
         if self._assistant_only:
             raise DataError(
-                "assistant_only_loss=True needs conversations, these rows are texts.",
+                "assistant_only_loss=True needs conversations, but these rows are texts.",
                 fix="Set assistant_only_loss: false.",
             )
 
@@ -176,8 +183,8 @@ def _singled_out(turns: Turns) -> bool:
     for i in chosen:
         if turns[i].role != "assistant" and (turns[i].train or turns[i].weight):
             raise RowError(
-                f"message {i} ({turns[i].role}) is to be trained on, and only assistant turns can be.",
-                fix='Give "train" or "weight" to assistant messages alone.',
+                f"message {i} ({turns[i].role}) is marked for training, but only assistant turns can be trained on.",
+                fix='Give "train" or "weight" only to assistant messages.',
             )
     return bool(chosen)
 
@@ -194,6 +201,6 @@ def _clip(spans: Sequence[Span], bounds: Span) -> tuple[Span, ...]:
 
 
 def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts EOS behind every text by itself, as T5's and some Llama tokenizers do."""
+    """Whether the tokenizer itself appends EOS to every text, as those of T5 and of some Llama models do."""
     ids = tokenizer("x")["input_ids"]
     return tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id

@@ -1,7 +1,7 @@
-"""Conversations as chat templates read them, and their shapes: all of a conversation but the words themselves.
+"""Conversations as chat templates read them, and their shapes: everything about a conversation except its words.
 
-Two conversations of one shape are rendered alike by nearly every template, so what is learned of one holds for the
-other, and is verified there.
+Nearly every template renders two conversations of the same shape in the same way. What is learned from one is therefore
+used for the other, and verified there.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _THINKING = re.compile(r"(<think>|</think>)")
 
 Kind: TypeAlias = Literal["content", "reasoning"]
 Mark: TypeAlias = Callable[[int, str, Kind], str]
-"""Given a message's index, a text of it without its edge white space, and its kind: what to put in its place."""
+"""From a message's index, one of its texts without leading and trailing white space, and its kind, to a replacement."""
 
 
 @frozen
 class Variant:
-    """How messages are put where templates differ in what they read.
+    """How messages are passed to a template, since templates differ in what they read.
 
-    arguments: those of tool calls, as mappings or as JSON text; empty: the content of a message that has none beside
-    its tool calls (a null that was given is left away); content: as given, each text as one part, or parts joined to a
-    text.
+    arguments: the arguments of tool calls, as mappings or as JSON text.
+    empty: the content of a message that has only tool calls; "given" leaves out a null.
+    content: "given" passes it as it is, "parts" each text as one part, "text" all parts joined to one text.
     """
 
     arguments: Literal["mapping", "json"] = "mapping"
@@ -43,7 +43,7 @@ GIVEN = Variant()
 
 
 def variants(turns: Sequence[Message], prints: frozenset[str]) -> Iterator[Variant]:
-    """The ways to put these messages, the data's own first, for a template that prints these shapes of content."""
+    """The ways to pass these messages, the data's own first, to a template that prints these shapes of content."""
     contents: list[Any] = ["given", "parts", "text"]
     if len(prints) == 1:
         contents = list(prints)
@@ -63,7 +63,7 @@ def as_turns(turns: Sequence[Message], variant: Variant) -> list[Turn]:
     """The messages as a template reads them.
 
     Raises:
-        RowError: a part is no text, and the template knows plain texts only.
+        RowError: a part is not a text, and the template only knows plain texts.
     """
     return [
         {"role": turn.role, "content": turn.content}
@@ -103,7 +103,7 @@ def _as_turn(message: Message, index: int, variant: Variant) -> Turn:
 
 
 def shape_of(turns: Sequence[Message]) -> tuple[Hashable, list[str]]:
-    """The conversation's shape, and its words in the order in which `marked` takes them."""
+    """The conversation's shape, and its words in the order in which `marked` visits them."""
     key: list[Hashable] = []
     words: list[str] = []
     for turn in turns:
@@ -136,7 +136,7 @@ def _full_shape(turn: Message, words: list[str]) -> Hashable:
 
 
 def marked(turn: Message, index: int, mark: Mark) -> Message:
-    """The message with `mark` of its words in place of each, edge white space and thinking tags kept."""
+    """The message with each of its texts replaced by `mark`; outer white space and thinking tags stay."""
 
     def put(text: str, kind: Kind) -> str:
         bare = text.strip()
@@ -157,7 +157,7 @@ def _marked_text(text: str, put: Callable[[str, Kind], str]) -> str:
     if "think>" not in text:
         return put(text, "content")
     pieces = _THINKING.split(text)
-    # inside the tags, or before a closing tag whose opening one stood in the generation prompt
+    # inside the tags, or before a closing tag whose opening tag was in the generation prompt
     return "".join(
         piece
         if _THINKING.fullmatch(piece)
@@ -167,7 +167,7 @@ def _marked_text(text: str, put: Callable[[str, Kind], str]) -> str:
 
 
 def _is_bare(turn: Message) -> bool:
-    """Whether the message is a role and a content and nothing else that templates read."""
+    """Whether the message has a role and content, and nothing else that templates read."""
     return (
         turn.reasoning is None
         and not turn.tool_calls
@@ -190,7 +190,7 @@ def _joined(turn: Message, index: int) -> str:
     if other := [part.type for part in _parts(turn) if part.type != "text" or part.text is None]:
         raise RowError(
             f'message {index} has a part of type "{other[0]}", which the chat template does not render.',
-            fix="Use a model and template that do, or remove the part.",
+            fix="Use a model and template that render it, or remove the part.",
         )
     return "".join(part.text or "" for part in _parts(turn))
 

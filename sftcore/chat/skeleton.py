@@ -1,8 +1,8 @@
-"""What a chat template makes of a conversation's shape: the rendering with holes where the words stand.
+"""How a chat template renders one shape of conversation: the template's own text, with slots for the words.
 
-A conversation is rendered once with a sentinel in place of each of its texts; what the template writes around them is
-the skeleton, in which turns and the completion are found. The proof is the same for each row: its own words put into
-the holes must give the row's real rendering byte for byte. A skeleton is kept for all conversations of the shape.
+A conversation is rendered once with a sentinel in place of each of its texts. What the template writes around them is
+the skeleton, in which the turns and the completion are located. Every row is verified in the same way: its own words,
+put into the slots, must give the row's real rendering byte for byte. A skeleton serves all conversations of its shape.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import attrs
 from attrs import frozen
 
 from sftcore.chat.shapes import Kind, Variant, marked
-from sftcore.chat.spans import LEFT_OUT, CallPlaces, Hole, Turn, TurnFinder, refused
-from sftcore.chat.template import Habits, SpecialTexts
+from sftcore.chat.spans import LEFT_OUT, CallPositions, Slot, TurnFinder, TurnSpan, refused
+from sftcore.chat.template import SpecialTexts, TemplateTraits
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
 
@@ -27,18 +27,18 @@ Render: TypeAlias = Callable[[Sequence[Message], bool], str]
 
 REASONING_EARLIER = "reasoning of earlier turns left out by the chat template"
 REASONING_LAST = "reasoning of the last turn left out by the chat template"
-STOP_APPENDED = "stop token appended: the chat template ends the last turn without one"
-UNENDED = "turns without an end token in the chat template"
+STOP_APPENDED = "stop token appended, because the chat template ends the last turn without one"
+UNENDED = "the chat template writes no end token after some turns"
 OWN_SYSTEM = "the chat template adds a system prompt of its own"
 
 _DIGITS = 5
 
 
 @frozen
-class Place:
-    """A place in any filled skeleton: behind so many holes, and so many characters of the template's own."""
+class Position:
+    """A position in any filled skeleton: the number of slots before it, and of the template's own characters."""
 
-    holes: int
+    slots: int
     literal: int
 
 
@@ -46,24 +46,24 @@ class Place:
 class Skeleton:
     """The rendering of one shape of conversation.
 
-    literals: what the template writes, one more than there are holes.
-    order: which of the conversation's words fill each hole, None for all of them in order; escaped: whether they stand
-    there as in JSON.
-    turns: the assistant's, as (message, start, end).
-    completion: where the completion begins; completion_end: where it ends, None where its own words decide that.
+    literals: what the template writes around the slots; one more than there are slots.
+    order: which of the conversation's texts fills each slot, or None for all of them in order.
+    escaped: whether each slot holds its text as JSON spells it.
+    turns: the assistant's turns, as (message, start, end).
+    completion: where the completion begins. completion_end: where it ends, or None if its own words decide that.
     stop: the token that must be appended.
-    general: whether all words became holes, so that the skeleton is worth keeping.
-    left_out: whether words of others than the assistant are not in the rendering.
-    unproven: why the conversation could not be verified; nothing but the notes is known then.
+    general: whether all texts became slots, so that other conversations can use the skeleton.
+    left_out: whether the rendering lacks words of anyone but the assistant.
+    unproven: why the conversation could not be verified; only the notes are known then.
     """
 
     variant: Variant
     literals: tuple[str, ...]
     order: tuple[int, ...] | None
     escaped: tuple[bool, ...]
-    turns: tuple[tuple[int, Place, Place], ...]
-    completion: Place | None
-    completion_end: Place | None
+    turns: tuple[tuple[int, Position, Position], ...]
+    completion: Position | None
+    completion_end: Position | None
     stop: str
     notes: tuple[str, ...]
     general: bool
@@ -71,49 +71,49 @@ class Skeleton:
     unproven: str = ""
 
     def fill(self, words: Sequence[str]) -> tuple[str, list[int]]:
-        """The conversation with these words, and how long the words before each hole are, all together."""
-        filling = words if self.order is None else [words[i] for i in self.order]
+        """The conversation with these words, and for each slot the total length of the words before it."""
+        chosen = words if self.order is None else [words[i] for i in self.order]
         if self.escaped:
-            filling = [_escape(word) if escape else word for word, escape in zip(filling, self.escaped, strict=True)]
-        return _joined(self.literals, filling), list(accumulate(map(len, filling), initial=0))
+            chosen = [_escape(word) if escape else word for word, escape in zip(chosen, self.escaped, strict=True)]
+        return _joined(self.literals, chosen), list(accumulate(map(len, chosen), initial=0))
 
 
 def learn(
     turns: Sequence[Message],
     text: str,
     render: Render,
-    habits: Habits,
+    traits: TemplateTraits,
     special: SpecialTexts,
     variant: Variant,
     prompt_turns: int | None = None,
 ) -> Skeleton:
     """The skeleton of a conversation that is rendered as `text`.
 
-    Where its own words do not rebuild the text, `unproven` says why; turns are then not known.
+    If its own words do not rebuild the text, `unproven` says why, and the turns are not known.
 
     Raises:
-        RowError: the template leaves assistant words or calls out.
+        RowError: the template leaves words or tool calls of the assistant out.
     """
     sentinels = _verified(turns, text, render)
     if sentinels is None or not sentinels.rebuilds:
-        unproven = "the chat template rewrites the messages' text, so the assistant's turns cannot be told apart"
+        unproven = "the chat template rewrites the messages' text, so the assistant's turns cannot be located"
         return Skeleton(variant, (), None, (), (), None, None, "", (), True, unproven=unproven)
-    finder = TurnFinder(turns, sentinels.text, sentinels.holes, sentinels.prefix, sentinels.calls(), habits, special)
+    finder = TurnFinder(turns, sentinels.text, sentinels.slots, sentinels.prefix, sentinels.calls(), traits, special)
     found = finder.find()
     left_out = sentinels.left_out(turns)
     notes = [
         *left_out,
         *sentinels.reasoning_left_out(turns),
         *([UNENDED] if finder.unended else []),
-        *([OWN_SYSTEM] if habits.adds_system and turns[0].role not in ("system", "developer") else []),
+        *([OWN_SYSTEM] if traits.adds_system and turns[0].role not in ("system", "developer") else []),
     ]
-    order = tuple(hole.original for hole in sentinels.holes)
+    order = tuple(slot.original for slot in sentinels.slots)
     return Skeleton(
         variant=variant,
         literals=sentinels.literals,
         order=None if order == tuple(range(sentinels.count)) else order,
         escaped=sentinels.escaped,
-        turns=tuple((turn.message, sentinels.place(turn.start), sentinels.place(turn.end)) for turn in found),
+        turns=tuple((turn.message, sentinels.position(turn.start), sentinels.position(turn.end)) for turn in found),
         completion=None if prompt_turns is None else _completion(sentinels, found, prompt_turns, turns),
         completion_end=_completion_end(sentinels, found, turns, special),
         stop=finder.stop,
@@ -124,16 +124,16 @@ def learn(
 
 
 def _verified(turns: Sequence[Message], text: str, render: Render) -> _Sentinels | None:
-    """The first sentinel rendering that rebuilds the text, else the first that there is.
+    """The first rendering with sentinels that rebuilds the text; if none does, the first that succeeds.
 
     Raises:
-        RowError: assistant words are not in the rendering at all.
+        RowError: words of the assistant are missing from the rendering.
     """
     first: _Sentinels | None = None
     for everyone in (True, False):
         try:
             sentinels = _Sentinels(turns, text, render, everyone=everyone)
-        except RowError:  # a template may demand something of the words, such as JSON of a tool
+        except RowError:  # a template may require something of the words, such as JSON from a tool
             continue
         first = first or sentinels
         if sentinels.rebuilds:
@@ -145,9 +145,9 @@ def _verified(turns: Sequence[Message], text: str, render: Render) -> _Sentinels
 
 
 class _Sentinels:
-    """A conversation rendered with sentinels: all of its texts, or those of the assistant alone.
+    """A conversation rendered with sentinels in place of all its texts, or only of the assistant's.
 
-    The second is for templates that read the user's or a tool's words, or print them otherwise than they are.
+    The latter serves templates that read the words of the user or a tool, or change them.
     """
 
     def __init__(self, turns: Sequence[Message], text: str, render: Render, *, everyone: bool) -> None:
@@ -170,20 +170,20 @@ class _Sentinels:
         self.count = len(self._originals)
         self.escaped: tuple[bool, ...] = ()
         self.text = render(self._turns, False)
-        self.holes = self._holes(self.text)
-        ends = [0, *(hole.end for hole in self.holes)]
-        starts = [*(hole.start for hole in self.holes), len(self.text)]
+        self.slots = self._slots(self.text)
+        ends = [0, *(slot.end for slot in self.slots)]
+        starts = [*(slot.start for slot in self.slots), len(self.text)]
         self.literals = tuple(self.text[end:start] for end, start in zip(ends, starts, strict=True))
         self.rebuilds = self._rebuilds(text, turns)
 
     def _rebuilds(self, text: str, turns: Sequence[Message]) -> bool:
-        words = [self._originals[hole.original][1] for hole in self.holes]
+        words = [self._originals[slot.original][1] for slot in self.slots]
         if _joined(self.literals, words) == text:
             return True
-        # gpt-oss prints tools' answers as JSON
+        # gpt-oss prints the answers of tools as JSON
         escaped = tuple(
-            turns[hole.message].role != "assistant" and literal.endswith('"')
-            for hole, literal in zip(self.holes, self.literals, strict=False)
+            turns[slot.message].role != "assistant" and literal.endswith('"')
+            for slot, literal in zip(self.slots, self.literals, strict=False)
         )
         words = [_escape(word) if escape else word for word, escape in zip(words, escaped, strict=True)]
         if any(escaped) and _joined(self.literals, words) == text:
@@ -191,16 +191,16 @@ class _Sentinels:
             return True
         return False
 
-    def _holes(self, text: str) -> list[Hole]:
-        holes = []
+    def _slots(self, text: str) -> list[Slot]:
+        slots = []
         for found in self._pattern.finditer(text):
             number = int(found.group(1))
             message, _, kind = self._originals[number]
-            holes.append(Hole(found.start(), found.end(), number, message, kind == "reasoning"))
-        return holes
+            slots.append(Slot(found.start(), found.end(), number, message, kind == "reasoning"))
+        return slots
 
-    def prefix(self, count: int, generation_prompt: bool) -> tuple[str, list[Hole]] | None:
-        """The first messages alone; one more than there are adds a tool's answer to the last one's calls."""
+    def prefix(self, count: int, generation_prompt: bool) -> tuple[str, list[Slot]] | None:
+        """The first `count` messages alone; a count of one too many adds a tool's answer to the last one's calls."""
         turns = self._turns[:count]
         if count > len(self._turns):
             call = turns[-1].tool_calls[-1]
@@ -212,10 +212,10 @@ class _Sentinels:
             text = self._render(turns, generation_prompt)
         except RowError:
             return None
-        return text, self._holes(text)
+        return text, self._slots(text)
 
-    def calls(self) -> CallPlaces | None:
-        """Where each call's name stands, by one more rendering with sentinels for them; None where that differs."""
+    def calls(self) -> CallPositions | None:
+        """Where the name of each call is, by rendering with sentinels for names; None if the text then differs."""
         if not any(turn.tool_calls for turn in self._turns):
             return {}
         names: list[tuple[int, int, str]] = []
@@ -234,25 +234,25 @@ class _Sentinels:
             text = self._render(turns, False)
         except RowError:
             return None
-        places: dict[tuple[int, int], tuple[int, int]] = {}
+        positions: dict[tuple[int, int], tuple[int, int]] = {}
         rebuilt, at, length = [], 0, 0
         for found in re.finditer(f"{self._stem}([0-9]{{{_DIGITS}}})call", text):
             index, number, name = names[int(found.group(1))]
             length += found.start() - at
-            places.setdefault((index, number), (length, length + len(name)))
+            positions.setdefault((index, number), (length, length + len(name)))
             rebuilt += [text[at : found.start()], name]
             length += len(name)
             at = found.end()
-        return places if "".join([*rebuilt, text[at:]]) == self.text else None
+        return positions if "".join([*rebuilt, text[at:]]) == self.text else None
 
-    def place(self, at: int) -> Place:
-        """A character of the sentinel rendering as a place in every filling."""
-        passed = [hole for hole in self.holes if hole.end <= at]
-        return Place(len(passed), at - sum(hole.end - hole.start for hole in passed))
+    def position(self, at: int) -> Position:
+        """An index into the rendering with sentinels, as a position in any filled skeleton."""
+        passed = [slot for slot in self.slots if slot.end <= at]
+        return Position(len(passed), at - sum(slot.end - slot.start for slot in passed))
 
     def _missing(self) -> list[tuple[int, int, Kind]]:
-        """The originals that are not in the rendering: number, message and kind."""
-        there = {hole.original for hole in self.holes}
+        """The original texts that are missing from the rendering: number, message and kind."""
+        there = {slot.original for slot in self.slots}
         return [
             (number, index, kind)
             for number, (index, _, kind) in enumerate(self._originals)
@@ -260,9 +260,9 @@ class _Sentinels:
         ]
 
     def refuse_left_out(self, turns: Sequence[Message]) -> None:
-        """Raise where an assistant's words are not in the rendering at all."""
+        """Raise if words of the assistant are missing from the rendering."""
         for number, index, kind in self._missing():
-            # one that stands there in other letters, or that was cut, was rewritten and not left out
+            # a text that is there in other letters, or was cut, was rewritten rather than left out
             there = not self.rebuilds and (
                 self._originals[number][1] in self._real
                 or re.search(f"{self._stem}{number:0{_DIGITS}}zq", self.text, re.IGNORECASE)
@@ -271,27 +271,27 @@ class _Sentinels:
                 raise refused(index, LEFT_OUT)
 
     def left_out(self, turns: Sequence[Message]) -> list[str]:
-        """Notes on words of others than the assistant that are not in the rendering."""
+        """Notes on missing words of anyone but the assistant."""
         roles = dict.fromkeys(turns[index].role for _, index, _ in self._missing())
         return [f"{role} messages left out by the chat template" for role in roles if role != "assistant"]
 
     def reasoning_left_out(self, turns: Sequence[Message]) -> list[str]:
-        """Notes on the assistant's reasoning that is not in the rendering."""
+        """Notes on missing reasoning of the assistant."""
         last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
         missing = [index for _, index, _ in self._missing() if turns[index].role == "assistant"]
         return list(dict.fromkeys(REASONING_LAST if index == last else REASONING_EARLIER for index in missing))
 
 
 def is_answered(turns: Sequence[Message], prompt_turns: int) -> bool:
-    """Whether the prompt takes a generation prompt: not if it ends with the assistant's words, which are continued."""
+    """Whether a generation prompt follows; not if the prompt ends with words of the assistant, to be continued."""
     return turns[prompt_turns - 1].role != "assistant" and turns[prompt_turns].role == "assistant"
 
 
 def _completion(
-    sentinels: _Sentinels, found: Sequence[Turn], prompt_turns: int, turns: Sequence[Message]
-) -> Place | None:
-    """Where the completion begins: behind the prompt's own rendering, or where that differs once the completion
-    follows, where the completion's first turn begins. None where prompt and completion are not apart there."""
+    sentinels: _Sentinels, found: Sequence[TurnSpan], prompt_turns: int, turns: Sequence[Message]
+) -> Position | None:
+    """Where the completion begins: after the prompt's own rendering, or if that changes once the completion follows, at
+    the completion's first turn. None if that position does not separate the prompt from the completion."""
     answered = is_answered(turns, prompt_turns)
     prompt = sentinels.prefix(prompt_turns, answered)
     if prompt is not None and sentinels.text.startswith(prompt[0]):
@@ -300,21 +300,21 @@ def _completion(
         start = first[0]
     else:
         return None
-    apart = all((hole.message < prompt_turns) == (hole.end <= start) for hole in sentinels.holes)
-    return sentinels.place(start) if apart else None
+    apart = all((slot.message < prompt_turns) == (slot.end <= start) for slot in sentinels.slots)
+    return sentinels.position(start) if apart else None
 
 
 def _completion_end(
-    sentinels: _Sentinels, found: Sequence[Turn], turns: Sequence[Message], special: SpecialTexts
-) -> Place | None:
-    """Behind the last turn where it is the assistant's, else behind the last end token."""
+    sentinels: _Sentinels, found: Sequence[TurnSpan], turns: Sequence[Message], special: SpecialTexts
+) -> Position | None:
+    """After the last turn if it is the assistant's, otherwise after the last end token."""
     text = sentinels.text
     if found and found[-1].message == len(turns) - 1:
-        return sentinels.place(found[-1].end)
+        return sentinels.position(found[-1].end)
     ended = len(sentinels.literals[-1].rstrip())
     if ended and text.rstrip().endswith(special.texts):
-        return sentinels.place(len(text.rstrip()))
-    return sentinels.place(len(text)) if ended else None
+        return sentinels.position(len(text.rstrip()))
+    return sentinels.position(len(text)) if ended else None
 
 
 def _joined(literals: Sequence[str], words: Sequence[str]) -> str:

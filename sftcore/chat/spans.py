@@ -1,8 +1,8 @@
-"""Where each assistant turn stands in a rendered conversation, for chat templates without generation markers.
+"""Locates each assistant turn in a rendered conversation, for chat templates without generation markers.
 
 The conversation was rendered with a sentinel in place of each of its texts (see sftcore.chat.skeleton). A turn is what
-the model must produce: from behind the generation prompt to the token that ends the turn. Its header and its end are
-read from what the template itself writes around the sentinels; words of the data are not searched.
+the model must produce: from the end of the generation prompt through the token that ends the turn. Its header and its
+end are read from what the template writes around the sentinels; the words of the data are never searched.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import frozen
 
-from sftcore.chat.template import Habits, SpecialTexts
+from sftcore.chat.template import SpecialTexts, TemplateTraits
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
 
@@ -20,8 +20,8 @@ LEFT_OUT = "the chat template leaves its words out"
 
 
 @frozen
-class Hole:
-    """A sentinel in the rendering: at which characters, for which of the originals, of which message."""
+class Slot:
+    """A sentinel in the rendering: its characters, the original text that it stands for, and that text's message."""
 
     start: int
     end: int
@@ -31,96 +31,96 @@ class Hole:
 
 
 @frozen
-class Turn:
-    """One stretch of an assistant message, in characters of the sentinel rendering; tool results may part a message."""
+class TurnSpan:
+    """One stretch of an assistant message in the rendering with sentinels; tool results may split a message."""
 
     message: int
     start: int
     end: int
 
 
-Prefix = Callable[[int, bool], "tuple[str, Sequence[Hole]] | None"]
-"""The sentinel rendering of the first n messages, with or without generation prompt; None where that is refused."""
+Prefix = Callable[[int, bool], "tuple[str, Sequence[Slot]] | None"]
+"""Renders the first n messages with sentinels, with or without the generation prompt; None if the template refuses."""
 
-CallPlaces = Mapping["tuple[int, int]", "tuple[int, int]"]
-"""Where the name of each call stands: by message, and by number within it."""
+CallPositions = Mapping["tuple[int, int]", "tuple[int, int]"]
+"""Where the name of each tool call is, by message and by the call's number within it."""
 
 
 class TurnFinder:
-    """Finds the assistant's turns of one conversation in its sentinel rendering.
+    """Finds the assistant's turns of one conversation in its rendering with sentinels.
 
-    `stop` is the token that must be appended since the template gives the last turn none, else "". `unended` says that
-    a turn inside has no end token.
+    `stop` is the token that must be appended because the template ends the last turn without one, or "". `unended` says
+    that a turn before the last has no end token.
     """
 
     def __init__(
         self,
         turns: Sequence[Message],
         text: str,
-        holes: Sequence[Hole],
+        slots: Sequence[Slot],
         prefix: Prefix,
-        calls: CallPlaces | None,
-        habits: Habits,
+        calls: CallPositions | None,
+        traits: TemplateTraits,
         special: SpecialTexts,
     ) -> None:
-        self._turns, self._text, self._holes, self._calls = turns, text, holes, calls
-        self._prefix, self._habits, self._special = prefix, habits, special
-        self._anchors = [(hole.start, hole.end, hole.message) for hole in holes]
+        self._turns, self._text, self._slots, self._calls = turns, text, slots, calls
+        self._prefix, self._traits, self._special = prefix, traits, special
+        self._anchors = [(slot.start, slot.end, slot.message) for slot in slots]
         self._anchors += [(start, end, index) for (index, _), (start, end) in (calls or {}).items()]
         self._said = 0
         self._open = False
         self.stop = ""
         self.unended = False
 
-    def find(self) -> tuple[Turn, ...]:
+    def find(self) -> tuple[TurnSpan, ...]:
         """All stretches of all assistant messages, in the order of the rendering.
 
         Raises:
-            RowError: a message's words or calls are not there; with its index and the reason.
+            RowError: words or calls of a message are missing; the error names the message and the reason.
         """
-        found: list[Turn] = []
+        found: list[TurnSpan] = []
         for index, message in enumerate(self._turns):
             if message.role == "assistant":
                 found += self._message(index, message)
                 self._said = max((turn.end for turn in found), default=0)
         return tuple(sorted(found, key=lambda turn: turn.start))
 
-    def _message(self, index: int, message: Message) -> list[Turn]:
-        own = sorted((hole for hole in self._holes if hole.message == index), key=lambda hole: hole.start)
+    def _message(self, index: int, message: Message) -> list[TurnSpan]:
+        own = sorted((slot for slot in self._slots if slot.message == index), key=lambda slot: slot.start)
         first = min((start for start, _, owner in self._anchors if owner == index), default=len(self._text))
-        # a system message may stand before the turns that precede it
+        # the template may move a system message in front of the turns that precede it
         anchored = first < len(self._text)
         earlier = [end for _, end, owner in self._anchors if end <= first and (owner < index or anchored)]
         before = max([*earlier, min(self._said, first)])
         if not own and not message.tool_calls:
             return self._wordless(index, before)
-        found: list[Turn] = []
+        found: list[TurnSpan] = []
         if message.tool_calls:
             bound = self._next(index, first if self._calls and anchored else before, later_only=True)
-            inside = [hole for hole in own if hole.start < bound]
+            inside = [slot for slot in own if slot.start < bound]
             found.append(self._calling(index, message, inside, before, bound))
             own = own[len(inside) :]
         for run in self._runs(own):
             if found:
-                before = max(hole.end for hole in self._holes if hole.end <= run[0].start)
+                before = max(slot.end for slot in self._slots if slot.end <= run[0].start)
                 start = self._behind(before, run[0].start)
             else:
                 start = self._start(index, before, run[0].start) or 0
-            found.append(Turn(index, start, self._end(index, run[-1])))
+            found.append(TurnSpan(index, start, self._end(index, run[-1])))
         return found
 
-    def _runs(self, own: Sequence[Hole]) -> list[list[Hole]]:
-        """The message's holes, parted where one of another message stands between."""
-        runs: list[list[Hole]] = []
-        for hole in own:
-            if runs and not any(runs[-1][-1].end <= other.start < hole.start for other in self._holes):
-                runs[-1].append(hole)
+    def _runs(self, own: Sequence[Slot]) -> list[list[Slot]]:
+        """The message's slots, in groups without a slot of another message between them."""
+        runs: list[list[Slot]] = []
+        for slot in own:
+            if runs and not any(runs[-1][-1].end <= other.start < slot.start for other in self._slots):
+                runs[-1].append(slot)
             else:
-                runs.append([hole])
+                runs.append([slot])
         return runs
 
-    def _wordless(self, index: int, before: int) -> list[Turn]:
-        """A turn without words or calls: its end token, or nothing where the template leaves it out whole."""
+    def _wordless(self, index: int, before: int) -> list[TurnSpan]:
+        """A turn without words or calls: its end token, or nothing if the template leaves the whole turn out."""
         bound = self._next(index, before)
         start = self._start(index, before, None, bound=bound)
         if start is None:
@@ -128,28 +128,28 @@ class TurnFinder:
         end = self._known_end(start, bound)
         if end is None:
             end = self._written_end(index, start, bound)
-        return [Turn(index, start, end)]
+        return [TurnSpan(index, start, end)]
 
-    def _calling(self, index: int, message: Message, own: Sequence[Hole], before: int, bound: int) -> Turn:
-        known = [place[0] for (owner, _), place in (self._calls or {}).items() if owner == index]
-        first = min([hole.start for hole in own] + known, default=None)
+    def _calling(self, index: int, message: Message, own: Sequence[Slot], before: int, bound: int) -> TurnSpan:
+        known = [position[0] for (owner, _), position in (self._calls or {}).items() if owner == index]
+        first = min([slot.start for slot in own] + known, default=None)
         start = self._start(index, before, first, bound=bound, words=bool(own))
         last = before if start is None else start
         for number, call in enumerate(message.tool_calls):
-            place = self._call(index, number, call, last, bound)
-            if place is None:
+            position = self._call(index, number, call, last, bound)
+            if position is None:
                 raise refused(index, f'the chat template leaves its call of "{_name(call)}" out')
             if start is None:
-                start = self._before_call(before, place[0])
-            last = place[1]
-        last = max([last, *(hole.end for hole in own)])
+                start = self._before_call(before, position[0])
+            last = position[1]
+        last = max([last, *(slot.end for slot in own)])
         assert start is not None
-        marked = any(hole.message == index + 1 for hole in self._holes) or index + 1 == len(self._turns)
+        marked = any(slot.message == index + 1 for slot in self._slots) or index + 1 == len(self._turns)
         end = self._known_end(last, bound) if marked else None
-        return Turn(index, start, self._written_end(index, last, bound) if end is None else end)
+        return TurnSpan(index, start, self._written_end(index, last, bound) if end is None else end)
 
     def _call(self, index: int, number: int, call: Mapping[str, Any], last: int, bound: int) -> tuple[int, int] | None:
-        """Where the call's name stands."""
+        """Where the name of the call is."""
         if self._calls is not None:
             return self._calls.get((index, number))
         name = _name(call)
@@ -158,12 +158,12 @@ class TurnFinder:
 
     # --- Starts
     def _start(self, index: int, before: int, first: int | None, *, bound: int = 0, words: bool = True) -> int | None:
-        """Behind the generation prompt; else behind the last special token before the words.
+        """The end of the generation prompt, or else of the last special token before the words.
 
-        Where neither words nor calls are known (`first` None) it is the next generation prompt before `bound`, and
-        None where there is none. `words` false says that a call comes first.
+        If neither words nor calls are known (`first` is None), it is the next generation prompt before `bound`, or None
+        if there is none. `words` is false if a call comes first.
         """
-        header = self._habits.header
+        header = self._traits.header
         gap_end = bound if first is None else first
         gap = self._text[before:gap_end]
         if header and (gap.count(header) == 1 or (first is not None and gap.endswith(header))):
@@ -182,16 +182,16 @@ class TurnFinder:
         return self._behind(before, first) if words else self._before_call(before, first)
 
     def _prompted(self, index: int, before: int, gap_end: int) -> int | None:
-        """Behind what the template writes to prompt this very turn, where the rendering has that."""
+        """The end of what the template writes to prompt this turn, if the rendering contains it."""
         if (rendered := self._prefix(index, True)) is None:
             return None
-        text, holes = rendered
-        tail = text[holes[-1].end :] if holes else text
-        if not self._habits.header and not self._special.first(tail, 0, len(tail)):
+        text, slots = rendered
+        tail = text[slots[-1].end :] if slots else text
+        if not self._traits.header and not self._special.first(tail, 0, len(tail)):
             return None
         if before <= len(text) <= gap_end and self._text.startswith(text):
             return len(text)
-        if not holes or all(hole.end != before or hole.original != holes[-1].original for hole in self._holes):
+        if not slots or all(slot.end != before or slot.original != slots[-1].original for slot in self._slots):
             return None
         for shorter in _shortened(tail):
             if shorter and before + len(shorter) <= gap_end and self._text.startswith(shorter, before):
@@ -201,18 +201,18 @@ class TurnFinder:
     def _behind(self, before: int, first: int) -> int:
         end = self._special.last_end(self._text, before, first)
         if end is None:
-            # a template that merges two turns of the assistant writes what stands between them as the model would
+            # between two merged turns of the assistant, the template writes what the model would have to write
             return before if self._open and before == self._said else first
         return end
 
     def _before_call(self, before: int, first: int) -> int:
-        """Behind what ended the text before; special tokens between that and the call's name belong to the call."""
+        """The end of what closed the text before; special tokens from there to the call's name belong to the call."""
         token = self._special.first(self._text, before, first)
         return before if before == self._said or token is None else token.end()
 
     # --- Ends
-    def _end(self, index: int, words: Hole) -> int:
-        """Behind the first special token after the words, and behind the EOS where that follows at once."""
+    def _end(self, index: int, words: Slot) -> int:
+        """The end of the first special token after the words, and of an EOS that follows it immediately."""
         last = words.end
         bound = self._next(index, last)
         self._open = False
@@ -220,24 +220,24 @@ class TurnFinder:
             # an answer without words may still have a frame of its own (gpt-oss)
             return self._written_end(index, last, bound)
         token = self._special.first(self._text, last, bound)
-        header = self._habits.header.strip()
-        # one that opens the assistant's next turn ends nothing
+        header = self._traits.header.strip()
+        # a token that opens the assistant's next turn does not end this one
         if token and not (header and self._text.startswith(header, token.start())):
             return self._special.with_eos(self._text, token.end())
         return self._without_end(index, last, bound)
 
     def _known_end(self, last: int, bound: int) -> int | None:
-        """Behind the next token that was seen to end a plain turn."""
+        """The end of the next token that is known to end a plain turn."""
         found = [
-            (at, at + len(ender)) for ender in self._habits.enders if (at := self._text.find(ender, last, bound)) >= 0
+            (at, at + len(ender)) for ender in self._traits.enders if (at := self._text.find(ender, last, bound)) >= 0
         ]
         return self._special.with_eos(self._text, min(found)[1]) if found else None
 
     def _written_end(self, index: int, last: int, bound: int) -> int:
-        """The end of a turn of calls, or of one without words, whose markup may hold special tokens of its own.
+        """The end of a turn of calls, or of one without words, whose markup may contain special tokens of its own.
 
-        It is the last special token that the template writes when the conversation stops with this turn, or the first
-        that follows that where it goes on (GLM-4 ends turns with the next one's header).
+        It is the last special token that the template writes when the conversation stops after this turn; or if the
+        conversation goes on, the first one after that (GLM-4 ends turns with the header of the next).
         """
         tail = self._stopped(index, last)
         shared = _shared_start(tail, self._text[last:bound])
@@ -252,17 +252,17 @@ class TurnFinder:
         return self._without_end(index, last + len(shared.rstrip()), bound)
 
     def _stopped(self, index: int, last: int) -> str:
-        """What follows `last` in the rendering of the conversation up to this message."""
+        """What follows `last` when the conversation is rendered up to this message."""
         if index + 1 == len(self._turns):
             return self._text[last:]
         if (rendered := self._prefix(index + 1, False)) is None:
             return ""
-        text, holes = rendered
+        text, slots = rendered
         if text.startswith(self._text[:last]):
             return text[last:]
-        at = holes[-1].end if holes else 0
-        if self._habits.header:
-            at = max(at, text.rfind(self._habits.header) + len(self._habits.header))
+        at = slots[-1].end if slots else 0
+        if self._traits.header:
+            at = max(at, text.rfind(self._traits.header) + len(self._traits.header))
         for call in self._turns[index].tool_calls:
             at = max(at, text.find(_name(call), at) + len(_name(call)))
         return text[at:]
@@ -278,15 +278,15 @@ class TurnFinder:
         return last
 
     def _stop_token(self, index: int) -> str:
-        """What ends such a turn inside a conversation: behind calls that is what leads to a tool's answer."""
+        """What ends such a turn within a conversation: after calls, the token that introduces a tool's answer."""
         if self._turns[index].tool_calls and (rendered := self._prefix(index + 2, False)) is not None:
             text, _ = rendered
             if text.startswith(self._text) and (token := self._special.first(text, len(self._text), len(text))):
                 return token.group()
-        return self._habits.stop
+        return self._traits.stop
 
     def _next(self, index: int, start: int, *, later_only: bool = False) -> int:
-        """Where the next text or call of another message stands."""
+        """Where the next text or call of another message begins."""
         return min(
             (at for at, _, owner in self._anchors if at >= start and (owner > index if later_only else owner != index)),
             default=len(self._text),
@@ -294,7 +294,7 @@ class TurnFinder:
 
 
 def refused(index: int, reason: str) -> RowError:
-    """The refusal of an assistant message."""
+    """The error for an assistant message that cannot be supervised."""
     return RowError(
         f"message {index} (assistant) cannot be supervised: {reason}.",
         fix="Drop the row, or use another chat template.",
@@ -302,7 +302,7 @@ def refused(index: int, reason: str) -> RowError:
 
 
 def _shortened(prompt: str) -> list[str]:
-    """A generation prompt whole, then without what only opens the thinking of the newest turn."""
+    """The whole generation prompt, then the prompt without the tag that opens the thinking of the newest turn."""
     bare = prompt.split("<think>")[0]
     return [prompt, *([bare] if bare != prompt else [])] if prompt else []
 

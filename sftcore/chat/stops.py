@@ -1,4 +1,4 @@
-"""Where generation stops and what pads: found from what the run trains, and said of every change."""
+"""Chooses where generation stops and what it pads with, from what the run trains; every change is noted."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _QUESTION, _ANSWER = "q7zXquestionXz7q", "q7zXanswerXz7q"
 _PAD = re.compile(r"(?<![a-z])pad(?![a-z])", re.IGNORECASE)
 _UNUSED = re.compile(r"reserved|unused|extra_id|dummy", re.IGNORECASE)
 _IN_PLACE_OF = re.compile(r"image|video|vision|audio|fim", re.IGNORECASE)
-"""Tokens that stand for something else in models that read it."""
+"""Tokens that have another meaning in models that use them."""
 
 
 def probe_turns() -> list[Message]:
-    """A question with its answer, which is trained; the words occur nowhere else."""
+    """A question with an answer to train on; the words occur nowhere else."""
     return [Message("user", _QUESTION), Message("assistant", _ANSWER, train=True)]
 
 
 def turn_end(tokenizer: Any) -> str | None:
-    """The token with which training ends the assistant's last turn: the last special one of what it supervises.
+    """The token that ends the assistant's last turn in training: the last special token of the supervised text.
 
-    It is read off a rendered conversation, and appended there as in a run where the template writes none. None where
-    there is no template, or none of its turns can be told apart.
+    It is read from a rendered conversation, to which it is appended, as in a run, if the template writes none. None if
+    there is no template, or if its turns cannot be located.
     """
     if not tokenizer.chat_template:
         return None
@@ -42,18 +42,18 @@ def turn_end(tokenizer: Any) -> str | None:
 
 
 def trained_stop(tokenizer: Any, labels: Collection[int] | None = None) -> str | None:
-    """The token with which the run's answers end: that of the template, or EOS where the data are texts.
+    """The token that ends the run's answers: the chat template's, or EOS if the data are texts.
 
     Args:
-        tokenizer: with its chat template.
-        labels: ids that some rows supervise; None where they are not known.
+        tokenizer: the run's tokenizer, with its chat template.
+        labels: the ids that some of the rows supervise, or None if they are not known.
     """
     eos: str | None = tokenizer.eos_token
     return turn_end(tokenizer) if uses_template(tokenizer, labels) else eos
 
 
 def uses_template(tokenizer: Any, labels: Collection[int] | None) -> bool:
-    """Whether rows that supervise these ids are conversations: long ones may be cut before any end, texts have EOS."""
+    """Whether rows with these labels are conversations. Long ones may be cut before they end; texts end with EOS."""
     end = turn_end(tokenizer)
     if end is None:
         return False
@@ -61,10 +61,10 @@ def uses_template(tokenizer: Any, labels: Collection[int] | None) -> bool:
 
 
 def align_stop(model: Any, tokenizer: Any, labels: Collection[int] | None, *, eos_is_chosen: bool) -> tuple[str, ...]:
-    """Let generation stop where the run's answers end; notes on what was changed.
+    """Make generation stop where the run's answers end; returns notes on what was changed.
 
-    With `eos_is_chosen` the tokenizer's EOS comes first. Else the token that ends answers becomes the EOS of tokenizer
-    and model where generation did not stop at it, unless the template prints the EOS itself.
+    With `eos_is_chosen` the tokenizer's EOS comes first. Otherwise, if generation did not stop at the token that ends
+    answers, that token becomes the EOS of tokenizer and model, unless the template itself prints the EOS.
     """
     stop, eos = trained_stop(tokenizer, labels), tokenizer.eos_token
     if stop is None:
@@ -72,30 +72,30 @@ def align_stop(model: Any, tokenizer: Any, labels: Collection[int] | None, *, eo
     stop_id = tokenizer.convert_tokens_to_ids(stop)
     if eos_is_chosen:
         stop_at(model, [tokenizer.eos_token_id, *([stop_id] if stop != eos else [])])
-        note = f'generation stops at "{stop}" too: the chat template ends turns with it, and not with eos_token "{eos}"'
+        note = f'generation stops at "{stop}" too, because the chat template ends turns with it, not with "{eos}"'
         return (note,) if stop != eos else ()
     if stop_id in known_stops(model) or not _generates(model):
         return ()
     stop_at(model, [stop_id])
     if stop == eos:
-        return (f'generation stops at "{stop}", with which answers end in training',)
+        return (f'generation stops at "{stop}", which ends answers in training',)
     if _take_as_eos(tokenizer, stop):
-        taken = "and it is the tokenizer's EOS now"
+        taken = "and it becomes the tokenizer's EOS"
     else:
-        taken = "and the tokenizer's EOS stays, which the template prints"
+        taken = "while the tokenizer keeps its EOS, because the template prints it"
     return (
-        f'the chat template ends turns with "{stop}", and the EOS was "{eos}": generation stops at "{stop}" first, '
-        f"{taken} (eos_token chooses another)",
+        f'the chat template ends turns with "{stop}", but the EOS was "{eos}": generation now stops at "{stop}" first, '
+        f"{taken} (set eos_token to choose another)",
     )
 
 
 def align_pad(model: Any, tokenizer: Any, labels: Collection[int] | None) -> tuple[str, ...]:
-    """Let no token pad that ends the run's answers; a note where another pads from now on.
+    """Make sure that the token that ends answers is not used for padding; returns a note if the padding token changed.
 
-    Whoever trains on, or reads a batch, takes padding for nothing: a stop token that pads is one that is never learned.
+    Further training ignores padding, so a stop token that is used for padding is never learned.
 
     Raises:
-        ModelError: padding is a token for which the model has no row, and no other token can pad.
+        ModelError: the model has no row for the padding token, and no other token can be used.
     """
     stop = trained_stop(tokenizer, labels)
     stop_id = None if stop is None else tokenizer.convert_tokens_to_ids(stop)
@@ -105,24 +105,26 @@ def align_pad(model: Any, tokenizer: Any, labels: Collection[int] | None) -> tup
         pad = next(_paddings(model, tokenizer, stop_id), None)
         if beyond and pad is None:
             raise ModelError(
-                f'padding is "{before}", for which the model has no row.',
-                fix="Let the model grow: model.resize_token_embeddings(len(tokenizer)).",
+                f'the padding token "{before}" has no row in the model\'s embeddings.',
+                fix="Let the embeddings grow: model.resize_token_embeddings(len(tokenizer)).",
             )
         if pad is None:
             if before is None:
                 return ()
-            return (f'padding is "{before}", which ends answers too, as the vocabulary has no other token for it',)
+            return (
+                f'padding is "{before}", which ends answers too, because the vocabulary has no other suitable token',
+            )
         tokenizer.pad_token = pad
     _pad_with(model, tokenizer.pad_token_id, stop_id)
     if tokenizer.pad_token == before:
         return ()
-    why = "the tokenizer had none" if before is None else f'"{before}" ends answers'
+    why = "the tokenizer had no padding token" if before is None else f'"{before}" ends answers'
     why = f'"{before}" has no row in the embeddings' if beyond else why
-    return (f'padding is "{tokenizer.pad_token}": {why}',)
+    return (f'padding is now "{tokenizer.pad_token}", because {why}',)
 
 
 def known_stops(model: Any) -> list[int]:
-    """The ids at which generation stops, as the generation configuration has them."""
+    """The ids at which generation stops, according to the generation configuration."""
     config = getattr(model, "generation_config", None)
     return as_list(config.eos_token_id) if config is not None else []
 
@@ -133,7 +135,7 @@ def as_list(ids: int | list[int] | None) -> list[int]:
 
 
 def stop_at(model: Any, ids: list[int]) -> None:
-    """Put these ids first into the list at which generation stops, and the first into the model's configuration."""
+    """Put these ids first in the list of stops for generation, and the first one into the model's configuration."""
     model.config.get_text_config().eos_token_id = ids[0]
     if _generates(model):
         stops = list(dict.fromkeys([*ids, *known_stops(model)]))
@@ -145,7 +147,7 @@ def _generates(model: Any) -> bool:
 
 
 def _take_as_eos(tokenizer: Any, token: str) -> bool:
-    """Make it the EOS unless the template renders otherwise then."""
+    """Make the token the EOS, unless that changes what the template renders; returns whether it did."""
     before, eos = rendering(tokenizer), tokenizer.eos_token
     tokenizer.eos_token = token
     if rendering(tokenizer) == before:
@@ -155,7 +157,7 @@ def _take_as_eos(tokenizer: Any, token: str) -> bool:
 
 
 def rendering(tokenizer: Any) -> str:
-    """Two questions with their answers, as a run renders them.
+    """Two questions with their answers, rendered as in a run.
 
     Raises:
         RowError: the chat template refuses them.
@@ -165,7 +167,7 @@ def rendering(tokenizer: Any) -> str:
 
 
 def _paddings(model: Any, tokenizer: Any, stop_id: int | None) -> Iterator[str]:
-    """What may pad, best first: what the model pads with, tokens spelled so, unused ones, the unknown token."""
+    """Candidates for padding, best first: the model's own, tokens named for padding, unused ones, the unknown token."""
     vocabulary = tokenizer.get_vocab()
     names = {index: token for token, index in vocabulary.items()}
     generation = getattr(model, "generation_config", None)
@@ -196,5 +198,5 @@ def _pad_with(model: Any, pad_id: int, stop_id: int | None) -> None:
         model.generation_config.pad_token_id = pad_id
     embeddings = model.get_input_embeddings()
     if stop_id is not None and getattr(embeddings, "padding_idx", None) == stop_id:
-        # torch gives the row of padding no gradient, and the stop token would never be learned as an input
+        # torch gives the padding row no gradient, so the stop token would never be learned as an input
         embeddings.padding_idx = pad_id

@@ -1,4 +1,4 @@
-"""Chat templates, compiled once, and what a probe shows of each: its generation prompt, its end tokens, its habits."""
+"""Chat templates, compiled once, and what a probe shows of each: its generation prompt, its end tokens, its traits."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ChatTemplate:
         self._environment: Any = self._compiled.environment
         # a flat dict: jinja's own ChainMap of globals costs more than a short template
         self._globals = {**self._compiled.globals, **special_tokens, "documents": None}
-        self._habits: dict[str, Habits] = {}
+        self._traits: dict[str, TemplateTraits] = {}
 
     def render(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> str:
         """The rendered conversation.
@@ -129,14 +129,14 @@ class ChatTemplate:
         context = self._environment.context_class(self._environment, names, compiled.name, compiled.blocks, None)
         return compiled.root_render_func(context)
 
-    def habits(self, kwargs: Mapping[str, Any]) -> Habits:
+    def traits(self, kwargs: Mapping[str, Any]) -> TemplateTraits:
         """What a probe shows of the template with these arguments; kept."""
         key = repr(sorted(kwargs.items())) if kwargs else ""
-        if key not in self._habits:
-            if len(self._habits) > 256:
-                self._habits.clear()
-            self._habits[key] = Habits(self, dict(kwargs))
-        return self._habits[key]
+        if key not in self._traits:
+            if len(self._traits) > 256:
+                self._traits.clear()
+            self._traits[key] = TemplateTraits(self, dict(kwargs))
+        return self._traits[key]
 
     @cached_property
     def prints(self) -> frozenset[str]:
@@ -157,7 +157,7 @@ class ChatTemplate:
         return False
 
 
-class Habits:
+class TemplateTraits:
     """What a probe shows of a template with certain arguments.
 
     `header` is its generation prompt; `enders` are the tokens that end a plain turn, inside a conversation and at its

@@ -1,4 +1,4 @@
-"""Chat template and special tokens: set on the tokenizer first, and on the model once it is loaded."""
+"""Sets the chat template and special tokens on the tokenizer; the model follows once it is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TEMPLATE_FILES = (".jinja", ".j2")
 
 
 def clones_tokenizer(path: str | None) -> bool:
-    """Whether `chat_template_path` names a tokenizer to take over, rather than a file with a template alone."""
+    """Whether `chat_template_path` names a tokenizer to clone from, rather than a file that holds only a template."""
     return path is not None and Path(path).suffix not in _TEMPLATE_FILES
 
 
@@ -19,7 +19,7 @@ def set_chat_template(tokenizer: Any, path: str) -> None:
     """Read a .jinja or .j2 file into the tokenizer's chat template.
 
     Raises:
-        RecipeError: no such file, or it is no template.
+        RecipeError: the file does not exist, or is not a template.
     """
     from jinja2 import Environment, TemplateSyntaxError
 
@@ -35,17 +35,17 @@ def set_chat_template(tokenizer: Any, path: str) -> None:
 
 
 def clone_tokens(tokenizer: Any, source: str) -> list[int]:
-    """The tokenizer's half of `clone_chat_template`: template, added tokens and EOS; the ids of new tokens.
+    """The tokenizer's half of `clone_chat_template`: template, added tokens and EOS. Returns the ids of new tokens.
 
     Raises:
-        ModelError: there is no such tokenizer, or it has no chat template.
+        ModelError: the tokenizer does not exist, or has no chat template.
     """
     other = _tokenizer_of(source)
     if not other.chat_template:
         raise ModelError(
             "this tokenizer has no chat template.",
             where=f"chat_template_path {source}",
-            fix="Name one that has, usually that of a model whose name ends with Instruct or Chat.",
+            fix="Name a tokenizer that has one, usually of a model whose name ends with Instruct or Chat.",
         )
     known = tokenizer.get_vocab()
     missing = [token for token in other.added_tokens_decoder.values() if token.content not in known]
@@ -82,7 +82,9 @@ def set_pad_token(tokenizer: Any, token: str) -> None:
     """
     if token not in tokenizer.get_vocab():
         raise ModelError(
-            f'the token "{token}" is not in the vocabulary.', where="pad_token", fix="Use one that it has."
+            f'the token "{token}" is not in the vocabulary.',
+            where="pad_token",
+            fix="Use a token that the tokenizer has.",
         )
     tokenizer.pad_token = token
 
@@ -94,7 +96,7 @@ def _tokenizer_of(source: str) -> Any:
     where = f"chat_template_path {source}"
     if not clones_tokenizer(source):
         raise ModelError(
-            "this is a file with a template alone, and brings no tokens.",
+            "this file holds only a template, and no tokens.",
             where=where,
             fix="Name a tokenizer, or set tokenizer.chat_template to the file's text.",
         )
@@ -105,9 +107,9 @@ def _tokenizer_of(source: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"no tokenizer can be loaded from there ({reason.rstrip(':. ')}).",
+            f"no tokenizer can be loaded from it ({reason.rstrip(':. ')}).",
             where=where,
-            fix="Give a folder with a tokenizer, a hub id, or (to chat_template_path) a .jinja or .j2 file.",
+            fix="Give a folder with a tokenizer, a hub id, or for chat_template_path a .jinja or .j2 file.",
         ) from error
 
 
@@ -118,7 +120,7 @@ def _special(token: str) -> Any:
 
 
 def _without_generation_marks(template: str) -> str:
-    # transformers' own extension of Jinja; it is no syntax of plain Jinja
+    # transformers' own extension of Jinja, which plain Jinja does not know
     import re
 
     return re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)

@@ -1,0 +1,1 @@
+"""What `sftcore check` finds in a recipe and its data before a run starts."""

@@ -1,4 +1,4 @@
-"""What a report can find: every finding has an id that stays, a severity, and the rows that it concerns."""
+"""What a report can find: every finding has a stable id, a severity, and the rows that it concerns."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from attrs import define, evolve, field, frozen
 Severity: TypeAlias = Literal["error", "warning", "info"]
 
 SHOWN = 10
-"""How many places of a finding are kept."""
+"""How many locations of each finding are kept."""
 _REASONS = 30
-"""How many different texts one id may have; further ones are counted together."""
+"""How many different texts one id may have; the rest are counted together."""
 
-# id: severity, what it is (empty: said by each finding), how to mend it.
+# id: severity, what it is (empty if each finding says it), how to fix it.
 KINDS: dict[str, tuple[Severity, str, str]] = {
-    "unreadable": ("error", "the file cannot be read.", "Write it anew."),
+    "unreadable": ("error", "the file cannot be read.", "Write the file again."),
     "no-rows": ("error", "there are no rows.", "Give a file with at least one row."),
-    "broken-json": ("error", "broken JSON.", "Mend or delete it."),
-    "broken-csv": ("error", "broken CSV.", "Mend or delete the line."),
-    "not-a-row": ("error", "no row of named columns.", "Write each row as a mapping."),
-    "not-utf8": ("error", "not UTF-8.", "Save the file as UTF-8."),
+    "broken-json": ("error", "broken JSON.", "Correct or delete it."),
+    "broken-csv": ("error", "broken CSV.", "Correct or delete the line."),
+    "not-a-row": ("error", "this is not a row of named columns.", "Write each row as a mapping."),
+    "not-utf8": ("error", "the text is not UTF-8.", "Save the file as UTF-8."),
     "bom": ("error", "the file begins with a byte-order mark.", "Save it as UTF-8 without one."),
-    "lone-surrogate": ("error", "half a surrogate pair, which is no character.", "Mend or delete it."),
+    "lone-surrogate": ("error", "half a surrogate pair, which is not a character.", "Correct or delete it."),
     "no-format": ("error", "", ""),
-    "mixed-formats": ("error", "", "Check and train the files apart, or give them the same columns."),
+    "mixed-formats": ("error", "", "Check and train the files separately, or give them the same columns."),
     "tokenizer": ("error", "", ""),
-    "null-content": ("error", "", "Fill it, or drop the row."),
+    "null-content": ("error", "", "Fill it in, or drop the row."),
     "unknown-role": ("error", "", ""),
     "refused": ("error", "", ""),
-    "missing-answer": ("error", "nothing is answered.", "Drop the row, or give it an answer."),
-    "nothing-left": ("error", "no row is left to train on.", "Mend what is said above."),
+    "missing-answer": ("error", "the row has no answer.", "Drop the row, or give it an answer."),
+    "nothing-left": ("error", "no row is left to train on.", "Fix the problems above."),
     "format-suggested": ("warning", "", ""),
     "cut": ("warning", "", "Raise max_length, or split these rows."),
     "dropped": ("warning", "", "Look at one with: sftcore preview DATA --model M --row N."),
@@ -38,17 +38,25 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "same-prompt": (
         "warning",
         "the same prompt as an earlier row, with another answer.",
-        "See whether both are meant.",
+        "Check whether both are intended.",
     ),
-    "also-in-training": ("warning", "the same as a row that is trained on.", "Take it out of one of the two sets."),
-    "two-in-a-row": ("warning", "one role speaks twice in a row.", "Join the turns, or see what is missing between."),
-    "assistant-first": ("warning", "the assistant speaks first.", "Many templates refuse it; drop the turn."),
-    "system-not-first": ("warning", "a system turn behind others.", "Put it in front; many templates refuse it."),
-    "tool-without-call": ("warning", "a tool answers what nobody called.", "Add the assistant's call before it."),
+    "also-in-training": ("warning", "the same as a row that is trained on.", "Remove it from one of the two sets."),
+    "two-in-a-row": (
+        "warning",
+        "one role speaks twice in a row.",
+        "Join the turns, or check what is missing between them.",
+    ),
+    "assistant-first": ("warning", "the assistant speaks first.", "Many templates refuse this; drop the turn."),
+    "system-not-first": (
+        "warning",
+        "a system turn after other turns.",
+        "Move it to the front; many templates refuse this.",
+    ),
+    "tool-without-call": ("warning", "a tool answers, but nobody called it.", "Add the assistant's call before it."),
     "ends-unanswered": ("warning", "the conversation ends without an answer.", "Drop what follows the last answer."),
     "empty-turn": ("warning", "a turn without words.", "Drop the turn or the row."),
-    "long-turn": ("warning", "", "Split it, or see whether it belongs here."),
-    "huge-row": ("warning", "much longer than the others.", "See whether it belongs here."),
+    "long-turn": ("warning", "", "Split it, or check whether it belongs here."),
+    "huge-row": ("warning", "much longer than the other rows.", "Check whether it belongs here."),
     "replacement-character": ("warning", "characters that were lost (U+FFFD).", "Read the source again as UTF-8."),
     "mojibake": ("warning", "UTF-8 that was read as Windows-1252.", "Read the source again as UTF-8."),
     "control-characters": ("warning", "control characters.", "Remove them."),
@@ -61,18 +69,18 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "special-tokens-in-texts": (
         "info",
         "the tokenizer's special tokens stand in the text.",
-        "Fine if you put them there.",
+        "This is fine if you put them there.",
     ),
-    "html-entities": ("info", "HTML entities.", "Unescape them if the data are no HTML."),
-    "invisible-characters": ("info", "zero-width, direction or tag characters.", "See whether they are meant."),
+    "html-entities": ("info", "HTML entities.", "Unescape them if the data are not HTML."),
+    "invisible-characters": ("info", "zero-width, direction or tag characters.", "Check whether they are intended."),
     "sparse-columns": ("info", "", ""),
     "note": ("info", "", ""),
 }
 
 
 @frozen
-class Place:
-    """A row that a finding concerns: its number in the data set from 0, its file, its line there from 1."""
+class Location:
+    """A row that a finding concerns: its number in the data set from 0, its file, and its line there from 1."""
 
     row: int | None = None
     file: str = ""
@@ -82,35 +90,35 @@ class Place:
 
 @frozen
 class Finding:
-    """One finding: `count` rows (or files) have it, `rows` are the first of them."""
+    """One finding: `count` is the number of rows (or files) that have it, `rows` the first of them."""
 
     id: str
     severity: Severity
     what: str
     fix: str
     count: int = 0
-    rows: tuple[Place, ...] = ()
+    rows: tuple[Location, ...] = ()
 
 
 @define
 class Findings:
-    """Collects findings; a row counts once for each."""
+    """Collects findings; a row is counted once for each finding."""
 
     _found: dict[tuple[str, str], Finding] = field(factory=dict)
-    _last: dict[tuple[str, str], Place] = field(factory=dict)
+    _last: dict[tuple[str, str], Location] = field(factory=dict)
 
-    def add(self, kind: str, place: Place, *, what: str = "", fix: str = "") -> None:
-        """Count one more place; `what` and `fix` stand in for those of the kind."""
+    def add(self, kind: str, location: Location, *, what: str = "", fix: str = "") -> None:
+        """Count one more location; `what` and `fix` replace those of the kind."""
         severity, general, mend = KINDS[kind]
         key = kind, what or general
         if key not in self._found and sum(one == kind for one, _ in self._found) >= _REASONS:
             key = kind, "further reasons."
         found = self._found.get(key) or Finding(kind, severity, key[1], fix or mend)
         last = self._last.get(key)
-        if last is not None and place.row is not None and (last.row, last.file) == (place.row, place.file):
+        if last is not None and location.row is not None and (last.row, last.file) == (location.row, location.file):
             return
-        self._last[key] = place
-        rows = (*found.rows, place) if len(found.rows) < SHOWN else found.rows
+        self._last[key] = location
+        rows = (*found.rows, location) if len(found.rows) < SHOWN else found.rows
         self._found[key] = evolve(found, count=found.count + 1, rows=rows)
 
     def all(self) -> tuple[Finding, ...]:

@@ -1,4 +1,4 @@
-"""The format of a report's rows: the run's own, or where the run would find none, the one mapping that is offered."""
+"""Chooses the format for a report: the run's own, or if the run would find none, the mapping that a format offers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sftcore.data.format import choose_format
 
 @frozen
 class FormatChoice:
-    """A setup with its format. `line` is what a recipe needs for it, where a run without the line would be refused.
+    """A setup with its format.
 
-    `reason` is then what the run would say.
+    If a run would find no format, `line` is the line that the recipe needs, and `reason` is the run's error.
     """
 
     setup: Setup
@@ -33,11 +33,11 @@ class FormatChoice:
 
 
 def format_for(setup: Setup, columns: Sequence[str], where: str) -> FormatChoice:
-    """The format that a run with this setup takes, else the first mapping that a format offers for these columns.
+    """The format that a run with this setup uses, or else the first mapping that a format offers for these columns.
 
     Raises:
-        DataError: no format reads these columns, and none offers a mapping.
-        ConflictError: several formats do.
+        DataError: no format reads these columns or offers a mapping.
+        ConflictError: several formats read them.
     """
     try:
         bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, where)
@@ -53,7 +53,7 @@ def format_for(setup: Setup, columns: Sequence[str], where: str) -> FormatChoice
 
 
 def _offered(setup: Setup, columns: tuple[str, ...]) -> Bound | None:
-    """The first format that offers a mapping, bound with it."""
+    """The first format that offers a mapping, bound with that mapping."""
     for entry in setup.catalog.of_kind("format"):
         selection = Selection("format", entry.name, {}, entry.distribution, "suggested")
         try:
@@ -62,5 +62,5 @@ def _offered(setup: Setup, columns: tuple[str, ...]) -> Bound | None:
             if options and isinstance(options[0], Mapping):
                 return bind(attrs.evolve(selection, options=dict(options[0])), setup.catalog, setup.blocked)
         except SFTCoreError:
-            continue  # choose_format has warned of a broken plugin
+            continue  # choose_format has already warned of a broken plugin
     return None

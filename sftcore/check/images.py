@@ -1,4 +1,4 @@
-"""The images of a data set, counted for its report."""
+"""Counts the images of a data set for its report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from sftcore.data.pipeline import Inspected
 class Images:
     """Images of the rows that are not refused.
 
-    Sizes are in pixels and tokens those of one image; None and 0 where no model says how images are processed.
+    smallest, largest: sizes in pixels. fewest, most: tokens of one image. These are None and 0 without a model, which
+    decides how images are processed.
     """
 
     rows: int
@@ -26,7 +27,7 @@ class Images:
 
 
 def with_broken_images(one: Inspected) -> Inspected:
-    """The row as refused where one of its images cannot be decoded, which a run would find in the middle of its way."""
+    """Mark the row as refused if one of its images cannot be decoded, which would stop a run half-way."""
     try:
         for picture in one.pictures:
             open_image(picture.source, max_pixels=picture.width * picture.height)
@@ -37,7 +38,7 @@ def with_broken_images(one: Inspected) -> Inspected:
 
 @define
 class ImageCounts:
-    """Counts images as rows are looked at; it grows by different sizes, not by rows."""
+    """Counts images row by row; its memory grows with the number of different sizes, not of rows."""
 
     _rows: int = field(default=0, init=False)
     _images: int = field(default=0, init=False)
@@ -54,7 +55,7 @@ class ImageCounts:
         self._sizes.update((picture.width, picture.height, picture.num_tokens) for picture in one.pictures)
 
     def result(self) -> Images | None:
-        """What was counted; None where no row has images."""
+        """The counts, or None if no row has images."""
         if not self._rows:
             return None
         sizes = sorted((width * height, width, height) for width, height, _ in self._sizes)

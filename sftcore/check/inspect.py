@@ -1,4 +1,4 @@
-"""How a report looks at rows: with the format alone, or with a tokenizer through the run's own pipeline."""
+"""Inspects rows for a report: with only the format, or with a tokenizer in the run's own pipeline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sftcore.config.setup import Setup
 from sftcore.core.errors import RowError
 from sftcore.core.types import Row
 from sftcore.data.format import RowReader, reader_for
-from sftcore.data.pipeline import NOTHING_MADE, Inspected
+from sftcore.data.pipeline import NO_EXAMPLE, Inspected
 
 if TYPE_CHECKING:
     from sftcore.data.pipeline import Pipeline
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Inspector:
-    """Looks at the rows of one file. Without `pipeline` nothing is tokenised."""
+    """Inspects the rows of one file; without a `pipeline`, nothing is tokenized."""
 
     choice: FormatChoice
     reader: RowReader
@@ -33,10 +33,10 @@ class Inspector:
     max_length: int | None = None
 
     def inspect(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
-        """What becomes of each row.
+        """The outcome of each row.
 
         Raises:
-            SFTCoreError: the tokenizer can do nothing with rows of this kind.
+            SFTCoreError: the tokenizer cannot handle rows of this kind.
         """
         if self.pipeline is not None:
             return self.pipeline.inspect(rows, numbers)
@@ -49,11 +49,11 @@ class Inspector:
                 continue
             found += [Inspected(number, example, None, None, 0, 0, "", ()) for example in examples]
             if not examples:
-                found.append(Inspected(number, None, None, None, 0, 0, NOTHING_MADE, ()))
+                found.append(Inspected(number, None, None, None, 0, 0, NO_EXAMPLE, ()))
         return found
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """The tokens of each text alone; none where nothing is tokenised."""
+        """The number of tokens of each text alone, or 0 if nothing is tokenized."""
         if self.tokenizer is None or not texts:
             return [0] * len(texts)
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
@@ -62,10 +62,11 @@ class Inspector:
 
 @define
 class Inspectors:
-    """Makes the inspector of a file from its columns. `prepare` gives tokenizer and pipelines; it is called late.
+    """Makes the inspector of a file from its columns.
 
-    Importing torch takes seconds, so files without a usable row are reported before. The set's `name` decides how it
-    is packed: one that begins with "eval" as `eval_packing` says.
+    `prepare` provides tokenizer and pipelines. It is called late, because importing torch takes seconds, and files
+    without a usable row are reported before that. The name of the set decides how it is packed: `eval_packing` applies
+    if it begins with "eval".
     """
 
     setup: Setup
@@ -78,8 +79,8 @@ class Inspectors:
         """The inspector for rows with these columns.
 
         Raises:
-            DataError, ConflictError: no format, or several, read them.
-            SFTCoreError: the tokenizer cannot be had.
+            DataError, ConflictError: no format reads them, or several do.
+            SFTCoreError: the tokenizer cannot be loaded.
         """
         choice = format_for(self.setup, columns, where)
         reader = reader_for(choice.bound, columns, where, self.setup.plugins)
@@ -94,6 +95,6 @@ class Inspectors:
         return Inspector(choice, reader, pipeline, tokenizer, self._special, preparation.max_length)
 
     def light(self, inspector: Inspector) -> Inspector:
-        """The same inspector without the tokenizer, and all that are opened later."""
+        """This inspector without its tokenizer; those that are opened later have none either."""
         self.prepare = None
         return Inspector(inspector.choice, inspector.reader)

@@ -1,4 +1,4 @@
-"""Lengths of rows: quantiles, a histogram, and how many blocks they would fill."""
+"""Describes the lengths of rows: quantiles, a histogram, and how many blocks they would fill."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 @frozen
 class Bin:
-    """How many rows are at least `start` and below `end` long; `end` None: and longer."""
+    """How many rows have a length from `start` up to, but not including, `end`; no `end` means any length above."""
 
     start: int
     end: int | None
@@ -24,7 +24,7 @@ class Bin:
 
 @frozen
 class Lengths:
-    """What the lengths of rows look like; `unit` is tokens or characters."""
+    """The distribution of row lengths; `unit` is tokens or characters."""
 
     unit: str
     total: int
@@ -34,7 +34,7 @@ class Lengths:
 
 @frozen
 class Packed:
-    """What packing would make of the rows: blocks of max_length, and the share of them that holds tokens."""
+    """The result of packing the rows: the blocks of max_length, and the share of them that holds tokens."""
 
     strategy: str
     blocks: int
@@ -43,7 +43,7 @@ class Packed:
 
 
 def describe(lengths: Sequence[int], unit: str) -> Lengths | None:
-    """The lengths as quantiles and a histogram; None where there are no rows.
+    """The lengths as quantiles and a histogram, or None if there are no rows.
 
     >>> describe([3, 4, 4, 9], "tokens").quantiles
     {'min': 3, '50%': 4, '90%': 9, '99%': 9, 'max': 9}
@@ -57,7 +57,7 @@ def describe(lengths: Sequence[int], unit: str) -> Lengths | None:
 
 
 def _histogram(ordered: Sequence[int], common: int) -> tuple[Bin, ...]:
-    """Bins of one round width up to the 99% quantile, then one for all that is longer."""
+    """Bins of equal, round width up to the 99% quantile, then one for everything longer."""
     width = _round_up(max(common + 1, _BINS) / _BINS)
     last = common // width + 1
     counts = [0] * (last + 1)
@@ -75,7 +75,7 @@ def _round_up(value: float) -> int:
 
 
 def packed(lengths: array[int], capacity: int, strategy: str) -> Packed:
-    """What packing these rows into blocks of `capacity` tokens gives."""
+    """The result of packing rows of these lengths into blocks of `capacity` tokens."""
     from sftcore.data.packing.pack import pack
 
     packing: Any = pack(lengths, capacity, strategy)

@@ -1,4 +1,4 @@
-"""Local files read row by row, going on behind what is broken: a report names every fault, a run stops at the first."""
+"""Reads local files row by row and goes on after errors: a report names all of them, a run stops at the first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sftcore.data.source.files import too_much
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
-# What the CSV reader of `datasets` (pandas) takes for null.
+# What the CSV reader of `datasets` (pandas) reads as null.
 _CSV_NULLS = frozenset(
     ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
      "NULL", "NaN", "None", "n/a", "nan", "null"]
@@ -25,7 +25,7 @@ _CSV_NULLS = frozenset(
 
 @frozen
 class Fault:
-    """Why something in a file is no row: a finding's id, the detail, and how to mend it where the kind does not say."""
+    """Why something in a file is not a row: a finding's id, a detail, and a fix if the kind of finding has none."""
 
     id: str
     detail: str = ""
@@ -34,9 +34,9 @@ class Fault:
 
 @frozen
 class Raw:
-    """A row as it lies in its file, or the fault that stands in its place.
+    """A row as it is in its file, or the fault found in its place.
 
-    `line` counts from 1, where the file has lines. A fault of the whole file takes no row's place.
+    `line` counts from 1, if the file has lines. A fault of the whole file does not count as a row.
     """
 
     row: dict[str, Any] | None = None
@@ -46,11 +46,11 @@ class Raw:
 
 
 def raw_rows(path: Path, builder: str) -> Iterator[Raw]:
-    """Every row of one file, faults in their places; never raises for what is in the file."""
+    """Every row of one file, or the fault found in its place; never raises because of the file's contents."""
     readers = {"csv": _csv, "parquet": _parquet, "arrow": _arrow}
     try:
         yield from readers.get(builder, _json)(path)
-    except Exception as error:  # a reader may raise anything at a damaged file
+    except Exception as error:  # a reader may raise anything for a damaged file
         yield _of_file("unreadable", f"{type(error).__name__}: {error}")
 
 
@@ -66,7 +66,7 @@ def _checked(value: Any, line: int | None) -> Raw:
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
 class _TwiceError(ValueError):
-    """A key that stands twice in one mapping; Arrow refuses it, Python's json would keep the last."""
+    """A key occurs twice in one mapping: Arrow refuses that, and Python's json would keep the last."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _has_surrogates(text: str, value: Any) -> bool:
-    """Whether the value holds half a character: JSON can spell one, neither Arrow nor a tokenizer takes it."""
+    """Whether the value holds half a character, which JSON can spell but neither Arrow nor a tokenizer accepts."""
     if "\\ud" not in text and "\\uD" not in text:
         return False
     try:
@@ -109,7 +109,7 @@ def _json(path: Path) -> Iterator[Raw]:
         else:
             first = file.readline()
             if first.strip() == b"{" and (keys := _one_object(first + file.read())):
-                fix = "Write its rows as a list, or one a line."
+                fix = "Write its rows as a list, or one on each line."
                 yield _of_file("not-a-row", f"the whole file is one object with the keys {keys}", fix)
                 return
             file.seek(start)
@@ -117,7 +117,7 @@ def _json(path: Path) -> Iterator[Raw]:
 
 
 def _one_object(raw: bytes) -> str:
-    """The keys of a file that holds one indented object in place of rows."""
+    """The keys of a file that holds one indented object instead of rows."""
     try:
         found = json.loads(raw)
     except ValueError:
@@ -154,7 +154,7 @@ def _decoded(text: str) -> tuple[Any, Fault | None]:
 
 
 def _json_array(raw: bytes) -> Iterator[Raw]:
-    """The elements of one list. Behind a broken element the next one that begins like the first is looked for."""
+    """The elements of one list. After a broken element, reading goes on at the next one that begins like the first."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -171,7 +171,7 @@ def _json_array(raw: bytes) -> Iterator[Raw]:
         if following is not None and text[following : following + 1] == ",":
             at = _skip(text, following + 1)
             if text[at : at + 1] == "]":
-                yield _broken_list(text, at, "a comma before the end of the list")
+                yield _broken_list(text, at, "there is a comma before the end of the list")
                 return
             continue
         if following is not None and text[following : following + 1] == "]":
@@ -184,15 +184,15 @@ def _json_array(raw: bytes) -> Iterator[Raw]:
         found = begin.search(text, at + 1) if begin else None
         if found is None:
             if following is None:
-                yield _broken_list(text, at, "the rows behind this one were not read")
+                yield _broken_list(text, at, "the rows after this one were not read")
             return
         at = found.end()
     if text[at:] and _skip(text, at + 1) < len(text):
-        yield _broken_list(text, _skip(text, at + 1), "something follows the list")
+        yield _broken_list(text, _skip(text, at + 1), "there is more text after the list")
 
 
 def _element(text: str, at: int, line: int) -> tuple[int | None, Raw]:
-    """Where the element ends, and the element; None where it is broken."""
+    """Where the element ends, or None if it is broken, and the element itself."""
     try:
         value, end = _DECODER.raw_decode(text, at)
         alone = _has_surrogates(text[at:end], value)
@@ -207,7 +207,7 @@ def _element(text: str, at: int, line: int) -> tuple[int | None, Raw]:
 
 
 def _broken_list(text: str, at: int, detail: str) -> Raw:
-    return _of_file("broken-json", detail, "Mend the list there.", text.count("\n", 0, at) + 1)
+    return _of_file("broken-json", detail, "Correct the list there.", text.count("\n", 0, at) + 1)
 
 
 def _skip(text: str, at: int) -> int:
@@ -217,7 +217,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _indent(text: str, at: int) -> str:
-    """What stands before the first element on its line."""
+    """The text before the first element on its line."""
     return text[text.rfind("\n", 0, at) + 1 : at]
 
 
@@ -231,7 +231,7 @@ def _csv(path: Path) -> Iterator[Raw]:
     with path.open("rb") as binary:
         if binary.read(3) == _UTF8_BOM:
             yield _bom()
-    # surrogateescape keeps a wrong byte in its row, so that the other rows are read all the same
+    # surrogateescape keeps an invalid byte in its row, so that the other rows can still be read
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", restval=None)
         while True:
@@ -243,11 +243,11 @@ def _csv(path: Path) -> Iterator[Raw]:
                 continue
             if row is None:
                 return
-            line = max(line, 2)  # the first row stands below the head
+            line = max(line, 2)  # the first row is below the header
             if None in row:
                 cells, columns = len(row) - 1 + len(row[None]), len(row) - 1
-                detail = f"the row has {cells} cells, the head {columns} columns"
-                yield Raw(line=line, fault=Fault("broken-csv", detail, "Quote cells that hold the separator."))
+                detail = f"the row has {cells} cells, but the header has {columns} columns"
+                yield Raw(line=line, fault=Fault("broken-csv", detail, "Quote cells that contain the separator."))
             elif any(isinstance(cell, str) and re.search("[\udc80-\udcff]", cell) for cell in row.values()):
                 yield Raw(line=line, fault=Fault("not-utf8"))
             else:
@@ -258,7 +258,7 @@ def _parquet(path: Path) -> Iterator[Raw]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(100):  # a text that is stored once may stand in every row
+        for batch in file.iter_batches(100):  # a text that is stored once may occur in every row
             yield from map(Raw, batch.to_pylist())
 
 

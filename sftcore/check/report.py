@@ -1,4 +1,4 @@
-"""A whole data set looked at row by row without training: what a run would make of it, and what is odd about it."""
+"""Inspects a whole data set row by row without training: what a run would do with it, and what looks wrong in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import asdict, define, field, frozen
 
-from sftcore.check.findings import Finding, Findings, Place
+from sftcore.check.findings import Finding, Findings, Location
 from sftcore.check.images import ImageCounts, Images, with_broken_images
 from sftcore.check.inspect import Inspector, Inspectors
 from sftcore.check.lengths import Lengths, Packed, describe, packed
@@ -23,15 +23,15 @@ from sftcore.core.types import IGNORED, Example, Row, TokenizedRow
 from sftcore.data.pipeline import Inspected
 
 SAMPLE = 1000
-"""Rows whose columns decide the format, as in a run."""
+"""How many rows decide the format by their columns, as in a run."""
 BATCH = 256
 _HUGE = 20
-"""A row is huge if it is this many times as long as the median, and longer than LONG_CHARACTERS."""
+"""A row is huge if it is longer than this many times the median, and than LONG_CHARACTERS."""
 
 
 @frozen
 class FileReport:
-    """A file, its rows, and the format that reads them, with its options where those were suggested."""
+    """A file, its rows, and the format that reads them, with its options if they were suggested."""
 
     path: str
     rows: int
@@ -40,9 +40,9 @@ class FileReport:
 
 @frozen
 class Counts:
-    """Rows read and what would become of them. The format may make several examples of a row; each counts then.
+    """Rows read, and what would become of them. If the format returns several examples for a row, each is counted.
 
-    Without a tokenizer only `read`, `broken` and `refused` are known.
+    Without a tokenizer, only `read`, `broken` and `refused` are known.
     """
 
     read: int = 0
@@ -55,7 +55,7 @@ class Counts:
 
 @frozen
 class Tokens:
-    """Tokens of the rows that are not refused: all = kept + cut + dropped; `supervised` are a part of those kept."""
+    """Tokens of the rows that are not refused: all = kept + cut + dropped; `supervised` is a part of `kept`."""
 
     all: int = 0
     kept: int = 0
@@ -66,7 +66,7 @@ class Tokens:
 
 @frozen
 class Role:
-    """What one role says; the role `template` is all that is not said by one. `tokens` is 0 without a tokenizer."""
+    """Counts of what one role says. The role `template` is everything else. `tokens` is 0 without a tokenizer."""
 
     turns: int = 0
     characters: int = 0
@@ -75,7 +75,7 @@ class Role:
 
 @frozen
 class SetReport:
-    """The report of one data set. `suggested` is the line that a recipe needs for the format that was used here."""
+    """The report of one data set; `suggested` is the line that a recipe needs in order to use the same format."""
 
     name: str
     source: str
@@ -102,7 +102,7 @@ class SetReport:
 
 @define
 class Seen:
-    """Digests of rows and prompts, with the first row that has each."""
+    """Hashes of rows and prompts, with the first row that has each."""
 
     rows: dict[int, int] = field(factory=dict)
     prompts: dict[int, tuple[int, int]] = field(factory=dict)
@@ -110,12 +110,12 @@ class Seen:
 
 @define
 class Reporter:
-    """Makes the report of one data set. Memory grows by digests and lengths only, not by rows.
+    """Makes the report of one data set. For each row, only hashes and lengths are kept in memory.
 
     Args:
-        inspectors: make an inspector for each file's columns.
-        training: what was seen of the training set, where this is the evaluation set.
-        progress: called with the number of rows read, now and then.
+        inspectors: makes an inspector for the columns of each file.
+        training: the hashes of the training set, if this is the evaluation set.
+        progress: called from time to time with the number of rows read.
     """
 
     name: str
@@ -141,7 +141,7 @@ class Reporter:
 
     # --- Reading ----------------------------------------------------------------------------------------------------
     def read(self, file: str, raws: Iterable[Raw]) -> None:
-        """Look at all rows of one file; further files go on where it ends."""
+        """Inspect all rows of one file; the numbers of the next file's rows continue from it."""
         rows = iter(raws)
         sample = list(itertools.islice(rows, SAMPLE))
         while not any(raw.row for raw in sample) and (more := list(itertools.islice(rows, SAMPLE))):
@@ -157,71 +157,71 @@ class Reporter:
         try:
             inspector = self.inspectors.open(columns, file)
         except (DataError, ConflictError) as error:
-            # without a format no row can be read; the files are looked at all the same
-            self.findings.add("no-format", Place(file=file), what=error.what, fix=error.fix)
+            # without a format no row can be read, but the files are still searched for faults
+            self.findings.add("no-format", Location(file=file), what=error.what, fix=error.fix)
             return None
         self.max_length = inspector.max_length
         choice = inspector.choice
         if choice.line:
             self._suggested = choice.line
-            what = f"{choice.reason} They are read here by the mapping that fits, and a run needs it said."
+            what = f"{choice.reason} This report uses a mapping that fits; a run needs it in the recipe."
             self.findings.add(
-                "format-suggested", Place(file=file), what=what, fix=f"Put into the recipe: {choice.line}"
+                "format-suggested", Location(file=file), what=what, fix=f"Add to the recipe: {choice.line}"
             )
         return inspector
 
     def _all(self, file: str, raws: Iterator[Raw], inspector: Inspector | None) -> None:
-        batch: list[tuple[Place, dict[str, Any]]] = []
+        batch: list[tuple[Location, dict[str, Any]]] = []
         for raw in raws:
-            place = Place(None if raw.whole_file else self._number, file, raw.line)
+            location = Location(None if raw.whole_file else self._number, file, raw.line)
             self._number += not raw.whole_file
             self._counts["read"] += not raw.whole_file
             if raw.fault is not None:
                 self._counts["broken"] += not raw.whole_file
-                self.findings.add(raw.fault.id, _with(place, raw.fault.detail), fix=raw.fault.fix)
+                self.findings.add(raw.fault.id, _with(location, raw.fault.detail), fix=raw.fault.fix)
             elif raw.row is not None:
                 self._columns.update(map(str, raw.row))
-                batch.append((place, raw.row))
+                batch.append((location, raw.row))
             if len(batch) == BATCH:
                 inspector = self._look(inspector, batch)
                 batch = []
         self._look(inspector, batch)
 
-    def _look(self, inspector: Inspector | None, batch: list[tuple[Place, dict[str, Any]]]) -> Inspector | None:
+    def _look(self, inspector: Inspector | None, batch: list[tuple[Location, dict[str, Any]]]) -> Inspector | None:
         if self.progress is not None:
             self.progress(self._number)
         if inspector is None or not batch:
             return inspector
-        rows, places = [row for _, row in batch], {place.row: place for place, _ in batch}
-        numbers = [place.row or 0 for place, _ in batch]
+        rows, locations = [row for _, row in batch], {location.row: location for location, _ in batch}
+        numbers = [location.row or 0 for location, _ in batch]
         try:
             found = _inspected(inspector, rows, numbers)
         except SFTCoreError as error:
             if inspector.pipeline is None:
                 raise
-            self.findings.add("tokenizer", Place(file=batch[0][0].file), what=error.what, fix=error.fix)
+            self.findings.add("tokenizer", Location(file=batch[0][0].file), what=error.what, fix=error.fix)
             inspector = self.inspectors.light(inspector)
             found = _inspected(inspector, rows, numbers)
         words = [words_of(one.example) if one.example is not None else [] for one in found]
         counts = iter(inspector.count([one.text for said in words for one in said]))
         for one, said in zip(found, words, strict=True):
-            place = places[one.number]
-            self._fate(one, place)
+            location = locations[one.number]
+            self._outcome(one, location)
             if one.example is not None:
-                self._words(one, said, list(itertools.islice(counts, len(said))), place, inspector)
-                self._compare(one.example, place)
+                self._words(one, said, list(itertools.islice(counts, len(said))), location, inspector)
+                self._compare(one.example, location)
         return inspector
 
     # --- What becomes of a row --------------------------------------------------------------------------------------
-    def _fate(self, one: Inspected, place: Place) -> None:
+    def _outcome(self, one: Inspected, location: Location) -> None:
         one = with_broken_images(one)
         if one.error is not None:
             self._counts["refused"] += 1
             kind, reason = _refusal(one.error)
-            self.findings.add(kind, _with(place, one.error.what), what=reason, fix=one.error.fix)
+            self.findings.add(kind, _with(location, one.error.what), what=reason, fix=one.error.fix)
             return
         for note in one.notes:
-            self.findings.add("note", place, what=f"{note[:1].upper()}{note[1:]}.")
+            self.findings.add("note", location, what=f"{note[:1].upper()}{note[1:]}.")
         self._images.add(one)
         if one.row is not None:
             self._lengths.append(one.tokens_in)
@@ -230,75 +230,75 @@ class Reporter:
             self._counts["dropped"] += 1
             self._tokens["dropped"] += one.tokens_in
             what = f"{one.dropped}: a run drops it."
-            self.findings.add("dropped", _with(place, f"{one.tokens_in:,} tokens"), what=what)
+            self.findings.add("dropped", _with(location, f"{one.tokens_in:,} tokens"), what=what)
         elif one.row is not None:
-            self._keep(one, one.row, place)
+            self._keep(one, one.row, location)
 
-    def _keep(self, one: Inspected, row: TokenizedRow, place: Place) -> None:
+    def _keep(self, one: Inspected, row: TokenizedRow, location: Location) -> None:
         self._counts["kept"] += 1
         self._kept.append(len(row.input_ids))
         self._tokens.update(kept=len(row.input_ids), cut=one.tokens_cut, supervised=_num_supervised(row))
         if one.tokens_cut:
             self._counts["cut"] += 1
-            what = f"longer than max_length ({self.max_length:,}): the rest is cut away."
-            self.findings.add("cut", _with(place, f"{one.tokens_in:,} tokens, {one.tokens_cut:,} cut"), what=what)
+            what = f"longer than max_length ({self.max_length:,}): the rest is cut off."
+            self.findings.add("cut", _with(location, f"{one.tokens_in:,} tokens, {one.tokens_cut:,} cut"), what=what)
 
     # --- What is odd about it ---------------------------------------------------------------------------------------
-    def _words(self, one: Inspected, said: list[Words], tokens: list[int], place: Place, by: Inspector) -> None:
+    def _words(self, one: Inspected, said: list[Words], tokens: list[int], location: Location, by: Inspector) -> None:
         assert one.example is not None
         for kind, detail in turn_faults(one.example):
-            self.findings.add(kind, _with(place, detail))
+            self.findings.add(kind, _with(location, detail))
         for words, count in zip(said, tokens, strict=True):
             role = self._roles.setdefault(words.role, Counter())
             # reasoning is a second text of the same turn
-            role.update(turns=int(not words.place.endswith("reasoning")), characters=len(words.text), tokens=count)
-            self._text(words, count, place, by)
+            role.update(turns=int(not words.where.endswith("reasoning")), characters=len(words.text), tokens=count)
+            self._text(words, count, location, by)
         if one.row is not None:
             template = max(one.tokens_in - sum(tokens), 0) if said else 0
             self._roles.setdefault("template", Counter()).update(tokens=template)
         for values, value in zip(
-            self._of_row, (place.row or 0, place.line or 0, sum(len(w.text) for w in said)), strict=True
+            self._of_row, (location.row or 0, location.line or 0, sum(len(w.text) for w in said)), strict=True
         ):
             values.append(value)
 
-    def _text(self, words: Words, tokens: int, place: Place, by: Inspector) -> None:
+    def _text(self, words: Words, tokens: int, location: Location, by: Inspector) -> None:
         for kind, detail in text_faults(words):
-            self.findings.add(kind, _with(place, detail))
+            self.findings.add(kind, _with(location, detail))
         if by.pipeline is not None and self.max_length is not None:
             if tokens > self.max_length and words.role != "text":
                 what = f"one turn alone is longer than max_length ({self.max_length:,} tokens)."
-                self.findings.add("long-turn", _with(place, f"{words.place}: {tokens:,} tokens"), what=what)
+                self.findings.add("long-turn", _with(location, f"{words.where}: {tokens:,} tokens"), what=what)
         elif len(words.text) > LONG_CHARACTERS and words.role != "text":
             what = f"a turn of more than {LONG_CHARACTERS:,} characters."
-            self.findings.add("long-turn", _with(place, f"{words.place}: {len(words.text):,} characters"), what=what)
+            self.findings.add("long-turn", _with(location, f"{words.where}: {len(words.text):,} characters"), what=what)
         if by.special is not None and (found := by.special.search(words.text)):
             kind = "special-tokens-in-texts" if words.role in ("text", "prompt", "completion") else "special-tokens"
-            self.findings.add(kind, _with(place, f"{words.place}: {found.group()} at character {found.start()}"))
+            self.findings.add(kind, _with(location, f"{words.where}: {found.group()} at character {found.start()}"))
 
-    def _compare(self, example: Example, place: Place) -> None:
-        number, whole = place.row or 0, _digest(whole_of(example))
+    def _compare(self, example: Example, location: Location) -> None:
+        number, whole = location.row or 0, _text_key(whole_of(example))
         if self.training is not None and whole in self.training.rows:
-            self.findings.add("also-in-training", _with(place, f"as training row {self.training.rows[whole]}"))
+            self.findings.add("also-in-training", _with(location, f"as training row {self.training.rows[whole]}"))
         first = self.seen.rows.setdefault(whole, number)
         if first != number:
-            self.findings.add("duplicate-rows", _with(place, f"as row {first}"))
+            self.findings.add("duplicate-rows", _with(location, f"as row {first}"))
         elif (halves := answer_of(example)) is not None:
-            prompt, answer = map(_digest, halves)
+            prompt, answer = map(_text_key, halves)
             earlier, its_answer = self.seen.prompts.setdefault(prompt, (number, answer))
             if its_answer != answer:
-                self.findings.add("same-prompt", _with(place, f"as row {earlier}"))
+                self.findings.add("same-prompt", _with(location, f"as row {earlier}"))
 
     # --- The end ----------------------------------------------------------------------------------------------------
     def report(self) -> SetReport:
-        """The report, when all files are read."""
+        """The report, once all files are read."""
         if not self._counts["read"]:
-            self.findings.add("no-rows", Place(file=self.source))
+            self.findings.add("no-rows", Location(file=self.source))
         self._formats()
         self._huge()
         lengths = describe(self._lengths, "tokens") if self._lengths else describe(self._of_row[2], "characters")
         tokenised = bool(self._lengths)
         if tokenised and not self._counts["kept"]:
-            self.findings.add("nothing-left", Place(file=self.source))
+            self.findings.add("nothing-left", Location(file=self.source))
         return SetReport(
             name=self.name,
             source=self.source,
@@ -326,16 +326,16 @@ class Reporter:
         for column, count in self._columns.items():
             if count < rows:
                 what = f'the column "{column}" is in {count:,} of {rows:,} rows.'
-                self.findings.add("sparse-columns", Place(file=self.source), what=what)
+                self.findings.add("sparse-columns", Location(file=self.source), what=what)
         found = list(dict.fromkeys(file.format for file in self._files if file.format))
         if len(found) > 1:
-            what = f"a run reads all files by one format, these are {', '.join(found)}."
-            self.findings.add("mixed-formats", Place(file=self.source), what=what)
+            what = f"a run reads all files with one format, but these need {', '.join(found)}."
+            self.findings.add("mixed-formats", Location(file=self.source), what=what)
         elif found:
             try:
                 self.inspectors.open(list(self._columns), self.source)
             except (DataError, ConflictError) as error:
-                self.findings.add("mixed-formats", Place(file=self.source), what=error.what, fix=error.fix)
+                self.findings.add("mixed-formats", Location(file=self.source), what=error.what, fix=error.fix)
 
     def _huge(self) -> None:
         numbers, lines, characters = self._of_row
@@ -345,7 +345,7 @@ class Reporter:
         for number, line, length in zip(numbers, lines, characters, strict=True):
             if length > limit:
                 file = self._file_of(number)
-                self.findings.add("huge-row", Place(number, file, line or None, f"{length:,} characters"))
+                self.findings.add("huge-row", Location(number, file, line or None, f"{length:,} characters"))
 
     def _file_of(self, number: int) -> str:
         ends = itertools.accumulate(file.rows for file in self._files)
@@ -353,24 +353,24 @@ class Reporter:
 
 
 def _inspected(inspector: Inspector, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
-    """What becomes of the rows. Where tokenizer or template fail on them as a whole, the row that does it is found."""
+    """The outcome of each row. If tokenizer or template fail for the batch, the row that causes it is found."""
     try:
         return inspector.inspect(rows, numbers)
     except SFTCoreError:
         raise
-    except Exception as error:  # a template or tokenizer may raise anything at what is no text
+    except Exception as error:  # a template or tokenizer may raise anything for what is not a text
         if len(rows) == 1:
             return [Inspected(numbers[0], None, RowError(f"{type(error).__name__}: {error}."), None, 0, 0, "", ())]
         half = len(rows) // 2
         return _inspected(inspector, rows[:half], numbers[:half]) + _inspected(inspector, rows[half:], numbers[half:])
 
 
-def _with(place: Place, detail: str) -> Place:
-    return Place(place.row, place.file, place.line, detail)
+def _with(location: Location, detail: str) -> Location:
+    return Location(location.row, location.file, location.line, detail)
 
 
 def _refusal(error: RowError) -> tuple[str, str]:
-    """The finding's id, and the reason without what differs from row to row."""
+    """The id of the finding, and the reason without the parts that differ from row to row."""
     reason = re.sub(r"\[\d+\]", "[…]", re.sub(r"\b(message|turn) \d+", r"\1 …", error.what))
     if re.search(r'role ".*" is not known', reason):
         return "unknown-role", reason
@@ -379,12 +379,12 @@ def _refusal(error: RowError) -> tuple[str, str]:
 
 
 def _num_supervised(row: TokenizedRow) -> int:
-    """Tokens that the loss is computed on: nothing stands before the first to predict it from."""
+    """How many tokens the loss is computed on; never the first, since nothing comes before it to predict it from."""
     labels = list(row.input_ids if row.labels is None else row.labels)[1:]
     if row.weights is None:
         return len(labels) - labels.count(IGNORED)
     return sum(label != IGNORED and weight > 0 for label, weight in zip(labels, row.weights[1:], strict=True))
 
 
-def _digest(text: str) -> int:
+def _text_key(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

@@ -1,4 +1,4 @@
-"""What can be wrong with an example's words: roles out of order, turns without words, encodings that went astray."""
+"""Finds faults in the texts of an example: roles out of order, turns without words, wrong encodings."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from attrs import frozen
 from sftcore.core.types import Example, Message
 
 Fault: TypeAlias = tuple[str, str]
-"""A finding's id, and where in the row and what it is."""
+"""The id of a finding, and where in the row it is and what it is."""
 
 LONG_CHARACTERS = 32_000
-"""A turn or row of more characters than this is worth a look (about 8,000 tokens of English)."""
+"""A turn or row with more characters than this is reported (about 8,000 tokens of English)."""
 
 
 @frozen
 class Words:
-    """A text of an example: who says it, and where in the example it stands."""
+    """A text of an example: who says it, and where in the example it is."""
 
     role: str
-    place: str
+    where: str
     text: str
 
 
 # --- Texts and turns ------------------------------------------------------------------------------------------------
 def turns_of(example: Example) -> list[Message]:
-    """The example's messages, prompt and completion in a row; none where it is made of texts or tokens."""
+    """The messages of the example, or of its prompt and completion; none if it consists of texts or tokens."""
     if example.messages is not None:
         return list(example.messages)
     prompt, completion = example.prompt or (), example.completion or ()
@@ -43,34 +43,34 @@ def words_of(example: Example) -> list[Words]:
         return [Words("prompt", "prompt", example.prompt), Words("completion", "completion", str(example.completion))]
     found = []
     for i, turn in enumerate(turns_of(example)):
-        place = f"turn {i} ({turn.role})"
-        found.append(Words(turn.role, place, content_of(turn)))
+        where = f"turn {i} ({turn.role})"
+        found.append(Words(turn.role, where, content_of(turn)))
         if turn.reasoning:
-            found.append(Words(turn.role, f"{place}, reasoning", _as_text(turn.reasoning)))
+            found.append(Words(turn.role, f"{where}, reasoning", _as_text(turn.reasoning)))
     return found
 
 
 def content_of(turn: Message) -> str:
-    """The turn's words; parts that are no text count as none."""
+    """The turn's words; parts that are not texts are ignored."""
     if isinstance(turn.content, (list, tuple)):
         return "".join(_as_text(getattr(part, "text", None)) for part in turn.content)
     return _as_text(turn.content)
 
 
 def _as_text(value: object) -> str:
-    # a format may let through what is no text
+    # a format may let through values that are not texts
     return value if isinstance(value, str) else "" if value is None else str(value)
 
 
 def answer_of(example: Example) -> tuple[str, str] | None:
-    """What is asked and what is answered, as texts to compare; None where the example has no such halves."""
+    """Prompt and answer as texts to compare, or None if the example cannot be divided in this way."""
     if isinstance(example.prompt, str):
         return example.prompt, str(example.completion)
     turns = turns_of(example)
     last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=0)
     if not last:
         return None
-    # tools are part of what is asked
+    # tools are part of the prompt
     return repr([_said(turn) for turn in turns[:last]] + list(example.tools or ())), repr(_said(turns[last]))
 
 
@@ -79,7 +79,7 @@ def _said(turn: Message) -> tuple[str, str, str, str]:
 
 
 def whole_of(example: Example) -> str:
-    """All that is trained on, as one text to compare."""
+    """The whole example as one text to compare."""
     if example.tokens is not None:
         return repr((list(example.tokens.input_ids), example.tokens.labels))
     if example.text is not None or isinstance(example.prompt, str):
@@ -89,7 +89,7 @@ def whole_of(example: Example) -> str:
 
 # --- Turns ----------------------------------------------------------------------------------------------------------
 def turn_faults(example: Example) -> Iterator[Fault]:
-    """Answers that are missing, turns without words, roles that no conversation has in this order."""
+    """Missing answers, turns without words, and roles in an order that no conversation has."""
     if example.tokens is not None:
         return
     turns = turns_of(example)
@@ -98,7 +98,7 @@ def turn_faults(example: Example) -> Iterator[Fault]:
         return
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if not answers:
-        yield "missing-answer", "no turn is the assistant's"
+        yield "missing-answer", "the assistant has no turn"
     for i, turn in enumerate(turns):
         if not content_of(turn).strip() and not turn.tool_calls and not _has_other_parts(turn):
             kind = "missing-answer" if answers and i == answers[-1] else "empty-turn"
@@ -111,13 +111,13 @@ def turn_faults(example: Example) -> Iterator[Fault]:
 def _empty_texts(words: Sequence[Words]) -> Iterator[Fault]:
     for one in words:
         if not one.text.strip():
-            yield "missing-answer" if one.role == "completion" else "empty-turn", f"the {one.place} has no words"
+            yield "missing-answer" if one.role == "completion" else "empty-turn", f"the {one.where} has no words"
 
 
 def _order(turns: Sequence[Message]) -> Iterator[Fault]:
     talk = [i for i, turn in enumerate(turns) if turn.role not in ("system", "developer")]
     if talk and turns[talk[0]].role == "assistant":
-        yield "assistant-first", f"turn {talk[0]} is the assistant's, and nobody spoke before"
+        yield "assistant-first", f"turn {talk[0]} is the assistant's, and nobody spoke before it"
     for i, turn in enumerate(turns):
         if turn.role in ("system", "developer"):
             if talk and i > talk[0]:
@@ -130,7 +130,7 @@ def _order(turns: Sequence[Message]) -> Iterator[Fault]:
 
 
 def _is_called(turns: Sequence[Message], index: int) -> bool:
-    """Whether a tool's answer follows a call: the turn before all tools' answers is an assistant's that calls."""
+    """Whether a tool's answer follows a call: the turn before the tools' answers must be an assistant's with calls."""
     caller = next((turn for turn in reversed(turns[:index]) if turn.role != "tool"), None)
     if caller is None or caller.role != "assistant":
         return False
@@ -138,7 +138,7 @@ def _is_called(turns: Sequence[Message], index: int) -> bool:
     wanted = turns[index].tool_call_id
     if wanted is not None and ids and wanted not in ids:
         return False
-    # calls that a format keeps as the assistant's text
+    # some formats keep calls as text of the assistant
     return bool(caller.tool_calls) or re.search(r"^\s*[\[{]|<\w*(?:call|function)", content_of(caller)) is not None
 
 
@@ -152,7 +152,7 @@ _ANY = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff\ufffd]|"
     "[\U000e0000-\U000e007f]|[\u00c2-\u00f4]|&[#a-zA-Z]"
 )
-"""One look at a text: most have nothing of all this."""
+"""A quick test, because most texts have none of these."""
 
 _PATTERNS = {
     "replacement-character": re.compile("\ufffd"),
@@ -170,7 +170,7 @@ _MISREAD = re.compile(f"(?:[\u00c2-\u00df]{_BYTE}|[\u00e0-\u00ef]{_BYTE}{{2}}|[\
 
 
 def text_faults(words: Words) -> Iterator[Fault]:
-    """Encodings that went astray, and characters that nobody means to train on; one of a kind for each text.
+    """Wrong encodings, and characters that nobody wants to train on; each kind is reported once for a text.
 
     >>> list(text_faults(Words("user", "turn 0 (user)", "cafÃ©")))
     [('mojibake', 'turn 0 (user): "Ã©" was "é"')]
@@ -180,17 +180,17 @@ def text_faults(words: Words) -> Iterator[Fault]:
     for fault, pattern in _PATTERNS.items():
         if found := pattern.search(words.text):
             shown = found.group() if found.group().isprintable() else _spelled(found.group())
-            yield fault, f"{words.place}: {shown} at character {found.start()}"
+            yield fault, f"{words.where}: {shown} at character {found.start()}"
     for found in _MISREAD.finditer(words.text):
         if (meant := _meant(found.group())) is not None:
-            yield "mojibake", f'{words.place}: "{_spelled(found.group())}" was "{_spelled(meant)}"'
+            yield "mojibake", f'{words.where}: "{_spelled(found.group())}" was "{_spelled(meant)}"'
             return
 
 
 def _meant(text: str) -> str | None:
-    """The text that was misread, or None where these may well be the characters that were meant.
+    """The text that was misread, or None if these may be the intended characters.
 
-    `É»` in `«CAFÉ»` would decode too, so one lead character counts alone only where no language writes it so.
+    `É»` in `«CAFÉ»` would decode too, so a single misread character is reported only if no language writes it.
     """
     try:
         meant = b"".join(_byte(char) for char in text).decode()
@@ -211,6 +211,6 @@ def _spelled(text: str) -> str:
 
 
 def special_text_pattern(texts: Iterable[str]) -> re.Pattern[str]:
-    """Finds a tokenizer's special tokens inside contents; one character alone is no sign of one."""
+    """A pattern for a tokenizer's special tokens inside contents; tokens of one character are too common to report."""
     longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "$^")

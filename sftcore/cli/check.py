@@ -15,7 +15,7 @@ from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
 
 if TYPE_CHECKING:
-    from sftcore.check.findings import Finding, Place
+    from sftcore.check.findings import Finding, Location
     from sftcore.check.report import SetReport
     from sftcore.config.recipe import Recipe
 
@@ -87,7 +87,7 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
 
 
 def _read(reporter: Any, source: str | tuple[str, ...], recipe: Recipe, split: str) -> None:
-    from sftcore.check.findings import Place
+    from sftcore.check.findings import Location
     from sftcore.check.read import Raw, raw_rows
     from sftcore.core.errors import DataError
     from sftcore.data.source.files import local_files
@@ -95,7 +95,7 @@ def _read(reporter: Any, source: str | tuple[str, ...], recipe: Recipe, split: s
     try:
         files = local_files(source)
     except DataError as error:
-        reporter.findings.add("unreadable", Place(file=error.where), what=error.what, fix=error.fix)
+        reporter.findings.add("unreadable", Location(file=error.where), what=error.what, fix=error.fix)
         return
     if files is not None:
         for path in files.paths:
@@ -208,7 +208,7 @@ def _finding(finding: Finding, *, several: bool) -> Iterator[str]:
         yield visible(f"{_INDENT}→ {finding.fix}")
 
 
-def _place(place: Place, *, detail: str, several: bool) -> str:
+def _place(place: Location, *, detail: str, several: bool) -> str:
     """`row 3 (line 4): detail`, with the file where there are several."""
     if place.row is None:
         where = f"{place.file} line {place.line}" if place.line is not None else place.file if several else ""

@@ -12,7 +12,7 @@ from sftcore.core.visible import visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sftcore.chat.parity import Check
+    from sftcore.chat.parity import ParityCheck
 
 
 @click.command("parity")
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "--against", metavar="FOLDER|MODEL", help="Compare with this one, not with the run that saved the folder."
 )
 def command(folder: str, against: str | None) -> None:
-    """Check a saved folder as plain transformers reads it: template, token ids, stop tokens, padding, vocabulary.
+    """ParityCheck a saved folder as plain transformers reads it: template, token ids, stop tokens, padding, vocabulary.
 
     FOLDER is what a run saved, an adapter or a whole model, or any model by folder or hub id; no weights are read.
     It is compared with the record of its run in manifest.json. The exit code is 1 where something differs.
@@ -40,7 +40,7 @@ def command(folder: str, against: str | None) -> None:
         sys.exit(1)
 
 
-def _show(checks: Sequence[Check]) -> None:
+def _show(checks: Sequence[ParityCheck]) -> None:
     width = max(len(check.name) for check in checks)
     colours = {"ok": "green", "differs": "red", "warning": "yellow", "not checked": None}
     for check in checks:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sftcore.config.setup import Setup, set_up
 from sftcore.core.errors import OptionTypeError, RowError
 from sftcore.core.types import ModelRequest
-from sftcore.data.pipeline import FATE, IMAGE_CUT
+from sftcore.data.pipeline import IMAGE_CUT, OUTCOME
 from sftcore.data.sets import DataPreparation
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class DataCollatorForVisionLanguageModeling:
         for number, reason in zip(table.column("_row").to_pylist(), table.column("_dropped").to_pylist(), strict=True):
             if reason == IMAGE_CUT:
                 raise RowError(f"{reason}.", fix="Raise max_length, or drop the row.").at(_NAME, number)
-        batch = self._collate(table.drop_columns([f"_{name}" for name in FATE]).to_pylist())
+        batch = self._collate(table.drop_columns([f"_{name}" for name in OUTCOME]).to_pylist())
         batch.pop("num_tokens", None)
         return dict(batch)
 

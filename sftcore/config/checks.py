@@ -1,4 +1,4 @@
-"""Checks of settings for which no library is needed: what memory options and adapters' dtypes may say."""
+"""Checks of memory options and adapter dtypes that need no library."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from sftcore.core.errors import nearest
 from sftcore.core.types import Problem
 
 ADAPTER_DTYPES = ("float32", "bfloat16")
-"""What an adapter can be trained in; float16 has too few exponents for a weight that is stepped on."""
+"""The dtypes that an adapter can be trained in; the range of float16 is too small for weight updates."""
 
 KEPT = ("attention", "matmul")
-"""What `selective` may name: the results of attention, or those of attention and of every matrix multiplication."""
+"""Values of `selective`: keep the results of attention, or of attention and every matrix multiplication."""
 
 CHECKPOINTING_FIELDS = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
-ON_CPU = "on a CPU activations are in host memory already, and there is nowhere to move them."
+ON_CPU = "on a CPU, activations are already in host memory, so there is nothing to offload."
 
 
 def memory_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with `activation_offloading` and with `selective` in the run's settings."""
+    """Problems with `activation_offloading` and `selective` in the run's settings."""
     if settings.get("activation_offloading") and settings.get("use_cpu"):
         yield Problem(ON_CPU, "activation_offloading", "Set activation_offloading: false.")
     if (selective := selective_of(settings)) is None:
@@ -29,14 +29,14 @@ def memory_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
         close = nearest(str(selective), KEPT)
         yield Problem(f"{selective!r} is not known.{close}", where, fix=f"Use one of: {', '.join(known)}.")
     if any(one.get("use_reentrant") for one in _options(settings)):
-        yield Problem("reentrant checkpointing recomputes all of a layer.", where, fix="Drop use_reentrant.")
+        yield Problem("reentrant checkpointing always recomputes the whole layer.", where, fix="Drop use_reentrant.")
     on = [settings.get(name) for name in ("activation_checkpointing", "gradient_checkpointing")]
     if next((value for value in on if value is not None), True) is False:
         yield Problem("gradient checkpointing is off.", where, fix="Set gradient_checkpointing: true, or drop it.")
 
 
 def selective_of(settings: Mapping[str, Any]) -> Any:
-    """What the run's settings give for `selective`; None where checkpointing is not selective."""
+    """The value of `selective` in the run's settings, or None if checkpointing is not selective."""
     return next((one["selective"] for one in _options(settings) if one.get("selective")), None)
 
 

@@ -1,7 +1,7 @@
-"""Names, types and defaults of the configuration's fields, read from source with `ast`.
+"""Reads names, types and defaults of the configuration's fields from source code with `ast`.
 
-Importing `TrainingArguments` costs seconds; a recipe must be checked before that. The installed source is read
-instead, and a test compares what is read here with the real class.
+Importing `TrainingArguments` takes seconds, and a recipe must be checked before that. The installed source is read
+instead, and a test compares the result with the real class.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SIMPLE: dict[str, Any] = {
 
 
 RENAMED = {"max_seq_length": "max_length"}
-"""Older names of fields that people still paste: they work, and say their new name."""
+"""Older names of fields that are still in use: they work, and a warning gives the new name."""
 
 
 DECLARED_OTHERWISE: dict[str, Any] = {"fsdp": bool | str | None}
-"""Types of fields that transformers (5.17, 5.24) declares for its command line: `fsdp` is true, or the older text."""
+"""Types of fields that transformers (5.17, 5.24) declares for its command line: `fsdp` is true, or an older string."""
 
 
 ELSEWHERE = {
@@ -38,14 +38,14 @@ ELSEWHERE = {
     "datasets": "data", "dataset": "data", "dataset_name": "data", "sample_packing": "packing",
     "flash_attention": "attention", "attn_implementation": "attention", "peft_config": "adapter",
 }  # fmt: skip
-"""What other tools call a key of ours: offered when an unknown key is refused."""
+"""Names of other tools for our keys, suggested when an unknown key is refused."""
 
 
 @frozen
 class Field:
-    """One field. `type` is None where the source's type is a class that a plain value cannot show (it is not checked).
+    """One field. `type` is None if it is a class that plain values cannot represent; it is then not checked.
 
-    `default` is the literal in the source, or `...` where it is computed.
+    `default` is the literal in the source, or `...` if it is computed.
     """
 
     name: str
@@ -72,8 +72,8 @@ def check_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...]
     """Refuse unknown fields and values of the wrong type.
 
     Raises:
-        UnknownKeyError: no such field; the nearest of the fields and of `also` is offered.
-        OptionTypeError: a value of the wrong type.
+        UnknownKeyError: there is no such field; the nearest of the fields and of `also` is suggested.
+        OptionTypeError: a value has the wrong type.
     """
     from sftcore.core.options import structure, type_name
 
@@ -106,7 +106,7 @@ def _is_class_variable(node: ast.AnnAssign) -> bool:
 
 
 def _type_of(annotation: ast.expr) -> Any:
-    """The annotation as a type, with classes other than the simple ones left out of a union."""
+    """The annotation as a type; other classes than the simple ones are left out of unions."""
     if isinstance(annotation, ast.Constant) and annotation.value is None:
         return None.__class__
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
@@ -130,8 +130,8 @@ def _type_of(annotation: ast.expr) -> Any:
 def _union(arms: tuple[ast.expr, ...]) -> Any:
     types = [found for found in map(_type_of, arms) if found is not None]
     if all(found is None.__class__ for found in types):
-        return None  # only None is left of it: the real type is a class, so nothing can be checked
-    return Union[tuple(types)]  # noqa: UP007 - the arms are known at run time only
+        return None  # only None is left, so the real type is a class and cannot be checked
+    return Union[tuple(types)]  # noqa: UP007 - the members are only known at run time
 
 
 def _default_of(value: ast.expr | None) -> Any:

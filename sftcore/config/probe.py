@@ -1,4 +1,4 @@
-"""What can be known of a run before torch is imported or a weight is read."""
+"""Checks everything about a run that can be known before torch is imported or a weight is read."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def probe_run(model: ModelRequest, columns: Sequence[str] | None = None) -> Probe:
-    """Read the model's configuration where it is a local folder; for a saved adapter, its base's.
+    """Read the configuration of a local model, or for a saved adapter that of its base.
 
     Raises:
-        RecipeError: its config.json is no JSON.
+        RecipeError: config.json is not valid JSON.
     """
     adapter = adapter_folder(model)
     base = _json(adapter / "adapter_config.json").get("base_model_name_or_path") if adapter else model.name
@@ -36,11 +36,11 @@ def _json(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
     except ValueError as error:
-        raise RecipeError(f"this is no JSON: {error}.", where=str(path)) from None
+        raise RecipeError(f"this file is not valid JSON: {error}.", where=str(path)) from None
 
 
 def adapter_folder(model: ModelRequest) -> Path | None:
-    """The folder of the saved adapter that a run names as its model; None where it names something else."""
+    """The folder of the saved adapter that a run names as its model, or None if it names something else."""
     if not model.name:
         return None
     folder = Path(model.name).expanduser()
@@ -49,7 +49,7 @@ def adapter_folder(model: ModelRequest) -> Path | None:
 
 
 def quantisation_asked_for(model: ModelRequest, probe: Probe) -> dict[str, Any] | None:
-    """The settings with which the run's base is quantised, by its arguments or by its own config.json."""
+    """The settings that quantise the run's base, from the run's arguments or the base's own config.json."""
     kwargs = model.init_kwargs
     flags = {name: True for name in _BITS if kwargs.get(name)}
     given = kwargs.get("quantization_config")
@@ -63,7 +63,7 @@ _SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def core_problems(plan: Plan, probe: Probe, *, needs_tokenizer: bool = True) -> list[Problem]:
-    """What the core itself finds wrong: the model's files, output_dir, and settings that contradict each other."""
+    """Problems that the core itself finds, in the model's files, output_dir, and contradictory settings."""
     allow_pickle = bool(plan.settings.get("allow_pickle"))
     return [
         *model_problems(plan.model, needs_tokenizer, allow_pickle),
@@ -75,7 +75,7 @@ def core_problems(plan: Plan, probe: Probe, *, needs_tokenizer: bool = True) -> 
 
 
 def _loading_problems(plan: Plan, probe: Probe) -> Iterator[Problem]:
-    """Ways of loading that cannot be trained, or exclude each other."""
+    """Ways of loading that cannot be trained or that exclude each other."""
     kwargs, settings = plan.model.init_kwargs, plan.settings
     ways = [name for name in (*_BITS, "quantization_config") if kwargs.get(name)]
     if len(ways) > 1:
@@ -83,7 +83,7 @@ def _loading_problems(plan: Plan, probe: Probe) -> Iterator[Problem]:
     quantised = quantisation_asked_for(plan.model, probe)
     if quantised and not plan.selected("adapter") and adapter_folder(plan.model) is None:
         yield Problem(
-            "a quantised base cannot be trained in full: its weights are whole numbers.",
+            "a quantised base cannot be trained in full, because its weights are integers.",
             "model_init_kwargs" if ways else f"model {plan.model.name}",
             "Give an adapter (peft_config, or adapter: lora), or load the model without quantisation.",
         )
@@ -102,9 +102,9 @@ def _loading_problems(plan: Plan, probe: Probe) -> Iterator[Problem]:
     spread = kwargs.get("device_map")
     if spread in _SPREADS and world_size() > 1:
         yield Problem(
-            f'device_map "{spread}" spreads the model over all devices, and each process would do so.',
+            f'device_map "{spread}" spreads the model over all devices, and every process would do so.',
             "model_init_kwargs",
-            "Drop device_map: each process takes its own device.",
+            "Drop device_map; each process then uses its own device.",
         )
     yield from _precision_problems(plan)
 
@@ -112,10 +112,10 @@ def _loading_problems(plan: Plan, probe: Probe) -> Iterator[Problem]:
 def _precision_problems(plan: Plan) -> Iterator[Problem]:
     settings = plan.settings
     if settings.get("fp16") and settings.get("use_cpu"):
-        yield Problem("float16 autocast needs a GPU.", fix="Set bf16: true, which a CPU can do, or neither.")
+        yield Problem("float16 autocast needs a GPU.", fix="Set bf16: true, which works on a CPU, or neither.")
     if settings.get("fp16") and plan.model.dtype == "float16" and not plan.selected("adapter"):
         yield Problem(
-            "fp16 scales the gradients of float32 weights, and the model's are float16.",
+            "fp16 scales the gradients of float32 weights, but the model's weights are float16.",
             fix="Load it in float32 (dtype: float32).",
         )
     wanted = settings.get("adapter_dtype")
@@ -124,13 +124,13 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
     sharded = [name for name, uses in (("fsdp", uses_fsdp), ("deepspeed", uses_deepspeed)) if uses(settings)]
     if sharded and (wanted == "bfloat16" or settings.get("master_weights")):
         yield Problem(
-            f"{sharded[0]} shards the weights and keeps master copies in its own way.",
+            f"{sharded[0]} shards the weights and keeps its own master copies.",
             fix="Set adapter_dtype: float32 and drop master_weights.",
         )
 
 
 def model_problems(model: ModelRequest, needs_tokenizer: bool, allow_pickle: bool) -> Iterator[Problem]:
-    """What is wrong with the model's files, whatever it is loaded for."""
+    """Problems with the model's files, whatever it is loaded for."""
     if model.name is None:
         return
     path, where = Path(model.name).expanduser(), f"model {model.name}"
@@ -142,7 +142,7 @@ def model_problems(model: ModelRequest, needs_tokenizer: bool, allow_pickle: boo
         return
     if any(path.glob("*.gguf")) and not (path / "config.json").is_file():
         found = sorted(inner.name for inner in path.glob("*.gguf"))
-        yield Problem("the folder holds GGUF files.", where, f"Name the file itself: model: {path / found[0]}")
+        yield Problem("the folder holds GGUF files.", where, f"Give the file itself: model: {path / found[0]}")
         return
     if adapter := adapter_folder(model):
         yield from _adapter_problems(adapter, allow_pickle)
@@ -169,10 +169,10 @@ def _adapter_problems(adapter: Path, allow_pickle: bool) -> Iterator[Problem]:
     base = _json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         yield Problem(
-            "the adapter does not say which base it belongs to.", where, "Load it yourself, and pass the object."
+            "the adapter does not say which base it belongs to.", where, "Load it yourself, and pass the model object."
         )
     elif base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
-        yield Problem(f"the adapter's base {base} is not there.", where, "Set base_model_name_or_path in its config.")
+        yield Problem(f"the adapter's base {base} does not exist.", where, "Set base_model_name_or_path in its config.")
     if not (adapter / "adapter_model.safetensors").is_file() and not allow_pickle:
         if (adapter / "adapter_model.bin").is_file():
             yield _a_pickle("adapter_model.bin", where)
@@ -182,7 +182,7 @@ def _adapter_problems(adapter: Path, allow_pickle: bool) -> Iterator[Problem]:
 
 def _a_pickle(name: str, where: str) -> Problem:
     return Problem(
-        f"{name} is a pickle file, which can run code when it is read, and there are no safetensors.",
+        f"{name} is a pickle file, which can run code when it is read, and there is no safetensors file.",
         where,
         "Convert it (load it where you trust it, then save_pretrained), or set allow_pickle: true.",
     )
@@ -197,16 +197,17 @@ def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     max_length = given("max_length")
     if max_length is not None and max_length < 2:
         yield Problem(
-            f"max_length is {max_length}: nothing could be predicted.", fix="Set it to at least 2, or to null."
+            f"max_length is {max_length}, which leaves no token to predict.", fix="Set it to at least 2, or to null."
         )
     if given("truncation_mode") not in (None, "keep_start", "keep_end"):
         yield Problem(f'truncation_mode "{given("truncation_mode")}" is not known.', fix="Use keep_start or keep_end.")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if given(name) is not None and given(name) < 1:
-            yield Problem(f"{name} is {given(name)}.", fix="It is at least 1.")
+            yield Problem(f"{name} is {given(name)}.", fix="Set it to at least 1.")
     if (given("packing") or given("eval_packing")) and max_length is None and "max_length" in settings:
         yield Problem(
-            "packing needs the length of a block, and max_length is null.", fix="Set max_length to a block's tokens."
+            "packing needs the length of a block, but max_length is null.",
+            fix="Set max_length to the tokens of a block.",
         )
     strategy = given("packing_strategy")
     if strategy not in (None, *PACKING_STRATEGIES):

@@ -1,4 +1,4 @@
-"""What can be known of a run's processes before torch is imported: what would not work among them."""
+"""Checks what can be known of a run's processes before torch is imported, and starts DeepSpeed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sftcore.core.errors import ConflictError
 from sftcore.core.types import Plan, Problem
 
 SPLIT_SEQUENCES = {"cp_size": "context", "sp_size": "sequence"}
-"""Sizes of accelerate's ParallelismConfig whose processes hold parts of a row."""
+"""Sizes in accelerate's ParallelismConfig that split rows among processes."""
 
 
 def world_size() -> int:
@@ -21,23 +21,23 @@ def world_size() -> int:
 
 
 def uses_deepspeed(settings: Mapping[str, Any]) -> bool:
-    """Whether DeepSpeed trains: by a setting of the run, or of the launcher."""
+    """Whether the run or its launcher has chosen DeepSpeed."""
     return bool(settings.get("deepspeed")) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 def uses_fsdp(settings: Mapping[str, Any]) -> bool:
-    """Whether FSDP shards the model: by a setting of the run, or of the launcher."""
+    """Whether the run or its launcher has chosen FSDP."""
     return bool(settings.get("fsdp")) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def process_problems(plan: Plan) -> Iterator[Problem]:
-    """Launchers and kinds of parallelism that this run cannot do with."""
+    """Problems with launchers and kinds of parallelism that this run cannot use."""
     settings = plan.settings
     if uses_deepspeed(settings):
         yield from _without_deepspeed()
         if settings.get("on_nonfinite") == "continue":
             yield Problem(
-                "DeepSpeed itself leaves out a step whose gradients are NaN or Inf.",
+                "DeepSpeed itself skips a step whose gradients are NaN or Inf.",
                 "on_nonfinite",
                 "Use skip, or stop.",
             )
@@ -45,7 +45,7 @@ def process_problems(plan: Plan) -> Iterator[Problem]:
     yield from _split_sequences(settings.get("parallelism_config"))
     if plan.model.init_kwargs.get("tp_plan") and plan.selected("adapter"):
         yield Problem(
-            "tensor parallelism splits the weights that the adapter goes around.",
+            "tensor parallelism splits the weights that the adapter wraps.",
             "model_init_kwargs",
             "Drop tp_plan, and shard by FSDP (fsdp: true), or train without an adapter.",
         )
@@ -56,8 +56,8 @@ def _unkept_order(config: Any) -> Iterator[Problem]:
     seedable = config.get(name, True) if isinstance(config, Mapping) else getattr(config, name, True)
     if world_size() > 1 and not seedable:
         yield Problem(
-            "without the seedable sampler several processes draw the order of the rows from numbers that no checkpoint "
-            "keeps, and a run that goes on would see other rows.",
+            "without the seedable sampler, several processes shuffle the rows with random states that no checkpoint "
+            "keeps, so a resumed run would see other rows.",
             "accelerator_config",
             f"Drop {name}: false.",
         )
@@ -66,15 +66,15 @@ def _unkept_order(config: Any) -> Iterator[Problem]:
 def _split_sequences(config: Any) -> Iterator[Problem]:
     if isinstance(config, Mapping):
         yield Problem(
-            f"it is accelerate's ParallelismConfig, got a mapping of {', '.join(map(str, config))}.",
+            f"expected accelerate's ParallelismConfig, got a mapping of {', '.join(map(str, config))}.",
             "parallelism_config",
             "Leave it to accelerate launch, or build one in Python.",
         )
     for size, name in SPLIT_SEQUENCES.items():
         if getattr(config, size, 1) > 1 or int(os.environ.get(f"PARALLELISM_CONFIG_{size.upper()}", "1")) > 1:
             yield Problem(
-                f"{name} parallelism splits rows among processes, and the loss and the documents of packed rows are "
-                "computed on whole rows.",
+                f"{name} parallelism splits rows among processes, but the loss and the documents of packed rows need "
+                "whole rows.",
                 "parallelism_config",
                 f"Drop {size}; FSDP (fsdp: true) and activation checkpointing save memory too.",
             )
@@ -92,17 +92,17 @@ def _without_deepspeed() -> Iterator[Problem]:
 
 
 def refuse_missing_deepspeed(config: Any) -> None:
-    """As `process_problems`, for a configuration that transformers reads before there is a plan.
+    """Like `process_problems`, for a configuration that transformers reads before there is a plan.
 
     Raises:
-        ConflictError: DeepSpeed is asked for and not installed.
+        ConflictError: DeepSpeed is configured but not installed.
     """
     for problem in _without_deepspeed() if config else ():
         raise ConflictError(problem.what, where="SFTConfig: deepspeed", fix=problem.fix)
 
 
 def start_deepspeed(args: Any) -> None:
-    """Start DeepSpeed's own communication where accelerate does not: on CPUs. ZeRO-3 needs it to load a model.
+    """Start DeepSpeed's communication on CPUs, where accelerate does not; ZeRO-3 needs it to load a model.
 
     Args:
         args: transformers' TrainingArguments.
@@ -114,7 +114,7 @@ def start_deepspeed(args: Any) -> None:
         return
     if "RANK" not in os.environ and importlib.util.find_spec("mpi4py") is None:
         raise ConflictError(
-            "DeepSpeed trains in processes that a launcher has started, one alone too.",
+            "DeepSpeed needs a launcher to start its processes, even a single one.",
             where="SFTConfig: deepspeed",
             fix="Start several with sftcore train --nproc, one with torchrun --nproc-per-node 1, or drop deepspeed.",
         )
@@ -125,7 +125,7 @@ def start_deepspeed(args: Any) -> None:
 
 
 def tensor_parallel_size(init_kwargs: Mapping[str, Any] | str | None, processes: int) -> int:
-    """How many processes share one copy of a model that these arguments of `from_pretrained` load."""
+    """How many processes share one copy of a model that is loaded with these arguments of `from_pretrained`."""
     if not isinstance(init_kwargs, Mapping) or not init_kwargs.get("tp_plan"):
         return 1
     return int(init_kwargs.get("tp_size") or processes)

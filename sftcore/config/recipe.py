@@ -1,4 +1,4 @@
-"""A recipe: YAML, overrides from the command line, or both, as one frozen value.
+"""A recipe: YAML, overrides from the command line, or both, in one frozen value.
 
 model: HuggingFaceTB/SmolLM2-135M-Instruct   # or {name: …, revision: …, dtype: …, init_kwargs: {…}}
 data: train.jsonl                            # or {train: …, eval: …, eval_fraction: 0.05, split: …}
@@ -26,7 +26,7 @@ from sftcore.core.types import KINDS, ModelRequest, Selection
 SECTIONS = ("model", "data", *KINDS, "block")
 LAST = "last"
 AUTO = "auto"
-"""Values of `resume_from_checkpoint`: the newest whole checkpoint, which must exist, or may be missing."""
+"""Values of `resume_from_checkpoint` for the newest complete checkpoint: "last" requires one, "auto" does not."""
 _FIELDS_WITH_A_KEY = {
     "plugins": "the kinds' own keys",
     "block": "block",
@@ -38,8 +38,8 @@ _FIELDS_WITH_A_KEY = {
 class DataSection:
     """Where rows come from: files, folders or hub ids.
 
-    `eval_fraction` holds back a share of the training rows (0 to 1, exclusive) with the run's seed; it excludes `eval`.
-    `streaming` reads training rows as they are needed; evaluation rows are read before.
+    `eval_fraction` is the share of the training rows to evaluate on instead (above 0, below 1), chosen by the run's
+    seed; it excludes `eval`. `streaming` reads training rows as they are needed, but evaluation rows in advance.
     """
 
     train: str | tuple[str, ...]
@@ -62,15 +62,15 @@ class Recipe:
     block: tuple[str, ...] = ()
     place: str = "recipe"
     raw: Mapping[str, Any] = field(factory=dict, eq=False)
-    """The recipe as plain values, overrides applied: what the manifest records."""
+    """The recipe as plain values after overrides, which the manifest records."""
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, block: Iterable[str] = ()) -> Recipe:
     """Read a recipe file, apply `key=value` overrides (dotted keys reach into mappings), and check its shape.
 
     Raises:
-        RecipeError: no such file, no YAML, a missing section.
-        UnknownKeyError, OptionTypeError: with the path of the key inside the recipe.
+        RecipeError: the file does not exist, is not YAML, or lacks a section.
+        UnknownKeyError, OptionTypeError: names the path of the key inside the recipe.
     """
     place = str(path) if path else "command line"
     raw = _read(Path(path)) if path else {}
@@ -78,21 +78,21 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, block
 
 
 def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A recipe's plain values with `key=value` overrides put in.
+    """A recipe's plain values with `key=value` overrides applied.
 
     Raises:
-        RecipeError: one of them is none, or reaches into what is no mapping.
+        RecipeError: an override is malformed, or reaches into a value that is not a mapping.
     """
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise RecipeError(f'"{override}" is no override.', where="command line", fix="Write key=value.")
+            raise RecipeError(f'"{override}" is not an override.', where="command line", fix="Write key=value.")
         _assign(raw, key.strip().split("."), yaml12.load(text, where=f"override {key}") if text.strip() else "", key)
     return raw
 
 
 def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterable[str] = ()) -> Recipe:
-    """A recipe from plain values; `block` adds to the recipe's own blocklist."""
+    """Parse a recipe from plain values; `block` extends the recipe's own blocklist."""
     for section, example in (("model", "model: HuggingFaceTB/SmolLM2-135M-Instruct"), ("data", "data: train.jsonl")):
         if raw.get(section) in (None, ""):
             raise RecipeError(f'the key "{section}" is missing.', where=place, fix=f"Add a line such as: {example}")
@@ -105,7 +105,7 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
             training[new] = training.pop(old)
     for key, instead in _FIELDS_WITH_A_KEY.items():
         if key in training:
-            raise RecipeError(f'"{key}" is for Python; a recipe uses {instead}.', where=place)
+            raise RecipeError(f'"{key}" is only for Python; in a recipe, use {instead}.', where=place)
     if isinstance(resume := training.get("resume_from_checkpoint"), bool):
         training["resume_from_checkpoint"] = LAST if resume else None
     check_fields(training, where=place, also=SECTIONS)
@@ -128,19 +128,19 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}.", fix="Give a YAML file, or only key=value pairs.") from None
+        raise RecipeError(f"there is no recipe at {path}.", fix="Give a YAML file, or only key=value pairs.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe cannot be read: {error}.", where=str(path)) from None
     raw = yaml12.load(text, where=str(path))
     if not isinstance(raw, dict):
         raise RecipeError(
-            "a recipe is a mapping of keys to values.", where=str(path), fix="Start with model: and data:."
+            "a recipe must be a mapping of keys to values.", where=str(path), fix="Start with model: and data:."
         )
     return {str(key): value for key, value in raw.items()}
 
 
 def _assign(raw: dict[str, Any], keys: list[str], value: Any, spelled: str) -> None:
-    """Set a dotted key; a plain name on the way becomes a mapping, so that `adapter: lora` takes `adapter.lora.r=8`."""
+    """Set a dotted key; a name on its path becomes a mapping, so that `adapter: lora` accepts `adapter.lora.r=8`."""
     *parents, last = keys
     node = raw
     for parent in parents:
@@ -154,7 +154,7 @@ def _assign(raw: dict[str, Any], keys: list[str], value: Any, spelled: str) -> N
         elif isinstance(below, str):
             below = {below: {}}
         if not isinstance(below, dict):
-            raise RecipeError(f'"{parent}" holds {below!r}, nothing can be set inside.', where=f"override {spelled}")
+            raise RecipeError(f'"{parent}" is {below!r}, so nothing can be set inside it.', where=f"override {spelled}")
         node[parent] = below
         node = below
     node[last] = value
@@ -191,12 +191,12 @@ def _data(value: Any, place: str) -> DataSection:
         raise RecipeError('the key "train" is missing.', where=where, fix="Write data: {train: train.jsonl}.")
     fraction = known.get("eval_fraction")
     if fraction is not None and not 0 < fraction < 1:
-        raise RecipeError(f"eval_fraction is a share between 0 and 1, got {fraction}.", where=where)
+        raise RecipeError(f"eval_fraction must be between 0 and 1, got {fraction}.", where=where)
     if fraction is not None and known.get("eval") is not None:
         raise RecipeError("eval and eval_fraction contradict each other.", where=where, fix="Keep one of the two.")
     if fraction is not None and known.get("streaming"):
         raise RecipeError(
-            "a share of a stream cannot be held back: it would have to be read to its end.",
+            "eval_fraction does not work with streaming, because the whole stream would have to be read first.",
             where=where,
             fix="Name evaluation rows with eval, or drop streaming.",
         )

@@ -1,0 +1,1 @@
+"""The minimal core: hooks, the values that cross them, plugins and their options, discovery, registry, errors."""

@@ -1,8 +1,8 @@
-"""Prepared rows into batches: padded side by side, or laid end to end in one row.
+"""Makes batches from prepared rows: padded side by side, or laid end to end in one row.
 
 A row has `input_ids`, and may have `labels`, `weights` and `seq_lengths` (the lengths of the documents packed into it).
-Where documents share a row, `position_ids` restart at 0 for each of them and no attention mask is given; padding is a
-document of its own. The first label of every document is -100: nothing that belongs to it stands before it.
+If documents share a row, `position_ids` restart at 0 for each of them and there is no attention mask; padding counts as
+a document of its own. The first label of every document is -100, because nothing of that document comes before it.
 
 Six tokens of two documents, of 4 and 2 tokens, padded to 8:
 
@@ -31,9 +31,9 @@ def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_mul
     """Rows side by side, padded on the right to the longest.
 
     Returns:
-        input_ids, labels: (rows, width) int64; weights: (rows, width) float32 where a row has some; and attention_mask
-        (rows, width) int64, or where the rows are packed position_ids (rows, width) int64 with num_tokens, a scalar:
-        how many of them are no padding.
+        input_ids, labels: (rows, width) int64. weights: (rows, width) float32, if any row has weights. For packed rows
+        position_ids: (rows, width) int64, and num_tokens, a scalar that does not count padding; for other rows
+        attention_mask: (rows, width) int64.
     """
     import torch
 
@@ -62,11 +62,11 @@ def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_mul
 
 
 def flatten_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_multiple_of: int = 1) -> Batch:
-    """All documents of all rows end to end in one row, as padding-free training and packed rows want them.
+    """All documents of all rows end to end in one row, for padding-free training and packed rows.
 
     Returns:
-        input_ids, labels, position_ids: (1, tokens) int64; weights: (1, tokens) float32 where a row has some;
-        num_tokens: scalar, without padding.
+        input_ids, labels, position_ids: (1, tokens) int64. weights: (1, tokens) float32, if any row has weights.
+        num_tokens: a scalar that does not count padding.
     """
     whole: dict[str, Any] = {
         "input_ids": np.concatenate([np.asarray(row["input_ids"], np.int64) for row in rows]),
@@ -80,7 +80,7 @@ def flatten_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to
 
 
 def filler_of(processor: Any) -> int:
-    """A token id to pad with: mask and labels say what is padding, so a stop token is never turned into a pad."""
+    """A token id to pad with. Padding is known by mask and labels, so stop tokens stay trained even if they pad."""
     tokenizer = getattr(processor, "tokenizer", processor)
     return (tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id) or 0
 

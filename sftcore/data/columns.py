@@ -1,4 +1,4 @@
-"""Token rows of a batch, laid end to end: what the way of the data hands on, without a Python object per token."""
+"""The token rows of a batch, laid end to end, so that no Python object is made for each token."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ Truncation: TypeAlias = Literal["keep_start", "keep_end"]
 
 @frozen(eq=False)
 class TokenColumns:
-    """Rows of tokens; row i is the slice `offsets[i]:offsets[i + 1]` of the others.
+    """Rows of tokens; row i is the slice `offsets[i]:offsets[i + 1]` of the other arrays.
 
-    input_ids, labels: (tokens,) int32, -100 where a token does not count; weights: (tokens,) float32, or None where all
-    that counts counts fully; offsets: (rows + 1,) int64; weighted: (rows,) bool, which rows have weights of their own.
+    input_ids, labels: (tokens,) int32; a label is -100 if its token is not supervised.
+    weights: (tokens,) float32, or None if every supervised token has the weight 1.
+    offsets: (rows + 1,) int64. weighted: (rows,) bool, whether a row has weights of its own.
     """
 
     input_ids: Array
@@ -34,7 +35,7 @@ class TokenColumns:
 
     @classmethod
     def of(cls, rows: Sequence[TokenizedRow]) -> TokenColumns:
-        """From single rows.
+        """Build the columns from single rows.
 
         >>> TokenColumns.of([TokenizedRow([1, 2], [-100, 2]), TokenizedRow([3])]).labels.tolist()
         [-100, 2, 3]
@@ -86,7 +87,7 @@ class TokenColumns:
     def num_supervised(self) -> Array:
         """How many tokens of each row the model is trained to predict: (rows,) int64.
 
-        The first of a row has nothing before it to predict it from, and never counts.
+        The first token of a row is never counted, because there is nothing before it to predict it from.
         """
         counts = self.labels != IGNORED
         if self.weights is not None:
@@ -97,7 +98,7 @@ class TokenColumns:
         return counted
 
     def truncated(self, max_length: int | None, truncation: Truncation = "keep_start") -> TokenColumns:
-        """Each row, or the first or last `max_length` tokens of it.
+        """Each row, cut to its first or last `max_length` tokens if it is longer.
 
         >>> TokenColumns.of([TokenizedRow([1, 2, 3], [-100, 2, 3])]).truncated(2, "keep_end").input_ids.tolist()
         [2, 3]
@@ -114,7 +115,7 @@ class TokenColumns:
         return self._sliced(self.offsets[:-1][rows], self.lengths[rows], self.weighted[rows])
 
     def to_arrow(self) -> dict[str, pa.Array]:
-        """Arrow columns: input_ids and labels list<int32>, weights list<float32>, null for rows without."""
+        """Arrow columns: input_ids and labels list<int32>; weights list<float32>, null for rows without weights."""
         import pyarrow as pa
 
         offsets = pa.array(self.offsets, pa.int32())
@@ -146,7 +147,7 @@ class TokenColumns:
 
 
 def offsets_of(lengths: Any) -> Array:
-    """Where each row begins and the last one ends: (rows + 1,) int64."""
+    """Where each row begins, and where the last one ends: (rows + 1,) int64."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

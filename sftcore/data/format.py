@@ -1,4 +1,4 @@
-"""Which format reads a data set, and its formatter with errors that name the row."""
+"""Chooses the format that reads a data set, and wraps its formatter so that errors name the row."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sftcore.core.types import Example, Formatter, Plan, Row, Selection
 
 @frozen
 class RowReader:
-    """A format bound to the columns of one data set. `where` names that set in errors."""
+    """A format bound to the columns of one data set, which `where` names in errors."""
 
     label: str
     formatter: Formatter
     where: str
 
     def read(self, row: Row, number: int) -> list[Example]:
-        """The examples of one row, counted from 0.
+        """The examples of one row; rows are numbered from 0.
 
         Raises:
-            RowError: with data set and row number, whatever the format raised.
+            RowError: the format raised an error; this one names the data set and the row.
         """
         try:
             found = self.formatter(row)
@@ -36,7 +36,7 @@ class RowReader:
             raise RowError(
                 f"{self.label} needs the column {error}.", fix=f"The row has: {', '.join(map(str, row))}."
             ).at(self.where, number) from error
-        except Exception as error:  # a third party's format may raise anything; the row must be named all the same
+        except Exception as error:  # a third party's format may raise anything, and the row must be named in any case
             raise RowError(f"{self.label} failed: {type(error).__name__}: {error}.").at(self.where, number) from error
         return [found] if isinstance(found, Example) else list(found)
 
@@ -47,8 +47,8 @@ def choose_format(
     """The format of this data set: the one selected, or under `format: auto` the one that detects its columns.
 
     Raises:
-        DataError: no format detects the columns; formats that could read them after a mapping are shown.
-        ConflictError: several do.
+        DataError: no format detects the columns; the error shows formats that could read them after a mapping.
+        ConflictError: several formats detect them.
     """
     columns = tuple(columns)
     named = [one for one in plugins.bound if one.selection.kind == "format"]
@@ -86,7 +86,7 @@ def refuse_images(columns: Sequence[str], where: str) -> None:
 
 
 def reader_for(bound: Bound, columns: Sequence[str], where: str, plugins: ActivePlugins) -> RowReader:
-    """Ask the format for its formatter, among the run's plugins: data sets of one run may differ in format."""
+    """Make the formatter, among the run's plugins; the data sets of a run may differ in format."""
     try:
         formatter = plugins.having(bound).one("make_formatter", columns=tuple(columns))
     except DataError as error:
@@ -103,15 +103,15 @@ def _candidate(
     selection = Selection("format", entry.name, {}, entry.distribution, f"format: {AUTO}", default=True)
     try:
         one = bind(selection, catalog, blocked, plan.settings)
-        plugins.having(one)  # refuses hooks that do not fit
+        plugins.having(one)  # raises if a hook does not fit
     except SFTCoreError as error:
-        warnings.warn(f"format: auto passes over a broken plugin. {error}", stacklevel=2)
+        warnings.warn(f"format: auto ignores a broken plugin. {error}", stacklevel=2)
         return None
     return one
 
 
 def _spelled(entry: PluginEntry, catalog: Catalog) -> str:
-    """How a recipe names this plugin: with its distribution where another one offers the name too."""
+    """How a recipe names this plugin: with its distribution if another distribution uses the same name."""
     shared = sum(other.name == entry.name for other in catalog.of_kind(entry.kind)) > 1
     return f"{entry.name}@{entry.distribution}" if shared else entry.name
 
@@ -120,14 +120,14 @@ def _asked(one: Bound, plugins: ActivePlugins, hook: str, columns: tuple[str, ..
     try:
         return next(iter(plugins.having(one).ask(one, hook, columns=columns)), None)
     except Exception as error:  # one broken format must not stop the others
-        warnings.warn(f"format: auto passes over {one.entry.label}: {type(error).__name__}: {error}", stacklevel=2)
+        warnings.warn(f"format: auto ignores {one.entry.label}: {type(error).__name__}: {error}", stacklevel=2)
         return None
 
 
 def _unusable(entries: Sequence[PluginEntry]) -> str:
-    """The formats that could not be asked since a library is missing, with what installs it."""
+    """Names the formats that could not be tried because a library is missing, and how to install it."""
     missing = [f'{one.name} (pip install "{one.distribution}[{one.name}]")' for one in entries if one.missing]
-    return f" Not asked, as a library is missing: {', '.join(missing)}." if missing else ""
+    return f" Not tried, because a library is missing: {', '.join(missing)}." if missing else ""
 
 
 def _suggestions(candidates: Sequence[Bound], plugins: ActivePlugins, columns: tuple[str, ...]) -> str:

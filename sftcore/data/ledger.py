@@ -1,4 +1,4 @@
-"""What became of every row and token of a data set."""
+"""Counts what became of every row and token of a data set."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from sftcore.data.packing.pack import Packing
 
 WELL_FILLED = 0.97
-"""The share of a block below which the reason is said."""
+"""If blocks are filled less than this on average, the report gives a reason."""
 
 
 @frozen
 class PackingCounts:
-    """What packing made: `fill` is the share of all blocks that holds tokens, `reason` why it is low, where it is."""
+    """The result of packing. `fill` is the share of the blocks that holds tokens; `reason` explains a low one."""
 
     strategy: str
     capacity: int
@@ -35,7 +35,7 @@ class PackingCounts:
             f"{100 * self.fill:.1f}% filled{why}"
         ]
         if self.rows_split:
-            lines.append(f"{name}: {self.rows_split:,} rows stand in several pieces, each a document of its own")
+            lines.append(f"{name}: {self.rows_split:,} rows were split into several pieces, each a document of its own")
         return lines
 
 
@@ -43,10 +43,10 @@ class PackingCounts:
 class Ledger:
     """Counts that add up: rows in = kept + dropped, tokens in = kept + cut + dropped.
 
-    `dropped_rows` are the numbers of the dropped rows by reason, counted from 0; `notes` counts rows by what else is to
-    be known of them. A row that a format turns into several counts as several, one that it makes nothing of as one
-    that is dropped; `one_each` says that each counted as one. `tokens_supervised` are those that the loss is computed
-    on, the first of each document left out.
+    `dropped_rows` holds the numbers of the dropped rows for each reason, counted from 0. `notes` counts the rows that
+    each note applies to. A row from which the format returns several examples counts as several, and one from which it
+    returns none as one that was dropped; `one_each` says that every row counted once. `tokens_supervised` counts the
+    tokens that the loss is computed on, which excludes the first of each document.
     """
 
     name: str
@@ -79,10 +79,10 @@ class Ledger:
         return {reason: rows[0] for reason, rows in self.dropped_rows.items()}
 
     @classmethod
-    def of(cls, fates: pa.Table, *, name: str, format: str) -> Ledger:
-        """The counts of examples whose fates `Pipeline.encode` told, one a row of `fates`."""
+    def of(cls, outcomes: pa.Table, *, name: str, format: str) -> Ledger:
+        """The counts for a table of outcomes from `Pipeline.encode`, with one row for each example."""
         numbers, tokens, cut, supervised, reasons, notes = (
-            fates.column(f"_{column}").to_pylist()
+            outcomes.column(f"_{column}").to_pylist()
             for column in ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
         )
         dropped_rows: dict[str, list[int]] = {}
@@ -111,9 +111,9 @@ class Ledger:
         )
 
     def given_rows(self, kept: Iterable[int], numbering: Sequence[int] | None = None) -> list[int]:
-        """The numbers that kept rows, by their place among those, have in the data; right where `one_each`.
+        """The numbers in the original data of kept rows, given by their index among the kept; valid if `one_each`.
 
-        `numbering` are those of all rows, dropped ones too, where they are not their places.
+        `numbering` holds the numbers of all rows, dropped ones included, if they differ from the rows' indices.
 
         >>> ledger = Ledger("train", "text", 5, 3, 0, 9, 9, 0, 0, 9, {"empty": [0, 2]}, one_each=True)
         >>> ledger.given_rows([0, 1, 2])
@@ -124,7 +124,7 @@ class Ledger:
         return [still_there[place] for place in kept]
 
     def packed(self, packing: Packing, strategy: str, tokens_supervised: int) -> Ledger:
-        """The ledger with what packing made of the rows that were kept."""
+        """The ledger with the result of packing the kept rows."""
         assert packing.num_tokens == self.tokens_kept
         counts = PackingCounts(
             strategy, packing.capacity, packing.num_blocks, packing.fill, packing.num_split, _why_low(packing)
@@ -143,19 +143,19 @@ class Ledger:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Ledger:
-        """From what `as_dict` gave."""
+        """Restore a ledger from the output of `as_dict`."""
         packing = values["packing"]
         plain = {key: value for key, value in values.items() if key not in ("packing", "dropped")}
         return cls(**plain, packing=PackingCounts(**packing) if packing else None)
 
     def lines(self) -> list[str]:
-        """A short report, one fact a line."""
+        """A short report with one fact on each line."""
         lines = [
             f"{self.name}: {self.rows_kept:,} of {self.rows_in:,} rows kept ({self.format}), "
             f"{self.tokens_kept:,} tokens, {self.tokens_supervised:,} supervised"
         ]
         if self.rows_cut:
-            lines.append(f"{self.name}: {self.rows_cut:,} rows cut to length, {self.tokens_cut:,} tokens away")
+            lines.append(f"{self.name}: {self.rows_cut:,} rows cut to length, {self.tokens_cut:,} tokens removed")
         lines += [
             f"{self.name}: {len(rows):,} rows dropped, {reason} (first: row {rows[0]})"
             for reason, rows in self.dropped_rows.items()
@@ -176,7 +176,7 @@ def _why_low(packing: Packing) -> str:
     if packing.fill >= WELL_FILLED:
         return ""
     if packing.num_tokens > (packing.num_blocks - 1) * packing.capacity * WELL_FILLED:
-        return "the rows end within the last block"
+        return "the rows do not fill the last block"
     large = int((packing.lengths * 2 > packing.capacity).sum())
     share = 100 * large / len(packing.lengths)
     return f"{share:.0f}% of the documents are longer than half a block: raise max_length, or use bfd_split"

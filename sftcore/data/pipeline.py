@@ -1,4 +1,4 @@
-"""The way of the data: format, render, tokenize, mask, truncate. One object for map-style sets, streams and reports."""
+"""The data pipeline: format, render, tokenize, mask, truncate; the same for map-style sets, streams and reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sftcore.data.format import RowReader
 from sftcore.data.images.expand import Expander, refuse_keep_end, refuse_without_vision
 from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
-from sftcore.data.tokenize import STRADDLES, Encoded, Tokenizer, end_of_holes, token_range
+from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, end_of_last_image, token_range
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 Content: TypeAlias = "Rendered | TokenizedRow | None"
 
 NOTHING_SUPERVISED = "no supervised token"
-NOTHING_LEFT = "no supervised token left after the cut"
+NOTHING_LEFT = "no supervised token left after truncation"
 IMAGE_CUT = "an image would be cut at max_length"
-NOTHING_MADE = "the format makes nothing of it"
+NO_EXAMPLE = "the format returned no example for this row"
 
-FATE = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
-"""Columns that say what became of an example; each has an underscore in front."""
+OUTCOME = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
+"""Columns that say what became of an example; in tables their names begin with an underscore."""
 
 
 _LONGEST = 2**26
-"""Characters of one row: tokenizers take some hundred bytes for each, and end the process where they get none."""
+"""The most characters of one row: tokenizers take some hundred bytes for each, and crash if memory runs out."""
 
 
 @frozen
 class Inspected:
     """What the run would make of one example of a row.
 
-    `example` is None where the format refused the row, `row` where anything did; `error` says who and why. `row` is
-    what is left after the cut, always with labels. `dropped` is why the run would leave it out, or empty.
+    `example` is None if the format refused the row, and `row` is None if any step did; `error` says which and why.
+    `row` is the example after truncation, always with labels. `dropped` says why the run would drop it, or is empty.
     `pictures` are the example's images.
     """
 
@@ -59,10 +59,10 @@ class Inspected:
 
 @frozen
 class Pipeline:
-    """From raw rows to token rows, a batch at a time. It is sent to worker processes, so it holds no plugin manager.
+    """Turns raw rows into token rows, a batch at a time. It is sent to worker processes, so it has no plugin manager.
 
-    `numbering` holds what the rows are called, where that is not their place (see sftcore.data.source.numbering).
-    With an `expander`, for a vision-language model, token rows have `documents` too (see sftcore.data.images.pictures).
+    `numbering` holds the numbers of the rows if they differ from their indices (see sftcore.data.source.numbering).
+    An `expander`, for a vision-language model, adds the column `documents` (see sftcore.data.images.pictures).
     """
 
     reader: RowReader
@@ -74,16 +74,16 @@ class Pipeline:
     numbering: Sequence[int] | None = None
 
     def __call__(self, batch: pa.Table | Mapping[str, list[Any]], numbers: Sequence[int]) -> pa.Table:
-        """A batch of raw rows and their numbers, to token rows with what became of each example.
+        """Turn a batch of raw rows and their numbers into token rows with the outcome of each example.
 
         Raises:
-            RowError: the format, the template or the mask refuses a row; with data set and row number.
+            RowError: the format, the template or the mask refuses a row; names the data set and the row.
         """
         contents = self.read(rows_of(batch), numbers)
         return self.encode(contents, self.tokenize(contents))
 
     def read(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[tuple[int, Content]]:
-        """Each example as a text with spans, or as tokens where it is some already; None for a row without examples."""
+        """Each example as a text with spans, or as the tokens that it holds; None for a row without examples."""
         found: list[tuple[int, Content]] = []
         if self.numbering is not None:
             numbers = [self.numbering[number] for number in numbers]
@@ -93,21 +93,21 @@ class Pipeline:
         return found
 
     def tokenize(self, contents: Sequence[tuple[int, Content]]) -> Encoded:
-        """What the tokenizer makes of those contents that are texts; another thread may run it."""
+        """Tokenize the contents that are texts; this may run in another thread."""
         return self.tokenizer.encode([content for _, content in contents if isinstance(content, Rendered)])
 
     def encode(self, contents: Sequence[tuple[int, Content]], encoded: Encoded) -> pa.Table:
-        """Tokens, labels and weights of these examples after the cut, with what became of each."""
+        """Tokens, labels and weights of these examples after truncation, with the outcome of each."""
         import pyarrow as pa
 
-        whole, straddles = self._joined([content for _, content in contents], encoded)
+        whole, overlaps_edge = self._joined([content for _, content in contents], encoded)
         kept, dropped = self._cut(whole, contents, encoded)
         notes = [
-            [*getattr(content, "notes", ()), *([STRADDLES] if straddling else [])]
-            for (_, content), straddling in zip(contents, straddles, strict=True)
+            [*getattr(content, "notes", ()), *([OVERLAPS_EDGE] if overlapping else [])]
+            for (_, content), overlapping in zip(contents, overlaps_edge, strict=True)
         ]
         lengths = whole.lengths
-        fate = {
+        outcome = {
             "_row": pa.array([number for number, _ in contents], pa.int64()),
             "_tokens_in": pa.array(lengths, pa.int64()),
             "_tokens_cut": pa.array(lengths - kept.lengths, pa.int64()),
@@ -116,10 +116,10 @@ class Pipeline:
             "_notes": pa.array(notes, pa.list_(pa.string())),
         }
         pictures = {} if self.expander is None else {"documents": documents_column(contents)}
-        return pa.table({**kept.to_arrow(), **pictures, **fate})
+        return pa.table({**kept.to_arrow(), **pictures, **outcome})
 
     def inspect(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
-        """What becomes of each row, one by one; a row that would stop the run is told, not raised."""
+        """The outcome of each row; an error that would stop the run is returned, not raised."""
         found: list[Inspected] = []
         pending: list[tuple[int, Example | None, Content]] = []
         for number, row in zip(numbers, rows, strict=True):
@@ -135,11 +135,11 @@ class Pipeline:
                 pending.append((number, None, None))
         contents = [(number, content) for number, _, content in pending]
         encoded = self.tokenize(contents)
-        whole, straddles = self._joined([content for _, content in contents], encoded)
+        whole, overlaps_edge = self._joined([content for _, content in contents], encoded)
         kept, dropped = self._cut(whole, contents, encoded)
         encodings = iter(encoded.encodings or itertools.repeat(None))
         for i, (number, example, content) in enumerate(pending):
-            notes = (*getattr(content, "notes", ()), *([STRADDLES] if straddles[i] else []))
+            notes = (*getattr(content, "notes", ()), *([OVERLAPS_EDGE] if overlaps_edge[i] else []))
             length = int(whole.lengths[i])
             cut = length - int(kept.lengths[i])
             pictures = self._pictures(content, next(encodings)) if isinstance(content, Rendered) else ()
@@ -147,10 +147,10 @@ class Pipeline:
         return sorted(found, key=lambda one: one.number)
 
     def _pictures(self, content: Rendered, encoding: Any) -> tuple[Picture, ...]:
-        if not content.holes or self.expander is None:
+        if not content.image_spans or self.expander is None:
             return ()
         sizes = (size_of(image, self.expander.max_pixels) for image in content.images)
-        ranges = (token_range(encoding, hole) for hole in content.holes)
+        ranges = (token_range(encoding, span) for span in content.image_spans)
         found = zip(content.images, sizes, ranges, strict=True)
         return tuple(Picture(image, *size, *tokens) for image, size, tokens in found)
 
@@ -174,18 +174,18 @@ class Pipeline:
         if example.images:
             refuse_keep_end(self.truncation, self.max_length)
         sources = self.expander.sources(example.images)
-        return self.expander.expand(self.renderer.render(self.expander.with_places(example)), sources)
+        return self.expander.expand(self.renderer.render(self.expander.with_placeholders(example)), sources)
 
     def _joined(self, contents: Sequence[Content], encoded: Encoded) -> tuple[TokenColumns, Any]:
         texts = [content for content in contents if isinstance(content, Rendered)]
         if len(texts) == len(contents):
             return self.tokenizer.columns(texts, encoded)
         ready = [content or TokenizedRow(()) for content in contents if not isinstance(content, Rendered)]
-        rendered, straddles = self.tokenizer.columns(texts, encoded)
+        rendered, overlaps_edge = self.tokenizer.columns(texts, encoded)
         where = np.argsort([not isinstance(content, Rendered) for content in contents], kind="stable")
         back = np.argsort(where)
         joined = TokenColumns.joined([rendered, TokenColumns.of(ready)]).select(back)
-        return joined, np.concatenate([straddles, np.zeros(len(ready), bool)])[back]
+        return joined, np.concatenate([overlaps_edge, np.zeros(len(ready), bool)])[back]
 
     def _cut(
         self, whole: TokenColumns, contents: Sequence[tuple[int, Content]], encoded: Encoded
@@ -198,7 +198,7 @@ class Pipeline:
             if dropped[i]:
                 continue
             if contents[i][1] is None:
-                dropped[i] = NOTHING_MADE
+                dropped[i] = NO_EXAMPLE
             else:
                 dropped[i] = NOTHING_LEFT if before[i] else NOTHING_SUPERVISED
         return kept, dropped
@@ -206,7 +206,7 @@ class Pipeline:
     def _with_cut_images(
         self, whole: TokenColumns, contents: Sequence[tuple[int, Content]], encoded: Encoded
     ) -> list[str | None]:
-        """For each row, the reason to drop it where the cut would go through or before one of its images."""
+        """For each row, the reason to drop it if truncation would cut one of its images off or apart."""
         reasons: list[str | None] = [None] * len(contents)
         limit = self.max_length
         if self.expander is None or limit is None:
@@ -214,8 +214,8 @@ class Pipeline:
         texts = (i for i, (_, content) in enumerate(contents) if isinstance(content, Rendered))
         for number, i in enumerate(texts):
             content: Any = contents[i][1]
-            if content.holes and whole.lengths[i] > limit and encoded.encodings:
-                needed = end_of_holes(encoded.encodings[number], content)
+            if content.image_spans and whole.lengths[i] > limit and encoded.encodings:
+                needed = end_of_last_image(encoded.encodings[number], content)
                 reasons[i] = IMAGE_CUT if needed > limit else None
         return reasons
 
@@ -231,7 +231,7 @@ def rows_of(batch: pa.Table | Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 def _admitted(rendered: Rendered) -> Rendered:
     if len(rendered.text) > _LONGEST:
         raise RowError(
-            f"its text has {len(rendered.text):,} characters, and up to {_LONGEST:,} are tokenized.",
+            f"its text has {len(rendered.text):,} characters, but at most {_LONGEST:,} can be tokenized.",
             fix="Split it into several rows.",
         )
     return rendered

@@ -1,4 +1,4 @@
-"""All data sets of a run, each prepared by the same way: its format, its pipeline, its ledger."""
+"""Prepares all data sets of a run, each with its format, its pipeline and its ledger."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 
 @define
 class DataPreparation:
-    """Prepares the data sets of one run. `processor` is the model's where it reads images too.
+    """Prepares the data sets of one run.
 
-    `ledgers` collects what became of the rows of map-style sets, `formats` which plugin read each set, `notes` what
-    else is to be said of them. Of a stream only the rows of `rank` are prepared; `shards` has each beside the whole.
-    `numberings` are what the rows of each set are called, and `label` what the training set is called.
-    In `shared`, a folder of the run, its processes find what one of them has prepared and the cache does not keep.
+    processor: the model's processor, if it reads images.
+    rank: the rank whose rows of a stream are prepared. shards: each such stream, beside the whole stream.
+    shared: a folder of the run, through which one process shares sets that the cache does not keep.
+    ledgers: what became of the rows of each map-style set. formats: the plugin that read each set.
+    notes: what else the run reports. numberings: the numbers of each set's rows. label: the training set's name.
     """
 
     setup: Setup
@@ -58,11 +59,11 @@ class DataPreparation:
     label: str = "the training data"
 
     def ledger_of(self, name: str) -> Ledger | None:
-        """What became of the rows of the map-style set that was prepared under this name."""
+        """The ledger of the map-style set that was prepared under this name."""
         return next((one for one in self.ledgers if one.name == name), None)
 
     def prepare_all(self, datasets: Any, name: str) -> Any:
-        """One data set, or each member of a mapping of them."""
+        """Prepare one data set, or each in a mapping of them."""
         if isinstance(datasets, Mapping):
             return {key: self.prepare(one, f"{name}[{key!r}]") for key, one in datasets.items()}
         return self.prepare(datasets, name)
@@ -71,8 +72,8 @@ class DataPreparation:
         """A `Dataset` or `IterableDataset` as token rows.
 
         Raises:
-            OptionTypeError: it is neither.
-            DataError, RowError: it cannot be read; with data set and row.
+            OptionTypeError: it is neither of them.
+            DataError, RowError: it cannot be read; names the data set and the row.
         """
         from datasets import Dataset, IterableDataset
 
@@ -84,7 +85,7 @@ class DataPreparation:
             )
         if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
             raise DataError(
-                "a data set with with_transform() cannot be prepared: the transform would be baked in.",
+                "a data set with with_transform() cannot be prepared, because the transform would run only once.",
                 where=name,
                 fix='Pass dataset_kwargs={"skip_prepare_dataset": True} and let the transform return token rows.',
             )
@@ -94,7 +95,7 @@ class DataPreparation:
         pipeline = evolve(self.pipeline(columns_of(dataset), name), numbering=numbering)
         seed = settings["seed"] if settings.get("shuffle_dataset") else None
         if isinstance(dataset, IterableDataset):
-            self.notes.append(f"{name}: a stream, prepared as it is read; its rows are not counted")
+            self.notes.append(f"{name}: a stream, which is prepared as it is read; its rows are not counted")
             source = dataset.shuffle(seed=seed) if packing and seed is not None else dataset
             stream = prepare_stream(source, pipeline, packing=packing, rank=self.rank)
             stream = stream.shuffle(seed=seed) if seed is not None else stream
@@ -104,7 +105,7 @@ class DataPreparation:
         return prepared.shuffle(seed=seed) if seed is not None else prepared
 
     def pipeline(self, columns: list[str], name: str) -> Pipeline:
-        """The way of a data set with these columns."""
+        """The pipeline for a data set with these columns."""
         settings = self.setup.plan.settings
         packing = self._packing(name)
         return Pipeline(
@@ -116,7 +117,7 @@ class DataPreparation:
                 mask_style=settings.get("mask_style") or "turn",
             ),
             tokenizer=Tokenizer(self.tokenizer),
-            # what packing cuts in pieces is not cut before
+            # packing splits long documents itself, so they are not truncated before
             max_length=None if packing and packing.strategy != "bfd" else self.max_length,
             truncation=settings.get("truncation_mode") or "keep_start",
             expander=self._expander(packing, name),
@@ -128,7 +129,7 @@ class DataPreparation:
             return None
         if packing and packing.strategy != "bfd":
             raise ConflictError(
-                f"packing_strategy {packing.strategy} cuts documents in pieces, and with them their images.",
+                f"packing_strategy {packing.strategy} splits documents, which could split their images.",
                 where=name,
                 fix="Use packing_strategy: bfd.",
             )
@@ -136,7 +137,7 @@ class DataPreparation:
         return Expander(self.processor, folder or "", limit or MAX_PIXELS)
 
     def _packing(self, name: str) -> PackingPlan | None:
-        """How this set is packed: an evaluation set as `eval_packing` says, else as the training set."""
+        """How this set is packed: an evaluation set by `eval_packing` if given, otherwise like the training set."""
         settings = self.setup.plan.settings
         wanted = settings.get("packing")
         if name.startswith("eval") and settings.get("eval_packing") is not None:
@@ -145,7 +146,7 @@ class DataPreparation:
             return None
         if self.max_length is None:
             raise ConflictError(
-                "packing needs the length of a block, and max_length is None.",
+                "packing needs the length of a block, but max_length is None.",
                 where=name,
                 fix="Set max_length to the number of tokens in a block.",
             )
@@ -174,7 +175,7 @@ class DataPreparation:
                 wrappers=[one for one in self.setup.plugins.bound if one.wraps("make_formatter")],
             )
             if key is None:
-                self.notes.append(f"{name}: not cached, as the formatting function has no stable hash")
+                self.notes.append(f"{name}: not cached, because the formatting function has no stable hash")
         if key is None and self.shared is None:
             table, ledger = make(None)
             self.ledgers.append(ledger)
@@ -182,7 +183,7 @@ class DataPreparation:
         if key is None:
             own = Key({"set": name, "number": str(len(self.ledgers))})
             found = find_or_make(own, make, folder=self.shared)
-            self.notes.append(f"{name}: prepared by one process for all of this machine, not kept")
+            self.notes.append(f"{name}: prepared by one process for all processes of this machine, and not kept")
         else:
             found = find_or_make(key, make)
             self.notes.append(f"{name}: {found.note}")
@@ -195,7 +196,7 @@ class DataPreparation:
             refuse_images(columns, name)
             if settings.get("completion_only_loss"):
                 raise ConflictError(
-                    "a formatting_func makes one text of a row, so completion_only_loss=True finds no completion.",
+                    "a formatting_func turns a row into one text, so completion_only_loss=True finds no completion.",
                     fix="Drop one of the two, or use the prompt-completion format.",
                 )
             return RowReader("formatting_func", _by_function(self.formatting_func), name)

@@ -1,4 +1,4 @@
-"""Rendered texts into token ids and labels: one call of the tokenizer a batch, masks from its own offsets."""
+"""Turns rendered texts into token ids and labels: one tokenizer call for each batch, and masks from its offsets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-STRADDLES = "a token straddles the border of what is supervised, and counts"
+OVERLAPS_EDGE = "a token overlaps the edge of the supervised text and is included in the loss"
 
 
 @frozen(eq=False)
 class Encoded:
-    """Encodings of a batch with their offsets; `ids` alone where the tokenizer gives no offsets."""
+    """The encodings of a batch with their offsets, or only `ids` if the tokenizer gives no offsets."""
 
     ids: list[list[int]] | None
     encodings: Sequence[Encoding] | None
@@ -35,17 +35,17 @@ class Encoded:
 
 
 class Tokenizer:
-    """Tokenises rendered texts and labels what their spans cover."""
+    """Tokenizes rendered texts, and labels the tokens that their spans cover."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        self._is_plain = _is_plain(tokenizer)
+        self._has_standard_call = _has_standard_call(tokenizer)
 
     def encode(self, rendered: Sequence[Rendered]) -> Encoded:
-        """The tokens of these texts: almost all of the work, done without the GIL where the tokenizer is a fast one."""
+        """The tokens of these texts. This is almost all of the work; fast tokenizers do it without the GIL."""
         flags = {one.add_special_tokens for one in rendered}
         if len(flags) < 2:
             return self._encode(rendered, flags == {True})
@@ -60,14 +60,14 @@ class Tokenizer:
         return Encoded([ids[i] for i in order], [encodings[i] for i in order] if encodings else None)
 
     def columns(self, rendered: Sequence[Rendered], encoded: Encoded | None = None) -> tuple[TokenColumns, Array]:
-        """One row for each text, in order, and for each whether a token straddles a border: (rows,) bool.
+        """One row for each text, in order, and whether a token in it overlaps the edge of a span: (rows,) bool.
 
         Args:
             rendered: the texts with their spans.
-            encoded: what `encode` gave for them, if it was asked before.
+            encoded: the result of `encode` for them, if there is one already.
 
         Raises:
-            ModelError: spans are asked for and the tokenizer gives no offsets.
+            ModelError: the texts have spans, but the tokenizer gives no offsets.
         """
         encoded = self.encode(rendered) if encoded is None else encoded
         ids = encoded.rows()
@@ -79,18 +79,18 @@ class Tokenizer:
 
     def _encode(self, rendered: Sequence[Rendered], add_special_tokens: bool) -> Encoded:
         texts = [one.text for one in rendered]
-        if self._is_plain:
-            # What the tokenizer's own call does for a batch of texts, without building a dict of lists from each row
+        if self._has_standard_call:
+            # The same as the tokenizer's own call for a batch of texts, without building a dict of lists for each row
             core: Any = self._tokenizer.backend_tokenizer
             if core.truncation is not None:
                 core.no_truncation()
             if core.padding is not None:
                 core.no_padding()
             core.encode_special_tokens = bool(getattr(self._tokenizer, "split_special_tokens", False))
-            # Where all tokens count nobody asks for offsets, and the tokenizer is faster without
+            # If all tokens are supervised, offsets are not needed, and the tokenizer is faster without them
             encode = (
                 core.encode_batch_fast
-                if all(one.spans is None and not one.holes for one in rendered)
+                if all(one.spans is None and not one.image_spans for one in rendered)
                 else core.encode_batch
             )
             return Encoded(None, encode(texts, add_special_tokens=add_special_tokens))
@@ -106,21 +106,21 @@ class Tokenizer:
     def _labelled(
         self, rendered: Sequence[Rendered], ids: Array, offsets: Array, encodings: Sequence[Encoding] | None
     ) -> tuple[TokenColumns, Array]:
-        straddles = np.zeros(len(rendered), bool)
+        overlaps_edge = np.zeros(len(rendered), bool)
         weighted = np.zeros(len(rendered), bool)
         labels = ids.copy()
         weights = None
         for i, one in enumerate(rendered):
-            if one.spans is None and not one.holes:
+            if one.spans is None and not one.image_spans:
                 continue
             if not encodings:
                 raise ModelError(
-                    "masks need a fast tokenizer, and this one gives no offsets.",
+                    "masks need a fast tokenizer, but this one gives no offsets.",
                     fix="Convert it, or train on whole texts (completion_only_loss: false).",
                 )
             start, stop = int(offsets[i]), int(offsets[i + 1])
             if one.spans is None:
-                _mask_holes(labels[start:stop], encodings[i], one)
+                _mask_images(labels[start:stop], encodings[i], one)
                 continue
             labels[start:stop] = IGNORED
             weighted[i] = any(span.weight != 1.0 for span in one.spans)
@@ -135,18 +135,18 @@ class Tokenizer:
                     if ids[start + first] in self._special:
                         first += 1
                     else:
-                        straddles[i] = True
+                        overlaps_edge[i] = True
                 labels[start + first : start + last] = ids[start + first : start + last]
                 if weighted[i]:
                     weights[start + first : start + last] = span.weight  # type: ignore[index]
-            _mask_holes(labels[start:stop], encodings[i], one)
-        return TokenColumns(ids, labels, weights, offsets, weighted), straddles
+            _mask_images(labels[start:stop], encodings[i], one)
+        return TokenColumns(ids, labels, weights, offsets, weighted), overlaps_edge
 
 
 def token_range(encoding: Any, span: Span) -> tuple[int, int]:
-    """The tokens (first, last exclusive) whose characters overlap the span; (0, 0) where there are none.
+    """The tokens (first, last exclusive) whose characters overlap the span; (0, 0) if there are none.
 
-    All tokens of one character go together: byte-level tokenizers spell one emoji with several tokens.
+    All tokens of one character are kept together, since byte-level tokenizers spell an emoji with several tokens.
     """
     first = next(
         (token for at in range(span.start, span.end) if (token := encoding.char_to_token(at)) is not None), None
@@ -157,22 +157,22 @@ def token_range(encoding: Any, span: Span) -> tuple[int, int]:
     last = next(token for at in backwards if (token := encoding.char_to_token(at)) is not None)
     while last + 1 < len(encoding):
         chars = encoding.token_to_chars(last + 1)
-        # tokens that the tokenizer added have no characters, or none of their own
+        # tokens that the tokenizer added have no characters of their own
         if chars is None or chars[0] >= span.end or chars[0] == chars[1]:
             break
         last += 1
     return first, last + 1
 
 
-def end_of_holes(encoding: Any, rendered: Rendered) -> int:
-    """How many tokens a row needs at least so that no image of it is cut."""
-    return token_range(encoding, rendered.holes[-1])[1] if rendered.holes else 0
+def end_of_last_image(encoding: Any, rendered: Rendered) -> int:
+    """The number of tokens that a row must keep so that none of its images is cut."""
+    return token_range(encoding, rendered.image_spans[-1])[1] if rendered.image_spans else 0
 
 
-def _mask_holes(labels: Array, encoding: Any, rendered: Rendered) -> None:
-    """No token that stands for an image, even in part, is supervised."""
-    for hole in rendered.holes:
-        first, last = token_range(encoding, hole)
+def _mask_images(labels: Array, encoding: Any, rendered: Rendered) -> None:
+    """Mask every token that stands for an image, even in part."""
+    for span in rendered.image_spans:
+        first, last = token_range(encoding, span)
         labels[first:last] = IGNORED
 
 
@@ -181,8 +181,8 @@ def _begins_before(encoding: Any, token: int, span: Span) -> bool:
     return chars is not None and chars[0] < span.start
 
 
-def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer's call is that of its fast base class, so that its backend may be called directly."""
+def _has_standard_call(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer inherits its call from the fast base class, so that its backend may be called directly."""
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     return (

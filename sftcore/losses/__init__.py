@@ -1,0 +1,1 @@
+"""Losses that depend on the probability of each label alone, and their gradients."""

@@ -1,9 +1,9 @@
-"""Gradients of a loss through the head, taken while the forward pass has the logits, a chunk of positions at a time.
+"""Computes a loss's gradient through the head during the forward pass, one chunk of positions at a time.
 
-Recomputing a chunk's logits in the backward pass costs a third matrix multiplication of the size of the vocabulary.
-Here the forward pass takes each chunk's gradient at once and keeps only that of the hidden states, and of what trains
-in the head (compare the fused linear cross-entropy of Hsu et al. 2024, arXiv:2410.10989). The head is still called as a
-module.
+Recomputing a chunk's logits in the backward pass would cost a third matrix multiplication of the size of the
+vocabulary. Instead, the forward pass computes each chunk's gradient at once, and keeps only the gradients of the hidden
+states and of the head's trainable parameters (compare the fused linear cross-entropy of Hsu et al. 2024,
+arXiv:2410.10989). The head is still called as a module.
 
 Shapes: N positions, C positions of a chunk, W width, V vocabulary.
 """
@@ -17,14 +17,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[torch.Tensor], torch.Tensor]
-Part = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+ChunkSums = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """From a chunk's hidden states (C, W) and the index of its first position to three scalars: loss, entropy, correct."""
 
 
-def sum_of_chunks(part: Part, hidden_NW: torch.Tensor, head: Head, chunk: int) -> tuple[torch.Tensor, ...]:
-    """The sums over all chunks of what `part` gives: the first is differentiable, whatever trains in the head included.
+def sum_of_chunks(part: ChunkSums, hidden_NW: torch.Tensor, head: Head, chunk: int) -> tuple[torch.Tensor, ...]:
+    """The sums of `part` over all chunks; the first is differentiable, also by the head's parameters.
 
-    Without positions there is one empty chunk: zeros that still reach every parameter.
+    Without positions there is one empty chunk, so that zero gradients still reach every parameter.
     """
     if not torch.is_grad_enabled():
         return _summed([part(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
@@ -39,10 +39,10 @@ def sum_of_chunks(part: Part, hidden_NW: torch.Tensor, head: Head, chunk: int) -
 
 
 class _GradientInForward(torch.autograd.Function):
-    """Sums of chunks whose gradients are ready before the backward pass begins, which only scales them."""
+    """Sums over chunks with gradients that are computed in the forward pass, and only scaled in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, part: Part, chunk: int, hidden_NW: torch.Tensor, *parameters: torch.Tensor) -> Any:
+    def forward(ctx: Any, part: ChunkSums, chunk: int, hidden_NW: torch.Tensor, *parameters: torch.Tensor) -> Any:
         wanted = ctx.needs_input_grad[2]
         hidden_grad_NW = torch.empty_like(hidden_NW) if wanted else None
         gradients: list[torch.Tensor | None] = [None] * len(parameters)
@@ -65,8 +65,10 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, loss_grad: torch.Tensor, *_: Any) -> Any:
         if ctx.gradients is None:
-            raise RuntimeError("the backward pass of this loss ran already; call the model again before the next one")
-        # scaled in place and handed over: a head that trains has gradients of the size of its weight
+            raise RuntimeError(
+                "the backward pass of this loss has already run; call the model again before the next one"
+            )
+        # scaled in place and handed over, because the gradient of a trained head is as large as its weight
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if one is None else one.mul_(loss_grad.to(one.dtype)) for one in gradients]
         return None, None, *scaled
@@ -81,10 +83,10 @@ def _summed(parts: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, ...]
 
 
 def _parameters_of(head: Head, hidden_NW: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-    """What trains in the head, or None where a backward pass inside the forward is not safe.
+    """The head's trainable parameters, or None if a backward pass inside the forward pass is not safe.
 
-    It is read off the graph of a call with no rows, so that adapters, biases and a head behind any callable are found.
-    Sharded weights (FSDP, ZeRO-3) are put together and taken apart by hooks around the outer backward pass alone.
+    They are read from the graph of a call without rows, which finds adapters, biases and a head behind any callable.
+    Sharded weights (FSDP, ZeRO-3) are gathered and released by hooks that only know the outer backward pass.
     """
     module = getattr(head, "module", None)
     if isinstance(module, torch.nn.Module) and _is_sharded(module):
@@ -105,7 +107,7 @@ def _parameters_of(head: Head, hidden_NW: torch.Tensor) -> tuple[torch.Tensor, .
 
 
 def _is_sharded(module: torch.nn.Module) -> bool:
-    """Whether FSDP (one or two), tensor parallelism or DeepSpeed ZeRO-3 holds only a part of these weights here."""
+    """Whether this process holds only a part of these weights (FSDP 1 or 2, tensor parallelism, DeepSpeed ZeRO-3)."""
     marks = ("FSDPModule", "FullyShardedDataParallel")
     if any(base.__name__ in marks for inner in module.modules() for base in type(inner).__mro__):
         return True
@@ -120,7 +122,7 @@ def _is_sharded(module: torch.nn.Module) -> bool:
 
 
 def label_log_probs(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Of each row, computed in float32: log-probability of the label (differentiable), entropy in nats, label on top.
+    """Per row, in float32: the label's log-probability (differentiable), the entropy in nats, and if it ranks first.
 
     Returns:
         (C,) float32, (C,) float32, (C,) bool.

@@ -1,7 +1,7 @@
-"""Losses that are a function of each label's log-probability, without ever building the full logits.
+"""Losses that are a function of each label's log-probability and never build the full logits.
 
-`TokenLoss` is what `nll` and `dft` are made of, and what a third party's loss can be made of: it calls the head in
-chunks, takes the gradient while a chunk's logits are there, and counts entropy and accuracy in the same pass.
+`nll` and `dft` are made with `TokenLoss`, and so can third-party losses be. It calls the head in chunks, computes the
+gradient while it has a chunk's logits, and counts entropy and accuracy in the same pass.
 
 Shapes: N positions, C positions of a chunk, W width, V vocabulary.
 """
@@ -26,8 +26,8 @@ PerToken: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 class TokenLoss:
     """A `LossFunction` from `per_token`: log-probabilities of the labels, (C,) float32, to losses, (C,) float32.
 
-    `per_token` is differentiated by autograd, so it says `.detach()` where no gradient should flow. At most `chunk` x
-    vocabulary logits exist at a time, in the forward and in the backward pass (compare Wijmans et al. 2024,
+    `per_token` is differentiated by autograd, so it must call `.detach()` where no gradient should flow. At most
+    `chunk` x vocabulary logits exist at a time, in the forward and in the backward pass (compare Wijmans et al. 2024,
     arXiv:2411.09009).
 
     >>> import torch

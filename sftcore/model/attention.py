@@ -1,7 +1,7 @@
-"""What an attention declares of itself, held against a run: before torch is imported, and again on the loaded model.
+"""Compares what an attention plugin declares with a run: before torch is imported, and again with the loaded model.
 
-An attention plugin's `check` asks `unsupported`: device, dtype and dropout as far as settings and files tell them.
-`shortcomings` is asked again once the model is there.
+An attention plugin's `check` calls `unsupported`, for the device, dtype and dropout that settings and files tell.
+`shortcomings` is called again once the model is loaded.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from sftcore.core.types import AttentionBackend, Plan, Probe, Problem
 
 DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
-"""Where configurations say how many attention weights training drops."""
+"""The names of the attention dropout in model configurations."""
 
 
 def unsupported(backend: AttentionBackend, plan: Plan, probe: Probe) -> Iterator[Problem]:
-    """What the attention does not support of a run, as far as it can be known without torch."""
+    """Problems of a run with this attention, as far as they can be known without torch."""
     device = planned_device(plan)
     dtype = planned_dtype(plan, probe, device)
     for what, fix in shortcomings(backend, device, dtype, probe.model_config or {}, padded=pads(plan)):
@@ -29,7 +29,7 @@ def unsupported(backend: AttentionBackend, plan: Plan, probe: Probe) -> Iterator
 def shortcomings(
     backend: AttentionBackend, device: str | None, dtype: str | None, config: Mapping[str, Any], *, padded: bool
 ) -> Iterator[tuple[str, str]]:
-    """What it does not support, as a verb phrase and the way out; None stands for what is not known."""
+    """What the attention does not support, as a verb phrase with a fix; None stands for what is not known."""
     if device is not None and backend.devices and device not in backend.devices:
         yield _missing("device", device, backend.devices)
     dtypes = backend.dtypes
@@ -39,24 +39,24 @@ def shortcomings(
         yield _missing("dtype", dtype, dtypes)
     if padded and not backend.padding:
         yield (
-            "takes no padding, and this run's batches are padded",
+            "does not accept padding, but this run's batches are padded",
             "Set padding_free: true (with max_length: null) or packing: true, or choose another attention.",
         )
     if not _does(backend.backward, device):
         yield (
-            f"has no backward pass{_on(backend.backward, device)}, so it cannot train there",
+            f"has no backward pass{_on(backend.backward, device)}, so it cannot be trained with",
             "Choose another attention.",
         )
     dropped = next((name for name in DROPOUTS if config.get(name)), None)
     if dropped and not _does(backend.dropout, device):
         yield (
-            f"drops no attention weights{_on(backend.dropout, device)}, and the model's {dropped} is {config[dropped]}",
+            f"has no attention dropout{_on(backend.dropout, device)}, but the model's {dropped} is {config[dropped]}",
             f"Set {dropped}: 0.0 in the model's configuration, or choose another attention.",
         )
 
 
 def planned_device(plan: Plan) -> str | None:
-    """ "cpu" where the run can have no other device; None where it may have one."""
+    """ "cpu" if the run can have no other device, otherwise None."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
     try:
         build = importlib.metadata.version("torch").partition("+")[2]
@@ -68,25 +68,25 @@ def planned_device(plan: Plan) -> str | None:
 
 
 def planned_dtype(plan: Plan, probe: Probe, device: str | None) -> str | None:
-    """The dtype in which attention will run, by the settings or the model's configuration; None where it is open."""
+    """The dtype of attention, by the settings or the model's configuration; None if it is not decided yet."""
     settings = plan.settings
     if settings.get("bf16") or settings.get("fp16"):
         return "bfloat16" if settings.get("bf16") else "float16"
     if probe.ready_model or (settings.get("bf16") is None and device != "cpu"):
-        return None  # bf16 is then decided by the device
+        return None  # the device then decides about bf16
     config = probe.model_config or {}
     saved = config.get("dtype", config.get("torch_dtype"))
     return saved if plan.model.dtype == "auto" else plan.model.dtype or "float32"
 
 
 def pads(plan: Plan) -> bool:
-    """Whether the run's collator pads rows that are not packed blocks; a user's own collator is not known."""
+    """Whether the run's collator pads rows; False for packed blocks, and for a user's own collator."""
     packing = plan.settings.get("packing") and plan.settings.get("eval_packing") is not False
     return plan.flattened is False and not packing
 
 
 def _does(declared: bool | tuple[str, ...], device: str | None) -> bool:
-    """Whether it does on this device; where that is not known, whether it does anywhere."""
+    """Whether it is supported on this device, or on any device if this one is not known."""
     return declared if isinstance(declared, bool) else device is None or device in declared
 
 

@@ -1,4 +1,4 @@
-"""Embeddings and head: how many rows they have, made to fit a tokenizer, and saved where they have grown."""
+"""Resizes embeddings and head to fit a tokenizer, and saves them if they have grown."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def num_rows(model: Any) -> int:
-    """Rows of the model's embeddings, which is more than the tokenizer's vocabulary in many models."""
+    """The number of rows of the model's embeddings; in many models more than the tokenizer has tokens."""
     embeddings = model.get_input_embeddings()
-    # under ZeRO-3 the weight itself is elsewhere, and has no rows here
+    # under ZeRO-3 the weight itself is partitioned, and has no rows here
     found = getattr(embeddings, "num_embeddings", None)
     return int(embeddings.weight.shape[0] if found is None else found)
 
@@ -26,7 +26,7 @@ def num_rows(model: Any) -> int:
 def clone_chat_template(
     model: Any, tokenizer: Any, source_tokenizer_path: str, resize_to_multiple_of: int | None = 64
 ) -> tuple[Any, Any, list[int]]:
-    """Take over the chat template of another tokenizer, with its added tokens and its EOS.
+    """Clone the chat template of another tokenizer, with its added tokens and its EOS.
 
     The embeddings (and the head) grow to hold the new tokens, rounded up to a multiple; they never shrink. New rows
     start at the mean of the old ones. The tokenizer is filled with `<extra_id_N>` up to the number of rows, so that
@@ -36,13 +36,13 @@ def clone_chat_template(
         model: a `PreTrainedModel`; changed in place.
         tokenizer: its tokenizer; changed in place.
         source_tokenizer_path: a folder or hub id with a tokenizer that has a chat template.
-        resize_to_multiple_of: of rows; None: as many as there are tokens.
+        resize_to_multiple_of: the number of rows is a multiple of this; None: one row for each token.
 
     Returns:
-        The model, the tokenizer, and the ids of all tokens that were added, those that only fill up last.
+        The model, the tokenizer, and the ids of all tokens that were added, with the fillers last.
 
     Raises:
-        ModelError: there is no such tokenizer, it has no chat template, or the model has an adapter around it.
+        ModelError: the tokenizer does not exist or has no chat template, or an adapter wraps the model.
     """
     if hasattr(model, "peft_config"):
         raise _has_adapter("clone_chat_template")
@@ -53,13 +53,13 @@ def clone_chat_template(
 
 
 def fit_embeddings(model: Any, tokenizer: Any, multiple: int | None) -> list[int]:
-    """Grow embeddings and head until each token has a row, and fill the tokenizer up to the last; the fillers' ids.
+    """Grow embeddings and head until each token has a row, and fill up the tokenizer; returns the fillers' ids.
 
     Raises:
-        ModelError: the model has an adapter around it, and would have to grow.
+        ModelError: the embeddings would have to grow, but an adapter wraps the model.
     """
     if multiple is not None and multiple < 1:
-        raise ModelError(f"resize_to_multiple_of is {multiple}.", fix="Give a number of rows from 1 on, or None.")
+        raise ModelError(f"resize_to_multiple_of is {multiple}.", fix="Set it to at least 1, or to None.")
     rows = num_rows(model)
     vocabulary = tokenizer.get_vocab()
     wanted = max(rows, max(vocabulary.values()) + 1)
@@ -67,7 +67,7 @@ def fit_embeddings(model: Any, tokenizer: Any, multiple: int | None) -> list[int
     if wanted != rows:
         if hasattr(model, "peft_config"):
             raise _has_adapter("chat_template_path")
-        # transformers draws new rows around the mean of the old ones, in embeddings and in an untied head alike
+        # transformers initialises new rows around the mean of the old ones, in embeddings and in an untied head
         model.resize_token_embeddings(wanted)
     fillers = _fillers(vocabulary, wanted - max(vocabulary.values()) - 1)
     tokenizer.add_tokens(fillers)
@@ -76,7 +76,7 @@ def fit_embeddings(model: Any, tokenizer: Any, multiple: int | None) -> list[int
 
 
 def stop_where_cloned(model: Any, tokenizer: Any) -> None:
-    """Generation stops where turns of the cloned template end, and nowhere else; the EOS stands everywhere."""
+    """Make generation stop only at the EOS and where turns of the cloned template end."""
     ends = dict.fromkeys(filter(None, (turn_end(tokenizer), tokenizer.eos_token)))
     ids = [tokenizer.convert_tokens_to_ids(token) for token in ends]
     if not ids:
@@ -87,10 +87,10 @@ def stop_where_cloned(model: Any, tokenizer: Any) -> None:
 
 
 def save_grown_rows(model: Any, folder: Path, state_dict: dict[str, Any] | None) -> None:
-    """Save embeddings and head with the adapter where PEFT did not.
+    """Save embeddings and head with the adapter if PEFT did not.
 
-    PEFT (0.21) tells by the base's config.json that a vocabulary grew; a base from a single file has none, and the new
-    rows would be lost.
+    PEFT (0.21) compares with the base's config.json to see that a vocabulary grew. A base from a single file has none,
+    and the new rows would be lost.
     """
     names = embedding_names(model.get_base_model())
     if not any(is_whole_weight(name, names) for name in saved_shapes(folder)):
@@ -98,12 +98,12 @@ def save_grown_rows(model: Any, folder: Path, state_dict: dict[str, Any] | None)
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name to shape of what an adapter saved, from the file's header (github.com/huggingface/safetensors, Format)."""
+    """The shapes of a saved adapter's tensors, from the file's header (github.com/huggingface/safetensors, Format)."""
     return dict(_header(folder / ADAPTER_WEIGHTS))
 
 
 def embedding_names(causal: Any) -> set[str]:
-    """How the model calls its embeddings and its head, such as embed_tokens and lm_head."""
+    """The model's names for its embeddings and its head, such as embed_tokens and lm_head."""
     both = (causal.get_input_embeddings(), causal.get_output_embeddings())
     return {name.rpartition(".")[2] for name, module in causal.named_modules() if module in both}
 
@@ -130,7 +130,7 @@ def _fillers(vocabulary: Iterable[str], count: int) -> list[str]:
 
 def _has_adapter(where: str) -> ModelError:
     return ModelError(
-        "the model has an adapter around it, and its embeddings cannot grow beneath that.",
+        "an adapter wraps the model, and its embeddings cannot grow inside an adapter.",
         where=where,
-        fix="Clone the template into the base model first, and put the adapter on it then.",
+        fix="Clone the template into the base model first, and add the adapter afterwards.",
     )

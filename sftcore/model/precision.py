@@ -1,4 +1,4 @@
-"""In which dtypes a run holds its weights, computes and trains; float32 master copies of what trains below float32.
+"""The dtypes in which a run stores weights, computes and trains, and float32 master copies of lower-precision weights.
 
 Shapes do not matter here: every function takes parameters one by one.
 """
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 _MASTER = "sftcore_master_weights"
 _MADE_FOR_A_DTYPE = ("modules_to_save", "trainable_tokens_delta")
-"""Trained copies of a base's modules and rows: they compute in the base's dtype and fail in another."""
+"""Trained copies of the base's modules and rows, which must stay in the base's dtype to work."""
 
 
 def get_kbit_device_map() -> dict[str, int] | None:
-    """`device_map` for a quantised model: this process's own accelerator, or None on a CPU.
+    """The `device_map` for a quantised model: this process's own accelerator, or None on a CPU.
 
     >>> import torch
     >>> get_kbit_device_map() is None or torch.accelerator.is_available()
@@ -40,7 +40,7 @@ def get_kbit_device_map() -> dict[str, int] | None:
 
 # --- What a run says of its dtypes ----------------------------------------------------------------------------------
 def dtype_notes(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Weights, compute and adapter, a sentence; with a quantised base its memory too."""
+    """Notes on the dtypes of weights, compute and adapter, and on the memory of a quantised base."""
     trained = sorted({_name(one.dtype) for one in model.parameters() if one.requires_grad})
     held = sorted({_name(one.dtype) for one in _frozen_or_all(model) if one.dtype.is_floating_point})
     quantised = quantisation_of(model)
@@ -58,14 +58,14 @@ def dtype_notes(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
         )
     elif below := _below_float32(model):
         notes.append(
-            f"trained in {below} without master copies: steps that are small beside a weight are lost; "
+            f"trained in {below} without master copies, so updates that are small compared with a weight are lost; "
             "master_weights: true keeps them"
         )
     return tuple(notes)
 
 
 def quantisation_of(model: Any) -> str:
-    """`4-bit nf4 double`, `8-bit`, another method's name, or an empty text for a model that is not quantised."""
+    """`4-bit nf4 double`, `8-bit`, the name of another method, or an empty text if the model is not quantised."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if getattr(base, "hf_quantizer", None) is None:
         return ""
@@ -79,7 +79,7 @@ def quantisation_of(model: Any) -> str:
 
 
 def weights_bytes(model: Any) -> tuple[int, int]:
-    """What the base's weights take, scales of quantised ones included, and what they would take in bfloat16."""
+    """The bytes that the base's weights take, including quantisation scales, and would take in bfloat16."""
     used = count = 0
     for parameter in _frozen_or_all(model):
         state = getattr(parameter, "quant_state", None)
@@ -100,7 +100,7 @@ def _scales(parameter: Any, state: Any) -> Iterator[torch.Tensor]:
 
 
 def _frozen_or_all(model: Any) -> list[Any]:
-    """The base's parameters: those without PEFT's, or all of them where there is no adapter."""
+    """The base's parameters: those that are not PEFT's, or all of them if there is no adapter."""
     if not hasattr(model, "peft_config"):
         return list(model.parameters())
     return [one for name, one in model.named_parameters() if not one.requires_grad and ".lora_" not in name]
@@ -127,10 +127,10 @@ def _name(dtype: Any) -> str:
 
 # --- Adapters in bfloat16, and master copies ------------------------------------------------------------------------
 def cast_adapter(model: Any, dtype: str) -> None:
-    """Hold what the adapter trains in `dtype`; copies of the base's own modules stay in the base's.
+    """Cast the adapter's trained weights to `dtype`; copies of the base's own modules keep theirs.
 
     Raises:
-        OptionTypeError: neither float32 nor bfloat16.
+        OptionTypeError: it is neither float32 nor bfloat16.
     """
     import torch
 
@@ -144,7 +144,7 @@ def cast_adapter(model: Any, dtype: str) -> None:
 
 
 def wants_master_weights(model: Any, settings: Mapping[str, Any]) -> bool:
-    """Whether the optimizer shall step on float32 copies: asked for, or an adapter trains below float32."""
+    """Whether the optimizer updates float32 copies: if asked for, or if an adapter trains below float32."""
     asked = settings.get("master_weights")
     if not _below_float32(model) or uses_fsdp(settings) or uses_deepspeed(settings):
         return False
@@ -152,10 +152,10 @@ def wants_master_weights(model: Any, settings: Mapping[str, Any]) -> bool:
 
 
 def add_master_weights(optimizer: torch.optim.Optimizer) -> int:
-    """Let the optimizer step on float32 copies of its parameters below float32; returns how many it has now.
+    """Make the optimizer update float32 copies of its lower-precision parameters; returns how many it has copied.
 
-    A bfloat16 weight of 1.0 cannot take a step of less than 1/256; its copy can, and the weight follows once the steps
-    add up. The copies are in the optimizer's state dict, so that a run resumes with the bits it stopped with.
+    A bfloat16 weight of 1.0 cannot change by less than 1/256; its copy can, and the weight follows once the updates add
+    up. The copies are part of the optimizer's state dict, so that a run resumes with exactly the weights it had.
 
     >>> import torch
     >>> weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
@@ -169,13 +169,13 @@ def add_master_weights(optimizer: torch.optim.Optimizer) -> int:
     0.99609375
 
     Raises:
-        ModelError: the optimizer holds state for its parameters already, which the copies would not have.
+        ModelError: the optimizer already holds state for its parameters, which the copies would not have.
     """
     import torch
 
     if optimizer.state:
         raise ModelError(
-            f"{type(optimizer).__name__} makes its state before the first step, so it cannot take float32 copies.",
+            f"{type(optimizer).__name__} creates its state before the first step, so it cannot use float32 copies.",
             where="SFTConfig.adapter_dtype",
             fix="Choose another optimizer, such as adamw_torch, or adapter_dtype: float32.",
         )
@@ -195,7 +195,7 @@ def add_master_weights(optimizer: torch.optim.Optimizer) -> int:
         with torch.no_grad():
             for parameter, copy in pairs:
                 parameter.copy_(copy)
-                # zero_grad of the optimizer reaches the copies only
+                # the optimizer's zero_grad only reaches the copies
                 parameter.grad = copy.grad = None
 
     def with_copies(_: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -217,14 +217,15 @@ def add_master_weights(optimizer: torch.optim.Optimizer) -> int:
 
 # --- Quantised bases ------------------------------------------------------------------------------------------------
 def prepare_quantised(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Make a quantised base ready to train an adapter on; what it did is returned as notes.
+    """Prepare a quantised base for training an adapter on it; returns notes on what was done.
 
-    Without `prepare_in_int8_kwargs` the base is frozen, and what is not quantised keeps its dtype, but for float16,
-    which overflows in norms and head, and becomes float32. With them, PEFT's `prepare_model_for_kbit_training` is
-    called, which raises everything to float32; `layer_norm_names` raises the parameters of those names alone.
+    Without `prepare_in_int8_kwargs` the base is frozen, and tensors that are not quantised keep their dtype, except
+    for float16, which becomes float32 because it overflows in norms and head. With them, PEFT's
+    `prepare_model_for_kbit_training` casts everything to float32, or `layer_norm_names` only the parameters with those
+    names.
 
     Raises:
-        OptionTypeError: an argument that PEFT's function does not have.
+        OptionTypeError: PEFT's function has no such argument.
     """
     from peft import prepare_model_for_kbit_training
 
@@ -234,13 +235,13 @@ def prepare_quantised(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...
     known = [name for name in inspect.signature(prepare_model_for_kbit_training).parameters if name != "model"]
     if unknown := [name for name in wanted if name not in known]:
         raise OptionTypeError(
-            f"there is no {', '.join(unknown)}.",
+            f"there is no argument {', '.join(unknown)}.",
             where="SFTConfig.prepare_in_int8_kwargs",
             fix=f"It takes: {', '.join([*known, 'layer_norm_names'])}.",
         )
     if given is not None and names is None:
         prepare_model_for_kbit_training(model, **wanted)
-        raised = "all that is not quantised is float32 now, by PEFT's prepare_model_for_kbit_training"
+        raised = "PEFT's prepare_model_for_kbit_training cast everything that is not quantised to float32"
     else:
         raised = _freeze_and_raise(model, names)
         if wanted["use_gradient_checkpointing"]:
@@ -252,9 +253,9 @@ def prepare_quantised(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...
 def keep_gradients(model: Any) -> None:
     """Keep bitsandbytes from changing a quantised model at evaluation in a way that training cannot undo.
 
-    bitsandbytes 0.50 packs 4-bit weights for AVX512 in the first evaluation, and the kernel for those has no gradient:
-    training would go on without error, and without whatever flows through these layers. state_dict unpacks, with
-    scales that were rounded to bfloat16; a model that was never evaluated keeps them whole.
+    bitsandbytes 0.50 repacks 4-bit weights for AVX512 at the first evaluation, and their kernel has no gradient:
+    training would go on without an error, but without the gradients through these layers. `state_dict` unpacks them,
+    but with scales that were rounded to bfloat16; a model that was never evaluated keeps the exact scales.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
@@ -273,14 +274,14 @@ def _freeze_and_raise(model: Any, names: list[str] | None) -> str:
         if asked and parameter.dtype in (torch.float16, torch.bfloat16) and not hasattr(parameter, "quant_state"):
             parameter.data, raised = parameter.data.float(), raised + 1
     if names and raised:
-        # float32 norms hand float32 to a head that stayed in the weights' dtype
+        # float32 norms pass float32 on to a head that stayed in the weights' dtype
         head = model.get_output_embeddings()
         head.register_forward_pre_hook(lambda module, args: (args[0].to(module.weight.dtype), *args[1:]))
-    return f"{raised} of its other tensors are float32 now" if raised else ""
+    return f"{raised} of its other tensors were cast to float32" if raised else ""
 
 
 def _once(record: logging.LogRecord) -> bool:
-    """A line of the log the first time only: 8-bit layers of bitsandbytes say their cast in each call."""
+    """Log a message only once: 8-bit layers of bitsandbytes report their cast in every call."""
     known = record.msg in _SAID
     _SAID.add(record.msg)
     return not known
@@ -290,7 +291,7 @@ _SAID: set[str] = set()
 
 
 def running_dtype(model: Any, args: TrainingArguments) -> str:
-    """The dtype in which attention runs: that of the autocast, else that of the weights."""
+    """The dtype in which attention runs: the autocast's, or else that of the weights."""
     if args.bf16 or args.fp16:
         return "bfloat16" if args.bf16 else "float16"
     return str(model.dtype).removeprefix("torch.")

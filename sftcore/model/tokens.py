@@ -1,4 +1,4 @@
-"""The chat template's tokens and the model: which of them it knows, and whether an adapter can teach it the rest."""
+"""Fits a model to the tokens of its chat template, and finds those that it does not know and will not learn."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from sftcore.config.sft_config import SFTConfig
 
 _MULTIPLE = 64
-"""Rows of embeddings after a template was cloned: a multiple of this, as TRL has it."""
+"""The rows of the embeddings are rounded up to a multiple of this when a template is cloned, as in TRL."""
 
 _LOOKED_AT = 16
-"""Rows of the data whose labels tell what ends an answer."""
+"""How many rows are searched for the label that ends an answer."""
 
 
 @frozen
 class Untrained:
-    """Tokens of the template that the model does not know and its adapter does not teach it, and the mending line."""
+    """Tokens of the template that the model does not know and the adapter does not train, with a fix."""
 
     tokens: tuple[str, ...]
     missing: str
@@ -38,19 +38,19 @@ class Untrained:
         named = ", ".join(f'"{token}"' for token in self.tokens)
         return (
             f"the chat template uses {named}, which the model has not learned, and the adapter does not train "
-            f"{self.missing}: it will hardly learn to read them or to end its turns. Fix: {self.fix}"
+            f"{self.missing}, so it will hardly learn to read them or to end its turns. Fix: {self.fix}"
         )
 
 
 def fit_model(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int], rows: Any) -> tuple[str, ...]:
-    """A loaded model, before its adapter, brought into line with its tokenizer; notes on what was changed.
+    """Fit a loaded model, before its adapter is added, to its tokenizer; returns notes on what was changed.
 
     Args:
-        model: as loaded.
-        tokenizer: with the run's template and tokens.
-        args: `chat_template_path` and `eos_token` matter.
-        new_ids: tokens that came with a cloned template.
-        rows: the prepared training set; other data leave open whether the template is used.
+        model: the model as it was loaded.
+        tokenizer: the tokenizer with the run's template and tokens.
+        args: the configuration, of which `chat_template_path` and `eos_token` are used.
+        new_ids: the ids of tokens that came with a cloned template.
+        rows: the prepared training set; from other data it cannot be known whether the template is used.
 
     Raises:
         ModelError: the template uses tokens for which the model has no row.
@@ -65,7 +65,7 @@ def fit_model(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int
 
 
 def supervised_ids(rows: Any) -> frozenset[int] | None:
-    """The ids that the first rows supervise; None where the rows are a stream, or not prepared."""
+    """The ids that the first rows supervise, or None if the rows are a stream or not prepared."""
     from datasets import Dataset
 
     if not isinstance(rows, Dataset) or "labels" not in rows.column_names:
@@ -78,7 +78,7 @@ def template_tokens(tokenizer: Any) -> dict[str, int]:
     """The special and other added tokens that the template writes around words, with their ids."""
     try:
         text = rendering(tokenizer)
-    except DataError:  # a template for conversations of another kind
+    except DataError:  # the template is for another kind of conversations
         return {}
     found = dict.fromkeys(token.group() for token in SpecialTexts.of(tokenizer).added.finditer(text))
     return {token: tokenizer.convert_tokens_to_ids(token) for token in found}
@@ -87,13 +87,13 @@ def template_tokens(tokenizer: Any) -> dict[str, int]:
 def untrained_tokens(
     model: Any, tokenizer: Any, new_ids: Collection[int] = (), labels: Collection[int] | None = None
 ) -> Untrained | None:
-    """The template's tokens that a model with an adapter neither knows nor trains; None where all is well.
+    """The template's tokens that a model with an adapter neither knows nor trains, or None if there are none.
 
     Args:
-        model: with its adapter; one without trains all it has.
-        tokenizer: with the run's template.
-        new_ids: tokens that are known to be new.
-        labels: ids that the data supervise; None where they are not known.
+        model: the model with its adapter; a model without one trains all its tokens.
+        tokenizer: the tokenizer with the run's template.
+        new_ids: the ids of tokens that are known to be new.
+        labels: the ids that the data supervise, or None if they are not known.
     """
     if not is_peft_model(model) or not uses_template(tokenizer, labels):
         return None
@@ -114,7 +114,7 @@ def _grown(model: Any, tokenizer: Any, source: str, new_ids: Sequence[int]) -> s
     before = num_rows(model)
     fit_embeddings(model, tokenizer, _MULTIPLE if new_ids else None)
     rows = num_rows(model)
-    grown = f"embeddings {before:,} rows, now {rows:,}, new ones at the mean of the old" if rows != before else ""
+    grown = f"embeddings grown from {before:,} to {rows:,} rows, the new ones at the mean" if rows != before else ""
     parts = [f"{len(new_ids)} new tokens", grown]
     return f"chat template cloned from {source}: {', '.join(filter(None, parts))}"
 
@@ -127,19 +127,18 @@ def _refuse_without_row(model: Any, tokenizer: Any, labels: Collection[int] | No
     beyond = [f'"{token}" ({index})' for token, index in used.items() if index >= rows]
     if beyond:
         raise ModelError(
-            f"the tokenizer has tokens for which the model has no row, as its embeddings have {rows:,}: "
-            f"{', '.join(beyond)}.",
-            fix="Use the model's own tokenizer, or let the model grow: model.resize_token_embeddings(len(tokenizer)).",
+            f"the tokenizer has tokens beyond the {rows:,} rows of the model's embeddings: {', '.join(beyond)}.",
+            fix="Use the model's own tokenizer, or let it grow: model.resize_token_embeddings(len(tokenizer)).",
         )
 
 
 def _unlearned(embeddings: Any, used: Mapping[str, int], tokenizer: Any) -> list[str]:
-    """Tokens whose row shows that nothing was learned in it: close to zero, to the mean, or to another token's."""
+    """Tokens whose row was never trained, because it is close to zero, to the mean, or to another token's row."""
     import torch
 
     weight = next((one for name, one in embeddings.named_parameters() if one.ndim == 2 and "lora_" not in name), None)
     if weight is None or weight.is_meta or weight.shape[0] <= max(used.values(), default=0):
-        return []  # sharded, or loaded later: its rows are not here
+        return []  # the rows are sharded, or loaded later
     with torch.no_grad():
         every = weight[:: max(1, weight.shape[0] // 4096)].float()
         typical, mean = every.norm(dim=1).median(), every.mean(dim=0)
@@ -173,14 +172,14 @@ def _trains(module: Any, ids: Iterable[int]) -> bool:
 
 
 def _fix(causal: Any, embeddings: Any, head: Any, ids: Sequence[int]) -> str:
-    """The lines to paste, with the model's own names; a tied head follows its embeddings."""
+    """The settings to paste, with the model's own names; a tied head follows its embeddings."""
     names = [_name(causal, embeddings)]
     tied = head is None or getattr(head, "weight", None) is getattr(embeddings, "weight", None)
     tied = tied or bool(getattr(causal.config.get_text_config(), "tie_word_embeddings", False))
     if not tied:
         names.append(_name(causal, head))
     listed = ", ".join(f"{name}: {list(ids)}" for name in names)
-    shared = " (its weight is the head's too, and stays so)" if tied else ""
+    shared = " (its weight is shared with the head, and stays shared)" if tied else ""
     return (
         f"give the adapter modules_to_save: [{', '.join(names)}]{shared}, or, with far fewer weights, "
         f"trainable_token_indices: {{{listed}}}."

@@ -1,4 +1,4 @@
-"""What stands inside the wrappers of a model."""
+"""Finds the model inside its wrappers."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def is_peft_model(model: Any) -> bool:
     """Whether PEFT has wrapped this model."""
     import sys
 
-    peft = sys.modules.get("peft")  # a model cannot be PEFT's where PEFT was never imported
+    peft = sys.modules.get("peft")  # no model is wrapped by PEFT if PEFT was never imported
     return peft is not None and isinstance(model, peft.PeftModel)

@@ -1,4 +1,4 @@
-"""Which parts of a vision-language model are vision: the tower, and what joins it to the language layers."""
+"""Finds the vision parts of a vision-language model: the tower, and what connects it to the language layers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sftcore.model.unwrap import causal_model
 
 
 def vision_parts(model: Any) -> list[str]:
-    """Names of the modules that are neither the language layers nor the head, the topmost of each; [] for a text model.
+    """Names of the topmost modules outside the language layers and the head; [] for a text model.
 
     Raises:
-        ModelError: the model has a vision tower and does not tell its language layers apart.
+        ModelError: the model has a vision tower, but does not say which modules are its language layers.
     """
     model = causal_model(model)
     if not hasattr(model.config, "vision_config"):
@@ -22,14 +22,14 @@ def vision_parts(model: Any) -> list[str]:
     names = list(_without(model, "", language))
     if not names or id(model) in language:
         raise ModelError(
-            f"{type(model).__name__} does not tell its vision tower from its language layers.",
+            f"{type(model).__name__} does not say which modules are its vision tower and which its language layers.",
             fix="Name the modules yourself (target_modules or exclude_modules of the adapter).",
         )
     return names
 
 
 def freeze_vision(model: Any, wanted: bool | None) -> tuple[str, ...]:
-    """Take the vision parts out of the training where that is wanted, and say so."""
+    """Freeze the vision parts if wanted, and return a note about it."""
     if not wanted or not (names := vision_parts(model)):
         return ()
     model = causal_model(model)
@@ -39,7 +39,7 @@ def freeze_vision(model: Any, wanted: bool | None) -> tuple[str, ...]:
 
 
 def _without(module: Any, name: str, language: set[int]) -> Iterator[str]:
-    """The topmost modules below this one in which no language layer is."""
+    """The topmost modules below this one that contain no language layer."""
     for key, child in module.named_children():
         path = f"{name}.{key}" if name else key
         inside = {id(one) for one in child.modules()}

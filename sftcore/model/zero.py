@@ -1,4 +1,4 @@
-"""Models whose weights DeepSpeed's ZeRO-3 keeps in parts on all processes, from the moment they are loaded."""
+"""Handles models whose weights DeepSpeed's ZeRO-3 partitions across all processes as soon as they are loaded."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ if TYPE_CHECKING:
 
 
 def num_weights(parameter: torch.nn.Parameter) -> int:
-    """How many numbers it has; what ZeRO-3 has taken apart has none here."""
+    """The number of elements, even if ZeRO-3 has partitioned the parameter and left none here."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,0 +1,1 @@
+"""`sftcore selftest`: a run with every feature, compared with plain transformers."""

@@ -1,0 +1,1 @@
+"""SFTTrainer and the parts that it is made of."""

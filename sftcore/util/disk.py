@@ -1,4 +1,4 @@
-"""What a disk refuses, said as one clear error: which thing could not be written, where, and how much room is left."""
+"""Turns failed writes into one clear error that says what could not be written, where, and how much space is free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def disk_error(error: Exception) -> str | None:
-    """What the operating system said, where a write failed; the libraries have errors of their own for it."""
+    """The operating system's message for a failed write, which libraries wrap in errors of their own; or None."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     text = str(error)
@@ -35,15 +35,15 @@ def writing(
     what: str,
     place: str | os.PathLike[str],
     *,
-    fix: str = "Free space, or name another place.",
+    fix: str = "Free space, or choose another folder.",
     reads_too: bool = False,
 ) -> Iterator[None]:
-    """Around code that writes `what` at or below `place`.
+    """A context for code that writes `what` at or below `place`.
 
-    With `reads_too` only a full disk counts: other errors may be of a file that is read.
+    With `reads_too`, only a full disk is reported; other errors may concern a file that is read.
 
     Raises:
-        WriteError: the disk refused.
+        WriteError: the write failed.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def writing(
 
 
 def make_output_dir(folder: str) -> None:
-    """Make the folder of a run, before there is anything to lose.
+    """Make the folder of a run before there is anything to lose.
 
     Raises:
         WriteError: it cannot be made.
@@ -73,10 +73,10 @@ def _is_full(error: Exception) -> bool:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file in one move: whoever reads it finds the old text or the new one, never a part.
+    """Replace a text file in one step, so that readers see the old text or the new one, never a part.
 
     Raises:
-        OSError: what the disk said; the old text stands then.
+        OSError: the write failed, and the old text is still there.
     """
     aside = path.with_name(f".tmp-{path.name}")
     try:
@@ -87,8 +87,8 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    """Flush a file, or the names in a folder, to disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -98,7 +98,7 @@ def sync(path: Path) -> None:
 
 
 def free_space(place: str | os.PathLike[str]) -> str:
-    """How much room there is, in words.
+    """How much space is free, in words.
 
     >>> free_space(".").endswith("MiB are free there")
     True
@@ -107,21 +107,21 @@ def free_space(place: str | os.PathLike[str]) -> str:
 
 
 def output_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
-    """Where a run's output_dir cannot become a folder: found before the data are prepared."""
+    """Problems that keep output_dir from becoming a folder, found before the data are prepared."""
     wanted = settings.get("output_dir")
     if not wanted:
         return
     folder = Path(wanted).expanduser()
     nearest = _nearest(folder)
     if not nearest.is_dir():
-        yield Problem(f"{nearest} is a file.", f"output_dir {wanted}", "Name a folder, or one that can be made.")
-    elif not os.access(nearest, os.W_OK | os.X_OK):
         yield Problem(
-            f"{nearest} may not be written to.", f"output_dir {wanted}", "Name a folder of yours, or have it opened."
+            f"{nearest} is a file.", f"output_dir {wanted}", "Name a folder, or a path where one can be made."
         )
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        yield Problem(f"{nearest} is not writable.", f"output_dir {wanted}", "Choose a folder that you may write to.")
 
 
 def _nearest(place: Path) -> Path:
-    """The place itself or the closest above it that exists."""
+    """The path itself, or the closest parent that exists."""
     place = place.expanduser().absolute()
     return next(one for one in (place, *place.parents) if os.path.lexists(one))

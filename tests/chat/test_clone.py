@@ -81,11 +81,11 @@ def test_what_cannot_be_cloned_is_refused_with_the_way_out(tmp_path, source, wri
     tokenizer = base_tokenizer()
     llama = make_llama(tokenizer)
     tokenizer.save_pretrained(tmp_path / "plain")
-    with pytest.raises(ModelError, match=r"has no chat template\. Name one that has"):
+    with pytest.raises(ModelError, match=r"has no chat template\. Name a tokenizer that has one"):
         clone_chat_template(llama, tokenizer, str(tmp_path / "plain"))
     with pytest.raises(ModelError, match="no such folder"):
         clone_chat_template(llama, tokenizer, str(tmp_path / "nothing"))
-    with pytest.raises(ModelError, match="a file with a template alone"):
+    with pytest.raises(ModelError, match="holds only a template"):
         clone_chat_template(llama, tokenizer, str(write("t.jinja", CHATML)))
     with pytest.raises(ModelError, match="resize_to_multiple_of is 0"):
         clone_chat_template(llama, tokenizer, source, resize_to_multiple_of=0)
@@ -170,7 +170,7 @@ def test_a_saved_adapter_takes_another_template_only_if_it_need_not_grow(tmp_pat
     base = saved(tmp_path / "base", base_tokenizer())
     rows = Dataset.from_list(alpaca_rows(4))
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, task_type="CAUSAL_LM"))
-    with pytest.raises(ModelError, match="its embeddings cannot grow beneath that"):
+    with pytest.raises(ModelError, match="its embeddings cannot grow inside an adapter"):
         SFTTrainer(
             model, config(tmp_path, chat_template_path=source), train_dataset=rows,
             processing_class=AutoTokenizer.from_pretrained(base),

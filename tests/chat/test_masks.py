@@ -51,7 +51,7 @@ def test_only_the_completion_of_a_text_counts(tokenizer):
     assert supervised(tokenizer, example, completion_only=False) == "say: hello<|im_end|>"
 
 
-def test_a_token_that_straddles_the_border_counts(tokenizer):
+def test_a_token_that_overlaps_the_edge_is_supervised(tokenizer):
     assert supervised(tokenizer, Example(prompt="say: ", completion="hello")) == " hello<|im_end|>"
 
 
@@ -89,9 +89,9 @@ def test_templates_without_markers_give_the_same_turns_as_marked_ones(tokenizer)
 
 
 def test_settings_that_do_not_fit_the_rows_are_refused(tokenizer):
-    with pytest.raises(DataError, match="needs rows with a prompt and a completion, these are messages"):
+    with pytest.raises(DataError, match="needs rows with a prompt and a completion, but these rows hold messages"):
         supervised(tokenizer, Example(messages=[USER, ASSISTANT]), completion_only=True)
-    with pytest.raises(DataError, match="needs conversations, these rows are texts"):
+    with pytest.raises(DataError, match="needs conversations, but these rows are texts"):
         supervised(tokenizer, Example(text="x"), assistant_only=True)
 
 
@@ -168,7 +168,7 @@ def test_a_weight_lies_on_the_tokens_of_its_turn(tokenizer):
 
 
 def test_only_assistant_turns_can_be_singled_out(tokenizer):
-    with pytest.raises(RowError, match=r"message 0 \(user\) is to be trained on, and only assistant turns can be"):
+    with pytest.raises(RowError, match=r"message 0 \(user\) is marked for training, but only assistant turns can be"):
         supervised(tokenizer, Example(messages=[Message("user", "x", train=True), ASSISTANT]))
 
 

@@ -133,12 +133,12 @@ def test_an_edited_template_is_found_with_the_place_where_it_differs(copied):
     path.write_text(path.read_text().replace("<|im_end|>\n", "<|im_end|>"))
     found = differing(copied)
     assert set(found) == {"chat template"}
-    assert r"in training '\n'" in found["chat template"]
+    assert r"in training it wrote '\n'" in found["chat template"]
 
 
 def test_a_missing_template_is_found(copied):
     (copied / "chat_template.jinja").unlink()
-    assert differing(copied)["chat template"] == "is missing."
+    assert differing(copied)["chat template"] == "it is missing."
 
 
 def test_a_template_that_refuses_is_found(copied):
@@ -149,24 +149,24 @@ def test_a_template_that_refuses_is_found(copied):
 def test_another_eos_is_found(copied):
     edit(copied / "tokenizer_config.json", eos_token="<|im_start|>")
     found = differing(copied)
-    assert "eos_token is '<|im_start|>', in training '<|im_end|>'" in found["special tokens"]
+    assert "eos_token is '<|im_start|>', but it was '<|im_end|>' in training" in found["special tokens"]
     assert "is not among the stops" in found["eos"]
 
 
 @pytest.mark.parametrize("stops", [0, [0], None])
 def test_a_stop_that_was_lost_is_found(copied, stops):
     edit(copied / "generation_config.json", eos_token_id=stops)
-    assert 'answers end with "<|im_end|>" (2), and generation stops at' in differing(copied)["stop token"]
+    assert 'answers end with "<|im_end|>" (2), but generation stops at' in differing(copied)["stop token"]
 
 
 def test_a_dropped_generation_config_is_found(copied):
     (copied / "generation_config.json").unlink()
-    assert "in which the run stops at [2, 0]" in differing(copied)["stop token"]
+    assert "in which the run set generation to stop at [2, 0]" in differing(copied)["stop token"]
 
 
 def test_a_stop_token_that_pads_is_found(copied):
     edit(copied / "generation_config.json", pad_token_id=2)
-    assert differing(copied) == {"padding": '"<|im_end|>" (2) ends answers, and pads too (generation).'}
+    assert differing(copied) == {"padding": '"<|im_end|>" (2) ends answers, but is used for padding too (generation).'}
     edit(copied / "tokenizer_config.json", pad_token="<|im_end|>")
     assert "(generation and tokenizer)" in differing(copied)["padding"]
 
@@ -178,7 +178,7 @@ def test_the_tokenizer_of_another_vocabulary_is_found(copied):
     other.save_pretrained(copied)
     found = differing(copied)
     assert {"vocabulary", "special tokens", "token ids"} <= set(found)
-    assert found["vocabulary"] == "the tokenizer needs 359 rows, the embeddings have 317."
+    assert found["vocabulary"] == "the tokenizer needs 359 rows, but the embeddings have 317."
 
 
 def test_a_tokenizer_with_other_merges_is_found(copied):
@@ -201,7 +201,7 @@ def test_bos_that_is_added_twice_is_found(tmp_path):
     folder = trained(tmp_path, saved(tmp_path / "base", make_tokenizer(bos=True)))
     (folder / "chat_template.jinja").write_text(WITH_BOS)
     found = differing(folder)
-    assert "begins a conversation 2 times" in found["bos"]
+    assert 'begins with "<s>" 2 times' in found["bos"]
 
 
 def test_a_template_that_writes_bos_twice_is_found_without_a_record_too(tmp_path):
@@ -212,7 +212,7 @@ def test_a_template_that_writes_bos_twice_is_found_without_a_record_too(tmp_path
 def test_an_adapter_whose_base_is_gone_or_not_named_is_found(adapter, tmp_path):
     folder = Path(shutil.copytree(adapter, tmp_path / "copy"))
     edit(folder / "adapter_config.json", base_model_name_or_path="/nowhere/model")
-    assert differing(folder)["adapter's base"] == "/nowhere/model is not there."
+    assert differing(folder)["adapter's base"] == "/nowhere/model does not exist."
     edit(folder / "adapter_config.json", base_model_name_or_path=None)
     assert "does not say" in differing(folder)["adapter's base"]
 
@@ -220,7 +220,7 @@ def test_an_adapter_whose_base_is_gone_or_not_named_is_found(adapter, tmp_path):
 def test_an_adapter_without_stops_of_its_own_is_found(adapter, tmp_path):
     folder = Path(shutil.copytree(adapter, tmp_path / "copy"))
     (folder / "generation_config.json").unlink()
-    assert "generation_config.json is missing" in differing(folder)["stop token"]
+    assert "generation_config.json, in which the run set" in differing(folder)["stop token"]
 
 
 def test_a_base_whose_template_ends_turns_with_another_token_than_its_stop_is_found_without_a_record(tmp_path):
@@ -266,7 +266,7 @@ def test_what_is_no_saved_folder_is_refused(where):
 
 def test_a_manifest_that_is_damaged_is_named(copied):
     edit(copied / "manifest.json", chat={"stop": "x"})
-    with pytest.raises(ModelError, match="the record of the chat lacks template_sha256"):
+    with pytest.raises(ModelError, match="the record of the chat set-up lacks template_sha256"):
         differing(copied)
 
 
@@ -284,7 +284,7 @@ def test_a_save_that_would_be_served_otherwise_warns_and_is_recorded(tmp_path):
         str(base), config(tmp_path, max_steps=1), train_dataset=Dataset.from_list(alpaca_rows(8)),
         processing_class=Forgetful.from_pretrained(base),
     )  # fmt: skip
-    with pytest.warns(UserWarning, match=r"served otherwise than it was trained: chat template: is missing\."):
+    with pytest.warns(UserWarning, match=r"served otherwise than it was trained: chat template: it is missing\."):
         trainer.save_model()
     checks = {one["name"]: one for one in json.loads((tmp_path / "out" / "manifest.json").read_text())["parity"]}
     assert checks["chat template"]["state"] == "differs"

@@ -213,7 +213,7 @@ def test_messages_and_tools_that_a_template_leaves_out_are_noted():
     )
     tools = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
     assert rendered(styled("chatml"), talk("a", "b"), tools=tools).notes == (
-        "tools left out: the chat template does not render them",
+        "tools left out, because the chat template does not render them",
     )
 
 
@@ -229,7 +229,7 @@ def test_a_last_turn_without_an_end_token_gets_the_one_that_ends_turns_inside():
     one = rendered(tokenizer, talk("a", "b", "c", "d"))
     assert found(tokenizer, talk("a", "b", "c", "d")) == ["b<|user|>", "d<|user|>"]
     assert one.text.endswith("d<|user|>")
-    assert one.notes == ("stop token appended: the chat template ends the last turn without one",)
+    assert one.notes == ("stop token appended, because the chat template ends the last turn without one",)
     example = Example(prompt=talk("a"), completion=[Message("assistant", "b")])
     assert supervised(tokenizer, example) == "b<|user|>"
 
@@ -238,8 +238,8 @@ def test_a_template_without_any_end_token_gives_the_last_turn_eos():
     tokenizer = tokenizer_of("{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}")
     assert found(tokenizer, talk("a", "b", "c", "d")) == ["b", "d\n</s>"]
     assert rendered(tokenizer, talk("a", "b", "c", "d")).notes == (
-        "turns without an end token in the chat template",
-        "stop token appended: the chat template ends the last turn without one",
+        "the chat template writes no end token after some turns",
+        "stop token appended, because the chat template ends the last turn without one",
     )
 
 
@@ -383,7 +383,7 @@ def test_a_users_turn_that_is_to_be_trained_on_is_refused_in_a_shape_that_is_kno
     renderer.render(Example(messages=talk("a", "b")))
     for turns in (talk("a", "b"), [Message("user", "a", train=False), Message("assistant", "b")]):
         renderer.render(Example(messages=turns))
-    with pytest.raises(RowError, match=r"message 0 \(user\) is to be trained on"):
+    with pytest.raises(RowError, match=r"message 0 \(user\) is marked for training"):
         renderer.render(Example(messages=[Message("user", "a", weight=0.5), Message("assistant", "b")]))
 
 

@@ -64,7 +64,7 @@ def test_without_a_template_or_with_one_that_refuses_there_is_none():
 def test_the_end_of_turns_becomes_the_first_stop_and_the_eos_and_the_run_says_so(tmp_path):
     tokenizer = qwen_like()
     trainer = run(tmp_path, make_llama(tokenizer), tokenizer)
-    assert any('ends turns with "<|im_end|>", and the EOS was "<|endoftext|>"' in note for note in trainer.loaded.notes)
+    assert any('ends turns with "<|im_end|>", but the EOS was "<|endoftext|>"' in note for note in trainer.loaded.notes)
     trainer.train()
     trainer.save_model()
     saved_config = GenerationConfig.from_pretrained(tmp_path / "out")
@@ -91,7 +91,7 @@ def test_a_template_that_prints_the_eos_keeps_it(tmp_path):
     trainer = run(tmp_path, make_llama(tokenizer), tokenizer)
     assert trainer.model.generation_config.eos_token_id == [2, 0]
     assert tokenizer.eos_token == "<|endoftext|>"
-    assert any("the tokenizer's EOS stays, which the template prints" in note for note in trainer.loaded.notes)
+    assert any("the tokenizer keeps its EOS, because the template prints it" in note for note in trainer.loaded.notes)
 
 
 def test_an_eos_that_was_chosen_comes_first_and_the_end_of_turns_stops_too(tmp_path):
@@ -172,7 +172,7 @@ def test_a_stop_token_that_pads_is_trained_all_the_same_and_pads_no_longer(tmp_p
     model = make_llama(tokenizer)
     assert model.get_input_embeddings().padding_idx == 2
     trainer = run(tmp_path, model, tokenizer)
-    assert 'padding is "<|endoftext|>": "<|im_end|>" ends answers' in trainer.loaded.notes
+    assert 'padding is now "<|endoftext|>", because "<|im_end|>" ends answers' in trainer.loaded.notes
     batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 15)])
     assert all(2 in row for row in batch["labels"])
     assert batch["input_ids"][0, -1] == 0
@@ -198,7 +198,7 @@ def test_where_nothing_else_can_pad_the_stop_token_stays_trained_and_the_run_say
     trainer = run(tmp_path, make_llama(tokenizer, pad_token_id=None), tokenizer)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in (0, 15)])
     assert all(1 in row for row in batch["labels"])
-    assert any("as the vocabulary has no other token for it" in note for note in trainer.loaded.notes)
+    assert any("because the vocabulary has no other suitable token" in note for note in trainer.loaded.notes)
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,9 @@ def test_padding_for_which_the_model_has_no_row_is_replaced_or_refused(tmp_path)
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
         if unk:
             notes = run(tmp_path, model, tokenizer).loaded.notes
-            assert 'padding is "<|endoftext|>": "[PAD]" has no row in the embeddings' in notes
+            assert 'padding is now "<|endoftext|>", because "[PAD]" has no row in the embeddings' in notes
         else:
-            with pytest.raises(ModelError, match=r'padding is "\[PAD\]", for which the model has no row'):
+            with pytest.raises(ModelError, match=r'the padding token "\[PAD\]" has no row in the model'):
                 run(tmp_path, model, tokenizer)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftcore import Example, Message
-from sftcore.check.findings import KINDS, SHOWN, Findings, Place
+from sftcore.check.findings import KINDS, SHOWN, Findings, Location
 from sftcore.check.inspect import Inspectors
 from sftcore.check.lengths import describe, packed
 from sftcore.check.read import Raw, raw_rows
@@ -204,7 +204,7 @@ def test_a_row_counts_once_and_the_first_places_are_kept():
     findings = Findings()
     for row in range(30):
         for _ in range(2):
-            findings.add("mojibake", Place(row, "d.jsonl", row + 1))
+            findings.add("mojibake", Location(row, "d.jsonl", row + 1))
     (found,) = findings.all()
     assert (found.count, [place.row for place in found.rows]) == (30, list(range(SHOWN)))
 
@@ -212,7 +212,7 @@ def test_a_row_counts_once_and_the_first_places_are_kept():
 def test_reasons_without_end_are_counted_together():
     findings = Findings()
     for row in range(100):
-        findings.add("refused", Place(row), what=f"reason {row}.")
+        findings.add("refused", Location(row), what=f"reason {row}.")
     found = findings.all()
     assert sum(one.count for one in found) == 100
     assert len(found) == 31
@@ -275,7 +275,7 @@ def test_files_that_one_format_cannot_read_together_are_an_error(tmp_path):
     report = one.report()
     assert [file.format for file in report.files] == ["text", "prompt-completion"]
     assert [found.what for found in report.findings if found.id == "mixed-formats"] == [
-        "a run reads all files by one format, these are text, prompt-completion."
+        "a run reads all files with one format, but these need text, prompt-completion."
     ]
 
 
@@ -294,4 +294,4 @@ def test_a_row_of_which_the_format_makes_nothing_is_dropped_also_without_a_model
     inspector = one.inspectors.open(["prompt", "completion"], "a")
     silent = attrs.evolve(inspector, reader=attrs.evolve(inspector.reader, formatter=lambda row: []))
     (found,) = silent.inspect([{"prompt": "a"}], [7])
-    assert (found.number, found.example, found.dropped) == (7, None, "the format makes nothing of it")
+    assert (found.number, found.example, found.dropped) == (7, None, "the format returned no example for this row")

@@ -81,7 +81,7 @@ def test_columns_that_nobody_reads_are_reported_by_the_mapping_that_fits(write):
     path = write("qa.jsonl", jsonl({"question": f"what is {i}?", "answer": f"it is {i}"} for i in range(9)))
     one = report(str(path), code=0)
     assert one["suggested"] == GSM8K_LINE
-    assert found(one)["format-suggested"]["fix"] == f"Put into the recipe: {GSM8K_LINE}"
+    assert found(one)["format-suggested"]["fix"] == f"Add to the recipe: {GSM8K_LINE}"
     assert GSM8K_LINE in run(str(path)).stdout
     with_it = report(str(path), "--format", GSM8K_LINE.removeprefix("format: "), code=0)
     assert (with_it["suggested"], with_it["findings"]) == ("", [])
@@ -203,7 +203,7 @@ def test_the_rows_around_broken_ones_are_counted(write):
         ("list.json", "[]", "no-rows", "there are no rows"),
         ("odd.jsonl", '{"foo": 1}\n', "no-format", 'no installed format recognises the columns "foo"'),
         ("two.jsonl", '{"text": "a", "messages": []}\n', "no-format", "2 formats recognise the columns"),
-        ("data.txt", "hello", "unreadable", 'files ending in ".txt" are not read'),
+        ("data.txt", "hello", "unreadable", 'files ending in ".txt" cannot be read'),
     ],
 )
 def test_a_file_without_usable_rows_is_an_error(write, name, text, finding, said):
@@ -253,7 +253,7 @@ def test_the_report_agrees_with_the_ledger_of_a_run(write, tokenizer, model_fold
         "all": ledger.tokens_in, "kept": ledger.tokens_kept, "cut": ledger.tokens_cut,
         "dropped": ledger.tokens_dropped, "supervised": ledger.tokens_supervised,
     }  # fmt: skip
-    assert "no supervised token left after the cut" in found(one)["dropped"]["what"]
+    assert "no supervised token left after truncation" in found(one)["dropped"]["what"]
 
 
 def test_what_the_template_refuses_is_an_error_and_special_tokens_inside_messages_a_warning(write, tool_model):

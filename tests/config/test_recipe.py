@@ -63,7 +63,7 @@ def test_older_names_work_and_say_their_new_one():
         ("adapter: [lora, ia3]", "a run has one adapter, got 2"),
         ("kernel: [x, x]", '"x" stands twice'),
         ("loss: 3", "expected a name or a name with options, got int 3"),
-        ("plugins: {loss: nll}", '"plugins" is for Python; a recipe uses'),
+        ("plugins: {loss: nll}", '"plugins" is only for Python; in a recipe, use'),
         ("max_steps: 1\nmax_steps: 2", 'r.yaml line 4, column 1: the key "max_steps" stands twice'),
         ("adapter: {lora: {r: 1}", "r.yaml line"),
         ("x: !!python/object/apply:os.system [ls]", "could not determine a constructor for the tag"),
@@ -84,10 +84,10 @@ def test_a_mistake_is_named_with_its_place_and_its_mending(write, lines, said):
         ("model: {name: x, revison: y}\ndata: x", 'model: unknown key "revison". Did you mean "revision"?'),
         ("model: [x]\ndata: x", "model: expected a name or a mapping, got list"),
         ("model: x\ndata: {eval: y}", 'data: the key "train" is missing'),
-        ("model: x\ndata: {train: y, eval_fraction: 1.5}", "eval_fraction is a share between 0 and 1, got 1.5"),
+        ("model: x\ndata: {train: y, eval_fraction: 1.5}", "eval_fraction must be between 0 and 1, got 1.5"),
         ("model: x\ndata: {train: y, eval: z, eval_fraction: 0.5}", "contradict each other"),
         ("model: x\ndata: {train: 3}", "data.train: expected str | list[str], got int 3"),
-        ("- a\n- b", "a recipe is a mapping"),
+        ("- a\n- b", "a recipe must be a mapping"),
     ],
 )
 def test_sections_are_checked(write, text, said):
@@ -99,9 +99,9 @@ def test_sections_are_checked(write, text, said):
 def test_a_missing_recipe_and_a_broken_override_are_named(tmp_path):
     with pytest.raises(RecipeError, match="no recipe at"):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(RecipeError, match='"max_steps" is no override'):
+    with pytest.raises(RecipeError, match='"max_steps" is not an override'):
         load_recipe(None, ["model=m", "max_steps"])
-    with pytest.raises(RecipeError, match='"max_steps" holds 3, nothing can be set inside'):
+    with pytest.raises(RecipeError, match='"max_steps" is 3, so nothing can be set inside it'):
         load_recipe(None, ["model=m", "data=d", "max_steps=3", "max_steps.x=1"])
 
 

@@ -13,7 +13,7 @@ from sftcore import ConflictError, DataError, RowError, TokenizedRow
 from sftcore.config.setup import set_up
 from sftcore.core.types import ModelRequest, Selection
 from sftcore.data.columns import TokenColumns
-from sftcore.data.pipeline import NOTHING_LEFT, NOTHING_MADE, NOTHING_SUPERVISED
+from sftcore.data.pipeline import NO_EXAMPLE, NOTHING_LEFT, NOTHING_SUPERVISED
 from sftcore.data.sets import DataPreparation
 from tests.conftest import alpaca_rows
 
@@ -32,7 +32,7 @@ def test_the_ledger_adds_up_and_names_what_was_dropped(tokenizer):
     assert ledger.dropped == {NOTHING_LEFT: 1}
     assert ledger.first_dropped == {NOTHING_LEFT: 3}
     assert ledger.tokens_kept == sum(map(len, prepared["input_ids"]))
-    assert "1 rows dropped, no supervised token left after the cut (first: row 3)" in "\n".join(ledger.lines())
+    assert "1 rows dropped, no supervised token left after truncation (first: row 3)" in "\n".join(ledger.lines())
 
 
 def test_a_set_of_which_nothing_is_left_is_refused(tokenizer):
@@ -154,7 +154,7 @@ def test_shuffling_depends_on_the_seed_alone(tokenizer):
 
 def test_images_are_refused_not_left_out(tokenizer):
     rows = Dataset.from_list([{"text": "<image>x", "images": [b"any"]}])
-    with pytest.raises(DataError, match="train row 0: the rows have images, and the model reads text alone"):
+    with pytest.raises(DataError, match="train row 0: the rows have images, but the model reads only text"):
         preparation(tokenizer).prepare(rows, "train")
     named = preparation(tokenizer, chosen=[Selection("format", "text")])
     for data in (preparation(tokenizer, formatting_func=str), named):
@@ -173,8 +173,8 @@ def test_tools_that_the_template_does_not_render_are_said(tokenizer):
     rows = [{"messages": [{"role": "user", "content": "x"}], "tools": '[{"name": "now"}]'}] * 2
     data = preparation(tokenizer)
     data.prepare(Dataset.from_list(rows), "train")
-    assert data.ledgers[0].notes == {"tools left out: the chat template does not render them": 2}
-    assert "train: 2 rows: tools left out: the chat template does not render them" in data.ledgers[0].lines()
+    assert data.ledgers[0].notes == {"tools left out, because the chat template does not render them": 2}
+    assert "train: 2 rows: tools left out, because the chat template does not render them" in data.ledgers[0].lines()
 
 
 @pytest.mark.parametrize(("style", "wanted"), [("turn", "hello<|im_end|>"), ("trl", "hello<|im_end|>\n")])
@@ -213,7 +213,7 @@ def test_a_row_of_which_the_format_makes_nothing_is_counted(tokenizer):
     data = preparation(tokenizer, formatting_func=lambda row: [row["text"]] if row["text"] else [])
     prepared = data.prepare(Dataset.from_list([{"text": "hello"}, {"text": ""}]), "train")
     assert len(prepared) == 1
-    assert data.ledgers[0].dropped_rows == {NOTHING_MADE: [1]}
+    assert data.ledgers[0].dropped_rows == {NO_EXAMPLE: [1]}
 
 
 def test_every_row_is_told_what_becomes_of_it_and_none_stops_the_rest(tokenizer):

@@ -88,7 +88,7 @@ def test_deepspeed_asked_for_by_the_launcher_is_missing_too(recipe, monkeypatch)
 
 
 def test_deepspeed_does_not_train_on_what_is_not_finite(recipe):
-    with pytest.raises(CheckError, match="DeepSpeed itself leaves out a step whose gradients are NaN or Inf"):
+    with pytest.raises(CheckError, match="DeepSpeed itself skips a step whose gradients are NaN or Inf"):
         check_recipe(load_recipe(str(recipe), ["deepspeed=zero3.json", "on_nonfinite=continue"]))
 
 
@@ -115,7 +115,7 @@ def test_an_order_of_rows_that_no_checkpoint_keeps_is_refused_for_several_proces
 
 
 def test_a_recipe_cannot_hold_the_parallelism_of_accelerate(recipe):
-    with pytest.raises(CheckError, match="it is accelerate's ParallelismConfig, got a mapping of tp_size"):
+    with pytest.raises(CheckError, match="expected accelerate's ParallelismConfig, got a mapping of tp_size"):
         check_recipe(load_recipe(str(recipe), ["parallelism_config={tp_size: 2}"]))
 
 
@@ -124,7 +124,7 @@ def test_what_a_launcher_shards_gets_no_master_copies_of_ours(recipe, llama, mon
     assert wants_master_weights(llama.bfloat16(), {"master_weights": True})
     monkeypatch.setenv(name, "true")
     assert not wants_master_weights(llama, {"master_weights": True})
-    with pytest.raises(CheckError, match="shards the weights and keeps master copies in its own way"):
+    with pytest.raises(CheckError, match="shards the weights and keeps its own master copies"):
         check_recipe(load_recipe(str(recipe), ["master_weights=true"]))
 
 
@@ -136,7 +136,7 @@ def test_parallelism_that_splits_rows_is_refused(recipe, monkeypatch, size, name
 
 
 def test_an_adapter_with_tensor_parallelism_is_refused(recipe):
-    with pytest.raises(CheckError, match="tensor parallelism splits the weights that the adapter goes around"):
+    with pytest.raises(CheckError, match="tensor parallelism splits the weights that the adapter wraps"):
         check_recipe(load_recipe(str(recipe), ["model.init_kwargs.tp_plan=auto", "adapter=lora"]))
 
 

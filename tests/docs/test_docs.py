@@ -229,7 +229,7 @@ def test_the_attention_of_the_attention_page_is_refused_where_it_declares_nothin
     padded = Plan((), {"use_cpu": True}, flattened=False)
     said = [problem.what for problem in made().check(padded, Probe())]
     assert any("device cpu" in one for one in said)
-    assert any("takes no padding" in one for one in said)
+    assert any("does not accept padding" in one for one in said)
 
 
 def test_the_table_of_attentions_says_what_they_declare():

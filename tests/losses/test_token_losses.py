@@ -115,7 +115,7 @@ def test_a_second_backward_pass_is_refused():
         hidden, torch.nn.Linear(8, 16), torch.arange(4), None, torch.tensor(4)
     ).loss
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="the backward pass of this loss ran already"):
+    with pytest.raises(RuntimeError, match="the backward pass of this loss has already run"):
         loss.backward()
 
 

@@ -69,7 +69,7 @@ def test_a_base_quantised_outside_the_trainer_is_prepared_and_said(tmp_path, tok
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=wanted, dtype=torch.float32)
     args = config(tmp_path, max_steps=8, prepare_in_int8_kwargs={"use_gradient_checkpointing": False})
     trainer = SFTTrainer(model, args, train_dataset=ROWS, processing_class=tokenizer, peft_config=LORA)
-    assert "by PEFT's prepare_model_for_kbit_training" in "\n".join(trainer.loaded.notes)
+    assert "PEFT's prepare_model_for_kbit_training cast" in "\n".join(trainer.loaded.notes)
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0]
 

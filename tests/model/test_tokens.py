@@ -68,7 +68,7 @@ def test_a_part_of_the_fix_is_not_enough(tmp_path, source):
         )  # fmt: skip
 
     (text,) = warned(build)
-    assert "does not train their rows of the head:" in text
+    assert "does not train their rows of the head, so" in text
 
 
 def test_a_model_that_was_grown_before_is_found_out_by_its_rows(tmp_path, source):

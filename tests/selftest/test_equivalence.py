@@ -199,7 +199,7 @@ def test_rows_without_anything_supervised_are_refused(found, write):
 
 
 def test_what_training_would_refuse_is_refused(found):
-    with pytest.raises(ConflictError, match="on a CPU activations are in host memory already"):
+    with pytest.raises(ConflictError, match="on a CPU, activations are already in host memory"):
         found("activation_offloading=true")
 
 

@@ -84,7 +84,7 @@ def test_a_long_cut_is_shown_in_part(model_folder, write):
 
 def test_a_row_that_a_run_drops_or_refuses_is_said(model_folder, write):
     path = write("d.jsonl", jsonl([*alpaca_rows(1), {"instruction": "say", "output": None}]))
-    assert "A run drops this row: no supervised token left after the cut." in shown(
+    assert "A run drops this row: no supervised token left after truncation." in shown(
         str(path), "--model", str(model_folder), "max_length=5"
     )
     with pytest.raises(RowError, match=r'd\.jsonl row 1: the column "output" is null'):

@@ -79,7 +79,7 @@ def test_what_a_template_leaves_out_is_counted_once_for_all_rows(model_folder, w
     row = {"messages": [{"role": "user", "content": "say hello"}], "tools": '[{"name": "now"}]'}
     rows = write("chat.jsonl", (json.dumps(row) + "\n") * 3)
     printed = sftcore("train", f"model={model_folder}", f"data={rows}", "max_steps=1", f"output_dir={rows}.out")
-    assert printed.count("3 rows: tools left out: the chat template does not render them") == 1
+    assert printed.count("3 rows: tools left out, because the chat template does not render them") == 1
 
 
 def test_explain_says_who_answers_each_hook_and_where(model_folder, train_file):

@@ -72,7 +72,7 @@ def test_the_proof_and_every_row_stand_in_the_runs_folder(tmp_path, folder, caps
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["documents"]["way"], manifest["documents"]["neighbours_gap"]) == ("positions", 0.0)
     (ledger,) = json.loads((tmp_path / "out" / "ledger.json").read_text())["ledgers"]
-    assert ledger["dropped_rows"] == {"no supervised token left after the cut": [12]}
+    assert ledger["dropped_rows"] == {"no supervised token left after truncation": [12]}
     assert ledger["tokens_in"] == ledger["tokens_kept"] + ledger["tokens_cut"] + ledger["tokens_dropped"]
     said = capsys.readouterr().err
     assert "documents  documents are kept apart by position ids that restart with each document" in said

@@ -68,7 +68,7 @@ def test_a_broken_line_met_while_streaming_is_named(model_folder, tmp_path):
     ("words", "error", "said"),
     [
         ((), ConflictError, "epochs have no length. Add max_steps"),
-        (("max_steps=2", "data.eval_fraction=0.5"), RecipeError, "a share of a stream cannot be held back"),
+        (("max_steps=2", "data.eval_fraction=0.5"), RecipeError, "eval_fraction does not work with streaming"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused_before_anything_is_loaded(model_folder, tmp_path, words, error, said):

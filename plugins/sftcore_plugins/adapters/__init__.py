@@ -1,0 +1,1 @@
+"""Adapters: LoRA, QLoRA and Unsloth's LoRA."""

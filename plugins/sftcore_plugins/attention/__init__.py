@@ -1,0 +1,1 @@
+"""Attention implementations, and how each keeps the documents of a row apart."""

@@ -1,0 +1,1 @@
+"""Collators, which make a batch from token rows."""

@@ -1,0 +1,1 @@
+"""Formats, which make an example from a row of a data set."""

@@ -1,0 +1,1 @@
+"""Loaders, which read a model and its tokenizer."""

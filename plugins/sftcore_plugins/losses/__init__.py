@@ -1,0 +1,1 @@
+"""Losses, which compute what training minimises."""

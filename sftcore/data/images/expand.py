@@ -1,7 +1,8 @@
-"""What a processor writes in the place of an image: text that becomes the image's tokens, known before it is decoded.
+"""Expands image placeholders into the text that becomes the image's tokens, before the image is decoded.
 
-A vision-language processor replaces each image's token by as many as the image has, with rows, columns and borders as
-the family writes them. How many they are depends on the image's size alone, so a blank image of that size tells.
+A vision-language processor replaces the placeholder of each image by as many tokens as the image has, with the rows,
+columns and borders of its model family. Their number depends only on the image's size, so it is found with a blank
+image of the same size.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from sftcore.core.types import IMAGE, Example, Message, Part, Span
 from sftcore.data.images.reference import MAX_PIXELS, ImageSource, size_of, source_of
 
 _KEPT = 4096
-"""Sizes whose text is kept."""
+"""How many sizes are kept with their text."""
 
 
 class Expander:
-    """Puts the tokens of images into rendered texts, for one processor.
+    """Puts the text of images into rendered texts, for one processor.
 
     Args:
         processor: a vision-language processor of transformers.
-        folder: where relative paths of images begin.
-        max_pixels: of the largest image that is opened.
+        folder: the folder that relative paths of images start from.
+        max_pixels: the most pixels that an image may have.
     """
 
     def __init__(self, processor: Any, folder: str = "", max_pixels: int = MAX_PIXELS) -> None:
@@ -38,34 +39,34 @@ class Expander:
         self._texts: dict[tuple[int, int], str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was learned: it is learned anew in a worker, and no cache key depends on it."""
+        """Without the known texts: workers find their own, and no cache key depends on them."""
         return {**self.__dict__, "_texts": {}}
 
     @property
-    def place(self) -> str:
+    def placeholder(self) -> str:
         """The token that stands for one image in a text that the processor reads."""
         return str(self.processor.image_token)
 
     @functools.cached_property
-    def written(self) -> str:
-        """What stands for an image in a plain text: the place, with what the chat template writes around it."""
+    def placeholder_in_text(self) -> str:
+        """The placeholder with what the chat template writes around it, for use in plain texts."""
         if not self.processor.tokenizer.chat_template:
-            return self.place
+            return self.placeholder
         turn = Message("user", [Part("text", "A"), Part("image"), Part("text", "B")])
         try:
             text = Renderer(self.processor.tokenizer).render(Example(messages=[turn])).text
         except DataError:
-            return self.place
-        around = re.search(rf"A\s*([^\sA]*{re.escape(self.place)}[^\sB]*)\s*B", text)
-        return around[1] if around else self.place
+            return self.placeholder
+        around = re.search(rf"A\s*([^\sA]*{re.escape(self.placeholder)}[^\sB]*)\s*B", text)
+        return around[1] if around else self.placeholder
 
-    def with_places(self, example: Example) -> Example:
-        """The example with the model's own way to name an image in place of `IMAGE` in its plain texts."""
-        if not example.images or self.written == IMAGE:
+    def with_placeholders(self, example: Example) -> Example:
+        """The example with the model's own placeholder instead of `IMAGE` in its plain texts."""
+        if not example.images or self.placeholder_in_text == IMAGE:
             return example
         texts = {name: getattr(example, name) for name in ("text", "prompt", "completion")}
         changed: dict[str, Any] = {
-            name: text.replace(IMAGE, self.written) for name, text in texts.items() if isinstance(text, str)
+            name: text.replace(IMAGE, self.placeholder_in_text) for name, text in texts.items() if isinstance(text, str)
         }
         return attrs.evolve(example, **changed) if changed else example
 
@@ -73,7 +74,7 @@ class Expander:
         """References to an example's images.
 
         Raises:
-            RowError: one of them is no image, or not there; with its number.
+            RowError: one of them is not an image or does not exist; names its number.
         """
         found = []
         for number, image in enumerate(images):
@@ -84,41 +85,46 @@ class Expander:
         return found
 
     def expand(self, rendered: Rendered, sources: Sequence[ImageSource]) -> Rendered:
-        """The text as the model will read it, with spans moved and the characters of images as holes.
+        """The text as the model will read it, with its spans moved, and the characters of images as `image_spans`.
 
         Raises:
-            RowError: another number of images than of places, or an image that cannot be used.
+            RowError: the numbers of images and placeholders differ, or an image cannot be used.
         """
-        place = self.place
-        parts = rendered.text.split(place)
+        placeholder = self.placeholder
+        parts = rendered.text.split(placeholder)
         if len(parts) - 1 != len(sources):
             raise RowError(
-                f"the text has {_counted(len(parts) - 1, 'place')} for images ({place}), and the row has "
+                f"the text has {_counted(len(parts) - 1, 'image placeholder')} ({placeholder}), but the row has "
                 f"{_counted(len(sources), 'image')}.",
-                fix="Give as many images as places; a text that merely names the token must not be that of a place.",
+                fix="Give one image for each placeholder. A text that only mentions it must spell it differently.",
             )
         if not sources:
             return rendered
-        text, moved, holes = parts[0], [(0, 0)], []
+        text, moved, image_spans = parts[0], [(0, 0)], []
         for number, (source, part) in enumerate(zip(sources, parts[1:], strict=True)):
             try:
                 tokens = self.text_of(size_of(source, self.max_pixels))
             except RowError as error:
                 raise _numbered(error, number, len(sources)) from None
-            holes.append(Span(len(text), len(text) + len(tokens)))
+            image_spans.append(Span(len(text), len(text) + len(tokens)))
             text += tokens + part
-            before = sum(map(len, parts[: number + 1])) + (number + 1) * len(place)
+            before = sum(map(len, parts[: number + 1])) + (number + 1) * len(placeholder)
             moved.append((before, len(text) - len(part) - before))
         spans = None if rendered.spans is None else tuple(_moved(span, moved) for span in rendered.spans)
         return attrs.evolve(
-            rendered, text=text, spans=spans, holes=tuple(holes), unexpanded=rendered.text, images=tuple(sources)
+            rendered,
+            text=text,
+            spans=spans,
+            image_spans=tuple(image_spans),
+            unexpanded=rendered.text,
+            images=tuple(sources),
         )
 
     def text_of(self, size: tuple[int, int]) -> str:
-        """What stands for an image of this width and height.
+        """The text that stands for an image of this width and height.
 
         Raises:
-            RowError: the processor does not tell, or cannot process an image of this size.
+            RowError: the processor cannot process an image of this size, or does not say what it replaces.
         """
         kept = self._texts.get(size)
         if kept is not None:
@@ -129,7 +135,7 @@ class Expander:
         try:
             batch = self.processor(
                 images=[[Image.new("RGB", size)]],
-                text=[self.place],
+                text=[self.placeholder],
                 add_special_tokens=False,
                 return_text_replacement_offsets=True,
             )
@@ -147,30 +153,30 @@ class Expander:
 
 
 def is_vision(processor: Any) -> bool:
-    """Whether a processor reads images beside text."""
+    """Whether a processor reads images as well as text."""
     return getattr(processor, "image_processor", None) is not None and hasattr(processor, "tokenizer")
 
 
 def refuse_keep_end(truncation: str, max_length: int | None) -> None:
-    """Refuse a cut at the start of rows with images, which mostly stand there."""
+    """Refuse to truncate the start of rows with images, where most of the images are."""
     if truncation == "keep_end" and max_length is not None:
         raise ConflictError(
-            "truncation_mode keep_end would cut images away, which mostly stand at the start of a row.",
+            "truncation_mode keep_end would cut off images, most of which are at the start of a row.",
             fix="Set truncation_mode: keep_start, or max_length: null.",
         )
 
 
 def refuse_without_vision(tokenizer: Any) -> RowError:
-    """The error of images for a model that reads text alone."""
+    """The error for images in a run whose model reads only text."""
     return RowError(
-        f"the rows have images, and the model reads text alone: {type(tokenizer).__name__} is no vision-language "
+        f"the rows have images, but the model reads only text: {type(tokenizer).__name__} is not a vision-language "
         "processor.",
         fix="Use a vision-language model with its processor, or remove the images.",
     )
 
 
 def _moved(span: Span, moved: Sequence[tuple[int, int]]) -> Span:
-    """The span behind what the images before its start, and before its end, put there."""
+    """The span, moved by the text that was inserted for images before its start and before its end."""
     start, end = (max(gained for before, gained in moved if before <= at) for at in (span.start, span.end))
     return attrs.evolve(span, start=span.start + start, end=span.end + end)
 

@@ -1,9 +1,9 @@
-"""What token rows of a vision-language run carry beside their tokens, for the collator.
+"""The column that the collator of a vision-language run needs in addition to the tokens.
 
-The column `documents` has one entry for each document of a row: one, or in a packed row several, in the order of
-`seq_lengths`. Each is a mapping with `row`, the number of the row that it was made of, `text`, as the processor reads
-it (null where the document has no images), `special`, whether the processor adds special tokens to it, and `images`,
-references to them.
+The column `documents` has one entry for each document of a row; packed rows have several, in the order of
+`seq_lengths`. Each entry is a mapping: `row` is the number of the row that it was made from, `text` the text as the
+processor reads it (null if the document has no images), `special` whether the processor adds special tokens to it, and
+`images` holds references to the images.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DOCUMENTS = "documents"
-"""The column."""
+"""The name of the column."""
 
 
 @frozen
 class Picture:
-    """An image of a row: its size in pixels, and the row's tokens that stand for it, `first` to `last` (exclusive)."""
+    """An image of a row, its size in pixels, and the tokens that stand for it: `first` to `last` (exclusive)."""
 
     source: ImageSource
     width: int
@@ -44,14 +44,14 @@ class Picture:
 
 
 def documents_column(contents: Sequence[tuple[int, Any]]) -> pa.Array:
-    """The column for rows, given with their numbers, that are one document each."""
+    """The column for rows of one document each, given with their numbers."""
     import pyarrow as pa
 
     return pa.array([[_document(number, content)] for number, content in contents], _type())
 
 
 def has_images(dataset: Any) -> bool:
-    """Whether a prepared map-style set has rows with images; of a stream, whether it may have some."""
+    """Whether a prepared map-style set has rows with images, or whether a stream may have some."""
     names = dataset.column_names
     if names is None or DOCUMENTS not in names:
         return False

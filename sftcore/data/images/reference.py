@@ -1,4 +1,4 @@
-"""Images of rows: references that cost little to carry, sizes from the files' heads, decoded when a batch needs them.
+"""References to the images of rows: their sizes are read from the file headers, and they are decoded for a batch.
 
 A reference is a mapping with `bytes` (an encoded image) or `path` (a local file), as `datasets` stores an Image.
 """
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageSource: TypeAlias = Mapping[str, Any]
-"""{"bytes": …, "path": …}, one of them None."""
+"""{"bytes": …, "path": …}; one of the two is None."""
 
 MAX_PIXELS = 89_478_485
-"""Pixels of the largest image that is opened, unless told otherwise: Pillow's own limit, 256 MiB in RGB."""
+"""The most pixels that an image may have by default: Pillow's own limit, 256 MiB in RGB."""
 
 ORIENTATION = 0x0112
-"""The EXIF tag of how a camera was held."""
+"""The EXIF tag for the orientation of the camera."""
 SIDEWAYS = (5, 6, 7, 8)
-"""Its values for which width and height change places."""
+"""Orientations in which width and height are swapped."""
 
 _OPENING = threading.Lock()
 
@@ -40,19 +40,19 @@ def source_of(value: Any, folder: str = "") -> dict[str, Any]:
     Args:
         value: a PIL image, encoded bytes, a path, a file or data URL; or a mapping with one of them as `bytes`, `path`,
             `image` or `url`.
-        folder: where relative paths begin.
+        folder: the folder that relative paths start from.
 
     Raises:
-        RowError: it is nothing of these, is empty, or names no file of this machine.
+        RowError: it is none of these, is empty, or does not name a file on this machine.
     """
     if isinstance(value, Mapping):
         found = next((value[key] for key in ("bytes", "path", "image", "url") if value.get(key) is not None), None)
         if found is None:
-            raise RowError("an image is given by a mapping without bytes or path.", fix="Fill it, or drop the row.")
+            raise RowError("an image is a mapping without bytes or path.", fix="Fill it in, or drop the row.")
         return source_of(found, folder)
     if isinstance(value, (bytes, bytearray, memoryview)):
         if not len(value):
-            raise RowError("an image has no bytes.", fix="Fill it, or drop the row.")
+            raise RowError("an image has no bytes.", fix="Fill it in, or drop the row.")
         return {"bytes": bytes(value), "path": None}
     if isinstance(value, str) and value.startswith("data:"):
         return {"bytes": _of_data_url(value), "path": None}
@@ -61,15 +61,15 @@ def source_of(value: Any, folder: str = "") -> dict[str, Any]:
     if hasattr(value, "save") and hasattr(value, "getbands"):
         return {"bytes": _encoded(value), "path": None}
     if value is None:
-        raise RowError("an image is null.", fix="Fill it, or drop the row.")
+        raise RowError("an image is null.", fix="Fill it in, or drop the row.")
     raise RowError(
-        f"an image is {type(value).__name__}, which is no image.",
+        f"a value of type {type(value).__name__} cannot be read as an image.",
         fix="Give a PIL image, encoded bytes, or the path of a local file.",
     )
 
 
 def size_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height in pixels, from the head of the file: nothing is decoded.
+    """Width and height in pixels, from the header of the file; nothing is decoded.
 
     Raises:
         RowError: it cannot be read, has no pixels, or has more than `max_pixels`.
@@ -103,11 +103,11 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
             upright = ImageOps.exif_transpose(image) if _has_orientation(image) else image
             return upright.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
-            raise RowError(f"{name_of(source)} is broken: {error}.", fix="Mend the file, or drop the row.") from error
+            raise RowError(f"{name_of(source)} is broken: {error}.", fix="Repair the file, or drop the row.") from error
 
 
 def name_of(source: ImageSource) -> str:
-    """The image in an error's words."""
+    """The name of the image in errors."""
     if source.get("path"):
         return f"the image {source['path']}"
     return f"the image of {len(source['bytes'] or b''):,} bytes"
@@ -121,7 +121,7 @@ def arrow_type() -> pa.DataType:
 
 
 def holds_only_images(feature: Any) -> bool:
-    """Whether nothing in a column must be decoded but images, which are references where they are not."""
+    """Whether a column needs decoding only for images, which stay references if they are not decoded."""
     from datasets import Image
 
     if isinstance(feature, Mapping):
@@ -148,15 +148,15 @@ def _existing(text: str, folder: str) -> str:
         text = unquote(url.path)
     elif url.scheme in ("http", "https", "ftp", "s3", "gs", "hf"):
         raise RowError(
-            f"the image {text} is not on this machine, and a run fetches none.",
+            f"the image {text} is not on this machine, and a run does not download images.",
             fix="Download it, and give the path of the file.",
         )
     path = Path(text).expanduser()
     path = path if path.is_absolute() else Path(folder).expanduser() / path
     if not path.is_file():
         raise RowError(
-            f"the image {path} is not there.",
-            fix="Give image_folder, the folder in which relative paths begin, or mend the path.",
+            f"the image {path} does not exist.",
+            fix="Set image_folder, the folder that relative paths start from, or correct the path.",
         )
     return str(path.resolve())
 
@@ -171,7 +171,7 @@ def _encoded(image: Image) -> bytes:
 
 
 def _has_orientation(image: Image) -> bool:
-    """Whether the head tells how the camera was held; Pillow would decode a whole PNG to look for it at its end."""
+    """Whether the header has an orientation; Pillow would decode a whole PNG to look for one at its end."""
     return image.format != "PNG" or "exif" in image.info
 
 
@@ -184,7 +184,7 @@ def _opened(source: ImageSource) -> Iterator[Image]:
     file = source["path"] if source.get("bytes") is None else io.BytesIO(source["bytes"])
     try:
         with _OPENING:
-            # only the head is read here, and the size that it tells is held against the run's own limit
+            # only the header is read here, and the run's own limit is applied to the size in it
             limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
             try:
                 image = PIL.Image.open(file)
@@ -192,7 +192,7 @@ def _opened(source: ImageSource) -> Iterator[Image]:
                 PIL.Image.MAX_IMAGE_PIXELS = limit
     except (OSError, ValueError, SyntaxError, TypeError) as error:
         raise RowError(
-            f"{name_of(source)} cannot be read ({type(error).__name__}).", fix="Mend the file, or drop the row."
+            f"{name_of(source)} cannot be read ({type(error).__name__}).", fix="Repair the file, or drop the row."
         ) from error
     with image:
         yield image

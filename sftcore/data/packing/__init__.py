@@ -1,0 +1,1 @@
+"""Packing documents into blocks of a fixed length."""

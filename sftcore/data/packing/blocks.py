@@ -1,4 +1,4 @@
-"""Token rows into packed blocks: what every block needs, for whole sets and for windows of a stream."""
+"""Packs token rows into blocks, for whole data sets and for windows of a stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @frozen
 class PackingPlan:
-    """Pack into blocks of `capacity` tokens; `shuffle_seed` reorders the documents before."""
+    """How to pack: into blocks of `capacity` tokens, after shuffling the documents by `shuffle_seed`."""
 
     strategy: str
     capacity: int
@@ -28,7 +28,7 @@ class PackingPlan:
 
 
 def blocks_of(rows: pa.Table, plan: PackingPlan) -> tuple[Packing, Iterator[pa.Table]]:
-    """The packing of token rows (input_ids, labels, maybe weights), and its blocks with `seq_lengths`, part by part."""
+    """The packing of token rows (input_ids, labels, maybe weights), and tables of its blocks with `seq_lengths`."""
     import pyarrow.compute as pc
 
     lengths = pc.list_value_length(rows.column("input_ids")).to_numpy()
@@ -49,7 +49,7 @@ def num_supervised(blocks: pa.Table) -> int:
 
 
 def _with_masked_starts(blocks: pa.Table) -> pa.Table:
-    """The first label of every document at -100: the last token of the one before is not trained to predict it."""
+    """Mask the first label of every document, so that the document before is not trained to predict it."""
     import pyarrow as pa
 
     labels = _values(blocks, "labels").copy()
@@ -60,9 +60,9 @@ def _with_masked_starts(blocks: pa.Table) -> pa.Table:
 
 
 def _with_all_weights(rows: pa.Table) -> pa.Table:
-    """The rows with weights of 1 where they have none of their own: in a block they stand beside others.
+    """Give weights of 1 to rows without weights, since a block may hold rows of both kinds.
 
-    Where no row has any, the column is left out.
+    If no row has weights, the column is left out.
     """
     import pyarrow as pa
 

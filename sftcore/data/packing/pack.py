@@ -1,9 +1,9 @@
-"""Documents into blocks of a fixed length: which piece of which document goes where. No token is looked at.
+"""Decides which piece of which document goes into which block of fixed length, from their lengths alone.
 
-- `bfd`: best-fit decreasing (Johnson 1974): longest first, each into the fullest block that still takes it. Documents
-  longer than a block lose their tail.
-- `bfd_split`: documents longer than a block are cut into pieces first, each then a document of its own.
-- `wrapped`: documents one behind the other, cut where a block ends. Pieces stay documents of their own.
+- `bfd`: best-fit decreasing (Johnson 1974): longest first, each into the fullest block that has room for it. Documents
+  longer than a block lose their end.
+- `bfd_split`: documents longer than a block are first split into pieces, each of which is a document of its own.
+- `wrapped`: documents one after the other, split where a block ends. Each piece is a document of its own.
 
 Three documents of 5, 3 and 2 tokens in blocks of 4:
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 PER_DOCUMENT = ("documents",)
-"""Columns with one entry a document, whatever its length (see sftcore.data.images.pictures)."""
+"""Columns with one entry for each document, whatever its length (see sftcore.data.images.pictures)."""
 WINDOW = 4096
-"""Blocks that are written at a time."""
+"""How many blocks are written at a time."""
 
 
 @frozen(eq=False)
 class Packing:
     """Pieces of documents in the order of their blocks.
 
-    documents, starts, lengths: (pieces,) int64, which document, from which of its tokens, how many; blocks:
-    (blocks + 1,) int64, block i holds the pieces `blocks[i]:blocks[i + 1]`.
+    documents, starts, lengths: (pieces,) int64; each piece's document, its first token there, and its length.
+    blocks: (blocks + 1,) int64; block i holds the pieces `blocks[i]:blocks[i + 1]`.
     """
 
     capacity: int
@@ -61,24 +61,24 @@ class Packing:
 
     @property
     def num_split(self) -> int:
-        """Documents that stand in more than one piece."""
+        """How many documents were split into several pieces."""
         return int((np.bincount(self.documents) > 1).sum()) if len(self.documents) else 0
 
     @property
     def fill(self) -> float:
-        """The share of all blocks that holds tokens: 0.0 to 1.0."""
+        """The share of the blocks that holds tokens, from 0.0 to 1.0."""
         return self.num_tokens / (self.num_blocks * self.capacity) if self.num_blocks else 0.0
 
 
 def pack(lengths: Any, capacity: int, strategy: str = "bfd") -> Packing:
-    """Place documents of these lengths into blocks of `capacity` tokens; documents without tokens are left out.
+    """Pack documents of these lengths into blocks of `capacity` tokens; empty documents are left out.
 
     >>> packing = pack([5, 3, 2], 4, "bfd_split")
     >>> packing.documents.tolist(), packing.starts.tolist(), packing.lengths.tolist(), packing.blocks.tolist()
     ([0, 1, 0, 2], [0, 0, 4, 0], [4, 3, 1, 2], [0, 1, 3, 4])
 
     Raises:
-        OptionTypeError: a strategy that is not known, or a capacity below 1.
+        OptionTypeError: the strategy is not known, or the capacity is below 1.
     """
     if strategy not in PACKING_STRATEGIES:
         raise OptionTypeError(
@@ -86,7 +86,9 @@ def pack(lengths: Any, capacity: int, strategy: str = "bfd") -> Packing:
             fix=f"Use one of: {', '.join(PACKING_STRATEGIES)}.",
         )
     if capacity < 1:
-        raise OptionTypeError(f"a block of {capacity} tokens holds nothing.", fix="Set max_length to at least 2.")
+        raise OptionTypeError(
+            f"a block of {capacity} tokens cannot hold a document.", fix="Set max_length to at least 2."
+        )
     lengths = np.asarray(lengths, np.int64)
     if strategy == "wrapped":
         return _wrapped(lengths, capacity)
@@ -101,8 +103,8 @@ def pack(lengths: Any, capacity: int, strategy: str = "bfd") -> Packing:
 def packed(table: pa.Table, packing: Packing) -> Iterator[pa.Table]:
     """The blocks of `packing` as tables of at most `WINDOW` rows.
 
-    Every column of `table` is a list column with one entry a token, of equal lengths, or with one entry a row and named
-    in `PER_DOCUMENT`; the column `seq_lengths` (list<int32>, the lengths of the pieces in each block) is added.
+    Every column of `table` is a list column. It has one entry for each token, or if its name is in `PER_DOCUMENT`, one
+    for each document. The column `seq_lengths` (list<int32>, the lengths of the pieces in each block) is added.
     """
     import pyarrow as pa
 
@@ -132,7 +134,7 @@ def packed(table: pa.Table, packing: Packing) -> Iterator[pa.Table]:
 
 def _best_fit_decreasing(documents: Array, starts: Array, lengths: Array, capacity: int) -> Packing:
     order = np.argsort(-lengths, kind="stable")
-    # Bit r of `rooms` says that some block has room for exactly r more tokens; `open_blocks[r]` are those blocks
+    # Bit r of `rooms` is set if some block has room for exactly r more tokens; `open_blocks[r]` are those blocks
     rooms = 0
     open_blocks: list[list[int]] = [[] for _ in range(capacity + 1)]
     placed = np.empty(len(order), np.int64)
@@ -160,7 +162,7 @@ def _best_fit_decreasing(documents: Array, starts: Array, lengths: Array, capaci
 
 
 def _cut(documents: Array, lengths: Array, capacity: int) -> tuple[Array, Array, Array]:
-    """Each document in pieces of at most `capacity` tokens."""
+    """Split each document into pieces of at most `capacity` tokens."""
     counts = -(-lengths // capacity)
     which = np.repeat(np.arange(len(documents)), counts)
     starts = (np.arange(len(which)) - offsets_of(counts)[which]) * capacity
@@ -177,13 +179,13 @@ def _wrapped(lengths: Array, capacity: int) -> Packing:
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[Array, Array, pa.DataType]:
-    """A list column's values end to end, where each row begins, and the values' type."""
+    """A list column's values end to end, the offset of each row, and the type of the values."""
     column = _combined(column)
     lengths = column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
     values = column.flatten().to_numpy(zero_copy_only=False)
     kind = column.type.value_type
     if (lengths < 0).any():
-        raise ValueError("a row is null, and nobody knows how long it is")
+        raise ValueError("a row is null, so its length is not known")
     return values, offsets_of(lengths), kind
 
 

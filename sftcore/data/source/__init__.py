@@ -1,0 +1,1 @@
+"""Reading rows from local files and from the hub."""

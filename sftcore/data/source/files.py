@@ -1,4 +1,4 @@
-"""Local data files, read with the standard library: what they are, which columns they have, where they are broken."""
+"""Reads local data files with the standard library, and says which line or row is broken."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from attrs import frozen
 from sftcore.core.errors import DataError, quoted
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-"""File endings and the builder of `datasets` that reads them."""
+"""File extensions, with the builder of `datasets` that reads them."""
 _PACKED = {
     "gzip": (0, b"\x1f\x8b"), "zip": (0, b"PK\x03\x04"), "empty zip": (0, b"PK\x05\x06"), "bzip2": (0, b"BZh"),
     "xz": (0, b"\xfd7zXZ\x00"), "zstd": (0, b"\x28\xb5\x2f\xfd"), "lz4": (0, b"\x04\x22\x4d\x18"),
     "7z": (0, b"7z\xbc\xaf\x27\x1c"), "rar": (0, b"Rar!"), "tar": (257, b"ustar"),
 }  # fmt: skip
-"""Where in a file which bytes tell that it is packed."""
+"""The bytes by which compressed files and archives are known, and where in the file they are."""
 
 
 @frozen
 class Files:
-    """Local files of one type; `builder` "arrow" is one folder that `Dataset.save_to_disk` wrote."""
+    """Local files of one type; the builder "arrow" stands for a folder that `Dataset.save_to_disk` wrote."""
 
     paths: tuple[Path, ...]
     builder: str
 
     @property
     def label(self) -> str:
-        """How errors and reports name them."""
+        """The name of the files in errors and reports."""
         first = str(self.paths[0])
         return first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more"
 
 
 def local_files(source: str | Sequence[str]) -> Files | None:
-    """The files that a recipe's data entry means, or None where it is a hub id.
+    """The files that a recipe's data entry names, or None if it is a hub id.
 
     Raises:
-        DataError: a path that does not exist, is empty, or is of a type that is not read.
+        DataError: a path does not exist, is empty, or has a type that cannot be read.
     """
     if isinstance(source, str):
         if not _is_local(source):
@@ -67,17 +67,17 @@ def local_files(source: str | Sequence[str]) -> Files | None:
 
 
 def first_rows(files: Files, limit: int) -> list[tuple[str, dict[str, Any]]]:
-    """Up to `limit` rows with the place of each (`file row 3`); none for types the standard library does not read."""
+    """Up to `limit` rows, each with its location (`file row 3`); none if the standard library cannot read the type."""
     if files.builder in ("parquet", "arrow"):
         return []
     return list(itertools.islice(scan(files), limit))
 
 
 def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row with its place.
+    """Every row with its location.
 
     Raises:
-        DataError: broken JSON, with the line; or a row that is no mapping, with its number, counted from 0.
+        DataError: broken JSON, with the line; or a row that is not a mapping, with its number, counted from 0.
     """
     for path in files.paths:
         reader = _csv_rows if files.builder == "csv" else _json_rows
@@ -86,12 +86,14 @@ def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, row in enumerate(reader(path)):
                 place = f"{path} row {number}"
                 if not isinstance(row, dict):
-                    raise DataError(f"this is {type(row).__name__}, not a row of named columns.", where=place)
+                    raise DataError(f"this is {type(row).__name__}, not a mapping of columns to values.", where=place)
                 yield place, row
         except UnicodeDecodeError as error:
             raise DataError(f"the file is not UTF-8: {error}.", where=str(path), fix="Save it as UTF-8.") from None
         except csv.Error as error:
-            raise DataError(f"broken CSV: {error}.", where=f"{path} row {number + 1}", fix="Mend that row.") from None
+            raise DataError(
+                f"broken CSV: {error}.", where=f"{path} row {number + 1}", fix="Correct that row."
+            ) from None
 
 
 def _is_local(text: str) -> bool:
@@ -108,14 +110,14 @@ def _expand(path: Path) -> list[Path]:
     if path.is_file():
         if _ending(path) not in BUILDERS:
             raise DataError(
-                f'files ending in "{path.suffix}" are not read.',
+                f'files ending in "{path.suffix}" cannot be read.',
                 where=str(path),
                 fix=f"Endings: {', '.join(BUILDERS)}.",
             )
         return [path]
     if not path.is_dir():
-        raise DataError("this is neither a file nor a folder.", where=str(path), fix="Write its rows into a file.")
-    # links are followed: a snapshot in the hub's cache is made of them
+        raise DataError("this is neither a file nor a folder.", where=str(path), fix="Write the rows to a file.")
+    # links are followed, because snapshots in the hub's cache consist of them
     found = sorted(inner for inner in path.rglob("*") if inner.is_file() and _ending(inner) in BUILDERS)
     if not found:
         raise DataError("the folder holds no data files.", where=str(path), fix=f"Endings: {', '.join(BUILDERS)}.")
@@ -123,18 +125,22 @@ def _expand(path: Path) -> list[Path]:
 
 
 def _refuse_packed(path: Path, builder: str) -> None:
-    """Refuse an archive or a compressed file: whatever its name, `datasets` would unpack it, however large it gets.
+    """Refuse archives and compressed files: whatever the name, `datasets` would unpack them, however large they get.
 
     Raises:
-        DataError: it is one, or a .parquet file is no Parquet.
+        DataError: it is one of them, or a .parquet file does not hold Parquet.
     """
     with path.open("rb") as file:
         head = file.read(512)
     if builder == "parquet" and not head.startswith(b"PAR1"):
-        raise DataError("the file is no Parquet: it does not begin with PAR1.", where=str(path))
+        raise DataError("the file is not a Parquet file, because it does not begin with PAR1.", where=str(path))
     kind = next((name for name, (at, magic) in _PACKED.items() if head[at:].startswith(magic)), None)
     if kind is not None:
-        raise DataError(f"the file is packed ({kind}).", where=str(path), fix="Unpack it, and give what was inside.")
+        raise DataError(
+            f"the file is compressed or an archive ({kind}).",
+            where=str(path),
+            fix="Unpack it, and give the files inside.",
+        )
 
 
 def _ending(path: Path) -> str:
@@ -144,9 +150,7 @@ def _ending(path: Path) -> str:
 def _neighbours(path: Path) -> str:
     folder = path.parent
     there = sorted(inner.name for inner in folder.glob("*") if _ending(inner) in BUILDERS) if folder.is_dir() else []
-    return (
-        f"In {folder}: {', '.join(there[:6])}." if there else f"Look at the path; the current folder is {Path.cwd()}."
-    )
+    return f"In {folder}: {', '.join(there[:6])}." if there else f"Check the path; the current folder is {Path.cwd()}."
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
@@ -182,12 +186,12 @@ def _broken(error: Exception, path: Path, line: int) -> DataError:
     return DataError(
         f"broken JSON: {reason}.",
         where=f"{path} line {line}",
-        fix="Mend or delete that line.",
+        fix="Correct or delete that line.",
     )
 
 
 def too_much(error: Exception) -> str:
-    """What is wrong with JSON that Python reads as such, and gives up on."""
+    """Why Python cannot read JSON whose syntax is correct."""
     return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 

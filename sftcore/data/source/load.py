@@ -1,4 +1,4 @@
-"""Raw data sets for the command line: local files and hub ids, through `datasets`, with faults traced to their line."""
+"""Loads raw data sets for the command line from local files or the hub, and traces errors to their line."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from sftcore.config.setup import Setup
 
 SAMPLE = 1000
-"""How many rows of a local file are tried before anything heavy is imported."""
+"""How many rows of a local file are read with the format before anything heavy is imported."""
 
 _SHARDS = 64
-"""Parts of a saved data set that is streamed, which processes share between them."""
+"""The number of parts of a streamed saved data set, which the processes share between them."""
 
 
 @frozen
 class Source:
-    """A data entry of a recipe: local files, or a hub id. `reader` reads its raw rows where they could be sampled."""
+    """A data entry of a recipe: local files, or a hub id. `reader` reads its raw rows, if they could be sampled."""
 
     label: str
     files: Files | None
@@ -38,10 +38,10 @@ class Source:
 
 
 def inspect(source: str | Sequence[str], setup: Setup) -> Source:
-    """Look at the first rows of local files with the run's format, using the standard library alone.
+    """Read the first rows of local files with the run's format, using only the standard library.
 
     Raises:
-        DataError, RowError: a missing, empty or broken file, columns that no format reads, a row that it refuses.
+        DataError, RowError: a file is missing, empty or broken, or the format does not read its columns or a row.
     """
     files = local_files(source)
     if files is None:
@@ -59,10 +59,10 @@ def inspect(source: str | Sequence[str], setup: Setup) -> Source:
 
 
 def load(source: Source, data: DataSection, split: str, *, streaming: bool = False) -> Dataset | IterableDataset:
-    """The rows of a source; with `streaming` they are read as they are needed.
+    """The rows of a source; with `streaming` they are read when needed.
 
     Raises:
-        DataError: they cannot be read; for local files with the line or row.
+        DataError: they cannot be read; for local files, the error names the line or row.
     """
     import datasets
 
@@ -73,7 +73,7 @@ def load(source: Source, data: DataSection, split: str, *, streaming: bool = Fal
             raise DataError(
                 f"the data set cannot be loaded: {str(error).partition(chr(10))[0]}",
                 where=source.label,
-                fix="Check name, config and split; without a network, give a local file.",
+                fix="Check its name, config and split. Without a network, give a local file.",
             ) from error
     files = source.files
     if files.builder == "arrow":
@@ -81,18 +81,18 @@ def load(source: Source, data: DataSection, split: str, *, streaming: bool = Fal
         return saved.to_iterable_dataset(num_shards=min(_SHARDS, len(saved))) if streaming else saved
     options: dict[str, Any] = {"delimiter": "\t"} if files.paths[0].suffix == ".tsv" else {}
     try:
-        # datasets reads * and [ in a name as a pattern
+        # datasets would read * and [ in a name as a pattern
         paths = [glob.escape(str(path.resolve())) for path in files.paths]
         return datasets.load_dataset(files.builder, data_files=paths, split="train", streaming=streaming, **options)
-    except Exception as error:  # whatever the builder raised, the user needs the line
+    except Exception as error:  # the builder may raise anything, and the user needs the line
         raise explained(error, source) from error
 
 
 def explained(error: Exception, source: Source) -> DataError:
-    """What `datasets` found wrong in local files.
+    """The error that `datasets` raised for local files.
 
     Raises:
-        DataError: the same, with the line.
+        DataError: the same error with its line, if the line can be found.
     """
     _explain(source)
     reason = str(error.__cause__ or error).partition("\n")[0]
@@ -100,7 +100,7 @@ def explained(error: Exception, source: Source) -> DataError:
 
 
 def split_off(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and evaluation rows, which keep the numbers that they have in the file."""
+    """Split rows into training and evaluation rows, which keep the numbers that they have in the file."""
     if len(dataset) < 2:
         raise DataError(f"{len(dataset)} row cannot be split into training and evaluation.", fix="Drop eval_fraction.")
     import datasets
@@ -116,7 +116,7 @@ def paths_of(*sources: Source | None) -> list[Path]:
 
 
 def _explain(source: Source) -> None:
-    """Raise the fault of the first row that is broken or that the format refuses, if there is one."""
+    """Raise an error for the first row that is broken or that the format refuses, if there is one."""
     if source.files is None or source.files.builder in ("parquet", "arrow"):
         return
     rows = scan(source.files)
@@ -127,10 +127,10 @@ def _explain(source: Source) -> None:
 
 
 def _read_all(reader: RowReader, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
-    """Have the format read rows with their places.
+    """Read rows with the format.
 
     Raises:
-        RowError: it refuses one; with its place.
+        RowError: the format refuses a row; names its location.
     """
     for number, (place, row) in enumerate(rows):
         try:

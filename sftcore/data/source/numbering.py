@@ -1,4 +1,4 @@
-"""The numbers that rows have in the files they came from, where a data set holds a part of those in another order."""
+"""Remembers the numbers that rows have in their file when a data set holds some of them, or in another order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _ATTRIBUTE = "_sftcore_row_numbers"
 
 
 def part_of(whole: Dataset, rows: Sequence[int]) -> Dataset:
-    """These rows, which errors and reports go on to call by their numbers in `whole`."""
+    """These rows; errors and reports keep calling them by their numbers in `whole`."""
     part: Any = whole.select(rows)
     setattr(part, _ATTRIBUTE, tuple(rows))
     return part
 
 
 def numbers_of(dataset: Any) -> Sequence[int] | None:
-    """The number of each row; None where it is its place in the data set, as in any that users make themselves."""
+    """The number of each row, or None if it is the index in the data set, as it is in all that users make."""
     found: Sequence[int] | None = getattr(dataset, _ATTRIBUTE, None)
     return found

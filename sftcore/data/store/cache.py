@@ -1,7 +1,7 @@
-"""Prepared data sets kept under the hash of all that they were made from; hits and misses are explained.
+"""Keeps prepared data sets under a hash of everything they were made from, and explains hits and misses.
 
-Nothing is looked up by name or time. The first process that asks for a key makes the entry while the others wait on a
-file lock; then all map the same file. An entry is written aside and renamed when it is whole.
+Nothing is looked up by name or time. The first process that asks for a key makes the entry while the others wait for a
+file lock; then all map the same file. An entry is written to a temporary folder, and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _DATA, _FACTS = "data.arrow", "entry.json"
-WRITE_FIX = "Free space, or let SFTCORE_CACHE (TMPDIR, where dataset_cache is false) name a folder on another disk."
+WRITE_FIX = "Free space, or set SFTCORE_CACHE (TMPDIR if dataset_cache is false) to a folder on another disk."
 
 
 @frozen
 class Key:
-    """What a prepared set was made from, as named parts, each a short text or a digest."""
+    """Everything a prepared set was made from, as named parts, each a short text or a digest."""
 
     parts: Mapping[str, str]
 
     @property
-    def digest(self) -> str:
-        """The name of its entry: 32 hexadecimal digits."""
+    def entry_name(self) -> str:
+        """The name of the entry in the cache: 32 hexadecimal digits."""
         return digest_of(json.dumps(dict(self.parts), sort_keys=True).encode())[:32]
 
 
 @frozen
 class Prepared:
-    """A prepared set with its ledger; `note` says whether it was made or found, and why."""
+    """A prepared set with its ledger; `note` says whether it was made or found in the cache, and why."""
 
     dataset: Dataset
     ledger: Ledger
@@ -51,40 +51,43 @@ class Prepared:
 
 
 def cache_folder() -> Path:
-    """`$SFTCORE_CACHE`, else `sftcore` in the user's cache folder."""
+    """`$SFTCORE_CACHE`, or else `sftcore` in the user's cache folder."""
     if given := os.environ.get("SFTCORE_CACHE"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sftcore"
 
 
 def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, folder: Path | None = None) -> Prepared:
-    """The entry of this key, made by `make(folder)` where there is none; in `folder` rather than in the cache.
+    """The entry with this key, which `make(folder)` makes if it does not exist; in `folder` if given, not in the cache.
 
-    `make` writes `data.arrow` (an Arrow stream) into the folder it is given.
+    `make` writes `data.arrow` (an Arrow stream) into the folder that it is given.
     """
     from filelock import FileLock
 
     folder = folder or cache_folder() / "prepared"
     with writing("prepared rows", folder, fix=WRITE_FIX):
         folder.mkdir(parents=True, exist_ok=True)
-    entry = folder / key.digest
-    # No time-out: preparing a large set may take hours, and a process that dies lets go of its lock
-    with FileLock(folder / f"{key.digest}.lock"):
+    entry = folder / key.entry_name
+    # No time-out: preparing a large set may take hours, and a process that dies releases its lock
+    with FileLock(folder / f"{key.entry_name}.lock"):
         if (found := _load(entry)) is not None:
             dataset, ledger = found
-            return Prepared(dataset, ledger, f"found in the cache, nothing has changed since ({entry})")
+            return Prepared(dataset, ledger, f"found in the cache, and nothing has changed since ({entry})")
         reason = _explain(folder, key)
         start = time.monotonic()
-        for left in folder.glob(f"{key.digest}-*"):  # by a process that was killed: this one has its lock
+        for left in folder.glob(f"{key.entry_name}-*"):  # left by a process that was killed; this one holds the lock
             shutil.rmtree(left, ignore_errors=True)
         with writing("prepared rows", folder, fix=WRITE_FIX):
-            aside = Path(tempfile.mkdtemp(prefix=f"{key.digest}-", dir=folder))
+            aside = Path(tempfile.mkdtemp(prefix=f"{key.entry_name}-", dir=folder))
         try:
             _, ledger = make(aside)
             facts = {"parts": dict(key.parts), "ledger": ledger.as_dict()}
             with writing("prepared rows", folder, fix=WRITE_FIX):
                 (aside / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-                for written in (*aside.iterdir(), aside):  # else a name may outlive a power cut that its rows do not
+                for written in (
+                    *aside.iterdir(),
+                    aside,
+                ):  # otherwise a name could survive a power cut while its rows do not
                     sync(written)
                 shutil.rmtree(entry, ignore_errors=True)
                 aside.rename(entry)
@@ -96,7 +99,7 @@ def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, f
 
 
 def wrapped(table: pa.Table) -> Dataset:
-    """A table in memory as a data set."""
+    """A data set from a table in memory."""
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
@@ -104,7 +107,7 @@ def wrapped(table: pa.Table) -> Dataset:
 
 
 def digest_of(*chunks: bytes) -> str:
-    """BLAKE2b of these bytes, 64 hexadecimal digits."""
+    """The BLAKE2b hash of these bytes: 64 hexadecimal digits."""
     hashed = hashlib.blake2b(digest_size=32)
     for chunk in chunks:
         hashed.update(chunk)
@@ -112,7 +115,7 @@ def digest_of(*chunks: bytes) -> str:
 
 
 def _load(entry: Path) -> tuple[Dataset, Ledger] | None:
-    """The entry's rows, mapped, and its ledger; None where it is missing or cannot be read."""
+    """The entry's memory-mapped rows and its ledger, or None if it does not exist or cannot be read."""
     from datasets import Dataset
 
     try:
@@ -133,7 +136,7 @@ def _is_null(dataset: Dataset, name: str) -> bool:
 
 
 def _explain(folder: Path, key: Key) -> str:
-    """Which parts differ from the entry that is most like this one; the newest of several."""
+    """Which parts of the key differ from the most similar entry, or from the newest of several."""
     known = []
     for facts in folder.glob(f"*/{_FACTS}"):
         try:
@@ -143,13 +146,13 @@ def _explain(folder: Path, key: Key) -> str:
         differ = [name for name, value in key.parts.items() if parts.get(name) != value]
         known.append((len(differ), -facts.stat().st_mtime, differ))
     if not known:
-        return "the first time"
+        return "for the first time"
     differ = min(known)[2]
-    return f"since this differs from what is in the cache: {', '.join(differ)}"
+    return f"because this differs from what is in the cache: {', '.join(differ)}"
 
 
 def source_digest(module_file: str) -> str:
-    """Digest of a module's source, or of the whole package that it stands in: (path, bytes) of every .py file."""
+    """Digest of a module's source, or if it is in a package, of the path and bytes of every .py file in the package."""
     path = Path(module_file)
     top = path
     while (top.parent / "__init__.py").is_file():

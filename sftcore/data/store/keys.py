@@ -1,4 +1,4 @@
-"""What a prepared data set depends on, as the parts of its cache key."""
+"""Builds the cache key of a prepared data set from everything it depends on."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def key_of(
     numbering: Sequence[int] | None = None,
     wrappers: Sequence[Bound] = (),
 ) -> Key | None:
-    """The key of a prepared set, or None where something in it has no stable hash (a function that cannot be pickled).
+    """The key of a prepared set, or None if a part has no stable hash (a function that cannot be pickled).
 
     Args:
         dataset: the raw rows.
         format: the format plugin, or a formatting function.
-        tokenizer: with its chat template.
-        settings: of the run.
-        max_length: of a row or block.
-        packing: how rows are packed, in words; empty where they are not.
-        numbering: what the rows are called in the ledger, where that is not their place.
-        processor: of a vision-language model, whose settings decide how many tokens an image has.
+        tokenizer: the run's tokenizer, with its chat template.
+        settings: the settings of the run.
+        max_length: the length of a row or block.
+        packing: how rows are packed, in words; empty if they are not packed.
+        numbering: the numbers of the rows in the ledger, if they differ from their indices.
+        processor: the processor of a vision-language model, which decides how many tokens an image has.
         wrappers: plugins that wrap what the format makes of a row.
     """
     assert format is not None
@@ -79,16 +79,16 @@ def key_of(
 
 
 def _images_digest(processor: Any, settings: Mapping[str, Any]) -> str:
-    """What decides how many tokens an image has, and which are refused."""
+    """Digest of the settings that decide how many tokens an image has, and which images are refused."""
     limits = [settings.get("image_folder"), settings.get("max_image_pixels")]
     return digest_of(processor.to_json_string().encode(), json.dumps(limits).encode())
 
 
 def rows_digest(dataset: Dataset) -> str:
-    """Digest of a set's rows and types, in order; how they are stored does not matter."""
+    """Digest of a set's rows and types, in order, whatever way they are stored."""
     hashed = [json.dumps(plain(dataset.features.to_dict()), sort_keys=True).encode()]
     for table in dataset.with_format("arrow").iter(1000):
-        # serialising copies what slices and chunks share, so that equal rows give equal bytes
+        # serializing removes slices and chunks, so that equal rows give equal bytes
         hashed += [digest_of(batch.serialize()).encode() for batch in table.combine_chunks().to_batches()]
     return digest_of(*hashed)
 
@@ -112,12 +112,12 @@ def _function_digest(function: Callable[..., Any]) -> str | None:
 
     try:
         return str(Hasher.hash(function))
-    except Exception:  # dill raises whatever the objects in a closure raise when they are pickled
+    except Exception:  # pickling a closure may raise anything that its objects raise
         return None
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of what a tokenizer makes of texts."""
+    """Digest of everything that decides how a tokenizer tokenizes texts."""
     facts = json.dumps([type(tokenizer).__qualname__, plain(dict(tokenizer.special_tokens_map))], sort_keys=True)
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:

@@ -1,4 +1,4 @@
-"""Map-style data sets: prepared whole, kept rows written as they come, packed when all lengths are known."""
+"""Prepares map-style data sets: kept rows are written as they come, and packed once all lengths are known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sftcore.core.errors import DataError
 from sftcore.data.images.reference import holds_only_images
 from sftcore.data.ledger import Ledger
 from sftcore.data.packing.blocks import PackingPlan, blocks_of, num_supervised
-from sftcore.data.pipeline import FATE, Pipeline, rows_of
+from sftcore.data.pipeline import OUTCOME, Pipeline, rows_of
 from sftcore.data.store.cache import WRITE_FIX
 from sftcore.util.disk import writing
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BATCH = 1000
-"""Rows that go through the tokenizer in one call."""
-_FATE = [f"_{column}" for column in FATE]
+"""How many rows are tokenized in one call."""
+_OUTCOME = [f"_{column}" for column in OUTCOME]
 
 
 @define
 class Sink:
-    """Where prepared tables go: an Arrow file in `folder`, or memory where there is no folder."""
+    """Collects prepared tables in an Arrow file in `folder`, or in memory if `folder` is None."""
 
     folder: Path | None
     name: str
@@ -56,7 +56,7 @@ class Sink:
         return self.folder / f"{self.name}.arrow"
 
     def table(self) -> pa.Table:
-        """All rows; those of a file are mapped, not read."""
+        """All rows; those of a file are memory-mapped, not read."""
         import pyarrow as pa
 
         if self.folder is None:
@@ -79,15 +79,15 @@ def build(
     """The token rows or blocks of a data set, and its ledger.
 
     Args:
-        dataset: raw rows.
-        pipeline: what is done with each; its `max_length` cuts rows also before they are packed.
-        name: the set's name in errors and reports.
-        packing: how to pack, if at all.
-        num_proc: processes that share the work.
-        folder: where the result's file is written; None keeps it in memory.
+        dataset: the raw rows.
+        pipeline: what is done with each row; its `max_length` truncates rows before they are packed.
+        name: the name of the set in errors and reports.
+        packing: how to pack the rows, or None.
+        num_proc: how many processes share the work.
+        folder: the folder of the resulting file, or None to keep the rows in memory.
 
     Raises:
-        RowError: a row that cannot be used, with its number.
+        RowError: a row cannot be used; names its number.
         DataError: no row is left.
     """
     import pyarrow as pa
@@ -95,16 +95,16 @@ def build(
     if len(dataset) == 0:
         raise DataError("the data set has no rows.", where=name)
     sink = Sink(folder, "rows" if packing else "data")
-    fates = []
+    outcomes = []
     for table in _prepared(dataset, pipeline, num_proc, name):
-        fates.append(table.select(_FATE))
+        outcomes.append(table.select(_OUTCOME))
         sink.write(kept_rows(table))
-    ledger = Ledger.of(pa.concat_tables(fates), name=name, format=pipeline.reader.label)
+    ledger = Ledger.of(pa.concat_tables(outcomes), name=name, format=pipeline.reader.label)
     if not ledger.rows_kept:
         raise DataError(
             f"no row is left: {'; '.join(ledger.lines()[1:])}.",
             where=name,
-            fix="Raise max_length, or look at what is supervised.",
+            fix="Raise max_length, or check which part of the rows is supervised.",
         )
     rows = _without_empty_weights(sink.table())
     if packing is None:
@@ -116,11 +116,11 @@ def build(
 
 
 def kept_rows(table: pa.Table) -> pa.Table:
-    """The token rows of what `Pipeline.encode` gave, without those that are dropped and without their fates."""
+    """The token rows in the result of `Pipeline.encode`, without dropped rows and without the outcome columns."""
     import pyarrow.compute as pc
 
     dropped = table.column("_dropped")
-    rows = table.drop_columns(_FATE)
+    rows = table.drop_columns(_OUTCOME)
     return rows if dropped.null_count == len(dropped) else rows.filter(pc.is_null(dropped))
 
 
@@ -134,7 +134,7 @@ def _packed(rows: pa.Table, ledger: Ledger, plan: PackingPlan, sink: Sink) -> tu
 
 
 def _prepared(dataset: Dataset, pipeline: Pipeline, num_proc: int | None, name: str) -> Iterator[pa.Table]:
-    """What the pipeline makes of all rows, a batch at a time, in order."""
+    """The results of the pipeline for all rows in order, a batch at a time."""
     plain = dataset if _needs_decoding(dataset) else dataset.with_format("arrow")
     if num_proc is None or num_proc < 2:
         yield from _in_this_process(plain, pipeline, name)
@@ -148,14 +148,16 @@ def _prepared(dataset: Dataset, pipeline: Pipeline, num_proc: int | None, name: 
             remove_columns=dataset.column_names,
             num_proc=min(num_proc, len(dataset)),
             load_from_cache_file=False,
-            new_fingerprint=os.urandom(8).hex(),  # datasets would hash the whole pipeline; the cache is ours
+            new_fingerprint=os.urandom(
+                8
+            ).hex(),  # datasets would hash the whole pipeline, which our own cache makes unnecessary
             desc=f"Preparing {name}",
         )
     yield from rows.with_format("arrow").iter(BATCH)
 
 
 def _in_this_process(dataset: Dataset, pipeline: Pipeline, name: str) -> Iterator[pa.Table]:
-    """All but the tokenizer runs here, one batch ahead and one behind it: in its own thread it needs no GIL."""
+    """Tokenize in another thread, without the GIL, while this one reads the next batch and encodes the last."""
     from datasets.utils import tqdm
 
     starts = tqdm(range(0, len(dataset), BATCH), desc=f"Preparing {name}", unit_scale=BATCH, unit=" rows")
@@ -174,7 +176,7 @@ def _in_this_process(dataset: Dataset, pipeline: Pipeline, name: str) -> Iterato
 
 @contextmanager
 def _one_tokenizer_thread() -> Iterator[None]:
-    """Forked workers must not share the tokenizer's thread pool, and it warns where nobody said so."""
+    """Forked workers cannot share the tokenizer's thread pool, which warns unless parallelism is set explicitly."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -185,7 +187,7 @@ def _one_tokenizer_thread() -> Iterator[None]:
 
 
 def _needs_decoding(dataset: Dataset) -> bool:
-    """Whether a column is stored otherwise than it is read (JSON values), images left out: their references will do."""
+    """Whether a column must be decoded (such as JSON values), except for images, whose references are enough."""
     flagged = getattr(dataset.features, "_column_requires_decoding", {})
     return any(needed and not holds_only_images(dataset.features[name]) for name, needed in flagged.items())
 

@@ -1,4 +1,4 @@
-"""Streams: token rows made as they are read, packed window by window, never materialised."""
+"""Prepares streams: token rows are made as rows are read, and packed one window at a time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def prepare_stream(
     dataset: IterableDataset, pipeline: Pipeline, *, packing: PackingPlan | None = None, rank: Rank | None = None
 ) -> IterableDataset:
-    """A stream as token rows or blocks; rows without supervised tokens are left out.
+    """A stream of token rows or blocks, without rows that have no supervised tokens.
 
     With a `rank`, only its rows are prepared, so that the ranks share the work.
 
-    With packing, a window of rows is packed at a time: as many as a block has tokens, at least 1,000. A window depends
-    on nothing before it, so that a stream resumes at its own position.
+    With packing, one window of rows is packed at a time: as many rows as a block has tokens, but at least 1,000.
+    A window does not depend on the windows before it, so a stream resumes at its own position.
 
     Raises (while it is read):
-        RowError: a row that cannot be used, with its number.
+        RowError: a row cannot be used; names its number.
     """
     columns = columns_of(dataset)
     dataset, rank = shard_source(dataset, rank or Rank())
@@ -45,7 +45,7 @@ def prepare_stream(
 
 
 def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
-    """Column names, also of a stream whose features are not known."""
+    """Column names, even of a stream whose features are not known."""
     if dataset.column_names is not None:
         return list(dataset.column_names)
     first = next(iter(dataset), None)

@@ -1,4 +1,4 @@
-"""Selective gradient checkpointing: the backward pass recomputes a layer, but not what is dear to compute again."""
+"""Selective gradient checkpointing: the backward pass recomputes a layer except for its expensive operations."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MATMULS = ("mm", "addmm", "bmm", "baddbmm", "linear", "_scaled_mm")
 
 
 def take_selective(args: Any) -> str | None:
-    """What the run keeps, taken out of its arguments: transformers hands the rest to torch, which knows no `selective`.
+    """Remove and return what the run keeps: transformers passes the other arguments to torch, which has no `selective`.
 
-    None where checkpointing is not selective.
+    None if checkpointing is not selective.
     """
     found = None
     for field in CHECKPOINTING_FIELDS:
@@ -29,9 +29,9 @@ def take_selective(args: Any) -> str | None:
 
 
 def checkpoint_selectively(model: PreTrainedModel, kept: str) -> None:
-    """Whenever checkpointing is turned on for this model, keep the results of attention, or of "matmul" too.
+    """Keep the results of attention, or also of "matmul", whenever checkpointing is enabled for this model.
 
-    The policy is no argument of the run, because arguments are saved and shown, and functions cannot be.
+    The policy is not an argument of the run, because arguments are saved and shown, and functions cannot be.
     """
     original: Callable[..., None] = model._set_gradient_checkpointing
 
@@ -61,6 +61,6 @@ def _name(op: Any) -> str:
 
 
 def _is_attention(op: Any) -> bool:
-    """By its name, so that kernels of torch, of flash-attn and of others are known alike."""
+    """Whether the operation's name is one of attention, so that the kernels of all libraries are recognised."""
     name = str(op)
     return ("attention" in name or "attn" in name) and "backward" not in name

@@ -1,7 +1,7 @@
-"""Activations in host memory: what the forward pass saves for the backward pass leaves the device meanwhile.
+"""Offloads activations: what the forward pass saves for the backward pass is moved to host memory in between.
 
-Copies run on a stream of their own. In the backward pass, which reads what was saved in reverse order, the next ones
-are fetched while the last one is used.
+Copies run on a stream of their own. The backward pass reads the saved tensors in reverse order, and the next ones are
+fetched while one is in use.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sftcore.core.errors import ConflictError
 
 
 def offloading_of(model: torch.nn.Module, args: Any) -> ActivationOffloading | None:
-    """What the run's `activation_offloading` asks for; None without it."""
+    """The offloading that `activation_offloading` asks for, or None."""
     return ActivationOffloading(model, args.device) if args.activation_offloading else None
 
 
 def refuse_on_cpu(args: Any) -> None:
-    """Refuse `activation_offloading` before weights are read where there is no device to offload from.
+    """Refuse `activation_offloading` before weights are read if there is no device to offload from.
 
     Raises:
         ConflictError: the run is on a CPU.
@@ -36,37 +36,37 @@ def refuse_on_cpu(args: Any) -> None:
 
 
 SMALLEST = 4096
-"""Tensors of fewer bytes stay where they are: a copy would cost more than they hold."""
+"""Tensors of fewer bytes stay on the device, because copying them is not worth it."""
 AHEAD = 2
-"""How many saved tensors are fetched before they are asked for."""
+"""How many saved tensors are fetched in advance."""
 
 
 @define(eq=False)
-class Saved:
-    """One saved tensor: its copy in host memory, and what was fetched of it."""
+class SavedTensor:
+    """One saved tensor: its copy in host memory, and the copy that was fetched back."""
 
     host: torch.Tensor
     at: int
-    """Its place in the order of the forward pass."""
+    """Its index in the order of the forward pass."""
     fetched: tuple[torch.Tensor, Any] | None = None
-    """On the device, with the event that says when it is there."""
+    """The copy on the device, with the event that says when it has arrived."""
 
 
 @define
 class ActivationOffloading:
     """Moves what is saved for the backward pass of `model` from its device to host memory and back.
 
-    Weights and buffers stay, small tensors stay, and what several operations save is copied once.
+    Weights, buffers and small tensors stay; a tensor that several operations save is copied once.
     """
 
     model: torch.nn.Module
     device: torch.device
     num_bytes: int = 0
-    """Bytes moved by the last forward pass."""
+    """How many bytes the last forward pass moved."""
     _stream: Any = field(init=False)
-    # the graph alone keeps copies alive, so that they go with it
-    _order: list[weakref.ref[Saved]] = field(factory=list)
-    _known: dict[tuple[Any, ...], tuple[StorageWeakRef, weakref.ref[Saved]]] = field(factory=dict)
+    # only the graph keeps the copies alive, so that they are freed with it
+    _order: list[weakref.ref[SavedTensor]] = field(factory=list)
+    _known: dict[tuple[Any, ...], tuple[StorageWeakRef, weakref.ref[SavedTensor]]] = field(factory=dict)
     _stay: set[int] = field(factory=set)
 
     def __attrs_post_init__(self) -> None:
@@ -79,7 +79,7 @@ class ActivationOffloading:
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        """Around one forward pass."""
+        """A context for one forward pass."""
         self._order, self._known, self.num_bytes = [], {}, 0
         weights = [*self.model.parameters(), *self.model.buffers()]
         self._stay = {pointer for one in weights if (pointer := _storage_pointer(one))}
@@ -87,14 +87,14 @@ class ActivationOffloading:
             yield
         self._known = {}
 
-    def _pack(self, tensor: torch.Tensor) -> torch.Tensor | Saved:
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor | SavedTensor:
         if not self._moves(tensor):
             return tensor
         storage = StorageWeakRef(tensor.untyped_storage())
         key = (storage.cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version)
         if key in self._known:
             source, copy = self._known[key]
-            # an address is used again once its storage is gone, and the weak reference tells
+            # an address is reused once its storage is freed, which the weak reference tells
             if not source.expired() and (known := copy()) is not None:
                 return known
         saved = self._to_host(tensor)
@@ -111,22 +111,22 @@ class ActivationOffloading:
             and _storage_pointer(tensor) not in self._stay
         )
 
-    def _to_host(self, tensor: torch.Tensor) -> Saved:
+    def _to_host(self, tensor: torch.Tensor) -> SavedTensor:
         self.num_bytes += tensor.nbytes
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
         if self._stream is None:
-            return Saved(host.copy_(tensor.detach()), len(self._order))
+            return SavedTensor(host.copy_(tensor.detach()), len(self._order))
         self._stream.wait_stream(self._streams.current_stream(self.device))
         with self._streams.stream(self._stream):
             host.copy_(tensor.detach(), non_blocking=True)
         tensor.record_stream(self._stream)  # its memory is not given to others before the copy is done
-        return Saved(host, len(self._order))
+        return SavedTensor(host, len(self._order))
 
-    def _unpack(self, packed: torch.Tensor | Saved) -> torch.Tensor:
+    def _unpack(self, packed: torch.Tensor | SavedTensor) -> torch.Tensor:
         if isinstance(packed, torch.Tensor):
             return packed
         tensor, arrived = self._fetch(packed)
-        # what several operations saved is fetched anew for each: keeping it would hold the memory that was to be free
+        # a tensor that several operations saved is fetched for each of them: keeping it would hold on to the memory
         packed.fetched = None
         if self._stream is not None:
             for reference in reversed(self._order[max(packed.at - AHEAD, 0) : packed.at]):
@@ -137,7 +137,7 @@ class ActivationOffloading:
             tensor.record_stream(compute)
         return tensor
 
-    def _fetch(self, saved: Saved) -> tuple[torch.Tensor, Any]:
+    def _fetch(self, saved: SavedTensor) -> tuple[torch.Tensor, Any]:
         if saved.fetched is None and self._stream is None:
             saved.fetched = saved.host.clone(), None
         elif saved.fetched is None:

@@ -1,0 +1,1 @@
+"""Quantizing a trained model, and measuring what that costs."""

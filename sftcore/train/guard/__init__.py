@@ -1,0 +1,1 @@
+"""What stops a run or names the rows at fault: NaN, divergence and signals."""

@@ -1,0 +1,1 @@
+"""What a run writes about itself: manifest, environment, summary and model card."""

@@ -184,7 +184,7 @@ def test_an_evaluation_set_is_packed_as_eval_packing_says(tokenizer, eval_packin
 
 
 def test_packing_without_a_length_is_refused(tokenizer):
-    with pytest.raises(ConflictError, match="packing needs the length of a block, and max_length is None"):
+    with pytest.raises(ConflictError, match="packing needs the length of a block, but max_length is None"):
         preparation(tokenizer, packing=True).prepare(Dataset.from_list(alpaca_rows(2)), "train")
 
 

@@ -60,16 +60,16 @@ def test_a_hub_id_is_no_file():
         ("list.json", "[]", "the file holds an empty list"),
         ("broken.jsonl", '{"text": "a"}\n{"text": \n', "broken.jsonl line 2: broken JSON"),
         ("broken.json", '[\n{"text": "a"},\n{"text" "b"}\n]', "broken.json line 3: broken JSON"),
-        ("list.jsonl", '{"text": "a"}\n[1, 2]\n', "list.jsonl row 1: this is list, not a row of named columns"),
+        ("list.jsonl", '{"text": "a"}\n[1, 2]\n', "list.jsonl row 1: this is list, not a mapping of columns to values"),
         ("null.jsonl", jsonl([{"text": "a"}, {"text": None}]), 'null.jsonl row 1: the column "text" is null'),
         ("mixed.jsonl", jsonl([{"text": "a"}, {"title": "b"}]), 'mixed.jsonl row 1: the column "text" is missing'),
         (
             "chat.jsonl",
             jsonl([{"messages": "hi"}]),
-            'chat.jsonl row 0: the column "messages" is not a list of messages',
+            'chat.jsonl row 0: the column "messages" is a text, not a list of messages',
         ),
         ("odd.jsonl", jsonl([{"foo": "a"}]), 'no installed format recognises the columns "foo"'),
-        ("data.txt", "hello", 'files ending in ".txt" are not read'),
+        ("data.txt", "hello", 'files ending in ".txt" cannot be read'),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_place(write, name, text, said):

@@ -30,7 +30,7 @@ def test_the_second_time_is_a_hit_with_the_same_rows_and_ledger(tokenizer):
     first, second = prepared(tokenizer), prepared(tokenizer)
     assert "prepared in" in first[2]
     assert "the first time" in first[2]
-    assert "found in the cache, nothing has changed since" in second[2]
+    assert "found in the cache, and nothing has changed since" in second[2]
     assert first[:2] == second[:2]
 
 
@@ -58,7 +58,7 @@ def test_whatever_changes_is_a_miss_that_says_so(tokenizer, change, said):
     tokenizer = change.get("tokenizer", tokenizer)
     rest = {key: value for key, value in change.items() if key != "tokenizer"}
     _, _, note = prepared(tokenizer, **rest)
-    assert f"since this differs from what is in the cache: {said} (" in note
+    assert f"because this differs from what is in the cache: {said} (" in note
 
 
 def test_the_source_of_a_plugin_is_part_of_the_key(tokenizer, tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_plugin_that_wraps_the_format_is_part_of_the_key(tokenizer, tmp_path, 
 def test_a_function_that_has_no_stable_hash_is_not_cached(tokenizer, cache):
     unpicklable = (i for i in range(9))
     _, ledger, note = prepared(tokenizer, formatting_func=lambda row: f"{next(unpicklable)} {row['output']}")
-    assert note == "train: not cached, as the formatting function has no stable hash"
+    assert note == "train: not cached, because the formatting function has no stable hash"
     assert ledger.rows_kept == 5
     assert not list(cache.glob("prepared/*"))
 

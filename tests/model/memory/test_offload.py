@@ -141,10 +141,10 @@ def test_small_and_expanded_tensors_stay():
 
 def test_offloading_on_a_cpu_is_refused(tmp_path, tokenizer, llama):
     rows = Dataset.from_list(alpaca_rows(4))
-    with pytest.raises(CheckError, match="on a CPU activations are in host memory already"):
+    with pytest.raises(CheckError, match="on a CPU, activations are already in host memory"):
         SFTTrainer(llama, config(tmp_path, activation_offloading=True), train_dataset=rows, processing_class=tokenizer)
     if not torch.accelerator.is_available():  # a machine without a GPU, where nobody said use_cpu
-        with pytest.raises(ConflictError, match="on a CPU activations are in host memory already"):
+        with pytest.raises(ConflictError, match="on a CPU, activations are already in host memory"):
             SFTTrainer(
                 llama, config(tmp_path, activation_offloading=True, use_cpu=False), train_dataset=rows,
                 processing_class=tokenizer,
@@ -225,7 +225,7 @@ def test_checkpointing_is_never_reentrant_unless_asked_for(tmp_path, tokenizer, 
         ({"gradient_checkpointing_kwargs": {"selective": "atention"}}, 'Did you mean "attention"'),
         ({"gradient_checkpointing_kwargs": {"selective": True, "use_reentrant": True}}, "Drop use_reentrant"),
         ({"gradient_checkpointing_kwargs": {"selective": True}, "gradient_checkpointing": False}, "is off"),
-        ({"activation_offloading": True, "use_cpu": True}, "in host memory already"),
+        ({"activation_offloading": True, "use_cpu": True}, "already in host memory"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_named(settings, message):

@@ -35,14 +35,14 @@ def without_weights(tmp_path, model_folder, **changes):
 
 
 REFUSED = [
-    ("flash-1", {}, {}, "flash-1\": it takes no padding.* Set padding_free: true"),
-    ("flash-1", {"packing": True, "eval_packing": False, "plugins": {"collator": "padded"}}, {}, "takes no padding"),
-    ("flash-1", UNPADDED, {"attention_dropout": 0.1}, r"drops no attention weights on the device cpu.*is 0\.1"),
+    ("flash-1", {}, {}, "flash-1\": it does not accept padding.* Set padding_free: true"),
+    ("flash-1", {"packing": True, "eval_packing": False, "plugins": {"collator": "padded"}}, {}, "accept padding"),
+    ("flash-1", UNPADDED, {"attention_dropout": 0.1}, r"has no attention dropout on the device cpu.*is 0\.1"),
     ("flash-1", UNPADDED, {"attn_logit_softcapping": 30.0}, "it knows no soft-cap"),
     ("flash-2", {"bf16": True}, {}, "flash-2\": it does not support the device cpu. It supports: cuda, xpu"),
     ("flash-2", {}, {}, "it does not support the dtype float32. It supports: float16, bfloat16"),
-    ("flex", {}, {}, "flex\": it has no backward pass on the device cpu, so it cannot train there"),
-    ("flex", {}, {"attention_dropout": 0.1}, "it drops no attention weights, and the model's attention_dropout"),
+    ("flex", {}, {}, "flex\": it has no backward pass on the device cpu, so it cannot be trained with"),
+    ("flex", {}, {"attention_dropout": 0.1}, "it has no attention dropout, but the model's attention_dropout"),
 ]  # fmt: skip
 
 

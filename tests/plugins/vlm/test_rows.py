@@ -86,12 +86,18 @@ def test_rows_without_images_stand_among_others(column):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": [{"role": "user", "content": "<image><image>"}], "images": ["a"]}, "1 image,.* 2 places"),
-        ({"messages": [{"role": "user", "content": "<image>"}], "images": ["a", "b"]}, "2 images,.* 1 place "),
-        ({"messages": [{"role": "user", "content": "<image>"}], "images": None}, "0 images,.* 1 place "),
+        (
+            {"messages": [{"role": "user", "content": "<image><image>"}], "images": ["a"]},
+            "1 image,.* 2 image placeholders",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "<image>"}], "images": ["a", "b"]},
+            "2 images,.* 1 image placeholder\\.",
+        ),
+        ({"messages": [{"role": "user", "content": "<image>"}], "images": None}, "0 images,.* 1 image placeholder\\."),
         ({"messages": [{"role": "user", "content": "x"}], "images": ["a"], "image": "b"}, "images in images and image"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}], "images": []}, 'part of type "video"'),
-        ({"messages": [{"role": "assistant", "content": "x"}], "images": ["a"]}, "no user's message"),
+        ({"messages": [{"role": "assistant", "content": "x"}], "images": ["a"]}, "no user message"),
     ],
 )
 def test_another_number_of_images_than_of_places_is_refused_with_both(row, said):
@@ -129,8 +135,8 @@ def test_a_photograph_taken_sideways_stands_upright():
         (b"", "no bytes"),
         (None, "is null"),
         ({"bytes": None, "path": None}, "without bytes or path"),
-        (7, "is int, which is no image"),
-        ("nowhere.png", "is not there"),
+        (7, "type int cannot be read as an image"),
+        ("nowhere.png", "does not exist"),
         ("https://example.com/a.png", "not on this machine"),
         ("data:image/png,raw", "data URL that cannot be read"),
         (Pillow.new("RGB", (0, 5)), "no pixels"),
@@ -166,7 +172,7 @@ def test_an_image_column_is_prepared_without_being_decoded(vlm_data, monkeypatch
 def test_a_text_model_refuses_rows_with_images(text_data):
     turns = [{"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "She."}]
     rows = Dataset.from_list([{"messages": turns, "images": [encoded(picture())]}])
-    with pytest.raises(DataError, match="train row 0: the rows have images, and the model reads text alone"):
+    with pytest.raises(DataError, match="train row 0: the rows have images, but the model reads only text"):
         text_data().prepare(rows, "train")
 
 
@@ -182,7 +188,7 @@ def test_faults_are_told_with_their_row_and_image(vlm_data):
 
 def test_a_text_that_spells_the_models_image_token_is_refused(vlm_data):
     turns = [{"role": "user", "content": "What does <|image_pad|> mean?"}, {"role": "assistant", "content": "A place."}]
-    with pytest.raises(RowError, match=r"train row 0: the text has 1 place for images .* and the row has no images"):
+    with pytest.raises(RowError, match=r"train row 0: the text has 1 image placeholder .* but the row has no images"):
         vlm_data("qwen2_5_vl").prepare(Dataset.from_list([{"messages": turns}]), "train")
 
 
