@@ -14,7 +14,7 @@ import click
 
 
 def no_bars() -> None:
-    """Hide offers to download kernels; hide progress bars too if stderr is a file, where each redraw would be a line."""
+    """Hide offers to download kernels, and hide progress bars unless stderr is a terminal that can redraw them."""
     logger = logging.getLogger("bitsandbytes")
     click.get_current_context().call_on_close(lambda level=logger.level: logger.setLevel(level))
     logger.setLevel(logging.ERROR)
