@@ -135,7 +135,7 @@ def test_attention_that_leaks_fails_where_documents_share_a_row(found, broken):
     report, lines = found("attention=broken")
     assert failed(lines) == ['attention "broken", rows end to end', 'attention "broken", packed rows']
     assert lines['attention "broken", padded rows'].verdict == "same"
-    assert "other documents move a document's logits" in lines['attention "broken", packed rows'].why
+    assert "other documents change a document's logits" in lines['attention "broken", packed rows'].why
     assert report.failed == 2
 
 
@@ -168,7 +168,7 @@ def test_a_kernel_that_changes_numbers_fails(found, broken, undo):
 def test_a_collator_that_lets_first_labels_through_fails_with_the_row(found, broken):
     _, lines = found("collator=broken")
     assert failed(lines) == ['collator "broken"', RUN]
-    assert "counts its first token" in lines['collator "broken"'].why
+    assert "the first token of the document" in lines['collator "broken"'].why
     assert lines[END_TO_END].verdict == "same"
 
 
