@@ -104,7 +104,9 @@ def test_boundaries_that_reach_no_attention_layer_are_no_way():
     deaf = AttentionBackend("sdpa", boundaries=True, calls=lambda: 0)
     proof = keep_documents_apart(build("Llama"), deaf, flattened=True)
     assert proof.way.name == "positions"
-    assert list(proof.tried.values()) == ["document boundaries reached the attention only 0 times in 2 attention layers"]
+    assert list(proof.tried.values()) == [
+        "document boundaries reached the attention only 0 times in 2 attention layers"
+    ]
 
 
 # --- What the proof catches -----------------------------------------------------------------------------------------
@@ -260,5 +262,7 @@ def test_a_counted_first_label_is_refused_with_its_place():
     labels = torch.tensor([[-100, 5, 6, -100, 7], [-100, -100, 8, 9, 9]])
     check_labels({"position_ids": positions, "labels": labels})
     labels[1, 1] = 4
-    with pytest.raises(DataError, match="packed batch row 1: the first token of the document at position 1 is supervised"):
+    with pytest.raises(
+        DataError, match="packed batch row 1: the first token of the document at position 1 is supervised"
+    ):
         check_labels({"position_ids": positions, "labels": labels})

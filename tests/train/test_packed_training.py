@@ -117,7 +117,10 @@ def test_a_model_whose_positions_leak_takes_another_way(tmp_path, tokenizer):
 @pytest.mark.parametrize("fields", [{"packing": True, "max_length": 64}, {"padding_free": True}])
 def test_a_model_that_cannot_keep_documents_apart_is_refused(tmp_path, tokenizer, fields):
     model = BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4))
-    with pytest.raises(ModelError, match=r"BloomForCausalLM does not keep documents that share a row apart: .* logits by .*packing: false"):
+    with pytest.raises(
+        ModelError,
+        match=r"BloomForCausalLM does not keep documents that share a row apart: .* logits by .*packing: false",
+    ):
         SFTTrainer(model, config(tmp_path, **fields), train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
 
 
