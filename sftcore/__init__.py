@@ -1,6 +1,6 @@
 """Supervised fine-tuning of language models on a minimal core of pluggy hooks.
 
-Names are imported on first use, so that `import sftcore` stays light.
+Public names are imported on first use, so `import sftcore` itself loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ _WHERE = {
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
-__all__ = [  # noqa: RUF022 - sorted by module, as above
+__all__ = [  # noqa: RUF022 - grouped by module, as above
     "__version__",
     "clone_chat_template", "get_training_chat_template", "supports_tool_calling", "DataCollatorForLanguageModeling",
     "ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config",
@@ -163,7 +163,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _alias(name: str, module: str) -> None:
-    """Make `sftcore.<name>` the module `sftcore.<module>`, which is read when something in it is first used."""
+    """Make `sftcore.<name>` another name of `sftcore.<module>`, which is loaded when it is first used."""
     spec = importlib.util.find_spec(f"{__name__}.{module}")
     assert spec is not None
     assert spec.loader is not None

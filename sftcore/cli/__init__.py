@@ -1,4 +1,4 @@
-"""The command line: one module a verb, imported only when that verb is called."""
+"""The command line: one module per verb, imported only when that verb is called."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import click
 from sftcore.core.visible import visible
 
 _VERBS = {
-    "quickstart": ("quickstart", "Fine-tune a small model on your machine and see it change."),
-    "train": ("train", "Train what a recipe says."),
-    "check": ("check", "Report on a whole data set: what a run would make of it, and what is odd."),
-    "preview": ("preview", "Show a row as the model will see it, with what is supervised."),
-    "list-plugins": ("list_plugins", "Show what is installed, usable or missing, and why."),
+    "quickstart": ("quickstart", "Fine-tune a small model on your machine and compare its answers before and after."),
+    "train": ("train", "Train a model from a recipe file, from settings on the command line, or both."),
+    "check": ("check", "Check a whole data set without training: report what a run would keep, cut and refuse."),
+    "preview": ("preview", "Show a row as the model will see it, with the supervised tokens marked."),
+    "list-plugins": ("list_plugins", "List the installed plugins, and say why any of them cannot be used."),
     "explain": ("explain", "Show which plugin answers each hook of a run."),
-    "selftest": ("selftest", "Show that a run computes what plain transformers computes."),
-    "parity": ("parity", "Check that a saved folder is served with what it was trained with."),
-    "replay": ("replay", "Do a run again from its manifest, and compare the weights bit by bit."),
-    "merge": ("merge", "Put a run's adapter into its base: a model that needs no PEFT."),
-    "chat": ("chat", "Talk to a run in the terminal, with its adapter and without."),
-    "quantize": ("quantize", "Make a run's model small, calibrated on its own rows, and measure it."),
+    "selftest": ("selftest", "Verify that a run computes the same loss and gradients as plain transformers."),
+    "parity": ("parity", "Check that a saved model will be served with the template and tokens it was trained with."),
+    "replay": ("replay", "Repeat a run from its manifest and compare the weights bit by bit."),
+    "merge": ("merge", "Merge a run's adapter into its base model, so that it loads without PEFT."),
+    "chat": ("chat", "Chat with a trained model in the terminal, with or without its adapter."),
+    "quantize": ("quantize", "Quantise a trained model, calibrated on its own training rows, and measure the effect."),
 }
 
 
 class _LazyGroup(click.Group):
-    """A group whose commands are imported when they are called: `--help` imports nothing heavy."""
+    """A group that imports a command only when it is called, so that `--help` stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
@@ -48,13 +48,13 @@ class _LazyGroup(click.Group):
         if name and not name.startswith("-") and name not in _VERBS:
             from sftcore.core.errors import nearest
 
-            ctx.fail(f'no verb named "{name}".{nearest(name, _VERBS)}')
+            ctx.fail(f'There is no verb "{name}".{nearest(name, _VERBS)}')
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.UsageError as error:  # it quotes words, which a shell may have made of names of files
+        except click.UsageError as error:  # it quotes words that may be file names which the shell expanded
             raise click.UsageError(visible(error.format_message()), error.ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -63,7 +63,7 @@ class _LazyGroup(click.Group):
 
 
 class _WarnOnce:
-    """Shows a warning as one line, once: a run is checked twice, from the recipe and in the trainer."""
+    """Shows each warning once, on one line: a run is checked twice, from the recipe and in the trainer."""
 
     def __init__(self) -> None:
         self._shown: set[str] = set()
@@ -75,8 +75,8 @@ class _WarnOnce:
             click.echo(f"warning: {text}", err=True)
 
 
-class _Record(logging.LogRecord):
-    """What other libraries log may quote a model's or a tokenizer's files."""
+class _EscapedLogRecord(logging.LogRecord):
+    """Escapes control characters in log messages, since libraries may quote a model's or a tokenizer's files."""
 
     def getMessage(self) -> str:
         return visible(super().getMessage())
@@ -89,11 +89,11 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; our own errors are shown as one message, exit code 1."""
+    """Run the command line; an error of our own is shown as one message, and the exit code is 1."""
     from sftcore.core.errors import SFTCoreError
 
     warnings.showwarning = _WarnOnce()
-    logging.setLogRecordFactory(_Record)
+    logging.setLogRecordFactory(_EscapedLogRecord)
     try:
         cli(prog_name="sftcore")
     except SFTCoreError as error:

@@ -1,4 +1,4 @@
-"""`sftcore chat`: ask a run in the terminal, with its adapter and without."""
+"""`sftcore chat`: talk to a trained model in the terminal, with or without its adapter."""
 
 from __future__ import annotations
 
@@ -11,30 +11,40 @@ import click
 
 @click.command("chat")
 @click.argument("run", metavar="RUN")
-@click.option("--prompt", metavar="TEXT", help="Ask this, print the answer alone and leave; - reads it from stdin.")
-@click.option("--system", metavar="TEXT", help="System prompt.")
-@click.option("--compare", is_flag=True, help="Answer with the adapter and without, side by side.")
-@click.option("--no-adapter", is_flag=True, help="Answer as the base does.")
-@click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(min=1), help="Longest answer.")
+@click.option("--prompt", metavar="TEXT", help="Answer this one prompt and exit; - reads the prompt from stdin.")
+@click.option("--system", metavar="TEXT", help="System prompt of the conversation.")
+@click.option("--compare", is_flag=True, help="Show the answers with and without the adapter side by side.")
+@click.option("--no-adapter", is_flag=True, help="Answer with the base model alone.")
+@click.option(
+    "--max-new-tokens",
+    default=512,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Maximum number of tokens in an answer.",
+)
 @click.option(
     "--temperature",
     default=0.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="0 takes the most likely token each time; above, tokens are drawn.",
+    help="Sampling temperature; 0 always takes the most likely token.",
 )
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw from the likeliest that make up this.")
-@click.option("--seed", type=int, help="Draw the same again.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Sample only from the most likely tokens whose probabilities add up to this.",
+)
+@click.option("--seed", type=int, help="Seed for sampling, so that an answer can be reproduced.")
 @click.option(
     "--dtype",
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of the weights; auto is the model's own.",
+    help="Data type of the weights; auto keeps the one that the model was saved in.",
 )
-@click.option("--adapter", metavar="NAME", help="Which one, where RUN holds several.")
-@click.option("--base", metavar="MODEL", help="The base, where the run's own name for it leads nowhere.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that the model brings along.")
+@click.option("--adapter", metavar="NAME", help="Which adapter to use, if RUN holds several.")
+@click.option("--base", metavar="MODEL", help="Base model, if it has moved since the run.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
 def command(
     run: str,
     prompt: str | None,
@@ -50,31 +60,32 @@ def command(
     base: str | None,
     trust_remote_code: bool,
 ) -> None:
-    """Talk to RUN: a run's output folder, a checkpoint in it, an adapter, or any model.
+    """Chat with RUN: a run's output folder, a checkpoint in it, an adapter, or any model.
 
-    The answers use the run's own template and stop tokens. In the conversation, /help lists the commands.
+    The model is prompted with the chat template and the stop tokens of its run. During the conversation, /help lists
+    the available commands.
     """
     for name, given in (("--top-p", top_p), ("--seed", seed)):
         if given is not None and temperature == 0:
-            raise click.UsageError(f"{name} does nothing while the most likely token is taken: set --temperature too.")
+            raise click.UsageError(f"{name} has no effect at temperature 0. Set --temperature too.")
     if compare and no_adapter:
-        raise click.UsageError("--compare and --no-adapter exclude each other.")
+        raise click.UsageError("--compare and --no-adapter cannot be combined.")
     from sftcore.cli.quiet import quiet
     from sftcore.tools.saved import open_run
 
     quiet()
     saved = open_run(run, adapter=adapter, base=base, trust_remote_code=trust_remote_code)
     if saved.adapter is None and (compare or no_adapter):
-        raise click.UsageError(f"{run} is a whole model: there is no adapter to switch off.")
+        raise click.UsageError(f"{run} is a whole model, so it has no adapter to switch off.")
     from sftcore.tools.chat_loop import Chat
-    from sftcore.tools.chat_model import Sampling, load_speaker
+    from sftcore.tools.chat_model import Sampling, load_chat_model
 
     text = _from_stdin() if prompt == "-" else prompt
     sampling = Sampling(max_new_tokens, temperature, 1.0 if top_p is None else top_p, seed)
-    speaker = load_speaker(saved, dtype=dtype)
-    chat = Chat(speaker, sampling, system=system, adapter=not no_adapter, compare=compare)
+    model = load_chat_model(saved, dtype=dtype)
+    chat = Chat(model, sampling, system=system, adapter=not no_adapter, compare=compare)
     for note in saved.notes:
-        chat.tell(f"note: {note}")
+        chat.show_notice(f"note: {note}")
     if text is not None:
         chat.ask(text)
         return
@@ -82,15 +93,14 @@ def command(
     if is_terminal:
         with suppress(ImportError):  # Windows has none
             importlib.import_module("readline")  # gives input() a history and keys to edit with
-        with_it = f" with its adapter on {saved.base.name}" if saved.adapter else ""
-        chat.tell(
-            f"{run}{with_it}, {speaker.model.dtype}. /help lists the commands, /exit leaves.".replace("torch.", "")
-        )
+        base = f" with its adapter on {saved.base.name}" if saved.adapter else ""
+        dtype_name = str(model.model.dtype).removeprefix("torch.")
+        chat.show_notice(f"{run}{base}, {dtype_name}. Type /help to list the commands, /exit to leave.")
     chat.run(lambda: input("> " if is_terminal else ""))
 
 
 def _from_stdin() -> str:
     text = sys.stdin.read().strip()
     if not text:
-        raise click.UsageError("--prompt - reads the prompt from stdin, and that is empty.")
+        raise click.UsageError("--prompt - reads the prompt from stdin, but stdin is empty.")
     return text

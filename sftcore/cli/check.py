@@ -1,4 +1,4 @@
-"""`sftcore check`: a report of a whole data set without training."""
+"""`sftcore check`: report on a whole data set without training."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ if TYPE_CHECKING:
     from sftcore.config.recipe import Recipe
 
 SCHEMA = 1
-"""Version of what `--json` prints; docs/how-to/check-your-data.md describes it."""
+"""Version of the JSON that `--json` prints; docs/how-to/check-your-data.md describes it."""
 
 _BAR = 40
 _INDENT = " " * 9
 _DETAILED = 3
-"""How many rows of a finding are shown with what is the matter with each."""
+"""How many rows of a finding are shown in detail."""
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 @click.command("check")
 @takes_data
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (schema: docs/how-to/check-your-data.md).")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/how-to/check-your-data.md).")
 def command(
     words: tuple[str, ...], model: str | None, format_choice: str | None, block: tuple[str, ...], as_json: bool
 ) -> None:
-    """Report on a whole data set: what a run would make of it, and what is odd about it. Nothing is trained.
+    """Check a whole data set without training on it.
 
-    DATA is a file, a quoted pattern, a folder or a hub id; a RECIPE brings model and settings along. Without a model
-    characters are counted in place of tokens. Exit code 1 where something would stop or spoil the run.
+    The report says what a run would keep, cut and refuse, and points out suspicious rows. DATA is a file, a quoted
+    pattern, a folder or a hub id; a RECIPE also supplies the model and the settings. Without a model, lengths are
+    counted in characters instead of tokens. The exit code is 1 if something would stop or spoil the run.
     """
     no_bars()
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -62,7 +63,7 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
     from sftcore.check.report import Reporter
     from sftcore.config.setup import check, set_up
     from sftcore.core.types import KINDS
-    from sftcore.tools.preview import Preparations
+    from sftcore.tools.preview import PreparationFactory
 
     named = recipe.model.name is not None
     without = () if named else [kind for kind in KINDS if kind != "format"]
@@ -70,7 +71,7 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
         recipe.chosen, recipe.training, recipe.model, where=recipe.place, block=recipe.block, without=without
     )
     check(setup)
-    prepare = Preparations(recipe) if named else None
+    prepare = PreparationFactory(recipe) if named else None
     training = None
     for name, source, split in (
         ("train", recipe.data.train, recipe.data.split),

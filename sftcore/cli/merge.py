@@ -1,4 +1,4 @@
-"""`sftcore merge`: an adapter into its base, verified before anything is kept."""
+"""`sftcore merge`: merge an adapter into its base model, and verify the result before it is kept."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from sftcore.core.visible import visible
 @click.command("merge")
 @click.argument("run", metavar="RUN")
 @click.option(
-    "--output", metavar="FOLDER", type=click.Path(path_type=Path), help="Default: RUN with -merged behind it."
+    "--output",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Folder for the merged model. Default: RUN-merged.",
 )
 @click.option(
     "--dtype",
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of the saved weights; auto is the base's own.",
+    help="Data type of the saved weights; auto keeps the one that the base was saved in.",
 )
-@click.option("--adapter", metavar="NAME", help="Which one, where RUN holds several.")
-@click.option("--base", metavar="MODEL", help="The base, where the run's own name for it leads nowhere.")
-@click.option("--max-shard-size", default="5GB", show_default=True, help="Largest file of weights.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in the output folder.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that the base brings along.")
-@click.option("--push-to-hub", metavar="REPO_ID", help="Upload the merged model; nothing is uploaded without this.")
-@click.option("--private", is_flag=True, help="With --push-to-hub: make a private repository.")
+@click.option("--adapter", metavar="NAME", help="Which adapter to merge, if RUN holds several.")
+@click.option("--base", metavar="MODEL", help="Base model, if it has moved since the run.")
+@click.option("--max-shard-size", default="5GB", show_default=True, help="Maximum size of a file of weights.")
+@click.option("--overwrite", is_flag=True, help="Replace whatever is in the output folder.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the base.")
+@click.option("--push-to-hub", metavar="REPO_ID", help="Upload the merged model to the hub. By default it stays local.")
+@click.option("--private", is_flag=True, help="With --push-to-hub: create a private repository.")
 def command(
     run: str,
     output: Path | None,
@@ -40,16 +43,17 @@ def command(
     push_to_hub: str | None,
     private: bool,
 ) -> None:
-    """Merge the adapter of RUN into its base: a model that needs no PEFT.
+    """Merge the adapter of RUN into its base model, so that the result loads without PEFT.
 
-    RUN is a run's output folder, a checkpoint in it, or the folder of any PEFT adapter. Merged in float32, its logits
-    are compared with those of the unmerged model, before and after it is saved; where they differ nothing is kept.
+    RUN is a run's output folder, a checkpoint in it, or the folder of any PEFT adapter. The adapter is merged in
+    float32. The logits of the merged model are compared with those of the unmerged one, both before and after saving;
+    if they differ, nothing is kept.
     """
     from sftcore.cli.quiet import quiet
     from sftcore.tools.saved import open_run
 
     if private and not push_to_hub:
-        raise click.UsageError("--private belongs to --push-to-hub REPO_ID.")
+        raise click.UsageError("--private needs --push-to-hub REPO_ID.")
     quiet()
     saved = open_run(run, adapter=adapter, base=base, trust_remote_code=trust_remote_code)
     folder = output or Path(f"{run.rstrip('/')}-merged")
@@ -70,7 +74,7 @@ def command(
     )
     for note in merged.notes:
         click.echo(visible(f"note: {note}"), err=True)
-    click.echo(visible(f"merged in {merged.folder}, {merged.dtype}"))
+    click.echo(visible(f"merged model saved in {merged.folder} ({merged.dtype})"))
     if push_to_hub:
         from sftcore.tools.push import push
 

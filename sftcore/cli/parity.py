@@ -1,4 +1,4 @@
-"""`sftcore parity`: whether a saved folder will be served with what it was trained with."""
+"""`sftcore parity`: check that a saved model will be served with the template and tokens it was trained with."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 @click.command("parity")
 @click.argument("folder")
 @click.option(
-    "--against", metavar="FOLDER|MODEL", help="Compare with this one, not with the run that saved the folder."
+    "--against", metavar="FOLDER|MODEL", help="Compare with this model instead of the run that saved the folder."
 )
 def command(folder: str, against: str | None) -> None:
-    """ParityCheck a saved folder as plain transformers reads it: template, token ids, stop tokens, padding, vocabulary.
+    """Check how plain transformers will serve FOLDER: template, token ids, stop tokens, padding and vocabulary.
 
-    FOLDER is what a run saved, an adapter or a whole model, or any model by folder or hub id; no weights are read.
-    It is compared with the record of its run in manifest.json. The exit code is 1 where something differs.
+    FOLDER is an adapter or a whole model that a run saved, or any other model by folder or hub id. It is compared with
+    what its run recorded in manifest.json. No weights are read. The exit code is 1 if something differs.
     """
     from sftcore.chat.parity import parity
     from sftcore.chat.record import read_served
@@ -34,7 +34,7 @@ def command(folder: str, against: str | None) -> None:
     checks = parity(served, trained)
     _show(checks)
     differing = [check for check in checks if check.state == "differs"]
-    compared = against or ("the run that saved it" if served.record else "nothing but itself: no run has left a record")
+    compared = against or ("the run that saved it" if served.record else "itself only, since no run left a record")
     click.echo(f"{len(differing)} of {len(checks)} checks differ; compared with {visible(compared)}")
     if differing:
         sys.exit(1)

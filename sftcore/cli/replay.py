@@ -1,4 +1,4 @@
-"""`sftcore replay`: a run again, and whether it gives the same weights."""
+"""`sftcore replay`: repeat a run, and check that it gives the same weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from sftcore.cli.quiet import no_bars
 @click.command("replay")
 @click.argument("manifest", metavar="MANIFEST")
 @click.argument("overrides", nargs=-1, metavar="[model=…] [data=…] [trust_remote_code=true]")
-@click.option("--output", metavar="FOLDER", help="A fresh folder. Default: beside the run's, its name with -replay.")
-@click.option("--dry-run", is_flag=True, help="Only say what differs from the run's environment; exit code 1 if any.")
+@click.option(
+    "--output", metavar="FOLDER", help="A new or empty folder. Default: RUN-replay, next to the run's folder."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Only list how the environment differs; the exit code is 1 if anything does."
+)
 def command(manifest: str, overrides: tuple[str, ...], output: str | None, dry_run: bool) -> None:
-    """Do a run again from its manifest, and compare weights and logged losses bit by bit.
+    """Repeat a run from its manifest, and compare the weights and the logged losses bit by bit.
 
-    MANIFEST is a manifest.json or the folder it lies in. What differs from the environment of the run is said before
-    anything is trained. That a model is trusted (trust_remote_code, allow_pickle) is not taken over.
-    The exit code is 0 only where weights and losses are equal.
+    MANIFEST is a manifest.json or the folder that contains it. Before training starts, every difference from the
+    environment of the original run is listed. The settings that let a model run code (trust_remote_code, allow_pickle)
+    are not taken from the manifest. The exit code is 0 only if weights and losses are identical.
     """
     from sftcore.core.visible import message
     from sftcore.tools.replay import checked_again, differences, fresh_folder, read_manifest, replay
@@ -39,7 +43,8 @@ def command(manifest: str, overrides: tuple[str, ...], output: str | None, dry_r
     found = list(differences(recorded, checked))
     for line in found:
         say(f"differs: {line}")
-    say(f"{len(found)} differences from the run's environment" if found else "the environment is that of the run")
+    count = f"{len(found)} difference{'' if len(found) == 1 else 's'}"
+    say(f"{count} from the run's environment" if found else "the environment is the same as that of the run")
     if dry_run:
         sys.exit(1 if found else 0)
 
@@ -50,5 +55,5 @@ def command(manifest: str, overrides: tuple[str, ...], output: str | None, dry_r
         return
     say(verdict.weights)
     say(verdict.curve)
-    say("the replay is the run" if verdict.equal else "the replay is not the run")
+    say("the replay reproduced the run" if verdict.equal else "the replay did not reproduce the run")
     sys.exit(0 if verdict.equal else 1)

@@ -1,4 +1,4 @@
-"""`sftcore selftest`: each feature of a run against the plain path of transformers, on the run's model and rows."""
+"""`sftcore selftest`: compare each feature of a run with plain transformers, on the run's own model and rows."""
 
 from __future__ import annotations
 
@@ -20,28 +20,35 @@ if TYPE_CHECKING:
     from sftcore.selftest.equivalence import Line, Report
 
 LOG_WIDTH = 130
-"""Columns of the table where there is no terminal."""
+"""Width of the table in characters when stdout is not a terminal."""
 _COLOURS = {"same": "green", "FAILED": "bold red", "not applicable": "dim"}
 
 
 @click.command("selftest")
 @takes_recipe
-@click.option("--rows", default=4, show_default=True, type=click.IntRange(min=2), help="How many rows, cut short.")
+@click.option(
+    "--rows",
+    default=4,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Number of rows to compare on; each is shortened.",
+)
 @click.option(
     "--json",
     "file",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the report there too.",
+    help="Also write the report to this file.",
 )
-@click.option("--no-processes", is_flag=True, help="Leave out the two processes, each of which loads the model.")
+@click.option("--no-processes", is_flag=True, help="Skip the test with two processes, each of which loads the model.")
 def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Path | None, no_processes: bool) -> None:
-    """Show that a run computes what plain transformers computes: the same loss and gradients, feature by feature.
+    """Verify, feature by feature, that a run computes the same loss and gradients as plain transformers.
 
-    Takes what `train` takes. Nothing is trained and nothing is written but FILE. Exit code 1 where a line fails.
+    It takes the same arguments as `train`. Nothing is trained, and nothing is written except FILE. The exit code is 1
+    if a comparison fails.
     """
     if file is not None and not file.parent.is_dir():
-        raise click.UsageError(f'there is no folder "{file.parent}" for the report.')
+        raise click.UsageError(f'The folder "{file.parent}" for the report does not exist.')
     from sftcore.train.run import check_recipe
 
     checked = check_recipe(recipe_from(words, block))
@@ -69,8 +76,8 @@ def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Pat
 def _heading(report: Report) -> list[str]:
     return [
         f"{Path(report.model).name}: {report.rows} rows, {report.tokens} tokens, {report.supervised:g} supervised",
-        f"against plain transformers: {report.reference}; loss {report.loss:.4f}",
-        f"allowed ({report.dtype}): {report.tolerance:g} of loss and gradients",
+        f"compared with plain transformers: {report.reference}; loss {report.loss:.4f}",
+        f"allowed relative difference ({report.dtype}): {report.tolerance:g} in loss and gradients",
     ]
 
 
@@ -101,7 +108,7 @@ def _cells(line: Line) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """A parameter's name without what all of them have: `layers.1.mlp.up_proj.lora_B`."""
+    """A parameter's name without the parts common to all of them: `layers.1.mlp.up_proj.lora_B`."""
     short = name.removesuffix(".weight").removesuffix(".default")
     return short.removeprefix("base_model.model.").removeprefix("model.")
 
@@ -109,5 +116,5 @@ def _short(name: str) -> str:
 def _sentence(report: Report) -> str:
     compared = [line for line in report.lines if line.verdict != "not applicable"]
     if report.failed:
-        return f"{report.failed} of {len(compared)} lines failed."
-    return f"All {len(compared)} lines give the loss and the gradients of plain transformers."
+        return f"{report.failed} of {len(compared)} comparisons failed."
+    return f"All {len(compared)} comparisons give the loss and the gradients of plain transformers."

@@ -1,4 +1,4 @@
-"""`sftcore train`: a recipe, overrides, or both."""
+"""`sftcore train`: train from a recipe file, from settings on the command line, or both."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from sftcore.train.guard.signals import exits_cleanly
 
 @click.command("train")
 @takes_recipe
-@click.option("--nproc", type=click.IntRange(min=1), default=1, metavar="N", help="Processes on this machine.")
+@click.option(
+    "--nproc", type=click.IntRange(min=1), default=1, metavar="N", help="Number of processes to start on this machine."
+)
 @exits_cleanly()
 def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int) -> None:
-    """Train what a recipe says.
+    """Train a model from a recipe.
 
-    RECIPE is a YAML file; KEY=VALUE pairs override it or stand alone (dotted keys reach inside: adapter.lora.r=8).
-    Everything that can be found wrong is found before anything heavy is loaded. --nproc starts several processes by
-    accelerate's launcher.
+    RECIPE is a YAML file. KEY=VALUE pairs override its settings or replace the file altogether; dotted keys reach
+    nested settings, as in adapter.lora.r=8. Mistakes in the recipe are reported before anything heavy is loaded. With
+    --nproc, accelerate's launcher starts several processes.
     """
     from sftcore.train.run import check_recipe, run_recipe
 
     no_bars()
     is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
-        warnings.simplefilter("ignore")  # the first process says the same
+        warnings.simplefilter("ignore")  # the first process shows the same warnings
     checked = check_recipe(recipe_from(words, block))
     if nproc > 1:
         from sftcore.train.launch import launch

@@ -1,4 +1,4 @@
-"""What a chat template can do, under the names that TRL gives these questions."""
+"""TRL's functions that tell what a chat template supports, under TRL's names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAME, _KEY, _VALUE, _ANSWER = "q7zXcallXz7q", "q7zXkeyXz7q", "q7zXvalueXz7q", "
 
 
 def has_generation_markers(chat_template: str | Mapping[str, str]) -> bool:
-    """Whether the template marks the assistant's turns; of named variants, the one called `default`.
+    """Whether the template has generation markers around the assistant's turns; of named variants, `default` counts.
 
     >>> has_generation_markers("{%- generation -%}{{ m.content }}{% endgeneration %}")
     True
@@ -30,17 +30,17 @@ def has_generation_markers(chat_template: str | Mapping[str, str]) -> bool:
 
 
 def supports_tool_calling(processing_class: Processor) -> bool:
-    """Whether the chat template prints a tool call, its arguments and what the tool answered.
+    """Whether the chat template renders a tool call, its arguments and the tool's answer.
 
-    Some templates leave calls or answers out without a word, others refuse the roles.
+    Some templates silently leave out calls or answers, and others refuse the roles.
     """
     if processing_class.chat_template is None:
         return False
-    # DeepSeek-V3's template wants the arguments as JSON text and fails on a mapping
+    # DeepSeek-V3's template needs the arguments as JSON text and fails on a mapping
     for arguments in ({_KEY: _VALUE}, f'{{"{_KEY}": "{_VALUE}"}}'):
         try:
-            text = _tool_talk(processing_class, arguments)
-        except Exception:  # a template fails with its own error, or with whatever it stumbles upon
+            text = _conversation_with_a_tool(processing_class, arguments)
+        except Exception:  # a template may raise its own error or any error of Python
             continue
         return all(word in text for word in (_NAME, _KEY, _VALUE, _ANSWER))
     return False
@@ -49,20 +49,22 @@ def supports_tool_calling(processing_class: Processor) -> bool:
 def get_training_chat_template(
     processing_class: Processor | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str | None:
-    """None: no other template is needed here, since the assistant's turns are found in any that can be verified.
+    """Check that the chat template can be trained on with `assistant_only_loss`, and return None.
 
-    TRL returns a template with generation markers to put in the place of one that has none. Here the template is tried
-    on a conversation, and what stops it from being trained on with `assistant_only_loss` is said.
+    TRL returns another template with generation markers for one that has none. No other template is needed here, since
+    the assistant's turns are found in the text of any template; this is tried on a conversation.
 
     Raises:
-        ModelError: there is no chat template, or the assistant's turns cannot be told apart in it.
+        ModelError: there is no chat template, or the assistant's turns cannot be found in its text.
     """
     from sftcore.chat.render import Renderer
 
     if tokenizer is not None:
         if processing_class is not None:
-            raise OptionTypeError("processing_class and tokenizer are the same argument.", fix="Keep processing_class.")
-        warnings.warn("tokenizer is now processing_class.", FutureWarning, stacklevel=2)
+            raise OptionTypeError(
+                "processing_class and tokenizer are two names of the same argument.", fix="Give only processing_class."
+            )
+        warnings.warn("The argument tokenizer is now called processing_class.", FutureWarning, stacklevel=2)
         processing_class = tokenizer
     if processing_class is None:
         raise OptionTypeError("get_training_chat_template needs a processing_class.")
@@ -81,7 +83,7 @@ def get_training_chat_template(
     return None
 
 
-def _tool_talk(processing_class: Processor, arguments: Mapping[str, str] | str) -> str:
+def _conversation_with_a_tool(processing_class: Processor, arguments: Mapping[str, str] | str) -> str:
     calls = [{"type": "function", "function": {"name": _NAME, "arguments": arguments}}]
     turns: list[dict[str, Any]] = [
         {"role": "user", "content": "hi"},

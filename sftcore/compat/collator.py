@@ -1,4 +1,4 @@
-"""TRL's data collator for language modelling, over the same two functions as the collators of a run."""
+"""TRL's data collator for language modelling, built on the same two functions as the collators of a run."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class DataCollatorForLanguageModeling:
-    """Rows with `input_ids`, and maybe `labels`, `weights` and `seq_lengths`, into a batch.
+    """Makes a batch of rows with `input_ids` and optional `labels`, `weights` and `seq_lengths`.
 
-    Padded: input_ids, labels, attention_mask, each (rows, longest) int64; packed rows get position_ids in the place of
-    the mask, which would let their documents read each other. Padding-free: input_ids, labels, position_ids, each
-    (1, tokens) int64, and the documents' borders as attention and convolution kernels want them: cu_seq_lens_q and
-    cu_seq_lens_k (documents + 1,) int32, max_length_q and max_length_k, seq_idx (1, tokens) int32.
+    A padded batch has input_ids, labels and attention_mask, each (rows, longest) int64. Packed rows get position_ids
+    instead of the mask, with which their documents would attend to each other. A padding-free batch has input_ids,
+    labels and position_ids, each (1, tokens) int64, and the boundaries of the documents for attention and convolution
+    kernels: cu_seq_lens_q and cu_seq_lens_k (documents + 1,) int32, max_length_q, max_length_k, and seq_idx (1, tokens)
+    int32.
 
     Args:
-        pad_token_id: the id on padding, where labels are -100.
-        padding_free: lay all documents end to end in one row; the first label of each is -100.
-        return_position_ids: give position_ids beside the mask of padded batches too.
+        pad_token_id: the token id of padding, whose labels are -100.
+        padding_free: put all documents end to end into one row; the first label of each is -100.
+        return_position_ids: also return position_ids for padded batches.
         pad_to_multiple_of: pad to a multiple of this length.
-        return_tensors: "pt".
+        return_tensors: must be "pt".
     """
 
     pad_token_id: int
@@ -39,24 +40,26 @@ class DataCollatorForLanguageModeling:
     return_tensors: str = "pt"
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
-        """The batch."""
+        """Make a batch of the rows."""
         kind = return_tensors or self.return_tensors
         if kind != "pt":
-            raise OptionTypeError(f'return_tensors is "pt", got "{kind}".', where="DataCollatorForLanguageModeling")
+            raise OptionTypeError(
+                f'return_tensors must be "pt", got "{kind}".', where="DataCollatorForLanguageModeling"
+            )
         return self.torch_call(features)
 
     def torch_call(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The batch."""
+        """Make a batch of the rows, as torch tensors."""
         build = flatten_rows if self.padding_free else pad_rows
         batch: dict[str, Any] = build(
             examples, pad_token_id=self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of or 1
         )
-        batch.pop("num_tokens", None)  # SFTTrainer's own count: a model's forward need not know it
+        batch.pop("num_tokens", None)  # SFTTrainer's own count, which a model's forward pass may not accept
         if self.padding_free:
-            return {**batch, **_borders(batch["position_ids"])}
+            return {**batch, **_boundaries(batch["position_ids"])}
         for i, row in enumerate(examples):
             if row.get("seq_lengths") is None and len(row["input_ids"]):
-                # nothing predicts the first token, so its label counts nowhere; TRL's batches keep it
+                # the first token is never predicted, so its label has no effect; TRL's batches keep it
                 given = row.get("labels")
                 batch["labels"][i, 0] = (row["input_ids"] if given is None else given)[0]
         if self.return_position_ids:
@@ -65,7 +68,7 @@ class DataCollatorForLanguageModeling:
 
     @staticmethod
     def get_position_ids_from_packed_seq_lengths(batch_seq_lengths: list[list[int]]) -> list[torch.Tensor]:
-        """Positions that begin at 0 for each document: one (tokens,) int64 tensor a row.
+        """Positions that restart at 0 with each document: one (tokens,) int64 tensor per row.
 
         >>> DataCollatorForLanguageModeling.get_position_ids_from_packed_seq_lengths([[2, 1], [3]])
         [tensor([0, 1, 0]), tensor([0, 1, 2])]
@@ -75,8 +78,8 @@ class DataCollatorForLanguageModeling:
         return [torch.from_numpy(restarting_positions(seq_lengths)) for seq_lengths in batch_seq_lengths]
 
 
-def _borders(position_ids: torch.Tensor) -> dict[str, Any]:
-    """Where documents begin in the one row of a padding-free batch."""
+def _boundaries(position_ids: torch.Tensor) -> dict[str, Any]:
+    """The boundaries of the documents in the single row of a padding-free batch."""
     import torch
 
     starts = np.flatnonzero(position_ids[0].numpy() == 0)

@@ -1,7 +1,7 @@
-"""TRL's public functions over rows and data sets, with its names, arguments and results.
+"""TRL's public functions on rows and data sets, with TRL's names, arguments and results.
 
-They take and return the plain dictionaries of `datasets`. What a row is made of is read by `sftcore.rows`, as the
-formats read it: keys that Arrow filled with null count as absent.
+They take and return the dictionaries of `datasets`. As in the formats, rows are read by `sftcore.rows`: keys that Arrow
+filled with null count as absent.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 _CONVERSATIONS = ("prompt", "chosen", "rejected", "completion", "messages")
 _WINDOW = 1000
-"""Rows of a stream that are packed together, unless `map_kwargs` has a `batch_size`."""
+"""How many rows of a stream are packed together, unless `map_kwargs` contains `batch_size`."""
 
 
 def is_conversational(example: Mapping[str, Any]) -> bool:
-    """Whether the row holds messages with roles rather than texts.
+    """Whether the row contains messages with roles rather than texts.
 
     >>> is_conversational({"prompt": [{"role": "user", "content": "What color is the sky?"}]})
     True
@@ -37,24 +37,24 @@ def is_conversational(example: Mapping[str, Any]) -> bool:
     False
     """
     value = next((example[key] for key in _CONVERSATIONS if example.get(key) is not None), None)
-    return _holds(value, "role")
+    return _is_list_of(value, "role")
 
 
 def is_conversational_from_value(example: Mapping[str, Any]) -> bool:
-    """Whether the row holds `conversations` in ShareGPT's shape, with `from` and `value`.
+    """Whether the row contains `conversations` in ShareGPT's form, with `from` and `value`.
 
     >>> is_conversational_from_value({"conversations": [{"from": "user", "value": "Hi"}]})
     True
     >>> is_conversational_from_value({"conversations": [{"role": "user", "content": "Hi"}]})
     False
     """
-    return _holds(example.get("conversations"), "from", "value")
+    return _is_list_of(example.get("conversations"), "from", "value")
 
 
 def maybe_convert_to_chatml(example: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with `from` and `value` of its turns renamed to `role` and `content`, `conversations` to `messages`.
+    """The row with `from`, `value` and `conversations` renamed to `role`, `content` and `messages`.
 
-    The row given is left as it is. Role names stay; the format `sharegpt` maps them.
+    The given row is not changed. Role names are kept; the format `sharegpt` maps them.
 
     >>> maybe_convert_to_chatml({"conversations": [{"from": "user", "value": "Hi"}]})
     {'messages': [{'role': 'user', 'content': 'Hi'}]}
@@ -77,11 +77,11 @@ def apply_chat_template(
     tools: Sequence[dict[str, Any] | Callable[..., Any]] | None = None,
     **template_kwargs: Any,
 ) -> dict[str, str]:
-    """A row's conversations as texts: `messages` becomes `text`, `prompt` and `completion` keep their names.
+    """Render a row's conversations as texts: `messages` becomes `text`; `prompt` and `completion` keep their names.
 
-    A prompt that ends with a user's or a tool's message gets the generation prompt; one that ends with an assistant's
-    is left open for the model to go on. With a completion, the prompt is what the rendered prompt and the rendered
-    whole have in common. The row's own `chat_template_kwargs` apply; `template_kwargs` win over them.
+    A prompt that ends with a user's or a tool's message gets the generation prompt. One that ends with an assistant's
+    message is left open, so that the model continues it. With a completion, the prompt is the common prefix of the
+    rendered prompt and the rendered whole. `template_kwargs` override the row's own `chat_template_kwargs`.
 
     Raises:
         DataError: the row has no such columns, or its prompt ends with another role.
@@ -89,8 +89,9 @@ def apply_chat_template(
     turns = {key: _turns(example[key]) for key in _CONVERSATIONS if example.get(key) is not None}
     if set(turns) not in ({"messages"}, {"prompt"}, {"prompt", "completion"}):
         raise DataError(
-            f"a chat template takes messages, prompt, or prompt and completion; the row has {quoted(example)}.",
-            fix="Rename the columns. Preference data are not for supervised fine-tuning.",
+            "a chat template can be applied to messages, prompt, or prompt and completion, but the row has the columns "
+            f"{quoted(example)}.",
+            fix="Rename the columns. Preference data cannot be used for supervised fine-tuning.",
         )
     options = {"tools": list(tools) if tools else None, **template_kwargs_of(example), **template_kwargs}
 
@@ -104,15 +105,15 @@ def apply_chat_template(
     last = turns["prompt"][-1].get("role") if turns["prompt"] else None
     if last not in ("user", "tool", "assistant"):
         raise DataError(
-            f'the prompt ends with the role "{last}", which nobody answers.',
-            fix="End it with a user's, a tool's or an assistant's message.",
+            f'the prompt ends with a message of the role "{last}", which the model cannot answer.',
+            fix="End it with a message of a user, a tool or an assistant.",
         )
     answered = last != "assistant"
     prompt = rendered(turns["prompt"], add_generation_prompt=answered, continue_final_message=not answered)
     if "completion" not in turns:
         return {"prompt": prompt}
     whole = rendered(turns["prompt"] + turns["completion"])
-    # Some templates open the answer in the generation prompt (DeepSeek-R1's <think>) and not in the whole
+    # some templates open the answer only in the generation prompt (DeepSeek-R1's <think>)
     prompt = os.path.commonprefix([prompt, whole])  # noqa: RUF071 - characters are meant
     label = {"label": example["label"]} if "label" in example else {}
     return {"prompt": prompt, "completion": whole[len(prompt) :], **label}
@@ -124,7 +125,7 @@ def maybe_apply_chat_template(
     tools: Sequence[dict[str, Any] | Callable[..., Any]] | None = None,
     **template_kwargs: Any,
 ) -> Mapping[str, Any]:
-    """`apply_chat_template` for a row of messages; a row of texts comes back as it is."""
+    """Apply the chat template to a row of messages; a row of texts is returned unchanged."""
     if is_conversational(example):
         return apply_chat_template(example, processing_class, tools, **template_kwargs)
     return example
@@ -133,16 +134,16 @@ def maybe_apply_chat_template(
 def prepare_multimodal_messages(
     messages: Sequence[Mapping[str, Any]], images: Sequence[Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Messages with their content in parts, and the images in their places.
+    """The messages with their content as a list of parts, and with the images in the image placeholders.
 
-    Where the first user's message is a text, a place for each image is put before it. Places that hold an image already
-    keep it. The messages given are left as they are.
+    If the first user's message is a text, a placeholder for each image is put before it. Placeholders that already
+    contain an image keep it. The given messages are not changed.
 
     >>> prepare_multimodal_messages([{"role": "user", "content": "What is it?"}], images=["photo"])
     [{'role': 'user', 'content': [{'type': 'image', 'image': 'photo'}, {'type': 'text', 'text': 'What is it?'}]}]
 
     Raises:
-        DataError: another number of images than of empty places, or a role that is not known.
+        DataError: the numbers of images and of placeholders differ, or a role is not known.
     """
     pictures = list(images or ())
     prepared = [dict(message) for message in messages]
@@ -154,27 +155,27 @@ def prepare_multimodal_messages(
                 fix="Known roles: system, developer, user, assistant, tool.",
             )
         if isinstance(message.get("content"), str):
-            places = [{"type": "image"} for _ in pictures] if first_text and message["role"] == "user" else []
-            message["content"] = [*places, {"type": "text", "text": message["content"]}]
+            placeholders = [{"type": "image"} for _ in pictures] if first_text and message["role"] == "user" else []
+            message["content"] = [*placeholders, {"type": "text", "text": message["content"]}]
             first_text = first_text and message["role"] != "user"
-    # What a tool answers is its own: its images are not the conversation's
-    filled = [message for message in prepared if message.get("content") and message["role"] != "tool"]
-    num_places = sum(_is_empty_place(part) for message in filled for part in message["content"])
-    if num_places != len(pictures):
+    # the images in a tool's answer are not among the given images
+    with_content = [message for message in prepared if message.get("content") and message["role"] != "tool"]
+    num_placeholders = sum(_is_image_placeholder(part) for message in with_content for part in message["content"])
+    if num_placeholders != len(pictures):
         raise DataError(
-            f"{len(pictures)} images are given and the messages have {num_places} empty places for them.",
-            fix='A place is {"type": "image"} in a message\'s content.',
+            f"{len(pictures)} images are given, but the messages have {num_placeholders} placeholders for images.",
+            fix='A placeholder is {"type": "image"} in the content of a message.',
         )
     left = iter(pictures)
-    for message in filled:
+    for message in with_content:
         message["content"] = [
-            {**part, "image": next(left)} if _is_empty_place(part) else part for part in message["content"]
+            {**part, "image": next(left)} if _is_image_placeholder(part) else part for part in message["content"]
         ]
     return prepared
 
 
 def get_dataset_column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    """The names of the columns, also of a stream that does not know them: its first row tells."""
+    """The names of the columns; a stream that does not know them is asked for its first row."""
     from sftcore.data.store.stream import columns_of
 
     return columns_of(dataset)
@@ -183,27 +184,27 @@ def get_dataset_column_names(dataset: Dataset | IterableDataset) -> list[str]:
 def pack_dataset(
     dataset: Sets, seq_length: int, strategy: str = "bfd", map_kwargs: Mapping[str, Any] | None = None
 ) -> Any:
-    """The rows of a data set packed into blocks of `seq_length` tokens.
+    """Pack the rows of a data set into blocks of `seq_length` tokens.
 
-    Every column must be a list with an entry for each token. The column `seq_lengths` is added: the lengths of the
-    documents in each block.
+    Every column must contain lists with an entry for each token. The column `seq_lengths` is added, which contains the
+    lengths of the documents in each block.
 
     Args:
-        dataset: one set, or a dictionary of several. All rows of a map-style set are packed together, those of a stream
-            a thousand at a time.
-        seq_length: tokens in a block.
-        strategy: "bfd" fits whole documents and cuts those longer than a block, "bfd_split" keeps their rest as a
-            document of its own, "wrapped" fills each block and cuts where it ends.
-        map_kwargs: further arguments for `Dataset.map`. `num_proc` is not used, since one process sees all rows.
+        dataset: a data set, or a dictionary of several. All rows of a map-style set are packed together; the rows of a
+            stream are packed a thousand at a time.
+        seq_length: the number of tokens in a block.
+        strategy: "bfd" keeps documents whole and cuts those longer than a block; "bfd_split" turns what is cut off into
+            further documents; "wrapped" fills each block completely and splits documents at its end.
+        map_kwargs: further arguments for `Dataset.map`. `num_proc` is ignored, since one process has to see all rows.
 
     Raises:
-        OptionTypeError: a column that is no list, or a strategy that is not known.
-        DataError: columns of different lengths in a row.
+        OptionTypeError: a column does not contain lists, or the strategy is not known.
+        DataError: the columns of a row have different lengths.
     """
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     if strategy == "bfd-requeue":
-        warnings.warn('the packing strategy "bfd-requeue" is now "bfd_split".', FutureWarning, stacklevel=2)
+        warnings.warn('The packing strategy "bfd-requeue" is now called "bfd_split".', FutureWarning, stacklevel=2)
         strategy = "bfd_split"
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         return type(dataset)(
@@ -235,9 +236,9 @@ def _packed_table(table: pa.Table, seq_length: int, strategy: str) -> pa.Table:
     for name, column in zip(table.column_names, table.columns, strict=True):
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             raise OptionTypeError(
-                f'the column "{name}" cannot be packed: it holds no lists but {column.type}.',
+                f'the column "{name}" cannot be packed, because it contains {column.type} instead of lists.',
                 where="pack_dataset",
-                fix="Keep the columns that have an entry for each token: dataset.select_columns([…]).",
+                fix="Keep only columns with an entry for each token: dataset.select_columns([…]).",
             )
     lengths = [pc.list_value_length(column) for column in table.columns]
     for name, found in zip(table.column_names, lengths, strict=True):
@@ -245,7 +246,7 @@ def _packed_table(table: pa.Table, seq_length: int, strategy: str) -> pa.Table:
             raise DataError(
                 f'the columns "{table.column_names[0]}" and "{name}" have different lengths.',
                 where="pack_dataset",
-                fix="Each column needs an entry for each token.",
+                fix="Every column needs an entry for each token.",
             )
     blocks = list(packed(table, pack(lengths[0].to_numpy(), seq_length, strategy)))
     if blocks:
@@ -253,8 +254,8 @@ def _packed_table(table: pa.Table, seq_length: int, strategy: str) -> pa.Table:
     return table.slice(0, 0).append_column("seq_lengths", pa.array([], pa.list_(pa.int32())))
 
 
-def _holds(value: Any, *keys: str) -> bool:
-    """Whether it is a list whose first entry is a mapping with these keys."""
+def _is_list_of(value: Any, *keys: str) -> bool:
+    """Whether the value is a list whose first entry is a mapping with these keys."""
     return (
         isinstance(value, list) and bool(value) and isinstance(value[0], dict) and all(key in value[0] for key in keys)
     )
@@ -263,12 +264,12 @@ def _holds(value: Any, *keys: str) -> bool:
 def _turns(value: Any) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         raise DataError(
-            f"a chat template takes lists of messages, got {type(value).__name__}.",
-            fix="maybe_apply_chat_template leaves rows of texts as they are.",
+            f"a chat template needs lists of messages, got {type(value).__name__}.",
+            fix="Use maybe_apply_chat_template, which returns rows of texts unchanged.",
         )
-    # a turn keeps a content of null, which templates tell from one that is missing
+    # content that is null is kept, since templates distinguish it from missing content
     return [{**({"content": None} if "content" in turn else {}), **without_nulls(turn)} for turn in value]
 
 
-def _is_empty_place(part: Mapping[str, Any]) -> bool:
+def _is_image_placeholder(part: Mapping[str, Any]) -> bool:
     return part.get("type") == "image" and "image" not in part

@@ -1,4 +1,4 @@
-"""What training scripts take from their command line and YAML files: TRL's parser, arguments and data mixtures."""
+"""TRL's parser, arguments and data mixtures for training scripts, read from the command line and YAML files."""
 
 from __future__ import annotations
 
@@ -27,80 +27,88 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
 SPLIT_SEED = 42
-"""`get_dataset` splits test rows off in the same way each time."""
+"""Seed of the test split, so that `get_dataset` always splits off the same rows."""
 
 
 @dataclass
 class ScriptArguments:
-    """Which data a script trains on."""
+    """The data set on which a script trains."""
 
     dataset_name: str | None = None
-    """Hub id, folder or file of the data. `datasets` comes before it."""
+    """Hub id, folder or file of the data set; ignored if `datasets` is given."""
     dataset_config: str | None = None
     """Configuration of the data set."""
     dataset_train_split: str = "train"
-    """Split to train on."""
+    """Split used for training."""
     dataset_test_split: str = "test"
-    """Split to evaluate on."""
+    """Split used for evaluation."""
     dataset_streaming: bool = False
-    """Read the data as a stream."""
+    """Stream the data set instead of loading it."""
     ignore_bias_buffers: bool = False
-    """Leave boolean buffers out of DDP's synchronisation, for models that fail on them."""
+    """Exclude boolean buffers from DDP's synchronisation, for models that fail on them."""
 
 
 @dataclass
 class DatasetConfig:
-    """One data set of a mixture; the first five are the arguments of `datasets.load_dataset`."""
+    """One data set of a mixture; the first five fields are arguments of `datasets.load_dataset`."""
 
     path: str
-    """Hub id, folder or file."""
+    """Hub id, folder or file of the data set."""
     name: str | None = None
-    """Configuration."""
+    """Name of the data set's configuration."""
     data_dir: str | None = None
-    """Folder below `path`."""
+    """Folder within `path`."""
     data_files: str | list[str] | dict[str, str] | None = None
-    """Files below `path`."""
+    """Files within `path`."""
     split: str = "train"
-    """Split."""
+    """Split to load."""
     columns: list[str] | None = None
-    """Columns to keep; None keeps all."""
+    """Columns to keep; None keeps all of them."""
     fraction: float | None = None
-    """Share of the mixture. The mixture is as large as it can be without any row twice."""
+    """Share of the mixture, which is made as large as possible without repeating a row."""
 
 
 @dataclass
 class DatasetMixtureConfig:
-    """Data sets to train on together; in practice given in a YAML file."""
+    """Several data sets to train on together, usually given in a YAML file."""
 
     datasets: list[DatasetConfig] = field(default_factory=list)
-    """The data sets: mappings with path, name, data_dir, data_files, split, columns, fraction."""
+    """The data sets, each a mapping with path, name, data_dir, data_files, split, columns and fraction."""
     streaming: bool = False
-    """Read them as streams."""
+    """Stream the data sets instead of loading them."""
     test_split_size: float | None = None
-    """Share or number of rows to split off for evaluation."""
+    """Fraction or number of rows to split off for evaluation."""
 
     def __post_init__(self) -> None:
         self.datasets = [_dataset_config(one, i) for i, one in enumerate(self.datasets)]
 
 
 def get_dataset(mixture_config: DatasetMixtureConfig) -> DatasetDict:
-    """The data sets of a mixture one behind the other, as `train`, and `test` where a part is split off.
+    """Load the data sets of a mixture and concatenate them as `train`; a part that is split off becomes `test`.
 
     Raises:
-        DataError: one cannot be loaded, or there is none.
-        ConflictError: fractions for some sets only, or with streams; a test split of streams.
+        DataError: a data set cannot be loaded, or the mixture names none.
+        ConflictError: only some data sets have a fraction, or fractions or a test split are asked of streams.
     """
     import datasets
 
     chosen = mixture_config.datasets
     fractions = [one.fraction for one in chosen if one.fraction is not None]
     if fractions and len(fractions) < len(chosen):
-        raise ConflictError("a fraction is given for some data sets only.", where="datasets", fix="Give all or none.")
+        raise ConflictError(
+            "only some data sets have a fraction.", where="datasets", fix="Give a fraction for all of them or for none."
+        )
     if mixture_config.streaming and (fractions or mixture_config.test_split_size is not None):
         what = "fraction" if fractions else "test_split_size"
-        raise ConflictError(f"{what} needs to know the number of rows, which streams do not.", fix=f"Drop {what}.")
+        raise ConflictError(
+            f"{what} needs the number of rows, which is not known for streams.", fix=f"Leave out {what}."
+        )
     if not chosen:
-        raise DataError("the mixture names no data set.", where="datasets", fix="datasets: [{path: train.jsonl}]")
+        raise DataError(
+            "the mixture does not name any data set.",
+            where="datasets",
+            fix="Name at least one: datasets: [{path: train.jsonl}]",
+        )
     parts = [_loaded(one, streaming=mixture_config.streaming) for one in chosen]
     if fractions:
         parts = list(_shares(parts, fractions))
@@ -108,7 +116,9 @@ def get_dataset(mixture_config: DatasetMixtureConfig) -> DatasetDict:
         whole = datasets.concatenate_datasets(parts)
     except ValueError as error:
         raise DataError(
-            f"the data sets do not fit together: {error}", where="datasets", fix="Choose the same columns of each."
+            f"the data sets cannot be concatenated: {error}",
+            where="datasets",
+            fix="Choose the same columns from each with `columns`.",
         ) from error
     if mixture_config.test_split_size is not None:
         return whole.train_test_split(test_size=mixture_config.test_split_size, seed=SPLIT_SEED)
@@ -116,14 +126,14 @@ def get_dataset(mixture_config: DatasetMixtureConfig) -> DatasetDict:
 
 
 class TrlParser(HfArgumentParser):  # type: ignore[misc]
-    """`transformers.HfArgumentParser` that also reads a YAML file, `--config FILE`.
+    """`transformers.HfArgumentParser` that also reads a YAML file given by `--config FILE`.
 
-    The file's values take the place of the defaults, and the command line wins over them. A mapping `env` in the file
-    goes to the environment. Help comes from the docstrings below the fields.
+    The file's values replace the defaults, and the command line overrides the file. A mapping `env` in the file sets
+    environment variables. The help texts are the docstrings below the fields.
 
     Args:
-        dataclass_types: a dataclass or several; an option is made of each field.
-        kwargs: for `argparse.ArgumentParser`.
+        dataclass_types: one or several dataclasses; each field becomes an option.
+        kwargs: further arguments for `argparse.ArgumentParser`.
     """
 
     def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
@@ -133,7 +143,8 @@ class TrlParser(HfArgumentParser):  # type: ignore[misc]
         for one in types:
             if any(found.name == "config" for found in dataclasses.fields(one)):
                 raise ConflictError(
-                    f'{one.__name__} has a field "config", which is the option for the file.', fix="Rename it."
+                    f'{one.__name__} has a field "config", but --config is the option for the YAML file.',
+                    fix="Rename the field.",
                 )
         super().__init__(dataclass_types=types, **kwargs)
         documented = {name: text for one in types for name, text in _documented(one)}
@@ -148,16 +159,16 @@ class TrlParser(HfArgumentParser):  # type: ignore[misc]
         fail_with_unknown_args: bool = True,
         separate_remaining_strings: bool = False,
     ) -> tuple[Any, ...]:
-        """An instance of each dataclass, from the command line and the file that it names.
+        """Make an instance of each dataclass from the command line and the file that it names.
 
         Args:
-            args: the command line; None takes that of the process.
-            return_remaining_strings: add a list of what nobody read, that of the file as `--key value`.
-            fail_with_unknown_args: refuse keys of the file that nobody reads.
-            separate_remaining_strings: add two such lists, for the file and for the command line.
+            args: the command line; None is that of the process.
+            return_remaining_strings: also return a list of unknown arguments, with the file's as `--key value`.
+            fail_with_unknown_args: refuse unknown keys in the file.
+            separate_remaining_strings: return two such lists, one for the file and one for the command line.
 
         Raises:
-            RecipeError: the file is no YAML mapping, or an option of the command line is not known.
+            RecipeError: the file is not a YAML mapping, or an option of the command line is not known.
             UnknownKeyError: a key of the file is not known.
         """
         words, path = _without_config(list(sys.argv[1:] if args is None else args))
@@ -171,14 +182,14 @@ class TrlParser(HfArgumentParser):  # type: ignore[misc]
             return (*parsed, *rest)
         if from_words:
             raise RecipeError(
-                f"the command line has what nobody reads: {quoted(from_words)}."
+                f"the command line has unknown arguments: {quoted(from_words)}."
                 f"{nearest(from_words[0].lstrip('-').partition('=')[0], self._names())}",
-                fix="All options: --help",
+                fix="Use --help to list all options.",
             )
         return tuple(parsed)
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
-        """Make these values the defaults, also of subcommands; what is no option comes back as `--key value`."""
+        """Make these values defaults of the options and subcommands, and return unknown ones as `--key value`."""
         known = set()
         for action in _actions(self):
             if action.dest in kwargs:
@@ -191,7 +202,7 @@ class TrlParser(HfArgumentParser):  # type: ignore[misc]
 
 
 def init_zero_verbose() -> None:
-    """Log errors only, in colour, and send warnings to the log: for the first line of a script."""
+    """Log only errors, in colour, and send warnings to the log; call it at the start of a script."""
     from rich.logging import RichHandler
 
     logging.basicConfig(format="%(message)s", datefmt="[%X]", handlers=[RichHandler()], level=logging.ERROR)
@@ -208,13 +219,15 @@ def _dataset_config(given: Any, index: int) -> DatasetConfig:
     if isinstance(given, DatasetConfig):
         return given
     if not isinstance(given, dict):
-        raise OptionTypeError(f"a data set is a mapping, got {given!r}.", where=f"datasets[{index}]")
+        raise OptionTypeError(f"a data set must be a mapping, got {given!r}.", where=f"datasets[{index}]")
     known = [one.name for one in dataclasses.fields(DatasetConfig)]
     for key in given:
         if key not in known:
             raise UnknownKeyError(key, known, where=f"datasets[{index}]")
     if "path" not in given:
-        raise RecipeError("a data set needs a path.", where=f"datasets[{index}]", fix="{path: train.jsonl}")
+        raise RecipeError(
+            "the data set has no path.", where=f"datasets[{index}]", fix="Name its path: {path: train.jsonl}"
+        )
     return DatasetConfig(**given)
 
 
@@ -228,19 +241,19 @@ def _loaded(one: DatasetConfig, *, streaming: bool) -> Dataset | IterableDataset
         loaded = datasets.load_dataset(
             path, one.name, data_dir=one.data_dir, data_files=files, split=one.split, streaming=streaming
         )
-    except Exception as error:  # the hub's client and the builders raise a dozen types
+    except Exception as error:  # the hub's client and the builders raise many types of error
         raise DataError(
             f"the data set cannot be loaded: {str(error.__cause__ or error).partition(chr(10))[0]}",
             where=one.path,
-            fix="Check path, name and split; without a network, give a local file.",
+            fix="Check path, name and split; without a network connection, give a local file.",
         ) from error
     return loaded if one.columns is None else loaded.select_columns(one.columns)
 
 
 def _shares(parts: Sequence[Dataset], fractions: Sequence[float]) -> Iterator[Dataset]:
-    """The first rows of each set, as many as its share of the largest mixture that repeats no row."""
+    """The first rows of each set, in the given proportions and as many as possible without repeating a row."""
     if min(fractions) < 0 or not sum(fractions):
-        raise DataError("fractions are 0 or more, and not all of them 0.", where="datasets")
+        raise DataError("fractions must be 0 or more, and at least one of them above 0.", where="datasets")
     shares = [fraction / sum(fractions) for fraction in fractions]
     total = min(len(part) / share for part, share in zip(parts, shares, strict=True) if share)
     for part, share in zip(parts, shares, strict=True):
@@ -258,38 +271,38 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def _without_config(words: list[str]) -> tuple[list[str], Path | None]:
-    """The command line without `--config FILE` or `--config=FILE`, and the file."""
+    """The command line without `--config FILE` or `--config=FILE`, and the path of the file."""
     for i, word in enumerate(words):
         if word.startswith("--config="):
             return words[:i] + words[i + 1 :], Path(word.partition("=")[2])
         if word == "--config":
             if i + 1 == len(words):
-                raise RecipeError("--config needs a file.")
+                raise RecipeError("--config needs a file.", fix="Write --config FILE.")
             return words[:i] + words[i + 2 :], Path(words[i + 1])
     return words, None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise RecipeError("no such file.", where=f"--config {path}")
+        raise RecipeError("there is no such file.", where=f"--config {path}")
     values = yaml12.load(path.read_text(encoding="utf-8"), where=str(path))
     if not isinstance(values, dict):
-        raise RecipeError("the file holds no mapping of options to values.", where=str(path))
+        raise RecipeError("the file must contain a mapping of options to values.", where=str(path))
     environment = values.pop("env", None) or {}
     if not isinstance(environment, dict):
-        raise OptionTypeError("env is a mapping of names to values.", where=str(path))
+        raise OptionTypeError("env must be a mapping of names to values.", where=str(path))
     os.environ.update({str(name): str(value) for name, value in environment.items()})
     return values
 
 
 def _documented(one: type) -> Iterator[tuple[str, str]]:
-    """The docstrings below a dataclass's fields, and below those of the classes that it is made of."""
+    """The names of a dataclass's fields with the docstrings below them, including those of its base classes."""
     for base in reversed(one.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         try:
             (made,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        except (OSError, TypeError, SyntaxError, ValueError):  # a class made at a prompt has no source to read
+        except (OSError, TypeError, SyntaxError, ValueError):  # a class defined at a prompt has no source
             continue
         body = getattr(made, "body", [])
         for declared, below in itertools.pairwise(body):

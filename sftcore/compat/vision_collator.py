@@ -1,4 +1,4 @@
-"""TRL's data collator for vision-language modelling, over the run's own formats, masks and collator."""
+"""TRL's data collator for vision-language modelling, built on the formats, masks and collator of a run."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ _NAME = "batch"
 
 @dataclass
 class DataCollatorForVisionLanguageModeling:
-    """Raw rows with `messages`, `prompt` and `completion`, or `text`, and `image` or `images`, into a batch.
+    """Makes a batch of raw rows with `image` or `images`, and `messages`, `text`, or `prompt` and `completion`.
 
-    input_ids, labels, attention_mask: (rows, longest) int64, with what the processor makes of the images. Tokens of
-    images never count for the loss. For `SFTTrainer` it is only needed to be changed: `collator: vlm` does the same on
-    prepared rows. Give it with `remove_unused_columns=False` and `dataset_kwargs={"skip_prepare_dataset": True}`.
+    The batch has input_ids, labels and attention_mask, each (rows, longest) int64, and the processor's tensors for the
+    images. Image tokens are never included in the loss. `SFTTrainer` needs this class only if you want to change it:
+    `collator: vlm` does the same with prepared rows. Use it with `remove_unused_columns=False` and
+    `dataset_kwargs={"skip_prepare_dataset": True}`.
 
     Args:
         processor: the model's processor.
-        max_length: rows are cut to so many tokens; one whose image would be cut is refused.
-        completion_only_loss: loss on the completion alone, for rows with a prompt and a completion.
+        max_length: cut rows to this many tokens; a row whose image would be cut is refused.
+        completion_only_loss: compute the loss on the completion alone, for rows with a prompt and a completion.
         pad_to_multiple_of: pad to a multiple of this length.
-        dataset_text_field: the column of plain texts.
-        assistant_only_loss: loss on the assistant's turns alone.
-        chat_template: replaces the processor's.
-        return_tensors: "pt".
+        dataset_text_field: the column of rows that are plain texts.
+        assistant_only_loss: compute the loss on the assistant's turns alone.
+        chat_template: replaces the processor's own chat template.
+        return_tensors: must be "pt".
 
     Raises:
-        RowError: a row that cannot be used, with its number in the batch.
+        RowError: a row cannot be used; the error names its number in the batch.
     """
 
     processor: Any
@@ -51,17 +52,19 @@ class DataCollatorForVisionLanguageModeling:
 
     def __post_init__(self) -> None:
         if self.return_tensors != "pt":
-            raise OptionTypeError(f'return_tensors is "pt", got "{self.return_tensors}".', where=type(self).__name__)
+            raise OptionTypeError(
+                f'return_tensors must be "pt", got "{self.return_tensors}".', where=type(self).__name__
+            )
         if self.chat_template is not None:
             self.processor.chat_template = self.processor.tokenizer.chat_template = self.chat_template
         elif getattr(self.processor, "chat_template", None):
             self.processor.tokenizer.chat_template = self.processor.chat_template
         self._pipelines: dict[tuple[str, ...], Pipeline] = {}
-        self._setup = self._made()
+        self._setup = self._set_up()
         self._collate = self._setup.plugins.one("make_collator", processor=self.processor, plan=self._setup.plan)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The batch."""
+        """Make a batch of the rows."""
         columns = tuple(dict.fromkeys(key for example in examples for key in example))
         if columns not in self._pipelines:
             data = DataPreparation(self._setup, self.processor.tokenizer, self.max_length, processor=self.processor)
@@ -75,9 +78,9 @@ class DataCollatorForVisionLanguageModeling:
         batch.pop("num_tokens", None)
         return dict(batch)
 
-    def _made(self) -> Setup:
+    def _set_up(self) -> Setup:
         settings = {
-            # TRL's False counts every token of a row with a completion, ours None only that
+            # with False, as in TRL, every token counts; with our default, None, only the completion would
             "completion_only_loss": self.completion_only_loss,
             "assistant_only_loss": self.assistant_only_loss,
             "pad_to_multiple_of": self.pad_to_multiple_of,

@@ -1,12 +1,12 @@
-"""The proof that documents in a packed row do not read each other, on the model and attention that will train.
+"""Prove that documents in a packed row do not attend to each other, on the model and attention that will train.
 
-Two measurements, each on the logits of every document:
+Two properties of every document's logits are measured:
 
-1. *Neighbours*: replacing the tokens of all other documents changes nothing, to the last bit.
-2. *Alone*: they equal those of the document alone in a row, within what the dtype allows; this catches positions and
-   sliding windows that are wrong in a packed row.
+1. *Neighbours*: they stay bit-identical when the tokens of all other documents are replaced.
+2. *Alone*: they equal the logits of the document alone in a row, within the tolerance of the dtype. This detects
+   positions and sliding windows that are wrong in a packed row.
 
-Documents of one token, and longer than the sliding window, are among them.
+The documents include some of a single token and one that is longer than the sliding window.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     import torch
 
 Lengths: TypeAlias = tuple[tuple[int, ...], ...]
-"""Of the documents in each row."""
+"""The lengths of the documents in each row."""
 
 LONGEST_WINDOW = 4096
-"""A longer sliding window is not exceeded: the proof would cost more than it tells."""
+"""No document exceeds a sliding window longer than this, as it would make the proof too expensive."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "index_topk")
-"""Where configurations say how many tokens a layer sees at most."""
+"""Configuration fields that limit how many tokens a layer attends to."""
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""How far logits may lie apart for another order of summation, as a part of the largest logit."""
+"""How much logits may differ because sums are added in another order, as a fraction of the largest logit."""
 HALVES = ("float16", "bfloat16")
 TF32_TOLERANCE = 1e-2
 """The same for float32 on an accelerator, which may multiply in TF32."""
 FAILURES = (ModelError, TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError)
-"""What a forward that cannot be called in some way may raise."""
+"""Exceptions that a model's forward pass may raise if it does not support the arguments it is given."""
 PADDED = "Use padded batches (packing: false, padding_free: false)"
 
 
 @frozen
 class Gaps:
-    """The largest difference of a logit: with other neighbours, and to the document alone; and what was allowed."""
+    """The largest logit differences, with other neighbours and from the document alone, and how large they may be."""
 
     neighbours: float
     alone: float
@@ -52,13 +52,13 @@ class Gaps:
     alone_allowed: float
 
     def __str__(self) -> str:
-        kept = "bit-identical" if self.neighbours == 0 else f"within {self.neighbours:.1g}"
-        return f"logits {kept} whatever the neighbours, within {self.alone:.1g} of the document alone"
+        kept = "are bit-identical" if self.neighbours == 0 else f"differ by at most {self.neighbours:.1g}"
+        return f"logits {kept} with other neighbours, and within {self.alone:.1g} of the document alone"
 
     def failure(self) -> str:
-        """What leaked, or an empty string. A gap that is not a number fails too."""
+        """A description of what leaked, or an empty string; a gap of NaN fails too."""
         if not self.neighbours <= self.neighbours_allowed:
-            return f"other documents move a document's logits by {self.neighbours:.2g}"
+            return f"other documents change a document's logits by {self.neighbours:.2g}"
         if not self.alone <= self.alone_allowed:
             return f"logits differ by {self.alone:.2g} from the document alone (allowed: {self.alone_allowed:.2g})"
         return ""
@@ -66,7 +66,7 @@ class Gaps:
 
 @frozen
 class Proof:
-    """The way that keeps documents apart, what was measured, and why the ways before it did not."""
+    """The way that keeps documents apart, the differences measured, and why the ways tried before it failed."""
 
     way: Way
     gaps: Gaps
@@ -78,7 +78,7 @@ class Proof:
         return "; ".join([f"documents are kept apart by {self.way.summary}: {self.gaps}", *self.notes])
 
     def record(self) -> dict[str, Any]:
-        """The proof as plain values, for a manifest."""
+        """The proof as JSON values, for the manifest."""
         return {
             "way": self.way.name,
             "summary": self.way.summary,
@@ -99,21 +99,20 @@ def keep_documents_apart(
     max_length: int | None = None,
     ways: Sequence[Way] | None = None,
 ) -> Proof:
-    """The first way that keeps documents apart on this model, as it is now: adapters, dtype, device and kernels.
+    """Find the first way that keeps documents apart on this model with its adapters, dtype, device and kernels.
 
-    Call it where training would call the model (inside its autocast). It costs about a dozen forward passes of some
-    forty tokens, or of the sliding window's length. The random state and every module's training flag stay as they
-    were.
+    Call it where training would call the model, inside its autocast. It costs about a dozen forward passes of some
+    forty tokens, or of the sliding window's length. It changes neither the random state nor any module's training flag.
 
     Args:
         model: the causal model, wrapped by PEFT or not.
-        backend: what its attention declares.
-        flattened: the run's batches are one row (padding-free); otherwise rows with padding at their end.
-        max_length: no document of the run is longer.
-        ways: those to try instead of `ways_for(model, backend)`.
+        backend: what the model's attention declares.
+        flattened: whether the run's batches are a single row (padding-free) rather than padded rows.
+        max_length: the length of the run's longest document.
+        ways: the ways to try instead of `ways_for(model, backend)`.
 
     Raises:
-        ModelError: no way holds, with what leaked.
+        ModelError: no way keeps the documents apart, with what leaked.
     """
     _refuse_prompt_learning(model)
     lengths, notes = _layout(causal_model(model).config.get_text_config(), flattened, max_length)
@@ -135,60 +134,61 @@ def keep_documents_apart(
     attention = causal_model(model).config.get_text_config()._attn_implementation
     reasons = "; ".join(f"with {' or '.join(names)}, {failure}" for failure, names in failed.items())
     raise ModelError(
-        f"documents that share a row are not kept apart in {type(causal_model(model)).__name__}: {reasons}.",
+        f"{type(causal_model(model)).__name__} does not keep documents that share a row apart: {reasons}.",
         where=f"attention {attention}",
         fix=f"{PADDED}, or choose another attention.",
     )
 
 
 def check_labels(batch: Mapping[str, Any]) -> None:
-    """Hold that the first label of each document is -100: labels (B, T), position_ids (B, T).
+    """Check that the first label of each document is -100, given labels (B, T) and position_ids (B, T).
 
-    The loss predicts a label from the token before it, which for the first token is another document's last.
+    A label is predicted from the token before it, which for the first token belongs to another document.
 
     Raises:
-        DataError: with row and position of the first one that counts.
+        DataError: a document's first token is supervised; the error names the row and the position.
     """
     counted = (document_starts(batch["position_ids"]) & (batch["labels"] != IGNORED)).nonzero()
     if len(counted):
         row, position = counted[0].tolist()
         raise DataError(
-            f"the document that begins at position {position} counts its first token, which would be predicted from "
-            "the document before it.",
+            f"the first token of the document at position {position} is supervised, so it would be predicted from the "
+            "document before it.",
             where=f"packed batch row {row}",
-            fix=f"Set the label there to {IGNORED}.",
+            fix=f"Set its label to {IGNORED}.",
         )
 
 
 def measure(model: Any, backend: AttentionBackend | None, way: Way, lengths: Lengths) -> Gaps:
-    """Run packed rows of documents of these lengths; in the second row the last document is padding."""
+    """Measure packed rows of documents with these lengths; the last document of the second row is padding."""
     import torch
 
-    packed = _Rows(model, lengths)
+    packed = _RandomRows(model, lengths)
     neighbours = alone = largest = 0.0
-    with quiet(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         calls = backend.calls() if backend is not None and backend.calls else 0
         wanted = logits_of(model, way(packed.batch(packed.ids_BT)))
         if way.name == "boundaries" and backend is not None and backend.calls:
-            _check_calls(causal_model(model), backend.calls() - calls)
-        for row, span in packed.checked():
+            _require_calls(causal_model(model), backend.calls() - calls)
+        for row, span in packed.spans_to_measure():
             got = logits_of(model, way(packed.batch(packed.replaced_except(row, span))))
-            neighbours = worst(neighbours, got[row, span], wanted[row, span])
+            neighbours = larger_gap(neighbours, got[row, span], wanted[row, span])
             reference = logits_of(model, {"input_ids": packed.ids_BT[row : row + 1, span]})[0]
-            alone = worst(alone, wanted[row, span], reference)
+            alone = larger_gap(alone, wanted[row, span], reference)
             largest = max(largest, float(reference.abs().max()))
     coarse = coarsest(model, wanted)
-    if (backend is None or backend.deterministic) and not _shares_numbers(causal_model(model)):
-        moved = 0.0
+    if (backend is None or backend.deterministic) and not _mixes_rounding(causal_model(model)):
+        neighbours_allowed = 0.0
     else:
-        moved = TOLERANCES[coarse] * largest if coarse in HALVES else 1e-5 * max(1.0, largest)
+        neighbours_allowed = TOLERANCES[coarse] * largest if coarse in HALVES else 1e-5 * max(1.0, largest)
     alone_allowed = TF32_TOLERANCE if coarse == "float32" and wanted.device.type != "cpu" else TOLERANCES[coarse]
-    return Gaps(neighbours, alone, moved, alone_allowed * largest)
+    return Gaps(neighbours, alone, neighbours_allowed, alone_allowed * largest)
 
 
-def worst(so_far: float, got: torch.Tensor, wanted: torch.Tensor) -> float:
+def larger_gap(so_far: float, got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The larger of a gap and the largest difference between two tensors; NaN counts as larger than any number."""
     gap = float((got.float() - wanted.float()).abs().max())
-    return gap if not gap <= so_far else so_far  # keeps a gap that is not a number
+    return gap if not gap <= so_far else so_far
 
 
 def logits_of(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -197,8 +197,8 @@ def logits_of(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
 
 
 # --- Rows -----------------------------------------------------------------------------------------------------------
-class _Rows:
-    """Random tokens in packed rows: (B, T) each, and which spans of them are documents to check."""
+class _RandomRows:
+    """Packed rows of random tokens, (B, T) each, and the spans of the documents to measure."""
 
     def __init__(self, model: Any, lengths: Lengths) -> None:
         import torch
@@ -206,13 +206,13 @@ class _Rows:
         self._lengths = lengths
         device = model.get_input_embeddings().weight.device
         config = causal_model(model).config
-        self._words = torch.tensor(plain_words(config), device=device)
+        self._token_ids = torch.tensor(ordinary_token_ids(config), device=device)
         generator = torch.Generator().manual_seed(0)
         shape = (len(lengths), sum(lengths[0]))
-        choice_BT = torch.randint(len(self._words), shape, generator=generator)
-        shift_BT = torch.randint(1, len(self._words), shape, generator=generator)
-        self.ids_BT = self._words[choice_BT.to(device)]
-        self._others_BT = self._words[((choice_BT + shift_BT) % len(self._words)).to(device)]
+        choice_BT = torch.randint(len(self._token_ids), shape, generator=generator)
+        shift_BT = torch.randint(1, len(self._token_ids), shape, generator=generator)
+        self.ids_BT = self._token_ids[choice_BT.to(device)]
+        self._others_BT = self._token_ids[((choice_BT + shift_BT) % len(self._token_ids)).to(device)]
         positions = [[index for length in row for index in range(length)] for row in lengths]
         self._position_ids_BT = torch.tensor(positions, device=device)
 
@@ -220,13 +220,13 @@ class _Rows:
         return {"input_ids": ids_BT, "position_ids": self._position_ids_BT}
 
     def replaced_except(self, row: int, span: slice) -> torch.Tensor:
-        """Every token another one, save those of one document."""
+        """The rows with every token replaced by another one, except those of one document."""
         ids_BT = self._others_BT.clone()
         ids_BT[row, span] = self.ids_BT[row, span]
         return ids_BT
 
-    def checked(self) -> Iterator[tuple[int, slice]]:
-        """Each document of the first row; of the second, the first and the one next to the padding."""
+    def spans_to_measure(self) -> Iterator[tuple[int, slice]]:
+        """Every document of the first row; in the second, the first document and the one next to the padding."""
         for row, lengths in enumerate(self._lengths):
             ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
             for index, (length, end) in enumerate(zip(lengths, ends, strict=True)):
@@ -237,32 +237,34 @@ class _Rows:
 def _layout(
     config: Any, flattened: bool, max_length: int | None
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
-    """The documents' lengths in each row, and what they cannot show."""
+    """The lengths of the documents in each row, and notes on what they cannot prove."""
     limit = min(length for length in (max_length, getattr(config, "max_position_embeddings", None), 1 << 30) if length)
     windows = [getattr(config, name, None) for name in WINDOWS]
     reached = [window for window in windows if isinstance(window, int) and window < limit]
-    notes = tuple(f"the window of {window} tokens was not exceeded" for window in reached if window > LONGEST_WINDOW)
+    notes = tuple(
+        f"no document exceeded the attention window of {window} tokens" for window in reached if window > LONGEST_WINDOW
+    )
     long = min(limit, max([24, *(window + 5 for window in reached if window <= LONGEST_WINDOW)]))
     short, middle = min(5, limit), min(9, limit)
     first = (short, 1, 1, long, middle)
     return ((first,) if flattened else (first, (middle, 1, 1, short, long))), notes
 
 
-def plain_words(config: Any) -> list[int]:
-    """Token ids that mean nothing to the model's own code, such as the place of an image."""
+def ordinary_token_ids(config: Any) -> list[int]:
+    """Token ids without a special meaning in the model's own code, such as that of an image placeholder."""
     special: set[int] = set()
     for one in (config, config.get_text_config()):
         for key, value in one.to_dict().items():
             if key.endswith(("_token_id", "_token_index")):
                 special.update(value if isinstance(value, (list, tuple)) else [value])
-    # Some thousands are plenty, and cost nothing where the vocabulary is large
+    # a few thousand are enough, and keep this cheap for a large vocabulary
     return [word for word in range(config.get_text_config().vocab_size) if word not in special][:8192]
 
 
-# --- The model as training finds it ---------------------------------------------------------------------------------
+# --- The model as training will use it ------------------------------------------------------------------------------
 @contextmanager
-def quiet(model: Any) -> Iterator[None]:
-    """Evaluation mode; afterwards each module's own flag and the random state are what they were."""
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Evaluation mode inside; each module's training flag and the random state are restored afterwards."""
     import torch
 
     device = model.get_input_embeddings().weight.device
@@ -277,10 +279,10 @@ def quiet(model: Any) -> Iterator[None]:
                 module.training = training
 
 
-def _shares_numbers(model: Any) -> bool:
-    """Whether other tokens may change the last bits of a token's result by no fault of the attention.
+def _mixes_rounding(model: Any) -> bool:
+    """Whether other tokens may change the rounding of a token's result even if attention keeps them apart.
 
-    Experts multiply as many tokens at once as are sent to them, and quantised layers may scale by all tokens at once.
+    Experts multiply as many tokens at once as are routed to them, and quantised layers may scale all tokens together.
     """
     config = model.config.get_text_config()
     experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
@@ -288,7 +290,7 @@ def _shares_numbers(model: Any) -> bool:
 
 
 def coarsest(model: Any, logits: torch.Tensor) -> str:
-    """The name of the coarsest dtype on the way to the logits, which may have been turned into float32 at the end."""
+    """The name of the coarsest dtype used to compute the logits, which may themselves be cast to float32 at the end."""
     import torch
 
     kinds = {logits.dtype, *(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())}
@@ -300,15 +302,19 @@ def coarsest(model: Any, logits: torch.Tensor) -> str:
     return max(names, key=lambda name: TOLERANCES[name])
 
 
-def _check_calls(model: Any, calls: int) -> None:
-    """Hold that the attention had boundaries in every layer that attends; others have other ways to mix tokens."""
+def _require_calls(model: Any, calls: int) -> None:
+    """Require that document boundaries reached the attention in every attention layer.
+
+    Raises:
+        ModelError: they reached it less often than there are attention layers.
+    """
     config = model.config.get_text_config()
     types = getattr(config, "layer_types", None)
     attends = [kind for kind in types or () if "attention" in kind and "linear" not in kind]
     modules = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
     layers = len(attends) if types else min(config.num_hidden_layers, len(modules))
     if calls == 0 or calls < layers:
-        raise ModelError(f"boundaries reached the attention {calls} times in {layers} attention layers")
+        raise ModelError(f"document boundaries reached the attention only {calls} times in {layers} attention layers")
 
 
 def _refuse_prompt_learning(model: Any) -> None:
@@ -317,5 +323,5 @@ def _refuse_prompt_learning(model: Any) -> None:
             raise ModelError(
                 f"{config.peft_type.value} puts virtual tokens before a row and drops its position ids, so documents "
                 "that share a row cannot be kept apart.",
-                fix=f"{PADDED}, or another adapter.",
+                fix=f"{PADDED}, or choose another adapter.",
             )

@@ -1,8 +1,8 @@
-"""The proof that documents with images, which share a row, see their own images alone.
+"""Prove that documents that share a row see only their own images.
 
-The first documents of the run's own rows are laid into one row as the run does it. Replacing the images of all others
-by noise of the same size leaves a document's logits as they are, to the last bit, and they equal those of the document
-alone in the model's own forward, which computes positions and masks of images by itself.
+The first documents with images in the run's own rows are put into one row, as the run does it. The proof requires that
+a document's logits stay bit-identical when the images of all others are replaced by noise of the same size, and that
+they equal those of the document alone in the model's own forward pass, which computes positions and masks by itself.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from sftcore.documents.proof import (
     TOLERANCES,
     Gaps,
     coarsest,
+    evaluation_mode,
+    larger_gap,
     logits_of,
-    plain_words,
-    quiet,
-    worst,
+    ordinary_token_ids,
 )
 from sftcore.documents.ways import Way
 from sftcore.model.unwrap import causal_model
@@ -35,26 +35,26 @@ if TYPE_CHECKING:
     Collate = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
 COUNT = 2
-"""Documents with images in the row."""
+"""How many documents with images the proof uses."""
 LOOKED_AT = 64
-"""Rows among which they are looked for."""
+"""How many rows are searched for documents with images."""
 
 
 def prove_images(model: Any, way: Way, collate: Collate, rows: Sequence[Mapping[str, Any]]) -> Gaps | None:
-    """Gaps of the first documents with images among these prepared rows, and of words behind them; None without images.
+    """The gaps of the first documents with images in these prepared rows, followed by text; None without images.
 
     Raises:
-        ModelError: a document sees the images of another, or its own otherwise than alone.
+        ModelError: a document sees another's images, or its own images differently than alone.
     """
     documents = first_documents(rows)
     if not documents:
         return None
     import torch
 
-    documents.append(_words(model, len(documents[0]["input_ids"])))
+    documents.append(_text_document(model, len(documents[0]["input_ids"])))
 
     try:
-        with quiet(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             gaps = _measured(model, way, collate, documents)
         failure = gaps.failure()
     except FAILURES as error:
@@ -63,7 +63,7 @@ def prove_images(model: Any, way: Way, collate: Collate, rows: Sequence[Mapping[
         failure = f"{type(error).__name__}: {error}".partition("\n")[0]
     if failure:
         raise ModelError(
-            f"documents with images that share a row are not kept apart in {type(model).__name__}: with "
+            f"{type(model).__name__} does not keep documents with images that share a row apart: with "
             f"{way.summary}, {failure}.",
             fix=f"{PADDED}.",
         )
@@ -71,14 +71,14 @@ def prove_images(model: Any, way: Way, collate: Collate, rows: Sequence[Mapping[
 
 
 def first_documents(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Up to COUNT documents with images, each as a row of its own."""
-    found = (document for row in rows for document in _parted(row) if document[DOCUMENTS][0]["images"])
+    """Up to COUNT documents with images, each as a separate row."""
+    found = (document for row in rows for document in _documents_of(row) if document[DOCUMENTS][0]["images"])
     return list(itertools.islice(found, COUNT))
 
 
-def _words(model: Any, length: int) -> dict[str, Any]:
-    """A document without images: in it, attention that looks images up in another document's places shows."""
-    known = plain_words(causal_model(model).config)
+def _text_document(model: Any, length: int) -> dict[str, Any]:
+    """A document without images, which shows whether attention uses the image positions of another document."""
+    known = ordinary_token_ids(causal_model(model).config)
     ids = [known[(7 * i) % len(known)] for i in range(length)]
     return {"input_ids": ids, "labels": ids, DOCUMENTS: [{"row": -1, "text": None, "special": False, "images": []}]}
 
@@ -92,16 +92,16 @@ def _measured(model: Any, way: Way, collate: Collate, documents: Sequence[dict[s
         start = span.stop
         others = [one if i == number else _with_noise(one) for i, one in enumerate(documents)]
         got = _shared(model, way, collate, others)
-        neighbours = worst(neighbours, got[span], wanted[span])
+        neighbours = larger_gap(neighbours, got[span], wanted[span])
         reference = _alone(model, collate, document)
-        alone = worst(alone, wanted[span], reference)
+        alone = larger_gap(alone, wanted[span], reference)
         largest = max(largest, float(reference.abs().max()))
     coarse = coarsest(model, wanted)
     return Gaps(neighbours, alone, 0.0, TOLERANCES[coarse] * largest)
 
 
 def _shared(model: Any, way: Way, collate: Collate, documents: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """Logits of the documents in one row: (tokens, vocabulary)."""
+    """The logits of the documents in one row: (tokens, vocabulary)."""
     row = {
         "input_ids": [token for one in documents for token in one["input_ids"]],
         "labels": [label for one in documents for label in one["labels"]],
@@ -131,7 +131,7 @@ def _inputs(model: Any, collate: Collate, row: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _parted(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _documents_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     lengths = row.get("seq_lengths") or [len(row["input_ids"])]
     found, start = [], 0
     for length, document in zip(lengths, row[DOCUMENTS], strict=True):
@@ -142,7 +142,7 @@ def _parted(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _with_noise(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with noise in the place of its images."""
+    """The document with its images replaced by noise."""
     inner = document[DOCUMENTS][0]
     return {**document, DOCUMENTS: [{**inner, "images": [_noise(image) for image in inner["images"]]}]}
 

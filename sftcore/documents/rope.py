@@ -1,8 +1,8 @@
-"""Position ids of models that place image tokens in time, height and width, for rows that hold several documents.
+"""Position ids in time, height and width for rows that hold several documents.
 
-Qwen's vision-language models rotate by three positions a token (M-RoPE, arXiv:2409.12191). They compute them by
-themselves for a row that is one document; where documents share a row, each is computed alone here, and a fourth plane
-holds the plain positions by which transformers tells documents apart.
+Qwen's vision-language models use three positions per token (M-RoPE, arXiv:2409.12191). They compute them themselves for
+a row with a single document. If documents share a row, the positions of each document are computed separately here, and
+a fourth plane holds the text positions by which transformers tells documents apart.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
     import torch
 
 IMAGE_TYPE = 1
-"""The type of an image's tokens in mm_token_type_ids."""
+"""The value in mm_token_type_ids that marks an image token."""
 
 
 def position_planes(model: Any) -> Callable[[Mapping[str, Any], torch.Tensor], dict[str, Any]] | None:
-    """How such a model takes the positions of shared rows; None for a model with one position a token."""
+    """A function that adds the position planes to a batch; None for a model with one position per token."""
     base = getattr(model, "base_model", None)
     index = getattr(base, "get_rope_index", None)
     if index is None:
         return None
 
     def with_planes(batch: Mapping[str, Any], position_ids_BT: torch.Tensor) -> dict[str, Any]:
-        return {**batch, "position_ids": planes_of(index, merge_of(model.config), batch, position_ids_BT)}
+        return {**batch, "position_ids": planes_of(index, patches_per_token(model.config), batch, position_ids_BT)}
 
     return with_planes
 
 
-def merge_of(config: Any) -> int:
-    """How many patches of an image become one token."""
+def patches_per_token(config: Any) -> int:
+    """How many patches of an image are merged into one token."""
     return int(getattr(config.vision_config, "spatial_merge_size", 1)) ** 2
 
 
 def planes_of(
-    index: Callable[..., tuple[torch.Tensor, Any]], merge: int, batch: Mapping[str, Any], position_ids_BT: torch.Tensor
+    index: Callable[..., tuple[torch.Tensor, Any]], merged: int, batch: Mapping[str, Any], position_ids_BT: torch.Tensor
 ) -> torch.Tensor:
-    """Plain positions, then those in time, height and width: (4, B, T) int64.
+    """The text positions, followed by those in time, height and width: (4, B, T) int64.
 
     Args:
         index: the model's `get_rope_index`.
-        merge: patches that become one token.
-        batch: input_ids (B, T), and where it has images mm_token_type_ids (B, T) and image_grid_thw (images, 3).
+        merged: how many patches are merged into one token.
+        batch: input_ids (B, T), and with images also mm_token_type_ids (B, T) and image_grid_thw (images, 3).
         position_ids_BT: positions that restart with each document.
     """
     import torch
@@ -52,7 +52,7 @@ def planes_of(
     types, grids = batch.get("mm_token_type_ids"), batch.get("image_grid_thw")
     if types is None or grids is None:
         return planes
-    sizes = (grids.prod(-1) // merge).tolist()
+    sizes = (grids.prod(-1) // merged).tolist()
     used = 0
     for row in range(len(position_ids_BT)):
         starts = (position_ids_BT[row] == 0).nonzero().flatten().tolist()

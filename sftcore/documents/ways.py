@@ -1,13 +1,13 @@
-"""The documents of a packed row, and the ways to keep them apart.
+"""The ways to keep the documents of a packed row apart.
 
-A packed batch holds input_ids, labels and position_ids, and no attention mask. The positions restart at 0 with each
-document; what is padded at the end of a row is a document of its own without labels:
+A packed batch holds input_ids, labels and position_ids, but no attention mask. The positions restart at 0 with each
+document. Padding at the end of a row is a document of its own, without labels:
 
     input_ids     a a a b b c c c c - -
     position_ids  0 1 2 0 1 0 1 2 3 0 1
     cu_seq_lens   0     3   5       9   11
 
-Which way holds for a model and its attention is measured: see `sftcore.documents.proof`.
+Whether a way works for a model and its attention is measured by `sftcore.documents.proof`.
 Shapes: B rows, T tokens, N documents.
 """
 
@@ -30,7 +30,7 @@ Batch = Mapping[str, Any]
 
 @frozen
 class Way:
-    """One way to keep documents apart: called with a packed batch, it returns what the model's forward needs."""
+    """One way to keep documents apart: it turns a packed batch into the arguments of the model's forward pass."""
 
     name: str
     summary: str
@@ -41,22 +41,21 @@ class Way:
 
 
 POSITIONS = Way("positions", "position ids that restart with each document", dict)
-"""transformers builds the mask of a packed row from restarting positions, where the model hands them on."""
+"""transformers builds the mask of a packed row from restarting positions, if the model passes them on."""
 
 BOUNDARIES = Way(
     "boundaries",
     "document boundaries given to the attention",
     lambda batch: {**batch, **boundaries(batch["position_ids"])},
 )
-"""The attention computes one document at a time: cost grows with the sum of squares of the documents' lengths."""
+"""The attention computes one document at a time, so its cost grows with the sum of the squared document lengths."""
 
 
 def ways_for(model: Any, backend: AttentionBackend | None) -> tuple[Way, ...]:
-    """The ways to try on this model, best first.
+    """The ways to try on this model, the best one first.
 
-    Boundaries go first for an attention that takes them: it was chosen for that, and without them it cannot tell
-    documents apart. Others may still read them (linear attention with its own kernels does), so they are tried there
-    too, after the positions.
+    Boundaries come first for an attention that supports them, since it cannot tell documents apart without them. Other
+    attentions may read them as well, as linear attention with its own kernels does, so they are tried after positions.
     """
     first, second = (BOUNDARIES, POSITIONS) if backend is not None and backend.boundaries else (POSITIONS, BOUNDARIES)
     ways = (first, second, *mask_ways(model))
@@ -65,23 +64,23 @@ def ways_for(model: Any, backend: AttentionBackend | None) -> tuple[Way, ...]:
 
 
 def _with_planes(way: Way, planes: Callable[[Batch, torch.Tensor], dict[str, Any]]) -> Way:
-    """The way with positions in time, height and width beside the plain ones."""
+    """The way, with positions in time, height and width added to the text positions."""
     return evolve(way, apply=lambda batch: planes(way.apply(batch), batch["position_ids"]))
 
 
 # --- Boundaries -----------------------------------------------------------------------------------------------------
 def document_starts(position_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Where documents begin: (B, T) bool; each row begins with one."""
+    """Where documents begin: (B, T) bool, True at the start of every row."""
     starts_BT = position_ids_BT == 0
     starts_BT[:, 0] = True
     return starts_BT
 
 
 def boundaries(position_ids_BT: torch.Tensor) -> dict[str, Any]:
-    """The keyword arguments by which flash attention knows documents: cu_seq_lens (N + 1,) int32, max_length an int.
+    """The keyword arguments that tell flash attention about documents: cu_seq_lens (N + 1,) int32, max_length an int.
 
-    The rows keep their shape. Boundaries count through all rows one after the other, as flash attention reads them;
-    no document crosses from row to row, since each row begins with a position of 0.
+    Boundaries are counted through all rows in order, as flash attention expects. No document extends over two rows,
+    since every row begins with position 0.
     """
     import torch
 
@@ -105,10 +104,11 @@ def block_mask(
     chunk: int | None = None,
     images_BT: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Which token may attend to which: (B, 1, T, T) bool, causal inside each document and nothing across.
+    """A mask of (B, 1, T, T) bool that is causal within each document and blocks attention across documents.
 
-    A token sees `window` tokens, itself included; with `chunk`, those of its own chunk of the document. The tokens of
-    one image, neighbours in `images_BT` (bool), see each other both ways, as Gemma 3 has it.
+    With `window`, a token sees that many tokens, including itself; with `chunk`, the tokens of its own chunk of the
+    document. The tokens of one image, which are consecutive in `images_BT` (bool), see each other in both directions,
+    as in Gemma 3.
     """
     import torch
 
@@ -130,7 +130,7 @@ def block_mask(
 
 
 def mask_ways(model: Any) -> tuple[Way, ...]:
-    """Explicit masks in the shapes that this model may take: one for each type of layer, or one for all layers."""
+    """Explicit masks in the forms that this model may accept: one for each type of layer, or one for all layers."""
     config = causal_model(model).config.get_text_config()
     window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
     kinds = {
@@ -138,7 +138,7 @@ def mask_ways(model: Any) -> tuple[Way, ...]:
         "sliding_attention": {"window": window},
         "chunked_attention": {"chunk": chunk},
     }
-    # Only torch's own attention takes a bool mask; one that adds it to its scores would shift them by 1 and leak
+    # only torch's own attention takes a bool mask; others would add it to the scores, shift them by 1 and leak
     dtype = None if config._attn_implementation == "sdpa" else causal_model(model).dtype
 
     def mask_of(batch: Batch, limits: Mapping[str, int | None]) -> torch.Tensor:
@@ -156,12 +156,12 @@ def mask_ways(model: Any) -> tuple[Way, ...]:
         ),
         Way("mask", "an explicit mask", lambda batch: {**batch, "attention_mask": mask_of(batch, single)}),
     ]
-    # One mask cannot stand for layers of different types
+    # a single mask cannot serve layers of different types
     return tuple(ways[1:] if not types else ways[:1] if len(types) > 1 else ways)
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A bool mask as numbers that are added to the scores: 0 where a token may attend, the lowest number elsewhere."""
+    """The bool mask as numbers to add to the scores: 0 where a token may attend, the lowest number elsewhere."""
     import torch
 
     zero = torch.zeros((), dtype=dtype, device=mask.device)

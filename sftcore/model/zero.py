@@ -1,4 +1,4 @@
-"""Handles models whose weights DeepSpeed's ZeRO-3 partitions across all processes as soon as they are loaded."""
+"""Models whose weights DeepSpeed's ZeRO-3 partitions across all processes as soon as they are loaded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Loss and gradients of one model in two ways: the plain way of transformers, how far apart, and what is allowed.
+"""The reference that the self-test compares with, how a difference is measured, and how large it may be.
 
-Plain is each row alone through the model's own forward, all logits built, cross-entropy on them in float64, summed
-over supervised tokens and divided by the sum of their weights.
+The reference runs each row alone through the model's own forward pass and builds all logits. The loss is their
+cross-entropy in float64, summed over supervised tokens and divided by the sum of the tokens' weights.
 
 Shapes: T tokens of a row, N supervised positions of all rows, V vocabulary.
 """
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     import torch
 
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""Allowed gap of the loss, and of all gradients together, as a part of what is wanted, by the coarsest dtype."""
+"""Allowed relative difference of the loss, and of all gradients as one vector, for the coarsest dtype in use."""
 TF32_TOLERANCE = 1e-2
-"""The same for float32 on an accelerator that was told to multiply in TF32."""
+"""The same for float32 on an accelerator that is set to multiply in TF32."""
 EIGHT_BITS_TOLERANCE = 2e-1
-"""The same for 8-bit bases, which scale each product by the tokens that are multiplied with it."""
+"""The same for 8-bit bases, whose products are scaled by the tokens that are multiplied together."""
 WORST = 10
-"""How many times further off a single parameter may be, whose gradient may be a small difference of large numbers."""
+"""How many times the tolerance one parameter may differ, since its gradient may be a small difference of large ones."""
 FLOOR = 1e-3
-"""A gradient below this part of the largest one is measured against that part: rounding is all that it holds."""
+"""A gradient smaller than this fraction of the largest one is compared with that fraction: it is mostly rounding."""
 OWN_LOSS = 1e-2
-"""A loss that lies further than this part from cross-entropy (or the tolerance, if larger) means something else."""
+"""A loss that differs from cross-entropy by more than this fraction (or the tolerance, if larger) is another loss."""
 
 Verdict = Literal["same", "FAILED", "not applicable"]
 
 
 @frozen
 class Measured:
-    """A loss, and the gradients of what trains by name; None where a parameter had none."""
+    """A loss, and the gradient of each trainable parameter by name; None if a parameter has no gradient."""
 
     loss: float
     gradients: Mapping[str, torch.Tensor | None]
@@ -48,7 +48,7 @@ class Measured:
 
 @frozen
 class Gap:
-    """How far `Measured` lies from another, as parts of the other: loss, all gradients, and the worst parameter's."""
+    """The relative differences of one `Measured` from another: in loss, in all gradients and in the worst parameter."""
 
     loss: float
     gradient: float
@@ -56,13 +56,13 @@ class Gap:
     worst_parameter: str
 
     def within(self, tolerance: float) -> bool:
-        """Whether all of it is allowed; what is not a number never is."""
+        """Whether all differences are allowed; NaN never is."""
         return self.loss <= tolerance and self.gradient <= tolerance and self.worst <= WORST * tolerance
 
 
 @frozen
 class Line:
-    """One line of the table: what was compared, the gap if there is one, and the verdict with its reason."""
+    """One line of the table: what was compared, how much it differs, and the verdict with its reason."""
 
     what: str
     verdict: Verdict
@@ -71,14 +71,14 @@ class Line:
     why: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, with null for what is not a finite number."""
+        """The line as JSON values, with null in place of numbers that are not finite."""
         gap = self.gap
         return {
             "what": self.what,
             "verdict": self.verdict,
-            "loss_gap": _plain(gap.loss if gap else None),
-            "gradient_gap": _plain(gap.gradient if gap else None),
-            "worst_gap": _plain(gap.worst if gap else None),
+            "loss_gap": _finite_or_none(gap.loss if gap else None),
+            "gradient_gap": _finite_or_none(gap.gradient if gap else None),
+            "worst_gap": _finite_or_none(gap.worst if gap else None),
             "worst_parameter": gap.worst_parameter if gap else None,
             "tolerance": self.tolerance,
             "why": self.why,
@@ -87,7 +87,7 @@ class Line:
 
 @frozen
 class Report:
-    """What a self-test found. `tokens` counts those of the rows, `supervised` the sum of their weights."""
+    """The result of a self-test; `tokens` counts all tokens of the rows, and `supervised` sums their weights."""
 
     model: str
     rows: int
@@ -102,30 +102,30 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """How many lines failed."""
+        """How many comparisons failed."""
         return sum(line.verdict == "FAILED" for line in self.lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
+        """The report as JSON values."""
         names = ("model", "rows", "tokens", "supervised", "dtype", "tolerance", "reference", "loss")
         found = {name: getattr(self, name) for name in names}
         lines = [line.as_dict() for line in self.lines]
         return {"schema": 1, **found, "lines": lines, "notes": list(self.notes), "failed": self.failed}
 
 
-def judged(what: str, gap: Gap, tolerance: float, why: str = "") -> Line:
-    """The line of a gap."""
+def judge(what: str, gap: Gap, tolerance: float, why: str = "") -> Line:
+    """The line for a difference: "same" if it is within the tolerance."""
     return Line(what, "same" if gap.within(tolerance) else "FAILED", gap, tolerance, why)
 
 
-def said_of(error: Exception) -> str:
-    """The first line of what an error says, with its type where it is none of ours."""
+def first_line_of(error: Exception) -> str:
+    """The first line of an error's message, with its type unless it is an error of our own."""
     first = (error.what if isinstance(error, SFTCoreError) else str(error)).strip().partition("\n")[0]
     return first if isinstance(error, SFTCoreError) else f"{type(error).__name__}: {first}"
 
 
 def gap_between(got: Measured, wanted: Measured) -> Gap:
-    """Relative gaps, in float32: of the loss, of all gradients as one vector, and of each parameter's."""
+    """How much `got` differs from `wanted`, relative to `wanted` and computed in float32."""
     norms = {name: 0.0 if one is None else float(one.float().norm()) for name, one in wanted.gradients.items()}
     floor = FLOOR * max(norms.values(), default=0.0)
     off: dict[str, float] = {}
@@ -139,14 +139,14 @@ def gap_between(got: Measured, wanted: Measured) -> Gap:
     worst = max(parts, key=lambda name: parts[name] if parts[name] == parts[name] else float("inf"))
     return Gap(
         _ratio(abs(got.loss - wanted.loss), abs(wanted.loss)),
-        _ratio(_length(off.values()), _length(norms.values())),
+        _ratio(_norm(off.values()), _norm(norms.values())),
         parts[worst],
         worst,
     )
 
 
 def tolerance_of(model: Any, autocast: str | None) -> tuple[float, str]:
-    """What is allowed for this model as it runs, and why: by the coarsest dtype of its parameters and the autocast."""
+    """The tolerance for this model, and its reason: the coarsest dtype among its parameters and the autocast."""
     import torch
 
     quantised = quantisation_of(model)
@@ -162,25 +162,25 @@ def tolerance_of(model: Any, autocast: str | None) -> tuple[float, str]:
     return TOLERANCES[coarsest], spelled
 
 
-# --- The plain way ----------------------------------------------------------------------------------------------------
+# --- The reference ----------------------------------------------------------------------------------------------------
 Row = Mapping[str, Any]
-"""input_ids and labels, lists of T; weights too where the run has them."""
+"""input_ids and labels, which are lists of length T, and weights if the run has them."""
 
 
 def num_items(rows: Sequence[Row]) -> float:
-    """The sum of weights over supervised tokens; a row's first token is predicted from nothing."""
+    """The sum of the weights of all supervised tokens, without the first token of each row, which is not predicted."""
     return float(sum(sum(weight for _, _, weight in _targets(row)) for row in rows))
 
 
-def plain(model: Any, rows: Sequence[Row]) -> Measured:
-    """Cross-entropy, each row alone and its graph gone before the next one's is built."""
+def measure_reference(model: Any, rows: Sequence[Row]) -> Measured:
+    """The reference: cross-entropy and its gradients, row by row so that only one row's graph exists at a time."""
     import torch
 
     total, loss = num_items(rows), 0.0
     model.zero_grad()
     for row in rows:
         logits_NV, labels_N, weights_N = supervised_logits(model, row)
-        # in float32 torch's own sums over a large vocabulary are off by some 1e-5, more than what is looked for here
+        # float32 sums over a large vocabulary are off by about 1e-5, which is more than the differences looked for
         exact_NV = logits_NV if logits_NV.device.type == "mps" else logits_NV.double()
         losses_N = torch.nn.functional.cross_entropy(exact_NV, labels_N, reduction="none")
         share = (losses_N * weights_N).sum() / total
@@ -189,16 +189,16 @@ def plain(model: Any, rows: Sequence[Row]) -> Measured:
     return Measured(loss, take_gradients(model))
 
 
-def plain_of_its_own(model: Any, rows: Sequence[Row], loss: LossFunction) -> Measured:
-    """Another loss on all logits of all rows at once."""
+def measure_with_loss(model: Any, rows: Sequence[Row], loss: LossFunction) -> Measured:
+    """The reference for another loss: its value and gradients on all logits of all rows at once."""
     model.zero_grad()
-    found = at_once(model, rows, loss)
+    found = loss_of_all_rows(model, rows, loss)
     found.backward()
     return Measured(float(found.detach()), take_gradients(model))
 
 
-def at_once(model: Any, rows: Sequence[Row], loss: LossFunction) -> torch.Tensor:
-    """The loss on all supervised positions of all rows, whose logits are given to it whole."""
+def loss_of_all_rows(model: Any, rows: Sequence[Row], loss: LossFunction) -> torch.Tensor:
+    """The loss on the complete logits of all supervised positions of all rows."""
     import torch
 
     logits_NV, labels_N, weights_N = (
@@ -209,16 +209,16 @@ def at_once(model: Any, rows: Sequence[Row], loss: LossFunction) -> torch.Tensor
     return loss(logits_NV, lambda logits: logits, labels_N, weights_N if weighted else None, total).loss
 
 
-def value_at_once(model: Any, rows: Sequence[Row], loss: LossFunction) -> float | None:
-    """The loss on all logits at once; None from one that cannot be asked so, which then has to be cross-entropy."""
+def loss_value_or_none(model: Any, rows: Sequence[Row], loss: LossFunction) -> float | None:
+    """The loss on all logits at once, or None if it cannot be called that way; it then has to be cross-entropy."""
     try:
-        return float(at_once(model, rows, loss))
+        return float(loss_of_all_rows(model, rows, loss))
     except (SFTCoreError, AttributeError, TypeError, RuntimeError):
         return None
 
 
 def cross_entropy(hidden: Any, head: Any, labels: Any, weights: Any, num_items: Any) -> Any:
-    """Cross-entropy as torch has it."""
+    """torch's cross-entropy as a `LossFunction`."""
     import torch
 
     losses = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="none")
@@ -227,7 +227,7 @@ def cross_entropy(hidden: Any, head: Any, labels: Any, weights: Any, num_items: 
 
 
 def supervised_logits(model: Any, row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Float32 logits where the next token counts, those tokens, and their weights: (N, V), (N,), (N,)."""
+    """The float32 logits that predict supervised tokens, those tokens, and their weights: (N, V), (N,), (N,)."""
     import torch
 
     device = model.get_input_embeddings().weight.device
@@ -243,7 +243,7 @@ def supervised_logits(model: Any, row: Row) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def take_gradients(model: Any, scale: float = 1.0) -> dict[str, torch.Tensor | None]:
-    """The gradients of what trains, taken from the model, which has none afterwards."""
+    """Remove the gradients from the model, and return those of its trainable parameters divided by `scale`."""
     found = {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
     for one in model.parameters():
         one.grad = None
@@ -251,7 +251,7 @@ def take_gradients(model: Any, scale: float = 1.0) -> dict[str, torch.Tensor | N
 
 
 def _targets(row: Row) -> Iterator[tuple[int, int, float]]:
-    """Where a token predicts one that counts: position, that token, its weight."""
+    """For each supervised token: the position that predicts it, the token and its weight."""
     labels, weights = row["labels"], row.get("weights")
     for position, label in enumerate(labels[1:]):
         weight = 1.0 if weights is None else float(weights[position + 1])
@@ -259,10 +259,10 @@ def _targets(row: Row) -> Iterator[tuple[int, int, float]]:
             yield position, int(label), weight
 
 
-# --- A model whose numbers can be compared --------------------------------------------------------------------------
+# --- Making a model comparable ----------------------------------------------------------------------------------------
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
-    """Training mode stays what it is, and nothing is drawn: every rate of dropout or jitter of its modules is 0."""
+    """Set every dropout and jitter rate to 0 inside, so that nothing is random, without leaving training mode."""
     changed: list[tuple[Any, str, Any]] = []
     for module in model.modules():
         is_dropout = "dropout" in type(module).__name__.lower()
@@ -279,8 +279,8 @@ def without_dropout(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def attention(model: Any, implementation: str | None) -> Iterator[None]:
-    """Another attention inside, by its name in transformers' registry; None leaves it."""
+def with_attention(model: Any, implementation: str | None) -> Iterator[None]:
+    """Use another attention inside, by its name in transformers' registry; None changes nothing."""
     causal = causal_model(model)
     before = causal.config.get_text_config()._attn_implementation
     if implementation is None or implementation == before:
@@ -294,8 +294,8 @@ def attention(model: Any, implementation: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def random_state() -> Iterator[None]:
-    """Python's, NumPy's and torch's random numbers go on afterwards as if nothing had been drawn."""
+def preserved_random_state() -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch afterwards."""
     import random
 
     import numpy as np
@@ -312,21 +312,24 @@ def random_state() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def wake_adapter(model: Any) -> bool:
-    """Give what trains and is zero small numbers: a new adapter's zeros would hide half of its gradients."""
+def fill_zero_parameters(model: Any) -> bool:
+    """Fill trainable parameters that are all zero with small random numbers, and return whether there were any.
+
+    In a new adapter, the zeros of one factor hide the gradients of the other.
+    """
     import torch
 
-    generator, woken = torch.Generator().manual_seed(0), False
+    generator, filled = torch.Generator().manual_seed(0), False
     with torch.no_grad():
         for one in model.parameters():
             if one.requires_grad and one.ndim > 1 and not one.any():
                 one.copy_(0.02 * torch.randn(one.shape, generator=generator))
-                woken = True
-    return woken
+                filled = True
+    return filled
 
 
-def digest(model: Any) -> str:
-    """A hash of every bit of the weights, a tensor at a time."""
+def weights_hash(model: Any) -> str:
+    """A hash of every bit of the weights."""
     import hashlib
 
     import torch
@@ -339,8 +342,8 @@ def digest(model: Any) -> str:
     return found.hexdigest()
 
 
-def chunked(loss_plugin: Any, chunk: int) -> Any | None:
-    """The loss plugin with another size of chunks, an option that its kind spells `chunk`; None without one."""
+def with_chunk_size(loss_plugin: Any, chunk: int) -> Any | None:
+    """The loss plugin with another value of its option `chunk`; None if it has no such option."""
     from sftcore.core.plugin_class import options
 
     given = {one.name: getattr(loss_plugin, one.name) for one in options(type(loss_plugin))}
@@ -350,7 +353,7 @@ def chunked(loss_plugin: Any, chunk: int) -> Any | None:
     return make(**{**given, "chunk": chunk})
 
 
-def _length(parts: Any) -> float:
+def _norm(parts: Any) -> float:
     return float(sum(part * part for part in parts) ** 0.5)
 
 
@@ -358,5 +361,5 @@ def _ratio(part: float, whole: float) -> float:
     return 0.0 if part == 0 else part / whole if whole else float("inf")
 
 
-def _plain(number: float | None) -> float | None:
+def _finite_or_none(number: float | None) -> float | None:
     return None if number is None or number != number or abs(number) == float("inf") else number

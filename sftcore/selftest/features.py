@@ -1,4 +1,4 @@
-"""The features of a run, put on one at a time and measured against the plain path: the lines of `sftcore selftest`."""
+"""Switch on the features of a run one at a time, and compare each with the reference: the lines of the self-test."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from attrs import define, field
 
 from sftcore.core.errors import ConflictError, SFTCoreError
 from sftcore.documents.proof import FAILURES
-from sftcore.selftest.bench import (
-    Bench,
-    Step,
-    blocks,
-    checkpoints,
-    flattened,
-    padded,
-    run_batches,
-)
 from sftcore.selftest.equivalence import (
     OWN_LOSS,
     Line,
     Measured,
     Row,
-    at_once,
-    attention,
-    chunked,
     cross_entropy,
-    digest,
+    first_line_of,
     gap_between,
-    judged,
+    judge,
+    loss_of_all_rows,
+    loss_value_or_none,
+    measure_reference,
+    measure_with_loss,
     num_items,
-    plain,
-    plain_of_its_own,
-    said_of,
-    value_at_once,
+    weights_hash,
+    with_attention,
+    with_chunk_size,
+)
+from sftcore.selftest.trainers import (
+    Step,
+    StepMeter,
+    blocks,
+    checkpoints,
+    flattened,
+    padded,
+    run_batches,
 )
 
 if TYPE_CHECKING:
@@ -45,174 +45,181 @@ if TYPE_CHECKING:
     from sftcore.train.checked import Checked
 
 CHUNKS = (17, 1_000_000)
-"""Sizes of the loss's chunks: one that divides nothing, and one that holds all."""
-PLAIN_ATTENTION = "eager"
-"""The attention of the plain path: scores, softmax and products, written out."""
+"""Chunk sizes of the loss: one that does not divide the number of positions, and one that holds them all."""
+REFERENCE_ATTENTION = "eager"
+"""The attention of the reference, which computes scores, softmax and products step by step."""
 
 
 @define
 class Features:
-    """Measures a run's features on its model and rows.
+    """Compares a run's features with the reference, on the run's model and rows.
 
-    `wanted` is the plain path, `spelled` says how it was computed; `reference` sets them, before `lines` is asked.
+    `compute_reference` must be called before `lines`; it sets `reference` and `description`, which says how the
+    reference was computed.
     """
 
     checked: Checked
-    bench: Bench
+    meter: StepMeter
     rows: Sequence[Row]
     tolerance: float
     autocast: str | None
-    wanted: Measured = field(init=False)
-    spelled: str = ""
+    reference: Measured = field(init=False)
+    description: str = ""
     notes: list[str] = field(factory=list)
 
     @property
     def model(self) -> Any:
-        return self.bench.trainer.model
+        return self.meter.trainer.model
 
-    # --- The plain path -------------------------------------------------------------------------------------------
-    def reference(self) -> None:
-        """The plain path's loss and gradients; those of the loss itself where it means something else."""
+    # --- The reference --------------------------------------------------------------------------------------------
+    def compute_reference(self) -> None:
+        """Compute the reference with cross-entropy, or with the run's own loss if that is not cross-entropy."""
         import torch
 
         loss = self._loss(self._of_kind("loss")[0])
         self.model.train()
-        with self._plain_attention() as said, self.bench.trainer.accelerator.autocast():
+        with self._reference_attention() as attention_used, self.meter.trainer.accelerator.autocast():
             with torch.no_grad():
-                nll = float(at_once(self.model, self.rows, cross_entropy))
-                own = value_at_once(self.model, self.rows, loss)
+                nll = float(loss_of_all_rows(self.model, self.rows, cross_entropy))
+                own = loss_value_or_none(self.model, self.rows, loss)
             another = own is not None and not abs(own - nll) <= max(OWN_LOSS, self.tolerance) * abs(nll)
-        self.wanted = (
-            self._plainly(lambda: plain_of_its_own(self.model, self.rows, loss)) if another else self.cross_entropy()
+        self.reference = (
+            self._with_reference_attention(lambda: measure_with_loss(self.model, self.rows, loss))
+            if another
+            else self.cross_entropy()
         )
         computed = "the loss on all logits at once" if another else "cross-entropy of all logits"
-        self.spelled = f"each row alone, {said}, {computed}"
+        self.description = f"each row alone, {attention_used}, {computed}"
         if another:
             name = self._of_kind("loss")[0].selection.label
             self.notes.append(
-                f"{name} gives {own:.4g} where cross-entropy is {nll:.4g}: a loss of its own, so it is compared with "
-                "itself on all logits at once"
+                f"{name} gives {own:.4g} where cross-entropy gives {nll:.4g}; it is another loss, so it is compared "
+                "with itself on all logits at once"
             )
-        if self.bench.woken:
-            self.notes.append("what trains and is zero got small random numbers, as zeros would hide gradients")
+        if self.meter.filled:
+            self.notes.append(
+                "trainable parameters that are all zero were filled with small random numbers, because zeros would "
+                "hide gradients"
+            )
         if getattr(self.model.config.get_text_config(), "output_router_logits", False):
-            self.notes.append("the auxiliary loss of its experts is left out: it depends on which rows share a batch")
+            self.notes.append("the experts' auxiliary loss is left out, as it depends on which rows share a batch")
 
     def cross_entropy(self) -> Measured:
-        """The plain path's, whatever the run's loss is."""
-        return self._plainly(lambda: plain(self.model, self.rows))
+        """The reference with cross-entropy, whatever the run's loss is."""
+        return self._with_reference_attention(lambda: measure_reference(self.model, self.rows))
 
-    def _plainly(self, measure: Callable[[], Measured]) -> Measured:
+    def _with_reference_attention(self, measure: Callable[[], Measured]) -> Measured:
         self.model.train()
-        with self._plain_attention(), self.bench.trainer.accelerator.autocast():
+        with self._reference_attention(), self.meter.trainer.accelerator.autocast():
             return measure()
 
     @contextlib.contextmanager
-    def _plain_attention(self) -> Iterator[str]:
+    def _reference_attention(self) -> Iterator[str]:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(attention(self.model, PLAIN_ATTENTION))
-                said = f"{PLAIN_ATTENTION} attention"
+                stack.enter_context(with_attention(self.model, REFERENCE_ATTENTION))
+                name = f"{REFERENCE_ATTENTION} attention"
             except (ValueError, KeyError, ImportError, AttributeError):
-                said = "the model's own attention"
-            yield said
+                name = "the model's own attention"
+            yield name
 
     # --- The features ---------------------------------------------------------------------------------------------
     def lines(self) -> Iterator[Line]:
-        """A line for each feature."""
-        one_by_one, together = [padded([row]) for row in self.rows], [padded(self.rows)]
+        """One line for each feature."""
+        one_by_one, one_batch = [padded([row]) for row in self.rows], [padded(self.rows)]
         many = len(self.rows)
         yield from self._loader()
-        yield self._compared(f"{many} batches of 1 row, accumulated", Step(one_by_one))
-        yield self._compared(f"1 batch of {many} rows, padded", Step(together))
-        yield from self._chunks(together)
-        yield from self._checkpointing(together)
-        yield from self._offloading(together)
+        yield self._compare(f"{many} batches of 1 row, accumulated", Step(one_by_one))
+        yield self._compare(f"1 batch of {many} rows, padded", Step(one_batch))
+        yield from self._chunks(one_batch)
+        yield from self._checkpointing(one_batch)
+        yield from self._offloading(one_batch)
         yield self._shared("padding-free: rows end to end", [flattened(self.rows)], flat=True)
         yield self._shared("packed: several rows in a block", [padded(blocks(self.rows))], flat=False)
         yield from self._collator()
         yield from self._attention()
-        yield from self._kernels(together)
-        yield self._noise(together)
+        yield from self._kernels(one_batch)
+        yield self._noise(one_batch)
         yield self._whole()
 
     def _loader(self) -> Iterator[Line]:
-        """A loader that replaces more than it loads leaves no plain path in this process, so it is run in another."""
-        from sftcore.selftest.plain_process import plain_elsewhere
+        """Compare in another process for a loader that also replaces classes, as the reference would use them too."""
+        from sftcore.selftest.reference_process import measure_reference_elsewhere
 
         claims = self.checked.setup.plugins.all("claims")
         for one, slots in claims:
             replaced = [slot for slot in slots if slot != "model.load"] if one.entry.kind == "loader" else []
             if not replaced:
                 continue
-            what = f"{one.selection.label} against transformers alone"
+            what = f"{one.selection.label}, compared with transformers alone"
             self.notes.append(
-                f"{one.selection.label} replaces {', '.join(replaced)} as it loads the model: the first line compares "
-                "it with transformers in a process of its own, the others with what it put there"
+                f"{one.selection.label} replaces {', '.join(replaced)} while it loads the model; the first line "
+                "compares the loaded model with transformers in a separate process, and the other lines compare with "
+                "the loaded model"
             )
             try:
                 request = self.checked.setup.plan.model
-                alone = plain_elsewhere(self.model, request, self.rows, PLAIN_ATTENTION, self.autocast)
+                alone = measure_reference_elsewhere(self.model, request, self.rows, REFERENCE_ATTENTION, self.autocast)
             except SFTCoreError as error:
                 yield Line(what, "not applicable", why=error.what)
             else:
-                yield judged(what, gap_between(self.cross_entropy(), alone), self.tolerance)
+                yield judge(what, gap_between(self.cross_entropy(), alone), self.tolerance)
 
-    def _compared(self, what: str, step: Step) -> Line:
-        return self._tried(what, lambda: step)
+    def _compare(self, what: str, step: Step) -> Line:
+        return self._compare_made(what, lambda: step)
 
-    def _tried(self, what: str, make: Callable[[], Step]) -> Line:
-        """The line of a step, which fails too where it cannot be made or computed."""
+    def _compare_made(self, what: str, make: Callable[[], Step]) -> Line:
+        """The line for a step; it also fails if the step cannot be made or computed."""
         try:
-            gap = gap_between(self.bench.measure(make()), self.wanted)
+            gap = gap_between(self.meter.measure(make()), self.reference)
         except FAILURES as error:
             if type(error).__name__ == "OutOfMemoryError":
                 raise
-            return Line(what, "FAILED", why=said_of(error))
-        return judged(what, gap, self.tolerance)
+            return Line(what, "FAILED", why=first_line_of(error))
+        return judge(what, gap, self.tolerance)
 
-    def _chunks(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+    def _chunks(self, one_batch: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         from sftcore.model.bound_loss import BoundLoss
 
-        bound, trainer = self._of_kind("loss")[0], self.bench.trainer
+        bound, trainer = self._of_kind("loss")[0], self.meter.trainer
         own, counted = trainer.bound_loss, int(num_items(self.rows))
         for chunk in CHUNKS:
             size = f"{chunk} positions" if chunk < counted else "all positions"
-            plugin = chunked(bound.plugin, chunk)
+            plugin = with_chunk_size(bound.plugin, chunk)
             if plugin is None:
-                yield Line("loss in chunks", "not applicable", why=f"{bound.selection.label} has no chunks")
+                yield Line("loss in chunks", "not applicable", why=f"{bound.selection.label} does not use chunks")
                 return
             trainer.bound_loss = BoundLoss(self._loss(attrs.evolve(bound, plugin=plugin)), own.reason)
             try:
-                yield self._compared(f"loss in chunks of {size}", Step(together))
+                yield self._compare(f"loss in chunks of {size}", Step(one_batch))
             finally:
                 trainer.bound_loss = own
 
-    def _checkpointing(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+    def _checkpointing(self, one_batch: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         from sftcore.config.checks import KEPT
 
         if not getattr(self.model, "supports_gradient_checkpointing", True):
-            why = f"{type(self.model).__name__} has none"
+            why = f"{type(self.model).__name__} does not support it"
             yield Line("gradient checkpointing", "not applicable", why=why)
             return
         for kept in (None, *KEPT):
             what = "gradient checkpointing" if kept is None else f"gradient checkpointing that keeps {kept}"
-            with self.bench.checkpointing(kept):
-                yield self._compared(what, Step(together))
+            with self.meter.checkpointing(kept):
+                yield self._compare(what, Step(one_batch))
 
-    def _offloading(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-        """Activations in host memory, where the run asks for it; on a CPU it is refused, as training refuses it."""
+    def _offloading(self, one_batch: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+        """Activation offloading, if the run asks for it; on a CPU it is refused, as it is in training."""
         from sftcore.config.checks import ON_CPU
         from sftcore.model.memory.offload import ActivationOffloading
 
-        trainer = self.bench.trainer
+        trainer = self.meter.trainer
         if not self.checked.setup.plan.settings.get("activation_offloading"):
             return
         if trainer.args.device.type == "cpu":
             raise ConflictError(ON_CPU, where="activation_offloading", fix="Set activation_offloading: false.")
         trainer.offloading = ActivationOffloading(trainer.model, trainer.args.device)
         try:
-            yield self._compared("activation offloading", Step(together))
+            yield self._compare("activation offloading", Step(one_batch))
         finally:
             trainer.offloading = None
 
@@ -225,61 +232,61 @@ class Features:
         backend: AttentionBackend | None = None,
         needed: bool = False,
     ) -> Line:
-        """Rows that share a row. Where the run needs none of it, a model that cannot do it is no failure."""
+        """Documents that share a row. If the run does not need this, a model that cannot do it is not a failure."""
         from sftcore.documents.proof import keep_documents_apart
         from sftcore.documents.shared_rows import SharedRows
 
         settings = self.checked.setup.plan.settings
         asked = needed or bool(settings.get("packing") or settings.get("padding_free"))
-        trainer = self.bench.trainer
+        trainer = self.meter.trainer
         try:
             with trainer.accelerator.autocast():
                 proof = keep_documents_apart(self.model, backend, flattened=flat)
         except SFTCoreError as error:
             return Line(what, "FAILED" if asked else "not applicable", why=error.what)
-        return self._compared(what, Step(batches, SharedRows(proof)))
+        return self._compare(what, Step(batches, SharedRows(proof)))
 
     def _collator(self) -> Iterator[Line]:
-        """A collator that was chosen, under the model's default attention."""
+        """The collator that the run chose, with the model's default attention."""
         for one in self._of_kind("collator"):
             if not one.selection.default:
-                yield self._tried(one.selection.label, lambda: self._batches(None))
+                yield self._compare_made(one.selection.label, lambda: self._batches(None))
 
     def _batches(self, backend: AttentionBackend | None) -> Step:
-        """The run's own batches, packed where it packs; `backend` is the attention that is on."""
+        """The run's own batches, packed if the run packs; `backend` is the attention in use."""
         plan, plugins = self.checked.setup.plan, self.checked.setup.plugins
-        collator = plugins.one("make_collator", processor=self.bench.trainer.processing_class, plan=plan)
+        collator = plugins.one("make_collator", processor=self.meter.trainer.processing_class, plan=plan)
         return Step(*run_batches(collator, self.rows, plan.settings, lambda layout: self._prove(layout, backend)))
 
     def _attention(self) -> Iterator[Line]:
         from sftcore.model.build import attention_of, refuse_unsupported
 
-        setup, trainer = self.checked.setup, self.bench.trainer
+        setup, trainer = self.checked.setup, self.meter.trainer
         found = attention_of(setup.plan, setup.plugins)
         if found is None or found[0].default:
             return
         selection, backend = found
         dtype = self.autocast or str(self.model.dtype).removeprefix("torch.")
         refuse_unsupported(setup.plan, setup.plugins, self.model, dtype, trainer.args.device.type)
-        with attention(self.model, backend.implementation):
+        with with_attention(self.model, backend.implementation):
             if backend.padding:
-                yield self._compared(f"{selection.label}, padded rows", Step([padded(self.rows)]))
+                yield self._compare(f"{selection.label}, padded rows", Step([padded(self.rows)]))
             else:
-                yield Line(f"{selection.label}, padded rows", "not applicable", why="it takes no padding")
+                yield Line(f"{selection.label}, padded rows", "not applicable", why="it does not support padding")
             flat, packed = [flattened(self.rows)], [padded(blocks(self.rows))]
             yield self._shared(f"{selection.label}, rows end to end", flat, flat=True, backend=backend, needed=True)
             yield self._shared(f"{selection.label}, packed rows", packed, flat=False, backend=backend, needed=True)
 
-    def _kernels(self, together: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+    def _kernels(self, one_batch: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         labels = [one.selection.label for one in self._of_kind("kernel")]
         if not labels:
             return
-        with self._kernels_on() as said:
-            if all("replaced nothing" in note for note in said):
-                yield Line(" and ".join(labels), "not applicable", why="; ".join(said))
+        with self._kernels_on() as notes:
+            if all("replaced nothing" in note for note in notes):
+                yield Line(" and ".join(labels), "not applicable", why="; ".join(notes))
                 return
-            self.notes += said
-            yield self._compared(" and ".join(labels), Step(together))
+            self.notes += notes
+            yield self._compare(" and ".join(labels), Step(one_batch))
 
     @contextlib.contextmanager
     def _kernels_on(self) -> Iterator[tuple[str, ...]]:
@@ -287,52 +294,53 @@ class Features:
         from sftcore.model.unwrap import causal_model
 
         kernels = Kernels(self.checked.setup.plugins, self.checked.setup.plan)
-        loaded = attrs.evolve(self.bench.trainer.loaded, model=causal_model(self.model))
+        loaded = attrs.evolve(self.meter.trainer.loaded, model=causal_model(self.model))
         try:
             yield kernels.on(loaded)
         finally:
             kernels.off()
 
-    def _noise(self, together: Sequence[Mapping[str, Any]]) -> Line:
-        """Noise moves the loss of training; evaluation, weights and what comes afterwards know nothing of it."""
+    def _noise(self, one_batch: Sequence[Mapping[str, Any]]) -> Line:
+        """Noise must change the training loss, but neither evaluation, nor weights, nor anything after it is off."""
         chosen = self._of_kind("noise")
         if not chosen:
-            return Line("noise", "not applicable", why="the run has none")
-        what = f"{chosen[0].selection.label}, on and off again"
-        trainer = self.bench.trainer
-        before, weights = self.bench.measure(Step(together)), digest(self.model)
+            return Line("noise", "not applicable", why="the run adds no noise")
+        what = f"{chosen[0].selection.label}, switched on and off again"
+        trainer = self.meter.trainer
+        before, weights = self.meter.measure(Step(one_batch)), weights_hash(self.model)
         trainer.noise.on()
         try:
-            noisy = self.bench.measure(Step(together))
+            noisy = self.meter.measure(Step(one_batch))
             trainer.model.eval()
-            evaluated = self._evaluated(together)
+            evaluated = self._evaluated(one_batch)
         finally:
             trainer.noise.off()
-        gap = gap_between(self.bench.measure(Step(together)), before)
+        gap = gap_between(self.meter.measure(Step(one_batch)), before)
         faults = []
         if noisy.loss == before.loss:
-            faults.append("training has the same loss with it")
-        if evaluated != self._evaluated(together):
-            faults.append("it is on in evaluation")
-        if digest(self.model) != weights:
-            faults.append("the weights are not what they were")
-        moved = f"it moves the loss by {abs(noisy.loss - before.loss) / abs(before.loss):.2g}; the weights are the same"
-        line = judged(what, gap, 0.0, "; ".join(faults) or moved)
+            faults.append("it does not change the training loss")
+        if evaluated != self._evaluated(one_batch):
+            faults.append("it is active in evaluation")
+        if weights_hash(self.model) != weights:
+            faults.append("it changed the weights")
+        change = abs(noisy.loss - before.loss) / abs(before.loss)
+        moved = f"it changes the loss by {100 * change:.2g}% and leaves the weights as they were"
+        line = judge(what, gap, 0.0, "; ".join(faults) or moved)
         return line if not faults else Line(what, "FAILED", gap, 0.0, line.why)
 
     def _evaluated(self, batches: Sequence[Mapping[str, Any]]) -> float:
         import torch
 
         self.model.eval()
-        with torch.no_grad(), self.bench.trainer.compute_loss_context_manager():
-            inputs = self.bench.trainer.to_device(dict(batches[0]))
-            return float(self.bench.trainer.compute_loss(self.model, inputs))
+        with torch.no_grad(), self.meter.trainer.compute_loss_context_manager():
+            inputs = self.meter.trainer.to_device(dict(batches[0]))
+            return float(self.meter.trainer.compute_loss(self.model, inputs))
 
-    # --- All of it --------------------------------------------------------------------------------------------------
+    # --- The whole run ----------------------------------------------------------------------------------------------
     def _whole(self) -> Line:
-        """The run's own collator, attention, kernels, packing and checkpointing at once."""
+        """The run's own collator, attention, kernels, packing and checkpointing, all at once."""
         with contextlib.ExitStack() as stack:
-            return self._tried("the run: all of its features at once", lambda: self._run_step(stack))
+            return self._compare_made("the whole run, with all features at once", lambda: self._run_step(stack))
 
     def _run_step(self, stack: contextlib.ExitStack) -> Step:
         backend = self._run_attention(stack)
@@ -346,20 +354,20 @@ class Features:
 
         found = attention_of(self.checked.setup.plan, self.checked.setup.plugins)
         if found is not None and not found[0].default:
-            stack.enter_context(attention(self.model, found[1].implementation))
+            stack.enter_context(with_attention(self.model, found[1].implementation))
         return found[1] if found else None
 
     def _run_checkpointing(self) -> contextlib.AbstractContextManager[None]:
         settings = self.checked.setup.plan.settings
         options = dict(settings.get("gradient_checkpointing_kwargs") or {})
         selective = options.pop("selective", None)
-        return self.bench.checkpointing("attention" if selective is True else selective or None, **options)
+        return self.meter.checkpointing("attention" if selective is True else selective or None, **options)
 
     def _prove(self, layout: Any, backend: AttentionBackend | None) -> Any:
         from sftcore.documents.shared_rows import SharedRows
 
         shared = SharedRows()
-        with self.bench.trainer.accelerator.autocast():
+        with self.meter.trainer.accelerator.autocast():
             shared.prove(self.model, backend, layout)
         return shared
 
@@ -369,5 +377,5 @@ class Features:
 
     def _loss(self, bound: Bound) -> LossFunction:
         plugins = self.checked.setup.plugins.having(bound)
-        found: LossFunction = plugins.one("make_loss", loaded=self.bench.trainer.loaded, plan=self.checked.setup.plan)
+        found: LossFunction = plugins.one("make_loss", loaded=self.meter.trainer.loaded, plan=self.checked.setup.plan)
         return found

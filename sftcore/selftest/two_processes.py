@@ -1,6 +1,7 @@
-"""The run's own step in two processes, each with every second row, against the plain path of one.
+"""Compare the run's own step in two processes, each with every second row, with the reference in one process.
 
-`python -m sftcore.selftest.two_processes SPEC` is one of the two; `compared` starts them as torchrun would.
+`python -m sftcore.selftest.two_processes SPEC` is one of the two processes; `compare_two_processes` starts both as
+torchrun would.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftcore.selftest.equivalence import Gap, Line, Measured, Row, gap_between, judged
+from sftcore.selftest.equivalence import Gap, Line, Measured, Row, gap_between, judge
+from sftcore.util.plain import plain
 
 if TYPE_CHECKING:
     from sftcore.train.checked import Checked
@@ -23,51 +25,52 @@ if TYPE_CHECKING:
 WHAT = "2 processes, each with half of the rows"
 TIMEOUT_S = 900
 _MARK = "sftcore-selftest: "
-"""Before the error that a process tells the one that started it."""
+"""Marks the line with the error in the output of a process that failed."""
 
 
-def compared(checked: Checked, rows: Sequence[Row], wanted: Measured, tolerance: float) -> Line:
-    """The line of the two processes. On a GPU it needs two of them; on a CPU the processes talk by gloo."""
-    if why := _why_not(checked):
+def compare_two_processes(checked: Checked, rows: Sequence[Row], wanted: Measured, tolerance: float) -> Line:
+    """The line for two processes, which need two GPUs, or communicate through gloo on a CPU."""
+    if why := _why_not_applicable(checked):
         return Line(WHAT, "not applicable", why=why)
     with tempfile.TemporaryDirectory(prefix="sftcore-selftest-") as folder:
         spec = Path(folder) / "spec.json"
         out = Path(folder) / "gradients.safetensors"
         recipe = checked.recipe
-        given = {"raw": _plain(recipe.raw), "place": recipe.place, "block": list(recipe.block), "rows": rows}
-        spec.write_text(json.dumps({**given, "out": str(out)}, default=number), encoding="utf-8")
-        said = _run(spec)
-        if said is not None:
-            return Line(WHAT, "FAILED", why=said)
-        gap: Gap = gap_between(read(out, list(wanted.gradients)), wanted)
-    return judged(WHAT, gap, tolerance)
+        raw = plain(dict(recipe.raw))
+        given = {"raw": raw, "place": recipe.place, "block": list(recipe.block), "rows": rows}
+        spec.write_text(json.dumps({**given, "out": str(out)}, default=json_number), encoding="utf-8")
+        error = _run(spec)
+        if error is not None:
+            return Line(WHAT, "FAILED", why=error)
+        gap: Gap = gap_between(read_measured(out, list(wanted.gradients)), wanted)
+    return judge(WHAT, gap, tolerance)
 
 
-def _why_not(checked: Checked) -> str:
+def _why_not_applicable(checked: Checked) -> str:
     import torch
 
-    from sftcore.selftest.bench import SHARDED
+    from sftcore.selftest.trainers import SHARDED
 
     settings = checked.setup.plan.settings
     if sharded := next((name for name in SHARDED if settings.get(name)), None):
-        return f"the run is sharded by {sharded}, which its own launcher sets up"
+        return f"the run is sharded by {sharded}, which has to be set up by its own launcher"
     if not torch.distributed.is_available():
-        return "this torch has no distributed package"
+        return "this build of torch has no distributed package"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return "the self-test runs in several processes already"
+        return "the self-test is already running in several processes"
     on_gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     if on_gpu and torch.cuda.device_count() < 2:
-        return "there is one GPU, and it needs two"
+        return "it needs two GPUs, and there is only one"
     return ""
 
 
 def _run(spec: Path) -> str | None:
-    """Start both processes; what the first that failed says, or None."""
+    """Run both processes, and return the error of the first one that failed, or None."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # with threads for each process and core, both would wait for the other's
+    # if each process had a thread for every core, they would slow each other down
     shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
     started: list[subprocess.Popen[str]] = []
     try:
@@ -92,26 +95,29 @@ def _wait(started: list[subprocess.Popen[str]], folder: Path) -> str | None:
 
     deadline = time.monotonic() + TIMEOUT_S
     while any(process.poll() is None for process in started):
-        # one that failed leaves the other waiting for it
+        # if one fails, the other waits for it in vain
         if any(process.poll() for process in started):
             break
         if time.monotonic() > deadline:
-            return f"they were not done after {TIMEOUT_S} s"
+            return f"they were not finished after {TIMEOUT_S} s"
         time.sleep(0.2)
     for rank, process in enumerate(started):
         if process.poll():
-            return error_of((folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace"), process.returncode)
+            return reported_error(
+                (folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace"), process.returncode
+            )
     return None
 
 
-def error_of(log: str, code: int) -> str:
+def reported_error(log: str, code: int) -> str:
+    """The error in a failed process's output, or else its exit code and its last line."""
     lines = [line for line in log.splitlines() if line.strip()]
-    told = [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
-    return told[-1] if told else f"a process ended with {code}: {lines[-1] if lines else 'it said nothing'}"
+    marked = [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
+    return marked[-1] if marked else f"a process ended with exit code {code}: {lines[-1] if lines else 'no output'}"
 
 
-def write(out: Path, found: Measured) -> None:
-    """A loss and gradients into a file, which `read` reads."""
+def write_measured(out: Path, found: Measured) -> None:
+    """Write a loss and gradients to a file, for `read_measured`."""
     import torch
     from safetensors.torch import save_file
 
@@ -119,27 +125,21 @@ def write(out: Path, found: Measured) -> None:
     save_file({**tensors, "loss": torch.tensor(found.loss)}, out)
 
 
-def read(out: Path, names: Iterable[str]) -> Measured:
-    """What `write` wrote, for the parameters of these names."""
+def read_measured(out: Path, names: Iterable[str]) -> Measured:
+    """Read what `write_measured` wrote, for the parameters with these names."""
     from safetensors.torch import load_file
 
     found: dict[str, Any] = load_file(out)
     return Measured(float(found["loss"]), {name: found.get(name) for name in names})
 
 
-def _plain(raw: Any) -> Any:
-    from sftcore.util.plain import plain
-
-    return plain(dict(raw))
-
-
-def number(value: Any) -> int | float:
-    """NumPy's numbers, of which rows may be made, as JSON has them."""
+def json_number(value: Any) -> int | float:
+    """A NumPy number, as rows may contain them, as a number for JSON."""
     found: int | float = value.item()
     return found
 
 
-# --- One of the two -------------------------------------------------------------------------------------------------
+# --- Inside each process --------------------------------------------------------------------------------------------
 def _one_process(spec: dict[str, Any]) -> None:
     from sftcore.config.recipe import parse_recipe
     from sftcore.train.run import check_recipe
@@ -155,27 +155,27 @@ def _measure(checked: Checked, spec: dict[str, Any], folder: str) -> None:
 
     import torch
 
-    from sftcore.selftest.bench import Bench, Step, checkpoints, run_batches, whole_trainer
     from sftcore.selftest.equivalence import without_dropout
+    from sftcore.selftest.trainers import Step, StepMeter, checkpoints, run_batches, run_trainer
 
-    trainer = whole_trainer(checked, len(spec["rows"]), folder)
+    trainer = run_trainer(checked, len(spec["rows"]), folder)
     settings = checked.setup.plan.settings
     accelerator, own = trainer.accelerator, trainer.accelerator.process_index
-    bench = Bench.of(trainer)
+    meter = StepMeter.of(trainer)
     rows = spec["rows"][own :: accelerator.num_processes]
     batches, shared = run_batches(trainer.data_collator, rows, settings, lambda _: trainer.shared_rows)
-    checkpointing = bench.checkpointing() if checkpoints(settings) else nullcontext()
+    checkpointing = meter.checkpointing() if checkpoints(settings) else nullcontext()
     with without_dropout(trainer.model), trainer.kernels.running(), checkpointing:
-        found = bench.measure(Step(batches, shared), accelerator.prepare(trainer.model))
+        found = meter.measure(Step(batches, shared), accelerator.prepare(trainer.model))
     loss = accelerator.gather(torch.tensor([found.loss], device=accelerator.device)).mean()
     if accelerator.is_main_process:
-        write(Path(spec["out"]), Measured(float(loss), found.gradients))
+        write_measured(Path(spec["out"]), Measured(float(loss), found.gradients))
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 def main() -> None:
-    """One of the two processes."""
+    """Run one of the two processes."""
     from sftcore.core.errors import SFTCoreError
 
     try:

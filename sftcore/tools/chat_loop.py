@@ -1,4 +1,4 @@
-"""A conversation in the terminal: what is typed, what is answered, the commands between."""
+"""A conversation in the terminal: read what the user types, carry out commands and show the model's answers."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from attrs import define, field
 
 from sftcore.core.errors import ModelError, nearest
 from sftcore.core.visible import visible
-from sftcore.tools.chat_model import Reply, Sampling, Speaker, Turn
+from sftcore.tools.chat_model import ChatModel, Reply, Sampling, Turn
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 HELP = {
-    "/help": "this list",
-    "/clear": "forget the conversation; the system prompt stays",
-    "/system TEXT": "set the system prompt and start anew; without TEXT there is none",
-    "/adapter on|off": "answer with the adapter, or as the base does",
-    "/compare": "both answers side by side, or no longer",
-    "/exit": "leave (Ctrl-D too); Ctrl-C stops an answer",
+    "/help": "show this list",
+    "/clear": "start a new conversation with the same system prompt",
+    "/system TEXT": "set the system prompt and start a new conversation; without TEXT, remove it",
+    "/adapter on|off": "answer with the adapter, or with the base model alone",
+    "/compare": "switch on or off answers with and without the adapter, side by side",
+    "/exit": "leave (or press Ctrl-D); Ctrl-C stops an answer",
 }
-_WITH, _WITHOUT = "with the adapter", "the base alone"
+_WITH, _WITHOUT = "with the adapter", "base model alone"
 
 
 @define
 class Chat:
-    """A conversation with a speaker. Answers go to `out`; all else, statistics and notices, to `err`.
+    """A conversation with a model. Answers are written to `out`; statistics and notices are written to `err`.
 
-    In compare mode the conversation goes on from the answer with the adapter.
+    In compare mode, the conversation continues from the answer given with the adapter.
     """
 
-    speaker: Speaker
+    model: ChatModel
     sampling: Sampling
     system: str | None = None
     adapter: bool = True
@@ -44,10 +44,10 @@ class Chat:
     turns: list[Turn] = field(factory=list)
 
     def ask(self, text: str) -> Reply:
-        """Answer one turn, and keep it.
+        """Answer one turn, and add both to the conversation.
 
         Raises:
-            ModelError: it cannot be asked; the conversation is as it was before.
+            ModelError: the model cannot answer; the conversation stays as it was.
         """
         self.turns.append({"role": "user", "content": text})
         try:
@@ -57,15 +57,15 @@ class Chat:
             raise
         reply = replies[0]
         if reply.dropped:
-            self.tell(f"The context is full: the oldest {reply.dropped} turns are forgotten.")
+            self.show_notice(f"The context is full, so the {reply.dropped} oldest turns were dropped.")
             del self.turns[: reply.dropped]
         self.turns.append({"role": "assistant", "content": reply.text})
         for name, one in zip((_WITH, _WITHOUT), replies, strict=False):
-            self.tell(f"{f'{name}: ' if self.compare else ''}{one.sentence}")
+            self.show_notice(f"{f'{name}: ' if self.compare else ''}{one.sentence}")
         return reply
 
     def run(self, read: Callable[[], str]) -> None:
-        """Ask what `read` gives until it raises EOFError or the user leaves."""
+        """Answer each line that `read` returns, until it raises EOFError or the user leaves."""
         while True:
             try:
                 text = read().strip()
@@ -75,59 +75,59 @@ class Chat:
                 return
             try:
                 if text.startswith("/"):
-                    self.tell(self.command(text))
+                    self.show_notice(self.command(text))
                 elif text:
                     self.ask(text)
             except ModelError as error:
-                self.tell(f"{error}")
+                self.show_notice(f"{error}")
 
     def command(self, text: str) -> str:
-        """Carry out a command; returns what is to be said of it."""
+        """Carry out a command, and return the message to show."""
         word, _, rest = text.partition(" ")
         rest = rest.strip()
         if word == "/help":
             return "\n".join(f"{name:<16} {what}" for name, what in HELP.items())
         if word == "/clear":
             self.turns.clear()
-            return "The conversation is forgotten."
+            return "Started a new conversation."
         if word == "/system":
             self.system = rest or None
             self.turns.clear()
-            return "A new conversation, with this system prompt." if rest else "A new conversation, without one."
+            return f"Started a new conversation {'with this' if rest else 'without a'} system prompt."
         if word in ("/adapter", "/compare"):
             return self._switch(word, rest)
         known = [name.partition(" ")[0] for name in HELP]
-        return f'There is no command "{word}".{nearest(word, known)} All: {" ".join(known)}'
+        return f'There is no command "{word}".{nearest(word, known)} Commands: {" ".join(known)}'
 
     def _switch(self, word: str, rest: str) -> str:
-        if not self.speaker.has_adapter:
-            return "This is a whole model: there is no adapter to switch."
+        if not self.model.has_adapter:
+            return "This is a whole model, so it has no adapter to switch."
         if rest not in ("", "on", "off") or (word == "/adapter" and not rest):
-            return f'"{word}" takes on or off.'
+            return f'"{word}" must be followed by on or off.'
         if word == "/compare":
             self.compare = not self.compare if not rest else rest == "on"
-            return "Both answers from now on." if self.compare else "One answer from now on."
+            return "Showing both answers." if self.compare else "Showing one answer."
         self.adapter, self.compare = rest == "on", False
-        return f"Answers: {_WITH if self.adapter else _WITHOUT}."
+        return f"Answering {'with the adapter' if self.adapter else 'with the base model alone'}."
 
-    def tell(self, text: str) -> None:
-        """Say something that is no answer."""
+    def show_notice(self, text: str) -> None:
+        """Write a line that is not part of an answer."""
         print(visible(text), file=self.err, flush=True)
 
     # --- Answers ----------------------------------------------------------------------------------------------------
     @property
-    def _asked(self) -> list[Turn]:
+    def _conversation(self) -> list[Turn]:
         return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
 
     def _streamed(self) -> Reply:
         is_terminal = self.out.isatty()
 
         def show(piece: str) -> None:
-            # an answer must not steer the terminal; into a pipe it goes as it is
+            # an answer must not control the terminal; a pipe gets it unchanged
             self.out.write(visible(piece) if is_terminal else piece)
             self.out.flush()
 
-        reply = self.speaker.answer(self._asked, self.sampling, adapter=self.adapter, on_text=show)
+        reply = self.model.answer(self._conversation, self.sampling, adapter=self.adapter, on_text=show)
         self.out.write("\n")
         self.out.flush()
         return reply
@@ -138,7 +138,7 @@ class Chat:
         replies = []
         for on, name in ((True, _WITH), (False, _WITHOUT)):
             self.out.write(f"{name}:\n")
-            reply = self.speaker.answer(self._asked, self.sampling, adapter=on, on_text=self.out.write)
+            reply = self.model.answer(self._conversation, self.sampling, adapter=on, on_text=self.out.write)
             self.out.write("\n" if on is False else "\n\n")
             self.out.flush()
             replies.append(reply)
@@ -158,7 +158,7 @@ class Chat:
                     texts[i] += visible(piece)
                     live.update(_table(texts, console), refresh=True)
 
-                replies.append(self.speaker.answer(self._asked, self.sampling, adapter=on, on_text=show))
+                replies.append(self.model.answer(self._conversation, self.sampling, adapter=on, on_text=show))
         return replies
 
 

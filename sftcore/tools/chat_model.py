@@ -1,4 +1,4 @@
-"""A saved run that answers: its own template and stop tokens, with its adapter or without."""
+"""A saved run loaded for chatting, with its own template and stop tokens, with or without its adapter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OnText = Callable[[str], object]
 
 @frozen
 class Sampling:
-    """How an answer is drawn: temperature 0 takes the most likely token each time."""
+    """How the tokens of an answer are chosen; temperature 0 always takes the most likely one."""
 
     max_new_tokens: int = 512
     temperature: float = 0.0
@@ -31,9 +31,10 @@ class Sampling:
 
 @frozen
 class Reply:
-    """An answer. `stopped` is "end" at a stop token, "length" at max_new_tokens or a full context, "user" at Ctrl-C.
+    """An answer of the model.
 
-    `dropped` counts the oldest turns that were left out so that the rest fits.
+    `stopped` is "end" after a stop token, "length" at max_new_tokens or in a full context, and "user" after Ctrl-C.
+    `dropped` counts the oldest turns, which were left out so that the rest fits into the context.
     """
 
     text: str
@@ -44,16 +45,20 @@ class Reply:
 
     @property
     def sentence(self) -> str:
-        """Tokens, seconds, and why it ended."""
-        why = {"end": "", "length": ", cut at its longest (--max-new-tokens)", "user": ", stopped by you"}[self.stopped]
+        """The number of tokens, the time they took, and why the answer ended early if it did."""
+        why = {
+            "end": "",
+            "length": ", cut off at the length limit (--max-new-tokens)",
+            "user": ", stopped by the user",
+        }[self.stopped]
         return f"{self.num_tokens} tokens in {self.seconds:.1f} s, {self.num_tokens / self.seconds:.1f} tokens/s{why}"
 
 
 @define
-class Speaker:
+class ChatModel:
     """A loaded run that answers conversations.
 
-    `context` is the largest number of tokens that prompt and answer may have together.
+    `context` is the largest number of tokens that the prompt and the answer may have together.
     """
 
     model: Any
@@ -65,7 +70,7 @@ class Speaker:
     def answer(
         self, turns: Sequence[Turn], sampling: Sampling, *, adapter: bool = True, on_text: OnText = lambda _: None
     ) -> Reply:
-        """Answer the last turn; `on_text` is told each piece as it comes.
+        """Answer the last turn; `on_text` is called with each piece of text as it is generated.
 
         Raises:
             ModelError: the template refuses the conversation, or its last turn alone is too long.
@@ -85,7 +90,7 @@ class Speaker:
                     streamer=streamer,
                     max_new_tokens=room,
                     use_cache=True,
-                    **_drawing(sampling),
+                    **_generate_arguments(sampling),
                 )
                 stopped = "end" if streamer.ids and streamer.ids[-1] in self.stops else "length"
             except KeyboardInterrupt:
@@ -94,7 +99,7 @@ class Speaker:
         return Reply(streamer.text, len(streamer.ids), max(time.monotonic() - start, 1e-9), stopped, dropped)
 
     def _fitting(self, turns: Sequence[Turn]) -> tuple[list[int], int]:
-        """The prompt's tokens, and how many of the oldest turns had to go; a system turn stays."""
+        """The prompt's tokens, and how many of the oldest turns were dropped; a system turn is always kept."""
         system = [turn for turn in turns[:1] if turn["role"] == "system"]
         rest = list(turns[len(system) :])
         dropped = 0
@@ -104,11 +109,12 @@ class Speaker:
                 return ids, dropped
             if len(rest) <= 1:
                 raise ModelError(
-                    f"the prompt has {len(ids):,} tokens, and the model reads {self.context:,} with its answer.",
+                    f"the prompt has {len(ids):,} tokens, but the model's context holds {self.context:,}, "
+                    "including the answer.",
                     where="chat",
-                    fix="Make it shorter.",
+                    fix="Shorten the prompt.",
                 )
-            # a question goes with its answer, or the next turn would be an answer to nothing
+            # a question is dropped with its answer, so that no answer stands without its question
             gone = 2 if len(rest) > 2 else 1
             rest, dropped = rest[gone:], dropped + gone
 
@@ -132,7 +138,7 @@ class Speaker:
 
 @define
 class _Streamer:
-    """Told tokens by `generate`; passes text on as soon as its characters are whole."""
+    """Receives tokens from `generate`, and passes text on as soon as its characters are complete."""
 
     tokenizer: Any
     on_text: OnText
@@ -141,23 +147,23 @@ class _Streamer:
     _saw_prompt: bool = False
 
     def put(self, value: Any) -> None:
-        """The prompt first, then one token at a time."""
+        """Receive the prompt first, and then one token at a time."""
         if not self._saw_prompt:
             self._saw_prompt = True
             return
         self.ids.extend(value.flatten().tolist())
-        self._tell(self._decoded())
+        self._pass_on(self._decoded())
 
     def end(self) -> None:
-        """What is left, half a character too."""
-        self._tell(self._decoded(), whole=False)
+        """Pass on whatever is left, even an incomplete character."""
+        self._pass_on(self._decoded(), whole=False)
 
     def _decoded(self) -> str:
         text: str = self.tokenizer.decode(self.ids, skip_special_tokens=True)
         return text
 
-    def _tell(self, text: str, *, whole: bool = True) -> None:
-        # half a character is decoded as U+FFFD
+    def _pass_on(self, text: str, *, whole: bool = True) -> None:
+        # an incomplete character is decoded as U+FFFD
         if (whole and text.endswith("\ufffd")) or not text.startswith(self.text):
             return
         new, self.text = text[len(self.text) :], text
@@ -165,8 +171,8 @@ class _Streamer:
             self.on_text(new)
 
 
-def _drawing(sampling: Sampling) -> dict[str, Any]:
-    """Arguments of `generate`; a temperature of its own in the model's configuration does not count."""
+def _generate_arguments(sampling: Sampling) -> dict[str, Any]:
+    """Arguments of `generate` that override whatever the model's own configuration says about sampling."""
     if sampling.temperature == 0:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if sampling.seed is not None:
@@ -176,20 +182,20 @@ def _drawing(sampling: Sampling) -> dict[str, Any]:
     return {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
 
 
-def load_speaker(run: SavedRun, *, dtype: str = "auto") -> Speaker:
-    """The run's model on this machine's accelerator, if there is one, with its adapter beside it.
+def load_chat_model(run: SavedRun, *, dtype: str = "auto") -> ChatModel:
+    """Load the run's model and its adapter, on this machine's accelerator if there is one.
 
     Raises:
-        ModelError: it cannot be loaded, or has no chat template.
+        ModelError: the model cannot be loaded, or its tokenizer has no chat template.
     """
     import torch
 
     tokenizer = load_tokenizer(run)
     if not tokenizer.chat_template:
         raise ModelError(
-            "the tokenizer has no chat template, so there is no way to ask the model.",
+            "the tokenizer has no chat template, so conversations cannot be turned into prompts.",
             where=run.name,
-            fix="Train with one (chat_template_path), or put chat_template.jinja beside the tokenizer's files.",
+            fix="Train with a template (chat_template_path), or put chat_template.jinja beside the tokenizer's files.",
         )
     place = {"device_map": "auto"} if torch.accelerator.is_available() else {}
     request = attrs.evolve(run.base, dtype=dtype, init_kwargs={**run.base.init_kwargs, **place})
@@ -200,4 +206,4 @@ def load_speaker(run: SavedRun, *, dtype: str = "auto") -> Speaker:
         model = put_adapter(model, run, rows=len(tokenizer))
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     context = min(longest or tokenizer.model_max_length, tokenizer.model_max_length)
-    return Speaker(model, tokenizer, context, run.adapter is not None, stops)
+    return ChatModel(model, tokenizer, context, run.adapter is not None, stops)

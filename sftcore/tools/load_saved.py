@@ -1,4 +1,4 @@
-"""Load what a saved folder is: its tokenizer, its base without quantisation, the adapter on it."""
+"""Load the parts of a saved run: its tokenizer, its base model without quantisation, and its adapter."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(run: SavedRun) -> Any:
-    """The run's own tokenizer with its chat template, else its base's.
+    """The run's own tokenizer with its chat template, or else that of its base.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -38,10 +38,10 @@ def load_tokenizer(run: SavedRun) -> Any:
 
 
 def load_base(run: SavedRun, dtype: str = "float32") -> Any:
-    """The base, or the whole model, without quantisation; a base that is saved quantised is turned back into floats.
+    """The base, or the whole model, without quantisation; a base that was saved quantised is dequantised.
 
     Raises:
-        ModelError: it cannot be loaded, or not turned back.
+        ModelError: it cannot be loaded or dequantised.
     """
     from sftcore.model.precision import quantisation_of
 
@@ -51,9 +51,9 @@ def load_base(run: SavedRun, dtype: str = "float32") -> Any:
             model = model.dequantize()
         except (NotImplementedError, AttributeError, ValueError) as error:
             raise ModelError(
-                f"the base is saved quantised ({quantised}) and cannot be turned back into floats: {error}",
+                f"the base was saved quantised ({quantised}) and cannot be dequantised: {error}",
                 where=f"model {run.base.name}",
-                fix="Name the unquantised one: --base MODEL.",
+                fix="Name the unquantised base: --base MODEL.",
             ) from error
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"):
@@ -67,21 +67,21 @@ def load_base(run: SavedRun, dtype: str = "float32") -> Any:
 
 
 def load_request(request: ModelRequest, loader: Selection | None, *further: Selection) -> Any:
-    """A model by its loader, with what further plugins ask of `from_pretrained`.
+    """Load a model by its loader, with the arguments of `from_pretrained` that further plugins ask for.
 
     Raises:
-        CheckError, ModelError: it cannot be loaded.
+        CheckError, ModelError: the model cannot be loaded.
     """
     from sftcore.config.probe import model_problems
 
-    # not all that `check` finds: what cannot be trained can be asked and merged
+    # only these problems count here: a model that cannot be trained can still be prompted and merged
     if problems := list(model_problems(request, False, False)):
         raise CheckError(problems)
     return load_model_of(_setup(request, loader, *further))
 
 
 def load_model_of(setup: Setup) -> Any:
-    """The model of a setup, by its own loader."""
+    """Load the model of a setup by its own loader."""
     from sftcore.model.build import load_model
 
     setup.plugins.all("prepare", plan=setup.plan)
@@ -96,15 +96,16 @@ def _setup(request: ModelRequest, loader: Selection | None, *further: Selection)
 
 
 def put_adapter(base: Any, run: SavedRun, *, rows: int | None = None) -> Any:
-    """The adapter around a base, whose embeddings are brought to the size that it was saved with.
+    """Put the run's adapter on a base, whose embeddings are first resized to the size the adapter was saved with.
 
     Args:
-        base: the model.
-        run: where the adapter is.
-        rows: how many tokens the run's tokenizer has.
+        base: the base model.
+        run: the saved run with the adapter.
+        rows: the number of tokens in the run's tokenizer.
 
     Raises:
-        ModelError: the tokenizer has tokens for which neither base nor adapter has rows; PEFT refuses the adapter.
+        ModelError: neither the base nor the adapter has embeddings for some of the tokenizer's tokens, or PEFT refuses
+            the adapter.
     """
     from peft import PeftModel
 
@@ -114,13 +115,13 @@ def put_adapter(base: Any, run: SavedRun, *, rows: int | None = None) -> Any:
         with warnings.catch_warnings():
             # peft 0.21 reads an attribute that transformers 5.24 renamed
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            # what PEFT says of tied weights is handled where they are merged
+            # tied weights, which PEFT warns about, are handled when the adapter is merged
             warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
             model = PeftModel.from_pretrained(base, run.adapter, adapter_name=run.adapter_name)
     except (ValueError, RuntimeError, TypeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"PEFT cannot put it on {run.base.name}: {first}",
+            f"PEFT cannot put the adapter on {run.base.name}: {first}",
             where=str(run.adapter),
             fix="Name the base that it was trained on: --base MODEL.",
         ) from error
@@ -144,20 +145,20 @@ def _fit_embeddings(base: Any, run: SavedRun, rows: int) -> None:
     indices = {one for part in (trained.values() if isinstance(trained, dict) else [trained]) for one in part}
     if missing := sorted(set(range(known, rows)) - indices):
         raise ModelError(
-            f"the tokenizer has {rows} tokens, the base {known} rows, and the adapter saved none for "
-            f"{len(missing)} of the new ones.",
+            f"the tokenizer has {rows} tokens and the base has {known} embedding rows, but the adapter has no rows for "
+            f"{len(missing)} of the added tokens.",
             where=str(run.adapter),
-            fix="Name the base that was resized before training (--base MODEL); a run that adds tokens must train or "
+            fix="Name the base that was resized before training (--base MODEL). A run that adds tokens must train or "
             "save their rows (modules_to_save, or trainable_token_indices).",
         )
     base.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def set_stops(model: Any, tokenizer: Any, run: SavedRun) -> None:
-    """Let generation stop where the run's answers end, and nowhere pad with that token.
+    """Make generation stop at the run's stop tokens, and never pad with one of them.
 
-    An adapter's folder holds no configuration of generation unless somebody put one there; what the run set stands in
-    its tokenizer.
+    An adapter's folder has no generation_config.json unless somebody put one there, so the stop tokens are read from
+    the run's tokenizer.
     """
     from transformers import GenerationConfig
 
@@ -172,10 +173,10 @@ def set_stops(model: Any, tokenizer: Any, run: SavedRun) -> None:
 
 
 def quantised_as_trained(run: SavedRun) -> Any | None:
-    """The base quantised as the run had it; None where the run had it whole.
+    """The base quantised as it was during training; None if it was not quantised.
 
     Raises:
-        SFTCoreError: it cannot be loaded that way here.
+        SFTCoreError: it cannot be loaded that way on this machine.
     """
     from sftcore.model.build import merged_options
 
@@ -196,13 +197,13 @@ def _saved_quantised(run: SavedRun) -> bool:
 
     try:
         config, _ = PretrainedConfig.get_config_dict(run.base.name, revision=run.base.revision)
-    except (OSError, ValueError):  # a single file has none
+    except (OSError, ValueError):  # a single file has no configuration
         return False
     return bool(config.get("quantization_config"))
 
 
 def _forget_unpacking(model: Any) -> None:
-    """Drop what unpacked the quantised weights: transformers 5.17 would undo it at each save, and cannot."""
+    """Drop the conversions that unpacked the quantised weights, which transformers 5.17 fails to undo when saving."""
 
     def can_be_undone(conversion: Any) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Merge an adapter into its base, and show that the model which is saved says what the unmerged one said."""
+"""Merge an adapter into its base, and verify that the saved model predicts the same as the unmerged one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attrs import frozen
 
 from sftcore.core.errors import ModelError, SFTCoreError
 from sftcore.model.embeddings import ADAPTER_WEIGHTS
-from sftcore.tools.agreement import Agreement, Probes, compare, logits_of, probes_for
+from sftcore.tools.agreement import Agreement, ComparisonRows, compare_logits, comparison_rows, logits_of
 from sftcore.tools.load_saved import load_base, load_tokenizer, put_adapter, quantised_as_trained, set_stops
 from sftcore.tools.saved import SavedRun
 from sftcore.util.disk import writing
@@ -22,20 +22,22 @@ from sftcore.util.plain import plain
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FLOAT32_TOLERANCE, FLOAT32_SHARE = 1e-3, 2.5e-5
-"""What another order of float32 sums may change: 1e-3, and of logits above 40 this share of the largest."""
+"""How far logits may differ because float32 sums are added in another order: 1e-3, or this share of the largest logit
+if that is more."""
 HALF_DIVERGENCE = {"bfloat16": 0.05, "float16": 0.005}
-"""Nats: well above what rounding every weight, and computing in that dtype, changes (SmolLM2-135M: 0.004 and 2e-5)."""
+"""Allowed divergence in nats: well above the effect of rounding every weight and computing in that dtype, which is
+0.004 and 2e-5 for SmolLM2-135M."""
 
 Say = Callable[[str], None]
 
 
 @frozen
 class Merged:
-    """A merged model on the disk: its dtype, what was compared, what is to be said of it."""
+    """A merged model on disk: its folder and dtype, the comparisons made, and notes for the user."""
 
     folder: Path
     dtype: str
-    probes: Probes
+    compared_on: ComparisonRows
     agreements: tuple[Agreement, ...]
     notes: tuple[str, ...]
 
@@ -49,75 +51,81 @@ def merge(
     overwrite: bool = False,
     say: Say = lambda _: None,
 ) -> Merged:
-    """Merge the adapter of `run` in float32, verify, save in `dtype`, reload, verify again.
+    """Merge the adapter of `run` in float32, verify the result, save it in `dtype`, reload it and verify it again.
 
-    Nothing stands in `output` unless all of it went well.
+    Nothing is left in `output` unless every step succeeds.
 
     Args:
-        run: from `open_run`.
-        output: the folder to make; it must be empty or not exist, unless `overwrite` is set.
-        dtype: of the saved weights; "auto" is the one that the base is saved in, float32 where it says none.
+        run: the saved run, from `open_run`.
+        output: the folder to create; it must be empty or not exist, unless `overwrite` is set.
+        dtype: the dtype of the saved weights; "auto" is the one the base was saved in, or float32 if it names none.
         max_shard_size: as in transformers' `save_pretrained`.
-        overwrite: replace what is in `output`.
-        say: is told what happens, a line each.
+        overwrite: replace whatever is in `output`.
+        say: called with a line of text at each step.
 
     Raises:
-        ModelError: there is no adapter; the merged model says something else than the unmerged one.
+        ModelError: the run has no adapter, or the merged model predicts something else than the unmerged one.
     """
     refuse_merge(run, output, overwrite=overwrite)
     tokenizer = load_tokenizer(run)
-    probes = probes_for(run, tokenizer)
-    say(f"compared on {probes.description}")
-    trained_as = _trained_as(run, tokenizer, probes, say)
+    compared_on = comparison_rows(run, tokenizer)
+    say(f"comparing on {compared_on.description}")
+    trained_as = _trained_as(run, tokenizer, compared_on, say)
     model = put_adapter(load_base(run), run, rows=len(tokenizer))
-    unmerged = logits_of(model, probes)
+    unmerged = logits_of(model, compared_on)
     model, notes = _merge(model, tokenizer, run)
-    agreements = [compare("merged, in float32", unmerged, logits_of(model, probes), **limit("float32", unmerged))]
-    _refuse(agreements, run, say)
+    merged_logits = logits_of(model, compared_on)
+    agreements = [compare_logits("merged in float32", unmerged, merged_logits, **limit_for("float32", unmerged))]
+    _refuse_if_beyond_limit(agreements, run, say)
     if trained_as is not None:
         quantised, logits = trained_as
-        agreements.append(compare(f"base as it was in training ({quantised})", logits, unmerged))
+        agreements.append(compare_logits(f"quantised base used in training ({quantised})", logits, unmerged))
         say(f"{agreements[-1]}")
-        notes.append(f"trained on a base in {quantised}, merged into the unquantised one: see the gap between the two")
-    taken = base_dtype(run) if dtype == "auto" else dtype
-    with writing("the merged model", output, reads_too=True), _aside(output, overwrite=overwrite) as folder:
+        notes.append(
+            f"the adapter was trained on a base in {quantised} and merged into the unquantised base; the line "
+            '"quantised base used in training" says how much the two differ'
+        )
+    saved_dtype = base_dtype(run) if dtype == "auto" else dtype
+    with writing("the merged model", output, reads_too=True), _staged(output, overwrite=overwrite) as folder:
         model_class = type(model)
-        _save(model, tokenizer, run, folder, taken, max_shard_size)
+        _save(model, tokenizer, run, folder, saved_dtype, max_shard_size)
         del model
-        agreements.append(_reloaded(model_class, folder, probes, unmerged, taken))
-        _refuse(agreements, run, say)
-        merged = Merged(output, taken, probes, tuple(agreements), (*run.notes, *notes))
+        agreements.append(_reloaded(model_class, folder, compared_on, unmerged, saved_dtype))
+        _refuse_if_beyond_limit(agreements, run, say)
+        merged = Merged(output, saved_dtype, compared_on, tuple(agreements), (*run.notes, *notes))
         _write_about(merged, run, folder)
-        return attrs.evolve(merged, notes=(*merged.notes, *_served_otherwise(folder)))
+        return attrs.evolve(merged, notes=(*merged.notes, *_parity_notes(folder)))
 
 
 def refuse_merge(run: SavedRun, output: Path, *, overwrite: bool = False) -> None:
-    """Whatever can be known to go wrong before a weight is read.
+    """Refuse whatever is known to fail before any weight is read.
 
     Raises:
-        ModelError: a run without an adapter, an output that is in use.
+        ModelError: the run has no adapter, or the output folder is in use.
     """
     if run.adapter is None:
         raise ModelError(
-            "nothing to merge: this is a whole model, as a full fine-tune saves it.",
+            "there is nothing to merge: this is a whole model, which was fine-tuned without an adapter.",
             where=run.name,
             fix="Use it as it is.",
         )
-    taken = [one.resolve() for one in (run.folder, run.adapter, Path(run.base.name or "").expanduser()) if one]
-    if any(output.resolve() == one or output.resolve() in one.parents for one in taken):
-        raise ModelError("the adapter or its base stands in the output folder.", where=str(output), fix="Name another.")
+    inputs = [one.resolve() for one in (run.folder, run.adapter, Path(run.base.name or "").expanduser()) if one]
+    if any(output.resolve() == one or output.resolve() in one.parents for one in inputs):
+        raise ModelError(
+            "the output folder contains the adapter or its base.", where=str(output), fix="Name another output folder."
+        )
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not overwrite):
-        what = "this is a file" if output.is_file() else "the folder is not empty"
-        raise ModelError(f"{what}.", where=str(output), fix="Name another, or give --overwrite.")
+        what = "the output is an existing file" if output.is_file() else "the output folder is not empty"
+        raise ModelError(f"{what}.", where=str(output), fix="Name another output folder, or give --overwrite.")
 
 
 def base_dtype(run: SavedRun) -> str:
-    """The dtype in which the base's weights are saved, by its config.json; float32 where that says nothing."""
+    """The dtype in which the base's weights are saved according to its config.json, or float32 if that names none."""
     from transformers import PretrainedConfig
 
     try:
         config, _ = PretrainedConfig.get_config_dict(run.base.name, revision=run.base.revision)
-    except (OSError, ValueError):  # a single file has none
+    except (OSError, ValueError):  # a single file has no configuration
         return "float32"
     inner = config.get("text_config") or {}
     found = next((one.get(key) for one in (config, inner) for key in ("dtype", "torch_dtype") if one.get(key)), None)
@@ -125,8 +133,11 @@ def base_dtype(run: SavedRun) -> str:
 
 
 # --- Steps ----------------------------------------------------------------------------------------------------------
-def _trained_as(run: SavedRun, tokenizer: Any, probes: Probes, say: Say) -> tuple[str, list[Any]] | None:
-    """What the adapter says on the base as it was quantised in training; None where it was not, or cannot be now."""
+def _trained_as(run: SavedRun, tokenizer: Any, compared_on: ComparisonRows, say: Say) -> tuple[str, list[Any]] | None:
+    """The name of the quantisation used in training, and the logits of the adapter on the base quantised that way.
+
+    None if the base was not quantised in training, or if it cannot be quantised that way on this machine.
+    """
     from sftcore.model.precision import quantisation_of
 
     try:
@@ -134,21 +145,21 @@ def _trained_as(run: SavedRun, tokenizer: Any, probes: Probes, say: Say) -> tupl
         if base is None:
             return None
         name = quantisation_of(base)
-        return name, logits_of(put_adapter(base, run, rows=len(tokenizer)), probes)
+        return name, logits_of(put_adapter(base, run, rows=len(tokenizer)), compared_on)
     except (SFTCoreError, OSError, ImportError, RuntimeError) as error:
-        say(f"the base was quantised in training, and how far that is from the merged model is not known: {error}")
+        say(f"the base was quantised in training, but it cannot be compared with the merged model: {error}")
         return None
 
 
 def _merge(model: Any, tokenizer: Any, run: SavedRun) -> tuple[Any, list[str]]:
-    """The merged model with the run's stop tokens, and what is to be said."""
+    """The merged model with the run's stop tokens, and notes for the user."""
     from sftcore.model.build import merge_adapter
 
     notes = []
     tied = _is_tied(model.get_base_model())
     merged = merge_adapter(model)
     if tied and not _is_tied(merged):
-        notes.append("embeddings and head shared one weight, and the adapter changed one of them: now there are two")
+        notes.append("embeddings and head shared one weight; they are separate now, as the adapter changed only one")
     set_stops(merged, tokenizer, run)
     return merged, notes
 
@@ -166,50 +177,52 @@ def _save(model: Any, tokenizer: Any, run: SavedRun, folder: Path, dtype: str, m
         shutil.copy(found, folder / found.name)
 
 
-def _reloaded(model_class: Any, folder: Path, probes: Probes, unmerged: list[Any], dtype: str) -> Agreement:
-    """What plain transformers makes of the folder, against the unmerged model."""
+def _reloaded(
+    model_class: Any, folder: Path, compared_on: ComparisonRows, unmerged: list[Any], dtype: str
+) -> Agreement:
+    """Compare the saved folder, loaded by plain transformers, with the unmerged model."""
     model = model_class.from_pretrained(folder, dtype="auto", local_files_only=True)
-    found = logits_of(model, probes)
-    return compare(f"saved in {dtype} and loaded again", unmerged, found, **limit(dtype, unmerged))
+    found = logits_of(model, compared_on)
+    return compare_logits(f"saved in {dtype} and reloaded", unmerged, found, **limit_for(dtype, unmerged))
 
 
-def limit(dtype: str, logits: list[Any]) -> dict[str, Any]:
-    """What may lie between the unmerged model in float32, with these logits, and the merged one in `dtype`."""
+def limit_for(dtype: str, logits: list[Any]) -> dict[str, Any]:
+    """How far the merged model in `dtype` may be from the unmerged one, which gave these logits in float32."""
     if dtype != "float32":
-        return {"measure": "divergence", "most": HALF_DIVERGENCE[dtype]}
+        return {"measure": "divergence", "limit": HALF_DIVERGENCE[dtype]}
     largest = max(float(one.abs().max()) for one in logits)
-    return {"measure": "gap", "most": max(FLOAT32_TOLERANCE, FLOAT32_SHARE * largest)}
+    return {"measure": "gap", "limit": max(FLOAT32_TOLERANCE, FLOAT32_SHARE * largest)}
 
 
-def _refuse(agreements: list[Agreement], run: SavedRun, say: Say) -> None:
+def _refuse_if_beyond_limit(agreements: list[Agreement], run: SavedRun, say: Say) -> None:
     last = agreements[-1]
     say(f"{last}")
-    if not last.holds:
+    if not last.within_limit:
         half = last.measure == "divergence"
         raise ModelError(
-            f"the merged model does not say what the unmerged one says: {last}. Nothing was written.",
+            f"the merged model does not predict the same as the unmerged one: {last}. Nothing was written.",
             where=run.name,
-            fix="Merge with --dtype float32." if half else "Keep the adapter apart, and load it with PEFT.",
+            fix="Merge with --dtype float32." if half else "Keep the adapter separate, and load it with PEFT.",
         )
 
 
-def _served_otherwise(folder: Path) -> Iterator[str]:
-    """Where template, tokens or stops of the folder are not those that the run recorded, or contradict each other."""
+def _parity_notes(folder: Path) -> Iterator[str]:
+    """A note for each way in which serving the folder would differ from training, by its template, tokens and stops."""
     from sftcore.chat.parity import parity
     from sftcore.chat.record import read_served
 
     for check in parity(read_served(str(folder))):
         if check.state == "differs":
-            yield f"served otherwise than trained: {check}"
+            yield f"serving would differ from training: {check}"
 
 
 @contextmanager
-def _aside(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `output` that takes its place once all went well, and is gone otherwise."""
+def _staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder next to `output` that replaces it if all goes well, and is deleted otherwise."""
     with writing("the merged model", output):
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    folder.chmod(0o755)  # mkdtemp keeps others out
+    folder.chmod(0o755)  # mkdtemp lets nobody else read it
     try:
         yield folder
         if output.is_dir():
@@ -224,7 +237,7 @@ def _aside(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
-    """Card and manifest: that of the run, with what was merged."""
+    """Write the card, and the run's manifest with a record of the merge."""
     from sftcore.train.record import manifest
     from sftcore.train.record.card import write_merged_card
 
@@ -236,7 +249,7 @@ def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
         "adapter_sha256": manifest.sha256_of_files([weights])[str(weights)],
         "base": plain(attrs.asdict(run.base)),
         "dtype": merged.dtype,
-        "compared_on": merged.probes.description,
+        "compared_on": merged.compared_on.description,
         "agreements": [attrs.asdict(one) for one in merged.agreements],
         "notes": list(merged.notes),
         "versions": manifest.versions(),

@@ -1,4 +1,4 @@
-"""One row as the model will see it, with what is supervised told apart: the run's own pipeline, without weights."""
+"""Show one row as the model will see it, with its supervised tokens marked: the run's own pipeline without weights."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 _NAME = "train_dataset"
 CUT_SHOWN = 200
-"""How many tokens of what max_length takes away are shown."""
+"""How many of the tokens that max_length cuts away are shown."""
 
 
 @frozen
 class Piece:
-    """The fewest tokens that make whole characters; `position` is that of the first of them in its document.
+    """The smallest group of tokens that decodes to whole characters.
 
-    `weight` is 0 where the tokens are not supervised. `cut` pieces are taken away by max_length. The tokens of an image
-    are one piece, with its `picture`.
+    `position` is that of its first token in the document. `weight` is 0 if the tokens are not supervised. `cut` is set
+    if max_length cuts the tokens away. The tokens of an image are one piece, with its `picture`.
     """
 
     text: str
@@ -49,7 +49,7 @@ class Piece:
 
 @frozen
 class Segment:
-    """Neighbouring pieces that are alike."""
+    """Consecutive pieces with the same weight and marks."""
 
     text: str
     num_tokens: int
@@ -60,7 +60,7 @@ class Segment:
 
 @frozen
 class Document:
-    """A document of a packed block, or the one of a row: where it begins there, and its pieces."""
+    """One document of a packed block, or the only document of a row: its start, its length and its pieces."""
 
     start: int
     length: int
@@ -73,7 +73,7 @@ class Document:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Pieces that are alike, joined."""
+        """The pieces, with consecutive ones of the same weight and marks joined."""
         found = []
         alike = itertools.groupby(self.pieces, key=lambda piece: (piece.weight, piece.special, piece.cut))
         for (weight, special, cut), group in alike:
@@ -85,10 +85,10 @@ class Document:
 
 @frozen
 class Preview:
-    """A row, or a block of packed rows where `capacity` is its length. `example` numbers the examples of a row.
+    """A row, or a packed block, in which case `capacity` is the block's length.
 
-    `cut` counts the tokens that max_length takes away, of which up to CUT_SHOWN are among the pieces. `dropped` is the
-    reason for which a run would leave the row out. `notes` are sentences about it.
+    `example` numbers the examples made from a row. `cut` counts the tokens that max_length cuts away, of which up to
+    CUT_SHOWN are among the pieces. `dropped` is the reason why a run would drop it. `notes` are sentences about it.
     """
 
     row: int
@@ -106,7 +106,7 @@ class Preview:
 
     @property
     def caption(self) -> str:
-        """Row, tokens, supervised tokens, cut."""
+        """The number of the row, and how many tokens it has, are supervised and are cut away."""
         total = sum(document.length for document in self.documents)
         supervised = sum(segment.num_tokens for segment in self.segments if segment.weight and not segment.cut)
         if self.capacity is not None:
@@ -121,8 +121,8 @@ class Preview:
 
 
 @define
-class Preparations:
-    """Makes the preparation of a recipe's data for a setup; the tokenizer is loaded once."""
+class PreparationFactory:
+    """Makes the data preparation of a recipe for any setup; the tokenizer is loaded only once."""
 
     recipe: Recipe
     _args: SFTConfig | None = field(default=None, init=False)
@@ -130,7 +130,7 @@ class Preparations:
     _tokenizer: Any = field(default=None, init=False)
 
     def __call__(self, setup: Setup) -> DataPreparation:
-        """The preparation, with all settings as a run has them.
+        """The data preparation, with the same settings as in a run.
 
         Raises:
             ModelError: the tokenizer cannot be loaded.
@@ -153,9 +153,9 @@ class Preparations:
 
 # --- From a recipe to a row -----------------------------------------------------------------------------------------
 def preview(recipe: Recipe, row: int) -> list[Preview]:
-    """Row `row` of the training set, counted from 0, through the recipe's own pipeline; of packed sets block `row`.
+    """Row `row` of the training set, counted from 0, as the recipe's own pipeline prepares it; if packed, block `row`.
 
-    Columns that no format reads are read by the mapping that a format suggests, and a note says so.
+    If no format reads the columns, the mapping that a format suggests is used, and a note says so.
 
     Raises:
         RecipeError: there is no such row.
@@ -165,12 +165,12 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
 
     setup = set_up_recipe(recipe)
     check(setup)
-    source, choice = _looked_at(recipe, setup)
+    source, choice = _source_and_format(recipe, setup)
     dataset = load(source, recipe.data, recipe.data.split)
     label = source.label
     choice = choice or format_for(setup, dataset.column_names, label)
-    notes = (f"Read by a suggested mapping; a run needs this line: {choice.line}",) if choice.line else ()
-    preparation = Preparations(recipe)(choice.setup)
+    notes = (f"Read with a suggested mapping; a run needs this line: {choice.line}",) if choice.line else ()
+    preparation = PreparationFactory(recipe)(choice.setup)
     try:
         if preparation.setup.plan.settings.get("packing"):
             return [_block(preparation, dataset, row, label, notes)]
@@ -178,15 +178,15 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
         pipeline = preparation.pipeline(dataset.column_names, _NAME)
         return _row(pipeline, dataset[row], row, preparation.tokenizer, notes)
     except DataError as error:
-        # the preparation knows the set by its argument, the user by its file
+        # the preparation names the set by its argument, but the user knows it by its file
         error.where = error.where.replace(_NAME, label)
         raise
 
 
-def _looked_at(recipe: Recipe, setup: Setup) -> tuple[Source, FormatChoice | None]:
-    """Where the rows are, and their format where local files can be sampled: refused while everything is light.
+def _source_and_format(recipe: Recipe, setup: Setup) -> tuple[Source, FormatChoice | None]:
+    """Where the rows are, and their format if local files can be sampled, so that errors appear before anything loads.
 
-    The sampled rows are not judged: a row can be looked at though another one is wrong.
+    The sampled rows are not checked, so that a row can be shown even if another one is faulty.
     """
     from sftcore.data.format import reader_for
     from sftcore.data.source.files import first_rows, local_files
@@ -205,7 +205,8 @@ def _looked_at(recipe: Recipe, setup: Setup) -> tuple[Source, FormatChoice | Non
 
 def _refuse_beyond(row: int, count: int, unit: str, label: str) -> None:
     if not 0 <= row < count:
-        raise RecipeError(f"there is no {unit} {row}.", where=label, fix=f"{unit.title()}s: 0 to {count - 1}.")
+        fix = f"The {unit}s are numbered from 0 to {count - 1}." if count else ""
+        raise RecipeError(f"there is no {unit} {row}.", where=label, fix=fix)
 
 
 def _row(pipeline: Pipeline, values: dict[str, Any], row: int, tokenizer: Any, notes: tuple[str, ...]) -> list[Preview]:
@@ -228,10 +229,11 @@ def _example(
     length = len(one.row.input_ids)
     pieces = pieces_of(one.row, tokenizer)
     if one.tokens_cut:
-        gone = (
+        cut_span = (
             slice(max(one.tokens_cut - CUT_SHOWN, 0), one.tokens_cut) if from_end else slice(length, length + CUT_SHOWN)
         )
-        cut = [attrs.evolve(piece, cut=True) for piece in pieces_of(_part(full.row, gone), tokenizer, gone.start)]
+        cut_pieces = pieces_of(_part(full.row, cut_span), tokenizer, cut_span.start)
+        cut = [attrs.evolve(piece, cut=True) for piece in cut_pieces]
         pieces = [*cut, *pieces] if from_end else [*pieces, *cut]
     document = Document(0, length, tuple(with_pictures(pieces, full.pictures)))
     return Preview(one.number, index, (document,), one.tokens_cut, one.dropped, (*notes, *map(_sentence, one.notes)))
@@ -259,7 +261,7 @@ def _block(preparation: DataPreparation, dataset: Dataset, row: int, label: str,
 
 
 def _pictures(pipeline: Pipeline, dataset: Dataset, document: dict[str, Any]) -> tuple[Picture, ...]:
-    """The images of a document of a block, looked up in the row that it was made of."""
+    """The images of a document in a block, looked up in the row from which it was made."""
     number = document["row"]
     made = pipeline.inspect([dataset[number]], [number])
     sources = [dict(image) for image in document["images"]]
@@ -273,7 +275,7 @@ def _part(row: TokenizedRow, part: slice) -> TokenizedRow:
 
 # --- From tokens to text --------------------------------------------------------------------------------------------
 def pieces_of(row: TokenizedRow, tokenizer: Any, start: int = 0) -> list[Piece]:
-    """The tokens of one document as text; `start` is the position of the first."""
+    """The tokens of one document as text; `start` is the position of the first token."""
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= set(tokenizer.all_special_ids)
     labels = row.input_ids if row.labels is None else row.labels
@@ -281,7 +283,7 @@ def pieces_of(row: TokenizedRow, tokenizer: Any, start: int = 0) -> list[Piece]:
     pieces = []
     for first, last, text in _texts(row.input_ids, tokenizer):
         ids = tuple(row.input_ids[first:last])
-        # nothing stands before the first token of a document to predict it from
+        # the first token of a document has no token before it from which it could be predicted
         counted = [i for i in range(first, last) if labels[i] != IGNORED and start + i > 0]
         weight = max((float(weights[i]) for i in counted), default=0.0)
         pieces.append(Piece(visible(text), ids, start + first, weight, ids[0] in special))
@@ -289,7 +291,7 @@ def pieces_of(row: TokenizedRow, tokenizer: Any, start: int = 0) -> list[Piece]:
 
 
 def with_pictures(pieces: Sequence[Piece], pictures: Sequence[Picture]) -> list[Piece]:
-    """The pieces with the tokens of each image as one."""
+    """The pieces, with the tokens of each image joined into one."""
     shown: list[Piece] = []
     number = 0
     for piece in pieces:
@@ -306,9 +308,9 @@ def with_pictures(pieces: Sequence[Piece], pictures: Sequence[Picture]) -> list[
 
 
 def _texts(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int, str]]:
-    """The fewest tokens from `first` to `last` (exclusive) that end with a whole character, with their text.
+    """The smallest groups of tokens, from `first` to `last` (exclusive), that decode to whole characters.
 
-    Decoded together with the piece before, since some tokenizers drop the space in front of a text.
+    Each group is decoded together with the one before it, since some tokenizers drop a space at the start of a text.
     """
 
     def decoded(tokens: Sequence[int]) -> str:
@@ -318,7 +320,7 @@ def _texts(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int, str]]
     before = first = 0
     for last in range(1, len(ids) + 1):
         context, text = decoded(ids[before:first]), decoded(ids[before:last])
-        # half a character is decoded as U+FFFD; a character has at most four bytes
+        # an incomplete character is decoded as U+FFFD; a character has at most four bytes
         if text.endswith("\ufffd") and last - first < 4 and last < len(ids):
             continue
         yield first, last, text[len(context) :]

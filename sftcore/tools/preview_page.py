@@ -1,4 +1,4 @@
-"""Previews as one self-contained HTML page: no script, no font, nothing loaded from elsewhere."""
+"""Show previews as one self-contained HTML page, without scripts or anything loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sftcore.data.images.reference import open_image
 from sftcore.tools.preview import CUT_SHOWN, Document, Piece, Preview
 
 THUMBNAIL = 320
-"""Pixels of the longer side of an image on the page."""
+"""The longer side of an image on the page, in pixels."""
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -65,7 +65,7 @@ span:hover {{ outline: 1px solid var(--soft); border-radius: 2px }}
 </head>
 <body>
 <h1>{title}</h1>
-<div class="legend"><span><mark>supervised</mark>: the model is trained to produce it</span><span>plain: context</span>
+<div class="legend"><span><mark>supervised</mark>: trained on</span><span>unmarked: context only</span>
 <span><b>special token</b></span>{legend}</div>
 {previews}
 </body>
@@ -73,12 +73,12 @@ span:hover {{ outline: 1px solid var(--soft); border-radius: 2px }}
 """
 
 
-def as_page(previews: Sequence[Preview], title: str) -> str:
-    """A self-contained HTML page; the title of each piece of text tells its tokens, position and weight."""
+def html_page(previews: Sequence[Preview], title: str) -> str:
+    """A self-contained HTML page; pointing at a piece of text shows its tokens, position and weight."""
     segments = [segment for one in previews for segment in one.segments]
     legend = ""
     if any(0 < segment.weight < 1 for segment in segments):
-        legend += '<span><mark class="light">supervised<sub>0.5</sub></mark>: with a weight below 1</span>'
+        legend += '<span><mark class="light">supervised<sub>0.5</sub></mark>: trained on with this weight</span>'
     if any(segment.cut for segment in segments):
         legend += "<span><del>cut away</del> by max_length</span>"
     body = "\n".join(line for one in previews for line in _preview(one))
@@ -92,14 +92,15 @@ def _preview(one: Preview) -> Iterator[str]:
     yield from (f"<p>{html.escape(note)}</p>" for note in one.notes)
     for index, document in enumerate(one.documents):
         if one.capacity is not None:
-            yield f'<div class="border">{html.escape(border(index, document, len(one.documents)))}</div>'
+            heading = document_heading(index, document, len(one.documents))
+            yield f'<div class="border">{html.escape(heading)}</div>'
         yield f'<div class="text">{"".join(map(_piece, _with_runs(document.pieces)))}</div>'
     if one.cut > CUT_SHOWN:
         yield f"<p>{one.cut - CUT_SHOWN:,} more tokens are cut away.</p>"
 
 
-def border(index: int, document: Document, count: int) -> str:
-    """What stands at the border in front of a document of a block."""
+def document_heading(index: int, document: Document, count: int) -> str:
+    """The heading of a document in a packed block."""
     end = document.start + document.length - 1
     return (
         f"document {index + 1} of {count}: {document.length} tokens, {document.start} to {end} of the block, "
@@ -108,7 +109,7 @@ def border(index: int, document: Document, count: int) -> str:
 
 
 def thumbnail(picture: Picture) -> str:
-    """The image as a data URL, at most THUMBNAIL pixels wide and high."""
+    """The image as a data URL, scaled down to at most THUMBNAIL pixels in width and height."""
     image = open_image(picture.source)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
@@ -117,7 +118,7 @@ def thumbnail(picture: Picture) -> str:
 
 
 def _with_runs(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, bool]]:
-    """Each piece, and whether it is the last of its weight."""
+    """Each piece, and whether it is the last of a run of pieces with the same weight."""
     for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
         yield piece, following is None or following.weight != piece.weight
 

@@ -1,4 +1,4 @@
-"""Upload a folder to the hub: only where a user asked for it, and without what belongs to this machine."""
+"""Upload a folder to the hub, without anything that identifies this machine, and only if the user asked for it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ _LEFT_OUT = ("training_args.bin", "optimizer.pt", "scheduler.pt")
 
 
 def refuse_push(repo_id: str) -> None:
-    """Whatever can be known to go wrong before any work is done.
+    """Refuse whatever is known to fail before any work is done.
 
     Raises:
-        ModelError: the name is none, the hub is switched off, there is no token or the hub does not take it.
+        ModelError: the name is not valid, the hub is switched off, or there is no token that the hub accepts.
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
     where = f"--push-to-hub {repo_id}"
     if not _REPOSITORY.fullmatch(repo_id):
-        raise ModelError("this is no name of a repository.", where=where, fix="Write owner/name.")
+        raise ModelError("this is not a valid repository name.", where=where, fix="Write owner/name.")
     if constants.HF_HUB_OFFLINE:
-        raise ModelError("the hub is switched off (HF_HUB_OFFLINE).", where=where, fix="Unset it, or leave this out.")
+        raise ModelError(
+            "access to the hub is switched off by HF_HUB_OFFLINE.",
+            where=where,
+            fix="Unset the variable, or leave this option out.",
+        )
     if get_token() is None:
         raise ModelError("there is no token for the hub.", where=where, fix="Run `hf auth login`, or set HF_TOKEN.")
     try:
         HfApi().whoami()
     except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"the hub does not take the token: {_first(error)}", where=where) from error
+        raise ModelError(f"the hub does not accept the token: {_first_line(error)}", where=where) from error
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Upload the files of `folder` in one commit; returns where they are.
+    """Upload the files of `folder` in one commit, and return their address.
 
-    The manifest that is uploaded names files, not the folders of this machine.
+    In the uploaded manifest, absolute paths are reduced to file names.
 
     Raises:
-        ModelError: the hub refuses; `folder` stays as it is.
+        ModelError: the hub refuses the upload; `folder` stays as it is.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -61,9 +65,9 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
         api.create_commit(made.repo_id, operations, commit_message="Merged model")
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"the hub refuses: {_first(error)}",
+            f"the hub refuses the upload: {_first_line(error)}",
             where=f"--push-to-hub {repo_id}",
-            fix=f"The merged model is in {folder}; upload it with `hf upload {repo_id} {folder}`.",
+            fix=f"The merged model is in {folder}. Upload it later with `hf upload {repo_id} {folder}`.",
         ) from error
     return str(made)
 
@@ -72,5 +76,5 @@ def _left_out(path: Path) -> bool:
     return path.name in _LEFT_OUT or path.parts[0].startswith((".", "_", "checkpoint-"))
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]

@@ -1,6 +1,6 @@
-"""What a saved folder is: an adapter or a whole model, of which base, with which tokenizer, from which run.
+"""Find out what a saved folder contains: an adapter or a whole model, its base, its tokenizer and its run.
 
-`open_run` reads files alone and imports no torch; `load_saved` loads what it found.
+`open_run` only reads files and does not import torch; `load_saved` loads what it found.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sftcore.model.embeddings import ADAPTER_WEIGHTS
 
 ADAPTER_CONFIG = "adapter_config.json"
 QUANTISES = frozenset({"load_in_4bit", "load_in_8bit", "quantization_config"})
-"""Arguments of `from_pretrained` that quantise."""
+"""Arguments of `from_pretrained` that quantise the model."""
 _OF_ONE_MACHINE = QUANTISES | {
     "attn_implementation", "device_map", "dtype", "max_memory", "token", "torch_dtype", "trust_remote_code",
 }  # fmt: skip
-"""Arguments of a run's `from_pretrained` that are not taken over: they belong to its machine, quantise, or run code."""
+"""Arguments of a run's `from_pretrained` that are not reused: they depend on its machine, quantise or run code."""
 
 
 @frozen
@@ -31,14 +31,14 @@ class SavedRun:
     """A run's output folder, a checkpoint in it, an adapter's folder, or any model.
 
     Args:
-        name: as the user named it.
-        folder: where its files are; None for a hub id or a single file.
-        base: the model to load; of an adapter the one that it is put on.
-        adapter: the folder of the adapter's weights; None for a whole model.
-        adapter_name: its name among several.
-        loader: the loader plugin that the run chose; None is the default.
-        manifest: what the run wrote of itself; empty where there is none.
-        notes: what was decided, a sentence each.
+        name: the name that the user gave.
+        folder: the folder with its files; None for a hub id or a single file.
+        base: the model to load; for an adapter, its base model.
+        adapter: the folder with the adapter's weights; None for a whole model.
+        adapter_name: the adapter's name, if the folder holds several.
+        loader: the loader plugin that the run chose; None for the default.
+        manifest: the run's manifest.json; empty if there is none.
+        notes: decisions to tell the user about, one sentence each.
     """
 
     name: str
@@ -52,35 +52,37 @@ class SavedRun:
 
     @property
     def adapter_config(self) -> Mapping[str, Any]:
-        """The adapter's configuration as PEFT saved it; empty for a whole model."""
+        """The adapter's configuration file, as PEFT saved it; empty for a whole model."""
         return _read_json(self.adapter / ADAPTER_CONFIG) if self.adapter else {}
 
 
 def open_run(
     name: str, *, adapter: str | None = None, base: str | None = None, trust_remote_code: bool = False
 ) -> SavedRun:
-    """What `name` is: a folder, a `.gguf` file, or a hub id.
+    """Find out what `name` refers to: a folder, a `.gguf` file or a hub id.
 
     Args:
-        name: a run's output folder, a checkpoint, an adapter, a model.
-        adapter: which one, where the folder holds several.
+        name: a run's output folder, a checkpoint, an adapter or a model.
+        adapter: which adapter to use, if the folder holds several.
         base: replaces the base that the adapter or its run names.
         trust_remote_code: run the base's own code; never taken from a manifest, which may be someone else's.
 
     Raises:
-        ModelError: there is no such folder, it holds neither model nor adapter, the base is not known.
+        ModelError: the folder does not exist or holds neither a model nor an adapter, or the base is not known.
     """
     path = Path(name).expanduser()
     if not path.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".gguf":
-            raise ModelError("no such folder or file.", where=name, fix="Give a run's output folder, or a hub id.")
+            raise ModelError(
+                "there is no such folder or file.", where=name, fix="Give a run's output folder, or a hub id."
+            )
         found = _from_hub(name)
         if found is None:
             return _whole(name, None, adapter, base, trust_remote_code)
         path = found
     elif path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise ModelError("this is a file.", where=name, fix="Give the folder, or a .gguf file.")
+            raise ModelError("this is a file, not a folder.", where=name, fix="Give a folder, or a .gguf file.")
         return _whole(str(path), None, adapter, base, trust_remote_code)
     if (path / "config.json").is_file():
         return _whole(name, path, adapter, base, trust_remote_code)
@@ -93,9 +95,9 @@ def _whole(name: str, folder: Path | None, adapter: str | None, base: str | None
     for option, given in (("adapter", adapter), ("base", base)):
         if given:
             raise ModelError(
-                "this is a whole model, without an adapter.",
+                f"--{option} needs an adapter, and this is a whole model.",
                 where=name,
-                fix=f"Leave --{option} out.",
+                fix=f"Leave out --{option}.",
             )
     request = ModelRequest(str(folder) if folder else name, dtype="auto", trust_remote_code=trust)
     return SavedRun(name, folder, request, manifest=_manifest_of(folder) if folder else {})
@@ -104,8 +106,14 @@ def _whole(name: str, folder: Path | None, adapter: str | None, base: str | None
 def _adapter(name: str, path: Path, folder: Path, base: str | None, trust: bool, notes: tuple[str, ...]) -> SavedRun:
     if not (folder / ADAPTER_WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()
-        what = "its weights are a pickle file, which can run code when it is read" if pickled else "it has no weights"
-        raise ModelError(f"{what}.", where=str(folder), fix=f"Save it as {ADAPTER_WEIGHTS} (PEFT's save_pretrained).")
+        what = (
+            "the adapter's weights are a pickle file, which can run code when it is loaded"
+            if pickled
+            else "the adapter has no weights"
+        )
+        raise ModelError(
+            f"{what}.", where=str(folder), fix=f"Save it as {ADAPTER_WEIGHTS} with PEFT's save_pretrained."
+        )
     manifest = _manifest_of(path)
     request, loader = _base_of(folder, manifest, base)
     return SavedRun(
@@ -121,31 +129,35 @@ def _adapter(name: str, path: Path, folder: Path, base: str | None, trust: bool,
 
 
 def _adapter_in(path: Path, name: str, wanted: str | None) -> tuple[Path, tuple[str, ...]]:
-    """The folder of the adapter: PEFT saves "default" in the folder itself, every other one in a folder of its name."""
+    """The folder of the adapter: PEFT saves "default" in the folder itself, and any other in a folder of its name."""
     below = sorted(one.parent.name for one in path.glob(f"*/{ADAPTER_CONFIG}") if not _is_checkpoint(one.parent))
     names = [*(["default"] if (path / ADAPTER_CONFIG).is_file() else []), *below]
     if not names:
         raise _nothing_in(path, name)
     if wanted is not None and wanted not in names:
         raise ModelError(
-            f'there is no adapter "{wanted}".{nearest(wanted, names)}', where=name, fix=f"It has: {quoted(names)}."
+            f'there is no adapter "{wanted}".{nearest(wanted, names)}', where=name, fix=f"Adapters: {quoted(names)}."
         )
     if wanted is None and len(names) > 1 and names[0] != "default":
-        raise ModelError(f"there are several adapters: {quoted(names)}.", where=name, fix="Choose: --adapter NAME.")
-    taken = wanted or names[0]
-    rest = [one for one in names if one != taken]
-    notes = (f"adapter {taken}; {quoted(rest)} left out",) if rest else ()
-    return (path if taken == "default" else path / taken), notes
+        raise ModelError(
+            f"there are several adapters: {quoted(names)}.", where=name, fix="Choose one with --adapter NAME."
+        )
+    chosen = wanted or names[0]
+    rest = [one for one in names if one != chosen]
+    notes = (f"using adapter {chosen}, not {quoted(rest)}",) if rest else ()
+    return (path if chosen == "default" else path / chosen), notes
 
 
 def _nothing_in(path: Path, name: str) -> ModelError:
     checkpoints = sorted((one for one in path.glob("checkpoint-*") if _is_checkpoint(one)), key=_step)
     if checkpoints:
         return ModelError(
-            "the run has saved no model yet, only checkpoints.", where=name, fix=f"Name one: {checkpoints[-1]}"
+            "the run has saved only checkpoints so far, and no final model.",
+            where=name,
+            fix=f"Name a checkpoint: {checkpoints[-1]}",
         )
     gguf = sorted(path.glob("*.gguf"))
-    fix = f"Name the file itself: {gguf[0]}" if gguf else "Give the folder that a run, or save_pretrained, wrote."
+    fix = f"Name the file itself: {gguf[0]}" if gguf else "Give a folder written by a run or by save_pretrained."
     return ModelError("the folder holds neither a model nor an adapter.", where=name, fix=fix)
 
 
@@ -158,33 +170,33 @@ def _step(path: Path) -> int:
 
 
 def _base_of(folder: Path, manifest: Mapping[str, Any], given: str | None) -> tuple[ModelRequest, Selection | None]:
-    """The base and its loader: as given, as the run named it, as the adapter names it."""
+    """The base and its loader: the one given, or else the one that the run names, or else the adapter's."""
     if given is not None:
         return ModelRequest(given), None
     ran = manifest.get("model") or {}
     config = _read_json(folder / ADAPTER_CONFIG)
     saved = config.get("base_model_name_or_path")
     named = ran.get("name")
-    if named and _is_there(named):
-        if (Path(named).expanduser() / ADAPTER_CONFIG).is_file():  # the run trained a saved adapter on
+    if named and _may_exist(named):
+        if (Path(named).expanduser() / ADAPTER_CONFIG).is_file():  # the run continued to train a saved adapter
             before = open_run(named)
             return before.base, before.loader
         kwargs = {key: value for key, value in (ran.get("init_kwargs") or {}).items() if key not in _OF_ONE_MACHINE}
         return ModelRequest(named, ran.get("revision"), init_kwargs=kwargs), _loader_of(manifest)
-    if saved and _is_there(saved):
+    if saved and _may_exist(saved):
         return ModelRequest(saved, config.get("revision")), None
     looked = dict.fromkeys(filter(None, (named, saved)))
     raise ModelError(
-        f"the adapter's base is not there; looked at {quoted(looked)}."
+        f"the adapter's base cannot be found; looked for {quoted(looked)}."
         if looked
-        else "neither the adapter nor a manifest beside it says which base it belongs to.",
+        else "neither the adapter nor a manifest next to it names the base model.",
         where=str(folder),
-        fix="Name it: --base MODEL.",
+        fix="Name the base: --base MODEL.",
     )
 
 
-def _is_there(name: str) -> bool:
-    """Whether a base can be loaded by this name: something local that exists, or what may be a hub id."""
+def _may_exist(name: str) -> bool:
+    """Whether this is a local path that exists, or else may be a hub id."""
     path = Path(name).expanduser()
     local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".gguf"
     return path.exists() or not local
@@ -195,7 +207,7 @@ def _loader_of(manifest: Mapping[str, Any]) -> Selection | None:
 
 
 def selections_of(manifest: Mapping[str, Any], kind: str) -> list[Selection]:
-    """The plugins of one kind that the run was asked to use; its defaults are left out."""
+    """The plugins of one kind that the run was asked to use, without defaults."""
     return [
         Selection(kind, one["name"], one.get("options") or {}, one.get("distribution"), path=f"manifest.json: {kind}")
         for one in manifest.get("plugins") or ()
@@ -212,32 +224,34 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"this is no JSON: {error}.", where=str(path)) from None
+        raise ModelError(f"the file is not valid JSON: {error}.", where=str(path)) from None
     if not isinstance(found, dict):
-        raise ModelError(f"expected an object, got {type(found).__name__}.", where=str(path))
+        raise ModelError(f"expected a JSON object, got {type(found).__name__}.", where=str(path))
     return found
 
 
 def _from_hub(name: str) -> Path | None:
-    """The local copy of an adapter on the hub; None where the hub id is a whole model."""
+    """A local copy of an adapter on the hub; None if the hub id is a whole model."""
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         hf_hub_download(name, ADAPTER_CONFIG)
     except HFValidationError as error:
-        raise ModelError("no such folder, and no hub id.", where=name, fix="Give a run's output folder.") from error
+        raise ModelError(
+            "this is neither a folder nor a valid hub id.", where=name, fix="Give a run's output folder."
+        ) from error
     except LocalEntryNotFoundError as error:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return None
         raise ModelError(
-            "no such folder, and no hub to look it up.", where=name, fix="Give a run's output folder."
+            "there is no such folder, and the hub cannot be reached.", where=name, fix="Give a run's output folder."
         ) from error
     except EntryNotFoundError:
         return None
     except (HfHubHTTPError, OSError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"no such folder, and the hub does not give it: {first}", where=name, fix="Give a run's output folder."
+            f"there is no such folder, and the hub refused it: {first}", where=name, fix="Give a run's output folder."
         ) from error
     return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pt", "checkpoint-*", "optimizer*"]))

@@ -1,4 +1,4 @@
-"""The rows that a saved run was trained or evaluated on, read again through its own format and template."""
+"""Read the rows that a saved run was trained or evaluated on again, with its own format and template."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAME = "train_dataset"
 
 @frozen
 class RunRows:
-    """Token rows of a run's data; `numbers` are those of their raw rows, `label` names the data, `notes` say more."""
+    """Token rows of a run's data, the numbers of their raw rows, a label for the data, and notes for the user."""
 
     rows: tuple[TokenizedRow, ...]
     numbers: tuple[int, ...]
@@ -39,18 +39,18 @@ def rows_of_run(
     part: Literal["train", "eval"] = "train",
     seed: int | None = None,
 ) -> RunRows:
-    """Up to `limit` rows of the run's training or evaluation set, with labels as in the run, never packed.
+    """Up to `limit` rows of the run's training or evaluation set, with the run's labels and without packing.
 
     Args:
-        run: one whose manifest holds its recipe, as every run from the command line writes.
-        tokenizer: the run's, with its template.
-        limit: how many token rows; those that the run drops are passed over.
-        max_length: longer rows are cut to it, on the side that the run cuts; None is the run's own.
-        part: which set; a share that `eval_fraction` held back is held back here too.
-        seed: raw rows in random order; None takes them as they come.
+        run: a run whose manifest contains a recipe, as that of every run from the command line does.
+        tokenizer: the run's tokenizer, with its template.
+        limit: how many token rows to return; rows that the run drops are skipped.
+        max_length: cut longer rows to this, on the side that the run cuts; None is the run's own max_length.
+        part: which set; rows held back by `eval_fraction` are held back here too.
+        seed: the seed for shuffling raw rows; None keeps their order.
 
     Raises:
-        DataError: the run names no data, or they are not where it found them.
+        DataError: the run does not name its data, or they can no longer be read.
     """
     where = str(run.folder or run.name)
     recipe = _recipe_of(run, where)
@@ -60,7 +60,7 @@ def rows_of_run(
     except (SFTCoreError, OSError) as error:
         raise DataError(f"the run's data cannot be read again: {error}", where=where) from error
     if not rows:
-        raise DataError(f"no row of {source.label} is left to use.", where=where)
+        raise DataError(f"{source.label} has no usable row.", where=where)
     return RunRows(tuple(rows), tuple(numbers), source.label, _changed(run, source))
 
 
@@ -69,7 +69,7 @@ def _recipe_of(run: SavedRun, where: str) -> Recipe:
 
     raw = run.manifest.get("recipe")
     if not raw:
-        raise DataError("no manifest.json with a recipe stands there, so the run's data are not known.", where=where)
+        raise DataError("there is no manifest.json with a recipe, so the run's data are not known.", where=where)
     return parse_recipe(raw, place=f"{where}/manifest.json")
 
 
@@ -96,7 +96,7 @@ def _tokenized(
     from sftcore.config.setup import set_up
     from sftcore.data.sets import DataPreparation
 
-    # Rows as they are before packing: a block would mix documents, and its length is the run's
+    # without packing, since a block would mix documents and always has the run's length
     settings = {key: value for key, value in recipe.training.items() if key not in ("packing", "eval_packing")}
     setup = set_up(recipe.chosen, settings, recipe.model, where=recipe.place, block=recipe.block)
     longest = max_length or settings.get("max_length", 1024)
@@ -108,10 +108,8 @@ def _tokenized(
     numbers: list[int] = []
     for start in range(0, len(order), 100):
         batch = order[start : start + 100]
-        place = {number: i for i, number in enumerate(batch)}  # inspect gives them in the order of their numbers
-        for one in sorted(
-            pipeline.inspect([dataset[number] for number in batch], batch), key=lambda x: place[x.number]
-        ):
+        rank = {number: i for i, number in enumerate(batch)}  # inspect returns them in the order of their numbers
+        for one in sorted(pipeline.inspect([dataset[number] for number in batch], batch), key=lambda x: rank[x.number]):
             if one.error is None and one.row is not None and not one.dropped and len(rows) < limit:
                 rows.append(one.row)
                 numbers.append(one.number)
@@ -125,5 +123,5 @@ def _changed(run: SavedRun, source: Source) -> tuple[str, ...]:
 
     known = run.manifest.get("data_files_sha256") or {}
     now = sha256_of_files(path for path in paths_of(source) if str(path) in known)
-    changed = [name for name, digest in now.items() if digest != known[name]]
+    changed = [name for name, sha256 in now.items() if sha256 != known[name]]
     return tuple(f"{name} has changed since the run" for name in changed)

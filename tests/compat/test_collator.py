@@ -110,5 +110,5 @@ def test_with_packed_rows_sfttrainer_learns_what_it_learns_with_its_own_collator
 
 
 def test_other_tensors_than_torchs_are_refused():
-    with pytest.raises(OptionTypeError, match='return_tensors is "pt", got "np"'):
+    with pytest.raises(OptionTypeError, match='return_tensors must be "pt", got "np"'):
         DataCollatorForLanguageModeling(0, return_tensors="np")(PLAIN)

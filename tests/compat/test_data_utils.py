@@ -172,10 +172,10 @@ def test_what_arrow_filled_with_null_does_not_reach_the_template(any_tokenizer):
 @pytest.mark.parametrize(
     ("example", "said"),
     [
-        ({"prompt": [user("a")], "chosen": [assistant("b")]}, 'the row has "prompt", "chosen". Rename'),
-        ({"completion": [assistant("b")]}, 'the row has "completion". Rename'),
-        ({"prompt": [SYSTEM]}, 'ends with the role "system", which nobody answers'),
-        ({"messages": "Hi"}, "takes lists of messages, got str"),
+        ({"prompt": [user("a")], "chosen": [assistant("b")]}, 'the row has the columns "prompt", "chosen". Rename'),
+        ({"completion": [assistant("b")]}, 'the row has the columns "completion". Rename'),
+        ({"prompt": [SYSTEM]}, 'ends with a message of the role "system", which the model cannot answer'),
+        ({"messages": "Hi"}, "needs lists of messages, got str"),
     ],
 )
 def test_rows_that_no_template_takes_are_refused_with_what_they_have(any_tokenizer, example, said):
@@ -258,7 +258,7 @@ def test_images_find_their_places_as_in_trl(messages, images):
 
 
 def test_too_many_images_are_counted_against_the_places():
-    with pytest.raises(DataError, match="2 images are given and the messages have 1 empty places"):
+    with pytest.raises(DataError, match="2 images are given, but the messages have 1 placeholders"):
         sftcore.prepare_multimodal_messages([{"role": "user", "content": [PLACE]}], ["one", "two"])
 
 
@@ -274,7 +274,7 @@ def test_templates_that_print_tools_are_those_that_trl_finds(any_tokenizer, temp
 def test_no_other_template_is_needed_for_training(any_tokenizer, template):
     any_tokenizer.chat_template = template
     assert sftcore.get_training_chat_template(any_tokenizer) is None
-    with pytest.warns(FutureWarning, match="tokenizer is now processing_class"):
+    with pytest.warns(FutureWarning, match="The argument tokenizer is now called processing_class"):
         assert sftcore.get_training_chat_template(tokenizer=any_tokenizer) is None
     assert any_tokenizer.chat_template == template
 
@@ -372,7 +372,7 @@ def test_each_member_of_a_dictionary_is_packed_by_itself(kind):
 
 def test_the_older_name_of_a_strategy_says_its_new_one():
     dataset = Dataset.from_dict(token_rows([5]))
-    with pytest.warns(FutureWarning, match='"bfd-requeue" is now "bfd_split"'):
+    with pytest.warns(FutureWarning, match='"bfd-requeue" is now called "bfd_split"'):
         packed = sftcore.pack_dataset(dataset, 3, "bfd-requeue")
     assert packed["seq_lengths"][:] == [[3], [2]]
 
@@ -394,7 +394,9 @@ def test_a_set_of_empty_rows_gives_no_blocks():
 
 def test_what_cannot_be_packed_is_refused_by_its_column():
     rows = token_rows([2, 3])
-    with pytest.raises(TypeError, match='the column "text" cannot be packed: it holds no lists but string'):
+    with pytest.raises(
+        TypeError, match='the column "text" cannot be packed, because it contains string instead of lists'
+    ):
         sftcore.pack_dataset(Dataset.from_dict({**rows, "text": ["a", "b"]}), 4)
     with pytest.raises(DataError, match='the columns "input_ids" and "mask" have different lengths'):
         sftcore.pack_dataset(Dataset.from_dict({**rows, "mask": [[1], [1]]}), 4)

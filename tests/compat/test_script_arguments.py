@@ -83,7 +83,7 @@ def test_env_of_the_file_goes_to_the_environment(parse, write, monkeypatch):
 def test_what_nobody_reads_is_refused_with_the_nearest_name(parse, write):
     with pytest.raises(UnknownKeyError, match=r'c\.yaml: unknown key "sise"\. Did you mean "size"'):
         parse("--config", str(write("c.yaml", "size: 1\nsise: 2\n")))
-    with pytest.raises(RecipeError, match=r'what nobody reads: "--nme", "x"\. Did you mean "name"'):
+    with pytest.raises(RecipeError, match=r'unknown arguments: "--nme", "x"\. Did you mean "name"'):
         parse("--size", "1", "--nme", "x")
     assert parse("--config", str(write("d.yaml", "size: 1\nsise: 2\n")), fail_with_unknown_args=False) == (
         Arguments(1),
@@ -93,8 +93,8 @@ def test_what_nobody_reads_is_refused_with_the_nearest_name(parse, write):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("- a", "holds no mapping"),
-        ("env: [a]", "env is a mapping"),
+        ("- a", "must contain a mapping"),
+        ("env: [a]", "env must be a mapping"),
         ("size: [", "c.yaml line 1"),
         ("size: 1\nsize: 2", "twice"),
     ],
@@ -194,31 +194,31 @@ def test_the_test_split_is_the_same_each_time(files):
 
 def test_mixtures_that_cannot_be_made_are_refused(files, tmp_path):
     a, b = files
-    with pytest.raises(DataError, match="names no data set"):
+    with pytest.raises(DataError, match="does not name any data set"):
         get_dataset(DatasetMixtureConfig())
-    with pytest.raises(ConflictError, match="for some data sets only"):
+    with pytest.raises(ConflictError, match="only some data sets have a fraction"):
         get_dataset(DatasetMixtureConfig([DatasetConfig(a, fraction=1.0), DatasetConfig(b)]))
-    with pytest.raises(ConflictError, match="fraction needs to know the number of rows"):
+    with pytest.raises(ConflictError, match="fraction needs the number of rows"):
         get_dataset(DatasetMixtureConfig([DatasetConfig(a, fraction=1.0)], streaming=True))
-    with pytest.raises(ConflictError, match="test_split_size needs to know"):
+    with pytest.raises(ConflictError, match="test_split_size needs the number of rows"):
         get_dataset(DatasetMixtureConfig([DatasetConfig(a)], streaming=True, test_split_size=0.5))
-    with pytest.raises(DataError, match="fractions are 0 or more"):
+    with pytest.raises(DataError, match="fractions must be 0 or more"):
         get_dataset(DatasetMixtureConfig([DatasetConfig(a, fraction=-1.0), DatasetConfig(b, fraction=2.0)]))
     with pytest.raises(DataError, match="no such file"):
         get_dataset(DatasetMixtureConfig([DatasetConfig(str(tmp_path / "c.jsonl"))]))
     with pytest.raises(DataError, match=r"nowhere/at-all: the data set cannot be loaded"):
         get_dataset(DatasetMixtureConfig([DatasetConfig("nowhere/at-all")]))
     Dataset.from_list([{"id": "text"}]).to_json(tmp_path / "d.jsonl")
-    with pytest.raises(DataError, match="the data sets do not fit together"):
+    with pytest.raises(DataError, match="the data sets cannot be concatenated"):
         get_dataset(DatasetMixtureConfig([DatasetConfig(a), DatasetConfig(str(tmp_path / "d.jsonl"))]))
 
 
 def test_a_data_set_of_a_mixture_is_checked_when_it_is_given():
     with pytest.raises(UnknownKeyError, match=r'datasets\[0\]: unknown key "pth"\. Did you mean "path"'):
         DatasetMixtureConfig([{"pth": "a"}])
-    with pytest.raises(RecipeError, match="needs a path"):
+    with pytest.raises(RecipeError, match="has no path"):
         DatasetMixtureConfig([{"split": "train"}])
-    with pytest.raises(OptionTypeError, match="a data set is a mapping"):
+    with pytest.raises(OptionTypeError, match="a data set must be a mapping"):
         DatasetMixtureConfig(["a.jsonl"])
 
 

@@ -79,12 +79,12 @@ def test_a_model_that_keeps_boundaries_to_itself_gets_a_mask():
 @pytest.mark.parametrize(
     ("name", "attention", "said"),
     [
-        ("Bloom", "eager", r"with positions or boundaries, other documents move a document's logits by \d"),
+        ("Bloom", "eager", r"with positions or boundaries, other documents change a document's logits by \d"),
         ("Bloom", "varlen", 'models of BloomConfig compute their own attention and never ask for "varlen"'),
         ("XGLM", "varlen", 'models of XGLMConfig compute their own attention and never ask for "varlen"'),
-        ("RecurrentGemma", "eager", r"with positions or boundaries or mask, other documents move .* by \d"),
-        ("RecurrentGemma", "varlen", r"other documents move a document's logits by \d"),
-        ("Lfm2", "sdpa", r"other documents move a document's logits by \d"),
+        ("RecurrentGemma", "eager", r"with positions or boundaries or mask, other documents change .* by \d"),
+        ("RecurrentGemma", "varlen", r"other documents change a document's logits by \d"),
+        ("Lfm2", "sdpa", r"other documents change a document's logits by \d"),
     ],
 )
 def test_a_model_in_which_documents_meet_is_refused(name, attention, said):
@@ -104,7 +104,9 @@ def test_boundaries_that_reach_no_attention_layer_are_no_way():
     deaf = AttentionBackend("sdpa", boundaries=True, calls=lambda: 0)
     proof = keep_documents_apart(build("Llama"), deaf, flattened=True)
     assert proof.way.name == "positions"
-    assert list(proof.tried.values()) == ["boundaries reached the attention 0 times in 2 attention layers"]
+    assert list(proof.tried.values()) == [
+        "document boundaries reached the attention only 0 times in 2 attention layers"
+    ]
 
 
 # --- What the proof catches -----------------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ def register():
 
 def test_an_attention_that_ignores_the_mask_is_refused(register):
     backend = register("leaky", leaky)
-    with pytest.raises(ModelError, match=r"with positions or boundaries or mask, other documents move .* by \d"):
+    with pytest.raises(ModelError, match=r"with positions or boundaries or mask, other documents change .* by \d"):
         keep_documents_apart(build("Llama", "leaky"), backend, flattened=True)
 
 
@@ -149,7 +151,7 @@ def test_an_attention_that_ignores_the_mask_is_refused(register):
     ids=lambda way: way.name,
 )
 def test_a_leak_is_caught(name, way):
-    with pytest.raises(ModelError, match=r"other documents move a document's logits by \d"):
+    with pytest.raises(ModelError, match=r"other documents change a document's logits by \d"):
         proof_of(name, ways=[way])
 
 
@@ -170,14 +172,14 @@ def test_a_missing_sliding_window_is_caught_by_the_document_alone():
 
 def test_a_bool_mask_leaks_under_eager():
     bools = altered("mask", lambda batch: {"attention_mask": block_mask(batch["position_ids"])})
-    with pytest.raises(ModelError, match="other documents move"):
+    with pytest.raises(ModelError, match="other documents change"):
         proof_of("Llama", "eager", ways=[bools])
 
 
 def test_last_bits_may_differ_only_where_the_attention_says_so(register):
     backend = register("noisy", noisy)
     model = build("Llama", "noisy")
-    with pytest.raises(ModelError, match="other documents move"):
+    with pytest.raises(ModelError, match="other documents change"):
         keep_documents_apart(model, backend, flattened=True)
     unsure = AttentionBackend("noisy", deterministic=False)
     proof = keep_documents_apart(model, unsure, flattened=True)
@@ -205,15 +207,15 @@ def test_a_document_is_no_longer_than_the_run_allows():
 def test_a_window_too_long_to_exceed_is_noted():
     model = build("Mistral", sliding_window=5000, max_position_embeddings=9000)
     proof = keep_documents_apart(model, None, flattened=True)
-    assert proof.notes == ("the window of 5000 tokens was not exceeded",)
+    assert proof.notes == ("no document exceeded the attention window of 5000 tokens",)
     assert max(proof.lengths[0]) == 24
 
 
 def test_the_proof_reads_as_one_line():
     said = str(proof_of("Llama"))
     assert re.fullmatch(
-        "documents are kept apart by position ids that restart with each document: logits bit-identical whatever the "
-        r"neighbours, within \de-0[67] of the document alone",
+        "documents are kept apart by position ids that restart with each document: logits are bit-identical with other "
+        r"neighbours, and within \de-0[67] of the document alone",
         said,
     )
 
@@ -260,5 +262,7 @@ def test_a_counted_first_label_is_refused_with_its_place():
     labels = torch.tensor([[-100, 5, 6, -100, 7], [-100, -100, 8, 9, 9]])
     check_labels({"position_ids": positions, "labels": labels})
     labels[1, 1] = 4
-    with pytest.raises(DataError, match="packed batch row 1: the document that begins at position 1 counts its first"):
+    with pytest.raises(
+        DataError, match="packed batch row 1: the first token of the document at position 1 is supervised"
+    ):
         check_labels({"position_ids": positions, "labels": labels})

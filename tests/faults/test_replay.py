@@ -13,7 +13,7 @@ import pytest
 
 import sftcore
 from sftcore.core.errors import RecipeError
-from sftcore.tools.replay import Recorded, checked_again, compare, differences, read_manifest
+from sftcore.tools.replay import Recorded, checked_again, compare_runs, differences, read_manifest
 from tests.conftest import alpaca_rows, make_llama, make_tokenizer
 
 
@@ -56,10 +56,10 @@ def run(first_run, tmp_path) -> Path:
 
 def test_a_replay_gives_the_same_weights_and_the_same_curve(run):
     printed = run_sftcore("replay", str(run))
-    assert "the environment is that of the run" in printed
-    assert "weights: identical to the last bit" in printed
+    assert "the environment is the same as that of the run" in printed
+    assert "weights: bit-identical" in printed
     assert "curve: identical at all" in printed
-    assert "the replay is the run" in printed
+    assert "the replay reproduced the run" in printed
     again = run.with_name("out-replay")
     assert (again / "adapter_model.safetensors").read_bytes() == (run / "adapter_model.safetensors").read_bytes()
 
@@ -67,7 +67,7 @@ def test_a_replay_gives_the_same_weights_and_the_same_curve(run):
 def test_a_replay_of_quickstart_gives_the_same_weights(model_folder, tmp_path):
     run_sftcore("quickstart", f"--model={model_folder}", f"--output={tmp_path / 'quick'}", "--steps=3")
     printed = run_sftcore("replay", str(tmp_path / "quick" / "manifest.json"), f"--output={tmp_path / 'again'}")
-    assert "weights: identical to the last bit" in printed
+    assert "weights: bit-identical" in printed
     assert (tmp_path / "again" / "adapter_model.safetensors").is_file()
 
 
@@ -77,8 +77,8 @@ def test_other_weights_are_no_replay(run):
     change(run, recipe={**recipe, "seed": 1})
     printed = run_sftcore("replay", str(run), code=1)
     assert "tensors differ, by up to" in printed
-    assert "curve: it differs from step 2 on" in printed
-    assert "the replay is not the run" in printed
+    assert "curve: different from step 2 onwards" in printed
+    assert "the replay did not reproduce the run" in printed
 
 
 def test_what_differs_is_said_before_anything_is_trained(run, model_folder, tmp_path):
@@ -93,8 +93,8 @@ def test_what_differs_is_said_before_anything_is_trained(run, model_folder, tmp_
     assert "differs: torch: 1.0 then, " in printed
     assert "differs: threads: 64 then, 1 now" in printed
     assert "differs: processor: another then, " in printed
-    assert "differs: source of adapter lora has changed" in printed
-    assert f"differs: data file {rows} is not what " in printed
+    assert "differs: the source of adapter lora has changed" in printed
+    assert f"differs: the contents of data file {rows} are not those of " in printed
     assert not run.with_name("out-replay").exists()
 
 
@@ -103,7 +103,7 @@ def test_a_model_that_was_changed_is_named(run, model_folder, tmp_path):
     make_llama(make_tokenizer(), seed=1).save_pretrained(other)
     recorded = read_manifest(str(run))
     checked = checked_again(recorded, str(tmp_path / "again"), [f"model={other}"])
-    assert f"model {other} has other files" in list(differences(recorded, checked))
+    assert f"the files of model {other} have changed" in list(differences(recorded, checked))
 
 
 def test_a_moved_model_with_the_same_files_is_no_difference(run, model_folder, tmp_path):
@@ -146,7 +146,7 @@ def test_what_is_no_manifest_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read"):
         read_manifest(str(tmp_path))
     (tmp_path / "manifest.json").write_text('{"name": "an extension of a browser"}')
-    with pytest.raises(RecipeError, match="no manifest of a run"):
+    with pytest.raises(RecipeError, match="not the manifest of a run"):
         read_manifest(str(tmp_path))
 
 
@@ -163,18 +163,18 @@ def test_the_manifest_alone_suffices(run, tmp_path):
     lonely = tmp_path / "lonely"
     lonely.mkdir()
     shutil.copy(run / "manifest.json", lonely)
-    verdict = compare(Recorded(lonely / "manifest.json", recorded.manifest), run)
+    verdict = compare_runs(Recorded(lonely / "manifest.json", recorded.manifest), run)
     assert verdict.equal
-    assert "metrics.jsonl is not beside its manifest" in verdict.curve
+    assert "metrics.jsonl is not next to its manifest" in verdict.curve
 
 
 def test_an_override_that_would_make_another_run_is_refused(run):
-    with pytest.raises(RecipeError, match='"seed=3" would make it another run'):
+    with pytest.raises(RecipeError, match='"seed=3" would change the run'):
         checked_again(read_manifest(str(run)), str(run.with_name("again")), ["seed=3"])
 
 
 def test_a_replay_never_writes_into_a_folder_that_holds_something(run):
-    with pytest.raises(RecipeError, match="fresh folder"):
+    with pytest.raises(RecipeError, match="new or empty output folder"):
         checked_again(read_manifest(str(run)), str(run))
 
 
@@ -187,7 +187,9 @@ def test_that_a_model_is_trusted_is_said_again_by_who_replays_it(run, recipe):
     was = json.loads((run / "manifest.json").read_text())["recipe"]
     change(run, recipe={**was, **recipe})
     recorded = read_manifest(str(run))
-    with pytest.raises(RecipeError, match=r"sets trust_remote_code, .* is not taken over.*trust_remote_code=true"):
+    with pytest.raises(
+        RecipeError, match=r"sets trust_remote_code, .* is not adopted automatically.*trust_remote_code=true"
+    ):
         checked_again(recorded, str(run / "again"))
     again = checked_again(recorded, str(run / "again"), [f"model={was['model']}", "trust_remote_code=true"])
     assert again.recipe.training["trust_remote_code"] is True
@@ -215,4 +217,4 @@ def test_lines_of_a_log_that_are_no_entries_are_passed_over(run, tmp_path):
     again = Path(shutil.copytree(run, tmp_path / "again"))
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'3\n[]\n{"loss": 1}\n\xff\n')
-    assert compare(read_manifest(str(run)), again).equal
+    assert compare_runs(read_manifest(str(run)), again).equal

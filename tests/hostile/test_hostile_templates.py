@@ -251,13 +251,13 @@ def test_no_way_that_goes_through_transformers_is_without_limits(source, monkeyp
 
     from sftcore import apply_chat_template
     from sftcore.chat.record import render as render_record
-    from sftcore.tools.chat_model import Sampling, Speaker
+    from sftcore.tools.chat_model import ChatModel, Sampling
 
     monkeypatch.setattr(watchdog, "SECONDS", 0.3)
     hostile = copy.deepcopy(tokenizer)
     hostile.chat_template = source
     with pytest.raises(ModelError, match="was stopped"):
-        Speaker(None, hostile, 100, False).answer(TURNS[:1], Sampling())
+        ChatModel(None, hostile, 100, False).answer(TURNS[:1], Sampling())
     with pytest.raises(ModelError, match="was stopped"):
         render_record(hostile)
     with pytest.raises(ModelError, match="was stopped"):

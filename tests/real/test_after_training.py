@@ -41,7 +41,7 @@ def test_chat_says_the_trained_answer_and_without_the_adapter_the_bases(quicksta
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_merged_model_says_what_the_run_said(quickstart, tmp_path, smollm2_folder, dtype):
     printed = command("merge", str(quickstart), "--dtype", dtype, "--output", str(tmp_path / "merged"))
-    assert "compared on 4 rows of the training data, a conversation, random tokens" in printed
+    assert "comparing on 4 rows of the training data, a conversation and random tokens" in printed
     first, last = json.loads((tmp_path / "merged" / "manifest.json").read_text())["merge"]["agreements"]
     assert first["gap"] < 1e-3
     assert last["gap"] < 1e-3 if dtype == "float32" else last["divergence"] < 0.02

@@ -50,6 +50,6 @@ def test_an_all_ones_mask_is_refused_in_bfloat16(smollm2):
     )
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(ModelError, match=r"with ones, other documents move a document's logits by \d"),
+        pytest.raises(ModelError, match=r"with ones, other documents change a document's logits by \d"),
     ):
         keep_documents_apart(smollm2, None, flattened=True, ways=[ones])

@@ -16,12 +16,12 @@ from sftcore.core.errors import ConflictError, DataError
 from sftcore.selftest.equivalence import (
     Gap,
     Measured,
-    attention,
-    digest,
     gap_between,
+    measure_reference,
     num_items,
-    plain,
     tolerance_of,
+    weights_hash,
+    with_attention,
     without_dropout,
 )
 from sftcore.selftest.selftest import selftest
@@ -32,7 +32,7 @@ BROKEN = {
     "attention": "Leaky", "loss": "MeanOfBatch", "kernel": "Rounding", "collator": "FirstLabels", "noise": "Sticky",
     "loader": "Replacing",
 }  # fmt: skip
-RUN = "the run: all of its features at once"
+RUN = "the whole run, with all features at once"
 END_TO_END, PACKED = "padding-free: rows end to end", "packed: several rows in a block"
 
 
@@ -106,14 +106,14 @@ def test_a_quantised_base_and_weighted_turns_are_compared_too(found, write):
 def test_a_loss_of_its_own_is_compared_with_itself_and_says_so(found):
     report, lines = found("loss=dft")
     assert not failed(lines)
-    assert any('loss "dft"' in note and "a loss of its own" in note for note in report.notes)
+    assert any('loss "dft"' in note and "it is another loss" in note for note in report.notes)
     report, _ = found()
     assert not report.notes
 
 
 def test_zeros_of_a_new_adapter_do_not_hide_gradients(found):
     report, lines = found("adapter=lora")
-    assert "zeros would hide gradients" in report.notes[0]
+    assert "because zeros would hide gradients" in report.notes[0]
     assert lines[RUN].gap.worst > 0
 
 
@@ -135,7 +135,7 @@ def test_attention_that_leaks_fails_where_documents_share_a_row(found, broken):
     report, lines = found("attention=broken")
     assert failed(lines) == ['attention "broken", rows end to end', 'attention "broken", packed rows']
     assert lines['attention "broken", padded rows'].verdict == "same"
-    assert "other documents move a document's logits" in lines['attention "broken", packed rows'].why
+    assert "other documents change a document's logits" in lines['attention "broken", packed rows'].why
     assert report.failed == 2
 
 
@@ -168,17 +168,17 @@ def test_a_kernel_that_changes_numbers_fails(found, broken, undo):
 def test_a_collator_that_lets_first_labels_through_fails_with_the_row(found, broken):
     _, lines = found("collator=broken")
     assert failed(lines) == ['collator "broken"', RUN]
-    assert "counts its first token" in lines['collator "broken"'].why
+    assert "the first token of the document" in lines['collator "broken"'].why
     assert lines[END_TO_END].verdict == "same"
 
 
 @pytest.mark.parametrize("settings", [[], ["adapter=lora", "bf16=true"], ["loss=dft"]], ids=["full", "lora", "dft"])
 def test_a_loader_that_replaces_kernels_is_compared_with_transformers_in_another_process(found, broken, settings):
-    what = 'loader "broken" against transformers alone'
+    what = 'loader "broken", compared with transformers alone'
     report, lines = found("loader=broken", *settings)
     assert not failed(lines)
     assert lines[what].gap.gradient <= 1e-6
-    assert any("replaces kernel.mlp as it loads the model" in note for note in report.notes)
+    assert any("replaces kernel.mlp while it loads the model" in note for note in report.notes)
     if not settings:
         _, lines = found("loader={broken: {factor: 1.01}}")
         assert failed(lines) == [what]
@@ -186,14 +186,14 @@ def test_a_loader_that_replaces_kernels_is_compared_with_transformers_in_another
 
 def test_noise_that_changes_weights_fails(found, broken):
     _, lines = found("noise=broken")
-    line = lines['noise "broken", on and off again']
+    line = lines['noise "broken", switched on and off again']
     assert line.verdict == "FAILED"
-    assert "the weights are not what they were" in line.why
+    assert "it changed the weights" in line.why
 
 
 def test_rows_without_anything_supervised_are_refused(found, write):
     data = write("one.jsonl", json.dumps({"prompt": "say:", "completion": " hello"}) + "\n")
-    with pytest.raises(DataError, match="1 of the first 64 rows can be used") as caught:
+    with pytest.raises(DataError, match="only 1 of the first 64 rows can be used") as caught:
         found(f"data={data}")
     assert "one.jsonl" in caught.value.where
 
@@ -209,7 +209,7 @@ def test_two_processes_and_a_report_from_the_command_line(model_folder, rows, tm
     words = ["selftest", f"model={model_folder}", f"data={rows}", "adapter=lora", "packing=true", "max_length=64"]
     shown = CliRunner().invoke(cli, [*words, "--rows", "6", "--json", str(out)])
     assert shown.exit_code == 0, shown.output
-    assert "All 11 lines give the loss and the gradients of plain transformers." in shown.output
+    assert "All 11 comparisons give the loss and the gradients of plain transformers." in shown.output
     report = json.loads(out.read_text())
     assert (report["schema"], report["rows"], report["failed"]) == (1, 6, 0)
     last = report["lines"][-1]
@@ -221,13 +221,13 @@ def test_a_failed_line_is_exit_code_1(model_folder, rows, broken):
     words = ["selftest", f"model={model_folder}", f"data={rows}", "kernel=broken", "--no-processes"]
     shown = CliRunner().invoke(cli, words)
     assert shown.exit_code == 1
-    assert "2 of 11 lines failed." in shown.output
+    assert "2 of 11 comparisons failed." in shown.output
 
 
 def test_a_folder_that_is_not_there_is_said_before_anything_is_loaded(rows):
     shown = CliRunner().invoke(cli, ["selftest", "model=x", f"data={rows}", "--json", "/nowhere/report.json"])
     assert shown.exit_code == 2
-    assert 'there is no folder "/nowhere"' in shown.output
+    assert 'The folder "/nowhere" for the report does not exist' in shown.output
 
 
 # --- Its parts ------------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_a_gradient_that_is_missing_or_no_number_is_never_within():
 def test_the_plain_path_is_transformers_own_loss(llama):
     ids = list(range(5, 25))
     row = {"input_ids": ids, "labels": [-100] * 6 + ids[6:]}
-    found = plain(llama, [row, row])
+    found = measure_reference(llama, [row, row])
     assert num_items([row, row]) == 28
     batch = torch.tensor([ids]), torch.tensor([row["labels"]])
     loss = llama(input_ids=batch[0], labels=batch[1], use_cache=False).loss
@@ -275,17 +275,17 @@ def test_dropout_is_zero_inside_and_what_it_was_afterwards(tokenizer):
 
 def test_another_attention_stays_inside(llama):
     before = llama.config._attn_implementation
-    with attention(llama, "eager"):
+    with with_attention(llama, "eager"):
         assert llama.config._attn_implementation == "eager"
     assert llama.config._attn_implementation == before == "sdpa"
 
 
-def test_a_digest_is_of_every_bit(llama):
-    before = digest(llama)
-    assert digest(llama) == before
+def test_the_hash_of_the_weights_is_of_every_bit(llama):
+    before = weights_hash(llama)
+    assert weights_hash(llama) == before
     weight = llama.model.norm.weight
     weight.data[3] = torch.nextafter(weight.data[3], torch.tensor(9.0))
-    assert digest(llama) != before
+    assert weights_hash(llama) != before
 
 
 def test_tolerances_follow_the_coarsest_dtype(tokenizer):

@@ -18,7 +18,7 @@ from sftcore import SFTTrainer
 from sftcore.cli.chat import command
 from sftcore.core.errors import CheckError, ModelError
 from sftcore.tools.chat_loop import Chat
-from sftcore.tools.chat_model import Reply, Sampling, Speaker, _Streamer, load_speaker
+from sftcore.tools.chat_model import ChatModel, Reply, Sampling, _Streamer, load_chat_model
 from sftcore.tools.saved import open_run
 from tests.conftest import alpaca_rows, make_llama, make_tokenizer
 from tests.train.test_trainer import config
@@ -50,8 +50,8 @@ def run(tmp_path_factory, base):
 
 
 @pytest.fixture(scope="module")
-def speaker(run):
-    return load_speaker(open_run(run))
+def chat_model(run):
+    return load_chat_model(open_run(run))
 
 
 def plain_answer(model, tokenizer, question: str, **turns) -> str:
@@ -80,7 +80,7 @@ def test_a_prompt_prints_the_trained_answer_alone(run, base):
     assert done.stdout == plain_answer(model, AutoTokenizer.from_pretrained(run), QUESTION) + "\n"
     assert done.stdout.startswith("The answer is")
     assert "tokens/s" in done.stderr
-    assert "cut at its longest" not in done.stderr
+    assert "cut off at the length limit" not in done.stderr
 
 
 def test_without_its_adapter_a_run_answers_as_its_base(run, base):
@@ -88,7 +88,7 @@ def test_without_its_adapter_a_run_answers_as_its_base(run, base):
     wanted = plain_answer(AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base), QUESTION)
     assert done.stdout == wanted + "\n"
     assert not wanted.startswith("The answer is")
-    assert "cut at its longest" in done.stderr
+    assert "cut off at the length limit" in done.stderr
 
 
 def test_a_dash_reads_the_prompt_from_stdin(run):
@@ -110,7 +110,7 @@ def test_the_system_prompt_reaches_the_template(run, base):
 def test_compare_prints_one_answer_below_the_other_into_a_pipe(run):
     done = invoke(run, "--prompt", QUESTION, "--compare", "--max-new-tokens", 20)
     alone = [invoke(run, "--prompt", QUESTION, "--max-new-tokens", 20, *more).stdout for more in ([], ["--no-adapter"])]
-    assert done.stdout == f"with the adapter:\n{alone[0]}\nthe base alone:\n{alone[1]}"
+    assert done.stdout == f"with the adapter:\n{alone[0]}\nbase model alone:\n{alone[1]}"
 
 
 def test_drawing_gives_the_same_again_with_a_seed_and_something_else_with_another(run):
@@ -135,12 +135,12 @@ def test_lines_of_a_pipe_are_turns_of_one_conversation(run):
     assert 'There is no command "/nothing"' in done.stderr
 
 
-def chat(speaker, **options) -> Chat:
-    return Chat(speaker, Sampling(max_new_tokens=20), out=io.StringIO(), err=io.StringIO(), **options)
+def chat(chat_model, **options) -> Chat:
+    return Chat(chat_model, Sampling(max_new_tokens=20), out=io.StringIO(), err=io.StringIO(), **options)
 
 
-def test_a_conversation_remembers_its_turns_until_it_is_cleared(speaker):
-    talk = chat(speaker)
+def test_a_conversation_remembers_its_turns_until_it_is_cleared(chat_model):
+    talk = chat(chat_model)
     first = talk.ask(QUESTION)
     talk.ask("say 4")
     assert [turn["role"] for turn in talk.turns] == ["user", "assistant"] * 2
@@ -149,11 +149,11 @@ def test_a_conversation_remembers_its_turns_until_it_is_cleared(speaker):
     assert talk.ask(QUESTION).text == first.text
     talk.command("/system word")
     assert talk.turns == []
-    assert talk._asked == [{"role": "system", "content": "word"}]
+    assert talk._conversation == [{"role": "system", "content": "word"}]
 
 
-def test_adapter_and_compare_are_switched_in_the_conversation(speaker):
-    talk = chat(speaker)
+def test_adapter_and_compare_are_switched_in_the_conversation(chat_model):
+    talk = chat(chat_model)
     taught = talk.ask(QUESTION).text
     for words, wanted in (("/adapter off", False), ("/adapter on", True)):
         talk.command("/clear")
@@ -162,38 +162,38 @@ def test_adapter_and_compare_are_switched_in_the_conversation(speaker):
     talk.command("/clear")
     talk.command("/compare")
     assert talk.ask(QUESTION).text == taught
-    assert "the base alone:\n" in talk.out.getvalue()
-    assert talk.command("/adapter maybe") == '"/adapter" takes on or off.'
+    assert "base model alone:\n" in talk.out.getvalue()
+    assert talk.command("/adapter maybe") == '"/adapter" must be followed by on or off.'
     assert talk.command("/adpter on").startswith('There is no command "/adpter". Did you mean "/adapter"?')
 
 
-def test_a_full_context_forgets_the_oldest_turns_and_says_so(speaker):
-    small = Speaker(speaker.model, speaker.tokenizer, 100, True, speaker.stops)
+def test_a_full_context_forgets_the_oldest_turns_and_says_so(chat_model):
+    small = ChatModel(chat_model.model, chat_model.tokenizer, 100, True, chat_model.stops)
     talk = chat(small, system="word")
     for number in range(6):
         talk.ask(f"say {number}")
-    assert "The context is full: the oldest 2 turns are forgotten." in talk.err.getvalue()
+    assert "The context is full, so the 2 oldest turns were dropped." in talk.err.getvalue()
     assert talk.turns[0]["role"] == "user"
     assert talk.turns[-2]["content"] == "say 5"
     assert len(talk.turns) < 12
 
 
-def test_a_question_that_is_too_long_alone_is_refused_and_not_kept(speaker):
-    talk = chat(Speaker(speaker.model, speaker.tokenizer, 40, True, speaker.stops))
-    with pytest.raises(ModelError, match="and the model reads 40 with its answer"):
+def test_a_question_that_is_too_long_alone_is_refused_and_not_kept(chat_model):
+    talk = chat(ChatModel(chat_model.model, chat_model.tokenizer, 40, True, chat_model.stops))
+    with pytest.raises(ModelError, match="the model's context holds 40, including the answer"):
         talk.ask("word " * 60)
     assert talk.turns == []
 
 
-def test_an_error_does_not_end_the_conversation(speaker):
-    talk = chat(Speaker(speaker.model, speaker.tokenizer, 40, True, speaker.stops))
+def test_an_error_does_not_end_the_conversation(chat_model):
+    talk = chat(ChatModel(chat_model.model, chat_model.tokenizer, 40, True, chat_model.stops))
     lines = iter(["word " * 60, QUESTION])
     talk.run(lambda: next(lines, "/exit"))
-    assert "Make it shorter" in talk.err.getvalue()
+    assert "Shorten the prompt" in talk.err.getvalue()
     assert talk.turns[0]["content"] == QUESTION
 
 
-def test_ctrl_c_stops_an_answer_and_keeps_what_came(speaker):
+def test_ctrl_c_stops_an_answer_and_keeps_what_came(chat_model):
     said: list[str] = []
 
     def stop(piece: str) -> None:
@@ -201,25 +201,25 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_came(speaker):
         if len(said) == 2:
             raise KeyboardInterrupt
 
-    reply = speaker.answer([{"role": "user", "content": QUESTION}], Sampling(), on_text=stop)
+    reply = chat_model.answer([{"role": "user", "content": QUESTION}], Sampling(), on_text=stop)
     assert reply.stopped == "user"
     assert "".join(said) == reply.text == "The answer"
-    assert "stopped by you" in reply.sentence
+    assert "stopped by the user" in reply.sentence
 
 
-def test_columns_of_a_terminal_show_both_answers(speaker):
+def test_columns_of_a_terminal_show_both_answers(chat_model):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    talk = chat(speaker, compare=True)
+    talk = chat(chat_model, compare=True)
     talk.out = Terminal()
     reply = talk.ask(QUESTION)
     assert reply.text in talk.out.getvalue()
-    assert "the base alone" in talk.out.getvalue()
+    assert "base model alone" in talk.out.getvalue()
 
 
-def test_control_characters_of_an_answer_do_not_steer_a_terminal(speaker):
+def test_control_characters_of_an_answer_do_not_steer_a_terminal(chat_model):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -269,7 +269,7 @@ def test_a_template_that_refuses_a_turn_is_quoted(tmp_path):
 
 
 def test_a_folder_that_does_not_exist_is_named():
-    with pytest.raises(ModelError, match=r"\./nowhere: no such folder or file"):
+    with pytest.raises(ModelError, match=r"\./nowhere: there is no such folder or file"):
         invoke("./nowhere", "--prompt", QUESTION)
 
 
@@ -283,9 +283,9 @@ def test_a_folder_without_weights_is_named(tmp_path, base):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--top-p", "0.9"], "--top-p does nothing while the most likely token is taken"),
-        (["--seed", "1"], "--seed does nothing while the most likely token is taken"),
-        (["--compare", "--no-adapter"], "exclude each other"),
+        (["--top-p", "0.9"], "--top-p has no effect at temperature 0"),
+        (["--seed", "1"], "--seed has no effect at temperature 0"),
+        (["--compare", "--no-adapter"], "cannot be combined"),
         (["--temperature", "-1"], "is not in the range"),
         (["--top-p", "0", "--temperature", "1"], "is not in the range"),
         (["--max-new-tokens", "0"], "is not in the range"),
@@ -301,11 +301,11 @@ def test_options_that_do_not_fit_are_refused(run, words, message):
 def test_a_whole_model_has_no_adapter_to_switch_off(base, option):
     done = invoke(base, "--prompt", QUESTION, option)
     assert done.exit_code == 2
-    assert "is a whole model: there is no adapter to switch off" in done.stderr
+    assert "is a whole model, so it has no adapter to switch off" in done.stderr
 
 
 def test_an_empty_stdin_is_no_prompt(run):
-    assert "stdin, and that is empty" in invoke(run, "--prompt", "-", text="\n").stderr
+    assert "stdin, but stdin is empty" in invoke(run, "--prompt", "-", text="\n").stderr
 
 
 @pytest.mark.parametrize("verb", ["merge", "chat"])

@@ -69,7 +69,7 @@ def test_the_folder_says_what_the_run_said_with_plain_transformers(tmp_path, tok
     save_base(tmp_path / "base", tokenizer, tie_word_embeddings=tied)
     run, wanted = trained(tmp_path, tokenizer, lora(**options))
     merged = merge(open_run(str(run)), tmp_path / "merged")
-    assert all(one.holds for one in merged.agreements)
+    assert all(one.within_limit for one in merged.agreements)
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(found), wanted, atol=1e-3, rtol=0)
     assert (logits(make_llama(tokenizer, tie_word_embeddings=tied)) - wanted).abs().max() > 0.05
@@ -102,7 +102,7 @@ def test_an_adapter_saved_by_peft_alone_is_merged_too(tmp_path, tokenizer, model
     wanted = logits(model)
     model.save_pretrained(tmp_path / "adapter")
     done = invoke(tmp_path / "adapter", "--output", tmp_path / "merged")
-    assert "compared on a conversation, random tokens" in done.stderr
+    assert "comparing on a conversation and random tokens" in done.stderr
     torch.testing.assert_close(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), wanted, atol=1e-3, rtol=0
     )
@@ -120,7 +120,7 @@ def test_one_of_several_adapters_is_merged_by_name(tmp_path, model_folder):
     with pytest.raises(ModelError, match=r'no adapter "secnd"\. Did you mean "second"'):
         open_run(str(tmp_path / "two"), adapter="secnd")
     done = invoke(tmp_path / "two", "--adapter", "second", "--output", tmp_path / "merged")
-    assert 'adapter second; "first" left out' in done.stderr
+    assert 'using adapter second, not "first"' in done.stderr
     torch.testing.assert_close(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), wanted, atol=1e-3, rtol=0
     )
@@ -133,7 +133,7 @@ def test_a_checkpoint_is_merged_like_the_run_itself(tmp_path, tokenizer):
         str(tmp_path / "base"), args, train_dataset=Dataset.from_list(alpaca_rows(8)), peft_config=lora()
     ).train()
     run = tmp_path / "run" / "out"
-    with pytest.raises(ModelError, match=r"no model yet, only checkpoints\. Name one: .*checkpoint-2"):
+    with pytest.raises(ModelError, match=r"only checkpoints so far.*Name a checkpoint: .*checkpoint-2"):
         open_run(str(run))
     merged = merge(open_run(str(run / "checkpoint-1")), tmp_path / "merged")
     assert json.loads((tmp_path / "merged" / "manifest.json").read_text())["merge"]["adapter"].endswith("checkpoint-1")
@@ -145,7 +145,7 @@ def test_half_precision_is_measured_against_float32(tmp_path, tokenizer, dtype):
     save_base(tmp_path / "base", tokenizer)
     run, wanted = trained(tmp_path, tokenizer, lora())
     done = invoke(run, "--dtype", dtype, "--output", tmp_path / "merged")
-    assert f"saved in {dtype} and loaded again: largest gap of a logit" in done.stderr
+    assert f"saved in {dtype} and reloaded: logits differ by up to" in done.stderr
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
     assert found.dtype == getattr(torch, dtype)
     gap = (logits(found).float() - wanted).abs().max()
@@ -165,10 +165,10 @@ def test_a_run_on_a_quantised_base_is_merged_into_the_whole_one_and_the_gap_is_t
     quantised = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
     run, _ = trained(tmp_path, tokenizer, lora(), model_init_kwargs=quantised)
     done = invoke(run, "--output", tmp_path / "merged")
-    assert "base as it was in training (4-bit nf4): largest gap of a logit" in done.stderr
-    assert "note: trained on a base in 4-bit nf4, merged into the unquantised one" in done.stderr
+    assert "quantised base used in training (4-bit nf4): logits differ by up to" in done.stderr
+    assert "note: the adapter was trained on a base in 4-bit nf4 and merged into the unquantised base" in done.stderr
     gaps = json.loads((tmp_path / "merged" / "manifest.json").read_text())["merge"]["agreements"]
-    assert [one["most"] is None for one in gaps] == [False, True, False]
+    assert [one["limit"] is None for one in gaps] == [False, True, False]
     assert gaps[1]["gap"] > 1e-3
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     wanted = logits(PeftModel.from_pretrained(whole, run))
@@ -212,11 +212,11 @@ def test_a_run_from_the_command_line_is_compared_on_its_own_rows(tmp_path, model
     ]  # fmt: skip
     assert CliRunner().invoke(train, words).exit_code == 0
     done = invoke(tmp_path / "run")
-    assert "compared on 4 rows of the training data, a conversation, random tokens" in done.stderr
-    assert f"merged in {tmp_path / 'run-merged'}" in done.stdout
+    assert "comparing on 4 rows of the training data, a conversation and random tokens" in done.stderr
+    assert f"merged model saved in {tmp_path / 'run-merged'}" in done.stdout
     manifest = json.loads((tmp_path / "run-merged" / "manifest.json").read_text())
     assert manifest["recipe"]["data"] == str(data)
-    assert "served otherwise" not in done.stderr
+    assert "serving would differ" not in done.stderr
     card = (tmp_path / "run-merged" / "README.md").read_text()
     assert "8 rows" in card
     assert str(tmp_path) not in card
@@ -225,11 +225,13 @@ def test_a_run_from_the_command_line_is_compared_on_its_own_rows(tmp_path, model
 def test_agreement_is_the_largest_gap_and_the_mean_divergence():
     one = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0], [0.0, 0.0]])]
     other = [torch.tensor([[1.0, 0.5]]), torch.tensor([[0.0, 3.0], [0.0, 0.0]])]
-    found = agreement.compare("x", one, other, most=0.4)
+    found = agreement.compare_logits("x", one, other, limit=0.4)
     first, second = torch.distributions.Categorical(logits=one[0]), torch.distributions.Categorical(logits=other[0])
-    assert (found.gap, found.scale, found.same_token, found.holds) == (0.5, 3.0, 1.0, False)
+    assert (found.gap, found.scale, found.same_token, found.within_limit) == (0.5, 3.0, 1.0, False)
     assert found.divergence == pytest.approx(float(torch.distributions.kl_divergence(first, second)) / 3, rel=1e-5)
-    assert not agreement.compare("x", one, [torch.full_like(part, torch.nan) for part in one], most=9.0).holds
+    assert not agreement.compare_logits(
+        "x", one, [torch.full_like(part, torch.nan) for part in one], limit=9.0
+    ).within_limit
 
 
 # --- Refused --------------------------------------------------------------------------------------------------------
@@ -238,12 +240,12 @@ def test_a_merged_model_that_says_something_else_is_not_kept(tmp_path, tokenizer
     run, _ = trained(tmp_path, tokenizer, lora())
     calls = []
 
-    def off_the_second_time(model, probes):
+    def off_the_second_time(model, compared_on):
         calls.append(1)
-        return [one + (0.01 if len(calls) == 2 else 0) for one in agreement.logits_of(model, probes)]
+        return [one + (0.01 if len(calls) == 2 else 0) for one in agreement.logits_of(model, compared_on)]
 
     monkeypatch.setattr("sftcore.tools.merge.logits_of", off_the_second_time)
-    with pytest.raises(ModelError, match=r"does not say what the unmerged one says.*Nothing was written"):
+    with pytest.raises(ModelError, match=r"does not predict the same as the unmerged one.*Nothing was written"):
         merge(open_run(str(run)), tmp_path / "merged")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["base", "run"]
 
@@ -278,10 +280,10 @@ def test_what_stands_in_the_output_folder_is_replaced_only_when_asked(tmp_path, 
     output = tmp_path / "merged"
     output.mkdir()
     (output / "mine.txt").write_text("keep me")
-    with pytest.raises(ModelError, match="the folder is not empty"):
+    with pytest.raises(ModelError, match="the output folder is not empty"):
         merge(open_run(str(run)), output)
     for own in (run, run.parent, tmp_path / "base"):
-        with pytest.raises(ModelError, match="stands in the output folder"):
+        with pytest.raises(ModelError, match="the output folder contains the adapter or its base"):
             merge(open_run(str(run)), own, overwrite=True)
     assert (output / "mine.txt").read_text() == "keep me"
     merge(open_run(str(run)), output, overwrite=True)
@@ -294,7 +296,7 @@ def test_a_base_that_moved_is_named_by_hand(tmp_path, tokenizer):
     save_base(tmp_path / "base", tokenizer)
     run, wanted = trained(tmp_path, tokenizer, lora())
     (tmp_path / "base").rename(tmp_path / "elsewhere")
-    with pytest.raises(ModelError, match=r"base is not there; looked at .*base\"\. Name it: --base MODEL"):
+    with pytest.raises(ModelError, match=r"base cannot be found; looked for .*base\"\. Name the base: --base MODEL"):
         open_run(str(run))
     merge(open_run(str(run), base=str(tmp_path / "elsewhere")), tmp_path / "merged")
     torch.testing.assert_close(
@@ -315,7 +317,7 @@ def test_tokens_without_rows_anywhere_are_refused(tmp_path, tokenizer, model_fol
     grown = make_tokenizer()
     grown.add_tokens(["<new>"])
     grown.save_pretrained(tmp_path / "run")
-    with pytest.raises(ModelError, match="the adapter saved none for 1 of the new ones"):
+    with pytest.raises(ModelError, match="the adapter has no rows for 1 of the added tokens"):
         merge(open_run(str(tmp_path / "run")), tmp_path / "merged")
 
 
@@ -327,11 +329,11 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
     [
         ({}, "neither a model nor an adapter"),
         ({"x.gguf": ""}, "Name the file itself"),
-        ({"adapter_config.json": "{}"}, "it has no weights"),
+        ({"adapter_config.json": "{}"}, "the adapter has no weights"),
         ({"adapter_config.json": "{}", "adapter_model.bin": ""}, "a pickle file"),
-        (dict.fromkeys(ADAPTER, "{"), "this is no JSON"),
-        (dict.fromkeys(ADAPTER, "[]"), "expected an object, got list"),
-        (dict.fromkeys(ADAPTER, "{}"), "which base it belongs to"),
+        (dict.fromkeys(ADAPTER, "{"), "not valid JSON"),
+        (dict.fromkeys(ADAPTER, "[]"), "expected a JSON object, got list"),
+        (dict.fromkeys(ADAPTER, "{}"), "names the base model"),
     ],
 )
 def test_folders_that_are_no_run_are_told_what_they_lack(tmp_path, files, message):

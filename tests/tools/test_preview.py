@@ -14,7 +14,7 @@ from sftcore.cli.preview import _coloured
 from sftcore.config.recipe import load_recipe
 from sftcore.core.types import TokenizedRow
 from sftcore.tools.preview import CUT_SHOWN, Segment, pieces_of, preview
-from sftcore.tools.preview_page import as_page
+from sftcore.tools.preview_page import html_page
 from tests.conftest import alpaca_rows
 from tests.train.test_command_line import sftcore
 
@@ -50,14 +50,14 @@ def test_data_recipes_and_pairs_are_all_understood(model_folder, write):
     assert shown(str(recipe)) == wanted
     assert shown(str(path), f"model={model_folder}", "--format", "alpaca") == wanted
     without = CliRunner().invoke(cli, ["preview", str(path)])
-    assert (without.exit_code, "Give the model whose tokenizer" in without.stderr) == (2, True)
+    assert (without.exit_code, "Name the model whose tokenizer" in without.stderr) == (2, True)
 
 
 def test_columns_that_nobody_reads_are_shown_by_the_mapping_that_fits(model_folder, write):
     path = write("d.jsonl", jsonl([{"question": "say", "answer": " hello"}]))
     (one,) = previewed(model_folder, path)
     line = "format: {prompt-completion: {prompt: question, completion: answer}}"
-    assert one.notes == (f"Read by a suggested mapping; a run needs this line: {line}",)
+    assert one.notes == (f"Read with a suggested mapping; a run needs this line: {line}",)
     assert [segment.text for segment in one.segments if segment.weight] == [" hello", "<|im_end|>"]
 
 
@@ -99,8 +99,8 @@ def test_weights_and_rows_that_do_not_exist(model_folder, write):
         ("hello", 0.5), ("<|im_end|>", 0.5),
     ]  # fmt: skip
     assert "«0.5: hello<|im_end|>»" in shown(str(path), "--model", str(model_folder))
-    assert '<mark class="light">' in as_page([one], "d.jsonl")
-    with pytest.raises(RecipeError, match=r"there is no row 1\. Rows: 0 to 0"):
+    assert '<mark class="light">' in html_page([one], "d.jsonl")
+    with pytest.raises(RecipeError, match=r"there is no row 1\. The rows are numbered from 0 to 0"):
         previewed(model_folder, path, row=1)
 
 
@@ -124,8 +124,8 @@ def test_a_packed_block_is_shown_with_the_borders_of_its_documents(model_folder,
     printed = shown(str(path), "--model", str(model_folder), "--row", "1", *words)
     second = f"document 2 of 2: {lengths[1]} tokens, {lengths[0]} to {sum(lengths) - 1} of the block, positions 0 to"
     assert f"── {second} {lengths[1] - 1}" in printed
-    assert second in as_page([one], "d.jsonl")
-    with pytest.raises(RecipeError, match=r"there is no block 99\. Blocks: 0 to 5"):
+    assert second in html_page([one], "d.jsonl")
+    with pytest.raises(RecipeError, match=r"there is no block 99\. The blocks are numbered from 0 to 5"):
         previewed(model_folder, path, *words, row=99)
 
 
@@ -179,7 +179,7 @@ def test_the_page_escapes_what_the_data_hold_and_loads_nothing(tmp_path, model_f
     assert "<script" not in page
     assert not any(word in page for word in ("http:", "https:", "src=", "url(", "@import"))
     (one,) = previewed(model_folder, path)
-    assert as_page([one], str(path)) == page
+    assert html_page([one], str(path)) == page
     assert "&lt;" in page
     assert "prefers-color-scheme: dark" in page
 

@@ -74,8 +74,8 @@ def test_nothing_is_sent_where_nobody_asked(tmp_path, hub, adapter):
     ("options", "message"),
     [
         ({"token": None}, "there is no token for the hub. Run `hf auth login`, or set HF_TOKEN"),
-        ({"token": "hf_wrong"}, "the hub does not take the token"),
-        ({"HF_HUB_OFFLINE": "1"}, "the hub is switched off (HF_HUB_OFFLINE)"),
+        ({"token": "hf_wrong"}, "the hub does not accept the token"),
+        ({"HF_HUB_OFFLINE": "1"}, "access to the hub is switched off by HF_HUB_OFFLINE"),
     ],
 )
 def test_a_push_that_cannot_work_is_refused_before_the_merge(tmp_path, hub, adapter, options, message):
@@ -88,13 +88,13 @@ def test_a_push_that_cannot_work_is_refused_before_the_merge(tmp_path, hub, adap
 
 def test_a_name_that_is_no_repository_is_refused(hub, adapter):
     done = sftcore(hub, "merge", adapter, "--push-to-hub", "a/b/c")
-    assert "a/b/c: this is no name of a repository. Write owner/name." in done.stderr
+    assert "a/b/c: this is not a valid repository name. Write owner/name." in done.stderr
 
 
 def test_private_without_a_push_is_refused(hub, adapter):
     done = sftcore(hub, "merge", adapter, "--private")
     assert done.returncode == 2
-    assert "--private belongs to --push-to-hub" in done.stderr
+    assert "--private needs --push-to-hub" in done.stderr
 
 
 def test_a_run_pushes_its_adapter_card_and_manifest_without_token_or_folders(tmp_path, hub, model_folder):

@@ -149,5 +149,5 @@ def test_an_unknown_hub_model_offline_is_one_clear_error(train_file):
 
 
 def test_an_unknown_verb_offers_the_nearest():
-    assert 'no verb named "trian". Did you mean "train"?' in sftcore("trian", code=2)
-    assert "Give a recipe file, key=value pairs, or both" in sftcore("train", code=2)
+    assert 'There is no verb "trian". Did you mean "train"?' in sftcore("trian", code=2)
+    assert "Give a recipe file, key=value pairs or both" in sftcore("train", code=2)

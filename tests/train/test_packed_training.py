@@ -122,7 +122,7 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused(tmp_path, tokenizer
         trainer = SFTTrainer(
             model, config(tmp_path, **fields), train_dataset=rows, eval_dataset=rows, processing_class=tokenizer
         )
-        with pytest.raises(ModelError, match=r"are not kept apart in BloomForCausalLM: .* logits by .*packing: false"):
+        with pytest.raises(ModelError, match=r"BloomForCausalLM does not keep .* apart: .* logits by .*packing: false"):
             getattr(trainer, act)()
 
 

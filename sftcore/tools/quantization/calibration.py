@@ -1,4 +1,4 @@
-"""Rows that a quantisation is calibrated on, and others that it is judged by, from the run's own data."""
+"""Choose rows of the run's own data to calibrate a quantisation on, and other rows to measure it on."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from sftcore.tools.saved_rows import RunRows, rows_of_run
 
 HELD_OUT = 64
 """How many rows the perplexity is measured on."""
-_SAYS_HOW_ROWS_ARE_READ = (
+_ROW_SETTINGS = (
     "assistant_only_loss", "completion_only_loss", "dataset_text_field", "mask_style", "max_length", "truncation_mode",
 )  # fmt: skip
-"""Settings that matter where a manifest holds no recipe."""
+"""Settings that decide how rows are read, for a manifest without a recipe."""
 
 
 @frozen
 class Calibration:
-    """Token rows to calibrate on, and rows that are held out; `of` and `held_out_of` say where each come from."""
+    """Token rows to calibrate on and token rows held out; `of` and `held_out_of` say where they come from."""
 
     rows: tuple[TokenizedRow, ...]
     held_out: tuple[TokenizedRow, ...]
@@ -36,7 +36,7 @@ class Calibration:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the rows to calibrate on."""
+        """The number of tokens in the calibration rows."""
         return sum(len(row.input_ids) for row in self.rows)
 
 
@@ -45,18 +45,18 @@ def calibration_rows(
 ) -> Calibration:
     """Up to `samples` rows of the run's training set in random order, and HELD_OUT rows of its evaluation set.
 
-    Where there is no evaluation set, rows of the training set that are not calibrated on are held out.
+    Without an evaluation set, rows of the training set that are not used for calibration are held out.
 
     Args:
         run: the saved run.
-        tokenizer: the run's, with its template.
+        tokenizer: the run's tokenizer, with its template.
         samples: how many rows to calibrate on.
-        max_length: rows are cut to this many tokens, or to the run's own where that is less.
-        seed: of the order.
-        data: a file, a folder or a hub id in place of the run's data.
+        max_length: cut rows to this many tokens, or to the run's own max_length if that is smaller.
+        seed: seed for shuffling rows.
+        data: a file, a folder or a hub id to use instead of the run's data.
 
     Raises:
-        DataError: the run's data are not known or not there any more; there are fewer than two rows.
+        DataError: the run's data are not known or can no longer be read, or there are fewer than two rows.
     """
     run = _with_data(run, data)
     max_length = min(max_length, _max_length_of(run) or max_length)
@@ -74,28 +74,28 @@ def _split(found: RunRows, samples: int, where: str) -> Calibration:
     total = len(found.rows)
     if total < 2:
         raise DataError(
-            f"{found.label} has one usable row, and it takes one to calibrate on and one to measure.",
+            f"{found.label} has only one usable row, but one is needed for calibration and another for measuring.",
             where=where,
             fix="Give more rows: --data FILE.",
         )
     count = min(samples, total - min(HELD_OUT, max(1, total // 5)))
-    held_out = f"{found.label}, rows that were trained on and not calibrated on"
+    held_out = f"{found.label}, training rows that were not used for calibration"
     return Calibration(found.rows[:count], found.rows[count:], found.label, held_out, found.notes)
 
 
 # --- Where the data are ---------------------------------------------------------------------------------------------
 def _with_data(run: SavedRun, data: str | None) -> SavedRun:
-    """The run with a recipe whose data can be read from here."""
+    """The run with a recipe whose paths lead to the data from the current folder."""
     recipe = dict(run.manifest.get("recipe") or {})
     if data is not None:
-        local_files(data)  # a wrong path is told as such, before anything is loaded
+        local_files(data)  # so that a wrong path is reported before anything is loaded
     elif not recipe:
         what = (
             "the run was started from Python, so its manifest.json does not say where its rows are"
             if run.manifest
-            else "there is no manifest.json that says which rows the model was trained on"
+            else "without a manifest.json it is not known which rows the model was trained on"
         )
-        raise DataError(f"{what}.", where=_where(run), fix="Give them: --data FILE.")
+        raise DataError(f"{what}.", where=_where(run), fix="Give the rows: --data FILE.")
     if not recipe:
         recipe = _recipe_of_python_run(run)
     recipe["data"] = data if data is not None else _located(recipe["data"], _folders(run), _where(run))
@@ -103,9 +103,9 @@ def _with_data(run: SavedRun, data: str | None) -> SavedRun:
 
 
 def _recipe_of_python_run(run: SavedRun) -> dict[str, Any]:
-    """What a manifest without recipe says of how rows are read; for a model without manifest, the defaults."""
+    """A recipe made of the settings in a manifest without one; for a model without a manifest, the defaults."""
     settings = run.manifest.get("settings") or {}
-    recipe = {key: settings[key] for key in _SAYS_HOW_ROWS_ARE_READ if settings.get(key) is not None}
+    recipe = {key: settings[key] for key in _ROW_SETTINGS if settings.get(key) is not None}
     formats = (run.manifest.get("data") or {}).get("formats") or {}
     chosen = formats.get("train_dataset")
     if chosen and not chosen["default"]:
@@ -114,7 +114,7 @@ def _recipe_of_python_run(run: SavedRun) -> dict[str, Any]:
 
 
 def _located(entry: Any, folders: tuple[Path, ...], where: str) -> Any:
-    """A recipe's data entry with each path as it is found now; hub ids stay as they are."""
+    """A recipe's data entry with every path as it is found now; hub ids are unchanged."""
     if isinstance(entry, Mapping):
         return {
             key: _located(value, folders, where) if key in ("train", "eval") and value is not None else value
@@ -131,20 +131,20 @@ def _located(entry: Any, folders: tuple[Path, ...], where: str) -> Any:
     except DataError as error:
         looked = quoted(dict.fromkeys(str(folder / Path(entry).expanduser()) for folder in folders))
         raise DataError(
-            f'the run\'s data "{entry}" are not there any more; looked at {looked}.',
+            f'the run\'s data "{entry}" cannot be found; looked for {looked}.',
             where=where,
-            fix="Give them: --data FILE.",
+            fix="Give the rows: --data FILE.",
         ) from error
     return entry
 
 
 def _folders(run: SavedRun) -> tuple[Path, ...]:
-    """Where relative paths of the run may start: here, and in the folder that the run was started in."""
+    """Folders to which the run's relative paths may refer: the current one, and the one the run was started in."""
     output = Path((run.manifest.get("settings") or {}).get("output_dir") or ".")
     found = [Path.cwd()]
     if run.folder is not None and not output.is_absolute() and output.parts:
         whole = run.folder.resolve()
-        for folder in (whole, whole.parent):  # a checkpoint stands one below
+        for folder in (whole, whole.parent):  # a checkpoint is one level deeper
             if folder.parts[-len(output.parts) :] == output.parts:
                 found.append(Path(*folder.parts[: -len(output.parts)]))
     return tuple(dict.fromkeys(found))

@@ -1,7 +1,7 @@
-"""GPTQ (arXiv:2210.17323) by llmcompressor, on the CPU or a GPU; saved as compressed-tensors.
+"""GPTQ (arXiv:2210.17323) by llmcompressor, on a CPU or a GPU, saved as compressed-tensors.
 
-Of the two kept libraries this is the one whose result plain transformers loads with one small pure-Python package, and
-whose own install compiles nothing (docs/how-to/after-training.md has the comparison).
+Of the two maintained libraries, this is the one whose result plain transformers loads with one small pure-Python
+package, and which installs without compiling anything (docs/how-to/after-training.md compares them).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("llmcompressor", "compressed-tensors")
 _EXPECTED = ("No accelerator available", "Disabling tokenizer parallelism")
-"""Warnings of llmcompressor 0.14 that say nothing about the result."""
+"""Warnings of llmcompressor 0.14 that do not concern the result."""
 
 
 def quantise(model: Any, rows: Sequence[TokenizedRow], options: Options, group_size: int) -> tuple[str, ...]:
-    """Quantise all linear layers but the head, in place, layer after layer on what the layers before now give.
+    """Quantise all linear layers except the head in place, each on the outputs of the layers quantised before it.
 
-    Weights are symmetric, in the range of least squared error. Zero points would be more exact, but compressed-tensors
-    0.20 packs none where transformers 5.24 asks it to, which then refuses the weights.
+    Weights are symmetric, in the range with the least squared error. Zero points would be more exact, but
+    compressed-tensors 0.20 does not pack them as transformers 5.24 expects, which then refuses the weights.
 
-    Returns what the library warns of, such as layers whose statistics it could not invert.
+    Returns the library's warnings, such as layers whose statistics it could not invert.
     """
-    # read when it is imported; without it, it logs every layer to stdout
+    # llmcompressor reads this at import; otherwise it logs every layer to stdout
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -53,19 +53,19 @@ def quantise(model: Any, rows: Sequence[TokenizedRow], options: Options, group_s
 
 
 def _batches(rows: Sequence[TokenizedRow]) -> Any:
-    """Each row by itself: padding would count in the statistics of the layers' inputs."""
+    """Batches of one row each, since padding would enter the statistics of the layers' inputs."""
     import torch
     from torch.utils.data import DataLoader
 
     ids = [torch.tensor([list(row.input_ids)]) for row in rows]
-    # DataLoader wants a data set, and a list is one
+    # DataLoader's annotation asks for a Dataset, but a list works as well
     batches: Any = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids]
     return DataLoader(batches, batch_size=None)
 
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """What llmcompressor warns of; what torch says of its tracing goes nowhere."""
+    """Collect llmcompressor's warnings, and suppress torch's messages about tracing."""
     from loguru import logger
 
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""The perplexity of a model on token rows: what a quantised model is judged by."""
+"""The perplexity of a model on token rows, by which a quantised model is judged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sftcore.core.types import IGNORED, TokenizedRow
 
 @frozen
 class Perplexity:
-    """exp of the mean negative log-likelihood, over the supervised tokens and over all tokens."""
+    """The exponential of the mean negative log-likelihood, over the supervised tokens and over all tokens."""
 
     supervised: float
     every: float
@@ -22,11 +22,11 @@ class Perplexity:
 
 
 def perplexity(model: Any, rows: Sequence[TokenizedRow]) -> Perplexity:
-    """Each row by itself, without padding; the first token of a row has nothing to be predicted from.
+    """The perplexity over all rows, each computed by itself without padding and without its first token.
 
     Args:
-        model: a causal language model; it is put into evaluation.
-        rows: with labels, where they do not count everywhere.
+        model: a causal language model; it is put into evaluation mode.
+        rows: token rows; without labels, every token counts as supervised.
     """
     import torch
 
@@ -47,7 +47,7 @@ def perplexity(model: Any, rows: Sequence[TokenizedRow]) -> Perplexity:
 
 
 def _exp(total: float, count: int) -> float:
-    """exp of the mean; a model that was destroyed has an infinite perplexity, not an overflow."""
+    """The exponential of the mean; a ruined model has an infinite perplexity rather than an overflow."""
     if not count:
         return math.nan
     mean = total / count

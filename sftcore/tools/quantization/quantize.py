@@ -1,4 +1,4 @@
-"""A saved run in a few bits a weight: merged, calibrated on its own rows, saved, reloaded and measured."""
+"""Quantise a saved run: merge its adapter, calibrate on its own rows, save, reload and measure the result."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from sftcore.tools.saved import SavedRun
 
 BITS = (4, 8)
-MUCH = 0.15
-"""A rise of the perplexity by more than this share is noted, with what helps."""
+NOTABLE_RISE = 0.15
+"""If the perplexity rises by more than this share, a note suggests how to reduce it."""
 GROUP_SIZE = 128
-"""Weights that share a scale, where the layers' widths allow it."""
+"""The default number of weights that share a scale, if it divides the widths of the layers."""
 
 
 @frozen
@@ -39,14 +39,14 @@ class Options:
 
     Args:
         method: a key of METHODS.
-        bits: of a weight.
-        group_size: weights in a row of a matrix that share a scale; None is the largest power of two up to GROUP_SIZE
-            that divides the width of every layer.
-        samples: rows to calibrate on.
-        max_length: tokens of the longest of these rows.
-        dtype: of what is not quantised (embeddings, head, norms, scales).
-        data: rows in place of the run's own: a file, a folder or a hub id.
-        seed: of the rows' order.
+        bits: bits per weight.
+        group_size: how many consecutive weights in a row of a matrix share a scale; None is the largest power of two
+            up to GROUP_SIZE that divides the width of every layer.
+        samples: how many rows to calibrate on.
+        max_length: cut these rows to this many tokens.
+        dtype: dtype of whatever is not quantised: embeddings, head, norms and scales.
+        data: a file, a folder or a hub id with rows to use instead of the run's own.
+        seed: seed for shuffling rows.
     """
 
     method: str = "gptq"
@@ -61,12 +61,12 @@ class Options:
 
 @frozen
 class Method:
-    """A way to quantise.
+    """A quantisation method.
 
     Args:
-        libraries: their distributions; the first is what `extra` of sftcore brings, and is imported by this name.
-        extra: of sftcore.
-        quantise: changes a model in place, so that its `save_pretrained` writes few bits, and returns notes.
+        libraries: the distributions it needs; the first is installed by `extra` and imported under the same name.
+        extra: the extra of sftcore that installs them.
+        quantise: quantises a model in place, so that its `save_pretrained` writes few bits, and returns notes.
     """
 
     libraries: tuple[str, ...]
@@ -79,7 +79,7 @@ METHODS: Mapping[str, Method] = {"gptq": Method(gptq.LIBRARIES, "gptq", gptq.qua
 
 @frozen
 class Outcome:
-    """What was saved where, and what it cost; sizes are of the weights' files."""
+    """Where the model was saved and how it compares with the original; sizes are those of the weight files."""
 
     folder: Path
     calibration: Calibration
@@ -92,7 +92,7 @@ class Outcome:
     notes: tuple[str, ...]
 
     def as_dict(self, options: Options) -> dict[str, Any]:
-        """As the manifest records it."""
+        """The outcome as the manifest records it."""
         return {
             "method": options.method,
             "bits": options.bits,
@@ -119,16 +119,16 @@ class Outcome:
 
 
 def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[str], None] = lambda _: None) -> Outcome:
-    """Quantise a saved run into `output`; nothing is left there where it fails.
+    """Quantise a saved run into `output`; if this fails, nothing is left there.
 
     Args:
         run: an adapter, which is merged first, or a whole model.
         output: a folder that does not exist yet, or is empty.
-        options: how.
-        say: told what is being done, a line each.
+        options: how to quantise.
+        say: called with a line of text at each step.
 
     Raises:
-        RecipeError: options that cannot be; `output` holds something.
+        RecipeError: the options are not valid, or `output` is not empty.
         UnavailablePluginError: the method's library is not installed.
         DataError: there are no rows to calibrate on.
         ModelError: the model cannot be loaded, merged or quantised.
@@ -142,14 +142,14 @@ def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[st
     calibration = calibration_rows(
         run, tokenizer, samples=options.samples, max_length=options.max_length, seed=options.seed, data=options.data
     )
-    say(f"calibration on {len(calibration.rows)} rows, {calibration.num_tokens:,} tokens, of {calibration.of}")
-    with writing("the quantised model", output, reads_too=True), _beside(output) as work:
+    say(f"calibrating on {len(calibration.rows)} rows with {calibration.num_tokens:,} tokens from {calibration.of}")
+    with writing("the quantised model", output, reads_too=True), _work_folder(output) as work:
         whole, merge_notes = _whole_model(run, work / "merged", say)
         model = _load(whole)
         group_size = group_size_for(widths(model), options.group_size)
-        say(f"perplexity of {len(calibration.held_out)} rows of {calibration.held_out_of}")
+        say(f"measuring the perplexity on {len(calibration.held_out)} rows from {calibration.held_out_of}")
         before = perplexity_of(model, calibration)
-        say(f"{options.method}, {options.bits} bits in groups of {group_size}")
+        say(f"quantising with {options.method} to {options.bits} bits in groups of {group_size}")
         notes = method.quantise(_cast(model, options.dtype), calibration.rows, options, group_size)
         saved = work / "quantised"
         _save(model, tokenizer, saved)
@@ -165,43 +165,43 @@ def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[st
             weights_size(whole),
             weights_size(saved),
             time.monotonic() - start,
-            (*(merge_notes or run.notes), *calibration.notes, *notes, *loss_notes(before, after, options, group_size)),
+            (*(merge_notes or run.notes), *calibration.notes, *notes, *rise_notes(before, after, options, group_size)),
         )
         _describe(saved, whole, run, outcome, options)
-        shutil.rmtree(output, ignore_errors=True)  # empty, as was checked
+        shutil.rmtree(output, ignore_errors=True)  # it was empty, as checked above
         saved.rename(output)
     return outcome
 
 
 # --- What can be known before anything is loaded --------------------------------------------------------------------
 def check_options(run: SavedRun, output: Path, options: Options) -> Method:
-    """The method, where it and the options can be.
+    """Check the options, and return the method.
 
     Raises:
-        RecipeError, UnavailablePluginError, ModelError: what cannot.
+        RecipeError, UnavailablePluginError, ModelError: an option is not valid, or cannot work for this run.
     """
     method = method_named(options.method)
     if options.bits not in BITS:
-        raise RecipeError(f"{options.method} has {' or '.join(map(str, BITS))} bits, got {options.bits}.")
+        raise RecipeError(f"{options.method} supports {' or '.join(map(str, BITS))} bits, got {options.bits}.")
     if quantised := _quantised_as(run):
         raise ModelError(
-            f"the model is quantised already ({quantised}).",
+            f"the model is already quantised ({quantised}).",
             where=str(run.folder),
-            fix="Give the run, or the merged model, that it was made from.",
+            fix="Give the run or the merged model that it was made from.",
         )
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        what = "this is a file" if output.is_file() else "the folder is not empty"
-        raise RecipeError(f"{what}.", where=str(output), fix="Name another: --output FOLDER.")
+        what = "the output is an existing file" if output.is_file() else "the output folder is not empty"
+        raise RecipeError(f"{what}.", where=str(output), fix="Name another output folder: --output FOLDER.")
     if importlib.util.find_spec(method.libraries[0]) is None:
         raise UnavailablePluginError(
-            f'method "{options.method}" needs {method.libraries[0]}.',
-            fix=f'Install: pip install "sftcore[{method.extra}]"',
+            f'method "{options.method}" needs {method.libraries[0]}, which is not installed.',
+            fix=f'Install it: pip install "sftcore[{method.extra}]"',
         )
     return method
 
 
 def _quantised_as(run: SavedRun) -> str | None:
-    """The method that a whole model in a folder is quantised with already."""
+    """The method with which a whole model in a folder is already quantised, if it is."""
     config = run.folder / "config.json" if run.folder else None
     if config is None or not config.is_file():
         return None
@@ -210,18 +210,18 @@ def _quantised_as(run: SavedRun) -> str | None:
 
 
 def method_named(name: str) -> Method:
-    """A method by its name.
+    """The method with this name.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is no such method.
     """
     if name not in METHODS:
-        raise RecipeError(f'no method "{name}".{nearest(name, METHODS)}', fix=f"Methods: {quoted(METHODS)}.")
+        raise RecipeError(f'there is no method "{name}".{nearest(name, METHODS)}', fix=f"Methods: {quoted(METHODS)}.")
     return METHODS[name]
 
 
 def widths(model: Any) -> dict[str, int]:
-    """Name to width (input features) of every layer that is quantised: all linear ones but the head."""
+    """The width (input features) of every layer that is quantised: all linear layers except the head."""
     import torch
 
     head = model.get_output_embeddings()
@@ -236,32 +236,32 @@ def group_size_for(widths: Mapping[str, int], wanted: int | None) -> int:
     """The group size that was asked for, or the largest power of two up to GROUP_SIZE that divides every width.
 
     Raises:
-        ModelError: there is nothing to quantise.
-        RecipeError: it does not divide one of them.
+        ModelError: the model has no layers to quantise.
+        RecipeError: the group size does not divide one of the widths.
     """
     if not widths:
-        raise ModelError("the model has no linear layers besides its head.", fix="Choose another model.")
+        raise ModelError("the model has no linear layers except its head.", fix="Choose another model.")
     fitting = [size for size in _powers_of_two(GROUP_SIZE) if all(width % size == 0 for width in widths.values())]
     if wanted is None:
         return fitting[0]
     for name, width in widths.items():
         if width % wanted:
             raise RecipeError(
-                f"groups of {wanted} do not divide {name}, which is {width} wide.",
+                f"groups of {wanted} do not divide the layer {name}, which has {width} input features.",
                 where="--group-size",
-                fix=f"Sizes that do: {', '.join(map(str, fitting))}.",
+                fix=f"Choose one of: {', '.join(map(str, fitting))}.",
             )
     return wanted
 
 
-def loss_notes(before: Perplexity, after: Perplexity, options: Options, group_size: int) -> tuple[str, ...]:
-    """A note where much was lost, with the options that lose less."""
+def rise_notes(before: Perplexity, after: Perplexity, options: Options, group_size: int) -> tuple[str, ...]:
+    """A note if the perplexity rose by much, with the options that reduce the rise."""
     rise = max(after.supervised / before.supervised, after.every / before.every) - 1
-    if not rise > MUCH:
+    if not rise > NOTABLE_RISE:
         return ()
     smaller = f", --group-size {group_size // 2}" if group_size > 32 else ""
     more = f"--samples {2 * options.samples}{smaller}"
-    return (f"perplexity rose by {rise:.1%}; less is lost with {more}{' or --bits 8' if options.bits < 8 else ''}",)
+    return (f"perplexity rose by {rise:.1%}; reduce this with {more}{' or --bits 8' if options.bits < 8 else ''}",)
 
 
 def _powers_of_two(most: int) -> Iterator[int]:
@@ -272,8 +272,8 @@ def _powers_of_two(most: int) -> Iterator[int]:
 
 # --- Models and folders ---------------------------------------------------------------------------------------------
 @contextmanager
-def _beside(output: Path) -> Iterator[Path]:
-    """A folder on the same disk as `output`, so that a finished model is moved there in one step."""
+def _work_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk as `output`, so that the finished model is moved there in one step."""
     with writing("the quantised model", output):
         output.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
@@ -284,7 +284,7 @@ def _beside(output: Path) -> Iterator[Path]:
 
 
 def _whole_model(run: SavedRun, folder: Path, say: Callable[[str], None]) -> tuple[Path, tuple[str, ...]]:
-    """A folder with the whole model, and notes: the run's own, or `folder` with what was merged or made floats."""
+    """The folder with the whole model, and notes: the run's own folder, or `folder` if the model had to be merged."""
     if run.adapter is None and run.folder is not None:
         return run.folder, ()
     if run.adapter is None:
@@ -312,26 +312,26 @@ def _cast(model: Any, dtype: str) -> Any:
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     with warnings.catch_warnings():
-        # llmcompressor lends the weights to accelerate while it saves them
+        # llmcompressor hands the weights to accelerate while it saves them
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def perplexity_of(model: Any, calibration: Calibration) -> Perplexity:
-    """Of the rows that are held out."""
+    """The model's perplexity on the rows that are held out."""
     from sftcore.tools.quantization.perplexity import perplexity
 
     return perplexity(model, calibration.held_out)
 
 
 def weights_size(folder: Path) -> int:
-    """Bytes of the weights' files."""
+    """The size of the weight files in bytes."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _describe(folder: Path, whole: Path, run: SavedRun, outcome: Outcome, options: Options) -> None:
-    """Card and manifest: that of the run, and of its merging, with what was done."""
+    """Write the card, and the manifest of the run and its merge with a record of the quantisation."""
     from sftcore.train.record import manifest
     from sftcore.train.record.card import write_quantised_card
 

@@ -86,7 +86,7 @@ def write_merged_card(folder: Path, merged: Merged, run: SavedRun) -> None:
     ledgers = (run.manifest.get("data") or {}).get("ledgers") or ()
     facts = [f"{one['rows_kept']:,} rows, {one['tokens_supervised']:,} tokens supervised" for one in ledgers[:1]]
     facts += [f"{run.manifest['steps']} steps"] if run.manifest.get("steps") else []
-    facts += [f"Compared with the unmerged model on {merged.probes.description}"]
+    facts += [f"Compared with the unmerged model on {merged.compared_on.description}"]
     facts += [f"{str(one)[:1].upper()}{str(one)[1:]}" for one in merged.agreements]
     _write(folder, head, name, origin, _FULL.format(name=name), facts)
 

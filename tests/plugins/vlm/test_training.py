@@ -109,7 +109,7 @@ def test_rows_that_share_one_have_the_loss_of_padded_ones(tmp_path, family, layo
     shared = make_trainer(tmp_path / "b", family, MIXED, **{**options, **layout})
     shared.train()
     assert losses(shared) == pytest.approx(losses(padded), rel=1e-4)
-    assert "with images: logits bit-identical" in str(shared.shared_rows.proof)
+    assert "with images: logits are bit-identical" in str(shared.shared_rows.proof)
 
 
 def test_workers_make_the_same_batches(tmp_path, family):

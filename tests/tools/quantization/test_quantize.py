@@ -23,7 +23,7 @@ from sftcore.tools.load_saved import load_tokenizer
 from sftcore.tools.quantization import quantize
 from sftcore.tools.quantization.calibration import calibration_rows
 from sftcore.tools.quantization.perplexity import Perplexity, perplexity
-from sftcore.tools.quantization.quantize import Options, check_options, group_size_for, loss_notes, widths
+from sftcore.tools.quantization.quantize import Options, check_options, group_size_for, rise_notes, widths
 from sftcore.tools.saved import open_run
 from tests.conftest import alpaca_rows, make_llama
 
@@ -137,7 +137,7 @@ def test_without_an_evaluation_set_other_training_rows_are_held_out(home):
     found = rows_of(home / "runs" / "plain")
     assert len(found.held_out) == 32
     assert not ids_of(found.rows) & ids_of(found.held_out)
-    assert "not calibrated on" in found.held_out_of
+    assert "not used for calibration" in found.held_out_of
 
 
 def test_a_small_training_set_is_shared_between_both(home):
@@ -166,7 +166,7 @@ def test_the_seed_decides_which_rows(home):
 
 def test_data_that_are_gone_are_named_with_every_place_that_was_looked_at(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="not there any more") as caught:
+    with pytest.raises(DataError, match="cannot be found") as caught:
         rows_of(home / "runs" / "gone")
     assert str(tmp_path / "gone.jsonl") in str(caught.value)
     assert str(home / "gone.jsonl") in str(caught.value)
@@ -190,13 +190,13 @@ def test_a_run_from_python_is_given_its_rows_and_reads_them_with_its_own_setting
 
 
 def test_a_model_without_a_manifest_needs_rows(model_folder, tmp_path):
-    with pytest.raises(DataError, match=r"no manifest.json.*--data FILE"):
+    with pytest.raises(DataError, match=r"without a manifest.json.*--data FILE"):
         rows_of(model_folder)
     assert len(rows_of(model_folder, data=str(write_rows(tmp_path / "rows.jsonl", 12)), samples=4).rows) == 4
 
 
 def test_one_row_cannot_be_calibrated_and_measured_on(model_folder, tmp_path):
-    with pytest.raises(DataError, match="has one usable row"):
+    with pytest.raises(DataError, match="has only one usable row"):
         rows_of(model_folder, data=str(write_rows(tmp_path / "rows.jsonl", 1)))
 
 
@@ -216,45 +216,50 @@ def test_the_largest_group_that_divides_every_layer_is_taken(tokenizer):
 
 
 def test_a_group_size_that_divides_no_row_is_refused_with_those_that_do():
-    with pytest.raises(RecipeError, match=r"groups of 128 do not divide a, which is 576 wide.*64, 32, 16"):
+    with pytest.raises(
+        RecipeError, match=r"groups of 128 do not divide the layer a, which has 576 input features.*64, 32, 16"
+    ):
         group_size_for({"a": 576, "b": 1536}, 128)
 
 
 @pytest.mark.parametrize(
     ("after", "note"),
-    [(11.4, ""), (11.6, "perplexity rose by 16.0%; less is lost with --samples 512, --group-size 32 or --bits 8")],
+    [(11.4, ""), (11.6, "perplexity rose by 16.0%; reduce this with --samples 512, --group-size 32 or --bits 8")],
 )
 def test_a_large_loss_is_noted_with_what_helps(after, note):
     before, found = (Perplexity(5.0, every, 10, 20) for every in (10.0, after))
-    assert "".join(loss_notes(before, found, Options(), 64)) == note
+    assert "".join(rise_notes(before, found, Options(), 64)) == note
 
 
 def test_a_destroyed_model_is_noted():
-    found = loss_notes(Perplexity(5.0, 10.0, 10, 20), Perplexity(math.inf, math.inf, 10, 20), Options(bits=8), 32)
-    assert found == ("perplexity rose by inf%; less is lost with --samples 512",)
+    found = rise_notes(Perplexity(5.0, 10.0, 10, 20), Perplexity(math.inf, math.inf, 10, 20), Options(bits=8), 32)
+    assert found == ("perplexity rose by inf%; reduce this with --samples 512",)
 
 
 def test_an_unknown_method_names_the_nearest():
-    assert 'no method "gtpq". Did you mean "gptq"?' in sftcore("quantize", "run", "--method", "gtpq", code=1)
+    assert 'there is no method "gtpq". Did you mean "gptq"?' in sftcore("quantize", "run", "--method", "gtpq", code=1)
 
 
 def test_a_missing_library_prints_its_command(model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnavailablePluginError) as caught:
         check_options(open_run(str(model_folder)), tmp_path / "out", Options())
-    assert str(caught.value) == 'method "gptq" needs llmcompressor. Install: pip install "sftcore[gptq]"'
+    assert (
+        str(caught.value)
+        == 'method "gptq" needs llmcompressor, which is not installed. Install it: pip install "sftcore[gptq]"'
+    )
 
 
 @pytest.mark.skipif(HAS_LIBRARY, reason="the library is installed")
 def test_without_the_library_nothing_is_loaded_or_written(home):
     printed = sftcore("quantize", "runs/plain", cwd=home, code=1)
-    assert printed.strip().endswith('Install: pip install "sftcore[gptq]"')
+    assert printed.strip().endswith('Install it: pip install "sftcore[gptq]"')
     assert not (home / "runs" / "plain-gptq-4bit").exists()
 
 
 def test_a_folder_that_holds_something_is_not_written_into(model_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(RecipeError, match="the folder is not empty"):
+    with pytest.raises(RecipeError, match="the output folder is not empty"):
         check_options(open_run(str(model_folder)), tmp_path, Options())
 
 
@@ -263,7 +268,7 @@ def test_a_quantised_model_is_not_quantised_again(tmp_path, llama):
     config = json.loads((tmp_path / "config.json").read_text())
     quantised = {**config, "quantization_config": {"quant_method": "compressed-tensors"}}
     (tmp_path / "config.json").write_text(json.dumps(quantised))
-    with pytest.raises(ModelError, match=r"quantised already \(compressed-tensors\)"):
+    with pytest.raises(ModelError, match=r"already quantised \(compressed-tensors\)"):
         check_options(open_run(str(tmp_path)), tmp_path / "out", Options())
 
 
@@ -342,5 +347,5 @@ def test_nothing_is_left_behind_where_it_fails(model_folder, tmp_path):
         code=1,
     )
     assert "groups of 48 do not divide" in printed
-    assert "Sizes that do: 32, 16" in printed
+    assert "Choose one of: 32, 16" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

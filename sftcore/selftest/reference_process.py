@@ -1,7 +1,7 @@
-"""The plain path in a process of its own, where a loader has replaced transformers' classes in this one.
+"""Compute the reference in a separate process, for loaders that replace classes of transformers in this one.
 
-`python -m sftcore.selftest.plain_process SPEC` is that process: it loads the model by transformers alone,
-and the adapter by PEFT.
+`python -m sftcore.selftest.reference_process SPEC` is that process. It loads the model with transformers alone, and
+the adapter with PEFT.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sftcore.core.errors import ModelError
 from sftcore.core.types import ModelRequest
 from sftcore.model.precision import quantisation_of
 from sftcore.model.unwrap import causal_model, is_peft_model
-from sftcore.selftest.equivalence import Measured, Row, attention, plain, without_dropout
-from sftcore.selftest.two_processes import TIMEOUT_S, error_of, number, read, write
+from sftcore.selftest.equivalence import Measured, Row, measure_reference, with_attention, without_dropout
+from sftcore.selftest.two_processes import TIMEOUT_S, json_number, read_measured, reported_error, write_measured
 
 
-def plain_elsewhere(
+def measure_reference_elsewhere(
     model: Any, request: ModelRequest, rows: Sequence[Row], implementation: str, autocast: str | None
 ) -> Measured:
-    """Cross-entropy and gradients of the same weights, loaded by transformers alone.
+    """The reference for the same weights, loaded with transformers alone.
 
     Raises:
-        ModelError: it cannot be done, with the reason.
+        ModelError: the reference cannot be computed, with the reason.
     """
     if quantised := quantisation_of(model):
-        raise ModelError(f"its base is quantised in its own way ({quantised})")
+        raise ModelError(f"its base is quantised in a way of the loader's own ({quantised})")
     with tempfile.TemporaryDirectory(prefix="sftcore-selftest-") as folder:
         spec, out = Path(folder) / "spec.json", Path(folder) / "gradients.safetensors"
         adapter = Path(folder) / "adapter" if is_peft_model(model) else None
@@ -50,7 +50,7 @@ def plain_elsewhere(
             "rows": list(rows),
             "out": str(out),
         }
-        spec.write_text(json.dumps(given, default=number), encoding="utf-8")
+        spec.write_text(json.dumps(given, default=json_number), encoding="utf-8")
         try:
             done = subprocess.run(
                 [sys.executable, "-m", __spec__.name, str(spec)],
@@ -61,14 +61,14 @@ def plain_elsewhere(
                 timeout=TIMEOUT_S,
             )
         except subprocess.TimeoutExpired as error:
-            raise ModelError(f"the plain path was not done after {TIMEOUT_S} s") from error
+            raise ModelError(f"the reference was not finished after {TIMEOUT_S} s") from error
         if done.returncode:
-            raise ModelError(f"the plain path failed: {error_of(done.stdout, done.returncode)}")
-        return read(out, [name for name, one in model.named_parameters() if one.requires_grad])
+            raise ModelError(f"the reference failed: {reported_error(done.stdout, done.returncode)}")
+        return read_measured(out, [name for name, one in model.named_parameters() if one.requires_grad])
 
 
 def main() -> None:
-    """The other process."""
+    """Compute the reference and write it to a file."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -83,9 +83,9 @@ def main() -> None:
     mixed = (
         nullcontext() if spec["autocast"] is None else torch.autocast(spec["device"], getattr(torch, spec["autocast"]))
     )
-    with without_dropout(model), attention(model, spec["attention"]), mixed:
-        found = plain(model, spec["rows"])
-    write(Path(spec["out"]), found)
+    with without_dropout(model), with_attention(model, spec["attention"]), mixed:
+        found = measure_reference(model, spec["rows"])
+    write_measured(Path(spec["out"]), found)
 
 
 if __name__ == "__main__":

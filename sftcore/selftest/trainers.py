@@ -1,8 +1,8 @@
-"""What the self-test runs on: the run's own model, a few of its rows, and the trainer's own step.
+"""The trainers and rows on which the self-test measures single training steps.
 
-`plain_trainer` has the run's model, adapter, loss and data, and nothing else of the recipe: attention is transformers'
-default, kernels and noise are off, rows are padded. What the recipe adds is put on piece by piece. `whole_trainer` has
-all of it.
+`reference_trainer` takes only the model, adapter, loss and data from the recipe: attention is transformers' default,
+kernels and noise are off, and rows are padded. The self-test then adds the recipe's features one at a time.
+`run_trainer` has all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attrs import define, frozen
 from sftcore.core.errors import DataError
 from sftcore.core.types import IGNORED, Plan
 from sftcore.data.images.pictures import DOCUMENTS
-from sftcore.selftest.equivalence import Measured, take_gradients, wake_adapter
+from sftcore.selftest.equivalence import Measured, fill_zero_parameters, take_gradients
 
 if TYPE_CHECKING:
     from sftcore.documents.shared_rows import SharedRows
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from sftcore.train.trainer import SFTTrainer
 
 LONGEST = 96
-"""Rows are cut to this many tokens and fewer, all to another length, so that padding has something to do."""
+"""The most tokens in a row; rows are cut to different lengths, so that batches need padding."""
 SAMPLED = 16
-"""Raw rows read for each row wanted: some are dropped, or hold nothing that is supervised."""
+"""How many raw rows are read for each row needed, since some are dropped or have no supervised tokens."""
 
 _LEFT_OUT = (
     "packing", "eval_packing", "padding_free", "activation_offloading", "gradient_checkpointing_kwargs",
@@ -34,7 +34,7 @@ _LEFT_OUT = (
     "torch_compile_mode",
 )  # fmt: skip
 _BY_FIELDS = ("use_liger_kernel", "liger_kernel_config", "loss_type", "neftune_noise_alpha")
-"""Fields that select plugins; those that stay are selected by name."""
+"""Fields that select plugins; the plugins that are kept are selected by name instead."""
 _KEPT = ("loader", "adapter", "format", "loss", "noise")
 _QUIET: dict[str, Any] = {
     "report_to": "none", "save_strategy": "no", "eval_strategy": "no", "eval_on_start": False,
@@ -43,8 +43,8 @@ _QUIET: dict[str, Any] = {
 SHARDED = ("fsdp", "deepspeed")
 
 
-def plain_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
-    """The trainer of a run without attention, kernels, packing and checkpointing of its own; nothing is written."""
+def reference_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
+    """A trainer for the run without its attention, kernels, packing and checkpointing, which writes nothing."""
     fields = _fields(checked, folder)
     dropped = {*_LEFT_OUT, *_BY_FIELDS, *SHARDED, "fsdp_config", "plugins"}
     kept = {key: value for key, value in fields.items() if key not in dropped}
@@ -57,24 +57,24 @@ def plain_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
     return _trainer(checked, kept, num_rows, collator=padded)
 
 
-def whole_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
-    """The trainer of the run as its recipe says."""
+def run_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
+    """A trainer for the run with everything that its recipe asks for."""
     return _trainer(checked, _fields(checked, folder), num_rows, collator=None)
 
 
 def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows side by side."""
+    """A padded batch of the rows."""
     from sftcore.data.collate import pad_rows
 
     return pad_rows(rows, pad_token_id=0)
 
 
-# rows with images are prepared for it as others are, and left out by `short_rows`
+# so that rows with images are prepared too; `short_rows` leaves them out
 padded.images = True  # type: ignore[attr-defined]
 
 
 def flattened(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows end to end."""
+    """A padding-free batch: the rows end to end."""
     from sftcore.data.collate import flatten_rows
 
     return flatten_rows(rows, pad_token_id=0)
@@ -87,7 +87,7 @@ def _fields(checked: Checked, folder: str) -> dict[str, Any]:
 
 
 def _plugins(plan: Plan) -> dict[str, dict[str, Any]]:
-    """The selections of a plan that stay, as `SFTConfig.plugins` spells them."""
+    """The plugins of a plan that the reference keeps, in the form of `SFTConfig.plugins`."""
     found: dict[str, dict[str, Any]] = {}
     for one in plan.selections:
         if one.kind in _KEPT and not one.default:
@@ -117,13 +117,13 @@ def _trainer(checked: Checked, fields: dict[str, Any], num_rows: int, *, collato
 
 # --- Rows -----------------------------------------------------------------------------------------------------------
 def short_rows(trainer: SFTTrainer, num_rows: int, where: str) -> list[dict[str, Any]]:
-    """A few of the trainer's rows around what is supervised in them, each of another length.
+    """A few of the trainer's rows of different lengths, cut around their supervised tokens.
 
-    Packed rows are taken apart, and rows with images left out. The first label of a row is set, as in texts: a collator
-    has to take it away.
+    Packed rows are split into documents, and rows with images are left out. The first label of each row is set, as it
+    is in plain texts, because a collator has to remove it.
 
     Raises:
-        DataError: fewer than two rows have anything that is supervised.
+        DataError: fewer than two rows have supervised tokens.
     """
     found: list[dict[str, Any]] = []
     for prepared in trainer.train_dataset:
@@ -132,7 +132,7 @@ def short_rows(trainer: SFTTrainer, num_rows: int, where: str) -> list[dict[str,
                 found.append(cut)
     if len(found) < 2:
         raise DataError(
-            f"{len(found)} of the first {SAMPLED * num_rows} rows can be used, and the self-test compares several.",
+            f"only {len(found)} of the first {SAMPLED * num_rows} rows can be used, but the self-test needs several.",
             where=where,
             fix="Give at least 2 rows with supervised tokens and without images.",
         )
@@ -152,7 +152,7 @@ def _documents(prepared: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _cut(row: Mapping[str, Any], longest: int) -> dict[str, Any] | None:
-    """Half of the tokens before the first supervised one, if there are so many; None where nothing is supervised."""
+    """The row cut to `longest` tokens, up to half of them before the first supervised one; None without such tokens."""
     weights = row.get("weights") or [1.0] * len(row["labels"])
     counted = [i for i, label in enumerate(row["labels"]) if i and label != IGNORED and weights[i] > 0]
     if not counted:
@@ -166,7 +166,7 @@ def _cut(row: Mapping[str, Any], longest: int) -> dict[str, Any] | None:
 
 
 def blocks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows packed into two blocks as preparation makes them: the first label of every document is taken away."""
+    """The rows packed into two blocks, without the first label of each document, as data preparation makes them."""
     half = (len(rows) + 1) // 2
     return [_block(part) for part in (rows[:half], rows[half:]) if part]
 
@@ -185,27 +185,27 @@ def _block(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 # --- The trainer's own step ------------------------------------------------------------------------------------------
 @frozen
 class Step:
-    """Micro-batches of one step, and how documents that share a row are kept apart in them."""
+    """The micro-batches of one training step, and how documents that share a row are kept apart in them."""
 
     batches: Sequence[Mapping[str, Any]]
     shared: SharedRows | None = None
 
 
 @define
-class Bench:
-    """A trainer whose loss and gradients are measured."""
+class StepMeter:
+    """Measures the loss and the gradients of a trainer's step; `filled` says that zero parameters were filled."""
 
     trainer: SFTTrainer
-    woken: bool
+    filled: bool
 
     @classmethod
-    def of(cls, trainer: SFTTrainer) -> Bench:
-        """The trainer, its adapter no longer zero."""
+    def of(cls, trainer: SFTTrainer) -> StepMeter:
+        """A meter for a trainer, after filling its zero parameters."""
         trainer.prove()
-        return cls(trainer, wake_adapter(trainer.model))
+        return cls(trainer, fill_zero_parameters(trainer.model))
 
     def measure(self, step: Step, model: Any = None) -> Measured:
-        """Loss and gradients of one step, computed as the trainer computes them; `model` is a wrapped one."""
+        """The loss and the gradients of one step, computed by the trainer; `model` may be a wrapper of its model."""
         import torch
 
         from sftcore.documents.shared_rows import SharedRows
@@ -223,7 +223,7 @@ class Bench:
 
     @contextmanager
     def checkpointing(self, kept: str | None = None, **options: Any) -> Iterator[None]:
-        """Gradient checkpointing inside, selective where `kept` says what it keeps."""
+        """Gradient checkpointing inside; with `kept`, it is selective and keeps those results."""
         from sftcore.model.memory.checkpointing import checkpoint_selectively
         from sftcore.model.unwrap import causal_model
 
@@ -242,7 +242,7 @@ class Bench:
 
 
 def checkpoints(settings: Mapping[str, Any]) -> bool:
-    """Whether a run with these settings checkpoints: it does unless it is told not to."""
+    """Whether a run with these settings uses gradient checkpointing, which it does by default."""
     given = [settings.get(name) for name in ("activation_checkpointing", "gradient_checkpointing")]
     return next((value for value in given if value is not None), True) is not False
 
@@ -250,7 +250,7 @@ def checkpoints(settings: Mapping[str, Any]) -> bool:
 def run_batches(
     collator: Any, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], prove: Any
 ) -> tuple[list[Mapping[str, Any]], Any]:
-    """The micro-batches that the run's own collator makes of rows, two of them where its batches are that small."""
+    """The micro-batches that the run's own collator makes of the rows, at least two if there are several rows."""
     from sftcore.documents.shared_rows import layout_of
 
     packing = bool(settings.get("packing"))
