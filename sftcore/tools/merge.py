@@ -19,6 +19,7 @@ from sftcore.tools.load_saved import load_base, load_tokenizer, put_adapter, qua
 from sftcore.tools.saved import SavedRun
 from sftcore.util.disk import writing
 from sftcore.util.plain import plain
+from sftcore.util.versions import versions
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FLOAT32_TOLERANCE, FLOAT32_SHARE = 1e-3, 2.5e-5
@@ -252,7 +253,7 @@ def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
         "compared_on": merged.compared_on.description,
         "agreements": [attrs.asdict(one) for one in merged.agreements],
         "notes": list(merged.notes),
-        "versions": manifest.versions(),
+        "versions": versions(),
     }
     manifest.write(folder, {**run.manifest, "merge": about})
     write_merged_card(folder, merged, run)

@@ -11,8 +11,9 @@ from attrs import frozen
 
 from sftcore.config.recipe import overridden, parse_recipe
 from sftcore.core.errors import ModelError, RecipeError
-from sftcore.train.record.manifest import SCHEMA, sha256_of_files, versions, weights_sha256
+from sftcore.train.record.manifest import SCHEMA, sha256_of_files, weights_sha256
 from sftcore.util.secrets import NOT_WRITTEN
+from sftcore.util.versions import versions
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,8 +16,8 @@ from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import has_images
 from sftcore.model.memory.allocator import give_back_large_blocks
 from sftcore.model.memory.offload import refuse_on_cpu
-from sftcore.train.versions import warn_if_untested
 from sftcore.util.disk import make_output_dir
+from sftcore.util.versions import warn_if_untested
 
 if TYPE_CHECKING:
     from sftcore.config.sft_config import SFTConfig

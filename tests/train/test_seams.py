@@ -14,7 +14,7 @@ from transformers import Trainer
 import sftcore
 from sftcore.train.seams import TrainerSeams
 from sftcore.train.trainer import SFTTrainer
-from sftcore.train.versions import TESTED, warn_if_untested
+from sftcore.util.versions import TESTED, warn_if_untested
 
 ONLY_IN_THE_NEWER = {"_initial_global_step"}
 """Attributes of transformers 5.24 that 5.17 does not have, and that do no harm there."""

@@ -19,6 +19,7 @@ from attrs import frozen
 from sftcore.core.errors import ModelError, RecipeError, UnavailablePluginError, nearest, quoted
 from sftcore.tools.quantization import gptq
 from sftcore.util.disk import writing
+from sftcore.util.versions import versions
 
 if TYPE_CHECKING:
     from sftcore.core.types import TokenizedRow
@@ -338,6 +339,6 @@ def _describe(folder: Path, whole: Path, run: SavedRun, outcome: Outcome, option
     before = whole / "manifest.json"
     known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
     libraries = {name: importlib.metadata.version(name) for name in METHODS[options.method].libraries}
-    done = {**outcome.as_dict(options), "versions": {**manifest.versions(), **libraries}}
+    done = {**outcome.as_dict(options), "versions": {**versions(), **libraries}}
     manifest.write(folder, {**known, "quantise": done})
     write_quantised_card(folder, outcome, options, run)

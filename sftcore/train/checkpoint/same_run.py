@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sftcore.core.errors import ResumeError
 from sftcore.model.zero import num_weights
-from sftcore.train.record.manifest import versions
 from sftcore.util.plain import describe_plugin, plain
+from sftcore.util.versions import versions
 
 if TYPE_CHECKING:
     from sftcore.core.registry import Bound

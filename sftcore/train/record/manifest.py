@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,23 +19,6 @@ if TYPE_CHECKING:
     from sftcore.config.setup import Setup
 
 SCHEMA = 1
-LIBRARIES = (
-    "sftcore",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "accelerate",
-    "peft",
-    "safetensors",
-    "pluggy",
-)
-
-
-def versions() -> dict[str, str]:
-    """Python, the platform, and every library that can change a result."""
-    found = {name: version for name in LIBRARIES if (version := _version(name))}
-    return {"python": platform.python_version(), "platform": platform.platform(), **found}
 
 
 def describe(setup: Setup) -> dict[str, Any]:
@@ -87,10 +68,3 @@ def sha256_of_rows(dataset: Dataset) -> str:
             digest.update(np.asarray(lengths).astype("int64").tobytes())
             digest.update(np.asarray(column.flatten()).astype("float64").tobytes())
     return digest.hexdigest()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

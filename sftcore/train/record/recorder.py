@@ -24,6 +24,7 @@ from sftcore.train.record.environment import environment, fingerprint, sources
 from sftcore.train.record.summary import plan_lines
 from sftcore.util.disk import replace_text, writing
 from sftcore.util.plain import describe_plugin, public
+from sftcore.util.versions import versions
 
 if TYPE_CHECKING:
     from sftcore.train.view import RunView
@@ -93,7 +94,7 @@ class RunRecorder(TrainerCallback):
             folder,
             spelled(
                 {
-                    "versions": manifest.versions(),
+                    "versions": versions(),
                     "environment": environment(),
                     "sources_sha256": sources([*trainer.setup.plugins.bound, *trainer.data.formats.values()]),
                     **manifest.describe(trainer.setup),
