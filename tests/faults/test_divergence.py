@@ -154,7 +154,7 @@ def test_policies_that_do_not_exist_are_refused(tmp_path):
 # --- Divergence -------------------------------------------------------------------------------------------------------
 def test_a_run_whose_loss_runs_away_ends_with_the_step_and_both_levels(tmp_path):
     trainer = make(tmp_path, bad_step=None, max_steps=60, learning_rate=20.0, max_grad_norm=0.0, divergence_factor=2.0)
-    with pytest.raises(DivergenceError, match=r"the loss has diverged: .* the mean of the last ten steps") as caught:
+    with pytest.raises(DivergenceError, match=r"the loss has diverged: the mean of the last ten steps is") as caught:
         trainer.train()
     assert 10 <= caught.value.step < 30
 

@@ -32,7 +32,7 @@ def stand_in(folder: Path) -> None:
             info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
             info.mkdir()
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    sys.path[:0] = [str(folder), str(ROOT / "tests" / "attention" / "doubles")]
+    sys.path[:0] = [str(folder), str(ROOT / "tests" / "plugins" / "attention" / "doubles")]
     flash2.BACKEND = attrs.evolve(flash2.BACKEND, devices=())
 
 
