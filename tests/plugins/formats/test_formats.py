@@ -251,7 +251,11 @@ def test_tokenized_makes_labels_of_masks():
         ("chat", {"messages": [{"role": "user", "content": 3}]}, "content is a number, not a text: 3"),
         ("chat", {"messages": [{"role": "user", "content": "x"}], "tools": "{"}, 'the column "tools" is no JSON'),
         ("prompt-completion", {"prompt": "a", "completion": [{"role": "user"}]}, "not both texts or both lists"),
-        ("sharegpt", {"conversations": [{"from": "function_call", "value": "now()"}]}, "is not JSON with name"),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "function_call", "value": "now()"}]},
+            "is not a function_call in JSON with name",
+        ),
         ("sharegpt", {"conversations": [{"from": "alien", "value": "x"}]}, 'role "alien" is not known'),
         ("tokenized", {"input_ids": [1, 2], "labels": [1]}, '"labels" has 1 entries, "input_ids" 2'),
         ("tokenized", {"input_ids": [1, 2], "completion_mask": [1]}, '"completion_mask" has 1 entries, "input_ids" 2'),
@@ -290,7 +294,11 @@ def test_tokenized_makes_labels_of_masks():
         ("prompt-completion", {"prompt": [{"role": "user"}], "completion": "b"}, 'Make "completion" a list'),
         ("prompt-completion", {"prompt": "a", "completion": 3}, 'the column "completion" holds a number, not a text'),
         ("prompt-completion", {"prompt": "a", "completion": None}, 'the column "completion" is null'),
-        ("alpaca", {"instruction": "x", "output": "y", "history": [["a"]]}, "no list of (instruction, output) pairs"),
+        (
+            "alpaca",
+            {"instruction": "x", "output": "y", "history": [["a"]]},
+            "is not a list of (instruction, output) pairs",
+        ),
     ],
 )
 def test_a_bad_row_is_refused_with_its_number_and_what_is_wrong(format_name, row, said):
