@@ -58,7 +58,7 @@ class PluginEntry:
         """Import the plugin's module and return its class.
 
         Raises:
-            BrokenPluginError: it does not import, imports a heavy library at its top, or is no plugin class.
+            BrokenPluginError: it does not import, imports a heavy library at its top, or is not a plugin class.
         """
         module_name, _, attribute = self.value.partition(":")
         light = [name for name in HEAVY if name not in sys.modules]
@@ -78,7 +78,7 @@ class PluginEntry:
             )
         if not is_plugin(obj):
             raise BrokenPluginError(
-                f"{self.label} points to {self.value}, which is no plugin class.",
+                f"{self.label} points to {self.value}, which is not a plugin class.",
                 fix="Decorate the class with @sftcore.plugin.",
             )
         return obj  # type: ignore[no-any-return]
@@ -107,7 +107,7 @@ class Catalog:
             named_here = [entry for entry in named if normalized(entry.distribution) == wanted]
             if named and not named_here:
                 raise UnknownPluginError(
-                    f'no {kind} named "{name}" in the distribution "{distribution}".',
+                    f'there is no {kind} named "{name}" in the distribution "{distribution}".',
                     where=where,
                     fix=f"It comes from: {quoted(entry.distribution for entry in named)}.",
                 )
@@ -115,7 +115,7 @@ class Catalog:
         if not named:
             names = {entry.name for entry in self.of_kind(kind)}
             raise UnknownPluginError(
-                f'no {kind} named "{name}".',
+                f'there is no {kind} named "{name}".',
                 where=where,
                 fix=f"{nearest(name, names)} All names: sftcore list-plugins --kind {kind}.".strip(),
             )
@@ -181,7 +181,7 @@ def _parse(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _text(distribution: importlib.metadata.Distribution, file: str) -> str:
-    """A metadata file's text, empty where it is absent or no UTF-8: one odd distribution must not hide the others."""
+    """A metadata file's text, empty where it is absent or not UTF-8: one odd distribution must not hide the others."""
     try:
         return distribution.read_text(file) or ""
     except UnicodeDecodeError:

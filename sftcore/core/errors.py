@@ -4,7 +4,7 @@ SFTCoreError (a ValueError, as users of this field expect of a bad setting)
 ├── RecipeError            the recipe or the configuration is wrong
 │   ├── UnknownKeyError    a key that nobody reads
 │   └── OptionTypeError    a value of the wrong type
-├── PluginError            a plugin cannot be had
+├── PluginError            a plugin cannot be used
 │   ├── UnknownPluginError     no such name
 │   ├── DuplicatePluginError   two distributions offer the name
 │   ├── BlockedPluginError     blocked on the command line or in the environment
@@ -15,10 +15,10 @@ SFTCoreError (a ValueError, as users of this field expect of a bad setting)
 ├── DataError              a data set cannot be read or used
 │   └── RowError           one row cannot be used
 ├── ModelError             a model cannot be loaded or trained
-│   ├── TemplateStoppedError   a chat template took too long, or would have made too much
-│   └── DivergenceError    training gave NaN or Inf, or its loss ran away
-├── WriteError             the disk refused to take a file
-└── CheckpointError        a checkpoint cannot be written, or is damaged
+│   ├── TemplateStoppedError   a chat template took too long, or would have made too much text
+│   └── DivergenceError    training gave NaN or Inf, or its loss diverged
+├── WriteError             a file cannot be written
+└── CheckpointError        a checkpoint cannot be written, is missing or is damaged
     └── ResumeError        a checkpoint is of another run
 
 Every error says what is wrong, where, and how to mend it; the three parts stay on the error as attributes.
@@ -147,9 +147,10 @@ class ModelError(SFTCoreError):
 
 
 class TemplateStoppedError(ModelError):
-    """A chat template took too long, or would have made too much.
+    """A chat template took too long, or would have made too much text.
 
-    No matter of one row: what it does to this one it may do to the next. `row` is the one that it was given, if any.
+    It stops the run and not one row alone, since the template may do the same to the next. `row` is the one that it was
+    given, if any.
     """
 
     row: int | None = None
@@ -161,7 +162,7 @@ class TemplateStoppedError(ModelError):
 
 
 class DivergenceError(ModelError):
-    """Training gave NaN or Inf, or its loss ran away; `step` is where, `rows` which rows of it, if they are known."""
+    """Training gave NaN or Inf, or its loss diverged; `step` is where, `rows` which rows of it, if they are known."""
 
     def __init__(self, what: str, *, step: int, rows: Sequence[int] = (), where: str = "", fix: str = "") -> None:
         self.step, self.rows = step, tuple(rows)
@@ -169,11 +170,11 @@ class DivergenceError(ModelError):
 
 
 class WriteError(SFTCoreError):
-    """The disk refused: it is full, or the place may not be written to."""
+    """A file cannot be written: the disk is full, or the folder may not be written to."""
 
 
 class CheckpointError(SFTCoreError):
-    """A checkpoint or the model cannot be written, or a checkpoint is not there or damaged."""
+    """A checkpoint or the model cannot be written, or a checkpoint is missing or damaged."""
 
 
 class ResumeError(CheckpointError):

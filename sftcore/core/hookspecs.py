@@ -135,7 +135,7 @@ class Hooks:
         """The attention implementation and what it supports. Asked of one plugin, the attention.
 
         It is asked before any heavy import, and again when the model is there. What needs transformers, such as making
-        the implementation known to it, belongs into the answer's `register`.
+        the implementation known to it, belongs in the answer's `register`.
 
         >>> from sftcore import AttentionBackend, ModelRequest, hookimpl, plugin
         >>> @plugin
@@ -200,7 +200,7 @@ class Hooks:
     def load_processor(self, request: ModelRequest) -> Any:
         """The tokenizer or processor that belongs to the model. Asked of one plugin, the loader.
 
-        It comes before the weights, so that the data can be prepared, and its faults be found, without them.
+        It is asked before the weights are read, so that data can be prepared, and faults in it found, without them.
 
         >>> from sftcore import ModelRequest, hookimpl, plugin
         >>> @plugin

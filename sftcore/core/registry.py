@@ -34,7 +34,7 @@ from sftcore.core.plugin_class import build
 from sftcore.core.types import KINDS, SLOTS, Plan, Problem, Selection
 
 AUTO = "auto"
-"""The name under which a format is chosen by the columns of the data."""
+"""The name that stands for whichever format recognises the columns of the data."""
 
 
 @frozen

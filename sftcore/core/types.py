@@ -37,7 +37,7 @@ IGNORED = -100
 """The label of a token that does not count for the loss."""
 
 IMAGE = "<image>"
-"""In the plain texts of an example with images: the place of one."""
+"""What stands for an image in the plain texts of an example."""
 
 Slot: TypeAlias = str
 Row: TypeAlias = Mapping[str, Any]
@@ -118,8 +118,8 @@ class Example:
     `prompt` and `completion` are both texts or both lists of messages. `tools` are JSON schemas, `template_kwargs`
     further arguments for the chat template of this row.
 
-    `images` are PIL images, encoded bytes, paths, or mappings with `bytes` or `path`. Each has a place, in their order:
-    a part of type "image" in a message, or IMAGE in a text.
+    `images` are PIL images, encoded bytes, paths, or mappings with `bytes` or `path`. Each belongs to one place in the
+    words, in the same order: a part of type "image" in a message, or IMAGE in a text.
     """
 
     messages: Turns | None = None
@@ -267,10 +267,10 @@ class AttentionBackend:
     """An attention implementation and what it supports.
 
     `implementation` is a name in transformers' attention registry. `devices` ("cuda", "cpu") and `dtypes` ("bfloat16")
-    are those it runs on, empty for all of them; `dtypes` may be a mapping from a device to its own.
+    are those it runs on, empty for all of them; `dtypes` may map each device to its own.
 
-    `padding` is False where it takes no padded batches. `dropout` and `backward` tell whether it can drop attention
-    weights and has a backward pass: True, False, or the devices on which it does.
+    `padding` is False where it does not take padded batches. `dropout` and `backward` tell whether it can drop
+    attention weights and has a backward pass: True, False, or the devices on which it does.
 
     `boundaries` says that it keeps documents of a packed row apart by `cu_seq_lens_q` and `cu_seq_lens_k`, keyword
     arguments of the model's forward, so that one long row of them costs no more than several: packed rows are then laid

@@ -1,4 +1,4 @@
-"""Text from data, file names or models made safe to print: nothing in it steers a terminal or a reader's eye."""
+"""Text from data, file names or models made safe to print: nothing in it steers a terminal or misleads a reader."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ LONGEST = 20_000
 def visible(text: str) -> str:
     """Text that is safe to print: control characters, which could steer a terminal, are spelled out.
 
-    So are those without a shape of their own, which could turn the reading order or hide words, and half characters,
-    which no terminal takes.
+    So are invisible ones, which could reverse the reading order or hide words, and lone surrogates, which cannot be
+    printed at all.
 
     >>> visible("red: \\x1b[31m, turned: \\u202e")
     'red: \\\\x1b[31m, turned: \\\\u202e'

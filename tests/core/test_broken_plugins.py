@@ -137,7 +137,7 @@ def test_a_plugin_that_fails_to_say_what_it_claims_is_named(install, set_up):
     [
         ("acme-misspelled", "make_formater"),
         ("acme-stray", "tokenizer"),
-        ("acme-undecorated", "no plugin class"),
+        ("acme-undecorated", "not a plugin class"),
         ("acme-raising", "acme divided by zero"),
     ],
 )

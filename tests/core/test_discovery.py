@@ -72,7 +72,7 @@ def test_an_unknown_plugin_offers_the_nearest_name(set_up):
     with pytest.raises(UnknownPluginError) as error:
         set_up(adapter="lorra")
     assert str(error.value) == (
-        'recipe.yaml: adapter: no adapter named "lorra". Did you mean "lora"? '
+        'recipe.yaml: adapter: there is no adapter named "lorra". Did you mean "lora"? '
         "All names: sftcore list-plugins --kind adapter."
     )
 

@@ -56,7 +56,7 @@ def test_the_choice_that_a_clash_of_two_formats_proposes_resolves_it(install, ch
     ("distribution", "label", "cause"),
     [
         ("acme-broken", 'format "broken@acme-broken"', "libacme.so.3"),
-        ("acme-undecorated", 'format "undecorated@acme-undecorated"', "no plugin class"),
+        ("acme-undecorated", 'format "undecorated@acme-undecorated"', "not a plugin class"),
         ("acme-misspelled", 'format "misspelled@acme-misspelled"', "make_formater"),
         ("acme-stray", 'format "stray@acme-stray"', "tokenizer"),
         ("acme-raising", 'format "raising@acme-raising"', "ZeroDivisionError: acme divided by zero"),

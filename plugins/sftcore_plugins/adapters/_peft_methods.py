@@ -128,14 +128,14 @@ def make_config(options: Mapping[str, Any], where: str) -> PeftConfig:
     """The PEFT configuration that plain values describe.
 
     Raises:
-        ModelError: PEFT knows no such method, or it has no such argument.
+        ModelError: PEFT does not know the method, or the method does not take an argument.
     """
     from peft import get_peft_config
 
     try:
         return get_peft_config(dict(options))
     except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(f"PEFT knows no such configuration: {error}.", where=where) from error
+        raise ModelError(f"PEFT does not accept this configuration: {error}.", where=where) from error
 
 
 def wrap(

@@ -111,7 +111,7 @@ class DocumentAttention:
 
         if position_bias is not None:
             raise ModelError(
-                f'attention "{self.name}" has no position bias, which {type(module).__name__} uses.',
+                f'attention "{self.name}" does not support a position bias, which {type(module).__name__} uses.',
                 fix='Choose attention "sdpa" or "eager".',
             )
         causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))

@@ -45,7 +45,7 @@ class Flash1:
 def _model_problems(config: Mapping[str, Any], plan: Plan) -> Iterator[Problem]:
     """What the model's layers ask for and the kernel does not know."""
     if config.get("attn_logit_softcapping"):
-        yield Problem("it knows no soft-cap of scores, which the model has.", fix=OTHERS)
+        yield Problem("it does not support a soft-cap on scores, which the model uses.", fix=OTHERS)
     window = config.get("sliding_window")
     slides = "sliding_attention" in config.get("layer_types", ["sliding_attention"])
     longest = plan.settings.get("max_length", DEFAULT_MAX_LENGTH)
@@ -102,16 +102,16 @@ def _refuse(query_BHTD: torch.Tensor, key_BHSD: torch.Tensor, mask: torch.Tensor
     device = query_BHTD.device.type
     slides = features.causal and features.window is not None and features.window < num_keys and num_queries > 1
     if features.softcap is not None or features.sinks_H is not None:
-        what = "a soft-cap of scores" if features.softcap is not None else "attention sinks"
-        raise ModelError(f'attention "flash-1" knows no {what.removeprefix("a ")}, which the model has.', fix=OTHERS)
+        what = "a soft-cap on scores" if features.softcap is not None else "attention sinks"
+        raise ModelError(f'attention "flash-1" does not support {what}, which the model uses.', fix=OTHERS)
     if device == "cpu" and features.dropout:
         raise ModelError(
-            f'attention "flash-1" drops no attention weights on a CPU, and the model drops {features.dropout:g}.',
+            f'attention "flash-1" cannot drop attention weights on a CPU, and the model drops {features.dropout:g}.',
             fix="Set attention_dropout: 0.0 in the model's configuration, or choose another attention.",
         )
     if device != "cpu" and (mask is not None or slides):
-        what = "no mask" if mask is not None else f"no sliding window, and a document of {num_keys} tokens exceeds it"
-        raise ModelError(f'attention "flash-1" takes {what} on {device}.', fix=OTHERS)
+        what = "a mask" if mask is not None else f"a sliding window, and a document has {num_keys} tokens"
+        raise ModelError(f'on {device}, attention "flash-1" does not support {what}.', fix=OTHERS)
 
 
 DOCUMENTS = DocumentAttention("flash-1", attend_by_flash, padding=False)

@@ -58,7 +58,7 @@ class VisionLanguage:
     def make_collator(self, processor: Any, plan: Plan) -> Collator:
         if getattr(processor, "image_processor", None) is None:
             raise ConflictError(
-                f"the collator vlm needs the model's processor, and {type(processor).__name__} reads no images.",
+                f"the collator vlm needs the model's processor, and {type(processor).__name__} does not read images.",
                 fix="Pass processing_class=AutoProcessor.from_pretrained(…), or leave collator out.",
             )
         limit = plan.settings.get("max_image_pixels") or MAX_PIXELS

@@ -40,7 +40,7 @@ class ShareGPTTurns:
         return [Message("system", text_of(row, self.system)), *messages] if row.get(self.system) else messages
 
     def _turn(self, turn: Any, index: int) -> Any:
-        """The turn with role and content; what is none is left to `read_messages`, which refuses it with its place."""
+        """The turn with role and content; anything else is left to `read_messages`, which says where it stands."""
         if not isinstance(turn, dict) or (name := turn.get("from")) is None:
             return turn
         role = self.roles.get(name) or _ROLES.get(name, name) if isinstance(name, str) else name
@@ -63,6 +63,6 @@ class ShareGPTTurns:
             ]
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise RowError(
-                f"{self.conversations}[{index}]: this function_call is no JSON with name and arguments: {value!r:.60}.",
+                f"{self.conversations}[{index}] is not a function_call in JSON with name and arguments: {value!r:.60}.",
                 fix="Mend it, or keep the text: format: {sharegpt: {function_call: content}}.",
             ) from None

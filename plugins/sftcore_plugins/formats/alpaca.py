@@ -62,7 +62,7 @@ class Alpaca:
             [turn for pair in pairs for turn in pair] if all(isinstance(pair, (list, tuple)) for pair in pairs) else []
         )
         if len(turns) != 2 * len(pairs) or not all(isinstance(turn, str) for turn in turns):
-            raise RowError(f'the column "{self.history}" holds no list of (instruction, output) pairs of texts.')
+            raise RowError(f'the column "{self.history}" is not a list of (instruction, output) pairs of texts.')
         return [Message("assistant" if i % 2 else "user", turn) for i, turn in enumerate(turns)]
 
     def _optional(self, row: Row, column: str) -> str:

@@ -37,7 +37,7 @@ class Tokenized:
             labels = self._masked(row, ids)
         elif wrong := [label for label in set(labels) if label < 0 and label != IGNORED]:
             raise RowError(
-                f'"{self.labels}" holds {max(wrong)}, which is no token id.',
+                f'"{self.labels}" holds {max(wrong)}, which is not a token id.',
                 fix=f"{IGNORED} marks a token that does not count.",
             )
         weights = self._column(row, self.weights, ids, (int, float))
@@ -70,8 +70,8 @@ def _numbers(value: Any, name: str, types: tuple[type, ...] = (int,)) -> list[An
     """A flat list of numbers; arrays and tensors become one."""
     values = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(values, (list, tuple)):
-        raise RowError(f'"{name}" is no list of numbers but {type(value).__name__}.')
+        raise RowError(f'"{name}" is not a list of numbers but {type(value).__name__}.')
     if wrong := set(map(type, values)).difference(types):
         found = next(one for one in values if type(one) in wrong)
-        raise RowError(f'"{name}" holds {found!r:.40}, which is no {"token id" if types == (int,) else "number"}.')
+        raise RowError(f'"{name}" holds {found!r:.40}, which is not a {"token id" if types == (int,) else "number"}.')
     return values if isinstance(values, list) else list(values)

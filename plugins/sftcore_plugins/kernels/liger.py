@@ -125,7 +125,7 @@ def _is_interpreted() -> bool:
 
 
 def _check_device(plan: Plan) -> Iterator[Problem]:
-    """A run on the CPU has no Triton, but for its interpreter."""
+    """On a CPU, Triton runs in its interpreter only."""
     if plan.settings.get("use_cpu") and not _is_interpreted():
         what = "Liger's kernels need a GPU, and the run asks for the CPU (use_cpu)."
         yield Problem(what, "kernel: liger", fix=WITHOUT_GPU)

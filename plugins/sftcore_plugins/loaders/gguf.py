@@ -49,7 +49,7 @@ class GGUF:
         path = Path(name).expanduser()
         if path.suffix.lower() != ".gguf":
             raise RecipeError(
-                f'"{name}" is no .gguf file.',
+                f'"{name}" is not a .gguf file.',
                 where="loader.gguf",
                 fix="Name the file inside it: loader: {gguf: {file: …}}",
             )

@@ -79,7 +79,10 @@ def test_boundaries_that_were_changed_are_read_again():
 # --- Refusals -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("Gemma2", 'attention "flash-1" knows no soft-cap'), ("GptOss", 'attention "flash-1" knows no attention sinks')],
+    [
+        ("Gemma2", 'attention "flash-1" does not support a soft-cap'),
+        ("GptOss", 'attention "flash-1" does not support attention sinks'),
+    ],
 )
 def test_features_that_the_kernel_does_not_know_are_refused(name, said):
     with pytest.raises(ModelError, match=said):
@@ -104,7 +107,7 @@ def test_one_prompt_is_generated_from_as_with_sdpa():
 
 
 def test_dropout_on_a_cpu_is_refused():
-    with pytest.raises(ModelError, match=r"drops no attention weights on a CPU, and the model drops 0\.1"):
+    with pytest.raises(ModelError, match=r"cannot drop attention weights on a CPU, and the model drops 0\.1"):
         DOCUMENTS.attend(layer(), *states([[12]]), None, dropout=0.1)
 
 
@@ -117,8 +120,8 @@ def test_a_shape_for_which_torch_has_no_flash_kernel_is_refused_by_name():
 @pytest.mark.parametrize(
     ("mask", "window", "said"),
     [
-        (torch.ones(1, 1, 12, 12, dtype=torch.bool), None, "takes no mask on meta"),
-        (None, 4, "takes no sliding window, and a document of 12 tokens exceeds it on meta"),
+        (torch.ones(1, 1, 12, 12, dtype=torch.bool), None, 'on meta, attention "flash-1" does not support a mask'),
+        (None, 4, 'on meta, attention "flash-1" does not support a sliding window, and a document has 12 tokens'),
     ],
 )
 def test_masks_and_windows_off_the_cpu_are_refused(mask, window, said):

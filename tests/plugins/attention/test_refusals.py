@@ -38,7 +38,7 @@ REFUSED = [
     ("flash-1", {}, {}, "flash-1\": it does not accept padding.* Set padding_free: true"),
     ("flash-1", {"packing": True, "eval_packing": False, "plugins": {"collator": "padded"}}, {}, "accept padding"),
     ("flash-1", UNPADDED, {"attention_dropout": 0.1}, r"has no attention dropout on the device cpu.*is 0\.1"),
-    ("flash-1", UNPADDED, {"attn_logit_softcapping": 30.0}, "it knows no soft-cap"),
+    ("flash-1", UNPADDED, {"attn_logit_softcapping": 30.0}, "it does not support a soft-cap"),
     ("flash-2", {"bf16": True}, {}, "flash-2\": it does not support the device cpu. It supports: cuda, xpu"),
     ("flash-2", {}, {}, "it does not support the dtype float32. It supports: float16, bfloat16"),
     ("flex", {}, {}, "flex\": it has no backward pass on the device cpu, so it cannot be trained with"),

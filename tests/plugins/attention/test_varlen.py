@@ -194,7 +194,7 @@ def test_models_with_attention_of_their_own_are_refused():
 
 
 def test_a_position_bias_is_refused():
-    with pytest.raises(ModelError, match='attention "varlen" has no position bias'):
+    with pytest.raises(ModelError, match='attention "varlen" does not support a position bias'):
         DOCUMENTS.attend(layer(), *states(ONE_ROW), None, position_bias=torch.zeros(1, 4, 22, 22))
 
 
