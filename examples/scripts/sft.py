@@ -1,9 +1,9 @@
-"""Supervised fine-tuning from the command line, in the manner of TRL's `trl/scripts/sft.py`.
+"""Fine-tune a model from the command line; this script is modelled on TRL's `trl/scripts/sft.py`.
 
 python examples/scripts/sft.py --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --dataset_name train.jsonl \
     --use_peft --lora_target_modules all-linear --output_dir out
 
-`--test_split_size 0.1 --eval_strategy epoch` holds a tenth of the rows back and evaluates on them.
+With `--test_split_size 0.1 --eval_strategy epoch`, a tenth of the rows is held back and used for evaluation.
 """
 
 from sftcore import (

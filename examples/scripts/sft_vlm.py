@@ -1,9 +1,9 @@
-"""Fine-tune a vision-language model on rows with images, in the manner of TRL's `examples/scripts/sft_vlm.py`.
+"""Fine-tune a vision-language model on rows with images, modelled on TRL's `examples/scripts/sft_vlm.py`.
 
 python examples/scripts/sft_vlm.py --model_name_or_path HuggingFaceTB/SmolVLM-256M-Instruct --data mllm_demo.json \
     --use_peft --lora_target_modules all-linear --output_dir out
 
-Rows have `messages` with `<image>` where an image stands, and `images`, the paths of its files.
+Each row has `messages`, with `<image>` in place of each image, and `images`, a list of paths to the image files.
 """
 
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ from sftcore import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_conf
 
 @dataclass
 class Data:
-    """The rows."""
+    """The rows to train on."""
 
-    data: str = field(metadata={"help": "A .json, .jsonl or .parquet file, or a data set of the hub."})
+    data: str = field(metadata={"help": "A .json, .jsonl or .parquet file, or a data set on the hub."})
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def table(root: Path) -> list[str]:
         (what, fix), *_ = said_of(name, root)
         cells = (name, f"`{as_recipe(name)}`", what, fix)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return ["| combination | recipe | what is said | the way out |", "|---|---|---|---|", *rows]
+    return ["| combination | recipe | error | fix |", "|---|---|---|---|", *rows]
 
 
 def updated(page: str, rows: list[str]) -> str:
