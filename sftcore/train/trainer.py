@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments, set_seed
 
 from sftcore.config.setup import check
-from sftcore.config.sft_config import SFTConfig, as_sft_config
+from sftcore.config.sft_config import SFTConfig, as_sft_config, secrets_kept_out_of_files
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.types import LoadedModel
 from sftcore.data.images.expand import is_vision
@@ -373,7 +373,7 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         was_on = self.noise.off()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), secrets_kept_out_of_files(self):
                 # PEFT looks for the base model's config.json, which a base from a single file does not have
                 warnings.filterwarnings("ignore", message="Could not find a config file in")
                 super()._save(output_dir, state_dict)

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 
 from sftcore.config.recipe import AUTO
+from sftcore.config.sft_config import secrets_kept_out_of_files
 from sftcore.core.errors import CheckpointError
 from sftcore.train.checkpoint.checksums import seal
 from sftcore.train.checkpoint.folders import PREFIX, Chosen, choose, clear_leftovers, newest, place, place_model, rotate
@@ -98,7 +99,8 @@ class SealedTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._aside is None:  # else the folder has no name yet, and is pushed when it has one
-            super()._push_from_checkpoint(checkpoint_folder)
+            with secrets_kept_out_of_files(self):
+                super()._push_from_checkpoint(checkpoint_folder)
 
     def _on_each_disk(self, act: Callable[[], None]) -> None:
         """Act once all ranks are here: the first, then one of each node; all go on when they are done."""
