@@ -12,7 +12,7 @@ from sftcore.core.visible import visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sftcore.tools.quantization.quantize import Options, Outcome
+    from sftcore.tools.quantization.outcome import Options, Outcome
 
 
 @click.command("quantize")
@@ -64,7 +64,8 @@ def command(
     again with transformers alone, and its perplexity compared with that of the model before.
     """
     from sftcore.cli.quiet import quiet
-    from sftcore.tools.quantization.quantize import Options, method_named, quantize
+    from sftcore.tools.quantization.outcome import Options
+    from sftcore.tools.quantization.quantize import method_named, quantize
     from sftcore.tools.saved import open_run
 
     method_named(method)

@@ -18,6 +18,7 @@ from attrs import frozen
 
 from sftcore.core.errors import ModelError, RecipeError, UnavailablePluginError, nearest, quoted
 from sftcore.tools.quantization import gptq
+from sftcore.tools.quantization.outcome import Options, Outcome
 from sftcore.util.disk import writing
 
 if TYPE_CHECKING:
@@ -31,32 +32,6 @@ MUCH = 0.15
 """A rise of the perplexity by more than this share is noted, with what helps."""
 GROUP_SIZE = 128
 """Weights that share a scale, where the layers' widths allow it."""
-
-
-@frozen
-class Options:
-    """How to quantise.
-
-    Args:
-        method: a key of METHODS.
-        bits: of a weight.
-        group_size: weights in a row of a matrix that share a scale; None is the largest power of two up to GROUP_SIZE
-            that divides the width of every layer.
-        samples: rows to calibrate on.
-        max_length: tokens of the longest of these rows.
-        dtype: of what is not quantised (embeddings, head, norms, scales).
-        data: rows in place of the run's own: a file, a folder or a hub id.
-        seed: of the rows' order.
-    """
-
-    method: str = "gptq"
-    bits: int = 4
-    group_size: int | None = None
-    samples: int = 256
-    max_length: int = 512
-    dtype: str = "bfloat16"
-    data: str | None = None
-    seed: int = 42
 
 
 @frozen
@@ -75,47 +50,6 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {"gptq": Method(gptq.LIBRARIES, "gptq", gptq.quantise)}
-
-
-@frozen
-class Outcome:
-    """What was saved where, and what it cost; sizes are of the weights' files."""
-
-    folder: Path
-    calibration: Calibration
-    group_size: int
-    before: Perplexity
-    after: Perplexity
-    bytes_before: int
-    bytes_after: int
-    seconds: float
-    notes: tuple[str, ...]
-
-    def as_dict(self, options: Options) -> dict[str, Any]:
-        """As the manifest records it."""
-        return {
-            "method": options.method,
-            "bits": options.bits,
-            "group_size": self.group_size,
-            "dtype": options.dtype,
-            "seed": options.seed,
-            "calibration": {
-                "of": self.calibration.of,
-                "rows": len(self.calibration.rows),
-                "tokens": self.calibration.num_tokens,
-            },
-            "perplexity": {
-                "of": self.calibration.held_out_of,
-                "rows": len(self.calibration.held_out),
-                "supervised_tokens": self.before.num_supervised,
-                "tokens": self.before.num_tokens,
-                "before": {"supervised": self.before.supervised, "all": self.before.every},
-                "after": {"supervised": self.after.supervised, "all": self.after.every},
-            },
-            "bytes": {"before": self.bytes_before, "after": self.bytes_after},
-            "seconds": round(self.seconds, 1),
-            "notes": list(self.notes),
-        }
 
 
 def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[str], None] = lambda _: None) -> Outcome:
