@@ -225,8 +225,8 @@ def _aside(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
     """Card and manifest: that of the run, with what was merged."""
+    from sftcore.tools.cards import write_merged_card
     from sftcore.train.record import manifest
-    from sftcore.train.record.card import write_merged_card
 
     assert run.adapter is not None
     weights = run.adapter / ADAPTER_WEIGHTS
@@ -242,4 +242,11 @@ def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
         "versions": manifest.versions(),
     }
     manifest.write(folder, {**run.manifest, "merge": about})
-    write_merged_card(folder, merged, run)
+    write_merged_card(
+        folder,
+        run,
+        name=merged.folder.name,
+        dtype=merged.dtype,
+        compared_on=merged.probes.description,
+        agreements=merged.agreements,
+    )

@@ -266,12 +266,12 @@ def weights_size(folder: Path) -> int:
 
 def _describe(folder: Path, whole: Path, run: SavedRun, outcome: Outcome, options: Options) -> None:
     """Card and manifest: that of the run, and of its merging, with what was done."""
+    from sftcore.tools.cards import write_quantised_card
     from sftcore.train.record import manifest
-    from sftcore.train.record.card import write_quantised_card
 
     before = whole / "manifest.json"
     known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
     libraries = {name: importlib.metadata.version(name) for name in METHODS[options.method].libraries}
     done = {**outcome.as_dict(options), "versions": {**manifest.versions(), **libraries}}
     manifest.write(folder, {**known, "quantise": done})
-    write_quantised_card(folder, outcome, options, run)
+    write_quantised_card(folder, run, outcome, options)
