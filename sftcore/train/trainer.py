@@ -34,7 +34,7 @@ from sftcore.model.build import (
 )
 from sftcore.model.embeddings import num_rows, save_grown_rows
 from sftcore.model.kernels import Kernels
-from sftcore.model.memory.allocator import give_back_large_blocks
+from sftcore.model.memory.allocator import return_large_blocks
 from sftcore.model.memory.checkpointing import checkpoint_selectively, take_selective
 from sftcore.model.memory.offload import offloading_of, refuse_on_cpu
 from sftcore.model.precision import add_master_weights, cast_adapter, running_dtype, wants_master_weights
@@ -128,8 +128,8 @@ class SFTTrainer(WatchedTrainer, SealedTrainer, RankedTrainer):
         check(self.setup, needs_tokenizer=processing_class is None)
         refuse_on_cpu(args)
         make_output_dir(args.output_dir)
-        if args.packing and args.device.type == "cpu":
-            give_back_large_blocks()
+        if args.return_freed_memory:
+            return_large_blocks()
         set_seed(args.seed)
 
         processing_class = processing_class or load_processor(self.setup.plan, self.setup.plugins)
