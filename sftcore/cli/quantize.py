@@ -12,7 +12,7 @@ from sftcore.core.visible import visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sftcore.tools.quantization.quantize import Options, Outcome
+    from sftcore.tools.quantization.outcome import Options, Outcome
 
 
 @click.command("quantize")
@@ -76,7 +76,8 @@ def command(
     loaded again with transformers alone, and its perplexity is compared with that of the original model.
     """
     from sftcore.cli.quiet import quiet
-    from sftcore.tools.quantization.quantize import Options, method_named, quantize
+    from sftcore.tools.quantization.outcome import Options
+    from sftcore.tools.quantization.quantize import method_named, quantize
     from sftcore.tools.saved import open_run
 
     method_named(method)

@@ -239,8 +239,8 @@ def _staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
     """Write the card, and the run's manifest with a record of the merge."""
+    from sftcore.tools.cards import write_merged_card
     from sftcore.train.record import manifest
-    from sftcore.train.record.card import write_merged_card
 
     assert run.adapter is not None
     weights = run.adapter / ADAPTER_WEIGHTS
@@ -256,4 +256,11 @@ def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
         "versions": versions(),
     }
     manifest.write(folder, {**run.manifest, "merge": about})
-    write_merged_card(folder, merged, run)
+    write_merged_card(
+        folder,
+        run,
+        name=merged.folder.name,
+        dtype=merged.dtype,
+        compared_on=merged.compared_on.description,
+        agreements=merged.agreements,
+    )

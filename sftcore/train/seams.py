@@ -17,6 +17,7 @@ import torch
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
+from sftcore.config.sft_config import secrets_kept_out_of_files
 from sftcore.core.errors import ConflictError
 from sftcore.model.precision import cast_adapter
 from sftcore.model.unwrap import is_peft_model
@@ -295,7 +296,8 @@ class TrainerSeams(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.checkpoints.aside is None:  # else the folder has no name yet, and is pushed when it has one
-            super()._push_from_checkpoint(checkpoint_folder)
+            with secrets_kept_out_of_files(self):
+                super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -365,7 +367,8 @@ class TrainerSeams(Trainer):
                 stack.enter_context(part.around_save())
             # PEFT looks for the base model's config.json, which a base from a single file does not have
             warnings.filterwarnings("ignore", message="Could not find a config file in")
-            super()._save(output_dir, state_dict)
+            with secrets_kept_out_of_files(self):
+                super()._save(output_dir, state_dict)
             if self.args.should_save:
                 self.add_to_saved(Path(output_dir or self.args.output_dir), state_dict)
 

@@ -17,7 +17,7 @@ from sftcore.core.types import KINDS
 
 KEYS = ["kind", "name", "distribution", "version", "entry_point", "status", "why"]
 DETAILS = ["summary", "options", "hooks", "slots"]
-HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "rich", "yaml", "cattrs", "numpy"}
+HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "rich", "yaml", "numpy"}
 
 MODULES = """
 import json, sys

@@ -90,6 +90,7 @@ def any_tokenizer():
     return make_tokenizer(bos=True)
 
 
+CONFIG = "config.sft_config"
 SHARED = sorted(set(sftcore.__all__) & set(trl.__all__ if hasattr(trl, "__all__") else dir(trl)) - {"__version__"})
 
 
@@ -105,7 +106,11 @@ def test_the_names_that_scripts_import_are_there():
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in SHARED if inspect.isroutine(getattr(trl, name)) and sftcore._MODULE_OF[name] != "config.sft_config"],
+    [
+        name
+        for name in SHARED
+        if inspect.isroutine(getattr(trl, name)) and sftcore._MODULE_OF[name] != "config.sft_config"
+    ],
 )
 def test_functions_take_the_arguments_of_trls_in_their_order(name):
     def arguments(function):

@@ -26,6 +26,17 @@ def test_numbers_keep_the_base_they_are_written_in():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("text", ["=", "1_000", "1_0.5", "0b1", "1:30", "yes", "on"])
+def test_what_only_yaml_1_1_reads_as_something_else_is_a_text(text):
+    assert load(f"a: {text}", where="r") == {"a": text}
+
+
+def test_a_mapping_may_be_merged_into_others_whatever_the_order_they_are_made_in():
+    """PyYAML puts merged keys into the node itself, where they once looked like keys that stand twice."""
+    text = "deep: {base: &base {rank: 1, <<: {rank: 2, alpha: 3}}}\nflat: {<<: *base}"
+    assert load(text, where="r") == {"deep": {"base": {"rank": 1, "alpha": 3}}, "flat": {"rank": 1, "alpha": 3}}
+
+
 def test_overrides_reach_inside_and_turn_names_into_mappings(write):
     path = write("r.yaml", BASE + "adapter: lora\n")
     recipe = load_recipe(path, ["adapter.lora.r=8", "data.eval_fraction=0.1", "model.dtype=bfloat16", "max_steps=3"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import pickle
 import types
 import typing
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 from transformers import HfArgumentParser
@@ -143,3 +146,39 @@ def test_helpers_return_none_where_nothing_is_asked_for():
     assert four.bnb_4bit_use_double_quant
     with pytest.raises(ConflictError, match="exclude each other"):
         ModelConfig(load_in_4bit=True, load_in_8bit=True)
+
+
+TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789"
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        dataclasses.replace,
+        lambda args: pickle.loads(pickle.dumps(args)),
+        lambda args: pickle.loads(ForkingPickler.dumps(args)),  # what a spawned worker is given
+    ],
+    ids=["copy", "deepcopy", "replace", "pickle", "spawn"],
+)
+def test_a_copy_of_the_arguments_keeps_its_tokens(copied, tmp_path):
+    """Sweeps copy the arguments, and launchers send them to the processes that they start."""
+    args = SFTConfig(str(tmp_path), hub_token=TOKEN, model_init_kwargs={"token": TOKEN}, use_cpu=True)
+    found = copied(args)
+    assert (found.hub_token, found.model_init_kwargs) == (TOKEN, {"token": TOKEN})
+    assert found.device == args.device
+
+
+def test_arguments_without_secrets_have_none_and_all_else(tmp_path):
+    init = {"token": TOKEN, "revision": "main"}
+    args = SFTConfig(str(tmp_path), hub_token=TOKEN, model_init_kwargs=init, run_name=f"see {TOKEN}", use_cpu=True)
+    found = args.without_secrets()
+    assert TOKEN.encode() not in pickle.dumps(found)
+    assert found.hub_token is None
+    assert found.model_init_kwargs == {"token": "<not written>", "revision": "main"}
+    assert found.run_name == "see <not written>"
+    assert (args.hub_token, args.model_init_kwargs, args.run_name) == (TOKEN, init, f"see {TOKEN}")
+    told = {"hub_token", "model_init_kwargs", "run_name"}
+    same = [one.name for one in dataclasses.fields(args) if one.init and one.name not in told]
+    assert {name: getattr(found, name) for name in same} == {name: getattr(args, name) for name in same}

@@ -14,6 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 
 import sftcore
 from sftcore import cli
@@ -220,6 +221,27 @@ def test_secrets_are_known_by_their_keys_and_by_their_looks(key, value, shown):
     assert masked({"a": ({key: value},)}) == {"a": ({key: shown},)}
 
 
+def test_a_text_full_of_beginnings_of_tokens_is_searched_in_no_time():
+    """The pattern of a JSON web token once took time that grew with the square of the length: minutes here."""
+    text = "eyJ-" * 100_000
+    assert masked(text) == text
+
+
 def test_settings_that_loggers_are_given_hold_no_token(tmp_path):
     args = sftcore.SFTConfig(str(tmp_path), hub_token=TOKEN, model_init_kwargs={"token": TOKEN}, use_cpu=True)
     assert TOKEN not in args.to_json_string()
+
+
+def test_a_trainer_keeps_its_token_and_writes_arguments_that_can_be_read_without_it(tmp_path, model_folder):
+    from datasets import Dataset
+
+    args = sftcore.SFTConfig(
+        str(tmp_path / "out"), hub_token=TOKEN, model_init_kwargs={"token": TOKEN}, use_cpu=True, report_to="none"
+    )
+    trainer = sftcore.SFTTrainer(str(model_folder), args, train_dataset=Dataset.from_list(alpaca_rows(4)))
+    trainer.save_model()
+    assert trainer.args is args
+    assert (args.hub_token, args.model_init_kwargs["token"]) == (TOKEN, TOKEN)
+    written = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
+    assert type(written) is sftcore.SFTConfig
+    assert (written.hub_token, written.learning_rate) == (None, args.learning_rate)

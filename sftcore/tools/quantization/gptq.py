@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sftcore.core.types import TokenizedRow
-    from sftcore.tools.quantization.quantize import Options
+    from sftcore.tools.quantization.outcome import Options
 
 LIBRARIES = ("llmcompressor", "compressed-tensors")
 _EXPECTED = ("No accelerator available", "Disabling tokenizer parallelism")

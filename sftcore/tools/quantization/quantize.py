@@ -18,6 +18,7 @@ from attrs import frozen
 
 from sftcore.core.errors import ModelError, RecipeError, UnavailablePluginError, nearest, quoted
 from sftcore.tools.quantization import gptq
+from sftcore.tools.quantization.outcome import Options, Outcome
 from sftcore.util.disk import writing
 from sftcore.util.versions import versions
 
@@ -32,32 +33,6 @@ NOTABLE_RISE = 0.15
 """If the perplexity rises by more than this share, a note suggests how to reduce it."""
 GROUP_SIZE = 128
 """The default number of weights that share a scale, if it divides the widths of the layers."""
-
-
-@frozen
-class Options:
-    """How to quantise.
-
-    Args:
-        method: a key of METHODS.
-        bits: bits per weight.
-        group_size: how many consecutive weights in a row of a matrix share a scale; None is the largest power of two
-            up to GROUP_SIZE that divides the width of every layer.
-        samples: how many rows to calibrate on.
-        max_length: cut these rows to this many tokens.
-        dtype: dtype of whatever is not quantised: embeddings, head, norms and scales.
-        data: a file, a folder or a hub id with rows to use instead of the run's own.
-        seed: seed for shuffling rows.
-    """
-
-    method: str = "gptq"
-    bits: int = 4
-    group_size: int | None = None
-    samples: int = 256
-    max_length: int = 512
-    dtype: str = "bfloat16"
-    data: str | None = None
-    seed: int = 42
 
 
 @frozen
@@ -76,47 +51,6 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {"gptq": Method(gptq.LIBRARIES, "gptq", gptq.quantise)}
-
-
-@frozen
-class Outcome:
-    """Where the model was saved and how it compares with the original; sizes are those of the weight files."""
-
-    folder: Path
-    calibration: Calibration
-    group_size: int
-    before: Perplexity
-    after: Perplexity
-    bytes_before: int
-    bytes_after: int
-    seconds: float
-    notes: tuple[str, ...]
-
-    def as_dict(self, options: Options) -> dict[str, Any]:
-        """The outcome as the manifest records it."""
-        return {
-            "method": options.method,
-            "bits": options.bits,
-            "group_size": self.group_size,
-            "dtype": options.dtype,
-            "seed": options.seed,
-            "calibration": {
-                "of": self.calibration.of,
-                "rows": len(self.calibration.rows),
-                "tokens": self.calibration.num_tokens,
-            },
-            "perplexity": {
-                "of": self.calibration.held_out_of,
-                "rows": len(self.calibration.held_out),
-                "supervised_tokens": self.before.num_supervised,
-                "tokens": self.before.num_tokens,
-                "before": {"supervised": self.before.supervised, "all": self.before.every},
-                "after": {"supervised": self.after.supervised, "all": self.after.every},
-            },
-            "bytes": {"before": self.bytes_before, "after": self.bytes_after},
-            "seconds": round(self.seconds, 1),
-            "notes": list(self.notes),
-        }
 
 
 def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[str], None] = lambda _: None) -> Outcome:
@@ -333,12 +267,12 @@ def weights_size(folder: Path) -> int:
 
 def _describe(folder: Path, whole: Path, run: SavedRun, outcome: Outcome, options: Options) -> None:
     """Write the card, and the manifest of the run and its merge with a record of the quantisation."""
+    from sftcore.tools.cards import write_quantised_card
     from sftcore.train.record import manifest
-    from sftcore.train.record.card import write_quantised_card
 
     before = whole / "manifest.json"
     known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
     libraries = {name: importlib.metadata.version(name) for name in METHODS[options.method].libraries}
     done = {**outcome.as_dict(options), "versions": {**versions(), **libraries}}
     manifest.write(folder, {**known, "quantise": done})
-    write_quantised_card(folder, outcome, options, run)
+    write_quantised_card(folder, run, outcome, options)

@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from sftcore.chat.tokens import clones_tokenizer
 
 if TYPE_CHECKING:
-    from sftcore.tools.merge import Merged
-    from sftcore.tools.quantization.quantize import Options, Outcome
-    from sftcore.tools.saved import SavedRun
-    from sftcore.train.trainer import SFTTrainer
+    from sftcore.train.view import RunView
 
-_BODY = """---
-{head}---
+TAGS = ("sftcore", "sft")
 
-# {name}
+_TEMPLATE = """---
+{{ card_data }}
+---
 
-{origin}
+# {{ name }}
+
+{{ origin }}
 
 ## Use
 
 ```python
-{usage}
+{{ usage }}
 ```
 
 ## Training
 
-{facts}
+{% for fact in facts %}- {{ fact }}
+{% endfor %}
 Everything that makes this run reproducible stands in `manifest.json`.
+
 """
 
-_FULL = """from transformers import pipeline
+_WHOLE = """from transformers import pipeline
 
 chat = pipeline("text-generation", model="{name}")
 print(chat([{{"role": "user", "content": "Hello!"}}], max_new_tokens=64)[0]["generated_text"])"""
@@ -44,97 +47,66 @@ _ADAPTER = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
-base = AutoModelForCausalLM.from_pretrained({base_arguments}){grown}
+base = AutoModelForCausalLM.from_pretrained({base}){grown}
 base.generation_config = GenerationConfig.from_pretrained("{name}")  # where answers end
 model = PeftModel.from_pretrained(base, "{name}")"""
 
-_GROWN = """
-base.resize_token_embeddings(len(tokenizer))  # as in training"""
+_GROWN = "\nbase.resize_token_embeddings(len(tokenizer))  # as in training"
 
 
-def write_card(trainer: SFTTrainer, folder: Path) -> None:
-    """Write `README.md` into `folder`."""
-    base = _base_name(trainer)
-    name = (trainer.args.hub_model_id or Path(trainer.args.output_dir).name).rpartition("/")[2]
-    is_adapter = hasattr(trainer.loaded.model, "peft_config")
-    head: dict[str, Any] = {"library_name": "peft" if is_adapter else "transformers", "tags": list(trainer._tag_names)}
-    if _is_hub_id(base):
-        head["base_model"] = base
-    usage = (
-        _ADAPTER.format(
-            base_arguments=_base_arguments(_public(base) if trainer.args.push_to_hub else base),
-            name=name,
-            grown=_GROWN if clones_tokenizer(trainer.args.chat_template_path) else "",
-        )
-        if is_adapter
-        else _FULL.format(name=name)
-    )
-    origin = f"Fine-tuned from `{_public(base)}` with sftcore {importlib.metadata.version('sftcore')}."
-    _write(folder, head, name, origin, usage, _facts(trainer))
+def save_card(
+    folder: Path, *, name: str, base: str, origin: str, facts: Sequence[str], usage: str | None = None, **metadata: Any
+) -> None:
+    """Write `README.md` into `folder`.
 
-
-def write_merged_card(folder: Path, merged: Merged, run: SavedRun) -> None:
-    """Write `README.md` of a merged model into `folder`."""
-    base, name = run.base.name or "", merged.folder.name
-    head: dict[str, Any] = {"library_name": "transformers", "tags": ["sftcore", "sft"]}
-    if _is_hub_id(base):
-        head["base_model"] = base
-    origin = (
-        f"`{_public(base)}` with an adapter merged into it, by sftcore {importlib.metadata.version('sftcore')}. "
-        f"Merged in float32, saved in {merged.dtype}."
-    )
-    ledgers = (run.manifest.get("data") or {}).get("ledgers") or ()
-    facts = [f"{one['rows_kept']:,} rows, {one['tokens_supervised']:,} tokens supervised" for one in ledgers[:1]]
-    facts += [f"{run.manifest['steps']} steps"] if run.manifest.get("steps") else []
-    facts += [f"Compared with the unmerged model on {merged.compared_on.description}"]
-    facts += [f"{str(one)[:1].upper()}{str(one)[1:]}" for one in merged.agreements]
-    _write(folder, head, name, origin, _FULL.format(name=name), facts)
-
-
-def write_quantised_card(folder: Path, outcome: Outcome, options: Options, run: SavedRun) -> None:
-    """Write `README.md` of a quantised model into `folder`."""
-    base, name = run.base.name or "", outcome.folder.name
-    head: dict[str, Any] = {"library_name": "transformers", "tags": ["sftcore", "sft", options.method]}
-    if _is_hub_id(base):
-        head |= {"base_model": base, "base_model_relation": "quantized"}
-    merged = " with an adapter merged into it," if run.adapter else ""
-    origin = (
-        f"`{_public(base)}`{merged} quantised to {options.bits} bits in groups of {outcome.group_size} "
-        f"({options.method}) by sftcore {importlib.metadata.version('sftcore')}.\n\n"
-        "transformers loads it where the package `compressed-tensors` is installed."
-    )
-    before, after, rows = outcome.before, outcome.after, len(outcome.calibration.held_out)
-    facts = [
-        f"Calibrated on {len(outcome.calibration.rows):,} rows, {outcome.calibration.num_tokens:,} tokens",
-        f"Perplexity on {rows} rows, supervised tokens: {before.supervised:.3f} before, {after.supervised:.3f} after",
-        f"Perplexity on {rows} rows, all tokens: {before.every:.3f} before, {after.every:.3f} after",
-    ]
-    _write(folder, head, name, origin, _FULL.format(name=name), facts)
-
-
-def _write(folder: Path, head: dict[str, Any], name: str, origin: str, usage: str, facts: list[str]) -> None:
-    text = _BODY.format(
-        head=yaml.safe_dump(head, sort_keys=True),
+    Args:
+        folder: made where it does not exist.
+        name: of the model.
+        base: hub id or folder of the model that it was made from; a folder is not named.
+        origin: how it was made, in a sentence.
+        facts: a line each.
+        usage: Python code; None is that of a whole model.
+        metadata: more of huggingface_hub's `ModelCardData`.
+    """
+    known = {"library_name": "transformers", "tags": list(TAGS), "base_model": base if is_hub_id(base) else None}
+    card = ModelCard.from_template(
+        ModelCardData(**{**known, **metadata}),
+        template_str=_TEMPLATE,
         name=name,
         origin=origin,
-        usage=usage,
-        facts="".join(f"- {fact}\n" for fact in facts),
+        usage=usage or _WHOLE.format(name=name),
+        facts=facts,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    card.save(folder / "README.md")
 
 
-def _is_hub_id(base: str) -> bool:
+def made_by() -> str:
+    """Name and version of this program, as cards say it."""
+    return f"sftcore {importlib.metadata.version('sftcore')}"
+
+
+def is_hub_id(base: str) -> bool:
+    """Whether this is `owner/name`, and not a folder."""
     return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
 
 
-def _public(base: str) -> str:
-    """The base's name without the folders of this machine."""
-    return base if _is_hub_id(base) else Path(base).name
+def public_name(base: str) -> str:
+    """A model's name without the folders of this machine."""
+    return base if is_hub_id(base) else Path(base).name
 
 
-def _base_name(trainer: SFTTrainer) -> str:
-    return trainer.setup.plan.model.name or trainer.loaded.model.config._name_or_path or "a model object"
+def write_card(trainer: RunView, folder: Path) -> None:
+    """Write `README.md` of a run into `folder`."""
+    args, model = trainer.args, trainer.loaded.model
+    base = trainer.setup.plan.model.name or model.config._name_or_path or "a model object"
+    name = (args.hub_model_id or Path(args.output_dir).name).rpartition("/")[2]
+    more: dict[str, Any] = {"tags": list(trainer.tags)}
+    if hasattr(model, "peft_config"):
+        shown = _base_arguments(public_name(base) if args.push_to_hub else base)
+        grown = _GROWN if clones_tokenizer(args.chat_template_path) else ""
+        more |= {"library_name": "peft", "usage": _ADAPTER.format(name=name, base=shown, grown=grown)}
+    origin = f"Fine-tuned from `{public_name(base)}` with {made_by()}."
+    save_card(folder, name=name, base=base, origin=origin, facts=_facts(trainer), **more)
 
 
 def _base_arguments(base: str) -> str:
@@ -144,10 +116,10 @@ def _base_arguments(base: str) -> str:
     return f'"{base}"'
 
 
-def _facts(trainer: SFTTrainer) -> list[str]:
-    args, history = trainer.args, trainer.state.log_history
+def _facts(trainer: RunView) -> list[str]:
+    args = trainer.args
     plugins = ", ".join(f"{one.entry.kind} {one.entry.name}" for one in trainer.setup.plugins.bound)
-    losses = [entry["loss"] for entry in history if "loss" in entry]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     facts = [
         f"Plugins: {plugins}",
         f"{trainer.state.global_step} steps of {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} "

@@ -22,8 +22,9 @@ from sftcore.core.types import TokenizedRow
 from sftcore.tools.load_saved import load_tokenizer
 from sftcore.tools.quantization import quantize
 from sftcore.tools.quantization.calibration import calibration_rows
+from sftcore.tools.quantization.outcome import Options
 from sftcore.tools.quantization.perplexity import Perplexity, perplexity
-from sftcore.tools.quantization.quantize import Options, check_options, group_size_for, rise_notes, widths
+from sftcore.tools.quantization.quantize import check_options, group_size_for, rise_notes, widths
 from sftcore.tools.saved import open_run
 from tests.conftest import alpaca_rows, make_llama
 
