@@ -64,7 +64,7 @@ def test_the_choice_that_a_clash_of_two_formats_proposes_resolves_it(install, ch
 )
 def test_a_broken_format_is_passed_over_with_a_warning_that_names_it(install, choose, distribution, label, cause):
     install(distribution)
-    with pytest.warns(UserWarning, match="passes over") as caught:
+    with pytest.warns(UserWarning, match="format: auto ignores") as caught:
         assert choose("messages") == ("chat", "sftcore")
     (text,) = [str(one.message) for one in caught]
     assert label in text
@@ -77,7 +77,7 @@ def test_a_format_whose_library_is_missing_is_named_with_what_installs_it(set_up
         attrs.evolve(one, missing=("pillow>=10",)) if one.name == "vlm" else one for one in setup.catalog.entries
     ]
     catalog = attrs.evolve(setup.catalog, entries=tuple(entries))
-    with pytest.raises(DataError, match=r'Not asked, as a library is missing: vlm \(pip install "sftcore\[vlm\]"\)'):
+    with pytest.raises(DataError, match=r'Not tried, because a library is missing: vlm \(pip install "sftcore\[vlm\]"\)'):
         choose_format(setup.plan, setup.plugins, catalog, setup.blocked, ("messages", "images"), "rows.json")
 
 
