@@ -239,7 +239,7 @@ def _staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
     """Write the card, and the run's manifest with a record of the merge."""
-    from sftcore.tools.cards import write_merged_card
+    from sftcore.tools.merged_card import write_merged_card
     from sftcore.train.record import manifest
 
     assert run.adapter is not None

@@ -77,7 +77,9 @@ def test_a_format_whose_library_is_missing_is_named_with_what_installs_it(set_up
         attrs.evolve(one, missing=("pillow>=10",)) if one.name == "vlm" else one for one in setup.catalog.entries
     ]
     catalog = attrs.evolve(setup.catalog, entries=tuple(entries))
-    with pytest.raises(DataError, match=r'Not tried, because a library is missing: vlm \(pip install "sftcore\[vlm\]"\)'):
+    with pytest.raises(
+        DataError, match=r'Not tried, because a library is missing: vlm \(pip install "sftcore\[vlm\]"\)'
+    ):
         choose_format(setup.plan, setup.plugins, catalog, setup.blocked, ("messages", "images"), "rows.json")
 
 

@@ -267,7 +267,7 @@ def weights_size(folder: Path) -> int:
 
 def _describe(folder: Path, whole: Path, run: SavedRun, outcome: Outcome, options: Options) -> None:
     """Write the card, and the manifest of the run and its merge with a record of the quantisation."""
-    from sftcore.tools.cards import write_quantised_card
+    from sftcore.tools.quantization.card import write_quantised_card
     from sftcore.train.record import manifest
 
     before = whole / "manifest.json"
