@@ -7,7 +7,8 @@ from types import SimpleNamespace as Values
 import pytest
 import yaml
 
-from sftcore.tools.cards import write_merged_card, write_quantised_card
+from sftcore.tools.merged_card import write_merged_card
+from sftcore.tools.quantization.card import write_quantised_card
 
 LEDGER = {"rows_kept": 1200, "tokens_supervised": 34567}
 
