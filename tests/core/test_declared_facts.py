@@ -153,7 +153,7 @@ def test_an_attention_without_padding_is_refused_beside_any_collator_that_pads(c
     collator("facts_pads", flat=False)
     for name in ("ours", "padded"):
         setup = set_up(collator=name, attention="flash-1", use_cpu=True)
-        assert any("takes no padding" in one.what for one in setup.plugins.problems(setup.plan, Probe()))
+        assert any("does not accept padding" in one.what for one in setup.plugins.problems(setup.plan, Probe()))
 
 
 # --- Loaders --------------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ NAMES_WITH_A_REASON = {
     ("cli/quickstart.py", ""),  # the recipe that it writes
     ("model/build.py", ""),  # eager and sdpa: names of transformers' own attentions
     ("documents/ways.py", ""),
-    ("selftest/features.py", "PLAIN_ATTENTION"),
+    ("selftest/features.py", "REFERENCE_ATTENTION"),
     ("data/images/reference.py", ""),  # hf: the scheme of an address
 }
 

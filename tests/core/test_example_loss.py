@@ -27,4 +27,4 @@ def test_a_run_takes_it_by_its_name(sftcore, write):
 def test_the_module_stays_as_short_as_its_readme_says():
     code = (EXAMPLE / "sftcore_focal.py").read_text(encoding="utf-8").splitlines()
     assert sum(1 for line in code if line.strip()) == 13
-    assert "in 13 lines of Python" in (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    assert "with 13 lines of Python" in (EXAMPLE / "README.md").read_text(encoding="utf-8")

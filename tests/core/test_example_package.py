@@ -32,4 +32,4 @@ def test_a_row_without_its_answer_is_named_by_file_and_number(sftcore, write):
 def test_the_module_stays_as_short_as_its_readme_says():
     code = (EXAMPLE / "sftcore_alpaca_zh.py").read_text(encoding="utf-8").splitlines()
     assert sum(1 for line in code if line.strip()) == 16
-    assert "in 16 lines of Python" in (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    assert "with 16 lines of Python" in (EXAMPLE / "README.md").read_text(encoding="utf-8")
