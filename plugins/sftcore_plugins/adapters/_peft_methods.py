@@ -117,7 +117,7 @@ def check_on_quantised(config: Mapping[str, Any], asked: Mapping[str, Any]) -> I
         )
 
 
-def plain(config: Any) -> Mapping[str, Any]:
+def peft_values(config: Any) -> Mapping[str, Any]:
     """A PeftConfig as plain values."""
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     method = values.get("peft_type")
@@ -224,7 +224,7 @@ def _refuse_on_quantised(model: Any, config: PeftConfig, where: str) -> None:
     """What `check` finds where it knows of the quantisation, for a model that came ready-made or quantised."""
     quantised = model.hf_quantizer.quantization_config
     flags = {name: bool(getattr(quantised, name, False)) for name in ("load_in_4bit", "load_in_8bit")}
-    for problem in check_on_quantised(plain(config), flags):
+    for problem in check_on_quantised(peft_values(config), flags):
         raise ModelError(problem.what, where=where, fix=problem.fix)
     whole = [name for name, one in model.named_parameters() if not one.dtype.is_floating_point]
     for saved in getattr(config, "modules_to_save", None) or ():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sftcore import LoadedModel, Plan, Probe, Problem, hookimpl, plugin
-from sftcore_plugins.adapters._peft_methods import check_method, given, lora_options, make_config, plain, wrap
+from sftcore_plugins.adapters._peft_methods import check_method, given, lora_options, make_config, peft_values, wrap
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -59,7 +59,9 @@ class LoRA:
         if isinstance(self.config, Mapping):
             yield Problem("`config` takes a PeftConfig object, from Python.", fix="Use the options, or `arguments`.")
         else:
-            yield from check_method(plain(self.config) if self.config is not None else self._options(), plan, probe)
+            yield from check_method(
+                peft_values(self.config) if self.config is not None else self._options(), plan, probe
+            )
 
     @hookimpl
     def wrap_model(self, loaded: LoadedModel, plan: Plan) -> LoadedModel:

@@ -187,7 +187,7 @@ class DocumentAttention:
             _refuse_others(self.name, type(config).__module__, type(config).__name__)
         if not self.padding and attention_mask is not None and not bool(attention_mask.all()):
             raise ModelError(
-                f'attention "{self.name}" takes no padding, and rows of this batch are padded.',
+                f'attention "{self.name}" does not accept padding, but rows of this batch are padded.',
                 fix="Set padding_free: true or packing: true; to generate, give one prompt at a time.",
             )
         parts = _parts_of(mask_function) if mask_function is not None else set()

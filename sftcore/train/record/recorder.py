@@ -69,7 +69,7 @@ class RunRecorder(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
     def check_parity(self, folder: Path) -> None:
-        """Record what the run trains with, and warn where the folder, as it was saved, would be served otherwise."""
+        """Record what the run trains with, and warn if serving the saved folder would differ from training."""
         trainer = self._trainer
         tokenizer = trainer.data.tokenizer
         trained = record_of(

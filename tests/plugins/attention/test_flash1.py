@@ -95,7 +95,7 @@ def test_padded_rows_are_refused_and_rows_of_one_length_are_not():
     got = model(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(got, build("Llama")(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
     mask[1, 9:] = 0
-    with pytest.raises(ModelError, match=r'attention "flash-1" takes no padding.*Set padding_free: true'):
+    with pytest.raises(ModelError, match=r'attention "flash-1" does not accept padding.*Set padding_free: true'):
         model(input_ids=ids, attention_mask=mask)
 
 
