@@ -25,6 +25,7 @@ from sftcore.train.guard.divergence import LossLevel
 from sftcore.train.guard.steps import Position, StepGuard
 from sftcore.train.parts.evaluation import EvaluationLoss, rows_in, without_padding
 from sftcore.train.parts.loss import LossBatch, count_items, other_loss, with_balance
+from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.rows import GroupedByLength, RowDistribution
 
@@ -266,6 +267,27 @@ def test_metrics_are_computed_without_rows_that_fill_a_batch_up():
     without_padding(lambda found: seen.append(found))(EvalPrediction(np.arange(3), labels))
     assert seen[0].predictions.tolist() == [0, 2]
     assert rows_in(None) is None
+
+
+def test_metrics_are_means_over_tokens_and_survive_a_resume(accelerator):
+    def batch(entropy, correct, supervised, tokens):
+        found = {"entropy": entropy, "correct": correct, "supervised": supervised}
+        return {name: torch.tensor(float(value)) for name, value in found.items()}, {"labels": torch.zeros(1, tokens)}
+
+    metrics = Metrics(accelerator)
+    metrics.add("train", *batch(3.0, 1, 2, 5))
+    before = metrics.sums()
+    metrics.add("train", *batch(math.nan, 0, 4, 9))
+    metrics.put_back(before)  # a step that was left out
+    resumed = Metrics(accelerator)
+    resumed.restore(json.loads(json.dumps(metrics.state())))
+    resumed.add("train", *batch(9.0, 3, 4, 7))
+    expected = {"entropy": 12 / 6, "mean_token_accuracy": 4 / 6, "num_tokens": 12.0, "num_supervised_tokens": 6.0}
+    assert resumed.drain("train") == pytest.approx(expected)
+    assert resumed.drain("train") == {}
+    resumed.add("eval", *batch(1.0, 1, 1, 3))
+    resumed.forget_evaluation()
+    assert resumed.drain("eval") == {}
 
 
 # --- Rows and noise ---------------------------------------------------------------------------------------------------
