@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,8 +125,14 @@ KEYS = st.sampled_from(["model", "data", "adapter", "kernel", "format", "block",
 
 @given(st.dictionaries(KEYS, VALUES, max_size=6))
 def test_no_recipe_fails_with_anything_but_our_own_error(raw):
-    with contextlib.suppress(RecipeError):
-        assert parse_recipe(raw).model.name is not None
+    try:
+        recipe = parse_recipe(raw)
+    except RecipeError:
+        return
+    assert recipe.model.name == (raw["model"] if isinstance(raw["model"], str) else raw["model"]["name"])
+    assert {"max_steps", "output_dir"} & raw.keys() <= recipe.training.keys()
+    assert type(raw.get("max_steps", 0)) is int
+    assert type(raw.get("output_dir")) in (str, type(None))
 
 
 @given(st.text(max_size=40))
