@@ -148,7 +148,7 @@ class ActivePlugins:
         """
         if not (answering := self.answers(hook)):
             return None
-        with named(answering[0], hook):
+        with named(answering[0], f"answer {hook}"):
             return self.one(hook, **arguments)
 
     def problems(self, plan: Plan, probe: Any) -> list[Problem]:
@@ -230,14 +230,8 @@ class ActivePlugins:
         return [(default.selection, winner.selection) for default, winner in yielding]
 
     def _claims(self, one: Bound) -> list[str]:
-        try:
+        with named(one, "say which slots it claims"):
             slots = [slot for answer in self.ask(one, "claims") for slot in answer]
-        except Exception as error:  # a third party's plugin may raise anything
-            raise BrokenPluginError(
-                f"{one.entry.label} cannot say which slots it claims: {type(error).__name__}: {error}.",
-                where=one.selection.path,
-                fix=_to_its_authors(one.entry),
-            ) from error
         for slot in slots:
             if slot not in SLOTS:
                 raise BrokenPluginError(
@@ -258,17 +252,17 @@ class ActivePlugins:
 
 
 @contextmanager
-def named(one: Bound, hook: str) -> Iterator[None]:
-    """Name the plugin in whatever its answer to a hook raises; our own errors say what is wrong by themselves."""
+def named(one: Bound, task: str) -> Iterator[None]:
+    """Name the plugin and its task in whatever it raises; our own errors say what is wrong by themselves."""
     try:
         yield
     except SFTCoreError:
         raise
     except Exception as error:  # a third party's plugin may raise anything
         raise BrokenPluginError(
-            f"{one.entry.label} cannot answer {hook}: {type(error).__name__}: {error}.",
+            f"{one.entry.label} cannot {task}: {type(error).__name__}: {error}.",
             where=one.selection.path,
-            fix=_to_its_authors(one.entry),
+            fix=f"Update or remove {one.entry.distribution}, or report this to its authors.",
         ) from error
 
 
@@ -374,10 +368,6 @@ def _freeing(first: Bound, second: Bound, slot: str) -> str:
             option = f"{one.selection.kind}: {{{one.selection.name}: {{{switch}: false}}}}"
             return f"Free it with {option}, or remove one of them."
     return f"Remove one of them, or --block {second.selection.kind}:{second.selection.name}."
-
-
-def _to_its_authors(entry: PluginEntry) -> str:
-    return f"Update or remove {entry.distribution}, or report this to its authors."
 
 
 def _options_path(selection: Selection) -> str:
