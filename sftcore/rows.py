@@ -150,11 +150,9 @@ def place_images(messages: Sequence[Message], images: Sequence[Any], marker: str
         RowError: the numbers of images and empty placeholders differ, or a part is neither an image nor a text.
     """
     parted = [_parted(message, i, marker) for i, message in enumerate(messages)]
-    placeholders = [part for message in parted for part in _parts(message) if part.type == "image"]
-    if images and not placeholders:
+    if images and not any(part.type == "image" for message in parted for part in _parts(message)):
         parted = _with_images_first(parted, len(images))
-        placeholders = [part for message in parted for part in _parts(message) if part.type == "image"]
-    held = [_held(part) for part in placeholders]
+    held = [_held(part) for message in parted for part in _parts(message) if part.type == "image"]
     empty = sum(one is None for one in held)
     if empty != len(images):
         raise RowError(
@@ -368,12 +366,8 @@ def _held(part: Part) -> Any:
 
 def _without_held(message: Message) -> Message:
     """The message as templates read it, without the images themselves."""
-    parts = _parts(message)
-    if not any(part.type == "image" and part.extra for part in parts):
-        return message
-    return attrs.evolve(
-        message, content=[attrs.evolve(part, extra={}) if part.type == "image" else part for part in parts]
-    )
+    parts = [attrs.evolve(part, extra={}) if part.type == "image" else part for part in _parts(message)]
+    return attrs.evolve(message, content=parts) if parts else message
 
 
 def _kind(value: Any) -> str:

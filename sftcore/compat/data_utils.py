@@ -217,13 +217,13 @@ def pack_dataset(
         )
     options: dict[str, Any] = {"fn_kwargs": {"seq_length": seq_length, "strategy": strategy}, **(map_kwargs or {})}
     options.pop("num_proc", None)
+    options.setdefault("batch_size", _WINDOW if isinstance(dataset, IterableDataset) else None)
+    packed = dataset.with_format("arrow").map(_packed_table, batched=True, **options)
     if isinstance(dataset, IterableDataset):
         formatting = getattr(dataset, "_formatting", None)
-        packed = dataset.with_format("arrow").map(_packed_table, batched=True, **{"batch_size": _WINDOW, **options})
         return packed.with_format(formatting and formatting.format_type)
     shape = {**dataset.format, **dataset.format.get("format_kwargs", {})}
     shape.pop("format_kwargs", None)
-    packed = dataset.with_format("arrow").map(_packed_table, batched=True, **{"batch_size": None, **options})
     return packed.with_format(**{**shape, "columns": [*shape["columns"], "seq_lengths"]})
 
 

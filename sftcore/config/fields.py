@@ -9,11 +9,12 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError
+from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError
 
 _SIMPLE: dict[str, Any] = {
     "str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list, "None": None, "Any": Any,
@@ -37,6 +38,20 @@ ELSEWHERE = {
     "flash_attention": "attention", "attn_implementation": "attention", "peft_config": "adapter",
 }  # fmt: skip
 """Names of other tools for our keys, suggested when an unknown key is refused."""
+
+
+def use_current_names(settings: dict[str, Any], *, where: str) -> None:
+    """Give fields that stand under an older name their current one, with a warning.
+
+    Raises:
+        ConflictError: a field stands under both names.
+    """
+    for old, new in RENAMED.items():
+        if old in settings:
+            if new in settings:
+                raise ConflictError(f"{old} and {new} are the same setting.", where=where, fix=f"Keep {new}.")
+            warnings.warn(f"{where}: {old} is now {new}.", FutureWarning, stacklevel=3)
+            settings[new] = settings.pop(old)
 
 
 @functools.cache

@@ -133,16 +133,13 @@ def selections_for(
 
 def default_selections(model: ModelRequest, installed: Installed, taken: Collection[str]) -> list[Selection]:
     """What a run uses of the kinds that are not taken; its collator comes last, see `default_collator`."""
-    found = [
-        Selection(kind, name, path="default", default=True)
-        for kind, name in DEFAULTS.items()
-        if kind != "collator" and kind not in taken
+    left = {kind: name for kind, name in DEFAULTS.items() if kind != "collator" and kind not in taken}
+    found = [Selection(kind, name, path="default", default=True) for kind, name in left.items()]
+    own = installed.loader_of(model) if "loader" in left else None
+    return [
+        evolve(one, name=own.name, distribution=own.distribution) if own and one.kind == "loader" else one
+        for one in found
     ]
-    if "loader" not in taken and (own := installed.loader_of(model)) is not None:
-        found = [
-            evolve(one, name=own.name, distribution=own.distribution) if one.kind == "loader" else one for one in found
-        ]
-    return found
 
 
 def default_collator(

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
-from sftcore.config.fields import RENAMED
+from sftcore.config.fields import use_current_names
 from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError
 from sftcore.util.secrets import masked
@@ -220,12 +220,7 @@ class SFTConfig(TrainingArguments):
 def _accept_older_names(init: Any) -> Any:
     @functools.wraps(init)
     def accept(self: SFTConfig, *args: Any, **kwargs: Any) -> None:
-        for old, new in RENAMED.items():
-            if old in kwargs:
-                if new in kwargs:
-                    raise ConflictError(f"{old} and {new} are the same setting.", where="SFTConfig", fix=f"Keep {new}.")
-                warnings.warn(f"{old} is now {new}.", FutureWarning, stacklevel=2)
-                kwargs[new] = kwargs.pop(old)
+        use_current_names(kwargs, where="SFTConfig")
         init(self, *args, **kwargs)
 
     return accept

@@ -304,7 +304,8 @@ def bind(
         error.where = selection.path
         raise
     selection = attrs.evolve(selection, options={**(options_from(entry, settings) or {}), **selection.options})
-    return Bound(selection, entry, build(plugin_class, selection.options, path=_options_path(selection)))
+    path = f"{selection.path or selection.kind}.{selection.name}"
+    return Bound(selection, entry, build(plugin_class, selection.options, path=path))
 
 
 def find(selection: Selection, catalog: Catalog, blocked: Blocklist) -> PluginEntry:
@@ -368,7 +369,3 @@ def _freeing(first: Bound, second: Bound, slot: str) -> str:
             option = f"{one.selection.kind}: {{{one.selection.name}: {{{switch}: false}}}}"
             return f"Free it with {option}, or remove one of them."
     return f"Remove one of them, or --block {second.selection.kind}:{second.selection.name}."
-
-
-def _options_path(selection: Selection) -> str:
-    return f"{selection.path}.{selection.name}" if selection.path else f"{selection.kind}.{selection.name}"
