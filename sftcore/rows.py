@@ -92,11 +92,9 @@ def single_out(messages: list[Message], trained_turns: str) -> list[Message]:
     turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
     chosen = set(turns[-1:] if trained_turns == "last" else turns[: int(trained_turns.removeprefix("first "))])
     return [
-        attrs.evolve(message, train=message.train is not False) if i in chosen
-        else attrs.evolve(message, train=False) if i in turns
-        else message
+        attrs.evolve(message, train=i in chosen and message.train is not False) if i in turns else message
         for i, message in enumerate(messages)
-    ]  # fmt: skip
+    ]
 
 
 def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
@@ -156,8 +154,8 @@ def place_images(messages: Sequence[Message], images: Sequence[Any], marker: str
     empty = sum(one is None for one in held)
     if empty != len(images):
         raise RowError(
-            f"the row has {_number(len(images), 'image')}, but its messages have "
-            f"{_number(empty, 'image placeholder')}.",
+            f"the row has {len(images)} image{'s' * (len(images) != 1)}, but its messages have "
+            f"{empty} image placeholder{'s' * (empty != 1)}.",
             fix=f'A placeholder is {marker} in a text, or a part {{"type": "image"}}. Give one for each image.',
         )
     left = iter(images)
@@ -352,10 +350,6 @@ def _with_images_first(messages: Sequence[Message], count: int) -> list[Message]
     words = [Part("text", message.content)] if isinstance(message.content, str) else list(_parts(message))
     added = [Part("image")] * count
     return [*messages[:first], attrs.evolve(message, content=[*added, *words]), *messages[first + 1 :]]
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _held(part: Part) -> Any:

@@ -189,10 +189,10 @@ def _a_pickle(name: str, where: str) -> Problem:
 
 
 def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
-    given = settings.get
+    given: Any = settings.get
     if given("fp16") and given("bf16"):
         yield Problem("fp16 and bf16 contradict each other.", fix="Keep one of the two.")
-    max_length: Any = given("max_length")
+    max_length = given("max_length")
     if max_length is not None and max_length < 2:
         yield Problem(
             f"max_length is {max_length}, which leaves no token to predict.", fix="Set it to at least 2, or to null."

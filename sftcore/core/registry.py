@@ -88,14 +88,9 @@ class Blocklist:
 
     def blocks(self, entry: PluginEntry) -> bool:
         """Whether this installed plugin is blocked."""
-        for pattern in self.patterns:
-            kind, _, name = pattern.partition(":")
-            name, _, distribution = name.partition("@")
-            if (kind, name) == (entry.kind, entry.name) and (
-                not distribution or normalized(distribution) == normalized(entry.distribution)
-            ):
-                return True
-        return False
+        plugin = f"{entry.kind}:{entry.name}"
+        named = [pattern.partition("@")[2] for pattern in self.patterns if pattern.partition("@")[0] == plugin]
+        return any(normalized(distribution) in ("", normalized(entry.distribution)) for distribution in named)
 
 
 class ActivePlugins:
