@@ -141,12 +141,9 @@ def _assign(raw: dict[str, Any], keys: list[str], value: Any, spelled: str) -> N
         below = node.get(parent)
         if below is None:
             below = {}
-        elif parent == "model" and isinstance(below, str):
-            below = {"name": below}
-        elif parent == "data" and isinstance(below, str):
-            below = {"train": below}
         elif isinstance(below, str):
-            below = {below: {}}
+            key = {"model": "name", "data": "train"}.get(parent)
+            below = {key: below} if key else {below: {}}
         if not isinstance(below, dict):
             raise RecipeError(f'"{parent}" is {below!r}, so nothing can be set inside it.', where=f"override {spelled}")
         node[parent] = below
