@@ -343,17 +343,11 @@ def resolve(
             bound.append(bind(selection, catalog, blocked, settings))
         except SFTCoreError as error:
             faults.append(error)
-    if faults:
-        raise_all(faults)
-    return ActivePlugins(bound)
-
-
-def raise_all(faults: Sequence[SFTCoreError], warnings: Sequence[Problem] = ()) -> None:
-    """Raise the one fault as it is, or several as one CheckError; nothing where there is none."""
     if len(faults) == 1:
         raise faults[0]
     if faults:
-        raise CheckError([Problem(fault.what, fault.where, fault.fix) for fault in faults] + list(warnings))
+        raise CheckError([Problem(fault.what, fault.where, fault.fix) for fault in faults])
+    return ActivePlugins(bound)
 
 
 def _freeing(first: Bound, second: Bound, slot: str) -> str:
