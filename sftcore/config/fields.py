@@ -110,26 +110,15 @@ def _type_of(annotation: ast.expr) -> Any:
     """The annotation as a type; other classes than the simple ones are left out of unions."""
     if isinstance(annotation, ast.Constant) and annotation.value is None:
         return None.__class__
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return _type_of(ast.parse(annotation.value, mode="eval").body)
     if isinstance(annotation, ast.Name):
         return _SIMPLE.get(annotation.id)
     if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        return _union((annotation.left, annotation.right))
+        types = [found for found in map(_type_of, (annotation.left, annotation.right)) if found is not None]
+        # where only None is left, the real type is a class and cannot be checked
+        return None if types in ([], [None.__class__]) else Union[tuple(types)]  # noqa: UP007 - known at run time alone
     if isinstance(annotation, ast.Subscript):
         outer = ast.unparse(annotation.value).rpartition(".")[2]
-        if outer == "Optional":
-            return _union((annotation.slice, ast.Constant(None)))
-        if outer == "Union" and isinstance(annotation.slice, ast.Tuple):
-            return _union(tuple(annotation.slice.elts))
         if outer == "Literal":
             return Literal[ast.literal_eval(annotation.slice)]
         return _SIMPLE.get(outer)
     return None
-
-
-def _union(arms: tuple[ast.expr, ...]) -> Any:
-    types = [found for found in map(_type_of, arms) if found is not None]
-    if all(found is None.__class__ for found in types):
-        return None  # only None is left, so the real type is a class and cannot be checked
-    return Union[tuple(types)]  # noqa: UP007 - the members are only known at run time
