@@ -5,10 +5,11 @@ Public names are imported on first use, so `import sftcore` itself loads nothing
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sftcore.util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sftcore.compat.chat_template_utils import get_training_chat_template, supports_tool_calling
@@ -74,70 +75,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_WHERE = {
-    "model.embeddings": ("clone_chat_template",),
-    "compat.chat_template_utils": ("get_training_chat_template", "supports_tool_calling"),
-    "compat.collator": ("DataCollatorForLanguageModeling",),
-    "config.sft_config": ("ModelConfig", "SFTConfig", "get_peft_config", "get_quantization_config"),
-    "compat.data_utils": (
-        "apply_chat_template",
-        "is_conversational",
-        "is_conversational_from_value",
-        "maybe_apply_chat_template",
-        "maybe_convert_to_chatml",
-        "pack_dataset",
-        "prepare_multimodal_messages",
-    ),
-    "core.errors": (
-        "CheckError",
-        "ConflictError",
-        "DataError",
-        "ModelError",
-        "PluginError",
-        "RecipeError",
-        "RowError",
-        "SFTCoreError",
-    ),
-    "core.hookspecs": ("hookimpl",),
-    "core.plugin_class": ("plugin",),
-    "model.precision": ("get_kbit_device_map",),
-    "train.progress": ("RichProgressCallback",),
-    "compat.script_arguments": (
-        "DatasetConfig",
-        "DatasetMixtureConfig",
-        "ScriptArguments",
-        "TrlParser",
-        "get_dataset",
-        "init_zero_verbose",
-    ),
-    "losses.token_loss": ("TokenLoss",),
-    "train.trainer": ("SFTTrainer",),
-    "compat.vision_collator": ("DataCollatorForVisionLanguageModeling",),
-    "core.types": (
-        "AttentionBackend",
-        "Collator",
-        "Example",
-        "Formatter",
-        "LoadOptions",
-        "LoadedModel",
-        "LossFunction",
-        "LossOutput",
-        "Message",
-        "ModelRequest",
-        "Part",
-        "PatchReport",
-        "Plan",
-        "Probe",
-        "Problem",
-        "Removable",
-        "Row",
-        "Selection",
-        "Span",
-        "TokenizedRow",
-    ),
-}
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
-
 __all__ = [  # noqa: RUF022 - grouped by module, as above
     "__version__",
     "clone_chat_template", "get_training_chat_template", "supports_tool_calling", "DataCollatorForLanguageModeling",
@@ -153,13 +90,7 @@ __all__ = [  # noqa: RUF022 - grouped by module, as above
     "Span", "TokenizedRow",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(__name__)
 
 
 def _alias(name: str, module: str) -> None:
@@ -177,7 +108,3 @@ def _alias(name: str, module: str) -> None:
 # Scripts written for TRL import helpers from trl.data_utils and trl.chat_template_utils
 _alias("data_utils", "compat.data_utils")
 _alias("chat_template_utils", "compat.chat_template_utils")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF})

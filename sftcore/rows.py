@@ -92,11 +92,9 @@ def single_out(messages: list[Message], trained_turns: str) -> list[Message]:
     turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
     chosen = set(turns[-1:] if trained_turns == "last" else turns[: int(trained_turns.removeprefix("first "))])
     return [
-        attrs.evolve(message, train=message.train is not False) if i in chosen
-        else attrs.evolve(message, train=False) if i in turns
-        else message
+        attrs.evolve(message, train=i in chosen and message.train is not False) if i in turns else message
         for i, message in enumerate(messages)
-    ]  # fmt: skip
+    ]
 
 
 def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
@@ -150,16 +148,14 @@ def place_images(messages: Sequence[Message], images: Sequence[Any], marker: str
         RowError: the numbers of images and empty placeholders differ, or a part is neither an image nor a text.
     """
     parted = [_parted(message, i, marker) for i, message in enumerate(messages)]
-    placeholders = [part for message in parted for part in _parts(message) if part.type == "image"]
-    if images and not placeholders:
+    if images and not any(part.type == "image" for message in parted for part in _parts(message)):
         parted = _with_images_first(parted, len(images))
-        placeholders = [part for message in parted for part in _parts(message) if part.type == "image"]
-    held = [_held(part) for part in placeholders]
+    held = [_held(part) for message in parted for part in _parts(message) if part.type == "image"]
     empty = sum(one is None for one in held)
     if empty != len(images):
         raise RowError(
-            f"the row has {_number(len(images), 'image')}, but its messages have "
-            f"{_number(empty, 'image placeholder')}.",
+            f"the row has {len(images)} image{'s' * (len(images) != 1)}, but its messages have "
+            f"{empty} image placeholder{'s' * (empty != 1)}.",
             fix=f'A placeholder is {marker} in a text, or a part {{"type": "image"}}. Give one for each image.',
         )
     left = iter(images)
@@ -356,10 +352,6 @@ def _with_images_first(messages: Sequence[Message], count: int) -> list[Message]
     return [*messages[:first], attrs.evolve(message, content=[*added, *words]), *messages[first + 1 :]]
 
 
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def _held(part: Part) -> Any:
     """The image that a part itself holds, or None."""
     found = next((part.extra[name] for name in _IMAGE_KEYS if part.extra.get(name) is not None), None)
@@ -368,12 +360,8 @@ def _held(part: Part) -> Any:
 
 def _without_held(message: Message) -> Message:
     """The message as templates read it, without the images themselves."""
-    parts = _parts(message)
-    if not any(part.type == "image" and part.extra for part in parts):
-        return message
-    return attrs.evolve(
-        message, content=[attrs.evolve(part, extra={}) if part.type == "image" else part for part in parts]
-    )
+    parts = [attrs.evolve(part, extra={}) if part.type == "image" else part for part in _parts(message)]
+    return attrs.evolve(message, content=parts) if parts else message
 
 
 def _kind(value: Any) -> str:

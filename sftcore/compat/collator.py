@@ -43,9 +43,7 @@ class DataCollatorForLanguageModeling:
         """Make a batch of the rows."""
         kind = return_tensors or self.return_tensors
         if kind != "pt":
-            raise OptionTypeError(
-                f'return_tensors must be "pt", got "{kind}".', where="DataCollatorForLanguageModeling"
-            )
+            raise OptionTypeError(f'return_tensors must be "pt", got "{kind}".', where=type(self).__name__)
         return self.torch_call(features)
 
     def torch_call(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

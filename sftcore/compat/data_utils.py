@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sftcore.chat.template import refuse_unbounded
 from sftcore.core.errors import DataError, OptionTypeError, quoted
-from sftcore.rows import template_kwargs_of, without_nulls
+from sftcore.rows import ROLES, template_kwargs_of, without_nulls
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -149,10 +149,10 @@ def prepare_multimodal_messages(
     prepared = [dict(message) for message in messages]
     first_text = True
     for i, message in enumerate(prepared):
-        if message.get("role") not in ("system", "developer", "user", "assistant", "tool"):
+        if message.get("role") not in ROLES:
             raise DataError(
                 f'messages[{i}]: role "{message.get("role")}" is not known.',
-                fix="Known roles: system, developer, user, assistant, tool.",
+                fix=f"Known roles: {', '.join(ROLES)}.",
             )
         if isinstance(message.get("content"), str):
             placeholders = [{"type": "image"} for _ in pictures] if first_text and message["role"] == "user" else []
@@ -217,13 +217,13 @@ def pack_dataset(
         )
     options: dict[str, Any] = {"fn_kwargs": {"seq_length": seq_length, "strategy": strategy}, **(map_kwargs or {})}
     options.pop("num_proc", None)
+    options.setdefault("batch_size", _WINDOW if isinstance(dataset, IterableDataset) else None)
+    packed = dataset.with_format("arrow").map(_packed_table, batched=True, **options)
     if isinstance(dataset, IterableDataset):
         formatting = getattr(dataset, "_formatting", None)
-        packed = dataset.with_format("arrow").map(_packed_table, batched=True, **{"batch_size": _WINDOW, **options})
         return packed.with_format(formatting and formatting.format_type)
     shape = {**dataset.format, **dataset.format.get("format_kwargs", {})}
     shape.pop("format_kwargs", None)
-    packed = dataset.with_format("arrow").map(_packed_table, batched=True, **{"batch_size": None, **options})
     return packed.with_format(**{**shape, "columns": [*shape["columns"], "seq_lengths"]})
 
 
@@ -256,9 +256,7 @@ def _packed_table(table: pa.Table, seq_length: int, strategy: str) -> pa.Table:
 
 def _is_list_of(value: Any, *keys: str) -> bool:
     """Whether the value is a list whose first entry is a mapping with these keys."""
-    return (
-        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and all(key in value[0] for key in keys)
-    )
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and set(keys) <= set(value[0])
 
 
 def _turns(value: Any) -> list[Any]:

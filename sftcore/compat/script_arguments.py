@@ -9,7 +9,6 @@ import inspect
 import itertools
 import logging
 import os
-import sys
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -137,17 +136,14 @@ class TrlParser(HfArgumentParser):  # type: ignore[misc]
     """
 
     def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
-        if dataclass_types is None:
-            dataclass_types = []
-        types = list(dataclass_types) if isinstance(dataclass_types, Iterable) else [dataclass_types]
-        for one in types:
+        super().__init__(dataclass_types, **kwargs)
+        for one in self.dataclass_types:
             if any(found.name == "config" for found in dataclasses.fields(one)):
                 raise ConflictError(
                     f'{one.__name__} has a field "config", but --config is the option for the YAML file.',
                     fix="Rename the field.",
                 )
-        super().__init__(dataclass_types=types, **kwargs)
-        documented = {name: text for one in types for name, text in _documented(one)}
+        documented = {name: text for one in self.dataclass_types for name, text in _documented(one)}
         for action in self._actions:
             if action.help is None and action.dest in documented:
                 action.help = documented[action.dest].replace("%", "%%")
@@ -171,11 +167,14 @@ class TrlParser(HfArgumentParser):  # type: ignore[misc]
             RecipeError: the file is not a YAML mapping, or an option of the command line is not known.
             UnknownKeyError: a key of the file is not known.
         """
-        words, path = _without_config(list(sys.argv[1:] if args is None else args))
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--config", nargs="?", const="")
+        given, words = first.parse_known_args(None if args is None else list(args))
+        path = given.config
         values = {} if path is None else _read_config(path)
         from_file = self.set_defaults_with_config(**values)
         if from_file and fail_with_unknown_args and not return_remaining_strings:
-            raise UnknownKeyError(from_file[0].removeprefix("--"), self._names(), where=str(path))
+            raise UnknownKeyError(from_file[0].removeprefix("--"), self._names(), where=path)
         *parsed, from_words = self.parse_args_into_dataclasses(args=words, return_remaining_strings=True)
         if return_remaining_strings:
             rest = (from_file, from_words) if separate_remaining_strings else (from_file + from_words,)
@@ -189,16 +188,15 @@ class TrlParser(HfArgumentParser):  # type: ignore[misc]
         return tuple(parsed)
 
     def set_defaults_with_config(self, **kwargs: Any) -> list[str]:
-        """Make these values defaults of the options and subcommands, and return unknown ones as `--key value`."""
-        known = set()
-        for action in _actions(self):
+        """Make these values defaults of the options, and return unknown ones as `--key value`."""
+        for action in self._actions:
             if action.dest in kwargs:
                 action.default, action.required = kwargs[action.dest], False
-                known.add(action.dest)
+        known = self._names()
         return [word for key, value in kwargs.items() if key not in known for word in (f"--{key}", str(value))]
 
     def _names(self) -> list[str]:
-        return [action.dest for action in _actions(self)]
+        return [action.dest for action in self._actions]
 
 
 def init_zero_verbose() -> None:
@@ -260,37 +258,17 @@ def _shares(parts: Sequence[Dataset], fractions: Sequence[float]) -> Iterator[Da
         yield part.select(range(round(share * total)))
 
 
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """The options of a parser and of its subcommands."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                yield from _actions(inner)
-        else:
-            yield action
-
-
-def _without_config(words: list[str]) -> tuple[list[str], Path | None]:
-    """The command line without `--config FILE` or `--config=FILE`, and the path of the file."""
-    for i, word in enumerate(words):
-        if word.startswith("--config="):
-            return words[:i] + words[i + 1 :], Path(word.partition("=")[2])
-        if word == "--config":
-            if i + 1 == len(words):
-                raise RecipeError("--config needs a file.", fix="Write --config FILE.")
-            return words[:i] + words[i + 2 :], Path(words[i + 1])
-    return words, None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _read_config(path: str) -> dict[str, Any]:
+    if not path:
+        raise RecipeError("--config needs a file.", fix="Write --config FILE.")
+    if not Path(path).is_file():
         raise RecipeError("there is no such file.", where=f"--config {path}")
-    values = yaml12.load(path.read_text(encoding="utf-8"), where=str(path))
+    values = yaml12.load(Path(path).read_text(encoding="utf-8"), where=path)
     if not isinstance(values, dict):
-        raise RecipeError("the file must contain a mapping of options to values.", where=str(path))
+        raise RecipeError("the file must contain a mapping of options to values.", where=path)
     environment = values.pop("env", None) or {}
     if not isinstance(environment, dict):
-        raise OptionTypeError("env must be a mapping of names to values.", where=str(path))
+        raise OptionTypeError("env must be a mapping of names to values.", where=path)
     os.environ.update({str(name): str(value) for name, value in environment.items()})
     return values
 
@@ -298,14 +276,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _documented(one: type) -> Iterator[tuple[str, str]]:
     """The names of a dataclass's fields with the docstrings below them, including those of its base classes."""
     for base in reversed(one.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
         try:
-            (made,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        except (OSError, TypeError, SyntaxError, ValueError):  # a class defined at a prompt has no source
+            body: Any = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        except (OSError, TypeError, SyntaxError):  # a class defined at a prompt has no source
             continue
-        body = getattr(made, "body", [])
         for declared, below in itertools.pairwise(body):
             text = getattr(getattr(below, "value", None), "value", None)
-            if isinstance(declared, ast.AnnAssign) and isinstance(declared.target, ast.Name) and isinstance(text, str):
-                yield declared.target.id, text
+            if isinstance(declared, ast.AnnAssign) and isinstance(text, str):
+                yield ast.unparse(declared.target), text

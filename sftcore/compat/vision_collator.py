@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sftcore.config.setup import Setup, set_up
+from sftcore.config.setup import set_up
 from sftcore.core.errors import OptionTypeError, RowError
 from sftcore.core.types import ModelRequest
 from sftcore.data.pipeline import IMAGE_CUT, OUTCOME
@@ -60,7 +60,16 @@ class DataCollatorForVisionLanguageModeling:
         elif getattr(self.processor, "chat_template", None):
             self.processor.tokenizer.chat_template = self.processor.chat_template
         self._pipelines: dict[tuple[str, ...], Pipeline] = {}
-        self._setup = self._set_up()
+        settings = {
+            # with False, as in TRL, every token counts; with our default, None, only the completion would
+            "completion_only_loss": self.completion_only_loss,
+            "assistant_only_loss": self.assistant_only_loss,
+            "pad_to_multiple_of": self.pad_to_multiple_of,
+            "dataset_text_field": self.dataset_text_field,
+            "max_length": self.max_length,
+        }
+        without = ("loader", "adapter", "attention", "kernel", "loss", "noise")
+        self._setup = set_up([], settings, ModelRequest(vision=True), where=type(self).__name__, without=without)
         self._collate = self._setup.plugins.one("make_collator", processor=self.processor, plan=self._setup.plan)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -77,15 +86,3 @@ class DataCollatorForVisionLanguageModeling:
         batch = self._collate(table.drop_columns([f"_{name}" for name in OUTCOME]).to_pylist())
         batch.pop("num_tokens", None)
         return dict(batch)
-
-    def _set_up(self) -> Setup:
-        settings = {
-            # with False, as in TRL, every token counts; with our default, None, only the completion would
-            "completion_only_loss": self.completion_only_loss,
-            "assistant_only_loss": self.assistant_only_loss,
-            "pad_to_multiple_of": self.pad_to_multiple_of,
-            "dataset_text_field": self.dataset_text_field,
-            "max_length": self.max_length,
-        }
-        without = ("loader", "adapter", "attention", "kernel", "loss", "noise")
-        return set_up([], settings, ModelRequest(vision=True), where=type(self).__name__, without=without)

@@ -1,4 +1,4 @@
-"""Reads names, types and defaults of the configuration's fields from source code with `ast`.
+"""Reads names and types of the configuration's fields from source code with `ast`.
 
 Importing `TrainingArguments` takes seconds, and a recipe must be checked before that. The installed source is read
 instead, and a test compares the result with the real class.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from attrs import frozen
-
-from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError
+from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError
 
 _SIMPLE: dict[str, Any] = {
     "str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list, "None": None, "Any": Any,
@@ -41,31 +40,32 @@ ELSEWHERE = {
 """Names of other tools for our keys, suggested when an unknown key is refused."""
 
 
-@frozen
-class Field:
-    """One field. `type` is None if it is a class that plain values cannot represent; it is then not checked.
+def use_current_names(settings: dict[str, Any], *, where: str) -> None:
+    """Give fields that stand under an older name their current one, with a warning.
 
-    `default` is the literal in the source, or `...` if it is computed.
+    Raises:
+        ConflictError: a field stands under both names.
     """
-
-    name: str
-    type: Any
-    default: Any
+    for old, new in RENAMED.items():
+        if old in settings:
+            if new in settings:
+                raise ConflictError(f"{old} and {new} are the same setting.", where=where, fix=f"Keep {new}.")
+            warnings.warn(f"{where}: {old} is now {new}.", FutureWarning, stacklevel=3)
+            settings[new] = settings.pop(old)
 
 
 @functools.cache
-def config_fields() -> Mapping[str, Field]:
-    """All fields of SFTConfig: its own and those of the installed `transformers.TrainingArguments`."""
+def config_fields() -> Mapping[str, Any]:
+    """The type of each field of SFTConfig: its own and those of the installed `transformers.TrainingArguments`.
+
+    It is None where plain values cannot represent the class, and is then not checked.
+    """
     spec = importlib.util.find_spec("transformers")
     if spec is None or not spec.submodule_search_locations:
         raise RecipeError("transformers is not installed.", fix="Install: pip install transformers")
     inherited = Path(next(iter(spec.submodule_search_locations)), "training_args.py")
     own = Path(__file__).with_name("sft_config.py")
-    return {
-        field.name: field
-        for source, name in ((inherited, "TrainingArguments"), (own, "SFTConfig"))
-        for field in _fields_of(source, name)
-    }
+    return {**_types_of(inherited, "TrainingArguments"), **_types_of(own, "SFTConfig")}
 
 
 def check_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...] = ()) -> None:
@@ -81,8 +81,7 @@ def check_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...]
     for key, value in values.items():
         if key not in known:
             raise UnknownKeyError(key, (*known, *also), where=where, meant=ELSEWHERE.get(key))
-        wanted = known[key].type
-        if wanted is None:
+        if (wanted := known[key]) is None:
             continue
         try:
             structure(value, wanted, path=f"{where}.{key}")
@@ -92,52 +91,34 @@ def check_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...]
             ) from None
 
 
-def _fields_of(source: Path, class_name: str) -> Iterator[Field]:
+def _types_of(source: Path, class_name: str) -> dict[str, Any]:
     tree = ast.parse(source.read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
-    for node in body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not _is_class_variable(node):
-            name = node.target.id
-            yield Field(name, DECLARED_OTHERWISE.get(name, _type_of(node.annotation)), _default_of(node.value))
-
-
-def _is_class_variable(node: ast.AnnAssign) -> bool:
-    return "ClassVar" in ast.unparse(node.annotation)
+    annotations = {
+        node.target.id: node.annotation
+        for node in body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    return {
+        name: DECLARED_OTHERWISE.get(name, _type_of(annotation))
+        for name, annotation in annotations.items()
+        if "ClassVar" not in ast.unparse(annotation)
+    }
 
 
 def _type_of(annotation: ast.expr) -> Any:
     """The annotation as a type; other classes than the simple ones are left out of unions."""
     if isinstance(annotation, ast.Constant) and annotation.value is None:
         return None.__class__
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return _type_of(ast.parse(annotation.value, mode="eval").body)
     if isinstance(annotation, ast.Name):
         return _SIMPLE.get(annotation.id)
     if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        return _union((annotation.left, annotation.right))
+        types = [found for found in map(_type_of, (annotation.left, annotation.right)) if found is not None]
+        # where only None is left, the real type is a class and cannot be checked
+        return None if types in ([], [None.__class__]) else Union[tuple(types)]  # noqa: UP007 - known at run time alone
     if isinstance(annotation, ast.Subscript):
         outer = ast.unparse(annotation.value).rpartition(".")[2]
-        if outer == "Optional":
-            return _union((annotation.slice, ast.Constant(None)))
-        if outer == "Union" and isinstance(annotation.slice, ast.Tuple):
-            return _union(tuple(annotation.slice.elts))
         if outer == "Literal":
             return Literal[ast.literal_eval(annotation.slice)]
         return _SIMPLE.get(outer)
     return None
-
-
-def _union(arms: tuple[ast.expr, ...]) -> Any:
-    types = [found for found in map(_type_of, arms) if found is not None]
-    if all(found is None.__class__ for found in types):
-        return None  # only None is left, so the real type is a class and cannot be checked
-    return Union[tuple(types)]  # noqa: UP007 - the members are only known at run time
-
-
-def _default_of(value: ast.expr | None) -> Any:
-    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
-        value = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), None)
-    try:
-        return ast.literal_eval(value) if value is not None else ...
-    except ValueError:
-        return ...

@@ -189,9 +189,7 @@ def _a_pickle(name: str, where: str) -> Problem:
 
 
 def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
-    def given(name: str) -> Any:
-        return settings.get(name)
-
+    given: Any = settings.get
     if given("fp16") and given("bf16"):
         yield Problem("fp16 and bf16 contradict each other.", fix="Keep one of the two.")
     max_length = given("max_length")

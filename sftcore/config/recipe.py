@@ -9,7 +9,6 @@ learning_rate: 2e-4                          # and any field of SFTConfig
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from sftcore.config import yaml12
-from sftcore.config.fields import RENAMED, check_fields
+from sftcore.config.fields import check_fields, use_current_names
 from sftcore.config.selections import parse_choice
 from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError
 from sftcore.core.options import structure
@@ -97,12 +96,7 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
         if raw.get(section) in (None, ""):
             raise RecipeError(f'the key "{section}" is missing.', where=place, fix=f"Add a line such as: {example}")
     training = {key: value for key, value in raw.items() if key not in SECTIONS}
-    for old, new in RENAMED.items():
-        if old in training:
-            if new in training:
-                raise RecipeError(f"{old} and {new} are the same setting.", where=place, fix=f"Keep {new}.")
-            warnings.warn(f"{place}: {old} is now {new}.", FutureWarning, stacklevel=2)
-            training[new] = training.pop(old)
+    use_current_names(training, where=place)
     for key, instead in _FIELDS_WITH_A_KEY.items():
         if key in training:
             raise RecipeError(f'"{key}" is only for Python; in a recipe, use {instead}.', where=place)
@@ -147,12 +141,9 @@ def _assign(raw: dict[str, Any], keys: list[str], value: Any, spelled: str) -> N
         below = node.get(parent)
         if below is None:
             below = {}
-        elif parent == "model" and isinstance(below, str):
-            below = {"name": below}
-        elif parent == "data" and isinstance(below, str):
-            below = {"train": below}
         elif isinstance(below, str):
-            below = {below: {}}
+            key = {"model": "name", "data": "train"}.get(parent)
+            below = {key: below} if key else {below: {}}
         if not isinstance(below, dict):
             raise RecipeError(f'"{parent}" is {below!r}, so nothing can be set inside it.', where=f"override {spelled}")
         node[parent] = below

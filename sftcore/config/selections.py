@@ -104,13 +104,9 @@ def selections_for(
 ) -> list[Selection]:
     """The explicit choices of a run: those of the user, and those that fields of SFTConfig ask for.
 
-    Args:
-        chosen: from a recipe's kinds or from `SFTConfig.plugins`.
-        settings: fields of SFTConfig.
-        model: its `attn_implementation` asks for an attention.
-        installed: the plugins that can be asked what they make of it.
-        where: the place of `settings`, for errors.
-        peft_config: a ready PEFT configuration; it becomes the adapter's `config`.
+    `settings` are these fields, and `where` is their place in errors. `chosen` are from a recipe's kinds or from
+    `SFTConfig.plugins`. A ready `peft_config` becomes the adapter's `config`, and the model's `attn_implementation`
+    asks for an attention.
 
     Raises:
         ConflictError: a field and an explicit choice ask for different plugins of one kind.
@@ -133,30 +129,27 @@ def selections_for(
 
 def default_selections(model: ModelRequest, installed: Installed, taken: Collection[str]) -> list[Selection]:
     """What a run uses of the kinds that are not taken; its collator comes last, see `default_collator`."""
-    found = [
-        Selection(kind, name, path="default", default=True)
-        for kind, name in DEFAULTS.items()
-        if kind != "collator" and kind not in taken
+    left = {kind: name for kind, name in DEFAULTS.items() if kind != "collator" and kind not in taken}
+    found = [Selection(kind, name, path="default", default=True) for kind, name in left.items()]
+    own = installed.loader_of(model) if "loader" in left else None
+    return [
+        evolve(one, name=own.name, distribution=own.distribution) if own and one.kind == "loader" else one
+        for one in found
     ]
-    if "loader" not in taken and (own := installed.loader_of(model)) is not None:
-        found = [
-            evolve(one, name=own.name, distribution=own.distribution) if one.kind == "loader" else one for one in found
-        ]
-    return found
 
 
 def default_collator(
     settings: Mapping[str, Any], model: ModelRequest, attention: AttentionBackend | None, *, where: str
 ) -> Selection:
     """The collator of a run that names none, by what its model reads and its attention declares."""
-    padding_free = bool(settings.get("padding_free"))
     name = DEFAULTS["collator"]
     if model.vision:
         name = DEFAULT_COLLATORS["vision"]
-    elif padding_free or (settings.get("packing") and attention is not None and attention.boundaries):
+    elif settings.get("padding_free") or (settings.get("packing") and attention and attention.boundaries):
         name = DEFAULT_COLLATORS["end to end"]
-    path = _at(where, "padding_free") if padding_free else "default"
-    return Selection("collator", name, path=path, default=not padding_free)
+    if settings.get("padding_free"):
+        return Selection("collator", name, path=_at(where, "padding_free"))
+    return Selection("collator", name, path="default", default=True)
 
 
 def _selection(kind: str, spelled: str, options: Mapping[str, Any], path: str) -> Selection:

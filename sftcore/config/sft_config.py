@@ -15,7 +15,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
-from sftcore.config.fields import RENAMED
+from sftcore.config.fields import use_current_names
 from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError
 from sftcore.util.secrets import masked
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 
-_OLDER_STRATEGIES = {"bfd-requeue": "bfd_split"}
 _ON_NONFINITE = ("stop", "skip", "continue")
 
 
@@ -158,12 +157,9 @@ class SFTConfig(TrainingArguments):
             raise OptionTypeError(
                 f"divergence_factor is a number above 1, got {self.divergence_factor}.", where="SFTConfig"
             )
-        if self.packing_strategy in _OLDER_STRATEGIES:
-            current = _OLDER_STRATEGIES[self.packing_strategy]
-            warnings.warn(
-                f'packing_strategy "{self.packing_strategy}" is now "{current}".', FutureWarning, stacklevel=3
-            )
-            self.packing_strategy = current
+        if self.packing_strategy == "bfd-requeue":
+            warnings.warn('packing_strategy "bfd-requeue" is now "bfd_split".', FutureWarning, stacklevel=3)
+            self.packing_strategy = "bfd_split"
         refuse_missing_deepspeed(self.deepspeed)
         # Unsloth on a CPU patches TrainingArguments to turn TRL's packing off; here packed documents are proven apart
         own = {name: getattr(self, name) for name in ("packing", "eval_packing", "padding_free")}
@@ -174,8 +170,8 @@ class SFTConfig(TrainingArguments):
             self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
         if isinstance(self.model_init_kwargs, dict):
             self.model_init_kwargs = current_init_kwargs(self.model_init_kwargs)
-        unknown = set(self.dataset_kwargs if isinstance(self.dataset_kwargs, dict) else {}) - {"skip_prepare_dataset"}
-        if unknown:
+        given = self.dataset_kwargs if isinstance(self.dataset_kwargs, dict) else {}
+        if unknown := set(given) - {"skip_prepare_dataset"}:
             raise RecipeError(
                 f"dataset_kwargs knows only skip_prepare_dataset, got {', '.join(sorted(unknown))}.", where="SFTConfig"
             )
@@ -220,12 +216,7 @@ class SFTConfig(TrainingArguments):
 def _accept_older_names(init: Any) -> Any:
     @functools.wraps(init)
     def accept(self: SFTConfig, *args: Any, **kwargs: Any) -> None:
-        for old, new in RENAMED.items():
-            if old in kwargs:
-                if new in kwargs:
-                    raise ConflictError(f"{old} and {new} are the same setting.", where="SFTConfig", fix=f"Keep {new}.")
-                warnings.warn(f"{old} is now {new}.", FutureWarning, stacklevel=2)
-                kwargs[new] = kwargs.pop(old)
+        use_current_names(kwargs, where="SFTConfig")
         init(self, *args, **kwargs)
 
     return accept

@@ -101,23 +101,21 @@ class Catalog:
             UnknownPluginError: there is none; the nearest name is offered.
             DuplicatePluginError: several distributions offer it and none was named.
         """
-        named = [entry for entry in self.of_kind(kind) if entry.name == name]
-        if distribution is not None:
-            wanted = normalized(distribution)
-            named_here = [entry for entry in named if normalized(entry.distribution) == wanted]
-            if named and not named_here:
-                raise UnknownPluginError(
-                    f'there is no {kind} named "{name}" in the distribution "{distribution}".',
-                    where=where,
-                    fix=f"It comes from: {quoted(entry.distribution for entry in named)}.",
-                )
-            named = named_here
-        if not named:
+        anywhere = [entry for entry in self.of_kind(kind) if entry.name == name]
+        if not anywhere:
             names = {entry.name for entry in self.of_kind(kind)}
             raise UnknownPluginError(
                 f'there is no {kind} named "{name}".',
                 where=where,
                 fix=f"{nearest(name, names)} All names: sftcore list-plugins --kind {kind}.".strip(),
+            )
+        wanted = normalized(distribution or "")
+        named = [entry for entry in anywhere if wanted in ("", normalized(entry.distribution))]
+        if not named:
+            raise UnknownPluginError(
+                f'there is no {kind} named "{name}" in the distribution "{distribution}".',
+                where=where,
+                fix=f"It comes from: {quoted(entry.distribution for entry in anywhere)}.",
             )
         if len(named) > 1:
             offers = ", ".join(f"{entry.name}@{entry.distribution}" for entry in named)
@@ -159,12 +157,11 @@ def discover(path: list[str] | None = None) -> Catalog:
             continue
         seen.add(normalized(name))
         version = metadata.get("version", ["?"])[0]
-        for kind, entry, value in _parse(text):
-            entries.append(
-                PluginEntry(
-                    kind, entry, name, version, value, _missing(entry, tuple(metadata.get("requires-dist", ())))
-                )
-            )
+        requirements = metadata.get("requires-dist", [])
+        entries += [
+            PluginEntry(kind, entry, name, version, value, _missing(entry, requirements))
+            for kind, entry, value in _parse(text)
+        ]
     return Catalog(tuple(sorted(entries, key=lambda entry: (KINDS.index(entry.kind), entry.name, entry.distribution))))
 
 

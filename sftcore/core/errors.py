@@ -1,28 +1,4 @@
-"""The error tree.
-
-SFTCoreError (a ValueError, as users of this field expect of a bad setting)
-├── RecipeError            the recipe or the configuration is wrong
-│   ├── UnknownKeyError    a key that nobody reads
-│   └── OptionTypeError    a value of the wrong type
-├── PluginError            a plugin cannot be used
-│   ├── UnknownPluginError     no such name
-│   ├── DuplicatePluginError   two distributions offer the name
-│   ├── BlockedPluginError     blocked on the command line or in the environment
-│   ├── UnavailablePluginError its extra is not installed
-│   └── BrokenPluginError      it does not import, or does not fit the hooks
-├── ConflictError          two plugins, or two options, claim the same thing
-├── CheckError             what `check` found, all at once
-├── DataError              a data set cannot be read or used
-│   └── RowError           one row cannot be used
-├── ModelError             a model cannot be loaded or trained
-│   ├── TemplateStoppedError   a chat template took too long, or would have made too much text
-│   └── DivergenceError    training gave NaN or Inf, or its loss diverged
-├── WriteError             a file cannot be written
-└── CheckpointError        a checkpoint cannot be written, is missing or is damaged
-    └── ResumeError        a checkpoint is of another run
-
-Every error says what is wrong, where, and how to mend it; the three parts stay on the error as attributes.
-"""
+"""The errors: each says what is wrong, where, and how to mend it, and keeps these three parts as attributes."""
 
 from __future__ import annotations
 
@@ -131,15 +107,8 @@ class RowError(DataError):
 
     def at(self, where: str, row: int) -> RowError:
         """The same error with its place: data set and row, counted from 0 as in `dataset[row]`."""
-        return type(self)(self.what, fix=self.fix, where=f"{where} row {row}", row=row)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # Worker processes of Dataset.map send their errors by pickle, which replays positional arguments only.
-        return _rebuild_row_error, (self.what, self.fix, self.where, self.row)
-
-
-def _rebuild_row_error(what: str, fix: str, where: str, row: int | None) -> RowError:
-    return RowError(what, fix=fix, where=where, row=row)
+        self.where, self.row = f"{where} row {row}", row
+        return self
 
 
 class ModelError(SFTCoreError):

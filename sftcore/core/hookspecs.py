@@ -37,44 +37,6 @@ PROJECT = "sftcore"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-ONE_ANSWER = (
-    "make_formatter",
-    "flattens",
-    "make_collator",
-    "attention_backend",
-    "load_processor",
-    "load_model",
-    "wrap_model",
-    "make_loss",
-)
-"""Hooks that exactly one plugin of a run may answer."""
-
-BY_ITSELF = ("loads", "options_from")
-"""Hooks that a plugin is asked by itself, before it is known which plugins the run has."""
-
-LIFECYCLE = (
-    "loads",
-    "options_from",
-    "claims",
-    "attention_backend",
-    "flattens",
-    "check",
-    "prepare",
-    "load_processor",
-    "detects",
-    "suggest",
-    "make_formatter",
-    "load_options",
-    "load_model",
-    "patch_kernels",
-    "make_loss",
-    "wrap_model",
-    "make_collator",
-    "inject_noise",
-    "save_model",
-)
-"""All hooks, in the order in which a run calls them."""
-
 
 class Hooks:
     """The specifications, in the order in which a run calls them."""
@@ -404,3 +366,15 @@ class Hooks:
         ...     pathlib.Path(folder, "STAMP").read_text()
         'saved'
         """
+
+
+LIFECYCLE = tuple(name for name in vars(Hooks) if not name.startswith("_"))
+"""All hooks, in the order in which a run calls them."""
+
+BY_ITSELF = ("loads", "options_from")
+"""Hooks that a plugin is asked by itself, before it is known which plugins the run has."""
+
+ONE_ANSWER = tuple(
+    name for name in LIFECYCLE if name not in BY_ITSELF and getattr(Hooks, name).sftcore_spec["firstresult"]
+)
+"""Hooks that exactly one plugin of a run may answer."""

@@ -92,10 +92,6 @@ def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
     except OptionTypeError:
         raise
     except (ValueError, TypeError) as error:
-        raise RecipeError(_first_sentence(error), where=path) from error
-
-
-def _first_sentence(error: Exception) -> str:
-    # attrs' validators put the attribute and the whole instance behind the message as further arguments.
-    text = str(error.args[0]) if error.args else str(error)
-    return text if text.endswith(".") else f"{text}."
+        # attrs' validators put the attribute and the whole instance behind the message as further arguments
+        text = str(error.args[0]) if error.args else ""
+        raise RecipeError(f"{text.removesuffix('.')}.", where=path) from error

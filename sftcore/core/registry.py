@@ -88,14 +88,9 @@ class Blocklist:
 
     def blocks(self, entry: PluginEntry) -> bool:
         """Whether this installed plugin is blocked."""
-        for pattern in self.patterns:
-            kind, _, name = pattern.partition(":")
-            name, _, distribution = name.partition("@")
-            if (kind, name) == (entry.kind, entry.name) and (
-                not distribution or normalized(distribution) == normalized(entry.distribution)
-            ):
-                return True
-        return False
+        plugin = f"{entry.kind}:{entry.name}"
+        named = [pattern.partition("@")[2] for pattern in self.patterns if pattern.partition("@")[0] == plugin]
+        return any(normalized(distribution) in ("", normalized(entry.distribution)) for distribution in named)
 
 
 class ActivePlugins:
@@ -148,7 +143,7 @@ class ActivePlugins:
         """
         if not (answering := self.answers(hook)):
             return None
-        with named(answering[0], hook):
+        with named(answering[0], f"answer {hook}"):
             return self.one(hook, **arguments)
 
     def problems(self, plan: Plan, probe: Any) -> list[Problem]:
@@ -230,14 +225,8 @@ class ActivePlugins:
         return [(default.selection, winner.selection) for default, winner in yielding]
 
     def _claims(self, one: Bound) -> list[str]:
-        try:
+        with named(one, "say which slots it claims"):
             slots = [slot for answer in self.ask(one, "claims") for slot in answer]
-        except Exception as error:  # a third party's plugin may raise anything
-            raise BrokenPluginError(
-                f"{one.entry.label} cannot say which slots it claims: {type(error).__name__}: {error}.",
-                where=one.selection.path,
-                fix=_to_its_authors(one.entry),
-            ) from error
         for slot in slots:
             if slot not in SLOTS:
                 raise BrokenPluginError(
@@ -258,17 +247,17 @@ class ActivePlugins:
 
 
 @contextmanager
-def named(one: Bound, hook: str) -> Iterator[None]:
-    """Name the plugin in whatever its answer to a hook raises; our own errors say what is wrong by themselves."""
+def named(one: Bound, task: str) -> Iterator[None]:
+    """Name the plugin and its task in whatever it raises; our own errors say what is wrong by themselves."""
     try:
         yield
     except SFTCoreError:
         raise
     except Exception as error:  # a third party's plugin may raise anything
         raise BrokenPluginError(
-            f"{one.entry.label} cannot answer {hook}: {type(error).__name__}: {error}.",
+            f"{one.entry.label} cannot {task}: {type(error).__name__}: {error}.",
             where=one.selection.path,
-            fix=_to_its_authors(one.entry),
+            fix=f"Update or remove {one.entry.distribution}, or report this to its authors.",
         ) from error
 
 
@@ -310,7 +299,8 @@ def bind(
         error.where = selection.path
         raise
     selection = attrs.evolve(selection, options={**(options_from(entry, settings) or {}), **selection.options})
-    return Bound(selection, entry, build(plugin_class, selection.options, path=_options_path(selection)))
+    path = f"{selection.path or selection.kind}.{selection.name}"
+    return Bound(selection, entry, build(plugin_class, selection.options, path=path))
 
 
 def find(selection: Selection, catalog: Catalog, blocked: Blocklist) -> PluginEntry:
@@ -353,17 +343,11 @@ def resolve(
             bound.append(bind(selection, catalog, blocked, settings))
         except SFTCoreError as error:
             faults.append(error)
-    if faults:
-        raise_all(faults)
-    return ActivePlugins(bound)
-
-
-def raise_all(faults: Sequence[SFTCoreError], warnings: Sequence[Problem] = ()) -> None:
-    """Raise the one fault as it is, or several as one CheckError; nothing where there is none."""
     if len(faults) == 1:
         raise faults[0]
     if faults:
-        raise CheckError([Problem(fault.what, fault.where, fault.fix) for fault in faults] + list(warnings))
+        raise CheckError([Problem(fault.what, fault.where, fault.fix) for fault in faults])
+    return ActivePlugins(bound)
 
 
 def _freeing(first: Bound, second: Bound, slot: str) -> str:
@@ -374,11 +358,3 @@ def _freeing(first: Bound, second: Bound, slot: str) -> str:
             option = f"{one.selection.kind}: {{{one.selection.name}: {{{switch}: false}}}}"
             return f"Free it with {option}, or remove one of them."
     return f"Remove one of them, or --block {second.selection.kind}:{second.selection.name}."
-
-
-def _to_its_authors(entry: PluginEntry) -> str:
-    return f"Update or remove {entry.distribution}, or report this to its authors."
-
-
-def _options_path(selection: Selection) -> str:
-    return f"{selection.path}.{selection.name}" if selection.path else f"{selection.kind}.{selection.name}"

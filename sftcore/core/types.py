@@ -77,22 +77,21 @@ class Message:
 
     def as_template(self) -> dict[str, Any]:
         """The message as chat templates read it: absent parts are left out, not None."""
-        content = self.content
-        turn: dict[str, Any] = {
-            "role": self.role,
-            "content": [part.as_template() for part in content]
-            if content is not None and not isinstance(content, str)
-            else content,
+        content: Any = self.content
+        if content is not None and not isinstance(content, str):
+            content = [part.as_template() for part in content]
+        optional = {
+            "reasoning_content": self.reasoning,
+            "tool_calls": [dict(call) for call in self.tool_calls] or None,
+            "tool_call_id": self.tool_call_id,
+            "name": self.name,
         }
-        if self.reasoning is not None:
-            turn["reasoning_content"] = self.reasoning
-        if self.tool_calls:
-            turn["tool_calls"] = [dict(call) for call in self.tool_calls]
-        if self.tool_call_id is not None:
-            turn["tool_call_id"] = self.tool_call_id
-        if self.name is not None:
-            turn["name"] = self.name
-        return {**turn, **self.extra}
+        return {
+            "role": self.role,
+            "content": content,
+            **{key: value for key, value in optional.items() if value is not None},
+            **self.extra,
+        }
 
 
 Turns: TypeAlias = Sequence[Message]

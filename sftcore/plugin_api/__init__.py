@@ -15,8 +15,9 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sftcore.util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sftcore.config.checks import selective_of
@@ -28,19 +29,6 @@ if TYPE_CHECKING:
     from sftcore.model.attention import planned_device, unsupported
     from sftcore.model.precision import prepare_quantised, quantisation_of
     from sftcore.model.vision import vision_parts
-
-_WHERE = {
-    "config.checks": ("selective_of",),
-    "config.probe": ("adapter_folder", "quantisation_asked_for"),
-    "core.types": ("IGNORED", "IMAGE"),
-    "data.collate": ("filler_of", "flatten_rows", "multiple_of", "pad_rows"),
-    "data.images.pictures": ("DOCUMENTS",),
-    "data.images.reference": ("MAX_PIXELS", "open_image"),
-    "model.attention": ("planned_device", "unsupported"),
-    "model.precision": ("prepare_quantised", "quantisation_of"),
-    "model.vision": ("vision_parts",),
-}
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "DOCUMENTS",
@@ -62,14 +50,4 @@ __all__ = [
     "vision_parts",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"sftcore.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF})
+__getattr__, __dir__ = lazy_names(__name__)

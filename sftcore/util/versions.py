@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import warnings
@@ -9,24 +10,19 @@ import warnings
 from packaging.version import Version
 
 LIBRARIES = (
-    "sftcore",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "accelerate",
-    "peft",
-    "safetensors",
-    "pluggy",
-)
+    "sftcore", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "safetensors", "pluggy",
+)  # fmt: skip
 TESTED = ("5.17", "5.24")
 """The oldest and the newest transformers that the tests run with."""
 
 
 def versions() -> dict[str, str]:
     """Python, the platform, and every library that can change a result."""
-    found = {name: version for name in LIBRARIES if (version := _version(name))}
-    return {"python": platform.python_version(), "platform": platform.platform(), **found}
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def warn_if_untested(version: str | None = None) -> None:
@@ -38,10 +34,3 @@ def warn_if_untested(version: str | None = None) -> None:
             "changed what sftcore relies on.",
             stacklevel=3,
         )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

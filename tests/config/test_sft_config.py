@@ -73,24 +73,20 @@ def test_public_names_are_frozen():
 
 
 def test_fields_read_from_source_are_those_of_the_real_class():
-    real = {one.name: one for one in dataclasses.fields(SFTConfig) if one.init}
-    read = config_fields()
-    assert read.keys() == real.keys()
-    for name, one in read.items():
-        if one.default is not ...:
-            assert one.default == real[name].default, name
+    real = {one.name for one in dataclasses.fields(SFTConfig) if one.init}
+    assert config_fields().keys() == real
 
 
 def test_types_read_from_source_accept_what_the_real_class_is_annotated_with():
     hints = typing.get_type_hints(SFTConfig)
     simple = {str, int, float, bool, dict, list, type(None)}
-    for name, one in config_fields().items():
-        if one.type is None or name in DECLARED_OTHERWISE:
+    for name, known in config_fields().items():
+        if known is None or name in DECLARED_OTHERWISE:
             continue
         is_union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
         arms = set(typing.get_args(hints[name])) if is_union else {hints[name]}
         wanted = {typing.get_origin(arm) or arm for arm in arms}
-        read = {typing.get_origin(arm) or arm for arm in typing.get_args(one.type) or (one.type,)}
+        read = {typing.get_origin(arm) or arm for arm in typing.get_args(known) or (known,)}
         assert read & simple == wanted & simple, name
 
 
