@@ -7,16 +7,16 @@ kernels and noise are off, and rows are padded. The self-test then adds the reci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, frozen
+from attrs import frozen
 
 from sftcore.core.errors import DataError
 from sftcore.core.types import IGNORED, Plan
 from sftcore.data.images.pictures import DOCUMENTS
-from sftcore.selftest.equivalence import Measured, fill_zero_parameters, take_gradients
+from sftcore.selftest.equivalence import Measured, take_gradients
 
 if TYPE_CHECKING:
     from sftcore.documents.shared_rows import SharedRows
@@ -49,11 +49,7 @@ def reference_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTraine
     dropped = {*_LEFT_OUT, *_BY_FIELDS, *SHARDED, "fsdp_config", "plugins"}
     kept = {key: value for key, value in fields.items() if key not in dropped}
     kwargs = {key: value for key, value in fields["model_init_kwargs"].items() if key != "attn_implementation"}
-    kept |= {
-        "model_init_kwargs": kwargs,
-        "plugins": _plugins(checked.setup.plan),
-        "gradient_checkpointing": False,
-    }
+    kept |= {"model_init_kwargs": kwargs, "plugins": _plugins(checked.setup.plan), "gradient_checkpointing": False}
     return _trainer(checked, kept, num_rows, collator=padded)
 
 
@@ -168,18 +164,13 @@ def _cut(row: Mapping[str, Any], longest: int) -> dict[str, Any] | None:
 def blocks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows packed into two blocks, without the first label of each document, as data preparation makes them."""
     half = (len(rows) + 1) // 2
-    return [_block(part) for part in (rows[:half], rows[half:]) if part]
-
-
-def _block(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    block: dict[str, Any] = {
-        "input_ids": [token for row in rows for token in row["input_ids"]],
-        "labels": [label for row in rows for label in (IGNORED, *row["labels"][1:])],
-        "seq_lengths": [len(row["input_ids"]) for row in rows],
-    }
-    if "weights" in rows[0]:
-        block["weights"] = [weight for row in rows for weight in row["weights"]]
-    return block
+    found = []
+    for part in (rows[:half], rows[half:]):
+        block = {key: [value for row in part for value in row[key]] for key in part[0]}
+        block["labels"] = [label for row in part for label in (IGNORED, *row["labels"][1:])]
+        block["seq_lengths"] = [len(row["input_ids"]) for row in part]
+        found.append(block)
+    return found
 
 
 # --- The trainer's own step ------------------------------------------------------------------------------------------
@@ -191,54 +182,41 @@ class Step:
     shared: SharedRows | None = None
 
 
-@define
-class StepMeter:
-    """Measures the loss and the gradients of a trainer's step; `filled` says that zero parameters were filled."""
+def measure_step(trainer: SFTTrainer, step: Step, model: Any = None) -> Measured:
+    """The loss and the gradients of one step, computed by the trainer; `model` may be a wrapper of its model."""
+    import torch
 
-    trainer: SFTTrainer
-    filled: bool
+    from sftcore.documents.shared_rows import SharedRows
 
-    @classmethod
-    def of(cls, trainer: SFTTrainer) -> StepMeter:
-        """A meter for a trainer, after filling its zero parameters."""
-        trainer.prove()
-        return cls(trainer, fill_zero_parameters(trainer.model))
+    trainer.shared_rows = step.shared or SharedRows()
+    batches = [dict(batch) for batch in step.batches]
+    trainer.current_gradient_accumulation_steps = len(batches)
+    total = trainer.items_of_step(batches)
+    trainer.model.zero_grad()
+    losses = [trainer.training_step(model or trainer.model, batch, total) for batch in batches]
+    scaler = trainer.accelerator.scaler
+    scale = float(scaler.get_scale()) if scaler is not None else 1.0
+    return Measured(float(torch.stack(losses).sum()), take_gradients(trainer.model, scale))
 
-    def measure(self, step: Step, model: Any = None) -> Measured:
-        """The loss and the gradients of one step, computed by the trainer; `model` may be a wrapper of its model."""
-        import torch
 
-        from sftcore.documents.shared_rows import SharedRows
+@contextmanager
+def checkpointing(trainer: SFTTrainer, kept: str | None = None, **options: Any) -> Iterator[None]:
+    """Gradient checkpointing inside; with `kept`, it is selective and keeps those results."""
+    from sftcore.model.memory.checkpointing import checkpoint_selectively
+    from sftcore.model.unwrap import causal_model
 
-        trainer = self.trainer
-        trainer.shared_rows = step.shared or SharedRows()
-        batches = [dict(batch) for batch in step.batches]
-        trainer.current_gradient_accumulation_steps = len(batches)
-        total = trainer.items_of_step(batches)
-        trainer.model.zero_grad()
-        losses = [trainer.training_step(model or trainer.model, batch, total) for batch in batches]
-        scaler = trainer.accelerator.scaler
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        return Measured(float(torch.stack(losses).sum()), take_gradients(trainer.model, scale))
-
-    @contextmanager
-    def checkpointing(self, kept: str | None = None, **options: Any) -> Iterator[None]:
-        """Gradient checkpointing inside; with `kept`, it is selective and keeps those results."""
-        from sftcore.model.memory.checkpointing import checkpoint_selectively
-        from sftcore.model.unwrap import causal_model
-
-        causal = causal_model(self.trainer.model)
-        before: Callable[..., None] | None = vars(causal).get("_set_gradient_checkpointing")
-        if kept is not None:
-            checkpoint_selectively(causal, kept)
-        name = "activation" if hasattr(causal, "activation_checkpointing_enable") else "gradient"
-        getattr(causal, f"{name}_checkpointing_enable")({"use_reentrant": False, **options})
-        try:
-            yield
-        finally:
-            getattr(causal, f"{name}_checkpointing_disable")()
-            if kept is not None and before is None:
-                del causal._set_gradient_checkpointing
+    causal = causal_model(trainer.model)
+    was_selective = "_set_gradient_checkpointing" in vars(causal)
+    if kept is not None:
+        checkpoint_selectively(causal, kept)
+    name = "activation" if hasattr(causal, "activation_checkpointing_enable") else "gradient"
+    getattr(causal, f"{name}_checkpointing_enable")({"use_reentrant": False, **options})
+    try:
+        yield
+    finally:
+        getattr(causal, f"{name}_checkpointing_disable")()
+        if kept is not None and not was_selective:
+            del causal._set_gradient_checkpointing
 
 
 def checkpoints(settings: Mapping[str, Any]) -> bool:
@@ -248,13 +226,9 @@ def checkpoints(settings: Mapping[str, Any]) -> bool:
 
 
 def run_batches(
-    collator: Any, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], prove: Any
-) -> tuple[list[Mapping[str, Any]], Any]:
+    collator: Any, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
     """The micro-batches that the run's own collator makes of the rows, at least two if there are several rows."""
-    from sftcore.documents.shared_rows import layout_of
-
-    packing = bool(settings.get("packing"))
-    shared = prove(layout_of(collator, packed=packing))
-    items = blocks(rows) if packing else list(rows)
+    items = blocks(rows) if settings.get("packing") else list(rows)
     size = min(settings.get("per_device_train_batch_size") or 8, (len(items) + 1) // 2)
-    return [collator([dict(row) for row in items[at : at + size]]) for at in range(0, len(items), size)], shared
+    return [collator([dict(row) for row in items[at : at + size]]) for at in range(0, len(items), size)]
