@@ -188,32 +188,25 @@ def measure_reference(model: Any, rows: Sequence[Row]) -> Measured:
     return Measured(loss, take_gradients(model))
 
 
-def measure_with_loss(model: Any, rows: Sequence[Row], loss: LossFunction) -> Measured:
-    """The reference for another loss: its value and gradients on all logits of all rows at once."""
-    model.zero_grad()
-    found = loss_of_all_rows(model, rows, loss)
-    found.backward()
-    return Measured(float(found.detach()), take_gradients(model))
+def measure_with_loss(model: Any, rows: Sequence[Row], loss: LossFunction) -> Measured | None:
+    """The reference for another loss: its value and gradients on all logits of all rows at once.
 
-
-def loss_of_all_rows(model: Any, rows: Sequence[Row], loss: LossFunction) -> torch.Tensor:
-    """The loss on the complete logits of all supervised positions of all rows."""
+    None if it cannot be called that way; it then has to be cross-entropy.
+    """
     import torch
 
-    logits_NV, labels_N, weights_N = (
-        torch.cat(parts) for parts in zip(*(supervised_logits(model, row) for row in rows), strict=True)
-    )
-    weighted = any(row.get("weights") is not None for row in rows)
-    total = torch.tensor(num_items(rows), device=logits_NV.device)
-    return loss(logits_NV, lambda logits: logits, labels_N, weights_N if weighted else None, total).loss
-
-
-def loss_value_or_none(model: Any, rows: Sequence[Row], loss: LossFunction) -> float | None:
-    """The loss on all logits at once, or None if it cannot be called that way; it then has to be cross-entropy."""
+    model.zero_grad()
     try:
-        return float(loss_of_all_rows(model, rows, loss))
+        logits_NV, labels_N, weights_N = (
+            torch.cat(parts) for parts in zip(*(supervised_logits(model, row) for row in rows), strict=True)
+        )
+        weighted = any(row.get("weights") is not None for row in rows)
+        total = torch.tensor(num_items(rows), device=logits_NV.device)
+        found = loss(logits_NV, lambda logits: logits, labels_N, weights_N if weighted else None, total).loss
+        found.backward()
     except (SFTCoreError, AttributeError, TypeError, RuntimeError):
         return None
+    return Measured(float(found.detach()), take_gradients(model))
 
 
 def supervised_logits(model: Any, row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -292,9 +285,8 @@ def preserved_random_state() -> Iterator[None]:
     import torch
 
     python, numpy = random.getstate(), np.random.get_state()
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kind = {} if accelerator is None else {"device_type": accelerator.type}
-    with torch.random.fork_rng(devices=None if accelerator else [], **kind):
+    accelerator = torch.accelerator.current_accelerator()
+    with torch.random.fork_rng(device_type=accelerator.type if accelerator else "cuda"):
         try:
             yield
         finally:
@@ -330,14 +322,6 @@ def weights_hash(model: Any) -> str:
             found.update(name.encode())
             found.update(one.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def with_chunk_size(loss_plugin: Any, chunk: int) -> Any | None:
-    """The loss plugin with another value of its option `chunk`; None if it has no such option."""
-    from sftcore.core.plugin_class import options
-
-    has_chunks = any(one.name == "chunk" for one in options(type(loss_plugin)))
-    return attrs.evolve(loss_plugin, chunk=chunk) if has_chunks else None
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -19,20 +19,17 @@ from sftcore.selftest.equivalence import (
     first_line_of,
     gap_between,
     judge,
-    loss_value_or_none,
     measure_reference,
     measure_with_loss,
     num_items,
     weights_hash,
     with_attention,
-    with_chunk_size,
 )
 from sftcore.selftest.trainers import (
     Step,
     blocks,
     checkpointing,
     checkpoints,
-    flattened,
     measure_step,
     padded,
     run_batches,
@@ -75,23 +72,19 @@ class Features:
     # --- The reference --------------------------------------------------------------------------------------------
     def compute_reference(self) -> None:
         """Compute the reference with cross-entropy, or with the run's own loss if that is not cross-entropy."""
-        import torch
-
         bound = self._of_kind("loss")[0]
         loss = self._loss(bound)
         computed = "cross-entropy of all logits"
         with self._reference_attention() as attention_used:
-            self.reference = measure_reference(self.model, self.rows)
-            nll = self.reference.loss
-            with torch.no_grad():
-                own = loss_value_or_none(self.model, self.rows, loss)
-            if own is not None and not abs(own - nll) <= max(OWN_LOSS, self.tolerance) * abs(nll):
-                self.reference = measure_with_loss(self.model, self.rows, loss)
-                computed = "the loss on all logits at once"
-                self.notes.append(
-                    f"{bound.selection.label} gives {own:.4g} where cross-entropy gives {nll:.4g}; it is another loss, "
-                    "so it is compared with itself on all logits at once"
-                )
+            self.reference = plain = measure_reference(self.model, self.rows)
+            own = measure_with_loss(self.model, self.rows, loss)
+        if own is not None and not abs(own.loss - plain.loss) <= max(OWN_LOSS, self.tolerance) * abs(plain.loss):
+            self.reference = own
+            computed = "the loss on all logits at once"
+            self.notes.append(
+                f"{bound.selection.label} gives {own.loss:.4g} where cross-entropy gives {plain.loss:.4g}; it is "
+                "another loss, so it is compared with itself on all logits at once"
+            )
         self.description = f"each row alone, {attention_used}, {computed}"
         if self.filled:
             self.notes.append(
@@ -125,8 +118,8 @@ class Features:
         yield from self._chunks(one_batch)
         yield from self._checkpointing(one_batch)
         yield from self._offloading(one_batch)
-        yield self._shared("padding-free: rows end to end", [flattened(self.rows)], flat=True)
-        yield self._shared("packed: several rows in a block", [padded(blocks(self.rows))], flat=False)
+        yield self._shared("padding-free: rows end to end", flat=True)
+        yield self._shared("packed: several rows in a block", flat=False)
         yield from self._collator()
         yield from self._attention()
         yield from self._kernels(one_batch)
@@ -172,16 +165,17 @@ class Features:
         return judge(what, gap, self.tolerance)
 
     def _chunks(self, one_batch: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+        from sftcore.core.plugin_class import options
         from sftcore.model.bound_loss import BoundLoss
 
         bound, trainer = self._of_kind("loss")[0], self.trainer
+        if not any(one.name == "chunk" for one in options(type(bound.plugin))):
+            yield Line("loss in chunks", "not applicable", why=f"{bound.selection.label} does not use chunks")
+            return
         own, counted = trainer.bound_loss, int(num_items(self.rows))
         for chunk in CHUNKS:
             size = f"{chunk} positions" if chunk < counted else "all positions"
-            plugin = with_chunk_size(bound.plugin, chunk)
-            if plugin is None:
-                yield Line("loss in chunks", "not applicable", why=f"{bound.selection.label} does not use chunks")
-                return
+            plugin = attrs.evolve(bound.plugin, chunk=chunk)
             trainer.bound_loss = BoundLoss(self._loss(attrs.evolve(bound, plugin=plugin)), own.reason)
             try:
                 yield self._compare(f"loss in chunks of {size}", Step(one_batch))
@@ -216,27 +210,24 @@ class Features:
         finally:
             trainer.offloading = None
 
-    def _shared(
-        self,
-        what: str,
-        batches: Sequence[Mapping[str, Any]],
-        *,
-        flat: bool,
-        backend: AttentionBackend | None = None,
-        needed: bool = False,
-    ) -> Line:
-        """Documents that share a row. If the run does not need this, a model that cannot do it is not a failure."""
+    def _shared(self, what: str, *, flat: bool, backend: AttentionBackend | None = None) -> Line:
+        """Documents that share a row, with the model's attention or the one that the run chose.
+
+        If the run does not need this, a model that cannot do it is not a failure.
+        """
+        from sftcore.data.collate import flatten_rows
         from sftcore.documents.proof import keep_documents_apart
         from sftcore.documents.shared_rows import SharedRows
 
         settings = self.checked.setup.plan.settings
-        asked = needed or bool(settings.get("packing") or settings.get("padding_free"))
+        asked = backend is not None or settings.get("packing") or settings.get("padding_free")
+        batch = flatten_rows(self.rows, pad_token_id=0) if flat else padded(blocks(self.rows))
         try:
             with self.trainer.accelerator.autocast():
                 proof = keep_documents_apart(self.model, backend, flattened=flat)
         except SFTCoreError as error:
             return Line(what, "FAILED" if asked else "not applicable", why=error.what)
-        return self._compare(what, Step(batches, SharedRows(proof)))
+        return self._compare(what, Step([batch], SharedRows(proof)))
 
     def _collator(self) -> Iterator[Line]:
         """The collator that the run chose, with the model's default attention."""
@@ -270,9 +261,8 @@ class Features:
                 yield self._compare(f"{selection.label}, padded rows", Step([padded(self.rows)]))
             else:
                 yield Line(f"{selection.label}, padded rows", "not applicable", why="it does not support padding")
-            flat, packed = [flattened(self.rows)], [padded(blocks(self.rows))]
-            yield self._shared(f"{selection.label}, rows end to end", flat, flat=True, backend=backend, needed=True)
-            yield self._shared(f"{selection.label}, packed rows", packed, flat=False, backend=backend, needed=True)
+            yield self._shared(f"{selection.label}, rows end to end", flat=True, backend=backend)
+            yield self._shared(f"{selection.label}, packed rows", flat=False, backend=backend)
 
     def _kernels(self, one_batch: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         labels = [one.selection.label for one in self._of_kind("kernel")]

@@ -28,34 +28,36 @@ LONGEST = 96
 SAMPLED = 16
 """How many raw rows are read for each row needed, since some are dropped or have no supervised tokens."""
 
+SHARDED = ("fsdp", "deepspeed")
 _LEFT_OUT = (
-    "packing", "eval_packing", "padding_free", "activation_offloading", "gradient_checkpointing_kwargs",
-    "activation_checkpointing", "activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend",
-    "torch_compile_mode",
+    *SHARDED, "fsdp_config", "packing", "eval_packing", "padding_free", "activation_offloading",
+    "gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode",
+    "use_liger_kernel", "liger_kernel_config", "loss_type", "neftune_noise_alpha",
 )  # fmt: skip
-_BY_FIELDS = ("use_liger_kernel", "liger_kernel_config", "loss_type", "neftune_noise_alpha")
-"""Fields that select plugins; the plugins that are kept are selected by name instead."""
+"""The last four fields select plugins; those of the kinds in _KEPT are selected by name instead."""
 _KEPT = ("loader", "adapter", "format", "loss", "noise")
 _QUIET: dict[str, Any] = {
     "report_to": "none", "save_strategy": "no", "eval_strategy": "no", "eval_on_start": False,
     "load_best_model_at_end": False, "push_to_hub": False, "dataset_cache": False, "resume_from_checkpoint": None,
 }  # fmt: skip
-SHARDED = ("fsdp", "deepspeed")
 
 
 def reference_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
     """A trainer for the run without its attention, kernels, packing and checkpointing, which writes nothing."""
-    fields = _fields(checked, folder)
-    dropped = {*_LEFT_OUT, *_BY_FIELDS, *SHARDED, "fsdp_config", "plugins"}
-    kept = {key: value for key, value in fields.items() if key not in dropped}
+    from sftcore.train.run import config_of
+
+    fields = {key: value for key, value in config_of(checked.recipe).items() if key not in _LEFT_OUT}
     kwargs = {key: value for key, value in fields["model_init_kwargs"].items() if key != "attn_implementation"}
-    kept |= {"model_init_kwargs": kwargs, "plugins": _plugins(checked.setup.plan), "gradient_checkpointing": False}
-    return _trainer(checked, kept, num_rows, collator=padded)
+    fields |= {"model_init_kwargs": kwargs, "plugins": _plugins(checked.setup.plan), "gradient_checkpointing": False}
+    return _trainer(checked, fields, num_rows, folder, collator=padded)
 
 
 def run_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
     """A trainer for the run with everything that its recipe asks for."""
-    return _trainer(checked, _fields(checked, folder), num_rows, collator=None)
+    from sftcore.train.run import config_of
+
+    return _trainer(checked, config_of(checked.recipe), num_rows, folder)
 
 
 def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -69,19 +71,6 @@ def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 padded.images = True  # type: ignore[attr-defined]
 
 
-def flattened(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A padding-free batch: the rows end to end."""
-    from sftcore.data.collate import flatten_rows
-
-    return flatten_rows(rows, pad_token_id=0)
-
-
-def _fields(checked: Checked, folder: str) -> dict[str, Any]:
-    from sftcore.train.run import config_of
-
-    return {**config_of(checked.recipe), **_QUIET, "output_dir": folder}
-
-
 def _plugins(plan: Plan) -> dict[str, dict[str, Any]]:
     """The plugins of a plan that the reference keeps, in the form of `SFTConfig.plugins`."""
     found: dict[str, dict[str, Any]] = {}
@@ -92,7 +81,7 @@ def _plugins(plan: Plan) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _trainer(checked: Checked, fields: dict[str, Any], num_rows: int, *, collator: Any) -> SFTTrainer:
+def _trainer(checked: Checked, fields: dict[str, Any], num_rows: int, folder: str, collator: Any = None) -> SFTTrainer:
     from pathlib import Path
 
     from sftcore.config.sft_config import SFTConfig
@@ -102,7 +91,7 @@ def _trainer(checked: Checked, fields: dict[str, Any], num_rows: int, *, collato
     recipe = checked.recipe
     rows = load(checked.train, recipe.data, recipe.data.split)
     rows = rows.select(range(min(len(rows), SAMPLED * num_rows)))
-    args = SFTConfig(**fields)
+    args = SFTConfig(**{**fields, **_QUIET, "output_dir": folder})
     name = str(Path(recipe.model.name or "").expanduser())
     try:
         return SFTTrainer(name, args=args, train_dataset=rows, data_collator=collator)

@@ -51,7 +51,7 @@ class Chat:
         """
         self.turns.append({"role": "user", "content": text})
         try:
-            replies = self._both() if self.compare else [self._streamed()]
+            replies = self._both() if self.compare else [self._streamed(self.adapter)]
         except ModelError:
             self.turns.pop()
             raise
@@ -119,7 +119,7 @@ class Chat:
     def _conversation(self) -> list[Turn]:
         return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
 
-    def _streamed(self) -> Reply:
+    def _streamed(self, adapter: bool) -> Reply:
         is_terminal = self.out.isatty()
 
         def show(piece: str) -> None:
@@ -127,7 +127,7 @@ class Chat:
             self.out.write(visible(piece) if is_terminal else piece)
             self.out.flush()
 
-        reply = self.model.answer(self._conversation, self.sampling, adapter=self.adapter, on_text=show)
+        reply = self.model.answer(self._conversation, self.sampling, adapter=adapter, on_text=show)
         self.out.write("\n")
         self.out.flush()
         return reply
@@ -135,14 +135,10 @@ class Chat:
     def _both(self) -> list[Reply]:
         if self.out.isatty():
             return self._columns()
-        replies = []
-        for on, name in ((True, _WITH), (False, _WITHOUT)):
-            self.out.write(f"{name}:\n")
-            reply = self.model.answer(self._conversation, self.sampling, adapter=on, on_text=self.out.write)
-            self.out.write("\n" if on is False else "\n\n")
-            self.out.flush()
-            replies.append(reply)
-        return replies
+        self.out.write(f"{_WITH}:\n")
+        first = self._streamed(True)
+        self.out.write(f"\n{_WITHOUT}:\n")
+        return [first, self._streamed(False)]
 
     def _columns(self) -> list[Reply]:
         from rich.console import Console

@@ -48,17 +48,6 @@ class Piece:
 
 
 @frozen
-class Segment:
-    """Consecutive pieces with the same weight and marks."""
-
-    text: str
-    num_tokens: int
-    weight: float
-    special: bool = False
-    cut: bool = False
-
-
-@frozen
 class Document:
     """One document of a packed block, or the only document of a row: its start, its length and its pieces."""
 
@@ -72,14 +61,15 @@ class Document:
         return tuple(piece.picture for piece in self.pieces if piece.picture is not None)
 
     @property
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> tuple[Piece, ...]:
         """The pieces, with consecutive ones of the same weight and marks joined."""
         found = []
         alike = itertools.groupby(self.pieces, key=lambda piece: (piece.weight, piece.special, piece.cut))
-        for (weight, special, cut), group in alike:
+        for _, group in alike:
             pieces = list(group)
             text = "".join(piece.text for piece in pieces)
-            found.append(Segment(text, sum(len(piece.ids) for piece in pieces), weight, special, cut))
+            ids = tuple(token for piece in pieces for token in piece.ids)
+            found.append(attrs.evolve(pieces[0], text=text, ids=ids, picture=None))
         return tuple(found)
 
 
@@ -100,7 +90,7 @@ class Preview:
     capacity: int | None = None
 
     @property
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> tuple[Piece, ...]:
         """All segments of all documents."""
         return tuple(segment for document in self.documents for segment in document.segments)
 
@@ -108,7 +98,7 @@ class Preview:
     def caption(self) -> str:
         """The number of the row, and how many tokens it has, are supervised and are cut away."""
         total = sum(document.length for document in self.documents)
-        supervised = sum(segment.num_tokens for segment in self.segments if segment.weight and not segment.cut)
+        supervised = sum(len(segment.ids) for segment in self.segments if segment.weight and not segment.cut)
         if self.capacity is not None:
             count = len(self.documents)
             return (
