@@ -154,7 +154,7 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows packed into two blocks, without the first label of each document, as data preparation makes them."""
     half = (len(rows) + 1) // 2
     found = []
-    for part in (rows[:half], rows[half:]):
+    for part in filter(None, (rows[:half], rows[half:])):
         block = {key: [value for row in part for value in row[key]] for key in part[0]}
         block["labels"] = [label for row in part for label in (IGNORED, *row["labels"][1:])]
         block["seq_lengths"] = [len(row["input_ids"]) for row in part]

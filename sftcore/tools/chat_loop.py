@@ -124,20 +124,18 @@ class Chat:
 
         def show(piece: str) -> None:
             # an answer must not control the terminal; a pipe gets it unchanged
-            self.out.write(visible(piece) if is_terminal else piece)
-            self.out.flush()
+            print(visible(piece) if is_terminal else piece, end="", file=self.out, flush=True)
 
         reply = self.model.answer(self._conversation, self.sampling, adapter=adapter, on_text=show)
-        self.out.write("\n")
-        self.out.flush()
+        print(file=self.out, flush=True)
         return reply
 
     def _both(self) -> list[Reply]:
         if self.out.isatty():
             return self._columns()
-        self.out.write(f"{_WITH}:\n")
+        print(f"{_WITH}:", file=self.out)
         first = self._streamed(True)
-        self.out.write(f"\n{_WITHOUT}:\n")
+        print(f"\n{_WITHOUT}:", file=self.out)
         return [first, self._streamed(False)]
 
     def _columns(self) -> list[Reply]:

@@ -98,7 +98,9 @@ def merge(
         model_class = type(model)
         _save(model, tokenizer, run, folder, saved_dtype, max_shard_size)
         del model
-        agreements.append(_reloaded(model_class, folder, compared_on, unmerged, saved_dtype))
+        reloaded = logits_of(model_class.from_pretrained(folder, dtype="auto", local_files_only=True), compared_on)
+        limit = limit_for(saved_dtype, unmerged)
+        agreements.append(compare_logits(f"saved in {saved_dtype} and reloaded", unmerged, reloaded, **limit))
         _refuse_if_beyond_limit(agreements, run, say)
         merged = Merged(output, saved_dtype, compared_on, tuple(agreements), (*run.notes, *notes))
         _write_about(merged, run, folder)
@@ -174,15 +176,6 @@ def _save(model: Any, tokenizer: Any, run: SavedRun, folder: Path, dtype: str, m
     tokenizer.save_pretrained(folder)
     for found in run.folder.glob("*processor_config.json") if run.folder else ():
         shutil.copy(found, folder / found.name)
-
-
-def _reloaded(
-    model_class: Any, folder: Path, compared_on: ComparisonRows, unmerged: list[Any], dtype: str
-) -> Agreement:
-    """Compare the saved folder, loaded by plain transformers, with the unmerged model."""
-    model = model_class.from_pretrained(folder, dtype="auto", local_files_only=True)
-    found = logits_of(model, compared_on)
-    return compare_logits(f"saved in {dtype} and reloaded", unmerged, found, **limit_for(dtype, unmerged))
 
 
 def limit_for(dtype: str, logits: list[Any]) -> dict[str, Any]:

@@ -95,16 +95,15 @@ def _located(entry: Any, folders: tuple[Path, ...], where: str) -> Any:
         }
     if isinstance(entry, (list, tuple)):
         return [_located(one, folders, where) for one in entry]
-    for folder in folders:
-        path = folder / Path(entry).expanduser()
+    paths = [folder / Path(entry).expanduser() for folder in folders]
+    for path in paths:
         if path.exists() or (glob.has_magic(str(path)) and glob.glob(str(path), recursive=True)):
             return str(path)
     try:
         local_files(entry)
     except DataError as error:
-        looked = quoted(dict.fromkeys(str(folder / Path(entry).expanduser()) for folder in folders))
         raise DataError(
-            f'the run\'s data "{entry}" cannot be found; looked for {looked}.',
+            f'the run\'s data "{entry}" cannot be found; looked for {quoted(dict.fromkeys(paths))}.',
             where=where,
             fix="Give the rows: --data FILE.",
         ) from error
