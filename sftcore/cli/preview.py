@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from sftcore.tools.preview import Preview, Segment
+    from sftcore.tools.preview import Piece, Preview
 
 
 @click.command("preview")
@@ -88,7 +88,7 @@ def _show(console: Console, one: Preview) -> None:
         console.print(Text(f"{one.cut - CUT_SHOWN:,} more tokens are cut away.", "red"))
 
 
-def _coloured(segments: tuple[Segment, ...]) -> Text:
+def _coloured(segments: tuple[Piece, ...]) -> Text:
     """Supervised text is green, or yellow with a weight below 1; special tokens are inverse; cut text is struck out."""
     from rich.text import Text
 
@@ -106,7 +106,7 @@ def _coloured(segments: tuple[Segment, ...]) -> Text:
     return text
 
 
-def _uncoloured(segments: tuple[Segment, ...]) -> Text:
+def _uncoloured(segments: tuple[Piece, ...]) -> Text:
     """Marks for output without colours: «supervised», «0.5: supervised with this weight», [cut: …]."""
     from itertools import groupby
 

@@ -8,14 +8,16 @@ Shapes: T tokens of a row, N supervised positions of all rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+import attrs
 from attrs import frozen
 
 from sftcore.core.errors import SFTCoreError
-from sftcore.core.types import IGNORED, LossFunction, LossOutput
+from sftcore.core.types import IGNORED, LossFunction
 from sftcore.model.precision import quantisation_of
 from sftcore.model.unwrap import causal_model
 
@@ -72,14 +74,13 @@ class Line:
 
     def as_dict(self) -> dict[str, Any]:
         """The line as JSON values, with null in place of numbers that are not finite."""
-        gap = self.gap
+        gaps = [None if self.gap is None else getattr(self.gap, name) for name in ("loss", "gradient", "worst")]
+        finite = [one if one is not None and math.isfinite(one) else None for one in gaps]
         return {
             "what": self.what,
             "verdict": self.verdict,
-            "loss_gap": _finite_or_none(gap.loss if gap else None),
-            "gradient_gap": _finite_or_none(gap.gradient if gap else None),
-            "worst_gap": _finite_or_none(gap.worst if gap else None),
-            "worst_parameter": gap.worst_parameter if gap else None,
+            **dict(zip(("loss_gap", "gradient_gap", "worst_gap"), finite, strict=True)),
+            "worst_parameter": self.gap.worst_parameter if self.gap else None,
             "tolerance": self.tolerance,
             "why": self.why,
         }
@@ -107,10 +108,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        names = ("model", "rows", "tokens", "supervised", "dtype", "tolerance", "reference", "loss")
-        found = {name: getattr(self, name) for name in names}
         lines = [line.as_dict() for line in self.lines]
-        return {"schema": 1, **found, "lines": lines, "notes": list(self.notes), "failed": self.failed}
+        return {"schema": 1, **attrs.asdict(self, recurse=False), "lines": lines, "failed": self.failed}
 
 
 def judge(what: str, gap: Gap, tolerance: float, why: str = "") -> Line:
@@ -136,10 +135,10 @@ def gap_between(got: Measured, wanted: Measured) -> Gap:
         else:
             off[name] = float((other.float().to(one.device) - one.float()).norm())
     parts = {name: _ratio(off[name], max(norms[name], floor)) for name in norms}
-    worst = max(parts, key=lambda name: parts[name] if parts[name] == parts[name] else float("inf"))
+    worst = max(parts, key=lambda name: math.inf if math.isnan(parts[name]) else parts[name])
     return Gap(
         _ratio(abs(got.loss - wanted.loss), abs(wanted.loss)),
-        _ratio(_norm(off.values()), _norm(norms.values())),
+        _ratio(math.hypot(*off.values()), math.hypot(*norms.values())),
         parts[worst],
         worst,
     )
@@ -189,41 +188,25 @@ def measure_reference(model: Any, rows: Sequence[Row]) -> Measured:
     return Measured(loss, take_gradients(model))
 
 
-def measure_with_loss(model: Any, rows: Sequence[Row], loss: LossFunction) -> Measured:
-    """The reference for another loss: its value and gradients on all logits of all rows at once."""
-    model.zero_grad()
-    found = loss_of_all_rows(model, rows, loss)
-    found.backward()
-    return Measured(float(found.detach()), take_gradients(model))
+def measure_with_loss(model: Any, rows: Sequence[Row], loss: LossFunction) -> Measured | None:
+    """The reference for another loss: its value and gradients on all logits of all rows at once.
 
-
-def loss_of_all_rows(model: Any, rows: Sequence[Row], loss: LossFunction) -> torch.Tensor:
-    """The loss on the complete logits of all supervised positions of all rows."""
+    None if it cannot be called that way; it then has to be cross-entropy.
+    """
     import torch
 
-    logits_NV, labels_N, weights_N = (
-        torch.cat(parts) for parts in zip(*(supervised_logits(model, row) for row in rows), strict=True)
-    )
-    weighted = any(row.get("weights") is not None for row in rows)
-    total = torch.tensor(num_items(rows), device=logits_NV.device)
-    return loss(logits_NV, lambda logits: logits, labels_N, weights_N if weighted else None, total).loss
-
-
-def loss_value_or_none(model: Any, rows: Sequence[Row], loss: LossFunction) -> float | None:
-    """The loss on all logits at once, or None if it cannot be called that way; it then has to be cross-entropy."""
+    model.zero_grad()
     try:
-        return float(loss_of_all_rows(model, rows, loss))
+        logits_NV, labels_N, weights_N = (
+            torch.cat(parts) for parts in zip(*(supervised_logits(model, row) for row in rows), strict=True)
+        )
+        weighted = any(row.get("weights") is not None for row in rows)
+        total = torch.tensor(num_items(rows), device=logits_NV.device)
+        found = loss(logits_NV, lambda logits: logits, labels_N, weights_N if weighted else None, total).loss
+        found.backward()
     except (SFTCoreError, AttributeError, TypeError, RuntimeError):
         return None
-
-
-def cross_entropy(hidden: Any, head: Any, labels: Any, weights: Any, num_items: Any) -> Any:
-    """torch's cross-entropy as a `LossFunction`."""
-    import torch
-
-    losses = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="none")
-    total = (losses if weights is None else losses * weights).sum()
-    return LossOutput(total / num_items, None, labels.new_zeros(()))
+    return Measured(float(found.detach()), take_gradients(model))
 
 
 def supervised_logits(model: Any, row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -302,9 +285,8 @@ def preserved_random_state() -> Iterator[None]:
     import torch
 
     python, numpy = random.getstate(), np.random.get_state()
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kind = {} if accelerator is None else {"device_type": accelerator.type}
-    with torch.random.fork_rng(devices=None if accelerator else [], **kind):
+    accelerator = torch.accelerator.current_accelerator()
+    with torch.random.fork_rng(device_type=accelerator.type if accelerator else "cuda"):
         try:
             yield
         finally:
@@ -342,24 +324,5 @@ def weights_hash(model: Any) -> str:
     return found.hexdigest()
 
 
-def with_chunk_size(loss_plugin: Any, chunk: int) -> Any | None:
-    """The loss plugin with another value of its option `chunk`; None if it has no such option."""
-    from sftcore.core.plugin_class import options
-
-    given = {one.name: getattr(loss_plugin, one.name) for one in options(type(loss_plugin))}
-    if "chunk" not in given:
-        return None
-    make: Callable[..., Any] = type(loss_plugin)
-    return make(**{**given, "chunk": chunk})
-
-
-def _norm(parts: Any) -> float:
-    return float(sum(part * part for part in parts) ** 0.5)
-
-
 def _ratio(part: float, whole: float) -> float:
-    return 0.0 if part == 0 else part / whole if whole else float("inf")
-
-
-def _finite_or_none(number: float | None) -> float | None:
-    return None if number is None or number != number or abs(number) == float("inf") else number
+    return 0.0 if part == 0 else part / whole if whole else math.inf

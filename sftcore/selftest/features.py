@@ -16,25 +16,21 @@ from sftcore.selftest.equivalence import (
     Line,
     Measured,
     Row,
-    cross_entropy,
     first_line_of,
     gap_between,
     judge,
-    loss_of_all_rows,
-    loss_value_or_none,
     measure_reference,
     measure_with_loss,
     num_items,
     weights_hash,
     with_attention,
-    with_chunk_size,
 )
 from sftcore.selftest.trainers import (
     Step,
-    StepMeter,
     blocks,
+    checkpointing,
     checkpoints,
-    flattened,
+    measure_step,
     padded,
     run_batches,
 )
@@ -43,6 +39,7 @@ if TYPE_CHECKING:
     from sftcore.core.registry import Bound
     from sftcore.core.types import AttentionBackend, LossFunction
     from sftcore.train.checked import Checked
+    from sftcore.train.trainer import SFTTrainer
 
 CHUNKS = (17, 1_000_000)
 """Chunk sizes of the loss: one that does not divide the number of positions, and one that holds them all."""
@@ -55,48 +52,41 @@ class Features:
     """Compares a run's features with the reference, on the run's model and rows.
 
     `compute_reference` must be called before `lines`; it sets `reference` and `description`, which says how the
-    reference was computed.
+    reference was computed. `filled` says that zero parameters were filled.
     """
 
     checked: Checked
-    meter: StepMeter
+    trainer: SFTTrainer
     rows: Sequence[Row]
     tolerance: float
     autocast: str | None
+    filled: bool
     reference: Measured = field(init=False)
     description: str = ""
     notes: list[str] = field(factory=list)
 
     @property
     def model(self) -> Any:
-        return self.meter.trainer.model
+        return self.trainer.model
 
     # --- The reference --------------------------------------------------------------------------------------------
     def compute_reference(self) -> None:
         """Compute the reference with cross-entropy, or with the run's own loss if that is not cross-entropy."""
-        import torch
-
-        loss = self._loss(self._of_kind("loss")[0])
-        self.model.train()
-        with self._reference_attention() as attention_used, self.meter.trainer.accelerator.autocast():
-            with torch.no_grad():
-                nll = float(loss_of_all_rows(self.model, self.rows, cross_entropy))
-                own = loss_value_or_none(self.model, self.rows, loss)
-            another = own is not None and not abs(own - nll) <= max(OWN_LOSS, self.tolerance) * abs(nll)
-        self.reference = (
-            self._with_reference_attention(lambda: measure_with_loss(self.model, self.rows, loss))
-            if another
-            else self.cross_entropy()
-        )
-        computed = "the loss on all logits at once" if another else "cross-entropy of all logits"
-        self.description = f"each row alone, {attention_used}, {computed}"
-        if another:
-            name = self._of_kind("loss")[0].selection.label
+        bound = self._of_kind("loss")[0]
+        loss = self._loss(bound)
+        computed = "cross-entropy of all logits"
+        with self._reference_attention() as attention_used:
+            self.reference = plain = measure_reference(self.model, self.rows)
+            own = measure_with_loss(self.model, self.rows, loss)
+        if own is not None and not abs(own.loss - plain.loss) <= max(OWN_LOSS, self.tolerance) * abs(plain.loss):
+            self.reference = own
+            computed = "the loss on all logits at once"
             self.notes.append(
-                f"{name} gives {own:.4g} where cross-entropy gives {nll:.4g}; it is another loss, so it is compared "
-                "with itself on all logits at once"
+                f"{bound.selection.label} gives {own.loss:.4g} where cross-entropy gives {plain.loss:.4g}; it is "
+                "another loss, so it is compared with itself on all logits at once"
             )
-        if self.meter.filled:
+        self.description = f"each row alone, {attention_used}, {computed}"
+        if self.filled:
             self.notes.append(
                 "trainable parameters that are all zero were filled with small random numbers, because zeros would "
                 "hide gradients"
@@ -104,18 +94,12 @@ class Features:
         if getattr(self.model.config.get_text_config(), "output_router_logits", False):
             self.notes.append("the experts' auxiliary loss is left out, as it depends on which rows share a batch")
 
-    def cross_entropy(self) -> Measured:
-        """The reference with cross-entropy, whatever the run's loss is."""
-        return self._with_reference_attention(lambda: measure_reference(self.model, self.rows))
-
-    def _with_reference_attention(self, measure: Callable[[], Measured]) -> Measured:
-        self.model.train()
-        with self._reference_attention(), self.meter.trainer.accelerator.autocast():
-            return measure()
-
     @contextlib.contextmanager
     def _reference_attention(self) -> Iterator[str]:
+        """What the reference is computed in: training mode, the run's autocast and, if possible, eager attention."""
+        self.model.train()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.trainer.accelerator.autocast())
             try:
                 stack.enter_context(with_attention(self.model, REFERENCE_ATTENTION))
                 name = f"{REFERENCE_ATTENTION} attention"
@@ -134,8 +118,8 @@ class Features:
         yield from self._chunks(one_batch)
         yield from self._checkpointing(one_batch)
         yield from self._offloading(one_batch)
-        yield self._shared("padding-free: rows end to end", [flattened(self.rows)], flat=True)
-        yield self._shared("packed: several rows in a block", [padded(blocks(self.rows))], flat=False)
+        yield self._shared("padding-free: rows end to end", flat=True)
+        yield self._shared("packed: several rows in a block", flat=False)
         yield from self._collator()
         yield from self._attention()
         yield from self._kernels(one_batch)
@@ -144,7 +128,7 @@ class Features:
 
     def _loader(self) -> Iterator[Line]:
         """Compare in another process for a loader that also replaces classes, as the reference would use them too."""
-        from sftcore.selftest.reference_process import measure_reference_elsewhere
+        from sftcore.selftest.processes import measure_reference_elsewhere
 
         claims = self.checked.setup.plugins.all("claims")
         for one, slots in claims:
@@ -163,7 +147,9 @@ class Features:
             except SFTCoreError as error:
                 yield Line(what, "not applicable", why=error.what)
             else:
-                yield judge(what, gap_between(self.cross_entropy(), alone), self.tolerance)
+                with self._reference_attention():
+                    own = measure_reference(self.model, self.rows)
+                yield judge(what, gap_between(own, alone), self.tolerance)
 
     def _compare(self, what: str, step: Step) -> Line:
         return self._compare_made(what, lambda: step)
@@ -171,7 +157,7 @@ class Features:
     def _compare_made(self, what: str, make: Callable[[], Step]) -> Line:
         """The line for a step; it also fails if the step cannot be made or computed."""
         try:
-            gap = gap_between(self.meter.measure(make()), self.reference)
+            gap = gap_between(measure_step(self.trainer, make()), self.reference)
         except FAILURES as error:
             if type(error).__name__ == "OutOfMemoryError":
                 raise
@@ -179,16 +165,17 @@ class Features:
         return judge(what, gap, self.tolerance)
 
     def _chunks(self, one_batch: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+        from sftcore.core.plugin_class import options
         from sftcore.model.bound_loss import BoundLoss
 
-        bound, trainer = self._of_kind("loss")[0], self.meter.trainer
+        bound, trainer = self._of_kind("loss")[0], self.trainer
+        if not any(one.name == "chunk" for one in options(type(bound.plugin))):
+            yield Line("loss in chunks", "not applicable", why=f"{bound.selection.label} does not use chunks")
+            return
         own, counted = trainer.bound_loss, int(num_items(self.rows))
         for chunk in CHUNKS:
             size = f"{chunk} positions" if chunk < counted else "all positions"
-            plugin = with_chunk_size(bound.plugin, chunk)
-            if plugin is None:
-                yield Line("loss in chunks", "not applicable", why=f"{bound.selection.label} does not use chunks")
-                return
+            plugin = attrs.evolve(bound.plugin, chunk=chunk)
             trainer.bound_loss = BoundLoss(self._loss(attrs.evolve(bound, plugin=plugin)), own.reason)
             try:
                 yield self._compare(f"loss in chunks of {size}", Step(one_batch))
@@ -204,7 +191,7 @@ class Features:
             return
         for kept in (None, *KEPT):
             what = "gradient checkpointing" if kept is None else f"gradient checkpointing that keeps {kept}"
-            with self.meter.checkpointing(kept):
+            with checkpointing(self.trainer, kept):
                 yield self._compare(what, Step(one_batch))
 
     def _offloading(self, one_batch: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
@@ -212,7 +199,7 @@ class Features:
         from sftcore.config.checks import ON_CPU
         from sftcore.model.memory.offload import ActivationOffloading
 
-        trainer = self.meter.trainer
+        trainer = self.trainer
         if not self.checked.setup.plan.settings.get("activation_offloading"):
             return
         if trainer.args.device.type == "cpu":
@@ -223,28 +210,24 @@ class Features:
         finally:
             trainer.offloading = None
 
-    def _shared(
-        self,
-        what: str,
-        batches: Sequence[Mapping[str, Any]],
-        *,
-        flat: bool,
-        backend: AttentionBackend | None = None,
-        needed: bool = False,
-    ) -> Line:
-        """Documents that share a row. If the run does not need this, a model that cannot do it is not a failure."""
+    def _shared(self, what: str, *, flat: bool, backend: AttentionBackend | None = None) -> Line:
+        """Documents that share a row, with the model's attention or the one that the run chose.
+
+        If the run does not need this, a model that cannot do it is not a failure.
+        """
+        from sftcore.data.collate import flatten_rows
         from sftcore.documents.proof import keep_documents_apart
         from sftcore.documents.shared_rows import SharedRows
 
         settings = self.checked.setup.plan.settings
-        asked = needed or bool(settings.get("packing") or settings.get("padding_free"))
-        trainer = self.meter.trainer
+        asked = backend is not None or settings.get("packing") or settings.get("padding_free")
+        batch = flatten_rows(self.rows, pad_token_id=0) if flat else padded(blocks(self.rows))
         try:
-            with trainer.accelerator.autocast():
+            with self.trainer.accelerator.autocast():
                 proof = keep_documents_apart(self.model, backend, flattened=flat)
         except SFTCoreError as error:
             return Line(what, "FAILED" if asked else "not applicable", why=error.what)
-        return self._compare(what, Step(batches, SharedRows(proof)))
+        return self._compare(what, Step([batch], SharedRows(proof)))
 
     def _collator(self) -> Iterator[Line]:
         """The collator that the run chose, with the model's default attention."""
@@ -254,28 +237,32 @@ class Features:
 
     def _batches(self, backend: AttentionBackend | None) -> Step:
         """The run's own batches, packed if the run packs; `backend` is the attention in use."""
+        from sftcore.documents.shared_rows import SharedRows, layout_of
+
         plan, plugins = self.checked.setup.plan, self.checked.setup.plugins
-        collator = plugins.one("make_collator", processor=self.meter.trainer.processing_class, plan=plan)
-        return Step(*run_batches(collator, self.rows, plan.settings, lambda layout: self._prove(layout, backend)))
+        collator = plugins.one("make_collator", processor=self.trainer.processing_class, plan=plan)
+        shared = SharedRows()
+        with self.trainer.accelerator.autocast():
+            shared.prove(self.model, backend, layout_of(collator, packed=bool(plan.settings.get("packing"))))
+        return Step(run_batches(collator, self.rows, plan.settings), shared)
 
     def _attention(self) -> Iterator[Line]:
         from sftcore.model.build import attention_of, refuse_unsupported
 
-        setup, trainer = self.checked.setup, self.meter.trainer
+        setup = self.checked.setup
         found = attention_of(setup.plan, setup.plugins)
         if found is None or found[0].default:
             return
         selection, backend = found
         dtype = self.autocast or str(self.model.dtype).removeprefix("torch.")
-        refuse_unsupported(setup.plan, setup.plugins, self.model, dtype, trainer.args.device.type)
+        refuse_unsupported(setup.plan, setup.plugins, self.model, dtype, self.trainer.args.device.type)
         with with_attention(self.model, backend.implementation):
             if backend.padding:
                 yield self._compare(f"{selection.label}, padded rows", Step([padded(self.rows)]))
             else:
                 yield Line(f"{selection.label}, padded rows", "not applicable", why="it does not support padding")
-            flat, packed = [flattened(self.rows)], [padded(blocks(self.rows))]
-            yield self._shared(f"{selection.label}, rows end to end", flat, flat=True, backend=backend, needed=True)
-            yield self._shared(f"{selection.label}, packed rows", packed, flat=False, backend=backend, needed=True)
+            yield self._shared(f"{selection.label}, rows end to end", flat=True, backend=backend)
+            yield self._shared(f"{selection.label}, packed rows", flat=False, backend=backend)
 
     def _kernels(self, one_batch: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         labels = [one.selection.label for one in self._of_kind("kernel")]
@@ -294,7 +281,7 @@ class Features:
         from sftcore.model.unwrap import causal_model
 
         kernels = Kernels(self.checked.setup.plugins, self.checked.setup.plan)
-        loaded = attrs.evolve(self.meter.trainer.loaded, model=causal_model(self.model))
+        loaded = attrs.evolve(self.trainer.loaded, model=causal_model(self.model))
         try:
             yield kernels.on(loaded)
         finally:
@@ -306,16 +293,15 @@ class Features:
         if not chosen:
             return Line("noise", "not applicable", why="the run adds no noise")
         what = f"{chosen[0].selection.label}, switched on and off again"
-        trainer = self.meter.trainer
-        before, weights = self.meter.measure(Step(one_batch)), weights_hash(self.model)
+        trainer, step = self.trainer, Step(one_batch)
+        before, weights = measure_step(trainer, step), weights_hash(self.model)
         trainer.noise.on()
         try:
-            noisy = self.meter.measure(Step(one_batch))
-            trainer.model.eval()
+            noisy = measure_step(trainer, step)
             evaluated = self._evaluated(one_batch)
         finally:
             trainer.noise.off()
-        gap = gap_between(self.meter.measure(Step(one_batch)), before)
+        gap = gap_between(measure_step(trainer, step), before)
         faults = []
         if noisy.loss == before.loss:
             faults.append("it does not change the training loss")
@@ -323,18 +309,18 @@ class Features:
             faults.append("it is active in evaluation")
         if weights_hash(self.model) != weights:
             faults.append("it changed the weights")
+        if faults:
+            return Line(what, "FAILED", gap, 0.0, "; ".join(faults))
         change = abs(noisy.loss - before.loss) / abs(before.loss)
-        moved = f"it changes the loss by {100 * change:.2g}% and leaves the weights as they were"
-        line = judge(what, gap, 0.0, "; ".join(faults) or moved)
-        return line if not faults else Line(what, "FAILED", gap, 0.0, line.why)
+        return judge(what, gap, 0.0, f"it changes the loss by {100 * change:.2g}% and leaves the weights as they were")
 
     def _evaluated(self, batches: Sequence[Mapping[str, Any]]) -> float:
         import torch
 
         self.model.eval()
-        with torch.no_grad(), self.meter.trainer.compute_loss_context_manager():
-            inputs = self.meter.trainer.to_device(dict(batches[0]))
-            return float(self.meter.trainer.compute_loss(self.model, inputs))
+        with torch.no_grad(), self.trainer.compute_loss_context_manager():
+            inputs = self.trainer.to_device(dict(batches[0]))
+            return float(self.trainer.compute_loss(self.model, inputs))
 
     # --- The whole run ----------------------------------------------------------------------------------------------
     def _whole(self) -> Line:
@@ -343,33 +329,20 @@ class Features:
             return self._compare_made("the whole run, with all features at once", lambda: self._run_step(stack))
 
     def _run_step(self, stack: contextlib.ExitStack) -> Step:
-        backend = self._run_attention(stack)
-        stack.enter_context(self._kernels_on())
-        if checkpoints(self.checked.setup.plan.settings):
-            stack.enter_context(self._run_checkpointing())
-        return self._batches(backend)
-
-    def _run_attention(self, stack: contextlib.ExitStack) -> AttentionBackend | None:
         from sftcore.model.build import attention_of
 
-        found = attention_of(self.checked.setup.plan, self.checked.setup.plugins)
-        if found is not None and not found[0].default:
-            stack.enter_context(with_attention(self.model, found[1].implementation))
-        return found[1] if found else None
-
-    def _run_checkpointing(self) -> contextlib.AbstractContextManager[None]:
-        settings = self.checked.setup.plan.settings
-        options = dict(settings.get("gradient_checkpointing_kwargs") or {})
-        selective = options.pop("selective", None)
-        return self.meter.checkpointing("attention" if selective is True else selective or None, **options)
-
-    def _prove(self, layout: Any, backend: AttentionBackend | None) -> Any:
-        from sftcore.documents.shared_rows import SharedRows
-
-        shared = SharedRows()
-        with self.meter.trainer.accelerator.autocast():
-            shared.prove(self.model, backend, layout)
-        return shared
+        setup = self.checked.setup
+        found = attention_of(setup.plan, setup.plugins)
+        backend = found[1] if found else None
+        stack.enter_context(with_attention(self.model, backend.implementation if backend else None))
+        stack.enter_context(self._kernels_on())
+        settings = setup.plan.settings
+        if checkpoints(settings):
+            options = dict(settings.get("gradient_checkpointing_kwargs") or {})
+            selective = options.pop("selective", None)
+            kept = "attention" if selective is True else selective or None
+            stack.enter_context(checkpointing(self.trainer, kept, **options))
+        return self._batches(backend)
 
     # --- Plugins ----------------------------------------------------------------------------------------------------
     def _of_kind(self, kind: str) -> list[Bound]:
@@ -377,5 +350,5 @@ class Features:
 
     def _loss(self, bound: Bound) -> LossFunction:
         plugins = self.checked.setup.plugins.having(bound)
-        found: LossFunction = plugins.one("make_loss", loaded=self.meter.trainer.loaded, plan=self.checked.setup.plan)
+        found: LossFunction = plugins.one("make_loss", loaded=self.trainer.loaded, plan=self.checked.setup.plan)
         return found

@@ -17,6 +17,7 @@ from sftcore.selftest.equivalence import (
     Measured,
     Report,
     Row,
+    fill_zero_parameters,
     num_items,
     preserved_random_state,
     tolerance_of,
@@ -24,11 +25,7 @@ from sftcore.selftest.equivalence import (
     without_dropout,
 )
 from sftcore.selftest.features import Features
-from sftcore.selftest.trainers import (
-    StepMeter,
-    reference_trainer,
-    short_rows,
-)
+from sftcore.selftest.trainers import reference_trainer, short_rows
 
 if TYPE_CHECKING:
     from sftcore.train.checked import Checked
@@ -45,7 +42,7 @@ def selftest(checked: Checked, *, num_rows: int = 4, processes: bool = True) -> 
     Raises:
         SFTCoreError: the run itself would be refused.
     """
-    from sftcore.selftest.two_processes import compare_two_processes
+    from sftcore.selftest.processes import compare_two_processes
 
     checked.setup.plugins.all("prepare", plan=checked.setup.plan)
     with preserved_random_state(), tempfile.TemporaryDirectory(prefix="sftcore-selftest-") as folder:
@@ -60,10 +57,11 @@ def selftest(checked: Checked, *, num_rows: int = 4, processes: bool = True) -> 
 def _in_one_process(checked: Checked, num_rows: int, folder: str) -> tuple[Report, list[Row], Measured]:
     trainer = reference_trainer(checked, num_rows, folder)
     rows = short_rows(trainer, num_rows, checked.train.label)
-    meter = StepMeter.of(trainer)
+    trainer.prove()
+    filled = fill_zero_parameters(trainer.model)
     autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
     tolerance, dtype = tolerance_of(trainer.model, autocast)
-    test = Features(checked, meter, rows, tolerance, autocast)
+    test = Features(checked, trainer, rows, tolerance, autocast, filled)
     with without_dropout(trainer.model):
         test.compute_reference()
         before = weights_hash(trainer.model)

@@ -7,16 +7,16 @@ kernels and noise are off, and rows are padded. The self-test then adds the reci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, frozen
+from attrs import frozen
 
 from sftcore.core.errors import DataError
 from sftcore.core.types import IGNORED, Plan
 from sftcore.data.images.pictures import DOCUMENTS
-from sftcore.selftest.equivalence import Measured, fill_zero_parameters, take_gradients
+from sftcore.selftest.equivalence import Measured, take_gradients
 
 if TYPE_CHECKING:
     from sftcore.documents.shared_rows import SharedRows
@@ -28,38 +28,36 @@ LONGEST = 96
 SAMPLED = 16
 """How many raw rows are read for each row needed, since some are dropped or have no supervised tokens."""
 
+SHARDED = ("fsdp", "deepspeed")
 _LEFT_OUT = (
-    "packing", "eval_packing", "padding_free", "activation_offloading", "gradient_checkpointing_kwargs",
-    "activation_checkpointing", "activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend",
-    "torch_compile_mode",
+    *SHARDED, "fsdp_config", "packing", "eval_packing", "padding_free", "activation_offloading",
+    "gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode",
+    "use_liger_kernel", "liger_kernel_config", "loss_type", "neftune_noise_alpha",
 )  # fmt: skip
-_BY_FIELDS = ("use_liger_kernel", "liger_kernel_config", "loss_type", "neftune_noise_alpha")
-"""Fields that select plugins; the plugins that are kept are selected by name instead."""
+"""The last four fields select plugins; those of the kinds in _KEPT are selected by name instead."""
 _KEPT = ("loader", "adapter", "format", "loss", "noise")
 _QUIET: dict[str, Any] = {
     "report_to": "none", "save_strategy": "no", "eval_strategy": "no", "eval_on_start": False,
     "load_best_model_at_end": False, "push_to_hub": False, "dataset_cache": False, "resume_from_checkpoint": None,
 }  # fmt: skip
-SHARDED = ("fsdp", "deepspeed")
 
 
 def reference_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
     """A trainer for the run without its attention, kernels, packing and checkpointing, which writes nothing."""
-    fields = _fields(checked, folder)
-    dropped = {*_LEFT_OUT, *_BY_FIELDS, *SHARDED, "fsdp_config", "plugins"}
-    kept = {key: value for key, value in fields.items() if key not in dropped}
+    from sftcore.train.run import config_of
+
+    fields = {key: value for key, value in config_of(checked.recipe).items() if key not in _LEFT_OUT}
     kwargs = {key: value for key, value in fields["model_init_kwargs"].items() if key != "attn_implementation"}
-    kept |= {
-        "model_init_kwargs": kwargs,
-        "plugins": _plugins(checked.setup.plan),
-        "gradient_checkpointing": False,
-    }
-    return _trainer(checked, kept, num_rows, collator=padded)
+    fields |= {"model_init_kwargs": kwargs, "plugins": _plugins(checked.setup.plan), "gradient_checkpointing": False}
+    return _trainer(checked, fields, num_rows, folder, collator=padded)
 
 
 def run_trainer(checked: Checked, num_rows: int, folder: str) -> SFTTrainer:
     """A trainer for the run with everything that its recipe asks for."""
-    return _trainer(checked, _fields(checked, folder), num_rows, collator=None)
+    from sftcore.train.run import config_of
+
+    return _trainer(checked, config_of(checked.recipe), num_rows, folder)
 
 
 def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -73,19 +71,6 @@ def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 padded.images = True  # type: ignore[attr-defined]
 
 
-def flattened(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A padding-free batch: the rows end to end."""
-    from sftcore.data.collate import flatten_rows
-
-    return flatten_rows(rows, pad_token_id=0)
-
-
-def _fields(checked: Checked, folder: str) -> dict[str, Any]:
-    from sftcore.train.run import config_of
-
-    return {**config_of(checked.recipe), **_QUIET, "output_dir": folder}
-
-
 def _plugins(plan: Plan) -> dict[str, dict[str, Any]]:
     """The plugins of a plan that the reference keeps, in the form of `SFTConfig.plugins`."""
     found: dict[str, dict[str, Any]] = {}
@@ -96,7 +81,7 @@ def _plugins(plan: Plan) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _trainer(checked: Checked, fields: dict[str, Any], num_rows: int, *, collator: Any) -> SFTTrainer:
+def _trainer(checked: Checked, fields: dict[str, Any], num_rows: int, folder: str, collator: Any = None) -> SFTTrainer:
     from pathlib import Path
 
     from sftcore.config.sft_config import SFTConfig
@@ -106,7 +91,7 @@ def _trainer(checked: Checked, fields: dict[str, Any], num_rows: int, *, collato
     recipe = checked.recipe
     rows = load(checked.train, recipe.data, recipe.data.split)
     rows = rows.select(range(min(len(rows), SAMPLED * num_rows)))
-    args = SFTConfig(**fields)
+    args = SFTConfig(**{**fields, **_QUIET, "output_dir": folder})
     name = str(Path(recipe.model.name or "").expanduser())
     try:
         return SFTTrainer(name, args=args, train_dataset=rows, data_collator=collator)
@@ -168,18 +153,13 @@ def _cut(row: Mapping[str, Any], longest: int) -> dict[str, Any] | None:
 def blocks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows packed into two blocks, without the first label of each document, as data preparation makes them."""
     half = (len(rows) + 1) // 2
-    return [_block(part) for part in (rows[:half], rows[half:]) if part]
-
-
-def _block(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    block: dict[str, Any] = {
-        "input_ids": [token for row in rows for token in row["input_ids"]],
-        "labels": [label for row in rows for label in (IGNORED, *row["labels"][1:])],
-        "seq_lengths": [len(row["input_ids"]) for row in rows],
-    }
-    if "weights" in rows[0]:
-        block["weights"] = [weight for row in rows for weight in row["weights"]]
-    return block
+    found = []
+    for part in filter(None, (rows[:half], rows[half:])):
+        block = {key: [value for row in part for value in row[key]] for key in part[0]}
+        block["labels"] = [label for row in part for label in (IGNORED, *row["labels"][1:])]
+        block["seq_lengths"] = [len(row["input_ids"]) for row in part]
+        found.append(block)
+    return found
 
 
 # --- The trainer's own step ------------------------------------------------------------------------------------------
@@ -191,54 +171,41 @@ class Step:
     shared: SharedRows | None = None
 
 
-@define
-class StepMeter:
-    """Measures the loss and the gradients of a trainer's step; `filled` says that zero parameters were filled."""
+def measure_step(trainer: SFTTrainer, step: Step, model: Any = None) -> Measured:
+    """The loss and the gradients of one step, computed by the trainer; `model` may be a wrapper of its model."""
+    import torch
 
-    trainer: SFTTrainer
-    filled: bool
+    from sftcore.documents.shared_rows import SharedRows
 
-    @classmethod
-    def of(cls, trainer: SFTTrainer) -> StepMeter:
-        """A meter for a trainer, after filling its zero parameters."""
-        trainer.prove()
-        return cls(trainer, fill_zero_parameters(trainer.model))
+    trainer.shared_rows = step.shared or SharedRows()
+    batches = [dict(batch) for batch in step.batches]
+    trainer.current_gradient_accumulation_steps = len(batches)
+    total = trainer.items_of_step(batches)
+    trainer.model.zero_grad()
+    losses = [trainer.training_step(model or trainer.model, batch, total) for batch in batches]
+    scaler = trainer.accelerator.scaler
+    scale = float(scaler.get_scale()) if scaler is not None else 1.0
+    return Measured(float(torch.stack(losses).sum()), take_gradients(trainer.model, scale))
 
-    def measure(self, step: Step, model: Any = None) -> Measured:
-        """The loss and the gradients of one step, computed by the trainer; `model` may be a wrapper of its model."""
-        import torch
 
-        from sftcore.documents.shared_rows import SharedRows
+@contextmanager
+def checkpointing(trainer: SFTTrainer, kept: str | None = None, **options: Any) -> Iterator[None]:
+    """Gradient checkpointing inside; with `kept`, it is selective and keeps those results."""
+    from sftcore.model.memory.checkpointing import checkpoint_selectively
+    from sftcore.model.unwrap import causal_model
 
-        trainer = self.trainer
-        trainer.shared_rows = step.shared or SharedRows()
-        batches = [dict(batch) for batch in step.batches]
-        trainer.current_gradient_accumulation_steps = len(batches)
-        total = trainer.items_of_step(batches)
-        trainer.model.zero_grad()
-        losses = [trainer.training_step(model or trainer.model, batch, total) for batch in batches]
-        scaler = trainer.accelerator.scaler
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        return Measured(float(torch.stack(losses).sum()), take_gradients(trainer.model, scale))
-
-    @contextmanager
-    def checkpointing(self, kept: str | None = None, **options: Any) -> Iterator[None]:
-        """Gradient checkpointing inside; with `kept`, it is selective and keeps those results."""
-        from sftcore.model.memory.checkpointing import checkpoint_selectively
-        from sftcore.model.unwrap import causal_model
-
-        causal = causal_model(self.trainer.model)
-        before: Callable[..., None] | None = vars(causal).get("_set_gradient_checkpointing")
-        if kept is not None:
-            checkpoint_selectively(causal, kept)
-        name = "activation" if hasattr(causal, "activation_checkpointing_enable") else "gradient"
-        getattr(causal, f"{name}_checkpointing_enable")({"use_reentrant": False, **options})
-        try:
-            yield
-        finally:
-            getattr(causal, f"{name}_checkpointing_disable")()
-            if kept is not None and before is None:
-                del causal._set_gradient_checkpointing
+    causal = causal_model(trainer.model)
+    was_selective = "_set_gradient_checkpointing" in vars(causal)
+    if kept is not None:
+        checkpoint_selectively(causal, kept)
+    name = "activation" if hasattr(causal, "activation_checkpointing_enable") else "gradient"
+    getattr(causal, f"{name}_checkpointing_enable")({"use_reentrant": False, **options})
+    try:
+        yield
+    finally:
+        getattr(causal, f"{name}_checkpointing_disable")()
+        if kept is not None and not was_selective:
+            del causal._set_gradient_checkpointing
 
 
 def checkpoints(settings: Mapping[str, Any]) -> bool:
@@ -248,13 +215,9 @@ def checkpoints(settings: Mapping[str, Any]) -> bool:
 
 
 def run_batches(
-    collator: Any, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], prove: Any
-) -> tuple[list[Mapping[str, Any]], Any]:
+    collator: Any, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
     """The micro-batches that the run's own collator makes of the rows, at least two if there are several rows."""
-    from sftcore.documents.shared_rows import layout_of
-
-    packing = bool(settings.get("packing"))
-    shared = prove(layout_of(collator, packed=packing))
-    items = blocks(rows) if packing else list(rows)
+    items = blocks(rows) if settings.get("packing") else list(rows)
     size = min(settings.get("per_device_train_batch_size") or 8, (len(items) + 1) // 2)
-    return [collator([dict(row) for row in items[at : at + size]]) for at in range(0, len(items), size)], shared
+    return [collator([dict(row) for row in items[at : at + size]]) for at in range(0, len(items), size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,16 +84,11 @@ def comparison_rows(run: SavedRun, tokenizer: Any) -> ComparisonRows:
         encoded = tokenizer.apply_chat_template(_CONVERSATION, add_generation_prompt=True, return_dict=True)
         rows.append(tuple(encoded["input_ids"])[:LENGTH])
         sources.append("a conversation")
-    rows.append(_random_row(len(tokenizer)))
+    last = range(max(len(tokenizer) - 16, 0), len(tokenizer))
+    draw = random.Random(0)
+    rows.append((*(draw.randrange(len(tokenizer)) for _ in range(LENGTH - len(last))), *last))
     sources.append("random tokens")
     return ComparisonRows(tuple(rows), f"{', '.join(sources[:-1])} and {sources[-1]}" if sources[1:] else sources[0])
-
-
-def _random_row(vocabulary: int) -> tuple[int, ...]:
-    import random
-
-    last = range(max(vocabulary - 16, 0), vocabulary)
-    return (*(random.Random(0).randrange(vocabulary) for _ in range(LENGTH - len(last))), *last)
 
 
 def logits_of(model: Any, compared_on: ComparisonRows) -> list[torch.Tensor]:
@@ -119,18 +115,15 @@ def compare_logits(
     import torch
 
     one, other = torch.cat(list(wanted)), torch.cat(list(found))
+    divergence = torch.nn.functional.kl_div(
+        other.log_softmax(-1), one.log_softmax(-1), reduction="batchmean", log_target=True
+    )
     return Agreement(
         what,
         float((one - other).abs().max()),
         float(one.abs().max()),
-        float(_divergence(one, other).mean().clamp(min=0)),
+        float(divergence.clamp(min=0)),
         float((one.argmax(-1) == other.argmax(-1)).float().mean()),
         measure,
         limit,
     )
-
-
-def _divergence(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of `other` from `one` at each position: from (tokens, vocabulary) to (tokens,)."""
-    wanted, found = one.log_softmax(-1), other.log_softmax(-1)
-    return (wanted.exp() * (wanted - found)).sum(-1)

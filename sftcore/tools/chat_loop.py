@@ -51,7 +51,7 @@ class Chat:
         """
         self.turns.append({"role": "user", "content": text})
         try:
-            replies = self._both() if self.compare else [self._streamed()]
+            replies = self._both() if self.compare else [self._streamed(self.adapter)]
         except ModelError:
             self.turns.pop()
             raise
@@ -119,30 +119,24 @@ class Chat:
     def _conversation(self) -> list[Turn]:
         return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
 
-    def _streamed(self) -> Reply:
+    def _streamed(self, adapter: bool) -> Reply:
         is_terminal = self.out.isatty()
 
         def show(piece: str) -> None:
             # an answer must not control the terminal; a pipe gets it unchanged
-            self.out.write(visible(piece) if is_terminal else piece)
-            self.out.flush()
+            print(visible(piece) if is_terminal else piece, end="", file=self.out, flush=True)
 
-        reply = self.model.answer(self._conversation, self.sampling, adapter=self.adapter, on_text=show)
-        self.out.write("\n")
-        self.out.flush()
+        reply = self.model.answer(self._conversation, self.sampling, adapter=adapter, on_text=show)
+        print(file=self.out, flush=True)
         return reply
 
     def _both(self) -> list[Reply]:
         if self.out.isatty():
             return self._columns()
-        replies = []
-        for on, name in ((True, _WITH), (False, _WITHOUT)):
-            self.out.write(f"{name}:\n")
-            reply = self.model.answer(self._conversation, self.sampling, adapter=on, on_text=self.out.write)
-            self.out.write("\n" if on is False else "\n\n")
-            self.out.flush()
-            replies.append(reply)
-        return replies
+        print(f"{_WITH}:", file=self.out)
+        first = self._streamed(True)
+        print(f"\n{_WITHOUT}:", file=self.out)
+        return [first, self._streamed(False)]
 
     def _columns(self) -> list[Reply]:
         from rich.console import Console

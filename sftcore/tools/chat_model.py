@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -46,11 +46,8 @@ class Reply:
     @property
     def sentence(self) -> str:
         """The number of tokens, the time they took, and why the answer ended early if it did."""
-        why = {
-            "end": "",
-            "length": ", cut off at the length limit (--max-new-tokens)",
-            "user": ", stopped by the user",
-        }[self.stopped]
+        reasons = {"length": ", cut off at the length limit (--max-new-tokens)", "user": ", stopped by the user"}
+        why = reasons.get(self.stopped, "")
         return f"{self.num_tokens} tokens in {self.seconds:.1f} s, {self.num_tokens / self.seconds:.1f} tokens/s{why}"
 
 
@@ -82,7 +79,8 @@ class ChatModel:
         streamer = _Streamer(self.tokenizer, on_text)
         prompt = torch.tensor([ids], device=self.model.device)
         start = time.monotonic()
-        with self._adapter(on=adapter), torch.inference_mode():
+        switched = nullcontext() if adapter or not self.has_adapter else self.model.disable_adapter()
+        with switched, torch.inference_mode():
             try:
                 self.model.generate(
                     input_ids=prompt,
@@ -130,11 +128,6 @@ class ChatModel:
             raise ModelError(f"the chat template refuses this conversation: {error}", where="chat") from error
         return list(encoded["input_ids"])
 
-    @contextmanager
-    def _adapter(self, *, on: bool) -> Iterator[None]:
-        with nullcontext() if on or not self.has_adapter else self.model.disable_adapter():
-            yield
-
 
 @define
 class _Streamer:
@@ -152,17 +145,14 @@ class _Streamer:
             self._saw_prompt = True
             return
         self.ids.extend(value.flatten().tolist())
-        self._pass_on(self._decoded())
+        self._pass_on()
 
     def end(self) -> None:
         """Pass on whatever is left, even an incomplete character."""
-        self._pass_on(self._decoded(), whole=False)
+        self._pass_on(whole=False)
 
-    def _decoded(self) -> str:
+    def _pass_on(self, *, whole: bool = True) -> None:
         text: str = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        return text
-
-    def _pass_on(self, text: str, *, whole: bool = True) -> None:
         # an incomplete character is decoded as U+FFFD
         if (whole and text.endswith("\ufffd")) or not text.startswith(self.text):
             return
@@ -203,7 +193,7 @@ def load_chat_model(run: SavedRun, *, dtype: str = "auto") -> ChatModel:
     set_stops(model, tokenizer, run)
     stops = frozenset(model.generation_config.eos_token_id or ())
     if run.adapter is not None:
-        model = put_adapter(model, run, rows=len(tokenizer))
+        model = put_adapter(model, run, len(tokenizer))
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     context = min(longest or tokenizer.model_max_length, tokenizer.model_max_length)
     return ChatModel(model, tokenizer, context, run.adapter is not None, stops)

@@ -66,8 +66,8 @@ def load_base(run: SavedRun, dtype: str = "float32") -> Any:
     return model.eval()
 
 
-def load_request(request: ModelRequest, loader: Selection | None, *further: Selection) -> Any:
-    """Load a model by its loader, with the arguments of `from_pretrained` that further plugins ask for.
+def load_request(request: ModelRequest, loader: Selection | None) -> Any:
+    """Load a model by its loader.
 
     Raises:
         CheckError, ModelError: the model cannot be loaded.
@@ -77,11 +77,10 @@ def load_request(request: ModelRequest, loader: Selection | None, *further: Sele
     # only these problems count here: a model that cannot be trained can still be prompted and merged
     if problems := list(model_problems(request, False, False)):
         raise CheckError(problems)
-    return load_model_of(_setup(request, loader, *further))
+    return _load(_setup(request, loader))
 
 
-def load_model_of(setup: Setup) -> Any:
-    """Load the model of a setup by its own loader."""
+def _load(setup: Setup) -> Any:
     from sftcore.model.build import load_model
 
     setup.plugins.all("prepare", plan=setup.plan)
@@ -95,7 +94,7 @@ def _setup(request: ModelRequest, loader: Selection | None, *further: Selection)
     return set_up(chosen, {}, request, where="", without=("format", "collator", "loss"))
 
 
-def put_adapter(base: Any, run: SavedRun, *, rows: int | None = None) -> Any:
+def put_adapter(base: Any, run: SavedRun, rows: int) -> Any:
     """Put the run's adapter on a base, whose embeddings are first resized to the size the adapter was saved with.
 
     Args:
@@ -110,7 +109,7 @@ def put_adapter(base: Any, run: SavedRun, *, rows: int | None = None) -> Any:
     from peft import PeftModel
 
     assert run.adapter is not None
-    _fit_embeddings(base, run, rows or 0)
+    _fit_embeddings(base, run, rows)
     try:
         with warnings.catch_warnings():
             # peft 0.21 reads an attribute that transformers 5.24 renamed
@@ -187,19 +186,21 @@ def quantised_as_trained(run: SavedRun) -> Any | None:
     adapter = [one for one in selections_of(run.manifest, "adapter") if "config" not in one.options]
     setup = _setup(request, run.loader, *adapter)
     options = merged_options(setup.plan, setup.plugins, None).kwargs
-    if not QUANTISES & options.keys() and not _saved_quantised(run):
+    if not QUANTISES & options.keys() and not saved_config(run).get("quantization_config"):
         return None
-    return load_model_of(setup)
+    return _load(setup)
 
 
-def _saved_quantised(run: SavedRun) -> bool:
+def saved_config(run: SavedRun) -> dict[str, Any]:
+    """The config.json of the base or the whole model; empty if there is none."""
     from transformers import PretrainedConfig
 
     try:
         config, _ = PretrainedConfig.get_config_dict(run.base.name, revision=run.base.revision)
     except (OSError, ValueError):  # a single file has no configuration
-        return False
-    return bool(config.get("quantization_config"))
+        return {}
+    found: dict[str, Any] = config
+    return found
 
 
 def _forget_unpacking(model: Any) -> None:

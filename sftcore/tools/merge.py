@@ -15,7 +15,14 @@ from attrs import frozen
 from sftcore.core.errors import ModelError, SFTCoreError
 from sftcore.model.embeddings import ADAPTER_WEIGHTS
 from sftcore.tools.agreement import Agreement, ComparisonRows, compare_logits, comparison_rows, logits_of
-from sftcore.tools.load_saved import load_base, load_tokenizer, put_adapter, quantised_as_trained, set_stops
+from sftcore.tools.load_saved import (
+    load_base,
+    load_tokenizer,
+    put_adapter,
+    quantised_as_trained,
+    saved_config,
+    set_stops,
+)
 from sftcore.tools.saved import SavedRun
 from sftcore.util.disk import writing
 from sftcore.util.plain import plain
@@ -72,7 +79,7 @@ def merge(
     compared_on = comparison_rows(run, tokenizer)
     say(f"comparing on {compared_on.description}")
     trained_as = _trained_as(run, tokenizer, compared_on, say)
-    model = put_adapter(load_base(run), run, rows=len(tokenizer))
+    model = put_adapter(load_base(run), run, len(tokenizer))
     unmerged = logits_of(model, compared_on)
     model, notes = _merge(model, tokenizer, run)
     merged_logits = logits_of(model, compared_on)
@@ -87,11 +94,13 @@ def merge(
             '"quantised base used in training" says how much the two differ'
         )
     saved_dtype = base_dtype(run) if dtype == "auto" else dtype
-    with writing("the merged model", output, reads_too=True), _staged(output, overwrite=overwrite) as folder:
+    with writing("the merged model", output, reads_too=True), _staged(output) as folder:
         model_class = type(model)
         _save(model, tokenizer, run, folder, saved_dtype, max_shard_size)
         del model
-        agreements.append(_reloaded(model_class, folder, compared_on, unmerged, saved_dtype))
+        reloaded = logits_of(model_class.from_pretrained(folder, dtype="auto", local_files_only=True), compared_on)
+        limit = limit_for(saved_dtype, unmerged)
+        agreements.append(compare_logits(f"saved in {saved_dtype} and reloaded", unmerged, reloaded, **limit))
         _refuse_if_beyond_limit(agreements, run, say)
         merged = Merged(output, saved_dtype, compared_on, tuple(agreements), (*run.notes, *notes))
         _write_about(merged, run, folder)
@@ -122,12 +131,7 @@ def refuse_merge(run: SavedRun, output: Path, *, overwrite: bool = False) -> Non
 
 def base_dtype(run: SavedRun) -> str:
     """The dtype in which the base's weights are saved according to its config.json, or float32 if that names none."""
-    from transformers import PretrainedConfig
-
-    try:
-        config, _ = PretrainedConfig.get_config_dict(run.base.name, revision=run.base.revision)
-    except (OSError, ValueError):  # a single file has no configuration
-        return "float32"
+    config = saved_config(run)
     inner = config.get("text_config") or {}
     found = next((one.get(key) for one in (config, inner) for key in ("dtype", "torch_dtype") if one.get(key)), None)
     return found if found in DTYPES else "float32"
@@ -146,7 +150,7 @@ def _trained_as(run: SavedRun, tokenizer: Any, compared_on: ComparisonRows, say:
         if base is None:
             return None
         name = quantisation_of(base)
-        return name, logits_of(put_adapter(base, run, rows=len(tokenizer)), compared_on)
+        return name, logits_of(put_adapter(base, run, len(tokenizer)), compared_on)
     except (SFTCoreError, OSError, ImportError, RuntimeError) as error:
         say(f"the base was quantised in training, but it cannot be compared with the merged model: {error}")
         return None
@@ -157,16 +161,12 @@ def _merge(model: Any, tokenizer: Any, run: SavedRun) -> tuple[Any, list[str]]:
     from sftcore.model.build import merge_adapter
 
     notes = []
-    tied = _is_tied(model.get_base_model())
+    tied = model.get_base_model().config.get_text_config().tie_word_embeddings
     merged = merge_adapter(model)
-    if tied and not _is_tied(merged):
+    if tied and not merged.config.get_text_config().tie_word_embeddings:
         notes.append("embeddings and head shared one weight; they are separate now, as the adapter changed only one")
     set_stops(merged, tokenizer, run)
     return merged, notes
-
-
-def _is_tied(model: Any) -> bool:
-    return bool(model.config.get_text_config().tie_word_embeddings)
 
 
 def _save(model: Any, tokenizer: Any, run: SavedRun, folder: Path, dtype: str, max_shard_size: str) -> None:
@@ -176,15 +176,6 @@ def _save(model: Any, tokenizer: Any, run: SavedRun, folder: Path, dtype: str, m
     tokenizer.save_pretrained(folder)
     for found in run.folder.glob("*processor_config.json") if run.folder else ():
         shutil.copy(found, folder / found.name)
-
-
-def _reloaded(
-    model_class: Any, folder: Path, compared_on: ComparisonRows, unmerged: list[Any], dtype: str
-) -> Agreement:
-    """Compare the saved folder, loaded by plain transformers, with the unmerged model."""
-    model = model_class.from_pretrained(folder, dtype="auto", local_files_only=True)
-    found = logits_of(model, compared_on)
-    return compare_logits(f"saved in {dtype} and reloaded", unmerged, found, **limit_for(dtype, unmerged))
 
 
 def limit_for(dtype: str, logits: list[Any]) -> dict[str, Any]:
@@ -218,28 +209,29 @@ def _parity_notes(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _staged(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder next to `output` that replaces it if all goes well, and is deleted otherwise."""
-    with writing("the merged model", output):
+def folder_beside(output: Path, what: str) -> Iterator[Path]:
+    """A temporary folder next to `output`, so that what is finished there is moved to it in one step."""
+    with writing(what, output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    folder.chmod(0o755)  # mkdtemp lets nobody else read it
-    try:
+        folder = tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent, ignore_cleanup_errors=True)
+    with folder as name:
+        yield Path(name)
+
+
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """An empty folder that replaces `output` if all goes well, and is deleted otherwise."""
+    with folder_beside(output, "the merged model") as beside:
+        folder = beside / "merged"
+        folder.mkdir()
         yield folder
         if output.is_dir():
-            before = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-            output.rename(before / "replaced")
-            folder.rename(output)
-            shutil.rmtree(before, ignore_errors=True)
-        else:
-            folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            output.rename(beside / "replaced")
+        folder.rename(output)
 
 
 def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
     """Write the card, and the run's manifest with a record of the merge."""
-    from sftcore.tools.merged_card import write_merged_card
     from sftcore.train.record import manifest
 
     assert run.adapter is not None
@@ -256,11 +248,21 @@ def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
         "versions": versions(),
     }
     manifest.write(folder, {**run.manifest, "merge": about})
-    write_merged_card(
-        folder,
-        run,
-        name=merged.folder.name,
-        dtype=merged.dtype,
-        compared_on=merged.compared_on.description,
-        agreements=merged.agreements,
+    write_merged_card(folder, run, merged)
+
+
+def write_merged_card(folder: Path, run: SavedRun, merged: Merged) -> None:
+    """Write `README.md` of a merged model into `folder`."""
+    from sftcore.train.record.card import made_by, public_name, save_card
+
+    base = run.base.name or ""
+    origin = (
+        f"`{public_name(base)}` with an adapter merged into it, by {made_by()}. "
+        f"Merged in float32, saved in {merged.dtype}."
     )
+    ledgers = (run.manifest.get("data") or {}).get("ledgers") or ()
+    facts = [f"{one['rows_kept']:,} rows, {one['tokens_supervised']:,} tokens supervised" for one in ledgers[:1]]
+    facts += [f"{run.manifest['steps']} steps"] if run.manifest.get("steps") else []
+    facts += [f"Compared with the unmerged model on {merged.compared_on.description}"]
+    facts += [f"{str(one)[:1].upper()}{str(one)[1:]}" for one in merged.agreements]
+    save_card(folder, name=merged.folder.name, base=base, origin=origin, facts=facts)

@@ -48,17 +48,6 @@ class Piece:
 
 
 @frozen
-class Segment:
-    """Consecutive pieces with the same weight and marks."""
-
-    text: str
-    num_tokens: int
-    weight: float
-    special: bool = False
-    cut: bool = False
-
-
-@frozen
 class Document:
     """One document of a packed block, or the only document of a row: its start, its length and its pieces."""
 
@@ -72,14 +61,15 @@ class Document:
         return tuple(piece.picture for piece in self.pieces if piece.picture is not None)
 
     @property
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> tuple[Piece, ...]:
         """The pieces, with consecutive ones of the same weight and marks joined."""
         found = []
         alike = itertools.groupby(self.pieces, key=lambda piece: (piece.weight, piece.special, piece.cut))
-        for (weight, special, cut), group in alike:
+        for _, group in alike:
             pieces = list(group)
             text = "".join(piece.text for piece in pieces)
-            found.append(Segment(text, sum(len(piece.ids) for piece in pieces), weight, special, cut))
+            ids = tuple(token for piece in pieces for token in piece.ids)
+            found.append(attrs.evolve(pieces[0], text=text, ids=ids, picture=None))
         return tuple(found)
 
 
@@ -100,7 +90,7 @@ class Preview:
     capacity: int | None = None
 
     @property
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> tuple[Piece, ...]:
         """All segments of all documents."""
         return tuple(segment for document in self.documents for segment in document.segments)
 
@@ -108,7 +98,7 @@ class Preview:
     def caption(self) -> str:
         """The number of the row, and how many tokens it has, are supervised and are cut away."""
         total = sum(document.length for document in self.documents)
-        supervised = sum(segment.num_tokens for segment in self.segments if segment.weight and not segment.cut)
+        supervised = sum(len(segment.ids) for segment in self.segments if segment.weight and not segment.cut)
         if self.capacity is not None:
             count = len(self.documents)
             return (
@@ -125,9 +115,7 @@ class PreparationFactory:
     """Makes the data preparation of a recipe for any setup; the tokenizer is loaded only once."""
 
     recipe: Recipe
-    _args: SFTConfig | None = field(default=None, init=False)
-    _processor: Any = field(default=None, init=False)
-    _tokenizer: Any = field(default=None, init=False)
+    _loaded: tuple[SFTConfig, Any, Any] | None = field(default=None, init=False)
 
     def __call__(self, setup: Setup) -> DataPreparation:
         """The data preparation, with the same settings as in a run.
@@ -141,14 +129,13 @@ class PreparationFactory:
         from sftcore.train.arguments import max_length_of, prepare_tokenizer
         from sftcore.train.run import config_of
 
-        if self._args is None:
+        if self._loaded is None:
             args = SFTConfig(**{**config_of(self.recipe), "output_dir": "unused"})
-            self._processor = load_processor(setup.plan, setup.plugins)
-            self._tokenizer, _ = prepare_tokenizer(self._processor, args)
-            self._args = args
-        setup = attrs.evolve(setup, plan=attrs.evolve(setup.plan, settings=self._args.to_settings()))
-        length = max_length_of(self._args, self._tokenizer)
-        return DataPreparation(setup, self._tokenizer, length, processor=self._processor)
+            processor = load_processor(setup.plan, setup.plugins)
+            self._loaded = args, processor, prepare_tokenizer(processor, args)[0]
+        args, processor, tokenizer = self._loaded
+        setup = attrs.evolve(setup, plan=attrs.evolve(setup.plan, settings=args.to_settings()))
+        return DataPreparation(setup, tokenizer, max_length_of(args, tokenizer), processor=processor)
 
 
 # --- From a recipe to a row -----------------------------------------------------------------------------------------
@@ -236,11 +223,8 @@ def _example(
         cut = [attrs.evolve(piece, cut=True) for piece in cut_pieces]
         pieces = [*cut, *pieces] if from_end else [*pieces, *cut]
     document = Document(0, length, tuple(with_pictures(pieces, full.pictures)))
-    return Preview(one.number, index, (document,), one.tokens_cut, one.dropped, (*notes, *map(_sentence, one.notes)))
-
-
-def _sentence(note: str) -> str:
-    return f"{note[:1].upper()}{note[1:]}."
+    notes = (*notes, *(f"{note[:1].upper()}{note[1:]}." for note in one.notes))
+    return Preview(one.number, index, (document,), one.tokens_cut, one.dropped, notes)
 
 
 def _block(preparation: DataPreparation, dataset: Dataset, row: int, label: str, notes: tuple[str, ...]) -> Preview:

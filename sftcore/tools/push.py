@@ -9,7 +9,6 @@ from pathlib import Path
 from sftcore.core.errors import ModelError
 
 _REPOSITORY = re.compile(r"([\w.-]+/)?[\w.-]+")
-_LEFT_OUT = ("training_args.bin", "optimizer.pt", "scheduler.pt")
 
 
 def refuse_push(repo_id: str) -> None:
@@ -39,7 +38,7 @@ def refuse_push(repo_id: str) -> None:
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Upload the files of `folder` in one commit, and return their address.
+    """Upload the files of a merged model in one commit, and return their address.
 
     In the uploaded manifest, absolute paths are reduced to file names.
 
@@ -51,9 +50,8 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
 
     from sftcore.util.plain import public
 
-    files = sorted(one for one in folder.rglob("*") if one.is_file() and not _left_out(one.relative_to(folder)))
     operations = []
-    for path in files:
+    for path in sorted(one for one in folder.rglob("*") if one.is_file()):
         content: str | bytes = str(path)
         if path.name == "manifest.json":
             known = public(json.loads(path.read_text(encoding="utf-8")))
@@ -70,10 +68,6 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
             fix=f"The merged model is in {folder}. Upload it later with `hf upload {repo_id} {folder}`.",
         ) from error
     return str(made)
-
-
-def _left_out(path: Path) -> bool:
-    return path.name in _LEFT_OUT or path.parts[0].startswith((".", "_", "checkpoint-"))
 
 
 def _first_line(error: Exception) -> str:

@@ -126,10 +126,9 @@ def checked_again(recorded: Recorded, output: str, overrides: Sequence[str] = ()
                 where="command line",
                 fix="A replay accepts only new paths: model=…, data=…, data.train=…, data.eval=….",
             )
-    raw = _without_secrets(recorded.manifest["recipe"])
-    raw = {key: value for key, value in raw.items() if key not in _LEFT_OUT and not key.startswith("hub_")}
     trusts: set[str] = set()
-    raw = _without_trust(raw, trusts)
+    raw = _without_secrets_and_trust(recorded.manifest["recipe"], trusts)
+    raw = {key: value for key, value in raw.items() if key not in _LEFT_OUT and not key.startswith("hub_")}
     raw = overridden({**raw, "output_dir": output, "report_to": "none"}, overrides)
     for key in sorted(trusts - raw.keys()):
         raise RecipeError(
@@ -140,19 +139,16 @@ def checked_again(recorded: Recorded, output: str, overrides: Sequence[str] = ()
     return check_recipe(parse_recipe(raw, place=str(recorded.path)))
 
 
-def _without_secrets(value: Any) -> Any:
-    """The value without the keys whose values were left out of the manifest because they are secret."""
-    if isinstance(value, dict):
-        return {key: _without_secrets(part) for key, part in value.items() if part != NOT_WRITTEN}
-    return [_without_secrets(part) for part in value] if isinstance(value, list) else value
+def _without_secrets_and_trust(value: Any, trusts: set[str]) -> Any:
+    """The value without secrets, which the manifest marks, and without the settings in _TRUST, at any depth.
 
-
-def _without_trust(value: Any, found: set[str]) -> Any:
-    """The value without the settings in _TRUST, at any depth; those that were switched on are added to `found`."""
+    Those of the settings that were switched on are added to `trusts`.
+    """
     if isinstance(value, dict):
-        found |= {key for key in _TRUST if value.get(key)}
-        return {key: _without_trust(part, found) for key, part in value.items() if key not in _TRUST}
-    return [_without_trust(part, found) for part in value] if isinstance(value, list) else value
+        trusts |= {key for key in _TRUST if value.get(key)}
+        left_out = {key for key, part in value.items() if key in _TRUST or part == NOT_WRITTEN}
+        return {key: _without_secrets_and_trust(part, trusts) for key, part in value.items() if key not in left_out}
+    return [_without_secrets_and_trust(part, trusts) for part in value] if isinstance(value, list) else value
 
 
 # --- Differences ------------------------------------------------------------------------------------------------------
@@ -194,26 +190,19 @@ def _differing(place: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> I
 # --- Running ----------------------------------------------------------------------------------------------------------
 def replay(recorded: Recorded, checked: Checked, console: Console, say: Callable[[str], None]) -> Verdict:
     """Train again, and compare the results; `say` is called with differences that show only in the prepared data."""
+    from sftcore.train.record.recorder import StopAt
     from sftcore.train.run import run_recipe
 
     def before_training(trainer: SFTTrainer) -> None:
         was = (recorded.manifest.get("data") or {}).get("train_rows_sha256")
         if was is not None and was != trainer.recorder.rows_hash():
             say("the prepared rows are not those of the run")
-        _stop_where_it_stopped(recorded, trainer)
+        steps, planned = recorded.manifest.get("steps"), recorded.manifest.get("max_steps")
+        if steps and planned and steps < planned:  # it ended early, with the learning rates of the full schedule
+            trainer.add_callback(StopAt(steps))
 
     outcome = run_recipe(checked, console, before_training=before_training)
     return compare_runs(recorded, outcome.folder)
-
-
-def _stop_where_it_stopped(recorded: Recorded, trainer: SFTTrainer) -> None:
-    """Stop the replay of a run that ended early at the same step, with the learning rates of the full schedule."""
-    steps, planned = recorded.manifest.get("steps"), recorded.manifest.get("max_steps")
-    if not steps or not planned or steps >= planned:
-        return
-    from sftcore.train.record.recorder import StopAt
-
-    trainer.add_callback(StopAt(steps))
 
 
 def compare_runs(recorded: Recorded, again: Path) -> Verdict:
@@ -247,20 +236,17 @@ def _weights(recorded: Recorded, again: Path) -> tuple[str, bool]:
 def _gaps(first: Path, second: Path) -> Iterator[float | None]:
     """The largest difference in each tensor, or None if it is bit-identical."""
     import torch
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
-    with safe_open(first, "pt") as old, safe_open(second, "pt") as new:
-        for name in sorted({*old.keys(), *new.keys()}):
-            if name not in old.keys() or name not in new.keys():  # noqa: SIM118 - not a mapping: it has only keys()
-                yield float("inf")
-                continue
-            one, other = old.get_tensor(name), new.get_tensor(name)
-            if one.shape != other.shape or one.dtype != other.dtype:
-                yield float("inf")
-            elif torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)):
-                yield None
-            else:
-                yield float((one.double() - other.double()).abs().max())
+    old, new = load_file(first), load_file(second)
+    for name in sorted({*old, *new}):
+        one, other = old.get(name), new.get(name)
+        if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+            yield float("inf")
+        elif torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)):
+            yield None
+        else:
+            yield float((one.double() - other.double()).abs().max())
 
 
 def _curve(first: Path, second: Path) -> tuple[str, bool]:

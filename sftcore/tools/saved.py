@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sftcore.core.types import ModelRequest, Selection
 from sftcore.model.embeddings import ADAPTER_WEIGHTS
 
 ADAPTER_CONFIG = "adapter_config.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 QUANTISES = frozenset({"load_in_4bit", "load_in_8bit", "quantization_config"})
 """Arguments of `from_pretrained` that quantise the model."""
 _OF_ONE_MACHINE = QUANTISES | {
@@ -51,6 +53,11 @@ class SavedRun:
     notes: tuple[str, ...] = ()
 
     @property
+    def place(self) -> str:
+        """Where the run is, for error messages."""
+        return str(self.folder or self.name)
+
+    @property
     def adapter_config(self) -> Mapping[str, Any]:
         """The adapter's configuration file, as PEFT saved it; empty for a whole model."""
         return _read_json(self.adapter / ADAPTER_CONFIG) if self.adapter else {}
@@ -72,7 +79,7 @@ def open_run(
     """
     path = Path(name).expanduser()
     if not path.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".gguf":
+        if not _may_exist(name):
             raise ModelError(
                 "there is no such folder or file.", where=name, fix="Give a run's output folder, or a hub id."
             )
@@ -116,22 +123,16 @@ def _adapter(name: str, path: Path, folder: Path, base: str | None, trust: bool,
         )
     manifest = _manifest_of(path)
     request, loader = _base_of(folder, manifest, base)
-    return SavedRun(
-        name,
-        path,
-        attrs.evolve(request, trust_remote_code=trust),
-        folder,
-        folder.name if folder != path else "default",
-        loader,
-        manifest,
-        notes,
-    )
+    request = attrs.evolve(request, trust_remote_code=trust)
+    adapter_name = folder.name if folder != path else "default"
+    return SavedRun(name, path, request, folder, adapter_name, loader, manifest, notes)
 
 
 def _adapter_in(path: Path, name: str, wanted: str | None) -> tuple[Path, tuple[str, ...]]:
     """The folder of the adapter: PEFT saves "default" in the folder itself, and any other in a folder of its name."""
-    below = sorted(one.parent.name for one in path.glob(f"*/{ADAPTER_CONFIG}") if not _is_checkpoint(one.parent))
-    names = [*(["default"] if (path / ADAPTER_CONFIG).is_file() else []), *below]
+    below = sorted(one.parent.name for one in path.glob(f"*/{ADAPTER_CONFIG}"))
+    below = [one for one in below if not _CHECKPOINT.fullmatch(one)]
+    names = ["default", *below] if (path / ADAPTER_CONFIG).is_file() else below
     if not names:
         raise _nothing_in(path, name)
     if wanted is not None and wanted not in names:
@@ -149,24 +150,15 @@ def _adapter_in(path: Path, name: str, wanted: str | None) -> tuple[Path, tuple[
 
 
 def _nothing_in(path: Path, name: str) -> ModelError:
-    checkpoints = sorted((one for one in path.glob("checkpoint-*") if _is_checkpoint(one)), key=_step)
-    if checkpoints:
+    if steps := [int(found[1]) for one in path.iterdir() if (found := _CHECKPOINT.fullmatch(one.name))]:
         return ModelError(
             "the run has saved only checkpoints so far, and no final model.",
             where=name,
-            fix=f"Name a checkpoint: {checkpoints[-1]}",
+            fix=f"Name a checkpoint: {path / f'checkpoint-{max(steps)}'}",
         )
     gguf = sorted(path.glob("*.gguf"))
     fix = f"Name the file itself: {gguf[0]}" if gguf else "Give a folder written by a run or by save_pretrained."
     return ModelError("the folder holds neither a model nor an adapter.", where=name, fix=fix)
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.name.startswith("checkpoint-") and path.name.removeprefix("checkpoint-").isdigit()
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("checkpoint-"))
 
 
 def _base_of(folder: Path, manifest: Mapping[str, Any], given: str | None) -> tuple[ModelRequest, Selection | None]:
@@ -182,7 +174,8 @@ def _base_of(folder: Path, manifest: Mapping[str, Any], given: str | None) -> tu
             before = open_run(named)
             return before.base, before.loader
         kwargs = {key: value for key, value in (ran.get("init_kwargs") or {}).items() if key not in _OF_ONE_MACHINE}
-        return ModelRequest(named, ran.get("revision"), init_kwargs=kwargs), _loader_of(manifest)
+        loader = next(iter(selections_of(manifest, "loader")), None)
+        return ModelRequest(named, ran.get("revision"), init_kwargs=kwargs), loader
     if saved and _may_exist(saved):
         return ModelRequest(saved, config.get("revision")), None
     looked = dict.fromkeys(filter(None, (named, saved)))
@@ -200,10 +193,6 @@ def _may_exist(name: str) -> bool:
     path = Path(name).expanduser()
     local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".gguf"
     return path.exists() or not local
-
-
-def _loader_of(manifest: Mapping[str, Any]) -> Selection | None:
-    return next(iter(selections_of(manifest, "loader")), None)
 
 
 def selections_of(manifest: Mapping[str, Any], kind: str) -> list[Selection]:
@@ -237,21 +226,16 @@ def _from_hub(name: str) -> Path | None:
 
     try:
         hf_hub_download(name, ADAPTER_CONFIG)
-    except HFValidationError as error:
-        raise ModelError(
-            "this is neither a folder nor a valid hub id.", where=name, fix="Give a run's output folder."
-        ) from error
-    except LocalEntryNotFoundError as error:
+        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pt", "checkpoint-*", "optimizer*"]))
+    except HFValidationError:
+        what = "this is neither a folder nor a valid hub id."
+    except LocalEntryNotFoundError:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return None
-        raise ModelError(
-            "there is no such folder, and the hub cannot be reached.", where=name, fix="Give a run's output folder."
-        ) from error
+        what = "there is no such folder, and the hub cannot be reached."
     except EntryNotFoundError:
         return None
     except (HfHubHTTPError, OSError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise ModelError(
-            f"there is no such folder, and the hub refused it: {first}", where=name, fix="Give a run's output folder."
-        ) from error
-    return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pt", "checkpoint-*", "optimizer*"]))
+        what = f"there is no such folder, and the hub refused it: {first}"
+    raise ModelError(what, where=name, fix="Give a run's output folder.")

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from sftcore.core.errors import DataError, SFTCoreError
 from sftcore.core.types import TokenizedRow
-from sftcore.data.source.load import Source, load, paths_of, split_off
+from sftcore.data.source.load import Source, load, split_off
 from sftcore.tools.saved import SavedRun
 
 if TYPE_CHECKING:
@@ -22,12 +22,10 @@ _NAME = "train_dataset"
 
 @frozen
 class RunRows:
-    """Token rows of a run's data, the numbers of their raw rows, a label for the data, and notes for the user."""
+    """Token rows of a run's data, and a label for the data."""
 
     rows: tuple[TokenizedRow, ...]
-    numbers: tuple[int, ...]
     label: str
-    notes: tuple[str, ...] = ()
 
 
 def rows_of_run(
@@ -52,25 +50,21 @@ def rows_of_run(
     Raises:
         DataError: the run does not name its data, or they can no longer be read.
     """
-    where = str(run.folder or run.name)
-    recipe = _recipe_of(run, where)
+    from sftcore.config.recipe import parse_recipe
+
+    where = run.place
+    raw = run.manifest.get("recipe")
+    if not raw:
+        raise DataError("there is no manifest.json with a recipe, so the run's data are not known.", where=where)
+    recipe = parse_recipe(raw, place=f"{where}/manifest.json")
     try:
         source, dataset = _dataset(recipe, run, part)
-        rows, numbers = _tokenized(recipe, dataset, tokenizer, limit, max_length, seed)
+        rows = _tokenized(recipe, dataset, tokenizer, limit, max_length, seed)
     except (SFTCoreError, OSError) as error:
         raise DataError(f"the run's data cannot be read again: {error}", where=where) from error
     if not rows:
         raise DataError(f"{source.label} has no usable row.", where=where)
-    return RunRows(tuple(rows), tuple(numbers), source.label, _changed(run, source))
-
-
-def _recipe_of(run: SavedRun, where: str) -> Recipe:
-    from sftcore.config.recipe import parse_recipe
-
-    raw = run.manifest.get("recipe")
-    if not raw:
-        raise DataError("there is no manifest.json with a recipe, so the run's data are not known.", where=where)
-    return parse_recipe(raw, place=f"{where}/manifest.json")
+    return RunRows(tuple(rows), source.label)
 
 
 def _dataset(recipe: Recipe, run: SavedRun, part: str) -> tuple[Source, Dataset]:
@@ -92,7 +86,7 @@ def _dataset(recipe: Recipe, run: SavedRun, part: str) -> tuple[Source, Dataset]
 
 def _tokenized(
     recipe: Recipe, dataset: Dataset, tokenizer: Any, limit: int, max_length: int | None, seed: int | None
-) -> tuple[list[TokenizedRow], list[int]]:
+) -> list[TokenizedRow]:
     from sftcore.config.setup import set_up
     from sftcore.data.sets import DataPreparation
 
@@ -105,23 +99,10 @@ def _tokenized(
     if seed is not None:
         random.Random(seed).shuffle(order)
     rows: list[TokenizedRow] = []
-    numbers: list[int] = []
     for start in range(0, len(order), 100):
-        batch = order[start : start + 100]
-        rank = {number: i for i, number in enumerate(batch)}  # inspect returns them in the order of their numbers
-        for one in sorted(pipeline.inspect([dataset[number] for number in batch], batch), key=lambda x: rank[x.number]):
-            if one.error is None and one.row is not None and not one.dropped and len(rows) < limit:
-                rows.append(one.row)
-                numbers.append(one.number)
+        batch = [dataset[number] for number in order[start : start + 100]]
+        found = pipeline.inspect(batch, range(len(batch)))
+        rows += [one.row for one in found if one.error is None and one.row is not None and not one.dropped]
         if len(rows) >= limit:
             break
-    return rows, numbers
-
-
-def _changed(run: SavedRun, source: Source) -> tuple[str, ...]:
-    from sftcore.train.record.manifest import sha256_of_files
-
-    known = run.manifest.get("data_files_sha256") or {}
-    now = sha256_of_files(path for path in paths_of(source) if str(path) in known)
-    changed = [name for name, sha256 in now.items() if sha256 != known[name]]
-    return tuple(f"{name} has changed since the run" for name in changed)
+    return rows[:limit]

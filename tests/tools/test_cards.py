@@ -7,8 +7,9 @@ from types import SimpleNamespace as Values
 import pytest
 import yaml
 
-from sftcore.tools.merged_card import write_merged_card
-from sftcore.tools.quantization.card import write_quantised_card
+from sftcore.tools.agreement import ComparisonRows
+from sftcore.tools.merge import Merged, write_merged_card
+from sftcore.tools.quantization.quantize import write_quantised_card
 
 LEDGER = {"rows_kept": 1200, "tokens_supervised": 34567}
 
@@ -24,7 +25,8 @@ def run_of(base: str, **manifest):
 
 def test_a_merged_models_card_says_what_it_was_trained_on_and_compared_with(tmp_path):
     run = run_of("owner/base", data={"ledgers": [LEDGER]}, steps=7)
-    write_merged_card(tmp_path, run, name="faq", dtype="bfloat16", compared_on="3 rows", agreements=["largest gap 0.1"])
+    compared_on = ComparisonRows((), "3 rows")
+    write_merged_card(tmp_path, run, Merged(tmp_path / "faq", "bfloat16", compared_on, ("largest gap 0.1",), ()))
     head, text = read(tmp_path)
     assert head["base_model"] == "owner/base"
     assert "`owner/base` with an adapter merged into it, by sftcore " in text

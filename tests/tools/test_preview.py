@@ -13,7 +13,7 @@ from sftcore.cli import cli
 from sftcore.cli.preview import _coloured
 from sftcore.config.recipe import load_recipe
 from sftcore.core.types import TokenizedRow
-from sftcore.tools.preview import CUT_SHOWN, Segment, pieces_of, preview
+from sftcore.tools.preview import CUT_SHOWN, Piece, pieces_of, preview
 from sftcore.tools.preview_page import html_page
 from tests.conftest import alpaca_rows
 from tests.train.test_command_line import sftcore
@@ -66,17 +66,17 @@ def test_the_cut_is_shown_where_it_is_and_counted(model_folder, write, mode):
     path = write("d.jsonl", jsonl([{"text": "say hello world " * 9}]))
     (whole,) = previewed(model_folder, path)
     (one,) = previewed(model_folder, path, "max_length=8", f"truncation_mode={mode}")
-    total = sum(segment.num_tokens for segment in whole.segments)
+    total = sum(len(segment.ids) for segment in whole.segments)
     assert one.caption == f"row 0: 8 tokens, 7 supervised, {total - 8} more cut away"
     assert [segment.cut for segment in one.segments][0 if mode == "keep_end" else -1]
     assert "".join(segment.text for segment in one.segments) == "".join(segment.text for segment in whole.segments)
-    assert sum(segment.num_tokens for segment in one.segments if segment.cut) == one.cut == total - 8
+    assert sum(len(segment.ids) for segment in one.segments if segment.cut) == one.cut == total - 8
 
 
 def test_a_long_cut_is_shown_in_part(model_folder, write):
     path = write("d.jsonl", jsonl([{"text": "0 1 " * 400}]))
     (one,) = previewed(model_folder, path, "max_length=8")
-    assert sum(segment.num_tokens for segment in one.segments if segment.cut) == CUT_SHOWN
+    assert sum(len(segment.ids) for segment in one.segments if segment.cut) == CUT_SHOWN
     assert f"{one.cut - CUT_SHOWN:,} more tokens are cut away." in shown(
         str(path), "--model", str(model_folder), "max_length=8"
     )
@@ -152,8 +152,9 @@ def test_the_spaces_of_a_sentencepiece_tokenizer_are_kept():
 
 def test_in_colour_supervised_context_special_and_cut_all_look_different():
     kinds = [
-        Segment("a", 1, 1.0), Segment("b", 1, 0.0), Segment("c", 1, 0.5), Segment("d", 1, 0.0, special=True),
-        Segment("e", 1, 1.0, special=True), Segment("f", 1, 1.0, cut=True),
+        Piece("a", (1,), 0, 1.0), Piece("b", (1,), 0, 0.0), Piece("c", (1,), 0, 0.5),
+        Piece("d", (1,), 0, 0.0, special=True), Piece("e", (1,), 0, 1.0, special=True),
+        Piece("f", (1,), 0, 1.0, cut=True),
     ]  # fmt: skip
     text = _coloured(tuple(kinds))
     assert text.plain == "abc×0.5def"

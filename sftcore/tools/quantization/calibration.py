@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from attrs import frozen
 
 from sftcore.core.errors import DataError, quoted
-from sftcore.core.types import TokenizedRow
 from sftcore.data.source.files import local_files
+from sftcore.tools.quantization.outcome import Calibration, Options
 from sftcore.tools.saved import SavedRun
-from sftcore.tools.saved_rows import RunRows, rows_of_run
+from sftcore.tools.saved_rows import rows_of_run
 
 HELD_OUT = 64
 """How many rows the perplexity is measured on."""
@@ -24,63 +23,37 @@ _ROW_SETTINGS = (
 """Settings that decide how rows are read, for a manifest without a recipe."""
 
 
-@frozen
-class Calibration:
-    """Token rows to calibrate on and token rows held out; `of` and `held_out_of` say where they come from."""
-
-    rows: tuple[TokenizedRow, ...]
-    held_out: tuple[TokenizedRow, ...]
-    of: str
-    held_out_of: str
-    notes: tuple[str, ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        """The number of tokens in the calibration rows."""
-        return sum(len(row.input_ids) for row in self.rows)
-
-
-def calibration_rows(
-    run: SavedRun, tokenizer: Any, *, samples: int, max_length: int, seed: int, data: str | None = None
-) -> Calibration:
-    """Up to `samples` rows of the run's training set in random order, and HELD_OUT rows of its evaluation set.
+def calibration_rows(run: SavedRun, tokenizer: Any, options: Options) -> Calibration:
+    """Up to `options.samples` rows of the run's training set in random order, and HELD_OUT rows of its evaluation set.
 
     Without an evaluation set, rows of the training set that are not used for calibration are held out.
 
-    Args:
-        run: the saved run.
-        tokenizer: the run's tokenizer, with its template.
-        samples: how many rows to calibrate on.
-        max_length: cut rows to this many tokens, or to the run's own max_length if that is smaller.
-        seed: seed for shuffling rows.
-        data: a file, a folder or a hub id to use instead of the run's data.
+    Rows are cut to `options.max_length`, or to the run's own max_length if that is smaller.
 
     Raises:
         DataError: the run's data are not known or can no longer be read, or there are fewer than two rows.
     """
-    run = _with_data(run, data)
-    max_length = min(max_length, _max_length_of(run) or max_length)
-    if _has_evaluation_set(run):
+    run = _with_data(run, options.data)
+    samples, seed = options.samples, options.seed
+    recipe, settings = run.manifest["recipe"], run.manifest.get("settings") or {}
+    max_length = min(options.max_length, recipe.get("max_length", settings.get("max_length")) or options.max_length)
+    entry = recipe["data"] if isinstance(recipe["data"], Mapping) else {}
+    if entry.get("eval") is not None or entry.get("eval_fraction") is not None:
         train = rows_of_run(run, tokenizer, samples, max_length=max_length, seed=seed)
         held = rows_of_run(run, tokenizer, HELD_OUT, max_length=max_length, part="eval", seed=seed)
-        notes = tuple(dict.fromkeys((*train.notes, *held.notes)))
-        part = "held back by the run" if run.manifest["recipe"]["data"].get("eval_fraction") else "the evaluation set"
-        return Calibration(train.rows, held.rows, train.label, f"{held.label}, {part}", notes)
+        part = "held back by the run" if entry.get("eval_fraction") else "the evaluation set"
+        return Calibration(train.rows, held.rows, train.label, f"{held.label}, {part}")
     found = rows_of_run(run, tokenizer, samples + HELD_OUT, max_length=max_length, seed=seed)
-    return _split(found, samples, _where(run))
-
-
-def _split(found: RunRows, samples: int, where: str) -> Calibration:
     total = len(found.rows)
     if total < 2:
         raise DataError(
             f"{found.label} has only one usable row, but one is needed for calibration and another for measuring.",
-            where=where,
+            where=run.place,
             fix="Give more rows: --data FILE.",
         )
     count = min(samples, total - min(HELD_OUT, max(1, total // 5)))
     held_out = f"{found.label}, training rows that were not used for calibration"
-    return Calibration(found.rows[:count], found.rows[count:], found.label, held_out, found.notes)
+    return Calibration(found.rows[:count], found.rows[count:], found.label, held_out)
 
 
 # --- Where the data are ---------------------------------------------------------------------------------------------
@@ -95,10 +68,10 @@ def _with_data(run: SavedRun, data: str | None) -> SavedRun:
             if run.manifest
             else "without a manifest.json it is not known which rows the model was trained on"
         )
-        raise DataError(f"{what}.", where=_where(run), fix="Give the rows: --data FILE.")
+        raise DataError(f"{what}.", where=run.place, fix="Give the rows: --data FILE.")
     if not recipe:
         recipe = _recipe_of_python_run(run)
-    recipe["data"] = data if data is not None else _located(recipe["data"], _folders(run), _where(run))
+    recipe["data"] = data if data is not None else _located(recipe["data"], _folders(run), run.place)
     return attrs.evolve(run, manifest={**run.manifest, "recipe": recipe})
 
 
@@ -122,16 +95,15 @@ def _located(entry: Any, folders: tuple[Path, ...], where: str) -> Any:
         }
     if isinstance(entry, (list, tuple)):
         return [_located(one, folders, where) for one in entry]
-    for folder in folders:
-        path = folder / Path(entry).expanduser()
+    paths = [folder / Path(entry).expanduser() for folder in folders]
+    for path in paths:
         if path.exists() or (glob.has_magic(str(path)) and glob.glob(str(path), recursive=True)):
             return str(path)
     try:
         local_files(entry)
     except DataError as error:
-        looked = quoted(dict.fromkeys(str(folder / Path(entry).expanduser()) for folder in folders))
         raise DataError(
-            f'the run\'s data "{entry}" cannot be found; looked for {looked}.',
+            f'the run\'s data "{entry}" cannot be found; looked for {quoted(dict.fromkeys(paths))}.',
             where=where,
             fix="Give the rows: --data FILE.",
         ) from error
@@ -148,18 +120,3 @@ def _folders(run: SavedRun) -> tuple[Path, ...]:
             if folder.parts[-len(output.parts) :] == output.parts:
                 found.append(Path(*folder.parts[: -len(output.parts)]))
     return tuple(dict.fromkeys(found))
-
-
-def _has_evaluation_set(run: SavedRun) -> bool:
-    data = run.manifest["recipe"]["data"]
-    return isinstance(data, Mapping) and any(data.get(key) is not None for key in ("eval", "eval_fraction"))
-
-
-def _max_length_of(run: SavedRun) -> int | None:
-    recipe, settings = run.manifest["recipe"], run.manifest.get("settings") or {}
-    found: int | None = recipe.get("max_length", settings.get("max_length"))
-    return found
-
-
-def _where(run: SavedRun) -> str:
-    return str(run.folder or run.name)

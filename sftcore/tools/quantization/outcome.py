@@ -1,4 +1,4 @@
-"""Options and outcome of a quantisation."""
+"""Options, calibration rows and outcome of a quantisation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from sftcore.tools.quantization.calibration import Calibration
+    from sftcore.core.types import TokenizedRow
     from sftcore.tools.quantization.perplexity import Perplexity
 
 
@@ -36,6 +36,21 @@ class Options:
     dtype: str = "bfloat16"
     data: str | None = None
     seed: int = 42
+
+
+@frozen
+class Calibration:
+    """Token rows to calibrate on and token rows held out; `of` and `held_out_of` say where they come from."""
+
+    rows: tuple[TokenizedRow, ...]
+    held_out: tuple[TokenizedRow, ...]
+    of: str
+    held_out_of: str
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens in the calibration rows."""
+        return sum(len(row.input_ids) for row in self.rows)
 
 
 @frozen

@@ -6,15 +6,12 @@ import importlib.metadata
 import importlib.util
 import json
 import shutil
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from attrs import frozen
 
 from sftcore.core.errors import ModelError, RecipeError, UnavailablePluginError, nearest, quoted
 from sftcore.tools.quantization import gptq
@@ -23,8 +20,6 @@ from sftcore.util.disk import writing
 from sftcore.util.versions import versions
 
 if TYPE_CHECKING:
-    from sftcore.core.types import TokenizedRow
-    from sftcore.tools.quantization.calibration import Calibration
     from sftcore.tools.quantization.perplexity import Perplexity
     from sftcore.tools.saved import SavedRun
 
@@ -33,24 +28,11 @@ NOTABLE_RISE = 0.15
 """If the perplexity rises by more than this share, a note suggests how to reduce it."""
 GROUP_SIZE = 128
 """The default number of weights that share a scale, if it divides the widths of the layers."""
+METHODS = {"gptq": gptq}
+"""Modules with `LIBRARIES`, the distributions that the method needs, and `quantise`, which quantises a model in place.
 
-
-@frozen
-class Method:
-    """A quantisation method.
-
-    Args:
-        libraries: the distributions it needs; the first is installed by `extra` and imported under the same name.
-        extra: the extra of sftcore that installs them.
-        quantise: quantises a model in place, so that its `save_pretrained` writes few bits, and returns notes.
-    """
-
-    libraries: tuple[str, ...]
-    extra: str
-    quantise: Callable[[Any, Sequence[TokenizedRow], Options, int], tuple[str, ...]]
-
-
-METHODS: Mapping[str, Method] = {"gptq": Method(gptq.LIBRARIES, "gptq", gptq.quantise)}
+The first distribution is imported under its own name. The extra of sftcore that installs them is named as the method.
+"""
 
 
 def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[str], None] = lambda _: None) -> Outcome:
@@ -68,29 +50,33 @@ def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[st
         DataError: there are no rows to calibrate on.
         ModelError: the model cannot be loaded, merged or quantised.
     """
+    import torch
+
     from sftcore.tools.load_saved import load_tokenizer
+    from sftcore.tools.merge import folder_beside
     from sftcore.tools.quantization.calibration import calibration_rows
+    from sftcore.tools.quantization.perplexity import perplexity
 
     start = time.monotonic()
     method = check_options(run, output, options)
     tokenizer = load_tokenizer(run)
-    calibration = calibration_rows(
-        run, tokenizer, samples=options.samples, max_length=options.max_length, seed=options.seed, data=options.data
-    )
+    calibration = calibration_rows(run, tokenizer, options)
     say(f"calibrating on {len(calibration.rows)} rows with {calibration.num_tokens:,} tokens from {calibration.of}")
-    with writing("the quantised model", output, reads_too=True), _work_folder(output) as work:
+    what = "the quantised model"
+    with writing(what, output, reads_too=True), folder_beside(output, what) as work:
         whole, merge_notes = _whole_model(run, work / "merged", say)
         model = _load(whole)
         group_size = group_size_for(widths(model), options.group_size)
         say(f"measuring the perplexity on {len(calibration.held_out)} rows from {calibration.held_out_of}")
-        before = perplexity_of(model, calibration)
+        before = perplexity(model, calibration.held_out)
         say(f"quantising with {options.method} to {options.bits} bits in groups of {group_size}")
-        notes = method.quantise(_cast(model, options.dtype), calibration.rows, options, group_size)
+        model = model.to(getattr(torch, options.dtype))
+        notes = method.quantise(model, calibration.rows, options, group_size)
         saved = work / "quantised"
         _save(model, tokenizer, saved)
         del model
         say("reloading with transformers alone")
-        after = perplexity_of(_load(saved), calibration)
+        after = perplexity(_load(saved), calibration.held_out)
         outcome = Outcome(
             output,
             calibration,
@@ -100,7 +86,7 @@ def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[st
             weights_size(whole),
             weights_size(saved),
             time.monotonic() - start,
-            (*(merge_notes or run.notes), *calibration.notes, *notes, *rise_notes(before, after, options, group_size)),
+            (*(merge_notes or run.notes), *notes, *rise_notes(before, after, options, group_size)),
         )
         _describe(saved, whole, run, outcome, options)
         shutil.rmtree(output, ignore_errors=True)  # it was empty, as checked above
@@ -109,7 +95,7 @@ def quantize(run: SavedRun, output: Path, options: Options, *, say: Callable[[st
 
 
 # --- What can be known before anything is loaded --------------------------------------------------------------------
-def check_options(run: SavedRun, output: Path, options: Options) -> Method:
+def check_options(run: SavedRun, output: Path, options: Options) -> ModuleType:
     """Check the options, and return the method.
 
     Raises:
@@ -118,7 +104,9 @@ def check_options(run: SavedRun, output: Path, options: Options) -> Method:
     method = method_named(options.method)
     if options.bits not in BITS:
         raise RecipeError(f"{options.method} supports {' or '.join(map(str, BITS))} bits, got {options.bits}.")
-    if quantised := _quantised_as(run):
+    config = run.folder / "config.json" if run.folder else None
+    known = json.loads(config.read_text(encoding="utf-8")) if config is not None and config.is_file() else {}
+    if quantised := (known.get("quantization_config") or {}).get("quant_method"):
         raise ModelError(
             f"the model is already quantised ({quantised}).",
             where=str(run.folder),
@@ -127,24 +115,15 @@ def check_options(run: SavedRun, output: Path, options: Options) -> Method:
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         what = "the output is an existing file" if output.is_file() else "the output folder is not empty"
         raise RecipeError(f"{what}.", where=str(output), fix="Name another output folder: --output FOLDER.")
-    if importlib.util.find_spec(method.libraries[0]) is None:
+    if importlib.util.find_spec(method.LIBRARIES[0]) is None:
         raise UnavailablePluginError(
-            f'method "{options.method}" needs {method.libraries[0]}, which is not installed.',
-            fix=f'Install it: pip install "sftcore[{method.extra}]"',
+            f'method "{options.method}" needs {method.LIBRARIES[0]}, which is not installed.',
+            fix=f'Install it: pip install "sftcore[{options.method}]"',
         )
     return method
 
 
-def _quantised_as(run: SavedRun) -> str | None:
-    """The method with which a whole model in a folder is already quantised, if it is."""
-    config = run.folder / "config.json" if run.folder else None
-    if config is None or not config.is_file():
-        return None
-    found = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
-    return str(found.get("quant_method", "")) or None
-
-
-def method_named(name: str) -> Method:
+def method_named(name: str) -> ModuleType:
     """The method with this name.
 
     Raises:
@@ -176,7 +155,8 @@ def group_size_for(widths: Mapping[str, int], wanted: int | None) -> int:
     """
     if not widths:
         raise ModelError("the model has no linear layers except its head.", fix="Choose another model.")
-    fitting = [size for size in _powers_of_two(GROUP_SIZE) if all(width % size == 0 for width in widths.values())]
+    powers = [GROUP_SIZE >> shift for shift in range(GROUP_SIZE.bit_length())]
+    fitting = [size for size in powers if all(width % size == 0 for width in widths.values())]
     if wanted is None:
         return fitting[0]
     for name, width in widths.items():
@@ -199,36 +179,17 @@ def rise_notes(before: Perplexity, after: Perplexity, options: Options, group_si
     return (f"perplexity rose by {rise:.1%}; reduce this with {more}{' or --bits 8' if options.bits < 8 else ''}",)
 
 
-def _powers_of_two(most: int) -> Iterator[int]:
-    while most:
-        yield most
-        most //= 2
-
-
 # --- Models and folders ---------------------------------------------------------------------------------------------
-@contextmanager
-def _work_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk as `output`, so that the finished model is moved there in one step."""
-    with writing("the quantised model", output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _whole_model(run: SavedRun, folder: Path, say: Callable[[str], None]) -> tuple[Path, tuple[str, ...]]:
     """The folder with the whole model, and notes: the run's own folder, or `folder` if the model had to be merged."""
+    from sftcore.tools.load_saved import load_base
+    from sftcore.tools.merge import merge
+
     if run.adapter is None and run.folder is not None:
         return run.folder, ()
     if run.adapter is None:
-        from sftcore.tools.load_saved import load_base
-
         load_base(run, dtype="auto").save_pretrained(folder)
         return folder, ()
-    from sftcore.tools.merge import merge
-
     say(f"merging {run.name} into {run.base.name}")
     return folder, merge(run, folder, say=say).notes
 
@@ -239,25 +200,12 @@ def _load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
-def _cast(model: Any, dtype: str) -> Any:
-    import torch
-
-    return model.to(getattr(torch, dtype))
-
-
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     with warnings.catch_warnings():
         # llmcompressor hands the weights to accelerate while it saves them
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def perplexity_of(model: Any, calibration: Calibration) -> Perplexity:
-    """The model's perplexity on the rows that are held out."""
-    from sftcore.tools.quantization.perplexity import perplexity
-
-    return perplexity(model, calibration.held_out)
 
 
 def weights_size(folder: Path) -> int:
@@ -267,12 +215,33 @@ def weights_size(folder: Path) -> int:
 
 def _describe(folder: Path, whole: Path, run: SavedRun, outcome: Outcome, options: Options) -> None:
     """Write the card, and the manifest of the run and its merge with a record of the quantisation."""
-    from sftcore.tools.quantization.card import write_quantised_card
     from sftcore.train.record import manifest
 
     before = whole / "manifest.json"
     known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
-    libraries = {name: importlib.metadata.version(name) for name in METHODS[options.method].libraries}
+    libraries = {name: importlib.metadata.version(name) for name in METHODS[options.method].LIBRARIES}
     done = {**outcome.as_dict(options), "versions": {**versions(), **libraries}}
     manifest.write(folder, {**known, "quantise": done})
     write_quantised_card(folder, run, outcome, options)
+
+
+def write_quantised_card(folder: Path, run: SavedRun, outcome: Outcome, options: Options) -> None:
+    """Write `README.md` of a quantised model into `folder`."""
+    from sftcore.train.record.card import TAGS, is_hub_id, made_by, public_name, save_card
+
+    base = run.base.name or ""
+    merged = " with an adapter merged into it," if run.adapter else ""
+    origin = (
+        f"`{public_name(base)}`{merged} quantised to {options.bits} bits in groups of {outcome.group_size} "
+        f"({options.method}) by {made_by()}.\n\n"
+        "transformers loads it where the package `compressed-tensors` is installed."
+    )
+    before, after, rows = outcome.before, outcome.after, len(outcome.calibration.held_out)
+    facts = [
+        f"Calibrated on {len(outcome.calibration.rows):,} rows, {outcome.calibration.num_tokens:,} tokens",
+        f"Perplexity on {rows} rows, supervised tokens: {before.supervised:.3f} before, {after.supervised:.3f} after",
+        f"Perplexity on {rows} rows, all tokens: {before.every:.3f} before, {after.every:.3f} after",
+    ]
+    relation = {"base_model_relation": "quantized"} if is_hub_id(base) else {}
+    tags = [*TAGS, options.method]
+    save_card(folder, name=outcome.folder.name, base=base, origin=origin, facts=facts, tags=tags, **relation)

@@ -79,7 +79,7 @@ def run_with_data(home: Path, name: str, data: dict[str, object], **training: ob
 def rows_of(folder: Path, **options):
     run = open_run(str(folder))
     given = {"samples": 8, "max_length": 512, "seed": 0, **options}
-    return calibration_rows(run, load_tokenizer(run), **given)
+    return calibration_rows(run, load_tokenizer(run), Options(**given))
 
 
 def ids_of(rows) -> set[tuple[int, ...]]:
