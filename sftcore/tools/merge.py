@@ -225,9 +225,15 @@ def _staged(output: Path) -> Iterator[Path]:
         folder = beside / "merged"
         folder.mkdir()
         yield folder
+        replaced = beside / "replaced"
         if output.is_dir():
-            output.rename(beside / "replaced")
-        folder.rename(output)
+            output.rename(replaced)
+        try:
+            folder.rename(output)
+        except OSError:
+            if replaced.is_dir():  # what was there goes back before the temporary folder is deleted
+                replaced.rename(output)
+            raise
 
 
 def _write_about(merged: Merged, run: SavedRun, folder: Path) -> None:
