@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sftcore.cli.quiet import no_bars
-from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
+from sftcore.cli.recipe_arguments import takes_data
 
 if TYPE_CHECKING:
     from sftcore.check.findings import Finding, Location
@@ -32,18 +31,15 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 @click.command("check")
 @takes_data
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/how-to/check-your-data.md).")
-def command(
-    words: tuple[str, ...], model: str | None, format_choice: str | None, block: tuple[str, ...], as_json: bool
-) -> None:
+def command(recipe: Recipe, as_json: bool) -> None:
     """Check a whole data set without training on it.
 
     The report says what a run would keep, cut and refuse, and points out suspicious rows. DATA is a file, a quoted
     pattern, a folder or a hub id; a RECIPE also supplies the model and the settings. Without a model, lengths are
     counted in characters instead of tokens. The exit code is 1 if something would stop or spoil the run.
     """
-    no_bars()
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    reports = list(_reports(recipe_from_data(words, model, format_choice, block)))
+    no_bars(always=True)
+    reports = list(_reports(recipe))
     errors, warnings = (sum(report.count(severity) for report in reports) for severity in ("error", "warning"))
     if as_json:
         sets = [report.as_dict() for report in reports]
