@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sftcore.cli.recipe_arguments import takes_run
+from sftcore.cli.recipe_arguments import takes_dtype, takes_run
 
 if TYPE_CHECKING:
     from sftcore.tools.saved import SavedRun
@@ -42,13 +42,7 @@ if TYPE_CHECKING:
     help="Sample only from the most likely tokens whose probabilities add up to this.",
 )
 @click.option("--seed", type=int, help="Seed for sampling, so that an answer can be reproduced.")
-@click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Data type of the weights; auto keeps the one that the model was saved in.",
-)
+@takes_dtype
 def command(
     run: str,
     opened: Callable[[], SavedRun],

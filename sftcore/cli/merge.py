@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sftcore.cli.recipe_arguments import takes_run
+from sftcore.cli.recipe_arguments import takes_dtype, takes_run
 from sftcore.core.visible import visible
 
 if TYPE_CHECKING:
@@ -23,13 +23,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder for the merged model. Default: RUN-merged.",
 )
-@click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Data type of the saved weights; auto keeps the one that the base was saved in.",
-)
+@takes_dtype
 @click.option("--max-shard-size", default="5GB", show_default=True, help="Maximum size of a file of weights.")
 @click.option("--overwrite", is_flag=True, help="Replace whatever is in the output folder.")
 @click.option("--push-to-hub", metavar="REPO_ID", help="Upload the merged model to the hub. By default it stays local.")

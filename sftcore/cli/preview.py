@@ -9,6 +9,7 @@ import click
 
 from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import takes_data
+from sftcore.core.visible import visible
 from sftcore.util.disk import writing
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ def command(recipe: Recipe, row: int, page: Path | None) -> None:
 def _show(console: Console, one: Preview) -> None:
     from rich.text import Text
 
-    from sftcore.core.visible import visible
     from sftcore.tools.preview import CUT_SHOWN
     from sftcore.tools.preview_page import document_heading
 

@@ -23,6 +23,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _BLOCK = click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin; may be repeated.")
 
+takes_dtype = click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Data type of the weights; auto keeps the one that the model was saved in.",
+)
+
 
 def takes_run(function: Callable[..., None]) -> Callable[..., None]:
     """Add `RUN --adapter --base --trust-remote-code`; the function gets `run`, and `opened`, which reads its files."""

@@ -68,7 +68,11 @@ def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Pat
     Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(_table(report))
     for note in report.notes:
         click.echo(f"note: {note}")
-    click.echo(_sentence(report))
+    compared = sum(line.verdict != "not applicable" for line in report.lines)
+    if report.failed:
+        click.echo(f"{report.failed} of {compared} comparisons failed.")
+    else:
+        click.echo(f"All {compared} comparisons give the loss and the gradients of plain transformers.")
     sys.exit(1 if report.failed else 0)
 
 
@@ -102,10 +106,3 @@ def _short(name: str) -> str:
     """A parameter's name without the parts common to all of them: `layers.1.mlp.up_proj.lora_B`."""
     short = name.removesuffix(".weight").removesuffix(".default")
     return short.removeprefix("base_model.model.").removeprefix("model.")
-
-
-def _sentence(report: Report) -> str:
-    compared = [line for line in report.lines if line.verdict != "not applicable"]
-    if report.failed:
-        return f"{report.failed} of {len(compared)} comparisons failed."
-    return f"All {len(compared)} comparisons give the loss and the gradients of plain transformers."
