@@ -184,15 +184,12 @@ def _meant(text: str) -> str | None:
     `É»` in `«CAFÉ»` would decode too, so a single misread character is reported only if no language writes it.
     """
     try:
-        meant = b"".join(_byte(char) for char in text).decode()
+        raw = (bytes([ord(char)]) if ord(char) < 256 else char.encode("cp1252") for char in text)
+        meant = b"".join(raw).decode()
     except (UnicodeDecodeError, UnicodeEncodeError):
         return None
     alone = text[0] in "ÂÃ" or len(meant) > 1 or text[0] == "ð" or (text[0] == "â" and "\u2000" <= meant <= "\u27ff")
     return meant if (alone and meant.isprintable()) or meant == "\xa0" else None
-
-
-def _byte(char: str) -> bytes:
-    return bytes([ord(char)]) if ord(char) < 256 else char.encode("cp1252")
 
 
 def _spelled(text: str) -> str:

@@ -109,7 +109,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     for line, row in zip(table, [{}, *rows], strict=True):
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
         if row:
-            cells[4] = click.style(cells[4], _COLOURS[row["status"]])
+            cells[4] = cells[4].replace(row["status"], click.style(row["status"], _COLOURS[row["status"]]))
         click.echo("  ".join(cells).rstrip())
         for text in _detail_lines(row):
             click.echo(f"    {text}")
