@@ -13,6 +13,7 @@ from attrs import frozen
 
 from sftcore.chat.stops import as_list, turn_end
 from sftcore.chat.template import refuse_unbounded
+from sftcore.chat.tokens import load_tokenizer
 from sftcore.core.errors import ModelError
 
 _WORDS = ("What is 17 x 3?", "It is 51.", "And in  words?", "Fifty-one.")
@@ -132,13 +133,9 @@ def render(tokenizer: Any) -> str | None:
     if template_of(tokenizer) is None:
         return None
     for wrapped in (False, True):
-        turns = [
-            {
-                "role": "assistant" if number % 2 else "user",
-                "content": [{"type": "text", "text": words}] if wrapped else words,
-            }
-            for number, words in enumerate(_WORDS)
-        ]
+        contents = [[{"type": "text", "text": words}] if wrapped else words for words in _WORDS]
+        roles = ("user", "assistant") * 2
+        turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         refuse_unbounded(tokenizer, turns)
         try:
             text: str = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -161,67 +158,44 @@ def read_served(name: str) -> Served:
         ModelError: there is no such folder, or no tokenizer can be loaded from it.
     """
     path = Path(name).expanduser()
+    fix = "Give a folder that save_model wrote, or a hub id."
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ModelError(
-            "the folder does not exist.", where=name, fix="Give a folder that save_model wrote, or a hub id."
-        )
+        raise ModelError("the folder does not exist.", where=name, fix=fix)
     if path.is_file():
-        raise ModelError(
-            "this is a file, not a folder.", where=name, fix="Give a folder that save_model wrote, or a hub id."
-        )
+        raise ModelError("this is a file, not a folder.", where=name, fix=fix)
     source = str(path) if path.exists() else name
     adapter = _json(source, "adapter_config.json")
     base = str((adapter or {}).get("base_model_name_or_path") or "")
     own, of_base = (_json(one, "config.json") if one else None for one in (source, base))
     config = _text(own or of_base or {})
-    generation = _json(source, "generation_config.json")
+    generation: Mapping[str, Any] | None = _json(source, "generation_config.json")
+    of_base = _json(base, "generation_config.json") if generation is None and base else None
+    effective = next((one for one in (generation, of_base) if one is not None), config)
     manifest: Mapping[str, Any] = _json(source, "manifest.json") or {}
-    tokenizer = _load_tokenizer(source)
-    effective: Mapping[str, Any] | None = generation
-    if effective is None and base:
-        effective = _json(base, "generation_config.json")
-    if effective is None:
-        effective = config
+    fix = "Save the run's tokenizer there: tokenizer.save_pretrained(folder)."
+    tokenizer = load_tokenizer(source, "no tokenizer can be loaded", source, fix)
     rows = config.get("vocab_size")
     if adapter is not None:
         # an adapter is saved with the rows that it needs, while its base may have fewer
         rows = (manifest.get("chat") or {}).get("rows", rows)
-    chat = chat_of(
-        tokenizer,
-        stop=None,
-        stop_ids=as_list(effective.get("eos_token_id")),
-        pad_id=effective.get("pad_token_id"),
-        rows=rows,
-    )
+    stop_ids = as_list(effective.get("eos_token_id"))
+    chat = chat_of(tokenizer, stop=None, stop_ids=stop_ids, pad_id=effective.get("pad_token_id"), rows=rows)
     return Served(name, tokenizer, chat, generation, config, adapter, manifest)
-
-
-def _load_tokenizer(source: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelError(
-            f"no tokenizer can be loaded ({reason.rstrip(':. ')}).",
-            where=source,
-            fix="Save the run's tokenizer there: tokenizer.save_pretrained(folder).",
-        ) from error
 
 
 def _json(source: str, name: str) -> dict[str, Any] | None:
     """A JSON file of a folder or hub id, or None if it does not exist."""
     from transformers.utils import cached_file
 
-    missing_is_fine = {
-        "_raise_exceptions_for_gated_repo": False,
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
     if not Path(source).expanduser().is_dir() and source.startswith((".", "/", "~")):
         return None
-    path = cached_file(source, name, **missing_is_fine)
+    path = cached_file(
+        source,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     if path is None:
         return None
     try:

@@ -79,9 +79,10 @@ def align_stop(model: Any, tokenizer: Any, labels: Collection[int] | None, *, eo
     stop_at(model, [stop_id])
     if stop == eos:
         return (f'generation stops at "{stop}", which ends answers in training',)
-    if _take_as_eos(tokenizer, stop):
-        taken = "and it becomes the tokenizer's EOS"
-    else:
+    before, taken = rendering(tokenizer), "and it becomes the tokenizer's EOS"
+    tokenizer.eos_token = stop
+    if rendering(tokenizer) != before:
+        tokenizer.eos_token = eos
         taken = "while the tokenizer keeps its EOS, because the template prints it"
     return (
         f'the chat template ends turns with "{stop}", but the EOS was "{eos}": generation now stops at "{stop}" first, '
@@ -109,11 +110,8 @@ def align_pad(model: Any, tokenizer: Any, labels: Collection[int] | None) -> tup
                 fix="Let the embeddings grow: model.resize_token_embeddings(len(tokenizer)).",
             )
         if pad is None:
-            if before is None:
-                return ()
-            return (
-                f'padding is "{before}", which ends answers too, because the vocabulary has no other suitable token',
-            )
+            why = "because the vocabulary has no other suitable token"
+            return () if before is None else (f'padding is "{before}", which ends answers too, {why}',)
         tokenizer.pad_token = pad
     _pad_with(model, tokenizer.pad_token_id, stop_id)
     if tokenizer.pad_token == before:
@@ -144,16 +142,6 @@ def stop_at(model: Any, ids: list[int]) -> None:
 
 def _generates(model: Any) -> bool:
     return getattr(model, "generation_config", None) is not None
-
-
-def _take_as_eos(tokenizer: Any, token: str) -> bool:
-    """Make the token the EOS, unless that changes what the template renders; returns whether it did."""
-    before, eos = rendering(tokenizer), tokenizer.eos_token
-    tokenizer.eos_token = token
-    if rendering(tokenizer) == before:
-        return True
-    tokenizer.eos_token = eos
-    return False
 
 
 def rendering(tokenizer: Any) -> str:

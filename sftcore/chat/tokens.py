@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ def set_chat_template(tokenizer: Any, path: str) -> None:
     if not file.is_file():
         raise RecipeError("no such file.", where=f"chat_template_path {path}")
     template = file.read_text(encoding="utf-8")
+    # transformers' own extension of Jinja, which plain Jinja does not know
+    plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)
     try:
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation_marks(template))
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
     except TemplateSyntaxError as error:
         raise RecipeError(f"line {error.lineno}: {error.message}.", where=f"chat_template_path {path}") from None
     tokenizer.chat_template = template
@@ -40,6 +43,8 @@ def clone_tokens(tokenizer: Any, source: str) -> list[int]:
     Raises:
         ModelError: the tokenizer does not exist, or has no chat template.
     """
+    from transformers import AddedToken
+
     other = _tokenizer_of(source)
     if not other.chat_template:
         raise ModelError(
@@ -50,7 +55,7 @@ def clone_tokens(tokenizer: Any, source: str) -> list[int]:
     known = tokenizer.get_vocab()
     missing = [token for token in other.added_tokens_decoder.values() if token.content not in known]
     if other.eos_token and other.eos_token not in {*known, *(token.content for token in missing)}:
-        missing.append(_special(other.eos_token))
+        missing.append(AddedToken(other.eos_token, special=True))
     tokenizer.add_tokens(missing)
     tokenizer.chat_template = other.get_chat_template()
     if other.eos_token:
@@ -59,39 +64,23 @@ def clone_tokens(tokenizer: Any, source: str) -> list[int]:
     return ids
 
 
-def set_eos_token(tokenizer: Any, token: str) -> None:
-    """Make `token` the tokenizer's EOS.
+def set_named_token(tokenizer: Any, name: str, token: str) -> None:
+    """Make `token` the tokenizer's `eos_token` or `pad_token`.
 
     Raises:
         ModelError: the vocabulary does not have it.
     """
     if token not in tokenizer.get_vocab():
+        such = ", such as the one that ends a turn in its chat template" if name == "eos_token" else ""
         raise ModelError(
             f'the token "{token}" is not in the vocabulary.',
-            where="eos_token",
-            fix="Use a token that the tokenizer has, such as the one that ends a turn in its chat template.",
+            where=name,
+            fix=f"Use a token that the tokenizer has{such}.",
         )
-    tokenizer.eos_token = token
-
-
-def set_pad_token(tokenizer: Any, token: str) -> None:
-    """Make `token` the tokenizer's padding token.
-
-    Raises:
-        ModelError: the vocabulary does not have it.
-    """
-    if token not in tokenizer.get_vocab():
-        raise ModelError(
-            f'the token "{token}" is not in the vocabulary.',
-            where="pad_token",
-            fix="Use a token that the tokenizer has.",
-        )
-    tokenizer.pad_token = token
+    setattr(tokenizer, name, token)
 
 
 def _tokenizer_of(source: str) -> Any:
-    from transformers import AutoTokenizer
-
     path = Path(source).expanduser()
     where = f"chat_template_path {source}"
     if not clones_tokenizer(source):
@@ -102,25 +91,20 @@ def _tokenizer_of(source: str) -> Any:
         )
     if not path.exists() and source.startswith((".", "/", "~")):
         raise ModelError("no such folder.", where=where, fix="Give a folder with a tokenizer, or a hub id.")
+    fix = "Give a folder with a tokenizer, a hub id, or for chat_template_path a .jinja or .j2 file."
+    return load_tokenizer(str(path) if path.exists() else source, "no tokenizer can be loaded from it", where, fix)
+
+
+def load_tokenizer(source: str, what: str, where: str, fix: str) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        ModelError: it cannot be loaded, with these words and the first line of the reason.
+    """
+    from transformers import AutoTokenizer
+
     try:
-        return AutoTokenizer.from_pretrained(path if path.exists() else source)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ModelError(
-            f"no tokenizer can be loaded from it ({reason.rstrip(':. ')}).",
-            where=where,
-            fix="Give a folder with a tokenizer, a hub id, or for chat_template_path a .jinja or .j2 file.",
-        ) from error
-
-
-def _special(token: str) -> Any:
-    from transformers import AddedToken
-
-    return AddedToken(token, special=True)
-
-
-def _without_generation_marks(template: str) -> str:
-    # transformers' own extension of Jinja, which plain Jinja does not know
-    import re
-
-    return re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)
+        raise ModelError(f"{what} ({reason.rstrip(':. ')}).", where=where, fix=fix) from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from attrs import define, evolve, field, frozen
+import math
+
+from attrs import define, evolve
 
 from sftcore.core.errors import RowError
 from sftcore.data.images.reference import open_image
 from sftcore.data.pipeline import Inspected
 
 
-@frozen
+@define
 class Images:
     """Images of the rows that are not refused.
 
@@ -17,13 +19,27 @@ class Images:
     decides how images are processed.
     """
 
-    rows: int
-    images: int
-    tokens: int
-    smallest: tuple[int, int] | None
-    largest: tuple[int, int] | None
-    fewest: int
-    most: int
+    rows: int = 0
+    images: int = 0
+    tokens: int = 0
+    smallest: tuple[int, int] | None = None
+    largest: tuple[int, int] | None = None
+    fewest: int = 0
+    most: int = 0
+
+    def add(self, one: Inspected) -> None:
+        """Count the images of an example."""
+        if one.example is None or not one.example.images:
+            return
+        self.rows += 1
+        self.images += len(one.example.images)
+        for picture in one.pictures:
+            size, tokens = (picture.width, picture.height), picture.num_tokens
+            self.tokens += tokens
+            self.smallest = min(self.smallest or size, size, key=math.prod)
+            self.largest = max(self.largest or size, size, key=math.prod)
+            self.fewest = min(self.fewest or tokens, tokens)
+            self.most = max(self.most, tokens)
 
 
 def with_broken_images(one: Inspected) -> Inspected:
@@ -34,31 +50,3 @@ def with_broken_images(one: Inspected) -> Inspected:
     except RowError as error:
         return evolve(one, error=error)
     return one
-
-
-@define
-class ImageCounts:
-    """Counts images row by row; its memory grows with the number of different sizes, not of rows."""
-
-    _rows: int = field(default=0, init=False)
-    _images: int = field(default=0, init=False)
-    _tokens: int = field(default=0, init=False)
-    _sizes: set[tuple[int, int, int]] = field(factory=set, init=False)
-
-    def add(self, one: Inspected) -> None:
-        """Count the images of an example."""
-        if one.example is None or not one.example.images:
-            return
-        self._rows += 1
-        self._images += len(one.example.images)
-        self._tokens += sum(picture.num_tokens for picture in one.pictures)
-        self._sizes.update((picture.width, picture.height, picture.num_tokens) for picture in one.pictures)
-
-    def result(self) -> Images | None:
-        """The counts, or None if no row has images."""
-        if not self._rows:
-            return None
-        sizes = sorted((width * height, width, height) for width, height, _ in self._sizes)
-        tokens = sorted(count for _, _, count in self._sizes) or [0]
-        smallest, largest = (sizes[0][1:], sizes[-1][1:]) if sizes else (None, None)
-        return Images(self._rows, self._images, self._tokens, smallest, largest, tokens[0], tokens[-1])

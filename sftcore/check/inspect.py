@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from sftcore.check.format import FormatChoice, format_for
 from sftcore.check.text import special_text_pattern
@@ -44,12 +44,11 @@ class Inspector:
         for number, row in zip(numbers, rows, strict=True):
             try:
                 examples = self.reader.read(row, number)
+                found += [Inspected(number, example, None, None, 0, 0, "", ()) for example in examples]
+                if not examples:
+                    found.append(Inspected(number, None, None, None, 0, 0, NO_EXAMPLE, ()))
             except RowError as error:
                 found.append(Inspected(number, None, error, None, 0, 0, "", ()))
-                continue
-            found += [Inspected(number, example, None, None, 0, 0, "", ()) for example in examples]
-            if not examples:
-                found.append(Inspected(number, None, None, None, 0, 0, NO_EXAMPLE, ()))
         return found
 
     def count(self, texts: Sequence[str]) -> list[int]:
@@ -72,8 +71,6 @@ class Inspectors:
     setup: Setup
     prepare: Callable[[Setup], DataPreparation] | None = None
     name: str = "train"
-    _tokenizer: Any = field(default=None, init=False)
-    _special: re.Pattern[str] | None = field(default=None, init=False)
 
     def open(self, columns: Sequence[str], where: str) -> Inspector:
         """The inspector for rows with these columns.
@@ -88,11 +85,10 @@ class Inspectors:
             return Inspector(choice, reader)
         preparation = self.prepare(choice.setup)
         tokenizer = preparation.tokenizer
-        if self._tokenizer is not tokenizer:
-            added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-            self._tokenizer, self._special = tokenizer, special_text_pattern({*added, *tokenizer.all_special_tokens})
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        special = special_text_pattern({*added, *tokenizer.all_special_tokens})
         pipeline = preparation.pipeline(list(columns), self.name)
-        return Inspector(choice, reader, pipeline, tokenizer, self._special, preparation.max_length)
+        return Inspector(choice, reader, pipeline, tokenizer, special, preparation.max_length)
 
     def light(self, inspector: Inspector) -> Inspector:
         """This inspector without its tokenizer; those that are opened later have none either."""

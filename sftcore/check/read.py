@@ -58,12 +58,6 @@ def _of_file(fault: str, detail: str = "", fix: str = "", line: int | None = Non
     return Raw(line=line, fault=Fault(fault, detail, fix), whole_file=True)
 
 
-def _checked(value: Any, line: int | None) -> Raw:
-    if not isinstance(value, dict):
-        return Raw(line=line, fault=Fault("not-a-row", f"this is {type(value).__name__}"))
-    return Raw(value, line)
-
-
 # --- JSON -----------------------------------------------------------------------------------------------------------
 class _TwiceError(ValueError):
     """A key occurs twice in one mapping: Arrow refuses that, and Python's json would keep the last."""
@@ -88,7 +82,6 @@ def _has_surrogates(text: str, value: Any) -> bool:
     return False
 
 
-_SURROGATE = Fault("lone-surrogate")
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
@@ -100,7 +93,7 @@ def _json(path: Path) -> Iterator[Raw]:
             return
         start = len(_UTF8_BOM) if head.startswith(_UTF8_BOM) else 0
         if start:
-            yield _bom()
+            yield _of_file("bom", line=1)
         while head[start:].isspace() and (more := file.read(4096)):
             head += more
         file.seek(start)
@@ -125,10 +118,6 @@ def _one_object(raw: bytes) -> str:
     return ", ".join(map(str, list(found)[:5]))
 
 
-def _bom() -> Raw:
-    return _of_file("bom", line=1)
-
-
 def _json_lines(lines: Iterator[bytes]) -> Iterator[Raw]:
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -137,20 +126,7 @@ def _json_lines(lines: Iterator[bytes]) -> Iterator[Raw]:
             except UnicodeDecodeError as error:
                 yield Raw(line=number, fault=_not_utf8(error))
                 continue
-            value, fault = _decoded(text.strip())
-            yield Raw(line=number, fault=fault) if fault else _checked(value, number)
-
-
-def _decoded(text: str) -> tuple[Any, Fault | None]:
-    try:
-        value = _DECODER.decode(text)
-        return (None, _SURROGATE) if _has_surrogates(text, value) else (value, None)
-    except json.JSONDecodeError as error:
-        return None, Fault("broken-json", f"{error.msg.removesuffix(' at')} at column {error.colno}")
-    except _TwiceError as error:
-        return None, Fault("broken-json", f'the key "{error}" stands twice')
-    except (ValueError, RecursionError) as error:
-        return None, Fault("broken-json", too_much(error))
+            yield _element(text.strip(), 0, number, alone=True)[1]
 
 
 def _json_array(raw: bytes) -> Iterator[Raw]:
@@ -161,44 +137,48 @@ def _json_array(raw: bytes) -> Iterator[Raw]:
         text = raw.decode(errors="replace")
         yield Raw(line=raw.count(b"\n", 0, error.start) + 1, fault=_not_utf8(error), whole_file=True)
     at = _skip(text, text.index("[") + 1)
-    begin = re.compile(rf"^{re.escape(_indent(text, at))}(?=\{{)", re.MULTILINE) if at < len(text) else None
+    indent = text[text.rfind("\n", 0, at) + 1 : at]
+    begin = re.compile(rf"^{re.escape(indent)}(?=\{{)", re.MULTILINE)
     line, seen = 1, 0
     while text[at : at + 1] != "]":
         line, seen = line + text.count("\n", seen, at), at
         end, raw_row = _element(text, at, line)
         yield raw_row
-        following = _skip(text, end) if end is not None else None
-        if following is not None and text[following : following + 1] == ",":
-            at = _skip(text, following + 1)
-            if text[at : at + 1] == "]":
-                yield _broken_list(text, at, "there is a comma before the end of the list")
-                return
-            continue
-        if following is not None and text[following : following + 1] == "]":
-            at = following
-            break
-        if following is not None:
-            yield _broken_list(
-                text, following, "a comma is missing" if following < len(text) else "the list has no end"
-            )
-        found = begin.search(text, at + 1) if begin else None
+        if end is not None:
+            following = _skip(text, end)
+            mark = text[following : following + 1]
+            if mark == ",":
+                at = _skip(text, following + 1)
+                if text[at : at + 1] == "]":
+                    yield _broken_list(text, at, "there is a comma before the end of the list")
+                    return
+                continue
+            if mark == "]":
+                at = following
+                break
+            yield _broken_list(text, following, "a comma is missing" if mark else "the list has no end")
+        found = begin.search(text, at + 1)
         if found is None:
-            if following is None:
+            if end is None:
                 yield _broken_list(text, at, "the rows after this one were not read")
             return
         at = found.end()
-    if text[at:] and _skip(text, at + 1) < len(text):
+    if _skip(text, at + 1) < len(text):
         yield _broken_list(text, _skip(text, at + 1), "there is more text after the list")
 
 
-def _element(text: str, at: int, line: int) -> tuple[int | None, Raw]:
-    """Where the element ends, or None if it is broken, and the element itself."""
+def _element(text: str, at: int, line: int, *, alone: bool = False) -> tuple[int | None, Raw]:
+    """Where the element ends, or None if it is broken, and the element itself; `alone` on its line, or in a list."""
     try:
-        value, end = _DECODER.raw_decode(text, at)
-        alone = _has_surrogates(text[at:end], value)
-        return end, Raw(line=line, fault=_SURROGATE) if alone else _checked(value, line)
+        value, end = (_DECODER.decode(text), len(text)) if alone else _DECODER.raw_decode(text, at)
+        if _has_surrogates(text[at:end], value):
+            return end, Raw(line=line, fault=Fault("lone-surrogate"))
+        if not isinstance(value, dict):
+            return end, Raw(line=line, fault=Fault("not-a-row", f"this is {type(value).__name__}"))
+        return end, Raw(value, line)
     except json.JSONDecodeError as error:
-        detail = f"{error.msg.removesuffix(' at')} at line {error.lineno} column {error.colno}"
+        place = f"column {error.colno}" if alone else f"line {error.lineno} column {error.colno}"
+        detail = f"{error.msg.removesuffix(' at')} at {place}"
     except _TwiceError as error:
         detail = f'the key "{error}" stands twice'
     except (ValueError, RecursionError) as error:
@@ -216,11 +196,6 @@ def _skip(text: str, at: int) -> int:
     return found.end()
 
 
-def _indent(text: str, at: int) -> str:
-    """The text before the first element on its line."""
-    return text[text.rfind("\n", 0, at) + 1 : at]
-
-
 def _not_utf8(error: UnicodeDecodeError) -> Fault:
     return Fault("not-utf8", f"{error.reason} at byte {error.start}")
 
@@ -230,10 +205,10 @@ def _csv(path: Path) -> Iterator[Raw]:
     csv.field_size_limit(sys.maxsize)
     with path.open("rb") as binary:
         if binary.read(3) == _UTF8_BOM:
-            yield _bom()
+            yield _of_file("bom", line=1)
     # surrogateescape keeps an invalid byte in its row, so that the other rows can still be read
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", restval=None)
+        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         while True:
             line = reader.line_num + 1
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import statistics
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from attrs import asdict, define, field, frozen
 
 from sftcore.check.findings import Finding, Findings, Location
-from sftcore.check.images import ImageCounts, Images, with_broken_images
+from sftcore.check.images import Images, with_broken_images
 from sftcore.check.inspect import Inspector, Inspectors
 from sftcore.check.lengths import Lengths, Packed, describe, packed
 from sftcore.check.read import Raw
@@ -38,7 +39,7 @@ class FileReport:
     format: str
 
 
-@frozen
+@define
 class Counts:
     """Rows read, and what would become of them. If the format returns several examples for a row, each is counted.
 
@@ -53,7 +54,7 @@ class Counts:
     cut: int = 0
 
 
-@frozen
+@define
 class Tokens:
     """Tokens of the rows that are not refused: all = kept + cut + dropped; `supervised` is a part of `kept`."""
 
@@ -64,7 +65,7 @@ class Tokens:
     supervised: int = 0
 
 
-@frozen
+@define
 class Role:
     """Counts of what one role says. The role `template` is everything else. `tokens` is 0 without a tokenizer."""
 
@@ -127,17 +128,18 @@ class Reporter:
     max_length: int | None = field(default=None, init=False)
     findings: Findings = field(factory=Findings)
     seen: Seen = field(factory=Seen)
-    _counts: Counter[str] = field(factory=Counter)
-    _tokens: Counter[str] = field(factory=Counter)
-    _roles: dict[str, Counter[str]] = field(factory=dict)
+    _counts: Counts = field(factory=Counts)
+    _tokens: Tokens = field(factory=Tokens)
+    _roles: dict[str, Role] = field(factory=dict)
     _columns: Counter[str] = field(factory=Counter)
     _files: list[FileReport] = field(factory=list)
     _suggested: str = ""
     _number: int = 0
-    _of_row: tuple[array[int], array[int], array[int]] = field(factory=lambda: (array("Q"), array("Q"), array("Q")))
+    _characters: array[int] = field(factory=lambda: array("Q"))
+    _long: list[tuple[Location, int]] = field(factory=list)
     _lengths: array[int] = field(factory=lambda: array("Q"))
     _kept: array[int] = field(factory=lambda: array("Q"))
-    _images: ImageCounts = field(factory=ImageCounts)
+    _images: Images = field(factory=Images)
 
     # --- Reading ----------------------------------------------------------------------------------------------------
     def read(self, file: str, raws: Iterable[Raw]) -> None:
@@ -147,11 +149,11 @@ class Reporter:
         while not any(raw.row for raw in sample) and (more := list(itertools.islice(rows, SAMPLE))):
             sample += more
         columns = list(dict.fromkeys(str(key) for raw in sample if raw.row for key in raw.row))
-        before = self._counts["read"]
+        before = self._counts.read
         inspector = self._open(file, columns) if any(raw.row is not None for raw in sample) else None
         self._all(file, itertools.chain(sample, rows), inspector)
         label = inspector.choice.label if inspector else ""
-        self._files.append(FileReport(file, self._counts["read"] - before, label))
+        self._files.append(FileReport(file, self._counts.read - before, label))
 
     def _open(self, file: str, columns: list[str]) -> Inspector | None:
         try:
@@ -175,10 +177,10 @@ class Reporter:
         for raw in raws:
             location = Location(None if raw.whole_file else self._number, file, raw.line)
             self._number += not raw.whole_file
-            self._counts["read"] += not raw.whole_file
+            self._counts.read += not raw.whole_file
             if raw.fault is not None:
-                self._counts["broken"] += not raw.whole_file
-                self.findings.add(raw.fault.id, _with(location, raw.fault.detail), fix=raw.fault.fix)
+                self._counts.broken += not raw.whole_file
+                self.findings.add(raw.fault.id, location, raw.fault.detail, fix=raw.fault.fix)
             elif raw.row is not None:
                 self._columns.update(map(str, raw.row))
                 batch.append((location, raw.row))
@@ -216,88 +218,91 @@ class Reporter:
     def _outcome(self, one: Inspected, location: Location) -> None:
         one = with_broken_images(one)
         if one.error is not None:
-            self._counts["refused"] += 1
+            self._counts.refused += 1
             kind, reason = _refusal(one.error)
-            self.findings.add(kind, _with(location, one.error.what), what=reason, fix=one.error.fix)
+            self.findings.add(kind, location, one.error.what, what=reason, fix=one.error.fix)
             return
         for note in one.notes:
             self.findings.add("note", location, what=f"{note[:1].upper()}{note[1:]}.")
         self._images.add(one)
         if one.row is not None:
             self._lengths.append(one.tokens_in)
-            self._tokens["all"] += one.tokens_in
+            self._tokens.all += one.tokens_in
         if one.dropped:
-            self._counts["dropped"] += 1
-            self._tokens["dropped"] += one.tokens_in
+            self._counts.dropped += 1
+            self._tokens.dropped += one.tokens_in
             what = f"{one.dropped}: a run drops it."
-            self.findings.add("dropped", _with(location, f"{one.tokens_in:,} tokens"), what=what)
+            self.findings.add("dropped", location, f"{one.tokens_in:,} tokens", what=what)
         elif one.row is not None:
             self._keep(one, one.row, location)
 
     def _keep(self, one: Inspected, row: TokenizedRow, location: Location) -> None:
-        self._counts["kept"] += 1
+        self._counts.kept += 1
         self._kept.append(len(row.input_ids))
-        self._tokens.update(kept=len(row.input_ids), cut=one.tokens_cut, supervised=_num_supervised(row))
+        self._tokens.kept += len(row.input_ids)
+        self._tokens.cut += one.tokens_cut
+        self._tokens.supervised += _num_supervised(row)
         if one.tokens_cut:
-            self._counts["cut"] += 1
+            self._counts.cut += 1
             what = f"longer than max_length ({self.max_length:,}): the rest is cut off."
-            self.findings.add("cut", _with(location, f"{one.tokens_in:,} tokens, {one.tokens_cut:,} cut"), what=what)
+            self.findings.add("cut", location, f"{one.tokens_in:,} tokens, {one.tokens_cut:,} cut", what=what)
 
     # --- What is odd about it ---------------------------------------------------------------------------------------
     def _words(self, one: Inspected, said: list[Words], tokens: list[int], location: Location, by: Inspector) -> None:
         assert one.example is not None
         for kind, detail in turn_faults(one.example):
-            self.findings.add(kind, _with(location, detail))
+            self.findings.add(kind, location, detail)
         for words, count in zip(said, tokens, strict=True):
-            role = self._roles.setdefault(words.role, Counter())
-            # reasoning is a second text of the same turn
-            role.update(turns=int(not words.where.endswith("reasoning")), characters=len(words.text), tokens=count)
+            role = self._roles.setdefault(words.role, Role())
+            role.turns += not words.where.endswith("reasoning")  # a second text of the same turn
+            role.characters += len(words.text)
+            role.tokens += count
             self._text(words, count, location, by)
         if one.row is not None:
             template = max(one.tokens_in - sum(tokens), 0) if said else 0
-            self._roles.setdefault("template", Counter()).update(tokens=template)
-        for values, value in zip(
-            self._of_row, (location.row or 0, location.line or 0, sum(len(w.text) for w in said)), strict=True
-        ):
-            values.append(value)
+            self._roles.setdefault("template", Role()).tokens += template
+        characters = sum(len(words.text) for words in said)
+        self._characters.append(characters)
+        if characters > LONG_CHARACTERS:
+            self._long.append((location, characters))
 
     def _text(self, words: Words, tokens: int, location: Location, by: Inspector) -> None:
         for kind, detail in text_faults(words):
-            self.findings.add(kind, _with(location, detail))
+            self.findings.add(kind, location, detail)
         if by.pipeline is not None and self.max_length is not None:
             if tokens > self.max_length and words.role != "text":
                 what = f"one turn alone is longer than max_length ({self.max_length:,} tokens)."
-                self.findings.add("long-turn", _with(location, f"{words.where}: {tokens:,} tokens"), what=what)
+                self.findings.add("long-turn", location, f"{words.where}: {tokens:,} tokens", what=what)
         elif len(words.text) > LONG_CHARACTERS and words.role != "text":
             what = f"a turn of more than {LONG_CHARACTERS:,} characters."
-            self.findings.add("long-turn", _with(location, f"{words.where}: {len(words.text):,} characters"), what=what)
+            self.findings.add("long-turn", location, f"{words.where}: {len(words.text):,} characters", what=what)
         if by.special is not None and (found := by.special.search(words.text)):
             kind = "special-tokens-in-texts" if words.role in ("text", "prompt", "completion") else "special-tokens"
-            self.findings.add(kind, _with(location, f"{words.where}: {found.group()} at character {found.start()}"))
+            self.findings.add(kind, location, f"{words.where}: {found.group()} at character {found.start()}")
 
     def _compare(self, example: Example, location: Location) -> None:
         number, whole = location.row or 0, _text_key(whole_of(example))
         if self.training is not None and whole in self.training.rows:
-            self.findings.add("also-in-training", _with(location, f"as training row {self.training.rows[whole]}"))
+            self.findings.add("also-in-training", location, f"as training row {self.training.rows[whole]}")
         first = self.seen.rows.setdefault(whole, number)
         if first != number:
-            self.findings.add("duplicate-rows", _with(location, f"as row {first}"))
+            self.findings.add("duplicate-rows", location, f"as row {first}")
         elif (halves := answer_of(example)) is not None:
             prompt, answer = map(_text_key, halves)
             earlier, its_answer = self.seen.prompts.setdefault(prompt, (number, answer))
             if its_answer != answer:
-                self.findings.add("same-prompt", _with(location, f"as row {earlier}"))
+                self.findings.add("same-prompt", location, f"as row {earlier}")
 
     # --- The end ----------------------------------------------------------------------------------------------------
     def report(self) -> SetReport:
         """The report, once all files are read."""
-        if not self._counts["read"]:
+        if not self._counts.read:
             self.findings.add("no-rows", Location(file=self.source))
         self._formats()
         self._huge()
-        lengths = describe(self._lengths, "tokens") if self._lengths else describe(self._of_row[2], "characters")
+        lengths = describe(self._lengths, "tokens") if self._lengths else describe(self._characters, "characters")
         tokenised = bool(self._lengths)
-        if tokenised and not self._counts["kept"]:
+        if tokenised and not self._counts.kept:
             self.findings.add("nothing-left", Location(file=self.source))
         return SetReport(
             name=self.name,
@@ -305,14 +310,14 @@ class Reporter:
             model=self.model,
             files=tuple(self._files),
             suggested=self._suggested,
-            rows=Counts(**self._counts),
-            tokens=Tokens(**self._tokens) if tokenised else None,
+            rows=self._counts,
+            tokens=self._tokens if tokenised else None,
             lengths=lengths,
             max_length=self.max_length,
-            roles={role: Role(**counts) for role, counts in self._roles.items() if any(counts.values())},
+            roles={name: role for name, role in self._roles.items() if role != Role()},
             packing=self._packed(),
             findings=self.findings.all(),
-            images=self._images.result(),
+            images=self._images if self._images.rows else None,
         )
 
     def _packed(self) -> Packed | None:
@@ -322,7 +327,7 @@ class Reporter:
         return packed(self._kept, self.max_length, strategy)
 
     def _formats(self) -> None:
-        rows = self._counts["read"] - self._counts["broken"]
+        rows = self._counts.read - self._counts.broken
         for column, count in self._columns.items():
             if count < rows:
                 what = f'the column "{column}" is in {count:,} of {rows:,} rows.'
@@ -338,18 +343,10 @@ class Reporter:
                 self.findings.add("mixed-formats", Location(file=self.source), what=error.what, fix=error.fix)
 
     def _huge(self) -> None:
-        numbers, lines, characters = self._of_row
-        if not characters:
-            return
-        limit = max(LONG_CHARACTERS, _HUGE * sorted(characters)[len(characters) // 2])
-        for number, line, length in zip(numbers, lines, characters, strict=True):
-            if length > limit:
-                file = self._file_of(number)
-                self.findings.add("huge-row", Location(number, file, line or None, f"{length:,} characters"))
-
-    def _file_of(self, number: int) -> str:
-        ends = itertools.accumulate(file.rows for file in self._files)
-        return next(file.path for file, end in zip(self._files, ends, strict=True) if number < end)
+        median = statistics.median_high(self._characters) if self._long else 0
+        for location, length in self._long:
+            if length > _HUGE * median:
+                self.findings.add("huge-row", location, f"{length:,} characters")
 
 
 def _inspected(inspector: Inspector, rows: Sequence[Row], numbers: Sequence[int]) -> list[Inspected]:
@@ -363,10 +360,6 @@ def _inspected(inspector: Inspector, rows: Sequence[Row], numbers: Sequence[int]
             return [Inspected(numbers[0], None, RowError(f"{type(error).__name__}: {error}."), None, 0, 0, "", ())]
         half = len(rows) // 2
         return _inspected(inspector, rows[:half], numbers[:half]) + _inspected(inspector, rows[half:], numbers[half:])
-
-
-def _with(location: Location, detail: str) -> Location:
-    return Location(location.row, location.file, location.line, detail)
 
 
 def _refusal(error: RowError) -> tuple[str, str]:

@@ -94,7 +94,9 @@ def turn_faults(example: Example) -> Iterator[Fault]:
         return
     turns = turns_of(example)
     if not turns:
-        yield from _empty_texts(words_of(example))
+        for one in words_of(example):
+            if not one.text.strip():
+                yield "missing-answer" if one.role == "completion" else "empty-turn", f"the {one.where} has no words"
         return
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if not answers:
@@ -106,12 +108,6 @@ def turn_faults(example: Example) -> Iterator[Fault]:
     yield from _order(turns)
     if answers and turns[-1].role != "assistant":
         yield "ends-unanswered", f"the last turn is the {turns[-1].role}'s"
-
-
-def _empty_texts(words: Sequence[Words]) -> Iterator[Fault]:
-    for one in words:
-        if not one.text.strip():
-            yield "missing-answer" if one.role == "completion" else "empty-turn", f"the {one.where} has no words"
 
 
 def _order(turns: Sequence[Message]) -> Iterator[Fault]:
@@ -148,12 +144,6 @@ def _has_other_parts(turn: Message) -> bool:
 
 
 # --- Texts ----------------------------------------------------------------------------------------------------------
-_ANY = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060\u2066-\u2069\ud800-\udfff\ufeff\ufffd]|"
-    "[\U000e0000-\U000e007f]|[\u00c2-\u00f4]|&[#a-zA-Z]"
-)
-"""A quick test, because most texts have none of these."""
-
 _PATTERNS = {
     "replacement-character": re.compile("\ufffd"),
     "bom-inside": re.compile("\ufeff"),
@@ -166,6 +156,8 @@ _BYTE = (
     "[\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc"
     "\u2013-\u2026\u2030\u2039\u203a\u20ac\u2122]"
 )
+_ANY = re.compile("|".join(["[\u00c2-\u00f4]", *(pattern.pattern for pattern in _PATTERNS.values())]))
+"""A quick test, because most texts have none of these."""
 _MISREAD = re.compile(f"(?:[\u00c2-\u00df]{_BYTE}|[\u00e0-\u00ef]{_BYTE}{{2}}|[\u00f0-\u00f4]{_BYTE}{{3}})+")
 
 
@@ -179,8 +171,7 @@ def text_faults(words: Words) -> Iterator[Fault]:
         return
     for fault, pattern in _PATTERNS.items():
         if found := pattern.search(words.text):
-            shown = found.group() if found.group().isprintable() else _spelled(found.group())
-            yield fault, f"{words.where}: {shown} at character {found.start()}"
+            yield fault, f"{words.where}: {_spelled(found.group())} at character {found.start()}"
     for found in _MISREAD.finditer(words.text):
         if (meant := _meant(found.group())) is not None:
             yield "mojibake", f'{words.where}: "{_spelled(found.group())}" was "{_spelled(meant)}"'
@@ -193,15 +184,12 @@ def _meant(text: str) -> str | None:
     `É»` in `«CAFÉ»` would decode too, so a single misread character is reported only if no language writes it.
     """
     try:
-        meant = b"".join(_byte(char) for char in text).decode()
+        raw = (bytes([ord(char)]) if ord(char) < 256 else char.encode("cp1252") for char in text)
+        meant = b"".join(raw).decode()
     except (UnicodeDecodeError, UnicodeEncodeError):
         return None
     alone = text[0] in "ÂÃ" or len(meant) > 1 or text[0] == "ð" or (text[0] == "â" and "\u2000" <= meant <= "\u27ff")
     return meant if (alone and meant.isprintable()) or meant == "\xa0" else None
-
-
-def _byte(char: str) -> bytes:
-    return bytes([ord(char)]) if ord(char) < 256 else char.encode("cp1252")
 
 
 def _spelled(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import sys
@@ -13,18 +14,18 @@ import click
 from sftcore.core.visible import visible
 
 _VERBS = {
-    "quickstart": ("quickstart", "Fine-tune a small model on your machine and compare its answers before and after."),
-    "train": ("train", "Train a model from a recipe file, from settings on the command line, or both."),
-    "check": ("check", "Check a whole data set without training: report what a run would keep, cut and refuse."),
-    "preview": ("preview", "Show a row as the model will see it, with the supervised tokens marked."),
-    "list-plugins": ("list_plugins", "List the installed plugins, and say why any of them cannot be used."),
-    "explain": ("explain", "Show which plugin answers each hook of a run."),
-    "selftest": ("selftest", "Verify that a run computes the same loss and gradients as plain transformers."),
-    "parity": ("parity", "Check that a saved model will be served with the template and tokens it was trained with."),
-    "replay": ("replay", "Repeat a run from its manifest and compare the weights bit by bit."),
-    "merge": ("merge", "Merge a run's adapter into its base model, so that it loads without PEFT."),
-    "chat": ("chat", "Chat with a trained model in the terminal, with or without its adapter."),
-    "quantize": ("quantize", "Quantise a trained model, calibrated on its own training rows, and measure the effect."),
+    "quickstart": "Fine-tune a small model on your machine and compare its answers before and after.",
+    "train": "Train a model from a recipe file, from settings on the command line, or both.",
+    "check": "Check a whole data set without training: report what a run would keep, cut and refuse.",
+    "preview": "Show a row as the model will see it, with the supervised tokens marked.",
+    "list-plugins": "List the installed plugins, and say why any of them cannot be used.",
+    "explain": "Show which plugin answers each hook of a run.",
+    "selftest": "Verify that a run computes the same loss and gradients as plain transformers.",
+    "parity": "Check that a saved model will be served with the template and tokens it was trained with.",
+    "replay": "Repeat a run from its manifest and compare the weights bit by bit.",
+    "merge": "Merge a run's adapter into its base model, so that it loads without PEFT.",
+    "chat": "Chat with a trained model in the terminal, with or without its adapter.",
+    "quantize": "Quantise a trained model, calibrated on its own training rows, and measure the effect.",
 }
 
 
@@ -36,20 +37,11 @@ class _LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
-            return None
-        module = importlib.import_module(f"sftcore.cli.{_VERBS[cmd_name][0]}")
-        command: click.Command = module.command
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and name not in _VERBS:
             from sftcore.core.errors import nearest
 
-            ctx.fail(f'There is no verb "{name}".{nearest(name, _VERBS)}')
-        return super().resolve_command(ctx, args)
+            ctx.fail(f'There is no verb "{cmd_name}".{nearest(cmd_name, _VERBS)}')
+        command: click.Command = importlib.import_module(f"sftcore.cli.{cmd_name.replace('-', '_')}").command
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,20 +51,13 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl([(name, text) for name, (_, text) in _VERBS.items()])
+            formatter.write_dl(list(_VERBS.items()))
 
 
-class _WarnOnce:
-    """Shows each warning once, on one line: a run is checked twice, from the recipe and in the trainer."""
-
-    def __init__(self) -> None:
-        self._shown: set[str] = set()
-
-    def __call__(self, message: Warning | str, *_: object, **__: object) -> None:
-        text = visible(str(message))
-        if text not in self._shown:
-            self._shown.add(text)
-            click.echo(f"warning: {text}", err=True)
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Show each warning once, on one line: a run is checked twice, from the recipe and in the trainer."""
+    click.echo(f"warning: {text}", err=True)
 
 
 class _EscapedLogRecord(logging.LogRecord):
@@ -92,7 +77,7 @@ def main() -> None:
     """Run the command line; an error of our own is shown as one message, and the exit code is 1."""
     from sftcore.core.errors import SFTCoreError
 
-    warnings.showwarning = _WarnOnce()
+    warnings.showwarning = lambda message, *_, **__: _warn_once(visible(str(message)))
     logging.setLogRecordFactory(_EscapedLogRecord)
     try:
         cli(prog_name="sftcore")

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
 
+from sftcore.cli.recipe_arguments import takes_dtype, takes_run
+
+if TYPE_CHECKING:
+    from sftcore.tools.saved import SavedRun
+
 
 @click.command("chat")
-@click.argument("run", metavar="RUN")
+@takes_run
 @click.option("--prompt", metavar="TEXT", help="Answer this one prompt and exit; - reads the prompt from stdin.")
 @click.option("--system", metavar="TEXT", help="System prompt of the conversation.")
 @click.option("--compare", is_flag=True, help="Show the answers with and without the adapter side by side.")
@@ -35,18 +42,10 @@ import click
     help="Sample only from the most likely tokens whose probabilities add up to this.",
 )
 @click.option("--seed", type=int, help="Seed for sampling, so that an answer can be reproduced.")
-@click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Data type of the weights; auto keeps the one that the model was saved in.",
-)
-@click.option("--adapter", metavar="NAME", help="Which adapter to use, if RUN holds several.")
-@click.option("--base", metavar="MODEL", help="Base model, if it has moved since the run.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
+@takes_dtype
 def command(
     run: str,
+    opened: Callable[[], SavedRun],
     prompt: str | None,
     system: str | None,
     compare: bool,
@@ -56,9 +55,6 @@ def command(
     top_p: float | None,
     seed: int | None,
     dtype: str,
-    adapter: str | None,
-    base: str | None,
-    trust_remote_code: bool,
 ) -> None:
     """Chat with RUN: a run's output folder, a checkpoint in it, an adapter, or any model.
 
@@ -70,24 +66,21 @@ def command(
             raise click.UsageError(f"{name} has no effect at temperature 0. Set --temperature too.")
     if compare and no_adapter:
         raise click.UsageError("--compare and --no-adapter cannot be combined.")
-    from sftcore.cli.quiet import quiet
-    from sftcore.tools.saved import open_run
-
-    quiet()
-    saved = open_run(run, adapter=adapter, base=base, trust_remote_code=trust_remote_code)
+    saved = opened()
     if saved.adapter is None and (compare or no_adapter):
         raise click.UsageError(f"{run} is a whole model, so it has no adapter to switch off.")
     from sftcore.tools.chat_loop import Chat
     from sftcore.tools.chat_model import Sampling, load_chat_model
 
-    text = _from_stdin() if prompt == "-" else prompt
+    if prompt == "-" and not (prompt := sys.stdin.read().strip()):
+        raise click.UsageError("--prompt - reads the prompt from stdin, but stdin is empty.")
     sampling = Sampling(max_new_tokens, temperature, 1.0 if top_p is None else top_p, seed)
     model = load_chat_model(saved, dtype=dtype)
     chat = Chat(model, sampling, system=system, adapter=not no_adapter, compare=compare)
     for note in saved.notes:
         chat.show_notice(f"note: {note}")
-    if text is not None:
-        chat.ask(text)
+    if prompt is not None:
+        chat.ask(prompt)
         return
     is_terminal = sys.stdin.isatty()
     if is_terminal:
@@ -97,10 +90,3 @@ def command(
         dtype_name = str(model.model.dtype).removeprefix("torch.")
         chat.show_notice(f"{run}{base}, {dtype_name}. Type /help to list the commands, /exit to leave.")
     chat.run(lambda: input("> " if is_terminal else ""))
-
-
-def _from_stdin() -> str:
-    text = sys.stdin.read().strip()
-    if not text:
-        raise click.UsageError("--prompt - reads the prompt from stdin, but stdin is empty.")
-    return text

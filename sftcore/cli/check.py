@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sftcore.cli.quiet import no_bars
-from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
+from sftcore.cli.recipe_arguments import takes_data
+from sftcore.core.visible import visible
 
 if TYPE_CHECKING:
     from sftcore.check.findings import Finding, Location
@@ -32,18 +32,15 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 @click.command("check")
 @takes_data
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/how-to/check-your-data.md).")
-def command(
-    words: tuple[str, ...], model: str | None, format_choice: str | None, block: tuple[str, ...], as_json: bool
-) -> None:
+def command(recipe: Recipe, as_json: bool) -> None:
     """Check a whole data set without training on it.
 
     The report says what a run would keep, cut and refuse, and points out suspicious rows. DATA is a file, a quoted
     pattern, a folder or a hub id; a RECIPE also supplies the model and the settings. Without a model, lengths are
     counted in characters instead of tokens. The exit code is 1 if something would stop or spoil the run.
     """
-    no_bars()
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    reports = list(_reports(recipe_from_data(words, model, format_choice, block)))
+    no_bars(always=True)
+    reports = list(_reports(recipe))
     errors, warnings = (sum(report.count(severity) for report in reports) for severity in ("error", "warning"))
     if as_json:
         sets = [report.as_dict() for report in reports]
@@ -79,9 +76,10 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
     ):
         if source is not None:
             label = source if isinstance(source, str) else ", ".join(source)
-            reporter = Reporter(name, label, Inspectors(setup, prepare, name), recipe.model.name, training, _progress())
+            shown = _show_progress if sys.stderr.isatty() else None
+            reporter = Reporter(name, label, Inspectors(setup, prepare, name), recipe.model.name, training, shown)
             _read(reporter, source, recipe, split)
-            if reporter.progress is not None:
+            if shown is not None:
                 click.echo("\r\x1b[K", nl=False, err=True)
             training = reporter.seen
             yield reporter.report()
@@ -98,26 +96,22 @@ def _read(reporter: Any, source: str | tuple[str, ...], recipe: Recipe, split: s
     except DataError as error:
         reporter.findings.add("unreadable", Location(file=error.where), what=error.what, fix=error.fix)
         return
-    if files is not None:
-        for path in files.paths:
-            reporter.read(str(path), raw_rows(path, files.builder))
+    if files is None:
+        from sftcore.data.source.load import Source, load
+
+        label = str(source)
+        reporter.read(label, map(Raw, load(Source(label, None), recipe.data, split)))
         return
-    from sftcore.data.source.load import Source, load
-
-    label = str(source)
-    reporter.read(label, map(Raw, load(Source(label, None), recipe.data, split)))
+    for path in files.paths:
+        reporter.read(str(path), raw_rows(path, files.builder))
 
 
-def _progress() -> Any:
-    if not sys.stderr.isatty():
-        return None
-    return lambda rows: click.echo(f"\r\x1b[K{rows:,} rows", nl=False, err=True)
+def _show_progress(rows: int) -> None:
+    click.echo(f"\r\x1b[K{rows:,} rows", nl=False, err=True)
 
 
 # --- Showing --------------------------------------------------------------------------------------------------------
 def _lines(report: SetReport) -> Iterator[str]:
-    from sftcore.core.visible import visible
-
     yield click.style(visible(f"{report.name}: {report.source}"), bold=True)
     for file in report.files if len(report.files) > 1 else ():
         yield visible(f"  {'file':<14} {file.path}: {_num(file.rows, 'row')}, {file.format or 'no format'}")
@@ -145,11 +139,8 @@ def _facts(report: SetReport) -> Iterator[tuple[str, str]]:
     yield "rows", ", ".join(parts)
     if (tokens := report.tokens) is not None:
         share = f" ({tokens.supervised / tokens.kept:.1%} of them)" if tokens.kept else ""
-        yield (
-            "tokens",
-            f"{tokens.all:,} in, {tokens.cut:,} cut, {tokens.dropped:,} dropped, {tokens.kept:,} kept, "
-            f"{tokens.supervised:,} supervised{share}",
-        )
+        counts = f"{tokens.all:,} in, {tokens.cut:,} cut, {tokens.dropped:,} dropped, {tokens.kept:,} kept"
+        yield "tokens", f"{counts}, {tokens.supervised:,} supervised{share}"
     unit = "tokens" if report.tokens is not None else "characters"
     total = sum(getattr(role, unit) for role in report.roles.values())
     if total:
@@ -162,8 +153,7 @@ def _facts(report: SetReport) -> Iterator[tuple[str, str]]:
             each = f"{images.fewest:,}" if images.fewest == images.most else f"{images.fewest:,} to {images.most:,}"
             text += f", {low} to {high} pixels, {each} tokens each, {images.tokens:,} together"
         yield "images", text
-    if report.packing is not None:
-        packing = report.packing
+    if (packing := report.packing) is not None:
         blocks = f"{packing.blocks:,} blocks of {report.max_length:,} tokens, {packing.fill:.1%} filled"
         yield "packing", f"would make {blocks} ({packing.strategy})"
 
@@ -191,8 +181,6 @@ def _histogram(report: SetReport) -> Iterator[str]:
 
 
 def _finding(finding: Finding, *, several: bool) -> Iterator[str]:
-    from sftcore.core.visible import visible
-
     label = click.style(f"{finding.severity:<9}", fg=_COLOURS[finding.severity], bold=True)
     count = "" if all(place.row is None for place in finding.rows) else f" ({_num(finding.count, 'row')})"
     yield label + visible(f"{finding.id}{count}: {finding.what}")

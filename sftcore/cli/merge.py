@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from sftcore.cli.recipe_arguments import takes_dtype, takes_run
 from sftcore.core.visible import visible
+
+if TYPE_CHECKING:
+    from sftcore.tools.saved import SavedRun
 
 
 @click.command("merge")
-@click.argument("run", metavar="RUN")
+@takes_run
 @click.option(
     "--output",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
     help="Folder for the merged model. Default: RUN-merged.",
 )
-@click.option(
-    "--dtype",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Data type of the saved weights; auto keeps the one that the base was saved in.",
-)
-@click.option("--adapter", metavar="NAME", help="Which adapter to merge, if RUN holds several.")
-@click.option("--base", metavar="MODEL", help="Base model, if it has moved since the run.")
+@takes_dtype
 @click.option("--max-shard-size", default="5GB", show_default=True, help="Maximum size of a file of weights.")
 @click.option("--overwrite", is_flag=True, help="Replace whatever is in the output folder.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the base.")
 @click.option("--push-to-hub", metavar="REPO_ID", help="Upload the merged model to the hub. By default it stays local.")
 @click.option("--private", is_flag=True, help="With --push-to-hub: create a private repository.")
 def command(
     run: str,
+    opened: Callable[[], SavedRun],
     output: Path | None,
     dtype: str,
-    adapter: str | None,
-    base: str | None,
     max_shard_size: str,
     overwrite: bool,
-    trust_remote_code: bool,
     push_to_hub: str | None,
     private: bool,
 ) -> None:
@@ -49,13 +44,9 @@ def command(
     float32. The logits of the merged model are compared with those of the unmerged one, both before and after saving;
     if they differ, nothing is kept.
     """
-    from sftcore.cli.quiet import quiet
-    from sftcore.tools.saved import open_run
-
     if private and not push_to_hub:
         raise click.UsageError("--private needs --push-to-hub REPO_ID.")
-    quiet()
-    saved = open_run(run, adapter=adapter, base=base, trust_remote_code=trust_remote_code)
+    saved = opened()
     folder = output or Path(f"{run.rstrip('/')}-merged")
     from sftcore.tools.merge import merge, refuse_merge
 

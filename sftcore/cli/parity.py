@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
 from sftcore.core.visible import visible
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sftcore.chat.parity import ParityCheck
+_COLOURS = {"ok": "green", "differs": "red", "warning": "yellow", "not checked": None}
 
 
 @click.command("parity")
@@ -32,19 +28,14 @@ def command(folder: str, against: str | None) -> None:
     served = read_served(folder)
     trained = read_served(against).chat if against else served.record
     checks = parity(served, trained)
-    _show(checks)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        state = click.style(f"{check.state:<11}", _COLOURS[check.state])
+        click.echo(f"{check.name:<{width}}  {state}  {visible(check.detail)}")
+        if check.fix and check.state != "ok":
+            click.echo(f"{'':<{width}}  {'':<11}  {visible(check.fix)}")
     differing = [check for check in checks if check.state == "differs"]
     compared = against or ("the run that saved it" if served.record else "itself only, since no run left a record")
     click.echo(f"{len(differing)} of {len(checks)} checks differ; compared with {visible(compared)}")
     if differing:
         sys.exit(1)
-
-
-def _show(checks: Sequence[ParityCheck]) -> None:
-    width = max(len(check.name) for check in checks)
-    colours = {"ok": "green", "differs": "red", "warning": "yellow", "not checked": None}
-    for check in checks:
-        state = click.style(f"{check.state:<11}", colours[check.state])
-        click.echo(f"{check.name:<{width}}  {state}  {visible(check.detail)}")
-        if check.fix and check.state != "ok":
-            click.echo(f"{'':<{width}}  {'':<11}  {visible(check.fix)}")

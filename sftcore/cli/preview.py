@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sftcore.cli.quiet import no_bars
-from sftcore.cli.recipe_arguments import recipe_from_data, takes_data
+from sftcore.cli.recipe_arguments import takes_data
+from sftcore.core.visible import visible
 from sftcore.util.disk import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from sftcore.config.recipe import Recipe
     from sftcore.tools.preview import Piece, Preview
 
 
@@ -27,26 +28,17 @@ if TYPE_CHECKING:
 @click.option(
     "--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page to this file instead."
 )
-def command(
-    words: tuple[str, ...],
-    model: str | None,
-    format_choice: str | None,
-    block: tuple[str, ...],
-    row: int,
-    page: Path | None,
-) -> None:
+def command(recipe: Recipe, row: int, page: Path | None) -> None:
     """Show a row as the model will see it, with supervised tokens in colour and special tokens visible.
 
     It takes a data file, or the same arguments as `train`; no weights are read. With packing=true, row N is the packed
     block N, and its documents are shown apart. For example: sftcore preview train.jsonl --model MODEL --row 3
     """
-    recipe = recipe_from_data(words, model, format_choice, block)
     if recipe.model.name is None:
         raise click.UsageError(
             "Name the model whose tokenizer reads the row: --model HuggingFaceTB/SmolLM2-135M-Instruct"
         )
-    no_bars()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # reading one row is too short for progress bars
+    no_bars(always=True)  # reading one row is too short for progress bars
     from sftcore.tools.preview import preview
 
     previews = preview(recipe, row)
@@ -68,7 +60,6 @@ def command(
 def _show(console: Console, one: Preview) -> None:
     from rich.text import Text
 
-    from sftcore.core.visible import visible
     from sftcore.tools.preview import CUT_SHOWN
     from sftcore.tools.preview_page import document_heading
 

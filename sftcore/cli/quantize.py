@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from sftcore.cli.recipe_arguments import takes_run
 from sftcore.core.visible import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sftcore.tools.quantization.outcome import Options, Outcome
+    from sftcore.tools.saved import SavedRun
 
 
 @click.command("quantize")
-@click.argument("run", metavar="RUN")
+@takes_run
 @click.option(
     "--method", default="gptq", show_default=True, metavar="NAME", help="Quantisation method; only gptq is available."
 )
@@ -52,65 +55,26 @@ if TYPE_CHECKING:
     help="Folder for the quantised model. Default: RUN-gptq-4bit.",
 )
 @click.option("--seed", default=42, show_default=True, help="Seed for shuffling rows.")
-@click.option("--adapter", metavar="NAME", help="Which adapter to merge, if RUN holds several.")
-@click.option("--base", metavar="MODEL", help="Base model, if it has moved since the run.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the base.")
-def command(
-    run: str,
-    method: str,
-    bits: str,
-    group_size: int | None,
-    samples: int,
-    max_length: int,
-    data: str | None,
-    dtype: str,
-    output: Path | None,
-    seed: int,
-    adapter: str | None,
-    base: str | None,
-    trust_remote_code: bool,
-) -> None:
+def command(run: str, opened: Callable[[], SavedRun], output: Path | None, **choices: Any) -> None:
     """Quantise the model of RUN, calibrated on the rows that it was trained on.
 
     RUN is a run's output folder, a checkpoint in it, or any model. An adapter is merged first. The quantised model is
     loaded again with transformers alone, and its perplexity is compared with that of the original model.
     """
-    from sftcore.cli.quiet import quiet
     from sftcore.tools.quantization.outcome import Options
     from sftcore.tools.quantization.quantize import method_named, quantize
-    from sftcore.tools.saved import open_run
 
-    method_named(method)
-    quiet()
-    saved = open_run(run, adapter=adapter, base=base, trust_remote_code=trust_remote_code)
-    options = Options(
-        method=method,
-        bits=int(bits),
-        group_size=group_size,
-        samples=samples,
-        max_length=max_length,
-        dtype=dtype,
-        data=data,
-        seed=seed,
-    )
-    folder = output or Path(f"{run.rstrip('/')}-{method}-{bits}bit")
-    outcome = quantize(saved, folder, options, say=lambda line: click.echo(visible(line), err=True))
+    choices["bits"] = int(choices["bits"])
+    options = Options(**choices)
+    method_named(options.method)
+    folder = output or Path(f"{run.rstrip('/')}-{options.method}-{options.bits}bit")
+    outcome = quantize(opened(), folder, options, say=lambda line: click.echo(visible(line), err=True))
     for note in outcome.notes:
         click.echo(visible(f"note: {note}"), err=True)
-    _show(outcome, options)
-
-
-def _show(outcome: Outcome, options: Options) -> None:
     from rich.console import Console
 
-    console = Console()
-    console.print(_table(outcome, options))
-    console.print(
-        visible(f"saved in {outcome.folder} after {outcome.seconds:.0f} s"),
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+    Console().print(_table(outcome, options))
+    click.echo(visible(f"saved in {outcome.folder} after {outcome.seconds:.0f} s"))
 
 
 def _table(outcome: Outcome, options: Options) -> Table:

@@ -51,12 +51,8 @@ def command(model: str | None, output: str, steps: int) -> None:
     before: list[str] = []
     outcome = run_recipe(checked, console, before_training=lambda trainer: before.extend(answers(trainer)))
     _show(console, before, answers(outcome.trainer))
-    console.print(visible(outcome.sentence), highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"To do the same with your own data: sftcore train model={raw['model']} data=yours.jsonl adapter=lora",
-        soft_wrap=True,
-        markup=False,
-    )
+    click.echo(visible(outcome.sentence))
+    click.echo(f"To do the same with your own data: sftcore train model={raw['model']} data=yours.jsonl adapter=lora")
 
 
 def recipe(model: str, output: str, steps: int) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import sys
 import click
 
 
-def no_bars() -> None:
-    """Hide offers to download kernels, and hide progress bars unless stderr is a terminal that can redraw them."""
+def no_bars(*, always: bool = False) -> None:
+    """Hide offers to download kernels, and hide progress bars: `always`, or if stderr cannot redraw them."""
     logger = logging.getLogger("bitsandbytes")
     click.get_current_context().call_on_close(lambda level=logger.level: logger.setLevel(level))
     logger.setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
+    if always or not sys.stderr.isatty():
         _set_for_this_verb("TQDM_DISABLE", "1")
 
 

@@ -1,40 +1,84 @@
-"""The arguments shared by the verbs that take a recipe, or data instead of one."""
+"""The arguments shared by several verbs: a recipe, data instead of one, or a run's folder."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import click
 
+from sftcore.cli.quiet import quiet
 from sftcore.config.recipe import Recipe, load_recipe
 from sftcore.core.types import ModelRequest
 
+if TYPE_CHECKING:
+    from sftcore.tools.saved import SavedRun
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+_BLOCK = click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin; may be repeated.")
+
+takes_dtype = click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Data type of the weights; auto keeps the one that the model was saved in.",
+)
+
+
+def takes_run(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `RUN --adapter --base --trust-remote-code`; the function gets `run`, and `opened`, which reads its files."""
+
+    @functools.wraps(function)
+    def command(run: str, adapter: str | None, base: str | None, trust_remote_code: bool, **others: Any) -> None:
+        def opened() -> SavedRun:
+            from sftcore.tools.saved import open_run
+
+            quiet()
+            return open_run(run, adapter=adapter, base=base, trust_remote_code=trust_remote_code)
+
+        function(run, opened, **others)
+
+    for option in (
+        click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model."),
+        click.option("--base", metavar="MODEL", help="Base model, if it has moved since the run."),
+        click.option("--adapter", metavar="NAME", help="Which adapter to use, if RUN holds several."),
+        click.argument("run", metavar="RUN"),
+    ):
+        command = option(command)
+    return command
 
 
 def takes_recipe(function: F) -> F:
     """Add `[RECIPE] [KEY=VALUE]... --block`; the function gets them as `words` and `block`."""
-    block = click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin; may be repeated.")
-    return click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")(block(function))
+    return click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")(_BLOCK(function))
 
 
-def takes_data(function: F) -> F:
-    """Add `[DATA | RECIPE] [KEY=VALUE]... --model --format --block`; the function gets `format` as `format_choice`."""
+def takes_data(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `DATA|RECIPE [KEY=VALUE]... --model --format --block`; the function gets the recipe that they describe."""
+
+    @functools.wraps(function)
+    def command(
+        words: tuple[str, ...], model: str | None, format_choice: str | None, block: tuple[str, ...], **others: Any
+    ) -> None:
+        function(_recipe_from_data(words, model, format_choice, block), **others)
+
     for option in (
-        click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin; may be repeated."),
+        _BLOCK,
         click.option(
             "--format", "format_choice", metavar="FORMAT", help="Read the rows in this format instead of detecting it."
         ),
         click.option("--model", metavar="MODEL", help="Hub id, folder or .gguf file whose tokenizer is used."),
         click.argument("words", nargs=-1, metavar="DATA|RECIPE [KEY=VALUE]..."),
     ):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
 def recipe_from(words: tuple[str, ...], block: tuple[str, ...]) -> Recipe:
@@ -46,7 +90,7 @@ def recipe_from(words: tuple[str, ...], block: tuple[str, ...]) -> Recipe:
     return load_recipe(first, rest, block=block) if is_file else load_recipe(None, words, block=block)
 
 
-def recipe_from_data(
+def _recipe_from_data(
     words: tuple[str, ...], model: str | None, format_choice: str | None, block: tuple[str, ...]
 ) -> Recipe:
     """The recipe that the arguments describe: a recipe file, or data (a pattern, a folder, a hub id or several files).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,8 +51,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Pat
     from sftcore.train.run import check_recipe
 
     checked = check_recipe(recipe_from(words, block))
-    no_bars()
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    no_bars(always=True)
 
     from rich.console import Console
 
@@ -63,22 +61,19 @@ def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Pat
     if file is not None:
         with writing("the report", file):
             file.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
-    for text in _heading(report):
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-    console.print(_table(report))
+    counts = f"{report.rows} rows, {report.tokens} tokens, {report.supervised:g} supervised"
+    click.echo(f"{Path(report.model).name}: {counts}")
+    click.echo(f"compared with plain transformers: {report.reference}; loss {report.loss:.4f}")
+    click.echo(f"allowed relative difference ({report.dtype}): {report.tolerance:g} in loss and gradients")
+    Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(_table(report))
     for note in report.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
-    console.print(_sentence(report), highlight=False, soft_wrap=True, markup=False)
+        click.echo(f"note: {note}")
+    compared = sum(line.verdict != "not applicable" for line in report.lines)
+    if report.failed:
+        click.echo(f"{report.failed} of {compared} comparisons failed.")
+    else:
+        click.echo(f"All {compared} comparisons give the loss and the gradients of plain transformers.")
     sys.exit(1 if report.failed else 0)
-
-
-def _heading(report: Report) -> list[str]:
-    return [
-        f"{Path(report.model).name}: {report.rows} rows, {report.tokens} tokens, {report.supervised:g} supervised",
-        f"compared with plain transformers: {report.reference}; loss {report.loss:.4f}",
-        f"allowed relative difference ({report.dtype}): {report.tolerance:g} in loss and gradients",
-    ]
 
 
 def _table(report: Report) -> Table:
@@ -111,10 +106,3 @@ def _short(name: str) -> str:
     """A parameter's name without the parts common to all of them: `layers.1.mlp.up_proj.lora_B`."""
     short = name.removesuffix(".weight").removesuffix(".default")
     return short.removeprefix("base_model.model.").removeprefix("model.")
-
-
-def _sentence(report: Report) -> str:
-    compared = [line for line in report.lines if line.verdict != "not applicable"]
-    if report.failed:
-        return f"{report.failed} of {len(compared)} comparisons failed."
-    return f"All {len(compared)} comparisons give the loss and the gradients of plain transformers."

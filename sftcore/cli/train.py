@@ -40,5 +40,6 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int) -> None:
 
     from rich.console import Console
 
-    console = Console(quiet=not is_first)
-    console.print(visible(run_recipe(checked, console).sentence), highlight=False, soft_wrap=True, markup=False)
+    outcome = run_recipe(checked, Console(quiet=not is_first))
+    if is_first:
+        click.echo(visible(outcome.sentence))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftcore.chat.tokens import clone_tokens, clones_tokenizer, set_chat_template, set_eos_token, set_pad_token
+from sftcore.chat.tokens import clone_tokens, clones_tokenizer, set_chat_template, set_named_token
 from sftcore.config.selections import parse_plugins
 from sftcore.config.setup import Setup, check, set_up
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError
@@ -164,10 +164,9 @@ def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list
             new_ids = clone_tokens(tokenizer, args.chat_template_path)
         else:
             set_chat_template(tokenizer, args.chat_template_path)
-    if args.eos_token is not None:
-        set_eos_token(tokenizer, args.eos_token)
-    if args.pad_token is not None:
-        set_pad_token(tokenizer, args.pad_token)
+    for name in ("eos_token", "pad_token"):
+        if (token := getattr(args, name)) is not None:
+            set_named_token(tokenizer, name, token)
     if is_vision(processing_class):
         processing_class.chat_template = tokenizer.chat_template
     return tokenizer, new_ids
