@@ -41,36 +41,15 @@ class TokenColumns:
         [-100, 2, 3]
         """
         ids = [np.asarray(row.input_ids, np.int32) for row in rows]
-        labels = [
-            one if row.labels is None else np.asarray(row.labels, np.int32) for one, row in zip(ids, rows, strict=True)
-        ]
+        labels = [one if row.labels is None else row.labels for one, row in zip(ids, rows, strict=True)]
         weighted = np.array([row.weights is not None for row in rows], bool)
-        weights = [
-            np.ones(len(one), np.float32) if row.weights is None else np.asarray(row.weights, np.float32)
-            for one, row in zip(ids, rows, strict=True)
-        ]
+        weights = [np.ones(len(row.input_ids)) if row.weights is None else row.weights for row in rows]
         return cls(
             _joined(ids, np.int32),
             _joined(labels, np.int32),
             _joined(weights, np.float32) if weighted.any() else None,
             offsets_of([len(one) for one in ids]),
             weighted,
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[TokenColumns]) -> TokenColumns:
-        """The rows of all parts, in order."""
-        weights = None
-        if any(part.weights is not None for part in parts):
-            weights = np.concatenate(
-                [np.ones(len(part.input_ids), np.float32) if part.weights is None else part.weights for part in parts]
-            )
-        return cls(
-            np.concatenate([part.input_ids for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            weights,
-            offsets_of(np.concatenate([part.lengths for part in parts])),
-            np.concatenate([part.weighted for part in parts]),
         )
 
     @property
@@ -108,11 +87,18 @@ class TokenColumns:
             return self
         kept = np.minimum(lengths, max_length)
         starts = self.offsets[:-1] + (lengths - kept if truncation == "keep_end" else 0)
-        return self._sliced(starts, kept)
+        parts = [slice(start, start + length) for start, length in zip(starts.tolist(), kept.tolist(), strict=True)]
 
-    def select(self, rows: Array) -> TokenColumns:
-        """The rows with these numbers, in this order."""
-        return self._sliced(self.offsets[:-1][rows], self.lengths[rows], self.weighted[rows])
+        def gathered(values: Array) -> Array:
+            return np.concatenate([values[part] for part in parts])
+
+        return TokenColumns(
+            gathered(self.input_ids),
+            gathered(self.labels),
+            None if self.weights is None else gathered(self.weights),
+            offsets_of(kept),
+            self.weighted,
+        )
 
     def to_arrow(self) -> dict[str, pa.Array]:
         """Arrow columns: input_ids and labels list<int32>; weights list<float32>, null for rows without weights."""
@@ -131,20 +117,6 @@ class TokenColumns:
             )
         return columns
 
-    def _sliced(self, starts: Array, lengths: Array, weighted: Array | None = None) -> TokenColumns:
-        parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
-
-        def gathered(values: Array) -> Array:
-            return _joined([values[part] for part in parts], values.dtype)
-
-        return TokenColumns(
-            gathered(self.input_ids),
-            gathered(self.labels),
-            None if self.weights is None else gathered(self.weights),
-            offsets_of(lengths),
-            self.weighted if weighted is None else weighted,
-        )
-
 
 def offsets_of(lengths: Any) -> Array:
     """Where each row begins, and where the last one ends: (rows + 1,) int64."""
@@ -153,5 +125,5 @@ def offsets_of(lengths: Any) -> Array:
     return offsets
 
 
-def _joined(parts: Sequence[Array], dtype: Any) -> Array:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+def _joined(parts: Sequence[Any], dtype: Any) -> Array:
+    return np.concatenate([np.zeros(0, dtype), *(np.asarray(part, dtype) for part in parts)])
