@@ -23,13 +23,13 @@ class TokenColumns:
     """Rows of tokens; row i is the slice `offsets[i]:offsets[i + 1]` of the other arrays.
 
     input_ids, labels: (tokens,) int32; a label is -100 if its token is not supervised.
-    weights: (tokens,) float32, or None if every supervised token has the weight 1.
+    weights: (tokens,) float32, 1 in rows without weights of their own.
     offsets: (rows + 1,) int64. weighted: (rows,) bool, whether a row has weights of its own.
     """
 
     input_ids: Array
     labels: Array
-    weights: Array | None
+    weights: Array
     offsets: Array
     weighted: Array
 
@@ -47,7 +47,7 @@ class TokenColumns:
         return cls(
             _joined(ids, np.int32),
             _joined(labels, np.int32),
-            _joined(weights, np.float32) if weighted.any() else None,
+            _joined(weights, np.float32),
             offsets_of([len(one) for one in ids]),
             weighted,
         )
@@ -60,7 +60,7 @@ class TokenColumns:
     def row(self, index: int) -> TokenizedRow:
         """One row as plain lists."""
         part = slice(self.offsets[index], self.offsets[index + 1])
-        weights = self.weights[part].tolist() if self.weights is not None and self.weighted[index] else None
+        weights = self.weights[part].tolist() if self.weighted[index] else None
         return TokenizedRow(self.input_ids[part].tolist(), self.labels[part].tolist(), weights)
 
     def num_supervised(self) -> Array:
@@ -68,9 +68,7 @@ class TokenColumns:
 
         The first token of a row is never counted, because there is nothing before it to predict it from.
         """
-        counts = self.labels != IGNORED
-        if self.weights is not None:
-            counts &= self.weights > 0
+        counts = (self.labels != IGNORED) & (self.weights > 0)
         counts[self.offsets[:-1][self.lengths > 0]] = False
         sums = np.concatenate([[0], np.cumsum(counts)])
         counted: Array = sums[self.offsets[1:]] - sums[self.offsets[:-1]]
@@ -95,7 +93,7 @@ class TokenColumns:
         return TokenColumns(
             gathered(self.input_ids),
             gathered(self.labels),
-            None if self.weights is None else gathered(self.weights),
+            gathered(self.weights),
             offsets_of(kept),
             self.weighted,
         )
@@ -105,17 +103,21 @@ class TokenColumns:
         import pyarrow as pa
 
         offsets = pa.array(self.offsets, pa.int32())
-        columns = {
+        weights = pa.nulls(len(self.weighted), pa.list_(pa.float32()))
+        if self.weighted.any():
+            weights = pa.ListArray.from_arrays(offsets, pa.array(self.weights), mask=pa.array(~self.weighted))
+        return {
             "input_ids": pa.ListArray.from_arrays(offsets, pa.array(self.input_ids)),
             "labels": pa.ListArray.from_arrays(offsets, pa.array(self.labels)),
+            "weights": weights,
         }
-        if self.weights is None:
-            columns["weights"] = pa.nulls(len(self.offsets) - 1, pa.list_(pa.float32()))
-        else:
-            columns["weights"] = pa.ListArray.from_arrays(
-                offsets, pa.array(self.weights), mask=pa.array(~self.weighted)
-            )
-        return columns
+
+
+def without_empty_weights(rows: pa.Table) -> pa.Table:
+    """The rows without the column `weights` if it is null in all of them."""
+    if "weights" in rows.column_names and rows.column("weights").null_count == len(rows):
+        return rows.drop_columns(["weights"])
+    return rows
 
 
 def offsets_of(lengths: Any) -> Array:

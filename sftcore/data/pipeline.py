@@ -12,7 +12,7 @@ from sftcore.core.errors import ConflictError, DataError, RowError, TemplateStop
 from sftcore.core.types import Example, Row, TokenizedRow
 from sftcore.data.columns import TokenColumns, Truncation
 from sftcore.data.format import RowReader
-from sftcore.data.images.expand import Expander, refuse_keep_end, refuse_without_vision
+from sftcore.data.images.expand import Expander
 from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
 from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, token_range
@@ -59,7 +59,7 @@ class Inspected:
 class Pipeline:
     """Turns raw rows into token rows, a batch at a time. It is sent to worker processes, so it has no plugin manager.
 
-    `numbering` holds the numbers of the rows if they differ from their indices (see sftcore.data.source.numbering).
+    `numbering` holds the numbers of the rows if they differ from their indices (see sftcore.data.source.load).
     An `expander`, for a vision-language model, adds the column `documents` (see sftcore.data.images.pictures).
     """
 
@@ -149,7 +149,13 @@ class Pipeline:
         if example.tokens is not None:
             return example.tokens
         try:
-            return _admitted(self._rendered(example))
+            rendered = self._rendered(example)
+            if len(rendered.text) > _LONGEST:
+                raise RowError(
+                    f"its text has {len(rendered.text):,} characters, but at most {_LONGEST:,} can be tokenized.",
+                    fix="Split it into several rows.",
+                )
+            return rendered
         except (RowError, TemplateStoppedError) as error:
             raise error.at(self.reader.where, number) from None
         except (DataError, ConflictError) as error:
@@ -160,10 +166,17 @@ class Pipeline:
         """The example as text, with the tokens of its images."""
         if self.expander is None:
             if example.images:
-                raise refuse_without_vision(self.renderer.tokenizer)
+                kind = type(self.renderer.tokenizer).__name__
+                raise RowError(
+                    f"the rows have images, but the model reads only text: {kind} is not a vision-language processor.",
+                    fix="Use a vision-language model with its processor, or remove the images.",
+                )
             return self.renderer.render(example)
-        if example.images:
-            refuse_keep_end(self.truncation, self.max_length)
+        if example.images and self.truncation == "keep_end" and self.max_length is not None:
+            raise ConflictError(
+                "truncation_mode keep_end would cut off images, most of which are at the start of a row.",
+                fix="Set truncation_mode: keep_start, or max_length: null.",
+            )
         sources = self.expander.sources(example.images)
         return self.expander.expand(self.renderer.render(self.expander.with_placeholders(example)), sources)
 
@@ -200,16 +213,7 @@ class Pipeline:
 
 def rows_of(batch: pa.Table | Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """The rows of a batch as mappings."""
-    columns = (
-        batch if isinstance(batch, Mapping) else {name: batch.column(name).to_pylist() for name in batch.column_names}
-    )
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _admitted(rendered: Rendered) -> Rendered:
-    if len(rendered.text) > _LONGEST:
-        raise RowError(
-            f"its text has {len(rendered.text):,} characters, but at most {_LONGEST:,} can be tokenized.",
-            fix="Split it into several rows.",
-        )
-    return rendered
+    if not isinstance(batch, Mapping):
+        found: list[dict[str, Any]] = batch.to_pylist()
+        return found
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]

@@ -65,14 +65,10 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
             raise _no_such_attention(attention[0], plan.model.name or "the model") from error
         raise
     except ValueError as error:
-        code = (
-            " It carries custom code: set trust_remote_code=True if you trust it."
-            if "custom code" in str(error)
-            else ""
-        )
-        raise ModelError(
-            f"the model cannot be loaded: {_first_line(error)}{code}", where=f"model {plan.model.name}"
-        ) from error
+        fix = "It carries custom code: set trust_remote_code=True if you trust it."
+        code = f" {fix}" if "custom code" in str(error) else ""
+        what = f"the model cannot be loaded: {_first_line(error)}{code}"
+        raise ModelError(what, where=f"model {plan.model.name}") from error
     return attrs.evolve(loaded, processor=processor, notes=(*loaded.notes, *_taken_attention(loaded.model, attention)))
 
 
@@ -198,7 +194,8 @@ def merge_adapter(model: Any) -> Any:
             fix="Load the base without quantisation, put the adapter on it with PeftModel.from_pretrained, and merge.",
         )
     if not hasattr(model.base_model, "merge_and_unload"):
-        raise ModelError(f"{_method_of(model)} adds virtual tokens and has no weights to merge.", fix="Keep it apart.")
+        method = model.peft_config[model.active_adapter].peft_type.value
+        raise ModelError(f"{method} adds virtual tokens and has no weights to merge.", fix="Keep it apart.")
     _untie(model)
     return model.merge_and_unload()
 
@@ -215,10 +212,6 @@ def _untie(model: Any) -> None:
     inner[1].weight = torch.nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
     for config in (causal.config, causal.config.get_text_config()):
         config.tie_word_embeddings = False
-
-
-def _method_of(model: Any) -> str:
-    return str(model.peft_config[model.active_adapter].peft_type.value)
 
 
 def merged_options(
