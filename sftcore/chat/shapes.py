@@ -40,9 +40,6 @@ class Variant:
     content: Literal["given", "parts", "text"] = "given"
 
 
-GIVEN = Variant()
-
-
 def variants(turns: Sequence[Message], prints: frozenset[str]) -> Iterator[Variant]:
     """The ways to pass these messages, the data's own first, to a template that prints these shapes of content."""
     contents: list[Any] = list(prints) if len(prints) == 1 else ["given", "parts", "text"]
@@ -62,12 +59,7 @@ def as_turns(turns: Sequence[Message], variant: Variant) -> list[Turn]:
     Raises:
         RowError: a part is not a text, and the template only knows plain texts.
     """
-    return [
-        {"role": turn.role, "content": turn.content}
-        if variant is GIVEN and type(turn.content) is str and _is_bare(turn)
-        else _as_turn(turn, index, variant)
-        for index, turn in enumerate(turns)
-    ]
+    return [_as_turn(turn, index, variant) for index, turn in enumerate(turns)]
 
 
 def _as_turn(message: Message, index: int, variant: Variant) -> Turn:

@@ -106,7 +106,8 @@ class Tokenizer:
             first, last = token_range(encoding, span)
             if first == last:
                 continue
-            if _begins_before(encoding, first, span):
+            chars = encoding.token_to_chars(first)
+            if chars is not None and chars[0] < span.start:
                 if ids[first] in self._special:
                     first += 1
                 else:
@@ -139,11 +140,6 @@ def token_range(encoding: Any, span: Span) -> tuple[int, int]:
             break
         last += 1
     return first, last + 1
-
-
-def _begins_before(encoding: Any, token: int, span: Span) -> bool:
-    chars = encoding.token_to_chars(token)
-    return chars is not None and chars[0] < span.start
 
 
 def _has_standard_call(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -217,7 +217,11 @@ def _untie(model: Any) -> None:
 def merged_options(
     plan: Plan, plugins: ActivePlugins, attention: tuple[Selection, AttentionBackend] | None
 ) -> LoadOptions:
-    """Every plugin's arguments for `from_pretrained` and the user's own, merged."""
+    """Every plugin's arguments for `from_pretrained` and the user's own, merged.
+
+    Raises:
+        ConflictError: two of them want different values for one argument.
+    """
     users = dict(plan.model.init_kwargs)
     answers: list[tuple[str, Mapping[str, Any]]] = [("model_init_kwargs", users)]
     # The default attention is transformers' own choice too, which falls back where a model has none of it
@@ -227,10 +231,6 @@ def merged_options(
     if not plan.settings.get("allow_pickle"):
         answers.append(("allow_pickle: false", {"use_safetensors": True}))
     answers += [(one.entry.label, options.kwargs) for one, options in plugins.all("load_options", request=plan.model)]
-    return LoadOptions(_merge(answers))
-
-
-def _merge(answers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     giver: dict[str, str] = {}
     for name, kwargs in answers:
@@ -242,7 +242,7 @@ def _merge(answers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
                     fix="Drop one of them.",
                 )
             merged[key], giver[key] = value, giver.get(key, name)
-    return merged
+    return LoadOptions(merged)
 
 
 def _first_line(error: Exception) -> str:

@@ -13,8 +13,6 @@ from sftcore.model.embeddings import fit_embeddings, num_rows
 from sftcore.model.unwrap import is_peft_model
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sftcore.config.sft_config import SFTConfig
 
 _MULTIPLE = 64
@@ -129,22 +127,16 @@ def _unlearned(embeddings: Any, used: Mapping[str, int], tokenizer: Any) -> list
     with torch.no_grad():
         every = weight[:: max(1, weight.shape[0] // 4096)].float()
         typical, mean = every.norm(dim=1).median(), every.mean(dim=0)
-        added = [index for index in sorted(tokenizer.added_tokens_decoder) if index < weight.shape[0]]
-        others = weight[torch.tensor(added, device=weight.device)].float() if added else every[:0]
-        return [
-            token
-            for token, index in used.items()
-            if _is_untouched(weight[index].float(), typical, mean, others, added.index(index) if index in added else -1)
-        ]
+        added = [index for index in tokenizer.added_tokens_decoder if index < weight.shape[0]]
 
+        def is_untouched(index: int) -> bool:
+            row = weight[index].float()
+            if row.norm() < 0.1 * typical or (row - mean).norm() < 0.05 * typical:
+                return True
+            others = weight[[other for other in added if other != index]].float()
+            return bool(((others - row).norm(dim=1) < 0.001 * typical).any())
 
-def _is_untouched(row: Tensor, typical: Tensor, mean: Tensor, others: Tensor, own: int) -> bool:
-    if row.norm() < 0.1 * typical or (row - mean).norm() < 0.05 * typical:
-        return True
-    distances = (others - row).norm(dim=1)
-    if own >= 0:
-        distances[own] = typical
-    return bool((distances < 0.001 * typical).any())
+        return [token for token, index in used.items() if is_untouched(index)]
 
 
 def _trains(module: Any, ids: Iterable[int]) -> bool:
