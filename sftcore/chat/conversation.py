@@ -69,11 +69,10 @@ class _Setting:
         if self.tools and not self.template.knows_tools:
             notes = (*notes, TOOLS_LEFT_OUT)
         # the template's own marks say what is supervised, and an appended token would not be
-        if skeleton.stop and marks is None:
-            return RenderedConversation(
-                text + skeleton.stop, skeleton, lengths, marks, skeleton.stop, (*notes, STOP_APPENDED)
-            )
-        return RenderedConversation(text, skeleton, lengths, marks, "", notes)
+        stop = skeleton.stop if marks is None else ""
+        if stop:
+            notes = (*notes, STOP_APPENDED)
+        return RenderedConversation(text + stop, skeleton, lengths, marks, stop, notes)
 
 
 class Conversations:

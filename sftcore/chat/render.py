@@ -78,10 +78,7 @@ class Renderer:
             return Rendered(self._with_eos(example.text), None, True)
         if example.messages is not None:
             self._refuse_completion_only("messages")
-            conversation = self._render_turns(example.messages, example)
-            return Rendered(
-                conversation.text, self._assistant(example.messages, conversation), False, conversation.notes
-            )
+            return self._conversation(example.messages, example)
         if isinstance(example.prompt, str):
             self._refuse_assistant_only()
             text = self._with_eos(example.prompt + str(example.completion))
@@ -89,19 +86,21 @@ class Renderer:
             return Rendered(text, spans, True)
         return self._prompt_and_completion(example)
 
+    def _conversation(self, turns: Turns, example: Example) -> Rendered:
+        conversation = self._render_turns(turns, example)
+        return Rendered(conversation.text, self._assistant(turns, conversation), False, conversation.notes)
+
     def _prompt_and_completion(self, example: Example) -> Rendered:
         prompt = _turns(example.prompt)
         turns = [*prompt, *_turns(example.completion)]
         if self._completion_only is False:
-            conversation = self._render_turns(turns, example)
-            return Rendered(conversation.text, self._assistant(turns, conversation), False, conversation.notes)
+            return self._conversation(turns, example)
         conversation = self._render_turns(turns, example, prompt_turns=len(prompt))
         start = self._completion_start(conversation, turns, len(prompt), example)
         whole = Span(start, max(start, self._completion_end(conversation, start)))
         assistant = self._assistant(turns, conversation)
-        return Rendered(
-            conversation.text, (whole,) if assistant is None else _clip(assistant, whole), False, conversation.notes
-        )
+        spans = (whole,) if assistant is None else _clip(assistant, whole)
+        return Rendered(conversation.text, spans, False, conversation.notes)
 
     def _completion_start(
         self, conversation: RenderedConversation, turns: Turns, prompt_turns: int, example: Example

@@ -6,6 +6,7 @@ used for the other, and verified there.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -39,24 +40,17 @@ class Variant:
     content: Literal["given", "parts", "text"] = "given"
 
 
-GIVEN = Variant()
-
-
 def variants(turns: Sequence[Message], prints: frozenset[str]) -> Iterator[Variant]:
     """The ways to pass these messages, the data's own first, to a template that prints these shapes of content."""
-    contents: list[Any] = ["given", "parts", "text"]
-    if len(prints) == 1:
-        contents = list(prints)
+    contents: list[Any] = list(prints) if len(prints) == 1 else ["given", "parts", "text"]
     empties: list[Any] = ["given"]
     arguments: list[Any] = ["mapping"]
     if any(turn.tool_calls for turn in turns):
         arguments = ["mapping", "json"]
         if any(turn.tool_calls and not turn.content for turn in turns):
             empties = ["given", "null", "text"]
-    for content in contents:
-        for empty in empties:
-            for argument in arguments:
-                yield Variant(argument, empty, content)
+    for content, empty, argument in itertools.product(contents, empties, arguments):
+        yield Variant(argument, empty, content)
 
 
 def as_turns(turns: Sequence[Message], variant: Variant) -> list[Turn]:
@@ -65,18 +59,13 @@ def as_turns(turns: Sequence[Message], variant: Variant) -> list[Turn]:
     Raises:
         RowError: a part is not a text, and the template only knows plain texts.
     """
-    return [
-        {"role": turn.role, "content": turn.content}
-        if variant is GIVEN and type(turn.content) is str and _is_bare(turn)
-        else _as_turn(turn, index, variant)
-        for index, turn in enumerate(turns)
-    ]
+    return [_as_turn(turn, index, variant) for index, turn in enumerate(turns)]
 
 
 def _as_turn(message: Message, index: int, variant: Variant) -> Turn:
     content: Any = message.content
     if variant.content == "text" and content is not None and not isinstance(content, str):
-        content = _joined(message, index)
+        content = _joined(content, index)
     elif variant.content == "parts" and isinstance(content, str):
         content = [{"type": "text", "text": content}]
     elif content is not None and not isinstance(content, str):
@@ -112,10 +101,7 @@ def shape_of(turns: Sequence[Message]) -> tuple[Hashable, list[str]]:
             bare = content.strip()
             if bare:
                 words.append(bare)
-            if len(bare) == len(content):
-                key.append((turn.role, bool(bare)))
-            else:
-                key.append((turn.role, bool(bare), *_edges(content, bare)))
+            key.append((turn.role, bool(bare), *_edges(content, bare)))
         else:
             key.append(_full_shape(turn, words))
     return tuple(key), words
@@ -182,17 +168,13 @@ def _edges(text: str, bare: str) -> tuple[str, str]:
     return text[:start], text[start + len(bare) :]
 
 
-def _parts(turn: Message) -> Sequence[Part]:
-    return turn.content if turn.content is not None and not isinstance(turn.content, str) else ()
-
-
-def _joined(turn: Message, index: int) -> str:
-    if other := [part.type for part in _parts(turn) if part.type != "text" or part.text is None]:
+def _joined(parts: Sequence[Part], index: int) -> str:
+    if other := [part.type for part in parts if part.type != "text" or part.text is None]:
         raise RowError(
             f'message {index} has a part of type "{other[0]}", which the chat template does not render.',
             fix="Use a model and template that render it, or remove the part.",
         )
-    return "".join(part.text or "" for part in _parts(turn))
+    return "".join(part.text or "" for part in parts)
 
 
 def _arguments_as_json(call: Any) -> Any:

@@ -235,15 +235,14 @@ class _Sentinels:
         except RowError:
             return None
         positions: dict[tuple[int, int], tuple[int, int]] = {}
-        rebuilt, at, length = [], 0, 0
-        for found in re.finditer(f"{self._stem}([0-9]{{{_DIGITS}}})call", text):
-            index, number, name = names[int(found.group(1))]
-            length += found.start() - at
-            positions.setdefault((index, number), (length, length + len(name)))
-            rebuilt += [text[at : found.start()], name]
-            length += len(name)
-            at = found.end()
-        return positions if "".join([*rebuilt, text[at:]]) == self.text else None
+        pieces = re.split(f"{self._stem}([0-9]{{{_DIGITS}}})call", text)
+        rebuilt = ""
+        for literal, hidden in zip(pieces[::2], pieces[1::2], strict=False):
+            index, number, name = names[int(hidden)]
+            start = len(rebuilt) + len(literal)
+            positions.setdefault((index, number), (start, start + len(name)))
+            rebuilt += literal + name
+        return positions if rebuilt + pieces[-1] == self.text else None
 
     def position(self, at: int) -> Position:
         """An index into the rendering with sentinels, as a position in any filled skeleton."""

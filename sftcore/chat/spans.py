@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from sftcore.chat.template import SpecialTexts, TemplateTraits
 from sftcore.core.errors import RowError
@@ -46,6 +46,7 @@ CallPositions = Mapping["tuple[int, int]", "tuple[int, int]"]
 """Where the name of each tool call is, by message and by the call's number within it."""
 
 
+@define(slots=False)
 class TurnFinder:
     """Finds the assistant's turns of one conversation in its rendering with sentinels.
 
@@ -53,24 +54,21 @@ class TurnFinder:
     that a turn before the last has no end token.
     """
 
-    def __init__(
-        self,
-        turns: Sequence[Message],
-        text: str,
-        slots: Sequence[Slot],
-        prefix: Prefix,
-        calls: CallPositions | None,
-        traits: TemplateTraits,
-        special: SpecialTexts,
-    ) -> None:
-        self._turns, self._text, self._slots, self._calls = turns, text, slots, calls
-        self._prefix, self._traits, self._special = prefix, traits, special
-        self._anchors = [(slot.start, slot.end, slot.message) for slot in slots]
-        self._anchors += [(start, end, index) for (index, _), (start, end) in (calls or {}).items()]
-        self._said = 0
-        self._open = False
-        self.stop = ""
-        self.unended = False
+    _turns: Sequence[Message]
+    _text: str
+    _slots: Sequence[Slot]
+    _prefix: Prefix
+    _calls: CallPositions | None
+    _traits: TemplateTraits
+    _special: SpecialTexts
+    _said: int = field(default=0, init=False)
+    _open: bool = field(default=False, init=False)
+    stop: str = field(default="", init=False)
+    unended: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._anchors = [(slot.start, slot.end, slot.message) for slot in self._slots]
+        self._anchors += [(start, end, index) for (index, _), (start, end) in (self._calls or {}).items()]
 
     def find(self) -> tuple[TurnSpan, ...]:
         """All stretches of all assistant messages, in the order of the rendering.

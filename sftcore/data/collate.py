@@ -38,12 +38,14 @@ def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_mul
     import torch
 
     lengths = [len(row["input_ids"]) for row in rows]
-    shape = len(rows), _rounded(max(lengths), pad_to_multiple_of)
+    shape = len(rows), -(-max(lengths) // pad_to_multiple_of) * pad_to_multiple_of
     ids = np.full(shape, pad_token_id, np.int64)
     labels = np.full(shape, IGNORED, np.int64)
+    weights = np.zeros(shape, np.float32)
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         ids[i, :length] = row["input_ids"]
         labels[i, :length] = _labels_of(row)
+        weights[i, :length] = _weights_of(row)
     batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
     if any(row.get("seq_lengths") is not None for row in rows):
         padded = [[*_seq_lengths_of(row), shape[1] - length] for row, length in zip(rows, lengths, strict=True)]
@@ -54,9 +56,6 @@ def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_mul
         mask = np.arange(shape[1])[None] < np.array(lengths)[:, None]
         batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
     if any(row.get("weights") is not None for row in rows):
-        weights = np.zeros(shape, np.float32)
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            weights[i, :length] = 1.0 if row.get("weights") is None else row["weights"]
         batch["weights"] = torch.from_numpy(weights)
     return batch
 
@@ -74,8 +73,7 @@ def flatten_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to
         "seq_lengths": [length for row in rows for length in _seq_lengths_of(row)],
     }
     if any(row.get("weights") is not None for row in rows):
-        given = [np.ones(len(row["input_ids"])) if row.get("weights") is None else row["weights"] for row in rows]
-        whole["weights"] = np.concatenate(given)
+        whole["weights"] = np.concatenate([_weights_of(row) for row in rows])
     return pad_rows([whole], pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
 
 
@@ -110,10 +108,10 @@ def _labels_of(row: Mapping[str, Any]) -> Array:
     return labels
 
 
+def _weights_of(row: Mapping[str, Any]) -> Any:
+    return np.ones(len(row["input_ids"])) if row.get("weights") is None else row["weights"]
+
+
 def _seq_lengths_of(row: Mapping[str, Any]) -> Sequence[int]:
     given = row.get("seq_lengths")
     return [len(row["input_ids"])] if given is None else given
-
-
-def _rounded(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple

@@ -23,13 +23,13 @@ class TokenColumns:
     """Rows of tokens; row i is the slice `offsets[i]:offsets[i + 1]` of the other arrays.
 
     input_ids, labels: (tokens,) int32; a label is -100 if its token is not supervised.
-    weights: (tokens,) float32, or None if every supervised token has the weight 1.
+    weights: (tokens,) float32, 1 in rows without weights of their own.
     offsets: (rows + 1,) int64. weighted: (rows,) bool, whether a row has weights of its own.
     """
 
     input_ids: Array
     labels: Array
-    weights: Array | None
+    weights: Array
     offsets: Array
     weighted: Array
 
@@ -41,36 +41,15 @@ class TokenColumns:
         [-100, 2, 3]
         """
         ids = [np.asarray(row.input_ids, np.int32) for row in rows]
-        labels = [
-            one if row.labels is None else np.asarray(row.labels, np.int32) for one, row in zip(ids, rows, strict=True)
-        ]
+        labels = [one if row.labels is None else row.labels for one, row in zip(ids, rows, strict=True)]
         weighted = np.array([row.weights is not None for row in rows], bool)
-        weights = [
-            np.ones(len(one), np.float32) if row.weights is None else np.asarray(row.weights, np.float32)
-            for one, row in zip(ids, rows, strict=True)
-        ]
+        weights = [np.ones(len(row.input_ids)) if row.weights is None else row.weights for row in rows]
         return cls(
             _joined(ids, np.int32),
             _joined(labels, np.int32),
-            _joined(weights, np.float32) if weighted.any() else None,
+            _joined(weights, np.float32),
             offsets_of([len(one) for one in ids]),
             weighted,
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[TokenColumns]) -> TokenColumns:
-        """The rows of all parts, in order."""
-        weights = None
-        if any(part.weights is not None for part in parts):
-            weights = np.concatenate(
-                [np.ones(len(part.input_ids), np.float32) if part.weights is None else part.weights for part in parts]
-            )
-        return cls(
-            np.concatenate([part.input_ids for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            weights,
-            offsets_of(np.concatenate([part.lengths for part in parts])),
-            np.concatenate([part.weighted for part in parts]),
         )
 
     @property
@@ -81,7 +60,7 @@ class TokenColumns:
     def row(self, index: int) -> TokenizedRow:
         """One row as plain lists."""
         part = slice(self.offsets[index], self.offsets[index + 1])
-        weights = self.weights[part].tolist() if self.weights is not None and self.weighted[index] else None
+        weights = self.weights[part].tolist() if self.weighted[index] else None
         return TokenizedRow(self.input_ids[part].tolist(), self.labels[part].tolist(), weights)
 
     def num_supervised(self) -> Array:
@@ -89,9 +68,7 @@ class TokenColumns:
 
         The first token of a row is never counted, because there is nothing before it to predict it from.
         """
-        counts = self.labels != IGNORED
-        if self.weights is not None:
-            counts &= self.weights > 0
+        counts = (self.labels != IGNORED) & (self.weights > 0)
         counts[self.offsets[:-1][self.lengths > 0]] = False
         sums = np.concatenate([[0], np.cumsum(counts)])
         counted: Array = sums[self.offsets[1:]] - sums[self.offsets[:-1]]
@@ -108,42 +85,39 @@ class TokenColumns:
             return self
         kept = np.minimum(lengths, max_length)
         starts = self.offsets[:-1] + (lengths - kept if truncation == "keep_end" else 0)
-        return self._sliced(starts, kept)
+        parts = [slice(start, start + length) for start, length in zip(starts.tolist(), kept.tolist(), strict=True)]
 
-    def select(self, rows: Array) -> TokenColumns:
-        """The rows with these numbers, in this order."""
-        return self._sliced(self.offsets[:-1][rows], self.lengths[rows], self.weighted[rows])
+        def gathered(values: Array) -> Array:
+            return np.concatenate([values[part] for part in parts])
+
+        return TokenColumns(
+            gathered(self.input_ids),
+            gathered(self.labels),
+            gathered(self.weights),
+            offsets_of(kept),
+            self.weighted,
+        )
 
     def to_arrow(self) -> dict[str, pa.Array]:
         """Arrow columns: input_ids and labels list<int32>; weights list<float32>, null for rows without weights."""
         import pyarrow as pa
 
         offsets = pa.array(self.offsets, pa.int32())
-        columns = {
+        weights = pa.nulls(len(self.weighted), pa.list_(pa.float32()))
+        if self.weighted.any():
+            weights = pa.ListArray.from_arrays(offsets, pa.array(self.weights), mask=pa.array(~self.weighted))
+        return {
             "input_ids": pa.ListArray.from_arrays(offsets, pa.array(self.input_ids)),
             "labels": pa.ListArray.from_arrays(offsets, pa.array(self.labels)),
+            "weights": weights,
         }
-        if self.weights is None:
-            columns["weights"] = pa.nulls(len(self.offsets) - 1, pa.list_(pa.float32()))
-        else:
-            columns["weights"] = pa.ListArray.from_arrays(
-                offsets, pa.array(self.weights), mask=pa.array(~self.weighted)
-            )
-        return columns
 
-    def _sliced(self, starts: Array, lengths: Array, weighted: Array | None = None) -> TokenColumns:
-        parts = [slice(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
 
-        def gathered(values: Array) -> Array:
-            return _joined([values[part] for part in parts], values.dtype)
-
-        return TokenColumns(
-            gathered(self.input_ids),
-            gathered(self.labels),
-            None if self.weights is None else gathered(self.weights),
-            offsets_of(lengths),
-            self.weighted if weighted is None else weighted,
-        )
+def without_empty_weights(rows: pa.Table) -> pa.Table:
+    """The rows without the column `weights` if it is null in all of them."""
+    if "weights" in rows.column_names and rows.column("weights").null_count == len(rows):
+        return rows.drop_columns(["weights"])
+    return rows
 
 
 def offsets_of(lengths: Any) -> Array:
@@ -153,5 +127,5 @@ def offsets_of(lengths: Any) -> Array:
     return offsets
 
 
-def _joined(parts: Sequence[Array], dtype: Any) -> Array:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+def _joined(parts: Sequence[Any], dtype: Any) -> Array:
+    return np.concatenate([np.zeros(0, dtype), *(np.asarray(part, dtype) for part in parts)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -81,33 +82,32 @@ class Ledger:
     @classmethod
     def of(cls, outcomes: pa.Table, *, name: str, format: str) -> Ledger:
         """The counts for a table of outcomes from `Pipeline.encode`, with one row for each example."""
-        numbers, tokens, cut, supervised, reasons, notes = (
-            outcomes.column(f"_{column}").to_pylist()
-            for column in ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
-        )
+        import pyarrow.compute as pc
+
+        kept = outcomes.filter(pc.is_null(outcomes.column("_dropped")))
+        dropped = outcomes.filter(pc.is_valid(outcomes.column("_dropped")))
         dropped_rows: dict[str, list[int]] = {}
-        lost = 0
-        for number, reason, count in zip(numbers, reasons, tokens, strict=True):
-            if reason:
-                dropped_rows.setdefault(reason, []).append(number)
-                lost += count
-        kept = [not reason for reason in reasons]
-        cut_away = [gone for gone, keep in zip(cut, kept, strict=True) if keep]
-        total = sum(tokens)
+        for reason, number in zip(
+            dropped.column("_dropped").to_pylist(), dropped.column("_row").to_pylist(), strict=True
+        ):
+            dropped_rows.setdefault(reason, []).append(number)
+        tokens_in = sum(outcomes.column("_tokens_in").to_pylist())
+        tokens_dropped = sum(dropped.column("_tokens_in").to_pylist())
+        cut = kept.column("_tokens_cut").to_pylist()
         return cls(
             name=name,
             format=format,
-            rows_in=len(kept),
-            rows_kept=sum(kept),
-            rows_cut=sum(map(bool, cut_away)),
-            tokens_in=total,
-            tokens_kept=total - sum(cut_away) - lost,
-            tokens_cut=sum(cut_away),
-            tokens_dropped=lost,
-            tokens_supervised=sum(count for count, keep in zip(supervised, kept, strict=True) if keep),
+            rows_in=len(outcomes),
+            rows_kept=len(kept),
+            rows_cut=sum(map(bool, cut)),
+            tokens_in=tokens_in,
+            tokens_kept=tokens_in - sum(cut) - tokens_dropped,
+            tokens_cut=sum(cut),
+            tokens_dropped=tokens_dropped,
+            tokens_supervised=sum(kept.column("_supervised").to_pylist()),
             dropped_rows=dropped_rows,
-            notes=_counted(notes),
-            one_each=len(set(numbers)) == len(numbers),
+            notes=Counter(note for row in outcomes.column("_notes").to_pylist() for note in dict.fromkeys(row)),
+            one_each=len(outcomes.column("_row").unique()) == len(outcomes),
         )
 
     def given_rows(self, kept: Iterable[int], numbering: Sequence[int] | None = None) -> list[int]:
@@ -162,14 +162,6 @@ class Ledger:
         ]
         lines += [f"{self.name}: {count:,} rows: {note}" for note, count in self.notes.items()]
         return [*lines, *(self.packing.lines(self.name) if self.packing else ())]
-
-
-def _counted(notes: Iterable[Iterable[str]]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in notes:
-        for note in dict.fromkeys(row):
-            counts[note] = counts.get(note, 0) + 1
-    return counts
 
 
 def _why_low(packing: Packing) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 from attrs import frozen
 
 from sftcore.chat.render import Rendered, Renderer
@@ -14,10 +12,10 @@ from sftcore.core.errors import ConflictError, DataError, RowError, TemplateStop
 from sftcore.core.types import Example, Row, TokenizedRow
 from sftcore.data.columns import TokenColumns, Truncation
 from sftcore.data.format import RowReader
-from sftcore.data.images.expand import Expander, refuse_keep_end, refuse_without_vision
+from sftcore.data.images.expand import Expander
 from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
-from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, end_of_last_image, token_range
+from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, token_range
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +59,7 @@ class Inspected:
 class Pipeline:
     """Turns raw rows into token rows, a batch at a time. It is sent to worker processes, so it has no plugin manager.
 
-    `numbering` holds the numbers of the rows if they differ from their indices (see sftcore.data.source.numbering).
+    `numbering` holds the numbers of the rows if they differ from their indices (see sftcore.data.source.load).
     An `expander`, for a vision-language model, adds the column `documents` (see sftcore.data.images.pictures).
     """
 
@@ -92,20 +90,15 @@ class Pipeline:
             found += [(number, self._content(number, example)) for example in examples] or [(number, None)]
         return found
 
-    def tokenize(self, contents: Sequence[tuple[int, Content]]) -> Encoded:
+    def tokenize(self, contents: Sequence[tuple[int, Content]]) -> list[Encoded]:
         """Tokenize the contents that are texts; this may run in another thread."""
         return self.tokenizer.encode([content for _, content in contents if isinstance(content, Rendered)])
 
-    def encode(self, contents: Sequence[tuple[int, Content]], encoded: Encoded) -> pa.Table:
+    def encode(self, contents: Sequence[tuple[int, Content]], encoded: Sequence[Encoded]) -> pa.Table:
         """Tokens, labels and weights of these examples after truncation, with the outcome of each."""
         import pyarrow as pa
 
-        whole, overlaps_edge = self._joined([content for _, content in contents], encoded)
-        kept, dropped = self._cut(whole, contents, encoded)
-        notes = [
-            [*getattr(content, "notes", ()), *([OVERLAPS_EDGE] if overlapping else [])]
-            for (_, content), overlapping in zip(contents, overlaps_edge, strict=True)
-        ]
+        whole, kept, dropped, notes = self._outcome([content for _, content in contents], encoded)
         lengths = whole.lengths
         outcome = {
             "_row": pa.array([number for number, _ in contents], pa.int64()),
@@ -133,17 +126,15 @@ class Pipeline:
                 continue
             if not examples:
                 pending.append((number, None, None))
-        contents = [(number, content) for number, _, content in pending]
-        encoded = self.tokenize(contents)
-        whole, overlaps_edge = self._joined([content for _, content in contents], encoded)
-        kept, dropped = self._cut(whole, contents, encoded)
-        encodings = iter(encoded.encodings or itertools.repeat(None))
+        encoded = self.tokenize([(number, content) for number, _, content in pending])
+        whole, kept, dropped, notes = self._outcome([content for _, _, content in pending], encoded)
+        of_texts = iter(encoded)
         for i, (number, example, content) in enumerate(pending):
-            notes = (*getattr(content, "notes", ()), *([OVERLAPS_EDGE] if overlaps_edge[i] else []))
             length = int(whole.lengths[i])
             cut = length - int(kept.lengths[i])
-            pictures = self._pictures(content, next(encodings)) if isinstance(content, Rendered) else ()
-            found.append(Inspected(number, example, None, kept.row(i), length, cut, dropped[i] or "", notes, pictures))
+            pictures = self._pictures(content, next(of_texts)[1]) if isinstance(content, Rendered) else ()
+            outcome = kept.row(i), length, cut, dropped[i] or "", notes[i], pictures
+            found.append(Inspected(number, example, None, *outcome))
         return sorted(found, key=lambda one: one.number)
 
     def _pictures(self, content: Rendered, encoding: Any) -> tuple[Picture, ...]:
@@ -158,7 +149,13 @@ class Pipeline:
         if example.tokens is not None:
             return example.tokens
         try:
-            return _admitted(self._rendered(example))
+            rendered = self._rendered(example)
+            if len(rendered.text) > _LONGEST:
+                raise RowError(
+                    f"its text has {len(rendered.text):,} characters, but at most {_LONGEST:,} can be tokenized.",
+                    fix="Split it into several rows.",
+                )
+            return rendered
         except (RowError, TemplateStoppedError) as error:
             raise error.at(self.reader.where, number) from None
         except (DataError, ConflictError) as error:
@@ -169,69 +166,54 @@ class Pipeline:
         """The example as text, with the tokens of its images."""
         if self.expander is None:
             if example.images:
-                raise refuse_without_vision(self.renderer.tokenizer)
+                kind = type(self.renderer.tokenizer).__name__
+                raise RowError(
+                    f"the rows have images, but the model reads only text: {kind} is not a vision-language processor.",
+                    fix="Use a vision-language model with its processor, or remove the images.",
+                )
             return self.renderer.render(example)
-        if example.images:
-            refuse_keep_end(self.truncation, self.max_length)
+        if example.images and self.truncation == "keep_end" and self.max_length is not None:
+            raise ConflictError(
+                "truncation_mode keep_end would cut off images, most of which are at the start of a row.",
+                fix="Set truncation_mode: keep_start, or max_length: null.",
+            )
         sources = self.expander.sources(example.images)
         return self.expander.expand(self.renderer.render(self.expander.with_placeholders(example)), sources)
 
-    def _joined(self, contents: Sequence[Content], encoded: Encoded) -> tuple[TokenColumns, Any]:
-        texts = [content for content in contents if isinstance(content, Rendered)]
-        if len(texts) == len(contents):
-            return self.tokenizer.columns(texts, encoded)
-        ready = [content or TokenizedRow(()) for content in contents if not isinstance(content, Rendered)]
-        rendered, overlaps_edge = self.tokenizer.columns(texts, encoded)
-        where = np.argsort([not isinstance(content, Rendered) for content in contents], kind="stable")
-        back = np.argsort(where)
-        joined = TokenColumns.joined([rendered, TokenColumns.of(ready)]).select(back)
-        return joined, np.concatenate([overlaps_edge, np.zeros(len(ready), bool)])[back]
-
-    def _cut(
-        self, whole: TokenColumns, contents: Sequence[tuple[int, Content]], encoded: Encoded
-    ) -> tuple[TokenColumns, list[str | None]]:
+    def _outcome(
+        self, contents: Sequence[Content], encoded: Sequence[Encoded]
+    ) -> tuple[TokenColumns, TokenColumns, list[str | None], list[tuple[str, ...]]]:
+        """The rows before and after truncation; for each the reason to drop it, or None, and its notes."""
+        whole, overlaps_edge = self.tokenizer.columns(contents, encoded)
         kept = whole.truncated(self.max_length, self.truncation)
-        dropped = self._with_cut_images(whole, contents, encoded)
-        before: Any = None
-        for i in np.flatnonzero(kept.num_supervised() == 0).tolist():
-            before = whole.num_supervised() if before is None else before
-            if dropped[i]:
-                continue
-            if contents[i][1] is None:
-                dropped[i] = NO_EXAMPLE
+        before, after = whole.num_supervised(), kept.num_supervised()
+        of_texts = iter(encoded)
+        dropped: list[str | None] = []
+        notes = []
+        for i, content in enumerate(contents):
+            encoding = next(of_texts)[1] if isinstance(content, Rendered) else None
+            if self._cuts_image(content, encoding, whole.lengths[i]):
+                dropped.append(IMAGE_CUT)
+            elif content is None:
+                dropped.append(NO_EXAMPLE)
+            elif not after[i]:
+                dropped.append(NOTHING_LEFT if before[i] else NOTHING_SUPERVISED)
             else:
-                dropped[i] = NOTHING_LEFT if before[i] else NOTHING_SUPERVISED
-        return kept, dropped
+                dropped.append(None)
+            notes.append((*getattr(content, "notes", ()), *([OVERLAPS_EDGE] if overlaps_edge[i] else [])))
+        return whole, kept, dropped, notes
 
-    def _with_cut_images(
-        self, whole: TokenColumns, contents: Sequence[tuple[int, Content]], encoded: Encoded
-    ) -> list[str | None]:
-        """For each row, the reason to drop it if truncation would cut one of its images off or apart."""
-        reasons: list[str | None] = [None] * len(contents)
+    def _cuts_image(self, content: Content, encoding: Any, length: int) -> bool:
+        """Whether truncation would cut an image of this text off or apart."""
         limit = self.max_length
-        if self.expander is None or limit is None:
-            return reasons
-        texts = (i for i, (_, content) in enumerate(contents) if isinstance(content, Rendered))
-        for number, i in enumerate(texts):
-            content: Any = contents[i][1]
-            if content.image_spans and whole.lengths[i] > limit and encoded.encodings:
-                needed = end_of_last_image(encoded.encodings[number], content)
-                reasons[i] = IMAGE_CUT if needed > limit else None
-        return reasons
+        if limit is None or length <= limit or not isinstance(content, Rendered) or not content.image_spans:
+            return False
+        return token_range(encoding, content.image_spans[-1])[1] > limit
 
 
 def rows_of(batch: pa.Table | Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """The rows of a batch as mappings."""
-    columns = (
-        batch if isinstance(batch, Mapping) else {name: batch.column(name).to_pylist() for name in batch.column_names}
-    )
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _admitted(rendered: Rendered) -> Rendered:
-    if len(rendered.text) > _LONGEST:
-        raise RowError(
-            f"its text has {len(rendered.text):,} characters, but at most {_LONGEST:,} can be tokenized.",
-            fix="Split it into several rows.",
-        )
-    return rendered
+    if not isinstance(batch, Mapping):
+        found: list[dict[str, Any]] = batch.to_pylist()
+        return found
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]

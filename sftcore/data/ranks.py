@@ -70,11 +70,10 @@ def shared_folder(args: SFTConfig) -> Path | None:
     """
     if args.world_size == 1:
         return None
-    name: str
     from accelerate.utils import broadcast_object_list
 
-    (name,) = broadcast_object_list([f"sftcore-{secrets.token_hex(16)}"])
-    folder = Path(tempfile.gettempdir()) / name
+    names: list[str] = broadcast_object_list([f"sftcore-{secrets.token_hex(16)}"])
+    folder = Path(tempfile.gettempdir()) / names[0]
     folder.mkdir(mode=0o700, exist_ok=True)
     # the processes that still have a file of it mapped keep that until they end
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -279,7 +278,11 @@ class BatchSync:
 
         If any rank has one, every rank gets `at_least` so many.
         """
-        most = self._most(len(batches))
+        most = len(batches)
+        if self.accelerator is not None:
+            import torch
+
+            most = int(self.accelerator.gather(torch.tensor([most], device=self.accelerator.device)).max())
         if batches:
             self._last = batches[-1]
         if len(batches) == max(most, at_least) or not most:
@@ -288,10 +291,3 @@ class BatchSync:
             assert self.make_batch is not None
             self._last = self.make_batch()
         return [*batches, *[without_weight(self._last)] * (max(most, at_least) - len(batches))]
-
-    def _most(self, count: int) -> int:
-        if self.accelerator is None:
-            return count
-        import torch
-
-        return int(self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).max())

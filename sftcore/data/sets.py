@@ -19,8 +19,8 @@ from sftcore.data.ledger import Ledger
 from sftcore.data.packing.blocks import PackingPlan
 from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank
-from sftcore.data.source.numbering import numbers_of
-from sftcore.data.store.cache import Key, find_or_make, wrapped
+from sftcore.data.source.load import numbers_of
+from sftcore.data.store.cache import find_or_make, wrapped
 from sftcore.data.store.keys import key_of
 from sftcore.data.store.mapstyle import build
 from sftcore.data.store.stream import columns_of, prepare_stream
@@ -89,11 +89,10 @@ class DataPreparation:
                 where=name,
                 fix='Pass dataset_kwargs={"skip_prepare_dataset": True} and let the transform return token rows.',
             )
-        settings = self.setup.plan.settings
         packing = self._packing(name)
         self.numberings[name] = numbering = numbers_of(dataset)
         pipeline = evolve(self.pipeline(columns_of(dataset), name), numbering=numbering)
-        seed = settings["seed"] if settings.get("shuffle_dataset") else None
+        seed = self._shuffle_seed
         if isinstance(dataset, IterableDataset):
             self.notes.append(f"{name}: a stream, which is prepared as it is read; its rows are not counted")
             source = dataset.shuffle(seed=seed) if packing and seed is not None else dataset
@@ -123,6 +122,11 @@ class DataPreparation:
             expander=self._expander(packing, name),
         )
 
+    @property
+    def _shuffle_seed(self) -> int | None:
+        settings = self.setup.plan.settings
+        return settings["seed"] if settings.get("shuffle_dataset") else None
+
     def _expander(self, packing: PackingPlan | None, name: str) -> Expander | None:
         settings = self.setup.plan.settings
         if self.processor is None or not is_vision(self.processor):
@@ -150,8 +154,7 @@ class DataPreparation:
                 where=name,
                 fix="Set max_length to the number of tokens in a block.",
             )
-        seed = settings["seed"] if settings.get("shuffle_dataset") else None
-        return PackingPlan(settings.get("packing_strategy") or "bfd", self.max_length, seed)
+        return PackingPlan(settings.get("packing_strategy") or "bfd", self.max_length, self._shuffle_seed)
 
     def _built(self, dataset: Dataset, pipeline: Pipeline, packing: PackingPlan | None, name: str) -> Dataset:
         """The set from the cache, or prepared and put there."""
@@ -181,14 +184,14 @@ class DataPreparation:
             self.ledgers.append(ledger)
             return wrapped(table)
         if key is None:
-            own = Key({"set": name, "number": str(len(self.ledgers))})
-            found = find_or_make(own, make, folder=self.shared)
-            self.notes.append(f"{name}: prepared by one process for all processes of this machine, and not kept")
+            own = {"set": name, "number": str(len(self.ledgers))}
+            found, ledger, _ = find_or_make(own, make, folder=self.shared)
+            note = "prepared by one process for all processes of this machine, and not kept"
         else:
-            found = find_or_make(key, make)
-            self.notes.append(f"{name}: {found.note}")
-        self.ledgers.append(evolve(found.ledger, name=name))
-        return found.dataset
+            found, ledger, note = find_or_make(key, make)
+        self.notes.append(f"{name}: {note}")
+        self.ledgers.append(evolve(ledger, name=name))
+        return found
 
     def _reader(self, columns: list[str], name: str) -> RowReader:
         settings = self.setup.plan.settings

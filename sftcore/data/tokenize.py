@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from attrs import frozen
 
 from sftcore.chat.render import Rendered
 from sftcore.core.errors import ModelError
-from sftcore.core.types import IGNORED, Span
-from sftcore.data.columns import TokenColumns, offsets_of
+from sftcore.core.types import IGNORED, Span, TokenizedRow
+from sftcore.data.columns import TokenColumns
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-    Array = np.ndarray[Any, Any]
-
+Encoded: TypeAlias = "tuple[Sequence[int], Encoding | None]"
+"""The ids of a text with its encoding, or with None if the tokenizer gives no offsets."""
 OVERLAPS_EDGE = "a token overlaps the edge of the supervised text and is included in the loss"
-
-
-@frozen(eq=False)
-class Encoded:
-    """The encodings of a batch with their offsets, or only `ids` if the tokenizer gives no offsets."""
-
-    ids: list[list[int]] | None
-    encodings: Sequence[Encoding] | None
-
-    def rows(self) -> list[list[int]]:
-        """The ids of each text."""
-        return [encoding.ids for encoding in self.encodings or ()] if self.ids is None else self.ids
 
 
 class Tokenizer:
@@ -44,40 +32,40 @@ class Tokenizer:
         }
         self._has_standard_call = _has_standard_call(tokenizer)
 
-    def encode(self, rendered: Sequence[Rendered]) -> Encoded:
-        """The tokens of these texts. This is almost all of the work; fast tokenizers do it without the GIL."""
-        flags = {one.add_special_tokens for one in rendered}
-        if len(flags) < 2:
-            return self._encode(rendered, flags == {True})
-        ids: dict[int, list[int]] = {}
-        encodings: dict[int, Encoding] = {}
+    def encode(self, rendered: Sequence[Rendered]) -> list[Encoded]:
+        """The tokens of each text. This is almost all of the work; fast tokenizers do it without the GIL."""
+        found: dict[int, Encoded] = {}
         for flag in (True, False):
             chosen = [i for i, one in enumerate(rendered) if one.add_special_tokens is flag]
-            part = self._encode([rendered[i] for i in chosen], flag)
-            ids.update(zip(chosen, part.rows(), strict=True))
-            encodings.update(zip(chosen, part.encodings or (), strict=bool(part.encodings)))
-        order = range(len(rendered))
-        return Encoded([ids[i] for i in order], [encodings[i] for i in order] if encodings else None)
+            if chosen:
+                found.update(zip(chosen, self._encode([rendered[i] for i in chosen], flag), strict=True))
+        return [found[i] for i in range(len(rendered))]
 
-    def columns(self, rendered: Sequence[Rendered], encoded: Encoded | None = None) -> tuple[TokenColumns, Array]:
-        """One row for each text, in order, and whether a token in it overlaps the edge of a span: (rows,) bool.
+    def columns(
+        self, contents: Sequence[Rendered | TokenizedRow | None], encoded: Sequence[Encoded] | None = None
+    ) -> tuple[TokenColumns, list[bool]]:
+        """One row for each content, empty for None, and whether a token in it overlaps the edge of a span.
 
         Args:
-            rendered: the texts with their spans.
-            encoded: the result of `encode` for them, if there is one already.
+            contents: texts with their spans, and rows that are tokens already.
+            encoded: the result of `encode` for the texts, if there is one already.
 
         Raises:
             ModelError: the texts have spans, but the tokenizer gives no offsets.
         """
-        encoded = self.encode(rendered) if encoded is None else encoded
-        ids = encoded.rows()
-        offsets = offsets_of([len(row) for row in ids])
-        flat = np.empty(offsets[-1], np.int32)
-        for row, start, stop in zip(ids, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-            flat[start:stop] = row
-        return self._labelled(rendered, flat, offsets, encoded.encodings)
+        if encoded is None:
+            encoded = self.encode([content for content in contents if isinstance(content, Rendered)])
+        of_texts = iter(encoded)
+        rows, overlaps_edge = [], []
+        for content in contents:
+            row, overlapping = content or TokenizedRow(()), False
+            if isinstance(row, Rendered):
+                row, overlapping = self._labelled(row, *next(of_texts))
+            rows.append(row)
+            overlaps_edge.append(overlapping)
+        return TokenColumns.of(rows), overlaps_edge
 
-    def _encode(self, rendered: Sequence[Rendered], add_special_tokens: bool) -> Encoded:
+    def _encode(self, rendered: Sequence[Rendered], add_special_tokens: bool) -> Iterable[Encoded]:
         texts = [one.text for one in rendered]
         if self._has_standard_call:
             # The same as the tokenizer's own call for a batch of texts, without building a dict of lists for each row
@@ -88,12 +76,10 @@ class Tokenizer:
                 core.no_padding()
             core.encode_special_tokens = bool(getattr(self._tokenizer, "split_special_tokens", False))
             # If all tokens are supervised, offsets are not needed, and the tokenizer is faster without them
-            encode = (
-                core.encode_batch_fast
-                if all(one.spans is None and not one.image_spans for one in rendered)
-                else core.encode_batch
-            )
-            return Encoded(None, encode(texts, add_special_tokens=add_special_tokens))
+            whole = all(one.spans is None and not one.image_spans for one in rendered)
+            encode = core.encode_batch_fast if whole else core.encode_batch
+            encodings = encode(texts, add_special_tokens=add_special_tokens)
+            return [(encoding.ids, encoding) for encoding in encodings]
         batch = self._tokenizer(
             texts,
             add_special_tokens=add_special_tokens,
@@ -101,46 +87,38 @@ class Tokenizer:
             return_token_type_ids=False,
             verbose=False,
         )
-        return Encoded(batch["input_ids"], batch.encodings)
+        return zip(batch["input_ids"], batch.encodings or itertools.repeat(None), strict=False)
 
-    def _labelled(
-        self, rendered: Sequence[Rendered], ids: Array, offsets: Array, encodings: Sequence[Encoding] | None
-    ) -> tuple[TokenColumns, Array]:
-        overlaps_edge = np.zeros(len(rendered), bool)
-        weighted = np.zeros(len(rendered), bool)
-        labels = ids.copy()
-        weights = None
-        for i, one in enumerate(rendered):
-            if one.spans is None and not one.image_spans:
+    def _labelled(self, rendered: Rendered, given: Sequence[int], encoding: Encoding | None) -> tuple[Any, bool]:
+        """The row, and whether a token in it overlaps the edge of a span."""
+        ids = np.array(given, np.int32)
+        if rendered.spans is None and not rendered.image_spans:
+            return TokenizedRow(ids), False  # type: ignore[arg-type]
+        if encoding is None:
+            raise ModelError(
+                "masks need a fast tokenizer, but this one gives no offsets.",
+                fix="Convert it, or train on whole texts (completion_only_loss: false).",
+            )
+        labels = ids.copy() if rendered.spans is None else np.full_like(ids, IGNORED)
+        weights = np.zeros(len(ids), np.float32)
+        overlaps_edge = False
+        for span in rendered.spans or ():
+            first, last = token_range(encoding, span)
+            if first == last:
                 continue
-            if not encodings:
-                raise ModelError(
-                    "masks need a fast tokenizer, but this one gives no offsets.",
-                    fix="Convert it, or train on whole texts (completion_only_loss: false).",
-                )
-            start, stop = int(offsets[i]), int(offsets[i + 1])
-            if one.spans is None:
-                _mask_images(labels[start:stop], encodings[i], one)
-                continue
-            labels[start:stop] = IGNORED
-            weighted[i] = any(span.weight != 1.0 for span in one.spans)
-            if weighted[i]:
-                weights = np.ones(len(ids), np.float32) if weights is None else weights
-                weights[start:stop] = 0.0
-            for span in one.spans:
-                first, last = token_range(encodings[i], span)
-                if first == last:
-                    continue
-                if _begins_before(encodings[i], first, span):
-                    if ids[start + first] in self._special:
-                        first += 1
-                    else:
-                        overlaps_edge[i] = True
-                labels[start + first : start + last] = ids[start + first : start + last]
-                if weighted[i]:
-                    weights[start + first : start + last] = span.weight  # type: ignore[index]
-            _mask_images(labels[start:stop], encodings[i], one)
-        return TokenColumns(ids, labels, weights, offsets, weighted), overlaps_edge
+            chars = encoding.token_to_chars(first)
+            if chars is not None and chars[0] < span.start:
+                if ids[first] in self._special:
+                    first += 1
+                else:
+                    overlaps_edge = True
+            labels[first:last] = ids[first:last]
+            weights[first:last] = span.weight
+        for span in rendered.image_spans:
+            first, last = token_range(encoding, span)
+            labels[first:last] = IGNORED
+        weighted = any(span.weight != 1.0 for span in rendered.spans or ())
+        return TokenizedRow(ids, labels, weights if weighted else None), overlaps_edge  # type: ignore[arg-type]
 
 
 def token_range(encoding: Any, span: Span) -> tuple[int, int]:
@@ -162,23 +140,6 @@ def token_range(encoding: Any, span: Span) -> tuple[int, int]:
             break
         last += 1
     return first, last + 1
-
-
-def end_of_last_image(encoding: Any, rendered: Rendered) -> int:
-    """The number of tokens that a row must keep so that none of its images is cut."""
-    return token_range(encoding, rendered.image_spans[-1])[1] if rendered.image_spans else 0
-
-
-def _mask_images(labels: Array, encoding: Any, rendered: Rendered) -> None:
-    """Mask every token that stands for an image, even in part."""
-    for span in rendered.image_spans:
-        first, last = token_range(encoding, span)
-        labels[first:last] = IGNORED
-
-
-def _begins_before(encoding: Any, token: int, span: Span) -> bool:
-    chars = encoding.token_to_chars(token)
-    return chars is not None and chars[0] < span.start
 
 
 def _has_standard_call(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -11,7 +11,8 @@ The documents include some of a single token and one that is longer than the sli
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -163,19 +164,24 @@ def measure(model: Any, backend: AttentionBackend | None, way: Way, lengths: Len
     """Measure packed rows of documents with these lengths; the last document of the second row is padding."""
     import torch
 
-    packed = _RandomRows(model, lengths)
-    neighbours = alone = largest = 0.0
+    ids_BT, others_BT, position_ids_BT = _random_rows(model, lengths)
+
+    def shared(ids_BT: torch.Tensor) -> torch.Tensor:
+        return logits_of(model, way({"input_ids": ids_BT, "position_ids": position_ids_BT}))
+
+    def documents() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for row, span in _spans_to_measure(lengths):
+            replaced_BT = others_BT.clone()
+            replaced_BT[row, span] = ids_BT[row, span]
+            got = shared(replaced_BT)[row, span]
+            yield wanted[row, span], got, logits_of(model, {"input_ids": ids_BT[row : row + 1, span]})[0]
+
     with evaluation_mode(model), torch.no_grad():
         calls = backend.calls() if backend is not None and backend.calls else 0
-        wanted = logits_of(model, way(packed.batch(packed.ids_BT)))
+        wanted = shared(ids_BT)
         if way.name == "boundaries" and backend is not None and backend.calls:
             _require_calls(causal_model(model), backend.calls() - calls)
-        for row, span in packed.spans_to_measure():
-            got = logits_of(model, way(packed.batch(packed.replaced_except(row, span))))
-            neighbours = larger_gap(neighbours, got[row, span], wanted[row, span])
-            reference = logits_of(model, {"input_ids": packed.ids_BT[row : row + 1, span]})[0]
-            alone = larger_gap(alone, wanted[row, span], reference)
-            largest = max(largest, float(reference.abs().max()))
+        neighbours, alone, largest = largest_gaps(documents())
     coarse = coarsest(model, wanted)
     if (backend is None or backend.deterministic) and not _mixes_rounding(causal_model(model)):
         neighbours_allowed = 0.0
@@ -185,7 +191,23 @@ def measure(model: Any, backend: AttentionBackend | None, way: Way, lengths: Len
     return Gaps(neighbours, alone, neighbours_allowed, alone_allowed * largest)
 
 
-def larger_gap(so_far: float, got: torch.Tensor, wanted: torch.Tensor) -> float:
+def largest_gaps(
+    documents: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> tuple[float, float, float]:
+    """The largest gap with other neighbours, the largest from the document alone, and the largest logit.
+
+    Args:
+        documents: for each document its logits in the shared row, with other neighbours, and alone.
+    """
+    neighbours = alone = largest = 0.0
+    for wanted, got, reference in documents:
+        neighbours = _larger_gap(neighbours, got, wanted)
+        alone = _larger_gap(alone, wanted, reference)
+        largest = max(largest, float(reference.abs().max()))
+    return neighbours, alone, largest
+
+
+def _larger_gap(so_far: float, got: torch.Tensor, wanted: torch.Tensor) -> float:
     """The larger of a gap and the largest difference between two tensors; NaN counts as larger than any number."""
     gap = float((got.float() - wanted.float()).abs().max())
     return gap if not gap <= so_far else so_far
@@ -197,46 +219,31 @@ def logits_of(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
 
 
 # --- Rows -----------------------------------------------------------------------------------------------------------
-class _RandomRows:
-    """Packed rows of random tokens, (B, T) each, and the spans of the documents to measure."""
+def _random_rows(model: Any, lengths: Lengths) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random tokens, others that differ from them everywhere, and positions of the documents; (B, T) each."""
+    import torch
 
-    def __init__(self, model: Any, lengths: Lengths) -> None:
-        import torch
-
-        self._lengths = lengths
-        device = model.get_input_embeddings().weight.device
-        config = causal_model(model).config
-        self._token_ids = torch.tensor(ordinary_token_ids(config), device=device)
-        generator = torch.Generator().manual_seed(0)
-        shape = (len(lengths), sum(lengths[0]))
-        choice_BT = torch.randint(len(self._token_ids), shape, generator=generator)
-        shift_BT = torch.randint(1, len(self._token_ids), shape, generator=generator)
-        self.ids_BT = self._token_ids[choice_BT.to(device)]
-        self._others_BT = self._token_ids[((choice_BT + shift_BT) % len(self._token_ids)).to(device)]
-        positions = [[index for length in row for index in range(length)] for row in lengths]
-        self._position_ids_BT = torch.tensor(positions, device=device)
-
-    def batch(self, ids_BT: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"input_ids": ids_BT, "position_ids": self._position_ids_BT}
-
-    def replaced_except(self, row: int, span: slice) -> torch.Tensor:
-        """The rows with every token replaced by another one, except those of one document."""
-        ids_BT = self._others_BT.clone()
-        ids_BT[row, span] = self.ids_BT[row, span]
-        return ids_BT
-
-    def spans_to_measure(self) -> Iterator[tuple[int, slice]]:
-        """Every document of the first row; in the second, the first document and the one next to the padding."""
-        for row, lengths in enumerate(self._lengths):
-            ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
-            for index, (length, end) in enumerate(zip(lengths, ends, strict=True)):
-                if row == 0 or index in (0, len(lengths) - 2):
-                    yield row, slice(end - length, end)
+    device = model.get_input_embeddings().weight.device
+    known = torch.tensor(ordinary_token_ids(causal_model(model).config), device=device)
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(lengths), sum(lengths[0]))
+    choice_BT = torch.randint(len(known), shape, generator=generator)
+    shift_BT = torch.randint(1, len(known), shape, generator=generator)
+    others_BT = known[((choice_BT + shift_BT) % len(known)).to(device)]
+    positions = [[index for length in row for index in range(length)] for row in lengths]
+    return known[choice_BT.to(device)], others_BT, torch.tensor(positions, device=device)
 
 
-def _layout(
-    config: Any, flattened: bool, max_length: int | None
-) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
+def _spans_to_measure(rows: Lengths) -> Iterator[tuple[int, slice]]:
+    """Every document of the first row; in the second, the first document and the one next to the padding."""
+    for row, lengths in enumerate(rows):
+        ends = itertools.accumulate(lengths)
+        for index, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+            if row == 0 or index in (0, len(lengths) - 2):
+                yield row, slice(end - length, end)
+
+
+def _layout(config: Any, flattened: bool, max_length: int | None) -> tuple[Lengths, tuple[str, ...]]:
     """The lengths of the documents in each row, and notes on what they cannot prove."""
     limit = min(length for length in (max_length, getattr(config, "max_position_embeddings", None), 1 << 30) if length)
     windows = [getattr(config, name, None) for name in WINDOWS]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sftcore.core.errors import ModelError
@@ -22,7 +22,7 @@ from sftcore.documents.proof import (
     Gaps,
     coarsest,
     evaluation_mode,
-    larger_gap,
+    largest_gaps,
     logits_of,
     ordinary_token_ids,
 )
@@ -84,20 +84,18 @@ def _text_document(model: Any, length: int) -> dict[str, Any]:
 
 
 def _measured(model: Any, way: Way, collate: Collate, documents: Sequence[dict[str, Any]]) -> Gaps:
-    neighbours = alone = largest = 0.0
-    wanted = _shared(model, way, collate, documents)
-    start = 0
-    for number, document in enumerate(documents):
-        span = slice(start, start + len(document["input_ids"]))
-        start = span.stop
-        others = [one if i == number else _with_noise(one) for i, one in enumerate(documents)]
-        got = _shared(model, way, collate, others)
-        neighbours = larger_gap(neighbours, got[span], wanted[span])
-        reference = _alone(model, collate, document)
-        alone = larger_gap(alone, wanted[span], reference)
-        largest = max(largest, float(reference.abs().max()))
-    coarse = coarsest(model, wanted)
-    return Gaps(neighbours, alone, 0.0, TOLERANCES[coarse] * largest)
+    shared = _shared(model, way, collate, documents)
+
+    def measured() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        start = 0
+        for number, document in enumerate(documents):
+            span = slice(start, start + len(document["input_ids"]))
+            start = span.stop
+            others = [one if i == number else _with_noise(one) for i, one in enumerate(documents)]
+            yield shared[span], _shared(model, way, collate, others)[span], _alone(model, collate, document)
+
+    neighbours, alone, largest = largest_gaps(measured())
+    return Gaps(neighbours, alone, 0.0, TOLERANCES[coarsest(model, shared)] * largest)
 
 
 def _shared(model: Any, way: Way, collate: Collate, documents: Sequence[dict[str, Any]]) -> torch.Tensor:
@@ -123,12 +121,8 @@ def _alone(model: Any, collate: Collate, document: dict[str, Any]) -> torch.Tens
 def _inputs(model: Any, collate: Collate, row: dict[str, Any]) -> dict[str, Any]:
     device = model.get_input_embeddings().weight.device
     batch = collate([dict(row)])
-    dropped = ("labels", "weights", "num_tokens")
-    return {
-        name: value.to(device) if hasattr(value, "to") else value
-        for name, value in batch.items()
-        if name not in dropped
-    }
+    kept = {name: value for name, value in batch.items() if name not in ("labels", "weights", "num_tokens")}
+    return {name: value.to(device) if hasattr(value, "to") else value for name, value in kept.items()}
 
 
 def _documents_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -18,55 +18,42 @@ IMAGE_TYPE = 1
 
 
 def position_planes(model: Any) -> Callable[[Mapping[str, Any], torch.Tensor], dict[str, Any]] | None:
-    """A function that adds the position planes to a batch; None for a model with one position per token."""
-    base = getattr(model, "base_model", None)
-    index = getattr(base, "get_rope_index", None)
+    """A function that adds the position planes to a batch; None for a model with one position per token.
+
+    It takes a batch with input_ids (B, T), and with images also mm_token_type_ids (B, T) and image_grid_thw
+    (images, 3), and positions (B, T) that restart with each document. The planes are the text positions, followed by
+    those in time, height and width: (4, B, T) int64.
+    """
+    index = getattr(getattr(model, "base_model", None), "get_rope_index", None)
     if index is None:
         return None
+    # how many patches of an image are merged into one token
+    merged = int(getattr(model.config.vision_config, "spatial_merge_size", 1)) ** 2
 
     def with_planes(batch: Mapping[str, Any], position_ids_BT: torch.Tensor) -> dict[str, Any]:
-        return {**batch, "position_ids": planes_of(index, patches_per_token(model.config), batch, position_ids_BT)}
+        import torch
+
+        planes = position_ids_BT[None].repeat(4, 1, 1)
+        types, grids = batch.get("mm_token_type_ids"), batch.get("image_grid_thw")
+        if types is None or grids is None:
+            return {**batch, "position_ids": planes}
+        sizes = (grids.prod(-1) // merged).tolist()
+        used = 0
+        for row in range(len(position_ids_BT)):
+            starts = (position_ids_BT[row] == 0).nonzero().flatten().tolist()
+            for start, end in zip(starts, [*starts[1:], position_ids_BT.shape[1]], strict=True):
+                tokens, first = int((types[row, start:end] == IMAGE_TYPE).sum()), used
+                while tokens > 0:
+                    tokens -= sizes[used]
+                    used += 1
+                if used > first:
+                    found, _ = index(
+                        batch["input_ids"][row : row + 1, start:end],
+                        mm_token_type_ids=types[row : row + 1, start:end],
+                        image_grid_thw=grids[first:used],
+                        attention_mask=torch.ones_like(types[row : row + 1, start:end]),
+                    )
+                    planes[1:, row, start:end] = found[:, 0]
+        return {**batch, "position_ids": planes}
 
     return with_planes
-
-
-def patches_per_token(config: Any) -> int:
-    """How many patches of an image are merged into one token."""
-    return int(getattr(config.vision_config, "spatial_merge_size", 1)) ** 2
-
-
-def planes_of(
-    index: Callable[..., tuple[torch.Tensor, Any]], merged: int, batch: Mapping[str, Any], position_ids_BT: torch.Tensor
-) -> torch.Tensor:
-    """The text positions, followed by those in time, height and width: (4, B, T) int64.
-
-    Args:
-        index: the model's `get_rope_index`.
-        merged: how many patches are merged into one token.
-        batch: input_ids (B, T), and with images also mm_token_type_ids (B, T) and image_grid_thw (images, 3).
-        position_ids_BT: positions that restart with each document.
-    """
-    import torch
-
-    planes = position_ids_BT[None].repeat(4, 1, 1)
-    types, grids = batch.get("mm_token_type_ids"), batch.get("image_grid_thw")
-    if types is None or grids is None:
-        return planes
-    sizes = (grids.prod(-1) // merged).tolist()
-    used = 0
-    for row in range(len(position_ids_BT)):
-        starts = (position_ids_BT[row] == 0).nonzero().flatten().tolist()
-        for start, end in zip(starts, [*starts[1:], position_ids_BT.shape[1]], strict=True):
-            tokens, first = int((types[row, start:end] == IMAGE_TYPE).sum()), used
-            while tokens > 0:
-                tokens -= sizes[used]
-                used += 1
-            if used > first:
-                found, _ = index(
-                    batch["input_ids"][row : row + 1, start:end],
-                    mm_token_type_ids=types[row : row + 1, start:end],
-                    image_grid_thw=grids[first:used],
-                    attention_mask=torch.ones_like(types[row : row + 1, start:end]),
-                )
-                planes[1:, row, start:end] = found[:, 0]
-    return planes

@@ -16,7 +16,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
@@ -141,8 +141,8 @@ def _with_loss(own: inspect.Signature) -> Callable[..., Any]:
         outputs = self.base_model(*args, **kwargs) if bound.gathers else _own_forward(self)(*args, **kwargs)
         states = outputs[0] if bound.gathers else outputs.logits
         found = gathered_loss(bound.loss, states, head, labels, weights, num_items)
-        balance = _balance_of(self) if bound.gathers else None
-        aux_loss = getattr(outputs, "aux_loss", None) if balance is None else balance(outputs, kwargs)
+        aux_loss = _aux_loss(self, outputs, kwargs) if bound.gathers else None
+        aux_loss = getattr(outputs, "aux_loss", None) if aux_loss is None else aux_loss
         return found if aux_loss is None else {**found, "aux_loss": aux_loss}
 
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -221,25 +221,20 @@ class Head:
         return logits_NV
 
 
-Balance: TypeAlias = Callable[[Any, Mapping[str, Any]], "torch.Tensor | None"]
-"""From the outputs of the base model and the arguments it got to the auxiliary loss of its experts, a scalar."""
+def _aux_loss(model: PreTrainedModel, outputs: Any, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """The auxiliary loss of a mixture of experts, a scalar, as the model's own forward computes it; None without any.
 
-
-def _balance_of(model: PreTrainedModel) -> Balance | None:
-    """The auxiliary loss of a mixture of experts, computed as its own forward does; None where the run has none."""
+    It comes from the outputs of the base model and the arguments that it got.
+    """
     if not getattr(model.config.get_text_config(), "output_router_logits", False):
         return None
     compute: Any = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
     experts = getattr(model, "num_experts", None), getattr(model, "num_experts_per_tok", None)
-
-    def balance(outputs: Any, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-        mask = kwargs.get("attention_mask")
-        # a mask between tokens, as packed rows may need, does not say which tokens are padding
-        padding_mask = mask if getattr(mask, "ndim", 0) == 2 else None
-        found: torch.Tensor = compute(outputs.router_logits, *experts, padding_mask)
-        return found
-
-    return balance
+    mask = kwargs.get("attention_mask")
+    # a mask between tokens, as packed rows may need, does not say which tokens are padding
+    padding_mask = mask if getattr(mask, "ndim", 0) == 2 else None
+    found: torch.Tensor = compute(outputs.router_logits, *experts, padding_mask)
+    return found
 
 
 def _compare(model: PreTrainedModel, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, str]:
@@ -251,11 +246,11 @@ def _compare(model: PreTrainedModel, args: Any, kwargs: Mapping[str, Any]) -> tu
     whole = _own_forward(model)(*args, **kwargs)
     if model.get_output_embeddings() is None or model.base_model is model:
         return whole, "the model has no separate head"
-    balance = _balance_of(model)
     try:
         inner = model.base_model(*args, **{key: value for key, value in again.items() if value is not None})
         wanted, got = whole.logits[0].float(), Head(model)(inner[0][0]).float()
-        aux_losses = None if balance is None else (float(whole.aux_loss), float(balance(inner, {}) or 0))
+        aux_loss = _aux_loss(model, inner, {})
+        aux_losses = None if aux_loss is None else (float(whole.aux_loss), float(aux_loss))
     except ERRORS as error:
         return whole, _cannot_be_called(error)
     tolerance = 1e-4 if min(whole.logits.element_size(), inner[0].element_size()) >= 4 else 2e-2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -65,14 +65,10 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
             raise _no_such_attention(attention[0], plan.model.name or "the model") from error
         raise
     except ValueError as error:
-        code = (
-            " It carries custom code: set trust_remote_code=True if you trust it."
-            if "custom code" in str(error)
-            else ""
-        )
-        raise ModelError(
-            f"the model cannot be loaded: {_first_line(error)}{code}", where=f"model {plan.model.name}"
-        ) from error
+        fix = "It carries custom code: set trust_remote_code=True if you trust it."
+        code = f" {fix}" if "custom code" in str(error) else ""
+        what = f"the model cannot be loaded: {_first_line(error)}{code}"
+        raise ModelError(what, where=f"model {plan.model.name}") from error
     return attrs.evolve(loaded, processor=processor, notes=(*loaded.notes, *_taken_attention(loaded.model, attention)))
 
 
@@ -198,7 +194,8 @@ def merge_adapter(model: Any) -> Any:
             fix="Load the base without quantisation, put the adapter on it with PeftModel.from_pretrained, and merge.",
         )
     if not hasattr(model.base_model, "merge_and_unload"):
-        raise ModelError(f"{_method_of(model)} adds virtual tokens and has no weights to merge.", fix="Keep it apart.")
+        method = model.peft_config[model.active_adapter].peft_type.value
+        raise ModelError(f"{method} adds virtual tokens and has no weights to merge.", fix="Keep it apart.")
     _untie(model)
     return model.merge_and_unload()
 
@@ -217,14 +214,14 @@ def _untie(model: Any) -> None:
         config.tie_word_embeddings = False
 
 
-def _method_of(model: Any) -> str:
-    return str(model.peft_config[model.active_adapter].peft_type.value)
-
-
 def merged_options(
     plan: Plan, plugins: ActivePlugins, attention: tuple[Selection, AttentionBackend] | None
 ) -> LoadOptions:
-    """Every plugin's arguments for `from_pretrained` and the user's own, merged."""
+    """Every plugin's arguments for `from_pretrained` and the user's own, merged.
+
+    Raises:
+        ConflictError: two of them want different values for one argument.
+    """
     users = dict(plan.model.init_kwargs)
     answers: list[tuple[str, Mapping[str, Any]]] = [("model_init_kwargs", users)]
     # The default attention is transformers' own choice too, which falls back where a model has none of it
@@ -234,10 +231,6 @@ def merged_options(
     if not plan.settings.get("allow_pickle"):
         answers.append(("allow_pickle: false", {"use_safetensors": True}))
     answers += [(one.entry.label, options.kwargs) for one, options in plugins.all("load_options", request=plan.model)]
-    return LoadOptions(_merge(answers))
-
-
-def _merge(answers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     giver: dict[str, str] = {}
     for name, kwargs in answers:
@@ -249,7 +242,7 @@ def _merge(answers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
                     fix="Drop one of them.",
                 )
             merged[key], giver[key] = value, giver.get(key, name)
-    return merged
+    return LoadOptions(merged)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Iterable, Iterator
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +67,8 @@ def fit_embeddings(model: Any, tokenizer: Any, multiple: int | None) -> list[int
             raise _has_adapter("chat_template_path")
         # transformers initialises new rows around the mean of the old ones, in embeddings and in an untied head
         model.resize_token_embeddings(wanted)
-    fillers = _fillers(vocabulary, wanted - max(vocabulary.values()) - 1)
+    free = (name for i in itertools.count() if (name := f"<extra_id_{i}>") not in vocabulary)
+    fillers = list(itertools.islice(free, wanted - max(vocabulary.values()) - 1))
     tokenizer.add_tokens(fillers)
     ids: list[int] = tokenizer.convert_tokens_to_ids(fillers)
     return ids
@@ -98,8 +97,11 @@ def save_grown_rows(model: Any, folder: Path, state_dict: dict[str, Any] | None)
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a saved adapter's tensors, from the file's header (github.com/huggingface/safetensors, Format)."""
-    return dict(_header(folder / ADAPTER_WEIGHTS))
+    """The shapes of a saved adapter's tensors, from the file's header."""
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def embedding_names(causal: Any) -> set[str]:
@@ -110,22 +112,6 @@ def embedding_names(causal: Any) -> set[str]:
 
 def is_whole_weight(name: str, embeddings: set[str]) -> bool:
     return name.endswith(".weight") and ".lora_" not in name and bool(embeddings & set(name.split(".")))
-
-
-def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield name, tuple(entry["shape"])
-
-
-def _fillers(vocabulary: Iterable[str], count: int) -> list[str]:
-    known = set(vocabulary)
-    names = (f"<extra_id_{i}>" for i in range(len(known) + count))
-    free = (name for name in names if name not in known)
-    return [next(free) for _ in range(count)]
 
 
 def _has_adapter(where: str) -> ModelError:

@@ -1,7 +1,4 @@
-"""The dtypes in which a run stores weights, computes and trains, and float32 master copies of lower-precision weights.
-
-Shapes do not matter here: every function takes parameters one by one.
-"""
+"""The dtypes in which a run stores weights, computes and trains, and float32 copies of lower-precision weights."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sftcore.config.checks import ADAPTER_DTYPES
 from sftcore.config.processes import uses_deepspeed, uses_fsdp
 from sftcore.core.errors import ModelError, OptionTypeError
+from sftcore.model.unwrap import causal_model
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +64,7 @@ def dtype_notes(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 def quantisation_of(model: Any) -> str:
     """`4-bit nf4 double`, `8-bit`, the name of another method, or an empty text if the model is not quantised."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = causal_model(model)
     if getattr(base, "hf_quantizer", None) is None:
         return ""
     config = base.hf_quantizer.quantization_config
@@ -111,8 +109,7 @@ def _what_trains(model: Any) -> str:
 
 
 def _compute_dtype(model: Any) -> str:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = base.hf_quantizer.quantization_config
+    config = causal_model(model).hf_quantizer.quantization_config
     return _name(config.bnb_4bit_compute_dtype) if getattr(config, "load_in_4bit", False) else ""
 
 
@@ -294,4 +291,4 @@ def running_dtype(model: Any, args: TrainingArguments) -> str:
     """The dtype in which attention runs: the autocast's, or else that of the weights."""
     if args.bf16 or args.fp16:
         return "bfloat16" if args.bf16 else "float16"
-    return str(model.dtype).removeprefix("torch.")
+    return _name(model.dtype)

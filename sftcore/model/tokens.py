@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
-
 from sftcore.chat.stops import align_pad, align_stop, rendering, uses_template
 from sftcore.chat.template import SpecialTexts
 from sftcore.chat.tokens import clones_tokenizer
@@ -15,8 +13,6 @@ from sftcore.model.embeddings import fit_embeddings, num_rows
 from sftcore.model.unwrap import is_peft_model
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sftcore.config.sft_config import SFTConfig
 
 _MULTIPLE = 64
@@ -24,22 +20,6 @@ _MULTIPLE = 64
 
 _LOOKED_AT = 16
 """How many rows are searched for the label that ends an answer."""
-
-
-@frozen
-class Untrained:
-    """Tokens of the template that the model does not know and the adapter does not train, with a fix."""
-
-    tokens: tuple[str, ...]
-    missing: str
-    fix: str
-
-    def __str__(self) -> str:
-        named = ", ".join(f'"{token}"' for token in self.tokens)
-        return (
-            f"the chat template uses {named}, which the model has not learned, and the adapter does not train "
-            f"{self.missing}, so it will hardly learn to read them or to end its turns. Fix: {self.fix}"
-        )
 
 
 def fit_model(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int], rows: Any) -> tuple[str, ...]:
@@ -86,8 +66,8 @@ def template_tokens(tokenizer: Any) -> dict[str, int]:
 
 def untrained_tokens(
     model: Any, tokenizer: Any, new_ids: Collection[int] = (), labels: Collection[int] | None = None
-) -> Untrained | None:
-    """The template's tokens that a model with an adapter neither knows nor trains, or None if there are none.
+) -> str | None:
+    """A warning of template tokens that a model with an adapter neither knows nor trains, with a fix; None without any.
 
     Args:
         model: the model with its adapter; a model without one trains all its tokens.
@@ -107,7 +87,12 @@ def untrained_tokens(
     missing = [what for what, module in places.items() if module is not None and not _trains(module, ids)]
     if not unknown or not missing:
         return None
-    return Untrained(tuple(unknown), " nor ".join(missing), _fix(causal, embeddings, head, ids))
+    named = ", ".join(f'"{token}"' for token in unknown)
+    return (
+        f"the chat template uses {named}, which the model has not learned, and the adapter does not train "
+        f"{' nor '.join(missing)}, so it will hardly learn to read them or to end its turns. "
+        f"Fix: {_fix(causal, embeddings, head, ids)}"
+    )
 
 
 def _grown(model: Any, tokenizer: Any, source: str, new_ids: Sequence[int]) -> str:
@@ -142,24 +127,16 @@ def _unlearned(embeddings: Any, used: Mapping[str, int], tokenizer: Any) -> list
     with torch.no_grad():
         every = weight[:: max(1, weight.shape[0] // 4096)].float()
         typical, mean = every.norm(dim=1).median(), every.mean(dim=0)
-        added = [index for index in sorted(tokenizer.added_tokens_decoder) if index < weight.shape[0]]
-        others = weight[torch.tensor(added, device=weight.device)].float() if added else every[:0]
-        return [
-            token
-            for token, index in used.items()
-            if _is_untouched(weight[index].float(), typical, mean, others, added.index(index) if index in added else -1)
-        ]
+        added = [index for index in tokenizer.added_tokens_decoder if index < weight.shape[0]]
 
+        def is_untouched(index: int) -> bool:
+            row = weight[index].float()
+            if row.norm() < 0.1 * typical or (row - mean).norm() < 0.05 * typical:
+                return True
+            others = weight[[other for other in added if other != index]].float()
+            return bool(((others - row).norm(dim=1) < 0.001 * typical).any())
 
-def _is_untouched(row: Tensor, typical: Tensor, mean: Tensor, others: Tensor, own: int) -> bool:
-    if row.norm() < 0.1 * typical:
-        return True
-    if (row - mean).norm() < 0.05 * typical:
-        return True
-    distances = (others - row).norm(dim=1)
-    if own >= 0:
-        distances[own] = typical
-    return bool((distances < 0.001 * typical).any())
+        return [token for token, index in used.items() if is_untouched(index)]
 
 
 def _trains(module: Any, ids: Iterable[int]) -> bool:

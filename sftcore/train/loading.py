@@ -72,8 +72,8 @@ def load_for_run(
     kernels.off()
     untrained = untrained_tokens(loaded.model, tokenizer, new_ids, supervised_ids(rows))
     if untrained is not None:
-        warnings.warn(str(untrained), stacklevel=5)
-        loaded = attrs.evolve(loaded, notes=(*loaded.notes, str(untrained)))
+        warnings.warn(untrained, stacklevel=5)
+        loaded = attrs.evolve(loaded, notes=(*loaded.notes, untrained))
     if kept := take_selective(args):
         checkpoint_selectively(causal_model(loaded.model), kept)
     return ModelOfRun(loaded, loss, kernels, rows_as_loaded, balance, offloading_of(loaded.model, args))

@@ -98,7 +98,7 @@ def test_rows_that_pretraining_left_alone_are_found(untouched):
         else:
             weight[1] = weight[2]
     model = get_peft_model(model, lora())
-    assert untrained_tokens(model, tokenizer).tokens == ("<|im_start|>", "<|im_end|>")
+    assert 'uses "<|im_start|>", "<|im_end|>", which' in untrained_tokens(model, tokenizer)
 
 
 def test_tokens_that_the_model_knows_are_not_warned_of():

@@ -7,15 +7,16 @@ image of the same size.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
 
 from sftcore.chat.render import Rendered, Renderer
-from sftcore.core.errors import ConflictError, DataError, RowError
+from sftcore.core.errors import DataError, RowError
 from sftcore.core.types import IMAGE, Example, Message, Part, Span
 from sftcore.data.images.reference import MAX_PIXELS, ImageSource, size_of, source_of
 
@@ -78,10 +79,8 @@ class Expander:
         """
         found = []
         for number, image in enumerate(images):
-            try:
+            with _numbered(number, len(images)):
                 found.append(source_of(image, self.folder))
-            except RowError as error:
-                raise _numbered(error, number, len(images)) from None
         return found
 
     def expand(self, rendered: Rendered, sources: Sequence[ImageSource]) -> Rendered:
@@ -102,10 +101,8 @@ class Expander:
             return rendered
         text, moved, image_spans = parts[0], [(0, 0)], []
         for number, (source, part) in enumerate(zip(sources, parts[1:], strict=True)):
-            try:
+            with _numbered(number, len(sources)):
                 tokens = self.text_of(size_of(source, self.max_pixels))
-            except RowError as error:
-                raise _numbered(error, number, len(sources)) from None
             image_spans.append(Span(len(text), len(text) + len(tokens)))
             text += tokens + part
             before = sum(map(len, parts[: number + 1])) + (number + 1) * len(placeholder)
@@ -126,9 +123,8 @@ class Expander:
         Raises:
             RowError: the processor cannot process an image of this size, or does not say what it replaces.
         """
-        kept = self._texts.get(size)
-        if kept is not None:
-            return kept
+        if size in self._texts:
+            return self._texts[size]
         from PIL import Image
 
         width, height = size
@@ -157,34 +153,21 @@ def is_vision(processor: Any) -> bool:
     return getattr(processor, "image_processor", None) is not None and hasattr(processor, "tokenizer")
 
 
-def refuse_keep_end(truncation: str, max_length: int | None) -> None:
-    """Refuse to truncate the start of rows with images, where most of the images are."""
-    if truncation == "keep_end" and max_length is not None:
-        raise ConflictError(
-            "truncation_mode keep_end would cut off images, most of which are at the start of a row.",
-            fix="Set truncation_mode: keep_start, or max_length: null.",
-        )
-
-
-def refuse_without_vision(tokenizer: Any) -> RowError:
-    """The error for images in a run whose model reads only text."""
-    return RowError(
-        f"the rows have images, but the model reads only text: {type(tokenizer).__name__} is not a vision-language "
-        "processor.",
-        fix="Use a vision-language model with its processor, or remove the images.",
-    )
-
-
 def _moved(span: Span, moved: Sequence[tuple[int, int]]) -> Span:
     """The span, moved by the text that was inserted for images before its start and before its end."""
     start, end = (max(gained for before, gained in moved if before <= at) for at in (span.start, span.end))
     return attrs.evolve(span, start=span.start + start, end=span.end + end)
 
 
-def _numbered(error: RowError, number: int, count: int) -> RowError:
-    if count < 2:
-        return error
-    return RowError(f"image {number} of {count}: {error.what}", fix=error.fix)
+@contextlib.contextmanager
+def _numbered(number: int, count: int) -> Iterator[None]:
+    """Name the image in errors if there are several."""
+    try:
+        yield
+    except RowError as error:
+        if count < 2:
+            raise
+        raise RowError(f"image {number} of {count}: {error.what}", fix=error.fix) from None
 
 
 def _counted(count: int, what: str) -> str:

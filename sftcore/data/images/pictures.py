@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from sftcore.chat.render import Rendered
-from sftcore.data.images.reference import ImageSource, arrow_type
+from sftcore.data.images.reference import ImageSource
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +47,9 @@ def documents_column(contents: Sequence[tuple[int, Any]]) -> pa.Array:
     """The column for rows of one document each, given with their numbers."""
     import pyarrow as pa
 
-    return pa.array([[_document(number, content)] for number, content in contents], _type())
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    fields = {"row": pa.int64(), "text": pa.string(), "special": pa.bool_(), "images": pa.list_(image)}
+    return pa.array([[_document(number, content)] for number, content in contents], pa.list_(pa.struct(fields)))
 
 
 def has_images(dataset: Any) -> bool:
@@ -69,10 +71,3 @@ def _document(number: int, content: Any) -> dict[str, Any]:
         images = [dict(image) for image in content.images]
         return {"row": number, "text": content.unexpanded, "special": content.add_special_tokens, "images": images}
     return {"row": number, "text": None, "special": False, "images": []}
-
-
-def _type() -> pa.DataType:
-    import pyarrow as pa
-
-    fields = {"row": pa.int64(), "text": pa.string(), "special": pa.bool_(), "images": pa.list_(arrow_type())}
-    return pa.list_(pa.struct(fields))

@@ -17,7 +17,6 @@ from urllib.parse import unquote, urlparse
 from sftcore.core.errors import ModelError, RowError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from PIL.Image import Image
 
 ImageSource: TypeAlias = Mapping[str, Any]
@@ -111,13 +110,6 @@ def name_of(source: ImageSource) -> str:
     if source.get("path"):
         return f"the image {source['path']}"
     return f"the image of {len(source['bytes'] or b''):,} bytes"
-
-
-def arrow_type() -> pa.DataType:
-    """The Arrow type of a reference."""
-    import pyarrow as pa
-
-    return pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
 def holds_only_images(feature: Any) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from attrs import evolve, frozen
 
 from sftcore.core.types import IGNORED
-from sftcore.data.columns import offsets_of
+from sftcore.data.columns import offsets_of, without_empty_weights
 from sftcore.data.packing.pack import Packing, pack, packed
 
 if TYPE_CHECKING:
@@ -66,10 +66,9 @@ def _with_all_weights(rows: pa.Table) -> pa.Table:
     """
     import pyarrow as pa
 
-    if "weights" not in rows.column_names or not (missing := rows.column("weights").null_count):
+    rows = without_empty_weights(rows)
+    if "weights" not in rows.column_names or not rows.column("weights").null_count:
         return rows
-    if missing == len(rows):
-        return rows.drop_columns(["weights"])
     filled = [
         [1.0] * len(ids) if weights is None else weights
         for ids, weights in zip(rows.column("input_ids"), rows.column("weights").to_pylist(), strict=True)

@@ -108,27 +108,26 @@ def packed(table: pa.Table, packing: Packing) -> Iterator[pa.Table]:
     """
     import pyarrow as pa
 
-    columns = {name: _flat(table.column(name)) for name in table.column_names if name not in PER_DOCUMENT}
-    whole = {name: _combined(table.column(name)).flatten() for name in table.column_names if name in PER_DOCUMENT}
+    columns = {name: _combined(table.column(name)) for name in table.column_names}
+    offsets = {name: offsets_of(column.value_lengths()) for name, column in columns.items()}
     for first in range(0, packing.num_blocks, WINDOW):
         blocks = packing.blocks[first : first + WINDOW + 1]
         part = slice(int(blocks[0]), int(blocks[-1]))
-        lengths = packing.lengths[part]
+        documents, lengths = packing.documents[part], packing.lengths[part]
         ends = np.cumsum(lengths)
-        block_offsets = np.concatenate([[0], ends])[blocks - blocks[0]]
-        arrays = {}
-        for name, (values, offsets, kind) in columns.items():
-            starts = offsets[packing.documents[part]] + packing.starts[part]
-            gathered = [
-                values[start:stop] for start, stop in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
-            ]
-            flat = np.concatenate(gathered) if gathered else values[:0]
-            arrays[name] = pa.ListArray.from_arrays(pa.array(block_offsets, pa.int32()), pa.array(flat, kind))
+        block_offsets = pa.array(np.concatenate([[0], ends])[blocks - blocks[0]], pa.int32())
         first_pieces = pa.array(blocks - blocks[0], pa.int32())
-        arrays["seq_lengths"] = pa.ListArray.from_arrays(first_pieces, pa.array(lengths, pa.int32()))
-        for name, entries in whole.items():
-            taken = entries.take(pa.array(packing.documents[part]))
-            arrays[name] = pa.ListArray.from_arrays(first_pieces, taken)
+        arrays = {"seq_lengths": pa.ListArray.from_arrays(first_pieces, pa.array(lengths, pa.int32()))}
+        for name, column in columns.items():
+            values = column.flatten()
+            if name in PER_DOCUMENT:
+                arrays[name] = pa.ListArray.from_arrays(first_pieces, values.take(pa.array(documents)))
+                continue
+            tokens = values.to_numpy(zero_copy_only=False)
+            starts = offsets[name][documents] + packing.starts[part]
+            pieces = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+            taken = np.concatenate([tokens[start:stop] for start, stop in pieces])
+            arrays[name] = pa.ListArray.from_arrays(block_offsets, pa.array(taken, values.type))
         yield pa.table(arrays)
 
 
@@ -176,17 +175,6 @@ def _wrapped(lengths: Array, capacity: int) -> Packing:
     documents = np.searchsorted(offsets, firsts, side="right") - 1
     counts = np.bincount(firsts // capacity) if len(firsts) else np.zeros(0, np.int64)
     return Packing(capacity, documents, firsts - offsets[documents], np.diff(borders), offsets_of(counts))
-
-
-def _flat(column: pa.ChunkedArray) -> tuple[Array, Array, pa.DataType]:
-    """A list column's values end to end, the offset of each row, and the type of the values."""
-    column = _combined(column)
-    lengths = column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    kind = column.type.value_type
-    if (lengths < 0).any():
-        raise ValueError("a row is null, so its length is not known")
-    return values, offsets_of(lengths), kind
 
 
 def _combined(column: pa.ChunkedArray) -> pa.ListArray:

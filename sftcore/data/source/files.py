@@ -68,18 +68,16 @@ def local_files(source: str | Sequence[str]) -> Files | None:
 
 def first_rows(files: Files, limit: int) -> list[tuple[str, dict[str, Any]]]:
     """Up to `limit` rows, each with its location (`file row 3`); none if the standard library cannot read the type."""
-    if files.builder in ("parquet", "arrow"):
-        return []
     return list(itertools.islice(scan(files), limit))
 
 
 def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row with its location.
+    """Every row with its location; none if the standard library cannot read the type.
 
     Raises:
         DataError: broken JSON, with the line; or a row that is not a mapping, with its number, counted from 0.
     """
-    for path in files.paths:
+    for path in () if files.builder in ("parquet", "arrow") else files.paths:
         reader = _csv_rows if files.builder == "csv" else _json_rows
         number = -1
         try:
@@ -91,9 +89,8 @@ def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
         except UnicodeDecodeError as error:
             raise DataError(f"the file is not UTF-8: {error}.", where=str(path), fix="Save it as UTF-8.") from None
         except csv.Error as error:
-            raise DataError(
-                f"broken CSV: {error}.", where=f"{path} row {number + 1}", fix="Correct that row."
-            ) from None
+            where = f"{path} row {number + 1}"
+            raise DataError(f"broken CSV: {error}.", where=where, fix="Correct that row.") from None
 
 
 def _is_local(text: str) -> bool:
@@ -109,11 +106,8 @@ def _expand(path: Path) -> list[Path]:
         raise DataError("no such file.", where=str(path), fix=_neighbours(path))
     if path.is_file():
         if _ending(path) not in BUILDERS:
-            raise DataError(
-                f'files ending in "{path.suffix}" cannot be read.',
-                where=str(path),
-                fix=f"Endings: {', '.join(BUILDERS)}.",
-            )
+            what = f'files ending in "{path.suffix}" cannot be read.'
+            raise DataError(what, where=str(path), fix=f"Endings: {', '.join(BUILDERS)}.")
         return [path]
     if not path.is_dir():
         raise DataError("this is neither a file nor a folder.", where=str(path), fix="Write the rows to a file.")
@@ -136,11 +130,8 @@ def _refuse_packed(path: Path, builder: str) -> None:
         raise DataError("the file is not a Parquet file, because it does not begin with PAR1.", where=str(path))
     kind = next((name for name, (at, magic) in _PACKED.items() if head[at:].startswith(magic)), None)
     if kind is not None:
-        raise DataError(
-            f"the file is compressed or an archive ({kind}).",
-            where=str(path),
-            fix="Unpack it, and give the files inside.",
-        )
+        what = f"the file is compressed or an archive ({kind})."
+        raise DataError(what, where=str(path), fix="Unpack it, and give the files inside.")
 
 
 def _ending(path: Path) -> str:
@@ -183,11 +174,7 @@ def _json_lines(file: Any, path: Path) -> Iterator[Any]:
 
 def _broken(error: Exception, path: Path, line: int) -> DataError:
     reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else too_much(error)
-    return DataError(
-        f"broken JSON: {reason}.",
-        where=f"{path} line {line}",
-        fix="Correct or delete that line.",
-    )
+    return DataError(f"broken JSON: {reason}.", where=f"{path} line {line}", fix="Correct or delete that line.")
 
 
 def too_much(error: Exception) -> str:

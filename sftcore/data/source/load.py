@@ -14,7 +14,6 @@ from sftcore.config.recipe import DataSection
 from sftcore.core.errors import DataError, RowError
 from sftcore.data.format import RowReader, choose_format, reader_for
 from sftcore.data.source.files import Files, first_rows, local_files, scan
-from sftcore.data.source.numbering import part_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -94,9 +93,23 @@ def explained(error: Exception, source: Source) -> DataError:
     Raises:
         DataError: the same error with its line, if the line can be found.
     """
-    _explain(source)
+    if source.files is not None:
+        rows = scan(source.files)
+        if source.reader is None:
+            deque(rows, maxlen=0)
+        else:
+            _read_all(source.reader, rows)
     reason = str(error.__cause__ or error).partition("\n")[0]
     return DataError(f"the file cannot be read: {reason}.", where=source.label)
+
+
+_ROW_NUMBERS = "_sftcore_row_numbers"
+
+
+def numbers_of(dataset: Any) -> Sequence[int] | None:
+    """The number of each row in its file, or None if it is the index in the data set, as in all that users make."""
+    found: Sequence[int] | None = getattr(dataset, _ROW_NUMBERS, None)
+    return found
 
 
 def split_off(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -107,23 +120,18 @@ def split_off(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Da
 
     numbers = datasets.Dataset.from_dict({"row": range(len(dataset))})
     parts = numbers.train_test_split(test_size=fraction, seed=seed)
-    return part_of(dataset, parts["train"]["row"][:]), part_of(dataset, parts["test"]["row"][:])
+
+    def part(rows: Sequence[int]) -> Dataset:
+        found: Any = dataset.select(rows)
+        setattr(found, _ROW_NUMBERS, tuple(rows))
+        return found
+
+    return part(parts["train"]["row"][:]), part(parts["test"]["row"][:])
 
 
 def paths_of(*sources: Source | None) -> list[Path]:
     """All local files of these sources."""
     return [path for source in sources if source and source.files for path in source.files.paths if path.is_file()]
-
-
-def _explain(source: Source) -> None:
-    """Raise an error for the first row that is broken or that the format refuses, if there is one."""
-    if source.files is None or source.files.builder in ("parquet", "arrow"):
-        return
-    rows = scan(source.files)
-    if source.reader is None:
-        deque(rows, maxlen=0)
-    else:
-        _read_all(source.reader, rows)
 
 
 def _read_all(reader: RowReader, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:

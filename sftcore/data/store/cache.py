@@ -14,10 +14,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from attrs import frozen
-
+from sftcore.data.columns import without_empty_weights
 from sftcore.data.ledger import Ledger
 from sftcore.util.disk import sync, writing
 
@@ -29,25 +28,8 @@ _DATA, _FACTS = "data.arrow", "entry.json"
 WRITE_FIX = "Free space, or set SFTCORE_CACHE (TMPDIR if dataset_cache is false) to a folder on another disk."
 
 
-@frozen
-class Key:
-    """Everything a prepared set was made from, as named parts, each a short text or a digest."""
-
-    parts: Mapping[str, str]
-
-    @property
-    def entry_name(self) -> str:
-        """The name of the entry in the cache: 32 hexadecimal digits."""
-        return digest_of(json.dumps(dict(self.parts), sort_keys=True).encode())[:32]
-
-
-@frozen
-class Prepared:
-    """A prepared set with its ledger; `note` says whether it was made or found in the cache, and why."""
-
-    dataset: Dataset
-    ledger: Ledger
-    note: str
+Key: TypeAlias = Mapping[str, str]
+"""Everything a prepared set was made from, as named parts, each a short text or a digest."""
 
 
 def cache_folder() -> Path:
@@ -57,37 +39,38 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sftcore"
 
 
-def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, folder: Path | None = None) -> Prepared:
-    """The entry with this key, which `make(folder)` makes if it does not exist; in `folder` if given, not in the cache.
+def find_or_make(
+    key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, folder: Path | None = None
+) -> tuple[Dataset, Ledger, str]:
+    """The set with this key, its ledger, and a note that says whether it was made or found in the cache, and why.
 
-    `make` writes `data.arrow` (an Arrow stream) into the folder that it is given.
+    If it does not exist, `make` writes `data.arrow` (an Arrow stream) into the folder that it is given. With `folder`,
+    the entry is there and not in the cache.
     """
     from filelock import FileLock
 
     folder = folder or cache_folder() / "prepared"
     with writing("prepared rows", folder, fix=WRITE_FIX):
         folder.mkdir(parents=True, exist_ok=True)
-    entry = folder / key.entry_name
+    name = digest_of(json.dumps(key, sort_keys=True).encode())[:32]
+    entry = folder / name
     # No time-out: preparing a large set may take hours, and a process that dies releases its lock
-    with FileLock(folder / f"{key.entry_name}.lock"):
+    with FileLock(folder / f"{name}.lock"):
         if (found := _load(entry)) is not None:
-            dataset, ledger = found
-            return Prepared(dataset, ledger, f"found in the cache, and nothing has changed since ({entry})")
+            return *found, f"found in the cache, and nothing has changed since ({entry})"
         reason = _explain(folder, key)
         start = time.monotonic()
-        for left in folder.glob(f"{key.entry_name}-*"):  # left by a process that was killed; this one holds the lock
+        for left in folder.glob(f"{name}-*"):  # left by a process that was killed; this one holds the lock
             shutil.rmtree(left, ignore_errors=True)
         with writing("prepared rows", folder, fix=WRITE_FIX):
-            aside = Path(tempfile.mkdtemp(prefix=f"{key.entry_name}-", dir=folder))
+            aside = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
         try:
             _, ledger = make(aside)
-            facts = {"parts": dict(key.parts), "ledger": ledger.as_dict()}
+            facts = {"parts": key, "ledger": ledger.as_dict()}
             with writing("prepared rows", folder, fix=WRITE_FIX):
                 (aside / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-                for written in (
-                    *aside.iterdir(),
-                    aside,
-                ):  # otherwise a name could survive a power cut while its rows do not
+                # otherwise a name could survive a power cut while its rows do not
+                for written in (*aside.iterdir(), aside):
                     sync(written)
                 shutil.rmtree(entry, ignore_errors=True)
                 aside.rename(entry)
@@ -95,7 +78,7 @@ def find_or_make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], *, f
             shutil.rmtree(aside, ignore_errors=True)
         found = _load(entry)
         assert found is not None
-        return Prepared(*found, f"prepared in {time.monotonic() - start:.1f} s, {reason} ({entry})")
+        return *found, f"prepared in {time.monotonic() - start:.1f} s, {reason} ({entry})"
 
 
 def wrapped(table: pa.Table) -> Dataset:
@@ -108,10 +91,7 @@ def wrapped(table: pa.Table) -> Dataset:
 
 def digest_of(*chunks: bytes) -> str:
     """The BLAKE2b hash of these bytes: 64 hexadecimal digits."""
-    hashed = hashlib.blake2b(digest_size=32)
-    for chunk in chunks:
-        hashed.update(chunk)
-    return hashed.hexdigest()
+    return hashlib.blake2b(b"".join(chunks), digest_size=32).hexdigest()
 
 
 def _load(entry: Path) -> tuple[Dataset, Ledger] | None:
@@ -126,13 +106,7 @@ def _load(entry: Path) -> tuple[Dataset, Ledger] | None:
     expected = ledger.packing.blocks if ledger.packing else ledger.rows_kept
     if len(dataset) != expected:
         return None
-    empty = [name for name in ("weights",) if name in dataset.column_names and _is_null(dataset, name)]
-    return dataset.remove_columns(empty), ledger
-
-
-def _is_null(dataset: Dataset, name: str) -> bool:
-    column = dataset.data.column(name)
-    return bool(column.null_count == len(column))
+    return dataset.select_columns(without_empty_weights(dataset.data.table).column_names), ledger
 
 
 def _explain(folder: Path, key: Key) -> str:
@@ -143,7 +117,7 @@ def _explain(folder: Path, key: Key) -> str:
             parts = json.loads(facts.read_text(encoding="utf-8"))["parts"]
         except (OSError, ValueError, KeyError):
             continue
-        differ = [name for name, value in key.parts.items() if parts.get(name) != value]
+        differ = [name for name, value in key.items() if parts.get(name) != value]
         known.append((len(differ), -facts.stat().st_mtime, differ))
     if not known:
         return "for the first time"

@@ -47,10 +47,7 @@ def key_of(
     """The key of a prepared set, or None if a part has no stable hash (a function that cannot be pickled).
 
     Args:
-        dataset: the raw rows.
         format: the format plugin, or a formatting function.
-        tokenizer: the run's tokenizer, with its chat template.
-        settings: the settings of the run.
         max_length: the length of a row or block.
         packing: how rows are packed, in words; empty if they are not packed.
         numbering: the numbers of the rows in the ledger, if they differ from their indices.
@@ -61,21 +58,19 @@ def key_of(
     read = _function_digest(format) if callable(format) else plugin_digest(format)
     if read is None:
         return None
-    return Key(
-        {
-            "the rows": rows_digest(dataset),
-            "the format": digest_of(*(one.encode() for one in (read, *map(plugin_digest, wrappers)))),
-            "the chat template": digest_of(json.dumps(plain(tokenizer.chat_template)).encode()),
-            "the tokenizer": tokenizer_digest(tokenizer),
-            "the image processor": "" if processor is None else _images_digest(processor, settings),
-            "max_length": str(max_length),
-            "packing": packing,
-            "the rows' numbers": "" if numbering is None else digest_of(np.asarray(numbering, np.int64).tobytes()),
-            **{name: json.dumps(plain(settings.get(name))) for name in SETTINGS},
-            "sftcore": f"{importlib.metadata.version('sftcore')} {source_digest(__file__)}",
-            **{name: importlib.metadata.version(name) for name in _LIBRARIES},
-        }
-    )
+    return {
+        "the rows": rows_digest(dataset),
+        "the format": digest_of(*(one.encode() for one in (read, *map(plugin_digest, wrappers)))),
+        "the chat template": digest_of(json.dumps(plain(tokenizer.chat_template)).encode()),
+        "the tokenizer": tokenizer_digest(tokenizer),
+        "the image processor": "" if processor is None else _images_digest(processor, settings),
+        "max_length": str(max_length),
+        "packing": packing,
+        "the rows' numbers": "" if numbering is None else digest_of(np.asarray(numbering, np.int64).tobytes()),
+        **{name: json.dumps(plain(settings.get(name))) for name in SETTINGS},
+        "sftcore": f"{importlib.metadata.version('sftcore')} {source_digest(__file__)}",
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
 
 
 def _images_digest(processor: Any, settings: Mapping[str, Any]) -> str:
@@ -95,16 +90,13 @@ def rows_digest(dataset: Dataset) -> str:
 
 def plugin_digest(bound: Bound) -> str:
     """Digest of a plugin's version, options and source."""
-    source = inspect.getsourcefile(type(bound.plugin))
-    code = source_digest(source) if source and Path(source).is_file() else ""
-    options = {name: repr(getattr(bound.plugin, name)) for name in sorted(_fields(bound.plugin))}
-    return digest_of(json.dumps([describe_plugin(bound), options], sort_keys=True).encode(), code.encode())
-
-
-def _fields(plugin: Any) -> list[str]:
     import attrs
 
-    return [field.name for field in attrs.fields(type(plugin))]
+    kind = type(bound.plugin)
+    source = inspect.getsourcefile(kind)
+    code = source_digest(source) if source and Path(source).is_file() else ""
+    options = {field.name: repr(getattr(bound.plugin, field.name)) for field in attrs.fields(kind)}
+    return digest_of(json.dumps([describe_plugin(bound), options], sort_keys=True).encode(), code.encode())
 
 
 def _function_digest(function: Callable[..., Any]) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from sftcore.core.errors import DataError
+from sftcore.data.columns import without_empty_weights
 from sftcore.data.images.reference import holds_only_images
 from sftcore.data.ledger import Ledger
 from sftcore.data.packing.blocks import PackingPlan, blocks_of, num_supervised
@@ -61,7 +62,6 @@ class Sink:
 
         if self.folder is None:
             return pa.concat_tables(self._tables)
-        assert self.folder is not None
         with writing("prepared rows", self.folder, fix=WRITE_FIX):
             self._writer.close()
         return pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all()
@@ -79,10 +79,8 @@ def build(
     """The token rows or blocks of a data set, and its ledger.
 
     Args:
-        dataset: the raw rows.
         pipeline: what is done with each row; its `max_length` truncates rows before they are packed.
         name: the name of the set in errors and reports.
-        packing: how to pack the rows, or None.
         num_proc: how many processes share the work.
         folder: the folder of the resulting file, or None to keep the rows in memory.
 
@@ -106,13 +104,17 @@ def build(
             where=name,
             fix="Raise max_length, or check which part of the rows is supervised.",
         )
-    rows = _without_empty_weights(sink.table())
     if packing is None:
-        return rows, ledger
-    table, ledger = _packed(rows, ledger, packing, Sink(folder, "data"))
+        return without_empty_weights(sink.table()), ledger
+    packed, blocks = blocks_of(sink.table(), packing)
+    whole = Sink(folder, "data")
+    supervised = 0
+    for table in blocks:
+        supervised += num_supervised(table)
+        whole.write(table)
     if folder is not None:
         sink.path.unlink()
-    return table, ledger
+    return whole.table(), ledger.packed(packed, packing.strategy, supervised)
 
 
 def kept_rows(table: pa.Table) -> pa.Table:
@@ -122,15 +124,6 @@ def kept_rows(table: pa.Table) -> pa.Table:
     dropped = table.column("_dropped")
     rows = table.drop_columns(_OUTCOME)
     return rows if dropped.null_count == len(dropped) else rows.filter(pc.is_null(dropped))
-
-
-def _packed(rows: pa.Table, ledger: Ledger, plan: PackingPlan, sink: Sink) -> tuple[pa.Table, Ledger]:
-    packing, blocks = blocks_of(rows, plan)
-    supervised = 0
-    for table in blocks:
-        supervised += num_supervised(table)
-        sink.write(table)
-    return sink.table(), ledger.packed(packing, plan.strategy, supervised)
 
 
 def _prepared(dataset: Dataset, pipeline: Pipeline, num_proc: int | None, name: str) -> Iterator[pa.Table]:
@@ -148,9 +141,8 @@ def _prepared(dataset: Dataset, pipeline: Pipeline, num_proc: int | None, name: 
             remove_columns=dataset.column_names,
             num_proc=min(num_proc, len(dataset)),
             load_from_cache_file=False,
-            new_fingerprint=os.urandom(
-                8
-            ).hex(),  # datasets would hash the whole pipeline, which our own cache makes unnecessary
+            # datasets would hash the whole pipeline, which our own cache makes unnecessary
+            new_fingerprint=os.urandom(8).hex(),
             desc=f"Preparing {name}",
         )
     yield from rows.with_format("arrow").iter(BATCH)
@@ -190,7 +182,3 @@ def _needs_decoding(dataset: Dataset) -> bool:
     """Whether a column must be decoded (such as JSON values), except for images, whose references are enough."""
     flagged = getattr(dataset.features, "_column_requires_decoding", {})
     return any(needed and not holds_only_images(dataset.features[name]) for name, needed in flagged.items())
-
-
-def _without_empty_weights(rows: pa.Table) -> pa.Table:
-    return rows.drop_columns(["weights"]) if rows.column("weights").null_count == len(rows) else rows

@@ -12,7 +12,6 @@ from sftcore.data.ranks import Rank, shard_source
 from sftcore.data.store.mapstyle import BATCH, kept_rows
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
 
@@ -29,6 +28,8 @@ def prepare_stream(
     Raises (while it is read):
         RowError: a row cannot be used; names its number.
     """
+    import pyarrow as pa
+
     columns = columns_of(dataset)
     dataset, rank = shard_source(dataset, rank or Rank())
 
@@ -36,7 +37,9 @@ def prepare_stream(
         own = rank.own(numbers)
         taken = {name: [values[place] for place in own] for name, values in batch.items()}
         rows = kept_rows(pipeline(taken, [numbers[place] for place in own]))
-        return _lists(rows if packing is None or not len(rows) else _packed(rows, packing))
+        if packing is not None and len(rows):
+            rows = pa.concat_tables(blocks_of(rows, packing)[1])
+        return {"weights": [None] * len(rows), **rows.to_pydict()}
 
     if pipeline.expander is not None and dataset.features is not None:
         dataset = dataset.decode(False)  # images stay references
@@ -52,14 +55,3 @@ def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
     if first is None:
         raise DataError("the data set has no rows.")
     return list(first)
-
-
-def _packed(rows: pa.Table, plan: PackingPlan) -> pa.Table:
-    import pyarrow as pa
-
-    _, blocks = blocks_of(rows, plan)
-    return pa.concat_tables(blocks)
-
-
-def _lists(table: pa.Table) -> dict[str, list[Any]]:
-    return {"weights": [None] * len(table), **{name: table.column(name).to_pylist() for name in table.column_names}}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftcore.core.errors import ResumeError
-from sftcore.model.zero import num_weights
+from sftcore.model.unwrap import num_weights
 from sftcore.util.plain import describe_plugin, plain
 from sftcore.util.versions import versions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sftcore.model.zero import num_weights
+from sftcore.model.unwrap import num_weights
 
 if TYPE_CHECKING:
     from sftcore.train.view import RunView
