@@ -115,7 +115,7 @@ def test_a_wrong_recipe_fails_before_anything_heavy_is_imported(model_folder, tr
         (["data=nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["fp16=true", "bf16=true"], "fp16 and bf16 contradict each other"),
         (["eval_strategy=steps"], "the data have no evaluation set"),
-        (["max_length=1"], "nothing could be predicted"),
+        (["max_length=1"], "leaves no token to predict"),
         (["--block", "loss:nll"], 'loss "nll" is blocked'),
         (["attention=flash-9"], 'no attention named "flash-9"'),
         (["adapter=lroa"], 'no adapter named "lroa". Did you mean "lora"?'),
