@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from sftcore.chat.sandbox import watchdog
+from sftcore.chat.sandbox import limits
 from sftcore.chat.template import ChatTemplate, SpecialTexts
 from sftcore.core.errors import SFTCoreError
 from sftcore.data.packing.pack import pack
@@ -59,7 +59,7 @@ TURNS = [{"role": "user", "content": "say hello"}, {"role": "assistant", "conten
 @given(templates)
 @example("{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}")
 def test_any_template_gives_a_text_or_is_refused(source):
-    before, watchdog.SECONDS = watchdog.SECONDS, 0.5
+    before, limits.SECONDS = limits.SECONDS, 0.5
     try:
         template = ChatTemplate(source, {"eos_token": "<|im_end|>"}, SPECIAL)
         for marked in (False, True):
@@ -68,7 +68,7 @@ def test_any_template_gives_a_text_or_is_refused(source):
     except SFTCoreError:
         pass
     finally:
-        watchdog.SECONDS = before
+        limits.SECONDS = before
     assert TURNS[0]["content"] == "say hello"
 
 
@@ -137,7 +137,7 @@ _SHOWS_MORE = re.compile(r"Namespace|object|function|method|Macro|LoopContext|Un
 @example("{% set x %}{{ messages|map('upper') }}{% endset %}{{ x|trim('s') }}")
 def test_a_template_writes_what_transformers_writes(program):
     source = "{% set ns = namespace(x='a') %}{% set x, m = 'b', messages[0] %}" + program
-    before, watchdog.SECONDS = watchdog.SECONDS, 0.5
+    before, limits.SECONDS = limits.SECONDS, 0.5
     try:
         template = ChatTemplate(source, {"eos_token": "</s>"}, SPECIAL)
         written = template.render(TURNS, None, {}, False)
@@ -145,7 +145,7 @@ def test_a_template_writes_what_transformers_writes(program):
     except SFTCoreError:
         return  # by the template itself, or as it would be too large
     finally:
-        watchdog.SECONDS = before
+        limits.SECONDS = before
     if _SHOWS_MORE.search(written):
         return
     theirs = _compile_jinja_template(source).render(

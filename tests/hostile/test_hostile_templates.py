@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from sftcore.chat.sandbox import watchdog
+from sftcore.chat.sandbox import limits
 from sftcore.chat.template import ChatTemplate, SpecialTexts
 from sftcore.core.errors import ModelError, RowError, SFTCoreError
 
@@ -97,15 +97,15 @@ FOREVER = {
 
 @pytest.mark.parametrize("source", FOREVER.values(), ids=FOREVER)
 def test_what_would_take_forever_is_stopped(source, monkeypatch):
-    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
     with pytest.raises(ModelError, match=r"was stopped: it took longer than 0\.3 s"):
         render(source)
     assert render("{{ messages[0].content }}") == "say hello"
 
 
 def test_what_would_take_all_memory_step_by_step_is_stopped(monkeypatch):
-    monkeypatch.setattr(watchdog, "MEBIBYTES", 100)
-    monkeypatch.setattr(watchdog, "SECONDS", 60)
+    monkeypatch.setattr(limits, "MEBIBYTES", 100)
+    monkeypatch.setattr(limits, "SECONDS", 60)
     kept = "{% set n.p = namespace(before=n.p, text='x' * (4000000 - i)) %}"
     with pytest.raises(ModelError, match="took more than 100 MiB of memory"):
         render("{% set n = namespace(p=none) %}{% for i in range(9999) %}" + kept + "{% endfor %}")
@@ -128,7 +128,7 @@ def test_markers_do_not_read_what_was_never_written():
 
 
 def test_a_template_that_takes_long_to_compile_is_refused(monkeypatch):
-    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
     with pytest.raises(ModelError, match=r"cannot be used: it took longer than 0\.3 s"):
         ChatTemplate("{% if x %}{{ messages }}{% endif %}" * 6000, {}, SPECIAL)
 
@@ -146,7 +146,7 @@ def test_methods_and_filters_of_texts_give_what_they_give_in_jinja():
 
 
 def test_another_thread_is_stopped_too(monkeypatch):
-    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
     found: list[SFTCoreError] = []
 
     def run() -> None:
@@ -162,7 +162,7 @@ def test_another_thread_is_stopped_too(monkeypatch):
 
 
 def _in_a_worker(queue) -> None:
-    watchdog.SECONDS = 0.3
+    limits.SECONDS = 0.3
     try:
         render(FOREVER["loops in loops"])
     except SFTCoreError as error:
@@ -253,7 +253,7 @@ def test_no_way_that_goes_through_transformers_is_without_limits(source, monkeyp
     from sftcore.chat.record import render as render_record
     from sftcore.tools.chat_model import Sampling, Speaker
 
-    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
     hostile = copy.deepcopy(tokenizer)
     hostile.chat_template = source
     with pytest.raises(ModelError, match="was stopped"):
