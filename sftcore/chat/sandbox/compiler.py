@@ -1,4 +1,4 @@
-"""How a chat template becomes Python code: as with Jinja, but the code says what it makes, and asks before long steps."""
+"""Compiles a chat template as Jinja does, into code that counts what it makes and looks at the clock while it runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from sftcore.chat.sandbox.limits import SMALL
 
 OF_MAPPINGS = frozenset(dir(dict))
 _OF_TEXTS = frozenset(name for name in dir(str) if name[0] != "_") - {"format", "format_map", "join"}
-_STRIPPING = ("strip", "lstrip", "rstrip")
 _OF_LOOPS = frozenset({"index", "index0", "revindex", "revindex0", "length", "depth", "depth0", "first", "last"})
-_CHAINED = 8
 _AS_TEXT = ("(o if type(o := ", ") is str else context.text(o))")
+_CHAINED = 8
 
 
 class Generator(CodeGenerator):
-    """In the code it writes, `context` is a `Rendering`, and `step` and `concat` are two of its methods."""
+    """In the code that it writes, `context` is a `Rendering`, and `step` and `concat` are two of its methods.
+
+    What templates ask for most (a key of a message, `loop.first`, `text.strip()`) takes a shorter way than in Jinja, so
+    that the counting costs no time on the whole.
+    """
 
     def write_commons(self) -> None:
         super().write_commons()
@@ -27,20 +30,20 @@ class Generator(CodeGenerator):
         self.writeline("concat = context.joined")
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> None:
-        reports_to = _reports_to(node)
-        self.write(f"{reports_to}(" if reports_to else "")
+        method = _counted_by(node)
+        self.write(f"context.{method}(" if method else "")
         super().visit(node, *args, **kwargs)
-        self.write(")" if reports_to else "")
+        self.write(")" if method else "")
 
     def _refuse(self, node: Any, frame: Frame) -> None:
-        self.fail(f"{type(node).__name__.lower()} is not there for chat templates", node.lineno)
+        self.fail(f"{type(node).__name__.lower()} is not available to chat templates", node.lineno)
 
-    # a block would begin to count anew; the others have nothing to load
+    # a block would start its own count, and the others have nothing to load
     visit_Block = visit_Extends = visit_Include = visit_Import = visit_FromImport = _refuse
 
     def visit_Name(self, node: nodes.Name, frame: Frame) -> None:
-        if node.name in ("varargs", "kwargs"):  # a macro would put values inside each other with them, unmeasured
-            self.fail(f'the name "{node.name}" is not there for chat templates', node.lineno)
+        if node.name in ("varargs", "kwargs"):  # through them, a macro could nest values without their being measured
+            self.fail(f'the name "{node.name}" is not available to chat templates', node.lineno)
         super().visit_Name(node, frame)
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
@@ -51,7 +54,7 @@ class Generator(CodeGenerator):
 
     def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
         if not isinstance(node, (nodes.TemplateData, nodes.Const)):
-            raise nodes.Impossible  # it would be computed now, when nothing is counted yet
+            raise nodes.Impossible  # computing it during compilation would not be counted
         return super()._output_child_to_const(node, frame, finalize)
 
     def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
@@ -61,15 +64,17 @@ class Generator(CodeGenerator):
         self.write(_AS_TEXT[1])
 
     def visit_Add(self, node: nodes.BinExpr, frame: Frame) -> None:
-        first, others = node.left, [node.right]
+        first: Any = node.left
+        others = [node.right]
         while isinstance(first, nodes.Add) and len(others) < _CHAINED:
             first, others = first.left, [first.right, *others]
         operands = [first, *others]
-        is_text = any(isinstance(operand, nodes.Const) and isinstance(operand.value, str) for operand in operands)
-        if is_text and frame.buffer is None:  # where little is kept, as nothing calls itself
+        if not any(isinstance(operand, nodes.Const) and isinstance(operand.value, str) for operand in operands):
+            self._write("context.built(", operands, frame, " + ")
+        elif frame.buffer is None:  # outside of macros, few values are kept at a time, so that small ones do not matter
             self._write("(o if len(o := ", operands, frame, " + ", f") < {SMALL} else context.made(o))")
         else:
-            self._write("context.made(" if is_text else "context.built(", operands, frame, " + ")
+            self._write("context.made(", operands, frame, " + ")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         start, end = _AS_TEXT
@@ -89,15 +94,14 @@ class Generator(CodeGenerator):
         super().visit_Operand(node, frame)
 
     def visit_Call(self, node: nodes.Call, frame: Frame, forward_caller: bool = False) -> None:
-        called, named = node.node, node.kwargs or node.dyn_args or node.dyn_kwargs or forward_caller
-        way = "" if named or not isinstance(called, nodes.Getattr) else _way(called.attr, node.args)
-        if way:
+        called, is_plain = node.node, not (node.kwargs or node.dyn_args or node.dyn_kwargs or forward_caller)
+        if is_plain and isinstance(called, nodes.Getattr) and (way := _way_to_call(called.attr, node.args)):
             self._write(f"environment.{way}(context, {called.attr!r}, ", [called.node, *node.args], frame)
-        else:
-            is_own = isinstance(called, nodes.ExtensionAttribute)  # of `{% generation %}`
-            self._write("context.call(" if is_own else "environment.call(context, ", [called], frame, end="")
-            self.signature(node, frame, {"caller": "caller"} if forward_caller else None)
-            self.write(")")
+            return
+        is_own = isinstance(called, nodes.ExtensionAttribute)  # of `{% generation %}`
+        self._write("context.call(" if is_own else "environment.call(context, ", [called], frame, end="")
+        self.signature(node, frame, {"caller": "caller"} if forward_caller else None)
+        self.write(")")
 
     def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:
         self._look_up_first(node.node, node.attr if node.attr not in OF_MAPPINGS else None, frame)
@@ -112,7 +116,6 @@ class Generator(CodeGenerator):
         self.write(")")
 
     def _look_up_first(self, node: nodes.Expr, key: Any, frame: Frame) -> None:
-        """The usual case, without a call: a name stands for a mapping with that key, or for what Jinja tells of a loop."""
         self.write("(")
         if isinstance(node, nodes.Name) and isinstance(key, str):
             name = frame.symbols.ref(node.name)
@@ -129,19 +132,20 @@ class Generator(CodeGenerator):
         self.write(end)
 
 
-def _reports_to(node: nodes.Node) -> str:
+def _counted_by(node: nodes.Node) -> str:
+    """The method of `Rendering` that counts the node's value, or "" where its own code does."""
     if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
-        return "context.made"
+        return "made"
     is_container = isinstance(node, (nodes.List, nodes.Tuple, nodes.Dict)) and getattr(node, "ctx", "load") == "load"
-    return "context.put" if is_container and not _is_const(node) else ""
+    return "put" if is_container and not _is_const(node) else ""
 
 
-def _way(method: str, arguments: list[nodes.Expr]) -> str:
-    """The environment's way of calling a method that texts or mappings have."""
+def _way_to_call(method: str, arguments: list[nodes.Expr]) -> str:
+    """The environment's shorter way to call a method that texts or mappings have, or "" where there is none."""
     if method in ("get", "items", "keys", "values"):
         return "of_mapping"
-    is_quick = method not in METHODS or (method in _STRIPPING and not arguments)
-    return ("of_text" if is_quick else "of_text_measured") if method in _OF_TEXTS else ""
+    is_bounded = method in METHODS and (arguments or not method.endswith("strip"))
+    return ("of_text_bounded" if is_bounded else "of_text") if method in _OF_TEXTS else ""
 
 
 def _is_const(node: nodes.Node) -> bool:
@@ -150,7 +154,7 @@ def _is_const(node: nodes.Node) -> bool:
     return isinstance(node, nodes.Const)
 
 
-def _after_step(node: nodes.Expr) -> nodes.Expr:
+def _after_step(node: nodes.Node) -> nodes.Expr:
     return nodes.Or(_code("step()"), node)  # a step returns None
 
 

@@ -1,7 +1,7 @@
 """What one rendering of a chat template may make, and how long it may take.
 
-The code that a template is compiled to says what it makes, and asks before each step that may take a while. So a
-template stops itself, in whatever thread or process it runs.
+The code that a template is compiled to calls `Rendering` for what it makes, and `step` before what may take long. So a
+template stops itself, in whatever thread or process it runs: by an ordinary exception, and mostly at the same step.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.utils import Namespace
 
 SECONDS = 3.0
-"""Of the thread's processor time, so that a busy machine stops no template."""
+"""Processor time of the thread, so that a busy machine stops no template."""
 TOTAL = 2**30
 """Bytes that all steps of one rendering make together, whether they are kept or not."""
 LARGEST = 2**26
-"""Bytes that one step makes; also the characters of a rendered conversation."""
+"""Bytes that one step makes, and characters of a rendered conversation."""
 MAX_DEPTH = 64
 """Lists or mappings inside each other."""
 SMALL = 2**12
-"""Characters of a text that is counted only where it is put into something that grows."""
+"""Characters of a text that is counted only once it is put into a list, a mapping or a namespace."""
 CHARACTER, VALUE = 4, 64
-"""Bytes that they take at most; a value's with the reference to it."""
+"""Bytes that a character, and a value in a list, take at most."""
 _LARGE = 2**20
 _MARKED = 2**32
 _BATCH = 64
@@ -39,8 +39,8 @@ class LimitError(TemplateRuntimeError):
     """A template makes more, or takes longer, than it may."""
 
 
-class _Clock:
-    """Steps without end, with a look at the clock between some of them, and without a line of Python between others."""
+class _FurtherSteps:
+    """Steps without end. Python code runs, and looks at the clock, only between batches of them."""
 
     def __iter__(self) -> Iterator[None]:
         return chain.from_iterable(self._batches())
@@ -55,23 +55,22 @@ class _Clock:
         raise LimitError(f"it took longer than {SECONDS:g} s")
 
 
-_FIRST_STEPS = (None,) * _BATCH
-_FURTHER_STEPS = _Clock()
+_FIRST_STEPS, _FURTHER_STEPS = (None,) * _BATCH, _FurtherSteps()
 
 
 def steps() -> Callable[[], None]:
-    """For one rendering: said before each step that may take a while."""
+    """`step` for one rendering: it returns None until the time is up."""
     return chain(_FIRST_STEPS, _FURTHER_STEPS).__next__
 
 
 class Rendering(Context):
-    """Jinja's context of one rendering, with what it has made so far."""
+    """Jinja's context of one rendering, which counts what is made."""
 
     step: Callable[[], None]
     _left = TOTAL
 
     def made(self, value: T) -> T:
-        """The value, which the template has just made."""
+        """Count a value that the template has just made, and return it."""
         size = value.__sizeof__() if type(value) is str else getsizeof(value)
         self._left = left = self._left - size
         if size > _LARGE or left < 0:
@@ -79,43 +78,43 @@ class Rendering(Context):
         return value
 
     def built(self, value: T) -> T:
-        """The value, which the template has just made, perhaps of the same thing many times."""
+        """The same for a value that may hold one thing many times."""
         if type(value) in (list, tuple, dict):
             self.admit(weigh(value), 0)
         return self.made(value)
 
     def put(self, value: T) -> T:
-        """The list or mapping that the template has just made of what is in it."""
+        """The same for a list or mapping that the template wrote down."""
         self.keep(chain(value, value.values()) if isinstance(value, dict) else value)  # type: ignore[arg-type]
         return self.built(value)
 
     def keep(self, values: Iterable[Any]) -> None:
-        """Some may be small texts, which have not been counted yet."""
+        """Count the small texts among these values, as they are kept now."""
         for value in values:
             if isinstance(value, str) and len(value) < SMALL:
                 self.made(value)
 
-    def admit(self, size: int, kept: int | None = None) -> None:
-        """The template makes so many bytes; or so many, of which fewer are kept.
+    def admit(self, size: int, counted: int | None = None) -> None:
+        """Allow a step that makes `size` bytes, and count `counted` of them, or all.
 
         Raises:
             LimitError: they are too many.
         """
-        self._left -= size if kept is None else kept
+        self._left -= size if counted is None else counted
         if size > LARGEST:
             raise LimitError(f"it makes more than {LARGEST // 2**20} MiB in one step")
         if self._left < 0:
             raise LimitError(f"it makes more than {TOTAL // 2**20:,} MiB in all its steps together")
-        if size > _LARGE:  # this takes as long as many steps
+        if size > _LARGE:  # this takes as long as many small steps
             for _ in _FIRST_STEPS:
                 self.step()
 
     def text(self, value: Any) -> str:
-        """What is written for the value."""
+        """What is written for a value."""
         return self.made(str(value))
 
     def joined(self, texts: list[str]) -> str:
-        """What `~`, a macro or a captured block makes."""
+        """What `~`, a macro or a `{% set %}` block makes of its parts."""
         length = sum(map(len, texts))
         if length > LARGEST:
             self.admit(length)
@@ -123,10 +122,10 @@ class Rendering(Context):
 
 
 def conversation(written: Iterator[str]) -> str:
-    """All that a template writes.
+    """Everything that a template writes.
 
     Raises:
-        LimitError: it is too much.
+        LimitError: it is too long.
     """
     blocks = list(islice(written, _BATCH))
     last, length = len(blocks), sum(map(len, blocks))
@@ -139,7 +138,7 @@ def conversation(written: Iterator[str]) -> str:
 
 
 def admit_conversation(length: int, markers: int = 0) -> None:
-    """Of so many characters, with so many generation markers, each of which joins all that stands before it.
+    """Allow so many characters with so many generation markers, each of which joins all the text before it.
 
     Raises:
         LimitError: they are too many.
@@ -154,7 +153,7 @@ def weigh(value: Any) -> int:
     """Bytes of the value and of everything in it, each thing counted as often as it is there.
 
     Raises:
-        LimitError: they are too many, or too deep inside each other.
+        LimitError: they are too many, or nested too deeply.
     """
     total, level = 0, [value]
     for _ in range(MAX_DEPTH):
@@ -172,8 +171,8 @@ def weigh(value: Any) -> int:
                 raise LimitError("it makes a list or mapping of loops")
         total += VALUE * sum(map(len, inside))
         if total > LARGEST:
-            raise LimitError(f"it makes a list or mapping of more than {LARGEST // 2**20} MiB")
+            raise LimitError(f"it makes or uses a value that needs more than {LARGEST // 2**20} MiB")
         if not inside:
             return total
         level = list(chain.from_iterable(inside))
-    raise LimitError(f"it makes lists or mappings inside each other, more than {MAX_DEPTH} deep")
+    raise LimitError(f"it makes or uses lists or mappings that are nested more than {MAX_DEPTH} deep")
