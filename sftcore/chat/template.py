@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sftcore.chat.sandbox.environment import compiled, counted, text_of
-from sftcore.chat.sandbox.limits import TooLargeError
-from sftcore.chat.sandbox.watchdog import StoppedError, begin
+from sftcore.chat.sandbox.environment import compiled
+from sftcore.chat.sandbox.limits import LimitError, admit_conversation, conversation
 from sftcore.core.errors import RowError, TemplateStoppedError
 
 if TYPE_CHECKING:
@@ -83,9 +82,10 @@ class ChatTemplate:
         Raises:
             RowError: the template refuses it, in its own words.
         """
-        return self._within_limits(
-            lambda: text_of(self._blocks(turns, tools, kwargs, generation_prompt), self._environment), turns
-        )
+        try:
+            return conversation(self._blocks(turns, tools, kwargs, generation_prompt))
+        except Exception as error:  # templates raise TemplateError by themselves, and Python errors by accident
+            raise _named(error, turns) from error
 
     def render_marked(
         self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any]
@@ -93,28 +93,16 @@ class ChatTemplate:
         """The rendered conversation, and the characters that its generation markers enclose."""
         blocks: list[str] = []
         marks: list[tuple[int, int]] = []
-
-        def render() -> str:
-            with self._environment.activate_tracker(blocks, marks):
-                for block in counted(self._blocks(turns, tools, kwargs, False)):
-                    blocks.append(block)  # the tracker reads the list while it grows
-            return "".join(blocks)
-
-        return self._within_limits(render, turns), marks
-
-    def _within_limits(self, render: Callable[[], str], turns: Sequence[Turn]) -> str:
-        calls = begin()
+        length = 0
         try:
-            try:
-                return render()
-            finally:
-                calls.end()
-        except StoppedError:
-            raise _stopped(calls.stopped()) from None
-        except TooLargeError as error:
-            raise _stopped(str(error)) from None
-        except Exception as error:  # templates raise TemplateError by themselves, and Python errors by accident
-            raise _refusal(error, turns) from error
+            with self._environment.activate_tracker(blocks, marks):
+                for block in self._blocks(turns, tools, kwargs, False):
+                    blocks.append(block)  # the tracker reads the list while it grows
+                    length += len(block)
+                    admit_conversation(length, len(marks))
+        except Exception as error:
+            raise _named(error, turns) from error
+        return "".join(blocks), marks
 
     def _blocks(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> Any:
         compiled = self._compiled
@@ -239,17 +227,15 @@ def _has_words(told: str, special: SpecialTexts) -> bool:
     return re.search(r"\w{2,}\W+\w{2,}", special.added.sub("\n", own)) is not None
 
 
-def _refusal(error: Exception, turns: Sequence[Turn]) -> RowError:
+def _named(error: Exception, turns: Sequence[Turn]) -> RowError | TemplateStoppedError:
+    if isinstance(error, LimitError):
+        return TemplateStoppedError(
+            f"the chat template was stopped: {error}.",
+            fix="Give another one (chat_template_path), unless a row is that large itself.",
+        )
     return RowError(
         f"the chat template refuses this conversation: {type(error).__name__}: {error}.",
         fix=f"Its roles: {', '.join(str(turn['role']) for turn in turns)}.",
-    )
-
-
-def _stopped(why: str) -> TemplateStoppedError:
-    return TemplateStoppedError(
-        f"the chat template was stopped: {why}.",
-        fix="Give another one (chat_template_path), unless a row is that large itself.",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import math
 import re
 import warnings
@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from sftcore.chat.sandbox import watchdog
+from sftcore.chat.sandbox import limits
 from sftcore.chat.template import ChatTemplate, SpecialTexts
-from sftcore.core.errors import SFTCoreError
+from sftcore.core.errors import OptionTypeError, SFTCoreError, TemplateStoppedError
 from sftcore.data.packing.pack import pack
 from tests.conftest import CHATML_MARKED, make_tokenizer
 from tests.data.test_pipeline import preparation
@@ -59,7 +59,7 @@ TURNS = [{"role": "user", "content": "say hello"}, {"role": "assistant", "conten
 @given(templates)
 @example("{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}")
 def test_any_template_gives_a_text_or_is_refused(source):
-    before, watchdog.SECONDS = watchdog.SECONDS, 0.5
+    before, limits.SECONDS = limits.SECONDS, 0.5
     try:
         template = ChatTemplate(source, {"eos_token": "<|im_end|>"}, SPECIAL)
         for marked in (False, True):
@@ -68,7 +68,7 @@ def test_any_template_gives_a_text_or_is_refused(source):
     except SFTCoreError:
         pass
     finally:
-        watchdog.SECONDS = before
+        limits.SECONDS = before
     assert TURNS[0]["content"] == "say hello"
 
 
@@ -85,13 +85,16 @@ FILTERS = st.sampled_from(
      "int", "unique|list", "sort", "reverse|list", "map('upper')|list", "map('trim')|select|list",
      "items|list", "selectattr('role', 'equalto', 'user')|list", "rejectattr('content')|list", "sum", "round(1)",
      "truncate(3)", "int(7, 16)", "float", "abs", "capitalize", "wordcount", "dictsort",
-     "groupby('role')|list", "format(1)", "trim('s')"]
+     "groupby('role')|list", "format(1)", "trim('s')", "lower", "join('-', attribute='role')", "reverse|join",
+     "map(attribute='role')|join", "map('list')|sum(start=[])", "sum(attribute='role')", "safe", "max", "min",
+     "tojson(ensure_ascii=true)", "tojson(indent=1, separators=(',', ':'))", "sort(attribute='role')"]
 )  # fmt: skip
 METHODS = st.sampled_from(
     [".strip()", ".strip('s')", ".lstrip('\\n')", ".rstrip()", ".split()", ".split(' ')[-1]", ".rsplit('l', 1)",
      ".startswith('s')", ".endswith('o')", ".upper()", ".replace('s', 'tt')", ".find('e')", ".rfind('l')",
      ".join('ab')", ".format(1)", ".items()", ".get('role')", ".count('l')", ".zfill(9)", ".partition('a')",
      ".removesuffix('o')",
+     ".get('role', 'x')", ".keys()|list", ".lower()", ".rpartition('l')", ".rsplit('l')", ".format(m)", ".copy()",
      ".splitlines()", ".expandtabs(2)", "[::-1]", "[-1]", "[1:]", "['content']", ".title"]
 )  # fmt: skip
 OPERATORS = st.sampled_from(["+", "~", "*", "%", "//", "-", "==", "<", "in", "not in", "and", "or", "is sameas"])
@@ -131,27 +134,38 @@ _SHOWS_MORE = re.compile(r"Namespace|object|function|method|Macro|LoopContext|Un
 """How Python shows what is no data is not compared."""
 
 
+def transformers_writes(source):
+    """What it writes, or None where it refuses."""
+    try:
+        return _compile_jinja_template(source).render(
+            messages=copy.deepcopy(TURNS), tools=None, documents=None, add_generation_prompt=False, eos_token="</s>"
+        )
+    except Exception:  # Jinja's and Python's, of many kinds
+        return None
+
+
 @fuzzed(150)
 @given(programs)
 @example("{{ ('ab'|list) ~ ('0x1f'|int(7, 16)) }}")
 @example("{% set x %}{{ messages|map('upper') }}{% endset %}{{ x|trim('s') }}")
 def test_a_template_writes_what_transformers_writes(program):
     source = "{% set ns = namespace(x='a') %}{% set x, m = 'b', messages[0] %}" + program
-    before, watchdog.SECONDS = watchdog.SECONDS, 0.5
+    before, limits.SECONDS = limits.SECONDS, 0.5
     try:
         template = ChatTemplate(source, {"eos_token": "</s>"}, SPECIAL)
         written = template.render(TURNS, None, {}, False)
         marked, marks = template.render_marked(TURNS, None, {})
-    except SFTCoreError:
-        return  # by the template itself, or as it would be too large
-    finally:
-        watchdog.SECONDS = before
-    if _SHOWS_MORE.search(written):
+    except TemplateStoppedError:
         return
-    theirs = _compile_jinja_template(source).render(
-        messages=TURNS, tools=None, documents=None, add_generation_prompt=False, eos_token="</s>"
-    )
-    assert written == marked == theirs
+    except SFTCoreError:
+        assert transformers_writes(source) is None
+        return
+    finally:
+        limits.SECONDS = before
+    assert TURNS == [{"role": "user", "content": "say hello"}, {"role": "assistant", "content": "hello"}]
+    theirs = transformers_writes(source)
+    if not _SHOWS_MORE.search(written) and not _SHOWS_MORE.search(theirs or ""):
+        assert written == marked == theirs
     # markers inside a macro or a captured text count where they were written, which may be nowhere
     assert all(start <= end for start, end in marks)
 
@@ -241,8 +255,22 @@ def test_every_token_is_packed_once(lengths, capacity, strategy):
         assert packing.num_blocks == math.ceil(sum(lengths) / capacity)
 
 
-@fuzzed(100)
-@given(st.lists(st.integers(0, 5), max_size=5), st.integers(-5, 1), st.text(max_size=8))
-def test_a_packer_refuses_what_makes_no_sense(lengths, capacity, strategy):
-    with contextlib.suppress(SFTCoreError):
-        pack(lengths, capacity, strategy)
+@fuzzed(200)
+@given(
+    st.lists(st.integers(0, 5), max_size=5),
+    st.integers(-5, 3),
+    st.sampled_from(["bfd", "bfd_split", "wrapped"]) | st.text(max_size=8),
+)
+@example([1], 0, "bfd")
+@example([1], 1, "bdf")
+@example([], 1, "wrapped")
+def test_a_packer_refuses_what_makes_no_sense_and_nothing_else(lengths, capacity, strategy):
+    if strategy not in ("bfd", "bfd_split", "wrapped"):
+        with pytest.raises(OptionTypeError, match="is not known"):
+            pack(lengths, capacity, strategy)
+    elif capacity < 1:
+        with pytest.raises(OptionTypeError, match=f"a block of {capacity} tokens"):
+            pack(lengths, capacity, strategy)
+    else:
+        kept = [min(length, capacity) if strategy == "bfd" else length for length in lengths]
+        assert pack(lengths, capacity, strategy).num_tokens == sum(kept)

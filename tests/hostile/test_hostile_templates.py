@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -11,7 +12,8 @@ import time
 
 import pytest
 
-from sftcore.chat.sandbox import watchdog
+from sftcore.chat.sandbox import limits
+from sftcore.chat.sandbox.environment import MAX_SOURCE
 from sftcore.chat.template import ChatTemplate, SpecialTexts
 from sftcore.core.errors import ModelError, RowError, SFTCoreError
 
@@ -28,6 +30,9 @@ def chain(make) -> str:
     """`{% set b = … a … %}{% set c = … b … %}` down to z."""
     return "".join(f"{{% set {new} = {make(old)} %}}" for old, new in itertools.pairwise(LETTERS))
 
+
+WIDE = "{{% set x = {} %}}{{{{ [{}] }}}}"
+INSIDE = "{{% set n = namespace(x='a' * 16000000) %}}{{% set f = {} %}}{{{{ USE }}}}"
 
 LARGE = {
     "a text times a number": "{{ 'x' * 10 ** 10 }}",
@@ -74,7 +79,24 @@ LARGE = {
     "indent of other line ends": "{{ ('\r' * 8000000)|indent('x' * 10000, false, true) }}",
     "a date": "{{ strftime_now('%c' * 8000000) }}",
     "tuples in tuples": "{% set n = namespace(x=1) %}{% for i in range(99999) %}{% set n.x = (n.x,) %}{% endfor %}",
-    "given as an argument": "{% macro f(x) %}{{ x ~ x ~ x }}{% endmacro %}{{ f('a' * 9999999) }}",
+    "pieces of texts": WIDE.format("'a' * 16000000", ", ".join(["x.split('b')"] * 99)),
+    "parts of texts": WIDE.format("'a' * 16000000", ", ".join(["x.partition('b')"] * 99)),
+    "pieces by attr": WIDE.format("'a' * 16000000", ", ".join(["(x|attr('split'))('b')"] * 99)),
+    "ends of texts": WIDE.format("'a' * 16000000", ", ".join(["x[1:]"] * 99)),
+    "marked as safe": WIDE.format("'a' * 16000000", ", ".join(["x|safe"] * 99)),
+    "one text many times": WIDE.format("'a' * 9999999", "range(99999)|map(attribute='no', default=x)|list"),
+    "a format that looks inside": INSIDE.format("'{0.x}{0.x}' * 999").replace("USE", "f.format(n)"),
+    "joined by attribute": INSIDE.format("[n] * 9999").replace("USE", "f|join(attribute='x')"),
+    "sorted by attribute": INSIDE.format("[n] * 9999").replace("USE", "f|sort(attribute='x')"),
+    "small texts in a list": (
+        "{% set n = namespace(x=[]) %}{% for i in range(99999) %}{% set n.x = n.x + ['x' * 3000 + 'x'] * 99 %}"
+        "{% endfor %}"
+    ),
+    "sorted by a loop's attribute": (
+        "{% for m in ['a' * 9999999, 'b'] %}{{ ([loop] * 9999)|sort(attribute='previtem') }}{% endfor %}"
+    ),
+    "the default width of tabs": "{{ ('\t' * 16000000).expandtabs() }}",
+    "given as an argument": "{% macro f(x) %}{{ x ~ x ~ x ~ x ~ x ~ x ~ x }}{% endmacro %}{{ f('a' * 9999999) }}",
 }
 
 
@@ -89,6 +111,16 @@ def test_what_would_grow_without_end_is_stopped_before_it_is_made(source):
 FOREVER = {
     "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "sums of lists": "{{ range(99999)|map('string')|map('list')|sum(start=[]) }}",
+    "texts compared": (
+        "{% set x = 'a' * 16000000 %}{% set y = 'a' * 15999999 + 'a' %}{{ [" + ", ".join(["x == y"] * 9999) + "] }}"
+    ),
+    "texts looked for": (
+        "{% set x = 'a' * 16000000 %}{{ [" + ", ".join(["x is upper, 'b' in x, x.find('b')"] * 3000) + "] }}"
+    ),
+    "keys looked up": "{% set m, t = {}, (1, 2) * 99999 %}{{ [" + ", ".join(["m[t], m.get(t)"] * 5000) + "] }}",
+    "a loop that leaves all out": (
+        "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}"
+    ),
     "a macro that calls itself twice": (
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}"
     ),
@@ -97,18 +129,33 @@ FOREVER = {
 
 @pytest.mark.parametrize("source", FOREVER.values(), ids=FOREVER)
 def test_what_would_take_forever_is_stopped(source, monkeypatch):
-    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
+    start = time.process_time()
     with pytest.raises(ModelError, match=r"was stopped: it took longer than 0\.3 s"):
         render(source)
+    assert time.process_time() - start < 4
     assert render("{{ messages[0].content }}") == "say hello"
 
 
-def test_what_would_take_all_memory_step_by_step_is_stopped(monkeypatch):
-    monkeypatch.setattr(watchdog, "MEBIBYTES", 100)
-    monkeypatch.setattr(watchdog, "SECONDS", 60)
-    kept = "{% set n.p = namespace(before=n.p, text='x' * (4000000 - i)) %}"
-    with pytest.raises(ModelError, match="took more than 100 MiB of memory"):
-        render("{% set n = namespace(p=none) %}{% for i in range(9999) %}" + kept + "{% endfor %}")
+KEPT = {
+    "large texts": "{% set n.p = namespace(before=n.p, text='x' * (4000000 - i)) %}",
+    "texts of medium size": "{% set n.p = namespace(before=n.p, text='x' * 20000) %}",
+    "small texts": "{% set t = m + 'x' %}{% set n.p = namespace(before=n.p, text=t) %}",
+    "small texts in a macro": (
+        "{% macro f() %}{% for j in range(99999) %}{{ m + 'x' }}{% endfor %}{% endmacro %}{{ f() }}"
+    ),
+    "lists": "{% set n.p = namespace(before=n.p, list=[1] * 9999) %}",
+}
+
+
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+def test_what_would_take_all_memory_step_by_step_is_stopped(kept, monkeypatch):
+    monkeypatch.setattr(limits, "TOTAL", 100 * 2**20)
+    monkeypatch.setattr(limits.Rendering, "_left", 100 * 2**20)
+    monkeypatch.setattr(limits, "SECONDS", 60)
+    source = "{% set n, m = namespace(p=none), 'x' * 3000 %}{% for i in range(99999) %}" + kept + "{% endfor %}"
+    with pytest.raises(ModelError, match="it makes more than 100 MiB in all its steps together"):
+        render(source)
 
 
 @pytest.mark.parametrize("name", ["batch(1)", "slice(1)", "map('upper')", "select", "unique"])
@@ -127,10 +174,24 @@ def test_markers_do_not_read_what_was_never_written():
         ChatTemplate(source, {}, SPECIAL).render_marked(TURNS, None, {})
 
 
-def test_a_template_that_takes_long_to_compile_is_refused(monkeypatch):
-    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
-    with pytest.raises(ModelError, match=r"cannot be used: it took longer than 0\.3 s"):
-        ChatTemplate("{% if x %}{{ messages }}{% endif %}" * 6000, {}, SPECIAL)
+COMPILED = {
+    "conditions": "{%if x%}{%endif%}",
+    "names in conditions": "{%if x%}{%set NAME=1%}{%endif%}",
+    "loops": "{%for i in x%}{%endfor%}",
+    "macros": "{%macro NAME(x)%}{%endmacro%}",
+    "an open comment": "{#",
+    "filters": "{{x|e|e|e|e|e}}",
+}
+
+
+@pytest.mark.parametrize("piece", COMPILED.values(), ids=COMPILED)
+def test_the_longest_templates_are_compiled_or_refused_soon(piece):
+    """Jinja compiles some of them in a time that grows with the square of their length, so that it is limited."""
+    pieces = [piece.replace("NAME", f"a{i}") for i in range(MAX_SOURCE // len(piece))]
+    start = time.process_time()
+    with contextlib.suppress(ModelError):
+        ChatTemplate("".join(pieces)[:MAX_SOURCE], {}, SPECIAL)
+    assert time.process_time() - start < 10
 
 
 def test_methods_and_filters_of_texts_give_what_they_give_in_jinja():
@@ -146,7 +207,7 @@ def test_methods_and_filters_of_texts_give_what_they_give_in_jinja():
 
 
 def test_another_thread_is_stopped_too(monkeypatch):
-    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
     found: list[SFTCoreError] = []
 
     def run() -> None:
@@ -162,7 +223,7 @@ def test_another_thread_is_stopped_too(monkeypatch):
 
 
 def _in_a_worker(queue) -> None:
-    watchdog.SECONDS = 0.3
+    limits.SECONDS = 0.3
     try:
         render(FOREVER["loops in loops"])
     except SFTCoreError as error:
@@ -170,7 +231,7 @@ def _in_a_worker(queue) -> None:
 
 
 def test_a_forked_worker_is_stopped_too():
-    """Threads do not survive a fork, so the worker has to start its own watchdog."""
+    """Whatever the parent process has rendered before."""
     render("{{ messages[0].content }}")
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -178,16 +239,6 @@ def test_a_forked_worker_is_stopped_too():
     worker.start()
     assert "it took longer" in queue.get(timeout=60)
     worker.join()
-
-
-def test_a_stop_that_comes_too_late_hits_nobody():
-    """The watchdog looked at a call which has ended meanwhile."""
-    calls = watchdog.begin()
-    look = watchdog._Look(calls.serial, 0.0, 0.0)
-    calls.end()
-    watchdog._stop(calls, look, 0.0, "it was late")
-    assert calls.reason == ""
-    assert render("{{ messages[0].content }}") == "say hello"
 
 
 ESCAPES = {
@@ -199,6 +250,7 @@ ESCAPES = {
     "a file": "{% include '/etc/passwd' %}",
     "an import": "{% import 'os' as os %}",
     "the data": "{{ messages.clear() }}",
+    "the data, by a filter that adds to what it is given": "{{ messages|indent }}",
     "codes": "{{ raise_exception.__code__.co_consts }}",
 }
 
@@ -210,7 +262,7 @@ def test_nothing_outside_of_the_sandbox_is_reached(source):
     except (RowError, ModelError):
         written = ""
     assert written == ""
-    assert TURNS[0]["content"] == "say hello"
+    assert TURNS == [{"role": "user", "content": "say hello"}, {"role": "assistant", "content": "hello"}]
 
 
 BROKEN = {
@@ -219,7 +271,7 @@ BROKEN = {
     "wide": "{{ " + " + ".join(["1"] * 50_000) + " }}",
     "braces": "{" * 200_000,
     "blocks": "{% block a %}{% endblock %}{{ self.a() }}",
-    "long": "x" * (2**18 + 1),
+    "long": "x" * (MAX_SOURCE + 1),
     "an unknown filter": "{{ 'a'|nothing }}",
     "unnamed arguments": "{% macro f() %}{{ varargs }}{% endmacro %}",
 }
@@ -253,7 +305,7 @@ def test_no_way_that_goes_through_transformers_is_without_limits(source, monkeyp
     from sftcore.chat.record import render as render_record
     from sftcore.tools.chat_model import ChatModel, Sampling
 
-    monkeypatch.setattr(watchdog, "SECONDS", 0.3)
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
     hostile = copy.deepcopy(tokenizer)
     hostile.chat_template = source
     with pytest.raises(ModelError, match="was stopped"):
@@ -279,5 +331,5 @@ def test_the_row_on_which_a_template_was_stopped_is_named_by_its_file(model_fold
         rows = [{"messages": [TURNS[0], {"role": "assistant", "content": word}]} for word in words]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [f"model={model_folder}", f"data={tmp_path}/*.jsonl", f"chat_template_path={template}", "use_cpu=true"]
-    with pytest.raises(ModelError, match=r"b\.jsonl row 1: the chat template was stopped: it makes a text"):
+    with pytest.raises(ModelError, match=r"b\.jsonl row 1: the chat template was stopped: it makes more than"):
         run_recipe(check_recipe(load_recipe(None, [*words, f"output_dir={tmp_path / 'out'}"])), Console(quiet=True))
