@@ -148,6 +148,8 @@ def transformers_writes(source):
 @given(programs)
 @example("{{ ('ab'|list) ~ ('0x1f'|int(7, 16)) }}")
 @example("{% set x %}{{ messages|map('upper') }}{% endset %}{{ x|trim('s') }}")
+@example("{{ 0|sum(attribute='role') }}")
+@example("{{ messages|indent(2) }}")
 def test_a_template_writes_what_transformers_writes(program):
     source = "{% set ns = namespace(x='a') %}{% set x, m = 'b', messages[0] %}" + program
     before, limits.SECONDS = limits.SECONDS, 0.5
@@ -157,8 +159,9 @@ def test_a_template_writes_what_transformers_writes(program):
         marked, marks = template.render_marked(TURNS, None, {})
     except TemplateStoppedError:
         return
-    except SFTCoreError:
-        assert transformers_writes(source) is None
+    except SFTCoreError as error:
+        # a slice of a number is refused; where the number is a constant, Jinja writes nothing instead
+        assert "not subscriptable" in str(error) or transformers_writes(source) is None
         return
     finally:
         limits.SECONDS = before

@@ -79,11 +79,6 @@ LARGE = {
     "indent of other line ends": "{{ ('\r' * 8000000)|indent('x' * 10000, false, true) }}",
     "a date": "{{ strftime_now('%c' * 8000000) }}",
     "tuples in tuples": "{% set n = namespace(x=1) %}{% for i in range(99999) %}{% set n.x = (n.x,) %}{% endfor %}",
-    "pieces of texts": WIDE.format("'a' * 16000000", ", ".join(["x.split('b')"] * 99)),
-    "parts of texts": WIDE.format("'a' * 16000000", ", ".join(["x.partition('b')"] * 99)),
-    "pieces by attr": WIDE.format("'a' * 16000000", ", ".join(["(x|attr('split'))('b')"] * 99)),
-    "ends of texts": WIDE.format("'a' * 16000000", ", ".join(["x[1:]"] * 99)),
-    "marked as safe": WIDE.format("'a' * 16000000", ", ".join(["x|safe"] * 99)),
     "one text many times": WIDE.format("'a' * 9999999", "range(99999)|map(attribute='no', default=x)|list"),
     "a format that looks inside": INSIDE.format("'{0.x}{0.x}' * 999").replace("USE", "f.format(n)"),
     "joined by attribute": INSIDE.format("[n] * 9999").replace("USE", "f|join(attribute='x')"),
@@ -108,6 +103,30 @@ def test_what_would_grow_without_end_is_stopped_before_it_is_made(source):
     assert time.process_time() - start < 2
 
 
+COPIES = {
+    "pieces of texts": "x.split('b')",
+    "parts of texts": "x.partition('b')",
+    "pieces by attr": "(x|attr('split'))('b')",
+    "ends of texts": "x[1:]",
+    "stripped texts": "x.strip('b')",
+    "trimmed texts": "x|trim('b')",
+    "small letters": "x|lower",
+    "marked as safe": "x|safe",
+    "joined": "x ~ 'c'",
+    "added": "x + 'c'",
+    "with what is not constant": "x + x",
+}
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+def test_copies_of_a_large_text_are_counted_one_by_one(copy, monkeypatch):
+    monkeypatch.setattr(limits, "TOTAL", 200 * 2**20)
+    monkeypatch.setattr(limits.Rendering, "_left", 200 * 2**20)
+    source = "{% set x = 'a' * 9999999 + 'b' %}{{ [" + ", ".join([f"({copy})|length"] * 99) + "] }}"
+    with pytest.raises(ModelError, match="it makes more than 200 MiB in all its steps together"):
+        render(source)
+
+
 FOREVER = {
     "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "sums of lists": "{{ range(99999)|map('string')|map('list')|sum(start=[]) }}",
@@ -117,9 +136,12 @@ FOREVER = {
     "texts looked for": (
         "{% set x = 'a' * 16000000 %}{{ [" + ", ".join(["x is upper, 'b' in x, x.find('b')"] * 3000) + "] }}"
     ),
-    "keys looked up": "{% set m, t = {}, (1, 2) * 99999 %}{{ [" + ", ".join(["m[t], m.get(t)"] * 5000) + "] }}",
-    "a loop that leaves all out": (
-        "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}"
+    "keys looked up": "{% set m, t = {}, (1, 2) * 99999 %}{{ [" + ", ".join(["m[t]"] * 9999) + "] }}",
+    "keys asked for": "{% set m, t = {}, (1, 2) * 99999 %}{{ [" + ", ".join(["m.get(t)"] * 9999) + "] }}",
+    "loops that leave all out": (
+        "{% set x = [0] * 999999 %}{% for i in range(99999) %}"
+        + "{% for j in x if false %}{% endfor %}" * 3
+        + "{% endfor %}"
     ),
     "a macro that calls itself twice": (
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}"
@@ -199,7 +221,19 @@ def test_methods_and_filters_of_texts_give_what_they_give_in_jinja():
         "{{ ' x '.strip() }}|{{ 'xxa'.lstrip('x') }}|{{ ' a '|trim }}|{{ 'xax'|trim('x') }}|{{ 5|trim }}"
         "|{{ none|trim }}|{{ nope|trim }}|{{ 'a b'.split(' ')[-1] }}|{{ 'a,b'.rsplit(',', 1) }}"
         "|{{ '{{}}{}'.format(1) }}|{{ '**%s** %5.2f' % ('a', 1) }}|{{ ['a']|map('upper')|select|list }}"
-        "|{{ ('ab'|list, '0x1f'|int(0, 16)) }}"
+        "|{{ ('ab'|list, '0x1f'|int(0, 16)) }}|{{ 'abc'.replace('b', 'xx') }}|{{ 'abc'|replace('b', 'xx') }}"
+        "|{{ messages|join(', ', attribute='role') }}|{{ ['a', 1, none]|reverse|join('-') }}"
+        "|{{ [[1], [2]]|sum(start=[]) }}|{{ messages|map(attribute='content')|map('length')|sum }}"
+        "|{{ 'a'.center(5) }}|{{ 'a'|center(5) }}|{{ '7'.zfill(3) }}|{{ 'a\tb'.expandtabs(4) }}|{{ 'a\nb'|indent(2) }}"
+        "|{{ messages|tojson(indent=2, separators=(',', ':')) }}|{{ messages[0]|items|list }}"
+        "|{{ messages[0].get('role') }}"
+        "|{{ 'a-b-c'.rsplit('-', 1) }}|{{ 'a-b'.partition('-') }}|{{ 'Ab'|lower }}|{{ 'Ab'|upper }}"
+        "|{{ '{a}'.format(a=1) }}"
+        "|{{ messages|sort(attribute='content')|map(attribute='role')|list }}|{{ 'a' ~ 1 ~ none }}|{{ 'ab' * 3 }}"
+        "|{% for m in messages if m.role is eq 'user' %}{{ loop.index0 % 2 }}{{ loop.last }}"
+        "{{ m['content'][1:] }}{% endfor %}"
+        "|{% macro f(x, y=2) %}{{ x + '!' }}{{ y }}{% endmacro %}{{ f('a') }}{{ f('a', y=3) }}"
+        "|{{ 2 ** 10 }}|{{ 7 % 4 }}"
     )
     from transformers.utils.chat_template_utils import _compile_jinja_template
 

@@ -12,6 +12,7 @@ from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any
 
 from jinja2 import Template, TemplateSyntaxError
+from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import _PassArg, missing, pass_context
 
@@ -76,7 +77,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if type(found) is str:
             return found if found is obj else context.made(found)
         if type(found) in (list, tuple):
-            context.made(obj)  # in pieces
+            pass
         return found
 
     def of_text_bounded(self, context: Any, method: str, obj: Any, *args: Any) -> Any:
@@ -196,7 +197,7 @@ def _join(context: Any, values: Iterable[Any], d: Any = "", attribute: Any = Non
 def _values(context: Any, values: Iterable[Any], attribute: Any) -> Iterable[Any]:
     if attribute is None:
         return values
-    return context.environment.call_filter("map", values, (), {"attribute": attribute}, context)  # type: ignore[no-any-return]
+    return map(make_attrgetter(context.environment, attribute), values)
 
 
 def _now(now: Callable[[str], str], format: str) -> str:
