@@ -77,7 +77,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if type(found) is str:
             return found if found is obj else context.made(found)
         if type(found) in (list, tuple):
-            pass
+            context.made(obj)  # in pieces
         return found
 
     def of_text_bounded(self, context: Any, method: str, obj: Any, *args: Any) -> Any:
