@@ -9,7 +9,7 @@ from attrs import frozen
 
 from sftcore.chat.shapes import Variant, as_turns, shape_of, variants
 from sftcore.chat.skeleton import STOP_APPENDED, Position, Skeleton, is_answered, learn
-from sftcore.chat.template import ChatTemplate, SpecialTexts, plain
+from sftcore.chat.template import ChatTemplate, SpecialTexts, json_data
 from sftcore.core.errors import DataError, RowError
 from sftcore.core.types import Example, Message, Turns
 
@@ -169,9 +169,9 @@ class Conversations:
         return text, found, learn(turns, text, render, traits, self._special, variant, prompt_turns)
 
     def _setting(self, example: Example, marks: bool) -> _Setting:
-        tools = plain(example.tools) if example.tools else None
+        tools = json_data(example.tools) if example.tools else None
         template = self._template(tools)
-        kwargs = plain(example.template_kwargs) if example.template_kwargs else {}
+        kwargs = json_data(example.template_kwargs) if example.template_kwargs else {}
         return _Setting(template, tools, kwargs, marks and template.has_markers)
 
     def _template(self, tools: Any) -> ChatTemplate:

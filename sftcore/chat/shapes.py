@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 from attrs import frozen
 
-from sftcore.chat.template import Turn, plain
+from sftcore.chat.template import Turn, json_data
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message, Part
 
@@ -69,7 +69,7 @@ def _as_turn(message: Message, index: int, variant: Variant) -> Turn:
     elif variant.content == "parts" and isinstance(content, str):
         content = [{"type": "text", "text": content}]
     elif content is not None and not isinstance(content, str):
-        content = [plain(part.as_template()) for part in content]
+        content = [json_data(part.as_template()) for part in content]
     turn: Turn = {"role": message.role}
     if content is not None:
         # many templates would print None as a word
@@ -78,7 +78,7 @@ def _as_turn(message: Message, index: int, variant: Variant) -> Turn:
         # gpt-oss and LFM2.5 read the second name
         turn["reasoning_content"] = turn["thinking"] = message.reasoning
     if message.tool_calls:
-        calls = plain(message.tool_calls)
+        calls = json_data(message.tool_calls)
         turn["tool_calls"] = [_arguments_as_json(call) for call in calls] if variant.arguments == "json" else calls
         if variant.empty != "given" and not message.content:
             turn["content"] = "" if variant.empty == "text" else None
@@ -87,7 +87,7 @@ def _as_turn(message: Message, index: int, variant: Variant) -> Turn:
     if message.name is not None:
         turn["name"] = message.name
     if message.extra:
-        turn.update(plain(message.extra))
+        turn.update(json_data(message.extra))
     return turn
 
 
@@ -117,7 +117,7 @@ def _full_shape(turn: Message, words: list[str]) -> Hashable:
     extra = repr(turn.extra) if turn.extra else ""
     content: Any = found.content
     if content is not None and not isinstance(content, str):
-        content = tuple((part.type, part.text, repr(plain(part.extra))) for part in content)
+        content = tuple((part.type, part.text, repr(json_data(part.extra))) for part in content)
     return (turn.role, content, found.reasoning, calls, extra, turn.name, turn.tool_call_id)
 
 

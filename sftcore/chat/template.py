@@ -199,7 +199,7 @@ def refuse_unbounded(tokenizer: PreTrainedTokenizerBase, turns: Any, tools: Any 
     template = _template_of(source, tuple(special.items()))
     generation_prompt = bool(kwargs.pop("add_generation_prompt", False))
     with suppress(RowError):
-        template.render(plain(turns), plain(tools), plain(kwargs), generation_prompt)
+        template.render(json_data(turns), json_data(tools), json_data(kwargs), generation_prompt)
 
 
 @lru_cache(maxsize=16)
@@ -207,14 +207,14 @@ def _template_of(source: str, special: tuple[tuple[str, str], ...]) -> ChatTempl
     return ChatTemplate(source, dict(special), SpecialTexts((), (), dict(special).get("eos_token", "")))
 
 
-def plain(value: Any) -> Any:
+def json_data(value: Any) -> Any:
     """The value out of JSON's types alone: a template is foreign code, and objects have methods that it could call."""
     if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, Mapping):
-        return {key: plain(part) for key, part in value.items()}
+        return {key: json_data(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
+        return [json_data(part) for part in value]
     return f"<{type(value).__name__}>"
 
 
