@@ -208,7 +208,7 @@ def _template_of(source: str, special: tuple[tuple[str, str], ...]) -> ChatTempl
 
 
 def json_data(value: Any) -> Any:
-    """The value out of JSON's types alone: a template is foreign code, and objects have methods that it could call."""
+    """The value made of JSON's types alone: a template is foreign code, and objects have methods that it could call."""
     if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, Mapping):
