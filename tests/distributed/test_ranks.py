@@ -11,12 +11,12 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
-from sftcore.train.ranked import may_leave_some_unused
 from transformers import AutoModelForCausalLM
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import ConflictError
 from sftcore.data.ranks import EmptyBatch, EvenBatches, Rank, RowPadding
+from sftcore.train.distributed import may_leave_some_unused
 from tests.conftest import make_llama
 from tests.distributed import ranked_runs
 from tests.distributed.ranked_runs import (

@@ -166,7 +166,7 @@ def test_a_script_exits_as_python_does_for_the_signal(number, code, tmp_path, wr
     found = newest(tmp_path / "out")
     assert found.step >= 2
     assert f"resume_from_checkpoint={found.folder} (or auto)" in said
-    assert ("KeyboardInterrupt" in said) == (number == signal.SIGINT)
+    assert ("StoppedByInterrupt" in said) == (number == signal.SIGINT)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -32,11 +32,11 @@ class StoppedBySignal(BaseException):
     checkpoint: str | None
 
 
-class _Interrupted(StoppedBySignal, KeyboardInterrupt):
+class StoppedByInterrupt(StoppedBySignal, KeyboardInterrupt):
     """By SIGINT."""
 
 
-class _Terminated(StoppedBySignal, SystemExit):
+class StoppedByTermination(StoppedBySignal, SystemExit):
     """By SIGTERM."""
 
 
@@ -47,7 +47,7 @@ def stopped_by(number: int, *, step: int = 0, checkpoint: str | None = None) -> 
     (True, 143)
     """
     is_interrupt = number == signal.SIGINT
-    found: StoppedBySignal = _Interrupted() if is_interrupt else _Terminated(exit_code(number))
+    found: StoppedBySignal = StoppedByInterrupt() if is_interrupt else StoppedByTermination(exit_code(number))
     found.number, found.step, found.checkpoint = number, step, checkpoint
     return found
 
