@@ -168,7 +168,8 @@ def test_a_template_writes_what_transformers_writes(program):
         limits.SECONDS = before
     assert TURNS == [{"role": "user", "content": "say hello"}, {"role": "assistant", "content": "hello"}]
     theirs = transformers_writes(source)
-    if not _SHOWS_MORE.search(written) and not _SHOWS_MORE.search(theirs or ""):
+    # whether two equal constants are one object is Python's affair, which compiles them together or apart
+    if "sameas" not in program and not any(map(_SHOWS_MORE.search, (written, theirs or ""))):
         assert written == marked == theirs
     # markers inside a macro or a captured text count where they were written, which may be nowhere
     assert all(start <= end for start, end in marks)
