@@ -21,7 +21,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...]) -> None:
 def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
     from sftcore.config.setup import set_up_recipe
     from sftcore.core.hookspecs import LIFECYCLE, ONE_ANSWER
-    from sftcore.core.registry import AUTO
+    from sftcore.core.types import AUTO
     from sftcore.data.format import choose_format
     from sftcore.data.source.files import first_rows, local_files
 

@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 
 from sftcore import AttentionBackend, CheckError, ModelError, Plan, Probe, SFTTrainer
+from sftcore.config import attention as support
 from sftcore.core.types import ModelRequest, Selection
-from sftcore.model import attention as support
 from tests.conftest import alpaca_rows, make_llama
 from tests.train.test_trainer import config
 

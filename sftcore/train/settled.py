@@ -1,0 +1,91 @@
+"""What a trainer leaves open until its first step, attention and layout of rows: made ready, and settled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from accelerate.utils import gather_object
+
+from sftcore.documents.layouts import RowLayouts, layout_of
+from sftcore.documents.settle import Settling
+from sftcore.model.build import attention_of
+from sftcore.model.precision import running_dtype
+from sftcore.model.unwrap import causal_model
+
+if TYPE_CHECKING:
+    from sftcore.config.setup import Setup
+    from sftcore.core.types import AttentionBackend
+
+TAKE_BATCHES = (
+    "compute_loss", "training_step", "prediction_step", "evaluation_loop", "get_batch_samples", "_prepare_inputs",
+    "get_train_dataloader", "get_eval_dataloader",
+)  # fmt: skip
+"""Methods of a trainer that are given batches, or make them."""
+
+
+def attention_in(model: Any) -> str | None:
+    """transformers' name of the attention of a ready model; None for the name of one."""
+    config = getattr(model, "config", None)
+    return None if isinstance(model, str) else getattr(config, "_attn_implementation", None)
+
+
+def reads_by_row(trainer: type, own: type, compute_loss_func: Any) -> str:
+    """What of the user's reads batches row by row: a loss function, an overridden method; empty where nothing does."""
+    if compute_loss_func is not None:
+        return "compute_loss_func"
+    changed = [name for name in TAKE_BATCHES if getattr(trainer, name) is not getattr(own, name)]
+    return f"{trainer.__name__}.{changed[0]}" if changed else ""
+
+
+def layouts_of(setup: Setup, processor: Any, own: Any, *, packed: bool) -> RowLayouts:
+    """The run's collator, or both where the layout is open: it is until the run's attention is settled.
+
+    Raises:
+        ModelError: rows are packed, and a collator does not say where their documents begin.
+    """
+
+    def made(setup: Setup) -> Any:
+        return setup.plugins.one("make_collator", processor=processor, plan=setup.plan)
+
+    plan = setup.plan
+    found = RowLayouts.fixed(own or made(setup))
+    by_default = own is None and all(one.default for one in plan.selected("collator")) and not plan.model.vision
+    if by_default and (plan.open_layout or (packed and plan.candidates)):
+        both = (made(setup.settled(None, flattened=flattened)) for flattened in (False, True))
+        found = RowLayouts(*both, flattened=packed and bool(plan.flattened))
+    layout_of(found.taken, packed=packed)
+    return found
+
+
+def settle(trainer: Any) -> None:
+    """Try what the plan expects, on the model as it is placed and wrapped; all processes take the same.
+
+    Raises:
+        ModelError: documents share rows because that was asked for, and nothing keeps them apart.
+    """
+    args, plan = trainer.args, trainer.setup.plan
+    attention = attention_of(plan, trainer.setup.plugins)
+
+    def images(backend: AttentionBackend | None, layout: Any) -> None:
+        trainer.shared_rows.prove_images(trainer.model, backend, layout, trainer.layouts, trainer.train_dataset)
+
+    def agree(fault: str) -> str:
+        return next(filter(None, gather_object([fault])), "") if args.world_size > 1 else fault
+
+    settled = Settling(
+        model=trainer.model,
+        plan=plan,
+        backend=attention[1] if attention else None,
+        layouts=trainer.layouts,
+        shared=trainer.shared_rows,
+        packed=trainer.packed,
+        device=args.device.type,
+        dtype=running_dtype(causal_model(trainer.loaded.model), args),
+        max_length=trainer.data.max_length,
+        images=images,
+        agree=agree,
+    )()
+    if plan.candidates or plan.open_layout:
+        trainer.setup = trainer.setup.settled(settled.attempt.selection, flattened=settled.attempt.flattened)
+    trainer.loaded = attrs.evolve(trainer.loaded, notes=(*trainer.loaded.notes, *settled.notes))
