@@ -45,6 +45,8 @@ def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
         yield f"  format     {AUTO}: chosen by the columns once the data are loaded"
     for one in bound:
         asked = "default" if one.selection.default else f"asked for in {one.selection.path}"
+        if one.selection.path == AUTO and (reason := setup.plan.reasons.get(one.entry.kind)):
+            asked = f"{AUTO}: {reason}"
         options = ", ".join(f"{key}={value!r}" for key, value in one.selection.options.items())
         yield f"  {one.entry.kind:<10} {one.entry.name}@{one.entry.distribution} {one.entry.version} ({asked})" + (
             f" with {options}" if options else ""

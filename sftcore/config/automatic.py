@@ -26,6 +26,12 @@ OF_PADDED_BATCHES: Mapping[str, tuple[Any, ...]] = {
 }
 """Settings that concern padded batches, or all of whose logits a user may see; with the values that do not."""
 
+UNPADDED = {
+    True: "rows end to end, without padding, if the run proves that this changes nothing",
+    False: "rows end to end, without padding, which the attention does not take",
+}
+"""Why rows are laid end to end where nobody asked for a layout, by whether they may still be padded."""
+
 
 @frozen
 class Arranger:
@@ -59,8 +65,8 @@ class Arranger:
                     flattened = flattened or boundaries
                 elif self.settings.get("padding_free") is None:
                     flattened = not why
-                    open_layout = not why and (backend is None or backend.padding)
-                    reasons["collator"] = f"rows are padded: {why}" if why else "rows end to end, without padding"
+                    open_layout = not why and backend is not None and backend.padding
+                    reasons["collator"] = f"rows are padded: {why}" if why else UNPADDED[open_layout]
             collator = default_collator(self.settings, self.model, end_to_end=flattened, where=self.where)
             plugins = plugins.having(bind(collator, self.installed.catalog, self.installed.blocked, self.settings))
         selections = (*self.kept, *(one.selection for one in plugins.bound))

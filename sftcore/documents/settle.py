@@ -77,6 +77,7 @@ class Settling:
         max_length: of the run's longest document.
         images: holds the proof on rows with images; raises ModelError.
         agree: from this process's fault to the first fault of all processes, which then do the same.
+        by_row: what reads batches row by row, as the plan could not know; it keeps an open layout padded.
     """
 
     model: Any
@@ -90,6 +91,7 @@ class Settling:
     max_length: int | None
     images: Callable[[AttentionBackend | None, Layout], None]
     agree: Callable[[str], str]
+    by_row: str = ""
     _own: str = field(init=False)
     _wanted: list[torch.Tensor] = field(init=False, factory=list)
 
@@ -130,7 +132,8 @@ class Settling:
     def _attempts(self) -> Iterator[Attempt]:
         found = self.plan.candidates or ((None, self.backend),)
         if self.plan.open_layout:
-            yield from (Attempt(one, backend, True) for one, backend in found if backend and backend.boundaries)
+            if not self.by_row:
+                yield from (Attempt(one, backend, True) for one, backend in found if backend and backend.boundaries)
             padded = [(speed_on(backend, self.device, shared=False), one, backend) for one, backend in found if backend]
             for speed, one, backend in sorted(padded, key=lambda each: -each[0]):
                 if speed or one is None:
@@ -181,7 +184,10 @@ class Settling:
             said = f", as others failed: {why_not}" if faults else f": {reasons.get('attention', '')}"
             notes.append(f"attention {taken}{said}")
         if self.plan.open_layout and not attempt.flattened:
-            notes.append("rows are padded" if self.plan.candidates else f"rows are padded: {why_not}")
+            why = f"{self.by_row} reads them row by row" if self.by_row else "" if self.plan.candidates else why_not
+            notes.append(f"rows are padded: {why}" if why else "rows are padded")
+        elif self.plan.open_layout:
+            notes.append("rows end to end, without padding")
         elif "collator" in reasons:
             notes.append(reasons["collator"])
         return Settled(attempt, self._layout(), tuple(notes))

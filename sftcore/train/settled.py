@@ -21,7 +21,7 @@ TAKE_BATCHES = (
     "compute_loss", "training_step", "prediction_step", "evaluation_loop", "get_batch_samples", "_prepare_inputs",
     "get_train_dataloader", "get_eval_dataloader",
 )  # fmt: skip
-"""Methods of a trainer that are given batches, or make them."""
+"""Methods of a trainer that are given batches, or make them: a user's own may read their rows."""
 
 
 def attention_in(model: Any) -> str | None:
@@ -85,6 +85,7 @@ def settle(trainer: Any) -> None:
         max_length=trainer.data.max_length,
         images=images,
         agree=agree,
+        by_row=next((name for name in TAKE_BATCHES if name in vars(trainer)), ""),
     )()
     if plan.candidates or plan.open_layout:
         trainer.setup = trainer.setup.settled(settled.attempt.selection, flattened=settled.attempt.flattened)

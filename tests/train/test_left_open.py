@@ -265,6 +265,20 @@ def test_rows_stay_padded_and_the_run_says_why(tmp_path, folder, fields, reason)
     assert f"rows are padded: {reason}" in said(trainer)
 
 
+def test_a_method_that_is_set_on_the_trainer_sees_padded_rows(tmp_path, folder):
+    trainer = made(tmp_path, folder)
+    own, seen = trainer.compute_loss, []
+
+    def watched(model, inputs, *args, **kwargs):
+        seen.append(inputs["attention_mask"].shape)
+        return own(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = watched
+    trainer.train()
+    assert len(seen) == 4
+    assert "rows are padded: compute_loss reads them row by row" in trainer.loaded.notes
+
+
 def test_label_smoothing_keeps_padded_rows(tmp_path, folder):
     with pytest.warns(FutureWarning, match="label_smoothing_factor"):
         trainer = made(tmp_path, folder, label_smoothing_factor=0.1)
