@@ -32,8 +32,14 @@ class RowLayouts:
     flattened: bool = False
 
     @classmethod
-    def fixed(cls, collator: Collate) -> RowLayouts:
-        """The only collator of a run."""
+    def fixed(cls, collator: Collate, *, packed: bool) -> RowLayouts:
+        """The only collator of a run.
+
+        Raises:
+            ModelError: it puts documents into one row, and does not say where they begin.
+        """
+        if layout_of(collator, packed=packed).flattened:
+            return cls(None, collator, flattened=True)
         return cls(collator, None)
 
     @property

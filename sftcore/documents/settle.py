@@ -11,7 +11,7 @@ next, and the run says so:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
@@ -104,7 +104,7 @@ class Settling:
         Raises:
             ModelError: documents share rows because that was asked for, and nothing keeps them apart.
         """
-        attempts, faults = list(self._attempts()), {}
+        attempts, faults = list(self._attempts()), dict[str, str]()
         if len(attempts) == 1 and attempts[0].selection is None:
             self._prove(attempts[0])
             return self._settled(attempts[0], {})
@@ -122,22 +122,21 @@ class Settling:
                 return self._settled(attempt, faults)
             faults[attempt.name] = fault
         self._give(self._own)
-        if self.packed or not self.plan.open_layout:
-            assert last is not None
-            raise last
-        left = Attempt(None, None, flattened=False)
-        self._prove(left)
-        return self._settled(left, faults)
+        self.layouts.flattened = self.layouts.flattened and not self.plan.open_layout
+        if self._layout().shared:
+            raise last or ModelError(f"another process finds a fault: {fault}.")
+        return self._settled(Attempt(None, None, flattened=self.layouts.flattened), faults)
 
     def _attempts(self) -> Iterator[Attempt]:
+        found: Sequence[tuple[Selection | None, AttentionBackend | None]]
         found = self.plan.candidates or ((None, self.backend),)
         if self.plan.open_layout:
             if not self.by_row:
                 yield from (Attempt(one, backend, True) for one, backend in found if backend and backend.boundaries)
-            padded = [(speed_on(backend, self.device, shared=False), one, backend) for one, backend in found if backend]
-            for speed, one, backend in sorted(padded, key=lambda each: -each[0]):
+            speeds = [(speed_on(each, self.device, shared=False), one, each) for one, each in found if each]
+            for speed, one, each in sorted(speeds, key=lambda known: -known[0]):
                 if speed or one is None:
-                    yield Attempt(one, backend, False)
+                    yield Attempt(one, each, False)
             return
         for one, backend in found:
             boundaries = backend is not None and backend.boundaries
@@ -170,6 +169,10 @@ class Settling:
         auto = attempt.selection is not None or self.plan.open_layout
         if auto and attempt.backend is not None and attempt.backend.boundaries:
             ways = [way for way in ways_for(self.model, attempt.backend) if way.name == "boundaries"]
+        if self.packed and self.layouts.are_open and attempt.flattened:
+            # blocks whose logits are handed to the user are side by side
+            side_by_side = Layout(shared=True, flattened=False)
+            self.shared.prove(self.model, attempt.backend, side_by_side, max_length=self.max_length, ways=ways)
         self.shared.prove(self.model, attempt.backend, layout, max_length=self.max_length, ways=ways)
         self.images(attempt.backend, layout)
 

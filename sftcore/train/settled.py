@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,6 +14,7 @@ from sftcore.documents.settle import Settling
 from sftcore.model.build import attention_of
 from sftcore.model.precision import running_dtype
 from sftcore.model.unwrap import causal_model
+from sftcore.train.seams import TrainerSeams
 
 if TYPE_CHECKING:
     from sftcore.config.setup import Setup
@@ -22,6 +25,50 @@ TAKE_BATCHES = (
     "get_train_dataloader", "get_eval_dataloader",
 )  # fmt: skip
 """Methods of a trainer that are given batches, or make them: a user's own may read their rows."""
+
+
+class OpenLayout(TrainerSeams):
+    """A trainer whose loaders take the layout that its first step settles; `layouts` are set before it is made."""
+
+    layouts: RowLayouts
+    packed: bool
+    data_collator: Any
+    _shown: Any = None
+
+    def shown_collator(self) -> Any:
+        """What users see as the trainer's collator.
+
+        That of an open layout has rows side by side: rows end to end are for training, and the loss of an evaluation.
+        """
+        self._shown = self.layouts.side_by_side if self.layouts.are_open else self.layouts.taken
+        return self._shown
+
+    @contextmanager
+    def _rows_as_trained(self) -> Iterator[None]:
+        """Around the making of a loader: its rows have the layout that is settled when it starts."""
+        own = self.data_collator
+        if own is self._shown:
+            self.data_collator = self.layouts
+        try:
+            yield
+        finally:
+            self.data_collator = own
+
+    def get_train_dataloader(self) -> Any:
+        """The loader of training rows, in the layout that the first step settles."""
+        with self._rows_as_trained():
+            return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The loader of evaluation rows: padded where their logits are handed to `compute_metrics`."""
+        padded = self.compute_metrics is not None
+        with nullcontext() if padded else self._rows_as_trained():
+            return super().get_eval_dataloader(eval_dataset)
+
+    @property
+    def padding_free(self) -> bool:
+        """Whether batches are rows end to end, without padding; of an open layout, once it is settled."""
+        return layout_of(self.layouts.taken, packed=self.packed).flattened
 
 
 def attention_in(model: Any) -> str | None:
@@ -49,12 +96,11 @@ def layouts_of(setup: Setup, processor: Any, own: Any, *, packed: bool) -> RowLa
         return setup.plugins.one("make_collator", processor=processor, plan=setup.plan)
 
     plan = setup.plan
-    found = RowLayouts.fixed(own or made(setup))
+    found = RowLayouts.fixed(own or made(setup), packed=packed)
     by_default = own is None and all(one.default for one in plan.selected("collator")) and not plan.model.vision
     if by_default and (plan.open_layout or (packed and plan.candidates)):
-        both = (made(setup.settled(None, flattened=flattened)) for flattened in (False, True))
-        found = RowLayouts(*both, flattened=packed and bool(plan.flattened))
-    layout_of(found.taken, packed=packed)
+        side_by_side, end_to_end = (made(setup.settled(None, flattened=one)) for one in (False, True))
+        return RowLayouts(side_by_side, end_to_end, flattened=packed and bool(plan.flattened))
     return found
 
 

@@ -18,7 +18,6 @@ from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
-from sftcore.documents.layouts import layout_of
 from sftcore.documents.shared_rows import SharedRows
 from sftcore.model.bound_loss import BoundLoss
 from sftcore.model.build import load_processor
@@ -59,11 +58,10 @@ from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder
-from sftcore.train.seams import TrainerSeams
-from sftcore.train.settled import attention_in, layouts_of, reads_by_row, settle
+from sftcore.train.settled import OpenLayout, attention_in, layouts_of, reads_by_row, settle
 
 
-class SFTTrainer(TrainerSeams):
+class SFTTrainer(OpenLayout):
     """Supervised fine-tuning of a causal language model. Arguments and defaults are TRL's.
 
     Args:
@@ -179,36 +177,7 @@ class SFTTrainer(TrainerSeams):
         self.packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
         self.layouts = layouts_of(self.setup, processor, own, packed=self.packed)
         refuse_text_collator(self.layouts.taken, *datasets, own=own is not None)
-        # what users see of an open layout is padded: rows end to end are for training and the loss of an evaluation
-        self._shown = self.layouts if self.packed and self.layouts.are_open else self.layouts.taken
-        return self._shown
-
-    @contextlib.contextmanager
-    def _rows_as_trained(self) -> Iterator[None]:
-        """Around the making of a loader: its rows have the layout that is settled when it starts."""
-        own = self.data_collator
-        if own is self._shown:
-            self.data_collator = self.layouts
-        try:
-            yield
-        finally:
-            self.data_collator = own
-
-    def get_train_dataloader(self) -> Any:
-        """The loader of training rows, in the layout that the first step settles."""
-        with self._rows_as_trained():
-            return super().get_train_dataloader()
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The loader of evaluation rows: padded where their logits are handed to `compute_metrics`."""
-        padded = self.compute_metrics is not None
-        with contextlib.nullcontext() if padded else self._rows_as_trained():
-            return super().get_eval_dataloader(eval_dataset)
-
-    @property
-    def padding_free(self) -> bool:
-        """Whether batches are rows end to end, without padding; of an open layout, once it is settled."""
-        return layout_of(self.layouts.taken, packed=self.packed).flattened
+        return self.shown_collator()
 
     def _make_parts(self) -> None:
         """What the loop is made of beside transformers' own; see `sftcore.train.seams` for when each is called."""

@@ -206,6 +206,23 @@ def test_metrics_and_predictions_are_by_row(tmp_path, folder):
     )
 
 
+@pytest.mark.parametrize("eval_packing", [True, False])
+def test_metrics_of_a_packed_run_are_by_row_too(tmp_path, folder, eval_packing):
+    def compute(found):
+        shapes.append(found.predictions.shape[:2])
+        return {"mean": float(found.predictions[found.label_ids != -100].mean())}
+
+    shapes, found = [], []
+    fields = {"packing": True, "max_length": 32, "eval_packing": eval_packing, "compute_metrics": compute}
+    for attention in ("auto", "sdpa"):
+        trainer = ran(tmp_path, folder, plugins={"attention": attention}, **fields)
+        assert trainer.padding_free is (attention == "auto")
+        found.append(trainer.evaluate())
+    assert shapes[0] == shapes[1] == (len(trainer.eval_dataset), shapes[0][1])
+    for name in ("eval_loss", "eval_mean"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-4)
+
+
 def test_the_collator_that_users_see_pads(tmp_path, folder):
     trainer = made(tmp_path, folder)
     rows = [trainer.train_dataset[0], trainer.train_dataset[4]]
