@@ -45,14 +45,18 @@ _float64 = True
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A double of a device kernel: refuses CPU tensors with Triton's error, else computes `function`."""
+    """A double of a device kernel: refuses CPU tensors with Triton's error, else computes `function`.
+
+    A kernel makes nobody wait, so what `function` does to compute its result is not counted.
+    """
 
     @functools.wraps(function)
     def launched(*args: Any, **kwargs: Any) -> Any:
         flat = tree_leaves((args, kwargs))
         if any(isinstance(one, torch.Tensor) and not isinstance(one, StandInTensor) for one in flat):
             raise ValueError("Pointer argument (at 0) cannot be accessed from Triton (cpu tensor?)")
-        return function(*args, **kwargs)
+        with counting():
+            return function(*args, **kwargs)
 
     return launched
 
@@ -108,6 +112,15 @@ class StandInTensor(torch.Tensor):
         )
 
     __array__ = numpy
+
+    def untyped_storage(self) -> Any:
+        return self._inner.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self._inner.data_ptr()
+
+    def record_stream(self, stream: Any) -> None:
+        """Its memory goes to nobody else before it is freed."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
@@ -261,6 +274,8 @@ def install(*, float64: bool = True) -> torch.device:
 def _from_data(make: Callable[..., torch.Tensor], data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Any:
     if isinstance(data, StandInTensor) and make is _plain["as_tensor"]:
         return data.to(device=data.device if device is None else device, dtype=kwargs.get("dtype") or data.dtype)
+    if isinstance(data, (list, tuple)):
+        data = tree_map(lambda one: one.item() if isinstance(one, StandInTensor) else one, data)
     target = torch.get_default_device() if device is None else device
     if _is_here(target):
         return make(data, *args, **kwargs, device="cpu").to(target)
