@@ -15,7 +15,8 @@ pytest.importorskip("torch", minversion="2.10")
 TRAIN = "tests.standin.training:train"
 COMPARED = ("loss", "eval_loss", "mean_token_accuracy", "eval_mean_token_accuracy", "entropy", "eval_right")
 IMPLEMENTATIONS = {
-    "sdpa": "sdpa", "eager": "eager", "varlen": "sftcore_varlen", "flash-1": "sftcore_fa1", "flash-2": "flash_attention_2",
+    "sdpa": "sdpa", "eager": "eager", "varlen": "sftcore_varlen", "flash-1": "sftcore_fa1",
+    "flash-2": "flash_attention_2",
 }  # fmt: skip
 
 
