@@ -147,6 +147,7 @@ def _generated(model: Any, tokenizer: Any) -> list[int]:
     return found
 
 
+@functools.cache
 def _compute_norms_by_a_kernel() -> None:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
