@@ -150,6 +150,11 @@ def _with_tensors(index: Any) -> Any:
     return torch.tensor(index, device=NAME) if isinstance(index, list) else index
 
 
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+
+
 def _is_here(device: Any) -> bool:
     return device is not None and torch.device(device).type == NAME
 
@@ -213,6 +218,9 @@ class _Mode(TorchDispatchMode):
                     return False
                 raise RuntimeError(f"cannot pin a tensor of {NAME}:0, only dense CPU tensors can be pinned")
             return is_pinned(args[0]) if func.overloadpacket is aten.is_pinned else pin(args[0])
+        if _is_composite(func):  # in inference mode nothing has taken them apart before
+            with self:
+                return func.decompose(*args, **kwargs)
         if _is_here(kwargs.get("device")) or any(isinstance(one, StandInTensor) for one in tree_leaves((args, kwargs))):
             return _run(func, args, kwargs)
         _check_generator(kwargs.get("generator"), False)

@@ -92,7 +92,7 @@ def train(
     if "flash" in (fields.get("plugins") or {}).get("attention", ""):
         _let_flash_run()
     if norm_kernel:
-        _compute_norms_by_a_kernel()
+        compute_norms_by_a_kernel()
     tokenizer = make_tokenizer()
     evaluates = also in ("evaluation", "metrics")
     if evaluates:
@@ -148,7 +148,7 @@ def _generated(model: Any, tokenizer: Any) -> list[int]:
 
 
 @functools.cache
-def _compute_norms_by_a_kernel() -> None:
+def compute_norms_by_a_kernel() -> None:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     from tests.standin.standin import kernel

@@ -19,7 +19,7 @@ HOST_READS = {
 }  # fmt: skip
 """Operations whose result has a size or value that the host must know before it goes on."""
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._unsafe_index, aten._unsafe_index_put}
-OWN = Path(__file__).parent.name
+OWN = Path(__file__).parent
 _counting: Waits | None = None
 
 
@@ -37,7 +37,7 @@ class Waits:
         frames = [
             one
             for one in traceback.extract_stack()
-            if "/torch/" not in one.filename and Path(one.filename).parent != Path(OWN)
+            if "/torch/" not in one.filename and Path(one.filename).parent != OWN
         ] or traceback.extract_stack()
         self.where[f"{kind} {'/'.join(frames[-1].filename.split('/')[-2:])}:{frames[-1].lineno}"] += 1
 
