@@ -47,6 +47,8 @@ class SFTConfig(TrainingArguments):
     """Steps between two logs; a share of all steps if below 1."""
     gradient_checkpointing: bool | None = True
     """Recompute activations in the backward pass: less memory, about a fifth slower."""
+    logging_nan_inf_filter: bool = False
+    """Hide NaN and Inf from the logged loss, for which every micro-batch waits; `on_nonfinite` says what they do."""
     bf16: bool | None = None
     """bfloat16 mixed precision. None: on where a GPU has it and fp16 is off; off on a CPU."""
 

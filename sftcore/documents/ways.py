@@ -13,12 +13,14 @@ Shapes: B rows, T tokens, N documents.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
 from sftcore.core.types import AttentionBackend
+from sftcore.data.host_facts import HostFacts, facts_of
 from sftcore.documents.rope import position_planes
 from sftcore.model.unwrap import causal_model
 
@@ -46,7 +48,7 @@ POSITIONS = Way("positions", "position ids that restart with each document", dic
 BOUNDARIES = Way(
     "boundaries",
     "document boundaries given to the attention",
-    lambda batch: {**batch, **boundaries(batch["position_ids"])},
+    lambda batch: {**batch, **boundaries(batch["position_ids"], facts_of(batch))},
 )
 """The attention computes one document at a time, so its cost grows with the sum of the squared document lengths."""
 
@@ -76,18 +78,21 @@ def document_starts(position_ids_BT: torch.Tensor) -> torch.Tensor:
     return starts_BT
 
 
-def boundaries(position_ids_BT: torch.Tensor) -> dict[str, Any]:
+def boundaries(position_ids_BT: torch.Tensor, facts: HostFacts | None = None) -> dict[str, Any]:
     """The keyword arguments that tell flash attention about documents: cu_seq_lens (N + 1,) int32, max_length an int.
 
     Boundaries are counted through all rows in order, as flash attention expects. No document extends over two rows,
-    since every row begins with position 0.
+    since every row begins with position 0. The host waits for them, unless the batch came with its facts.
     """
     import torch
 
-    starts = document_starts(position_ids_BT).flatten().nonzero().flatten()
-    end = torch.tensor([position_ids_BT.numel()], device=starts.device)
-    cu_seq_lens = torch.cat([starts, end]).to(torch.int32)
-    longest = int(cu_seq_lens.diff().max())
+    if facts is not None and facts.edges is not None and facts.boundaries is not None:
+        cu_seq_lens = facts.boundaries
+        longest = max(end - start for start, end in itertools.pairwise(facts.edges))
+    else:
+        starts = document_starts(position_ids_BT).flatten().nonzero().flatten()
+        cu_seq_lens = torch.nn.functional.pad(starts, (0, 1), value=position_ids_BT.numel()).to(torch.int32)
+        longest = int(cu_seq_lens.diff().max())
     return {
         "cu_seq_lens_q": cu_seq_lens,
         "cu_seq_lens_k": cu_seq_lens,

@@ -1,6 +1,6 @@
 """The loss inside the model's own forward, where the head sees supervised positions only.
 
-It stays there for as long as a call lasts, and answers only calls that carry `NUM_ITEMS`; every other call
+It stays there for as long as a call lasts, and answers only calls that carry a `LossRequest`; every other call
 (generation, a user's own) goes to the model's own forward untouched. Nothing here holds the model: everything is found
 through the `self` of the call, so that a copy of a model computes with the copy's weights. docs/architecture.md says
 why (decision 3).
@@ -20,19 +20,48 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from sftcore.core.types import IGNORED, LossFunction, LossOutput
+from sftcore.core.types import LossFunction, LossOutput
+from sftcore.data.host_facts import supervised_positions
 from sftcore.model.embeddings import num_rows
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-NUM_ITEMS = "sft_num_items"
-"""The keyword argument that asks the model's forward for the loss: the normaliser, a scalar."""
-WEIGHTS = "sft_weights"
-"""The keyword argument with the tokens' weights: (B, T) float32."""
+REQUEST = "sft_request"
+"""The keyword argument that asks the model's forward for the loss: a `LossRequest`."""
 _TRIAL = "sft_trial"
 _ATTRIBUTES = _BOUND, _OWN, _ = "_sftcore_loss", "_sftcore_own_forward", "forward"
+
+
+@define(eq=False)
+class LossRequest:
+    """What one call asks of the model's forward, and what it answered.
+
+    It is one object and not tensors among the arguments, because what wraps a model casts or moves those: FSDP in
+    bfloat16 would round normaliser and weights on the way in, and the loss on the way out. It leaves objects alone.
+
+    labels: (B, T) int64; weights: (B, T) float32, or None; num_items: () float32, what the loss is divided by;
+    positions: (N,) int64, row * T + column of each token whose next token counts, None where they are still to be
+    found, for which the host waits; found: the answer, detached.
+    """
+
+    labels: torch.Tensor
+    num_items: torch.Tensor
+    weights: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    found: dict[str, torch.Tensor] = field(factory=dict, init=False)
+
+    def answer(self, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Keep this answer exactly; returns what carries its gradients, for whatever wraps the model to see."""
+        self.found = {name: one.detach() for name, one in found.items()}
+        return {name: one for name, one in found.items() if name in ("loss", "aux_loss")}
+
+    def exact(self, seen: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The answer with the gradients of `seen`, which may have been rounded on the way."""
+        rounded = {name: one for name, one in seen.items() if one.dtype != self.found[name].dtype}
+        kept = {name: one + (self.found[name] - one.detach()) for name, one in rounded.items()}
+        return {**self.found, **seen, **kept}
 
 
 @define(eq=False)
@@ -55,11 +84,7 @@ class BoundLoss:
 
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:
-        """Have the causal model answer calls with `NUM_ITEMS` inside; afterwards its forward is what it was.
-
-        Such a call returns a dict of scalars: loss, entropy and correct as in `LossOutput`, supervised (how many tokens
-        counted), and aux_loss where the model balances the load of its experts.
-        """
+        """Have the causal model answer a `LossRequest` inside; afterwards its forward is what it was."""
         if vars(model).get(_BOUND) is self:
             yield
             return
@@ -70,6 +95,21 @@ class BoundLoss:
             for name in _ATTRIBUTES:
                 vars(model).pop(name, None)
             vars(model).update(before)
+
+    def ask(self, model: Any, inputs: Mapping[str, Any], request: LossRequest) -> dict[str, torch.Tensor]:
+        """Call the model, wrapped as it is, for its loss; inside `on`.
+
+        Returns:
+            Scalars: loss, entropy and correct as in `LossOutput`, supervised (how many tokens counted), and aux_loss
+            where the model balances the load of its experts.
+        """
+        return request.exact(model(**inputs, **{REQUEST: request}))
+
+    def of_outputs(self, outputs: Any, request: LossRequest) -> dict[str, torch.Tensor]:
+        """The same from the outputs of a call of the model's own forward, which hold all logits (B, T, V)."""
+        found = gathered_loss(self.loss, outputs.logits, _identity, request)
+        aux_loss = getattr(outputs, "aux_loss", None)
+        return found if aux_loss is None else {**found, "aux_loss": aux_loss}
 
     def put_on(self, model: PreTrainedModel) -> dict[str, Any]:
         """The same for good; returns what the model had in the place of the attributes that were set."""
@@ -104,15 +144,11 @@ class BoundLoss:
         try:
             with self.on(causal), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 model(input_ids=ids, use_cache=False, **{_TRIAL: True})
-        except ERRORS as error:
+        except Exception as error:  # kernels, plugins and custom models raise anything
             self.reason = _cannot_be_called(error)
         finally:
             model.train(was_training)
         return self.reason
-
-
-ERRORS = (TypeError, RuntimeError, AttributeError, IndexError)
-"""What a forward raises that cannot be called in some way."""
 
 
 def bind_loss(model: PreTrainedModel, loss: LossFunction) -> BoundLoss:
@@ -134,16 +170,17 @@ def _with_loss(own: inspect.Signature) -> Callable[..., Any]:
         if kwargs.pop(_TRIAL, False):
             outputs, bound.reason = _compare(self, args, kwargs)
             return outputs
-        if NUM_ITEMS not in kwargs:
+        if REQUEST not in kwargs:
             return _own_forward(self)(*args, **kwargs)
-        num_items, weights, labels = kwargs.pop(NUM_ITEMS), kwargs.pop(WEIGHTS, None), kwargs.pop("labels")
-        head: Callable[[torch.Tensor], torch.Tensor] = Head(self) if bound.gathers else _identity
-        outputs = self.base_model(*args, **kwargs) if bound.gathers else _own_forward(self)(*args, **kwargs)
-        states = outputs[0] if bound.gathers else outputs.logits
-        found = gathered_loss(bound.loss, states, head, labels, weights, num_items)
-        aux_loss = _aux_loss(self, outputs, kwargs) if bound.gathers else None
+        request: LossRequest = kwargs.pop(REQUEST)
+        kwargs.pop("labels", None)  # PEFT hands on its own None
+        if not bound.gathers:
+            return request.answer(bound.of_outputs(_own_forward(self)(*args, **kwargs), request))
+        outputs = self.base_model(*args, **kwargs)
+        found = gathered_loss(bound.loss, outputs[0], Head(self), request)
+        aux_loss = _aux_loss(self, outputs, kwargs)
         aux_loss = getattr(outputs, "aux_loss", None) if aux_loss is None else aux_loss
-        return found if aux_loss is None else {**found, "aux_loss": aux_loss}
+        return request.answer(found if aux_loss is None else {**found, "aux_loss": aux_loss})
 
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = own.replace(parameters=[me, *own.parameters.values()])  # type: ignore[attr-defined]
@@ -160,28 +197,28 @@ def gathered_loss(
     loss: LossFunction,
     states_BTW: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor],
-    labels_BT: torch.Tensor,
-    weights_BT: torch.Tensor | None,
-    num_items: torch.Tensor,
+    request: LossRequest,
 ) -> dict[str, torch.Tensor]:
-    """Shift, gather the positions whose next token counts, and ask the loss."""
-    targets_BT = labels_BT[:, 1:]
-    counts_BT = targets_BT != IGNORED
-    weights_N = None
-    if weights_BT is not None:
-        # virtual tokens of prompt learning stand in front of the row; the labels have them already
-        missing = labels_BT.shape[1] - weights_BT.shape[1]
-        shifted_BT = weights_BT.new_zeros(labels_BT.shape)
-        shifted_BT[:, missing:] = weights_BT
-        counts_BT = counts_BT & (shifted_BT[:, 1:] > 0)
-        weights_N = shifted_BT[:, 1:][counts_BT]
-    states_NW = states_BTW[:, :-1][counts_BT.to(states_BTW.device)]
-    output: LossOutput = loss(states_NW, head, targets_BT[counts_BT].to(states_NW.device), weights_N, num_items)
+    """Gather the positions whose next token counts, and ask the loss.
+
+    States may begin with virtual tokens of prompt learning, which labels and weights do not have.
+    """
+    labels_BT, weights_BT, positions_N = request.labels, request.weights, request.positions
+    width = labels_BT.shape[1]
+    if positions_N is None:
+        positions_N = supervised_positions(labels_BT, weights_BT)
+    labels_N = labels_BT.flatten().index_select(0, positions_N + 1)
+    weights_N = None if weights_BT is None else weights_BT.flatten().index_select(0, positions_N + 1)
+    if virtual := states_BTW.shape[1] - width:
+        positions_N = positions_N + (positions_N // width + 1) * virtual
+    device = states_BTW.device  # of a model on several devices: the last one
+    states_NW = states_BTW.flatten(0, 1).index_select(0, positions_N.to(device))
+    output: LossOutput = loss(states_NW, head, labels_N.to(device), weights_N, request.num_items)
     return {
         "loss": output.loss,
         **({} if output.entropy is None else {"entropy": output.entropy.detach()}),
         "correct": output.correct.detach(),
-        "supervised": counts_BT.sum(),
+        "supervised": labels_N.new_full((), len(labels_N)),
     }
 
 
@@ -251,7 +288,7 @@ def _compare(model: PreTrainedModel, args: Any, kwargs: Mapping[str, Any]) -> tu
         wanted, got = whole.logits[0].float(), Head(model)(inner[0][0]).float()
         aux_loss = _aux_loss(model, inner, {})
         aux_losses = None if aux_loss is None else (float(whole.aux_loss), float(aux_loss))
-    except ERRORS as error:
+    except Exception as error:  # as above
         return whole, _cannot_be_called(error)
     tolerance = 1e-4 if min(whole.logits.element_size(), inner[0].element_size()) >= 4 else 2e-2
     gap = float((wanted - got).abs().max()) if wanted.shape == got.shape else float("inf")

@@ -8,7 +8,7 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 | formats | `IGNORED`, the label of a token that does not count; `IMAGE`, the place of an image in a text |
 | collators | `pad_rows`*, `flatten_rows`*, `filler_of`, `multiple_of` |
 | collators of images | `DOCUMENTS`, `MAX_PIXELS`, `open_image` |
-| attentions | `planned_device`, `unsupported` |
+| attentions | `edges_of`*, `planned_device`, `unsupported` |
 | loaders, adapters | `adapter_folder`, `quantisation_asked_for`, `quantisation_of`*, `prepare_quantised`* |
 | adapters | `selective_of`, `vision_parts`* |
 """
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sftcore.config.probe import adapter_folder, quantisation_asked_for
     from sftcore.core.types import IGNORED, IMAGE
     from sftcore.data.collate import filler_of, flatten_rows, multiple_of, pad_rows
+    from sftcore.data.host_facts import edges_of
     from sftcore.data.images.pictures import DOCUMENTS
     from sftcore.data.images.reference import MAX_PIXELS, open_image
     from sftcore.model.attention import planned_device, unsupported
@@ -36,6 +37,7 @@ __all__ = [
     "IMAGE",
     "MAX_PIXELS",
     "adapter_folder",
+    "edges_of",
     "filler_of",
     "flatten_rows",
     "multiple_of",

@@ -19,6 +19,8 @@ from transformers.trainer_utils import has_length
 
 from sftcore.config.sft_config import secrets_kept_out_of_files
 from sftcore.core.errors import ConflictError
+from sftcore.data.host_facts import WithFacts
+from sftcore.data.ranks import SyncedLoader
 from sftcore.model.precision import cast_adapter
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.checkpoint.atomic import AtomicCheckpoints
@@ -73,6 +75,11 @@ class TrainerSeams(Trainer):
         self.neftune_noise_alpha = None
         self.args.use_liger_kernel = False
 
+    def _copy_batches_without_waiting(self) -> None:
+        """Batches in pinned memory are copied to the device while the host goes on."""
+        if self.args.dataloader_pin_memory and self.args.device.type != "cpu":
+            self.accelerator.dataloader_config.non_blocking = True
+
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         self.prove()
@@ -104,7 +111,11 @@ class TrainerSeams(Trainer):
             return super(TrainerSeams, self)._get_dataloader(rows, description, batch_size, *args, **kwargs)
 
         training = bool(kwargs.get("is_training"))
-        return self.rows.loader(make, dataset, batch_size=batch_size, training=training)
+        loader = self.rows.loader(make, dataset, batch_size=batch_size, training=training)
+        base = getattr(loader, "base_dataloader", loader)
+        base = base.loader if isinstance(base, SyncedLoader) else base
+        base.collate_fn = WithFacts(base.collate_fn)
+        return loader
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         return self.rows.sampler(super()._get_train_sampler(*args, **kwargs))

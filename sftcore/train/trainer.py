@@ -52,7 +52,7 @@ from sftcore.train.guard.steps import StepGuard
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
 from sftcore.train.parts.evaluation import EvaluationLoss
-from sftcore.train.parts.loss import LossBatch, other_loss, with_balance
+from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_balance
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.rows import RowDistribution
@@ -186,6 +186,7 @@ class SFTTrainer(TrainerSeams):
         args, accelerator = self.args, self.accelerator
         self._refuse_unknown_sharding()
         self._disable_own_loss_and_noise()
+        self._copy_batches_without_waiting()
         self._proven = False
         self.metrics = Metrics(accelerator, copies=self.get_tp_size())
         self.shared_rows = SharedRows()
@@ -287,22 +288,18 @@ class SFTTrainer(TrainerSeams):
         Args:
             model: as it is wrapped.
             inputs: a batch of the collator: input_ids and labels (B, T), and what else it gives.
-            return_outputs: whether the model's outputs, without gradients, come with the loss.
+            return_outputs: whether the model's outputs, with all logits, come with the loss, which is then computed
+                from them. Both carry gradients wherever they are being computed.
             num_items_in_batch: what the loss is divided by: () float32, of the accumulated batch and all processes.
         """
         self.prove()
         mode, count = self._mode, num_items_in_batch
         batch = LossBatch.of(self.shared_rows(inputs, mode), count, routers=self.aux_loss_enabled)
+        other = chosen_loss(batch, count, self.compute_loss_func, self.label_smoother)
         with self.accelerator.autocast(), self.bound_loss.on(causal_model(self.loaded.model)):
-            found = model(**batch.arguments())
-        self.metrics.add(mode, found, batch.inputs, batch.num_tokens)
-        outputs = None
-        if return_outputs or self.compute_loss_func is not None or self.label_smoother is not None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not return_outputs):
-                outputs = model(**batch.without_labels())
-        others = {"compute_loss_func": self.compute_loss_func, "label_smoother": self.label_smoother}
-        other = other_loss(outputs, batch, count, **others)
-        loss = found["loss"] if other is None else other
+            found, outputs = losses_of(model, batch, self.bound_loss, other, with_outputs=return_outputs)
+        self.metrics.add(mode, found, batch)
+        loss = found["loss"]
         if self.args.average_tokens_across_devices and count is not None:
             # every process divides by the items of all, and DDP averages their gradients
             loss = loss * self.accelerator.num_processes
@@ -310,7 +307,7 @@ class SFTTrainer(TrainerSeams):
             steps = self.current_gradient_accumulation_steps if count is not None else 1
             loss = with_balance(loss, found, self.router_aux_loss_coef, steps)
         if mode == "eval":
-            self.evaluation.add(loss, batch.num_items)
+            self.evaluation.add(loss, batch.request.num_items)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -54,6 +54,8 @@ CASES = {
     **({"tp": {"model_init_kwargs": {"tp_plan": "auto"}}} if SPLITS else {}),
     "fsdp": {**FSDP, "save_strategy": "epoch", "num_train_epochs": 1},
     "fsdp-resumed": FSDP,
+    "half": {"bf16": True, "num_train_epochs": 1},
+    "fsdp-half": {**FSDP, "bf16": True, "num_train_epochs": 1},
     "fsdp-lora": {**FSDP, "plugins": LORA},
     "fsdp-qlora": {**FSDP, "plugins": QLORA, "num_train_epochs": 1},
     "fsdp-sharded": {"fsdp": True, "fsdp_config": SHARDED, "save_strategy": "epoch", "num_train_epochs": 1},

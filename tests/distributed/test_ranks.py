@@ -78,6 +78,14 @@ def test_two_processes_log_the_curve_of_one(both, alone, case):
         assert found == pytest.approx({key: theirs[key] for key in found}, abs=1e-4)
 
 
+def test_fsdp_in_bfloat16_logs_the_curve_of_ddp(both):
+    one, two = (read(both, case)["logged"] for case in ("half", "fsdp-half"))
+    assert len(one) == len(two) > 1
+    for mine, theirs in zip(two, one, strict=True):
+        found = {key: mine[key] for key in NUMBERS if key in theirs}
+        assert found == pytest.approx({key: theirs[key] for key in found}, rel=2e-2)
+
+
 @pytest.mark.parametrize("case", ONCE)
 def test_every_row_is_seen_once_in_an_epoch(both, case):
     epochs = 2 if case in ("full", "lora", "grouped", "fsdp-lora") else 1

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from sftcore import AttentionBackend, Plan
 from sftcore.documents.ways import BOUNDARIES, POSITIONS, additive, block_mask, boundaries, mask_ways, ways_for
-from sftcore.model.bound_loss import NUM_ITEMS, bind_loss
+from sftcore.model.bound_loss import bind_loss
+from tests.asking import ask
 from tests.documents.architectures import backend_of, build
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=6)
@@ -72,7 +73,7 @@ def test_layers_of_different_types_get_a_mask_each():
 
 # --- Training -------------------------------------------------------------------------------------------------------
 def loss_and_gradients(model, batch, num_items: float):
-    loss = model(**batch, use_cache=False, **{NUM_ITEMS: torch.tensor(num_items)})["loss"]
+    loss = ask(model, torch.tensor(num_items), **batch, use_cache=False)["loss"]
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

@@ -8,17 +8,18 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftcore import TokenLoss
-from sftcore.model.bound_loss import NUM_ITEMS, bind_loss
+from sftcore.model.bound_loss import REQUEST, LossRequest, bind_loss
 
 LOSS = TokenLoss(lambda log_probs: -log_probs, chunk=8)
 
 
 def backward(model, ids, scale=1):
-    loss = model(input_ids=ids, labels=ids, use_cache=False, **{NUM_ITEMS: torch.tensor(46.0)})["loss"]
+    request = LossRequest(ids, torch.tensor(46.0))
+    loss = request.exact(model(input_ids=ids, use_cache=False, **{REQUEST: request}))["loss"]
     (loss * scale).backward()
 
 
@@ -49,6 +50,44 @@ def gap(*, apart: bool, lora: bool) -> dict[str, object]:
     return {"gap": max(gaps), "count": len(gaps), "calls": calls}
 
 
+class Recording:
+    """A loss that remembers what it was given, and what it gave."""
+
+    def __call__(self, hidden, head, labels, weights, num_items):
+        output = LOSS(hidden, head, labels, weights, num_items)
+        self.items, self.weights, self.loss = num_items.item(), weights.tolist(), output.loss.detach().clone()
+        return output
+
+
+def arrived() -> dict[str, object]:
+    """What a loss gets and gives under FSDP2 that casts to bfloat16, and what FSDP makes of a tensor beside it."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    )
+    loss = Recording()
+    bind_loss(model, loss)
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.bfloat16)
+    for module in (*model.model.layers, model):
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)), mp_policy=half)
+    passed = {}
+    model.register_forward_pre_hook(lambda module, args, kwargs: passed.update(kwargs), with_kwargs=True)
+    ids = torch.randint(3, 96, (1, 24), generator=torch.Generator().manual_seed(5))
+    weights = torch.linspace(0.1, 0.9, 24)[None]
+    request = LossRequest(ids, torch.tensor(257.0), weights)
+    beside = torch.tensor(257.0)
+    found = request.exact(model(input_ids=ids, use_cache=False, beside=beside, **{REQUEST: request}))
+    found["loss"].backward()
+    return {
+        "items": loss.items,
+        "weights": loss.weights == weights[0, 1:].tolist(),
+        "loss": found["loss"].item() == loss.loss.item() and found["loss"].dtype == torch.float32,
+        "rounded": float(found["loss"].bfloat16()) != found["loss"].item(),
+        "beside": float(beside.to(torch.bfloat16)),
+        "trains": all(one.grad is not None for one in model.parameters()),
+    }
+
+
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     found = {
@@ -56,7 +95,8 @@ if __name__ == "__main__":
         for apart in (False, True)
         for lora in (False, True)
     }
+    exact = arrived()
     if dist.get_rank() == 0:
-        print(json.dumps(found), flush=True)
+        print(json.dumps({"gaps": found, "arrived": exact}), flush=True)
     dist.barrier()  # neither leaves while the other still talks to it
     os._exit(0)  # gloo's threads now and then abort a process that takes its groups down (torch 2.13)

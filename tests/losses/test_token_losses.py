@@ -10,7 +10,8 @@ from sftcore_plugins.losses.nll import NLL
 from torch.nn.functional import cross_entropy
 
 from sftcore import ConflictError, LossOutput, Plan, SFTTrainer, TokenLoss
-from sftcore.model.bound_loss import NUM_ITEMS, WEIGHTS, bind_loss
+from sftcore.model.bound_loss import bind_loss
+from tests.asking import ask
 from tests.conftest import alpaca_rows
 from tests.model.test_bound_loss import SMALL, batch, build, gradients
 from tests.train.test_trainer import config, losses
@@ -38,8 +39,7 @@ def assert_equal_to_by_hand(model, plugin, per_token, weights=None, causal=None)
     wanted = gradients(model)
     bound = bind_loss(causal or model, plugin.make_loss(loaded=None, plan=Plan(())))
     assert bound.gathers, bound.reason
-    extra = {NUM_ITEMS: torch.tensor(7.0), **({} if weights is None else {WEIGHTS: weights})}
-    found = model(**inputs, use_cache=False, **extra)["loss"]
+    found = ask(model, 7.0, weights, **inputs, use_cache=False)["loss"]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     (found * 3).backward()
     got = gradients(model)
@@ -167,7 +167,7 @@ def test_experts_are_balanced_without_all_logits(name):
     wanted = gradients(model)
     bound = bind_loss(model, NLL(chunk=4).make_loss(loaded=None, plan=Plan(())))
     assert bound.gathers, bound.reason
-    found = model(**inputs, use_cache=False, output_router_logits=True, **{NUM_ITEMS: torch.tensor(7.0)})
+    found = ask(model, torch.tensor(7.0), **inputs, use_cache=False, output_router_logits=True)
     torch.testing.assert_close(found["aux_loss"], whole.aux_loss, rtol=1e-5, atol=0)
     (found["loss"] + 0.5 * found["aux_loss"]).backward()
     got = gradients(model)
@@ -195,7 +195,7 @@ def test_an_auxiliary_loss_that_is_not_that_of_the_routers_keeps_the_models_own_
     bound = bind_loss(model, NLL().make_loss(loaded=None, plan=Plan(())))
     assert not bound.gathers
     assert "its experts' auxiliary loss is" in bound.reason
-    assert model(**batch(), **{NUM_ITEMS: torch.tensor(1.0)})["aux_loss"] > 0
+    assert ask(model, torch.tensor(1.0), **batch())["aux_loss"] > 0
 
 
 def test_loss_type_dft_trains_and_its_loss_is_below_that_of_nll(tmp_path, tokenizer, llama):

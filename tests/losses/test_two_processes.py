@@ -43,15 +43,31 @@ def test_two_processes_take_the_step_of_one_with_accumulation(tmp_path, model_fo
             assert other[key] == pytest.approx(one[key], rel=1e-4), key
 
 
-def test_gradients_under_fsdp_are_those_of_one_process():
+@pytest.fixture(scope="module")
+def sharded():
+    """What two processes print that share a model by FSDP2."""
     script = SCRIPT.with_name("sharded.py")
     shown = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr[-3000:]
-    found = json.loads(shown.stdout.strip().splitlines()[-1])
+    return json.loads(shown.stdout.strip().splitlines()[-1])
+
+
+def test_gradients_under_fsdp_are_those_of_one_process(sharded):
+    found = sharded["gaps"]
     assert [one["count"] for one in found.values()] == [21, 4, 21, 4]
     # a head that is sharded by itself is recomputed in the backward pass; one of the root is there while it runs
     assert [one["calls"] for one in found.values()] == [[0, 8, 8, 7]] * 2 + [[8, 8, 7, 7, 8, 8]] * 2
     assert max(one["gap"] for one in found.values()) < 1e-5, found
+
+
+def test_fsdp_in_bfloat16_rounds_neither_normaliser_nor_weights_nor_loss(sharded):
+    """257 is not a bfloat16, and what FSDP casts among the arguments of a forward becomes 256."""
+    found = sharded["arrived"]
+    assert (found["items"], found["beside"]) == (257.0, 256.0)
+    assert found["weights"]
+    assert found["rounded"]  # the loss is one that bfloat16 would have changed
+    assert found["loss"]
+    assert found["trains"]

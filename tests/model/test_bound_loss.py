@@ -8,7 +8,8 @@ from sftcore_plugins.losses.nll import NLL
 from torch.nn.functional import cross_entropy
 
 from sftcore import Plan
-from sftcore.model.bound_loss import NUM_ITEMS, WEIGHTS, bind_loss
+from sftcore.model.bound_loss import bind_loss
+from tests.asking import ask
 from tests.conftest import make_llama
 
 SMALL = {
@@ -85,7 +86,7 @@ def test_loss_and_gradients_equal_those_of_the_models_own_logits(name):
     wanted = gradients(model)
     bound = bind_loss(model, NLL(chunk=5).make_loss(loaded=None, plan=Plan(())))
     assert bound.gathers, bound.reason
-    found = model(**inputs, use_cache=False, **{NUM_ITEMS: torch.tensor(7.0)})
+    found = ask(model, torch.tensor(7.0), **inputs, use_cache=False)
     torch.testing.assert_close(found["loss"], expected, atol=1e-5, rtol=1e-5)
     found["loss"].backward()
     got = gradients(model)
@@ -100,7 +101,7 @@ def test_metrics_equal_those_of_the_full_distribution():
     counts = inputs["labels"][:, 1:] != -100
     distribution = torch.distributions.Categorical(logits=logits[counts])
     bind_loss(model, NLL(chunk=4).make_loss(loaded=None, plan=Plan(())))
-    found = model(**inputs, **{NUM_ITEMS: torch.tensor(1.0)})
+    found = ask(model, torch.tensor(1.0), **inputs)
     torch.testing.assert_close(found["entropy"], distribution.entropy().sum(), atol=1e-4, rtol=1e-5)
     assert found["correct"] == (logits.argmax(-1) == inputs["labels"][:, 1:])[counts].sum()
     assert found["supervised"] == counts.sum()
@@ -112,7 +113,7 @@ def test_weights_scale_each_token_and_zero_leaves_it_out():
     weights[0, 6:8] = 0
     expected = reference(model, inputs, weights)
     bind_loss(model, NLL().make_loss(loaded=None, plan=Plan(())))
-    found = model(**inputs, **{NUM_ITEMS: torch.tensor(1.0), WEIGHTS: weights})
+    found = ask(model, torch.tensor(1.0), weights, **inputs)
     torch.testing.assert_close(found["loss"], expected)
     assert found["supervised"] == ((inputs["labels"][:, 1:] != -100) & (weights[:, 1:] > 0)).sum()
 
@@ -120,9 +121,7 @@ def test_weights_scale_each_token_and_zero_leaves_it_out():
 def test_a_batch_without_supervised_tokens_gives_a_zero_that_reaches_every_parameter():
     model, inputs = build("Llama"), batch()
     bind_loss(model, NLL().make_loss(loaded=None, plan=Plan(())))
-    loss = model(**{**inputs, "labels": torch.full_like(inputs["labels"], -100)}, **{NUM_ITEMS: torch.tensor(0.0)})[
-        "loss"
-    ]
+    loss = ask(model, torch.tensor(0.0), **{**inputs, "labels": torch.full_like(inputs["labels"], -100)})["loss"]
     loss.backward()
     assert loss == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -134,7 +133,7 @@ def test_the_head_sees_supervised_positions_only():
     rows = []
     model.lm_head.register_forward_hook(lambda module, args, output: rows.append(output.shape[0]))
     with torch.no_grad():
-        model(**inputs, **{NUM_ITEMS: torch.tensor(1.0)})
+        ask(model, torch.tensor(1.0), **inputs)
     assert max(rows) <= 4
     assert sum(rows) == (inputs["labels"][:, 1:] != -100).sum()
 
@@ -167,7 +166,7 @@ def test_a_model_whose_head_cannot_be_told_apart_builds_its_own_logits(tokenizer
     bound = bind_loss(model, NLL().make_loss(loaded=None, plan=Plan(())))
     assert not bound.gathers
     assert "do not give the model's own logits" in bound.reason
-    torch.testing.assert_close(model(**inputs, **{NUM_ITEMS: torch.tensor(1.0)})["loss"], expected)
+    torch.testing.assert_close(ask(model, torch.tensor(1.0), **inputs)["loss"], expected)
 
 
 def test_the_bound_forward_keeps_the_signature_that_libraries_inspect():

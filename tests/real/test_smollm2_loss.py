@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftcore import Plan
-from sftcore.model.bound_loss import NUM_ITEMS, bind_loss
+from sftcore.model.bound_loss import bind_loss
+from tests.asking import ask
 from tests.losses.test_token_losses import LOSSES
 from tests.model.test_bound_loss import gradients
 
@@ -51,7 +52,7 @@ def test_loss_and_gradients_equal_those_of_all_logits(smollm2, name):
     original = model.forward
     try:
         assert bind_loss(model, plugin.make_loss(loaded=None, plan=Plan(()))).gathers
-        found = model(**inputs, use_cache=False, **{NUM_ITEMS: num_items})["loss"]
+        found = ask(model, num_items, **inputs, use_cache=False)["loss"]
     finally:
         model.forward = original
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)

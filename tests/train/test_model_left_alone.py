@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.types import Plan
-from sftcore.model.bound_loss import NUM_ITEMS, BoundLoss, bind_loss
+from sftcore.model.bound_loss import BoundLoss, bind_loss
+from tests.asking import ask
 from tests.conftest import alpaca_rows, make_llama
 
 IDS = torch.arange(5, 21)[None]
@@ -93,9 +94,10 @@ def test_a_copy_of_a_bound_model_computes_its_own_loss(tokenizer):
         loss = NLL().make_loss(loaded=None, plan=Plan(()))
         bind_loss(model, loss)
         copied = set_to_zero(copy.deepcopy(model))
-        asked = {"input_ids": IDS, "labels": IDS, NUM_ITEMS: torch.tensor(15.0)}
         # all logits are zero, so that each token costs the logarithm of the vocabulary
-        assert copied(**asked)["loss"].item() == pytest.approx(math.log(model.config.vocab_size))
+        assert ask(copied, 15.0, input_ids=IDS, labels=IDS)["loss"].item() == pytest.approx(
+            math.log(model.config.vocab_size)
+        )
         assert not copied(IDS).logits.any()
         assert model(IDS).logits.any()
 

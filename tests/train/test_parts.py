@@ -24,7 +24,7 @@ from sftcore.train.checkpoint.state import RunState
 from sftcore.train.guard.divergence import LossLevel
 from sftcore.train.guard.steps import Position, StepGuard
 from sftcore.train.parts.evaluation import EvaluationLoss, rows_in, without_padding
-from sftcore.train.parts.loss import LossBatch, count_items, other_loss, with_balance
+from sftcore.train.parts.loss import LossBatch, chosen_loss, count_items, with_balance
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.rows import GroupedByLength, RowDistribution
@@ -229,14 +229,14 @@ def test_items_are_weights_of_supervised_positions_without_the_first():
     assert count_items([{"labels": labels, "weights": weights}, {"labels": labels}]).item() == 0.5 + 1 + 0.25 + 3
 
 
-def test_a_batch_asks_for_the_loss_without_its_first_labels():
-    labels = torch.tensor([[5, 6, -100]])
-    batch = LossBatch.of({"input_ids": labels, "labels": labels, "num_tokens": torch.tensor(3)}, None, routers=True)
-    asked = batch.arguments()
-    assert asked["labels"].tolist() == [[-100, 6, -100]]
-    assert labels.tolist() == [[5, 6, -100]]  # the batch itself is as it was
-    assert (asked["sft_num_items"].item(), asked["use_cache"], asked["output_router_logits"]) == (1.0, False, True)
-    assert "labels" not in batch.without_labels()
+def test_a_batch_is_split_into_what_the_model_gets_and_what_the_loss_needs():
+    labels, weights = torch.tensor([[5, 6, -100]]), torch.tensor([[9.0, 0.5, 9.0]])
+    given = {"input_ids": labels, "labels": labels, "weights": weights, "num_tokens": torch.tensor(3)}
+    batch = LossBatch.of(given, None, routers=True)
+    assert batch.inputs == {"input_ids": labels, "use_cache": False, "output_router_logits": True}
+    assert (batch.request.labels is labels, batch.request.weights is weights) == (True, True)
+    assert batch.request.num_items.item() == 0.5
+    assert len(given) == 4  # the batch itself is as it was
     assert not batch.is_empty
 
 
@@ -244,8 +244,8 @@ def test_a_users_loss_counts_unless_the_batch_is_empty():
     labels = torch.tensor([[5, 6]])
     for tokens, expected in ((2, "user"), (0, None)):
         batch = LossBatch.of({"labels": labels, "num_tokens": torch.tensor(tokens)}, 2, routers=False)
-        found = other_loss("outputs", batch, 2, compute_loss_func=lambda *_, **__: "user", label_smoother=None)
-        assert found == expected
+        chosen = chosen_loss(batch, 2, lambda *_, **__: "user", None)
+        assert (None if chosen is None else chosen("outputs")) == expected
     assert with_balance(torch.tensor(1.0), {"aux_loss": torch.tensor(4.0)}, 0.5, 2).item() == 2.0
 
 
@@ -272,7 +272,10 @@ def test_metrics_are_computed_without_rows_that_fill_a_batch_up():
 def test_metrics_are_means_over_tokens_and_survive_a_resume(accelerator):
     def batch(entropy, correct, supervised, tokens):
         found = {"entropy": entropy, "correct": correct, "supervised": supervised}
-        return {name: torch.tensor(float(value)) for name, value in found.items()}, {"labels": torch.zeros(1, tokens)}
+        inputs = {"labels": torch.zeros(1, tokens, dtype=torch.long)}
+        return {name: torch.tensor(float(value)) for name, value in found.items()}, LossBatch.of(
+            inputs, 1, routers=False
+        )
 
     metrics = Metrics(accelerator)
     metrics.add("train", *batch(3.0, 1, 2, 5))

@@ -13,13 +13,13 @@ import inspect
 import itertools
 import re
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from sftcore import ModelError
+from sftcore.plugin_api import edges_of
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,6 @@ class DocumentAttention:
     whole: WholeKernel | None = None
     padding: bool = True
     calls: int = 0
-    _edges: tuple[Any, int, list[int]] | None = field(default=None, repr=False)
 
     def register(self, implementation: str) -> None:
         """Make it known to transformers under this name."""
@@ -156,7 +155,7 @@ class DocumentAttention:
                 None if mask is None else mask.expand(len(query_BHTD), -1, -1, -1)[row, :, span, span],
                 features,
             )
-            for row, span in _documents(self._edges_of(cu_seq_lens), query_BHTD)
+            for row, span in _documents(edges_of(cu_seq_lens), query_BHTD)
         ]
         return torch.cat(parts, dim=1).reshape(*query_BHTD.shape[:1], -1, *parts[0].shape[2:])
 
@@ -209,18 +208,6 @@ class DocumentAttention:
             **kwargs,
         )
         return mask
-
-    def _edges_of(self, cu_seq_lens: torch.Tensor) -> list[int]:
-        """The boundaries as numbers; read once for all layers, since reading makes the host wait for a GPU."""
-        import torch
-
-        if torch.compiler.is_compiling() or cu_seq_lens.is_inference():
-            return list(cu_seq_lens.tolist())
-        if self._edges is not None and self._edges[0]() is cu_seq_lens and self._edges[1] == cu_seq_lens._version:
-            return self._edges[2]
-        edges: list[int] = cu_seq_lens.tolist()
-        self._edges = weakref.ref(cu_seq_lens), cu_seq_lens._version, edges
-        return edges
 
 
 # --- One document, or rows as they are, by torch's scaled dot product attention -------------------------------------

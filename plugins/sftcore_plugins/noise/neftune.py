@@ -107,6 +107,7 @@ def lengths_of(batch: Mapping[str, Any], embedded_BTD: torch.Tensor) -> torch.Te
         return torch.full(shape, float(shape[-1]), device=device)
     starts_BT = torch.as_tensor(positions, device=device) == 0
     starts_BT[:, 0] = True
-    # numbered through all rows, so that one count gives every length
+    # numbered through all rows, so that one count gives every length; bincount would wait for the number of documents
     numbers = starts_BT.flatten().cumsum(0) - 1
-    return numbers.bincount()[numbers].reshape(shape).float()
+    lengths = torch.zeros(numbers.shape, device=device).scatter_add_(0, numbers, torch.ones_like(numbers).float())
+    return lengths[numbers].reshape(shape)

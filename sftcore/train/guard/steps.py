@@ -13,6 +13,7 @@ from attrs import frozen
 
 from sftcore.core.errors import DivergenceError
 from sftcore.train.guard.divergence import LossLevel, Nonfinite, RememberedBatches
+from sftcore.train.parts.loss import on_device
 from sftcore.train.parts.part import Part
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class StepGuard(Part):
 
     def after_backward(self, loss: torch.Tensor) -> None:
         """Keep the loss until the whole step is there."""
-        self._losses.append(loss.detach().double())
+        self._losses.append(loss.detach().float())
 
     def before_optimizer(self, norm: torch.Tensor | float | None) -> None:
         """Require that this step's losses and gradients are finite and that the loss does not run away.
@@ -97,8 +98,9 @@ class StepGuard(Part):
         bad = bad_losses.any()
         # float16's scaler meets Inf in gradients while it looks for its scale, and leaves such steps out itself
         if norm is not None and self._accelerator.scaler is None:
-            bad = bad | ~torch.isfinite(torch.as_tensor(norm, device=losses.device, dtype=torch.float64))
-        found = torch.stack([bad.double(), torch.nan_to_num(losses).sum(), losses.new_tensor(self._received())])
+            bad = bad | ~torch.isfinite(on_device(norm, losses.device))
+        # one short read, before the optimizer changes a weight, is all that the host waits for in a step
+        found = torch.stack([bad.float(), torch.nan_to_num(losses).sum(), losses.new_full((), self._received())])
         if self._accelerator.num_processes > 1:
             found = self._accelerator.gather(found[None]).transpose(0, 1)
             found = torch.stack([found[0].max(), found[1].mean(), found[2].max()])

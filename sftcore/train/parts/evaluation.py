@@ -10,6 +10,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from sftcore.core.types import IGNORED
 from sftcore.data.ranks import SyncedLoader
+from sftcore.train.parts.sums import widest_float
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,8 +28,9 @@ class EvaluationLoss:
 
     def add(self, loss: torch.Tensor, num_items: torch.Tensor) -> None:
         """Count the loss of one batch, a scalar: the mean over `num_items`, a scalar, which may be 0."""
-        items = num_items.to(loss.device).double()
-        sums = torch.stack([torch.where(items > 0, loss.detach().double(), 0.0) * items, items])
+        dtype = widest_float(loss.device)
+        items = num_items.to(loss.device, dtype)
+        sums = torch.stack([torch.where(items > 0, loss.detach().to(dtype), 0.0) * items, items])
         self._sums = sums if self._sums is None else self._sums + sums
 
     def mean(self, accelerator: Accelerator) -> float | None:

@@ -12,84 +12,113 @@ import torch
 from attrs import frozen
 
 from sftcore.core.types import IGNORED
-from sftcore.model.bound_loss import NUM_ITEMS, WEIGHTS
+from sftcore.data.host_facts import HostFacts, facts_of
+from sftcore.model.bound_loss import BoundLoss, LossRequest
+from sftcore.model.known_masks import masks_known
 
 
 @frozen
 class LossBatch:
     """A micro-batch as the model is called with it.
 
-    inputs: the model's arguments, labels (B, T) as they were given; weights: (B, T) float32, or None; num_tokens: what
-    the collator counted, or None; num_items: () float32, the sum of weights that the loss is divided by.
+    inputs: the model's arguments without labels; request: labels, weights and normaliser; num_tokens: what the collator
+    counted, or None; facts: what the host knows of it, or None.
     """
 
     inputs: dict[str, Any]
-    weights: torch.Tensor | None
+    request: LossRequest
     num_tokens: torch.Tensor | None
-    num_items: torch.Tensor
+    facts: HostFacts | None
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Any], num_items: torch.Tensor | int | None, *, routers: bool) -> LossBatch:
+    def of(cls, inputs: Mapping[str, Any], num_items: torch.Tensor | float | None, *, routers: bool) -> LossBatch:
         """From a collator's batch; `num_items` None counts those of this batch alone.
 
         Args:
-            inputs: labels, and the model's other arguments.
+            inputs: labels (B, T), and the model's other arguments.
             num_items: of the accumulated batch and all processes.
             routers: whether experts are balanced by the outputs of their routers.
         """
-        inputs = {**inputs, "use_cache": False}
-        weights, num_tokens = inputs.pop("weights", None), inputs.pop("num_tokens", None)
+        facts, inputs = facts_of(inputs), {**inputs, "use_cache": False}
+        labels, weights, num_tokens = (inputs.pop(name, None) for name in ("labels", "weights", "num_tokens"))
         if routers:
             inputs["output_router_logits"] = True
         if num_items is None:
-            num_items = count_items([{"labels": inputs["labels"], "weights": weights}])
-        return cls(inputs, weights, num_tokens, torch.as_tensor(num_items, device=inputs["labels"].device))
-
-    def arguments(self) -> dict[str, Any]:
-        """What asks the model's forward for the loss."""
-        # A row's first token has nothing to be predicted from, not even where virtual tokens stand before it
-        labels = self.inputs["labels"].clone()
-        labels[:, 0] = IGNORED
-        extra = {} if self.weights is None else {WEIGHTS: self.weights}
-        return {**self.inputs, "labels": labels, **extra, NUM_ITEMS: self.num_items}
-
-    def without_labels(self) -> dict[str, Any]:
-        """What asks it for all logits."""
-        return {key: value for key, value in self.inputs.items() if key != "labels"}
+            num_items = count_items([{"labels": labels, "weights": weights}])
+        divisor = on_device(num_items, labels.device)
+        request = LossRequest(labels, divisor, weights, None if facts is None else facts.positions)
+        return cls(inputs, request, num_tokens, facts)
 
     @property
     def is_empty(self) -> bool:
         """Whether none of its tokens counts, as for a process that has run out of rows."""
+        if self.facts is not None:
+            return self.facts.num_items == 0
         return self.num_tokens is not None and bool(self.num_tokens.sum() == 0)
 
 
 def count_items(batches: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-    """The sum of weights over supervised positions, the first of each row left out: () float32."""
-    total = torch.zeros(())
-    for batch in batches:
-        counts = batch["labels"][..., 1:] != IGNORED
-        weights = batch.get("weights")
-        found = counts.sum() if weights is None else (weights[..., 1:] * counts).sum()
-        total = total.to(found.device) + found.float()
-    return total
+    """The sum of weights over supervised positions, the first of each row left out: () float32 on their device."""
+    labels = [batch["labels"] for batch in batches]
+    known = [facts_of(batch) for batch in batches]
+    total = sum(facts.num_items for facts in known if facts is not None)
+    for batch, facts in zip(batches, known, strict=True):
+        if facts is None:
+            counts = batch["labels"][..., 1:] != IGNORED
+            weights = batch.get("weights")
+            found = counts.sum() if weights is None else (weights[..., 1:] * counts).sum()
+            total = found.float() + total
+    return on_device(total, labels[0].device)
 
 
-def other_loss(
-    outputs: Any,
+def on_device(number: torch.Tensor | float, device: torch.device) -> torch.Tensor:
+    """() float32 of a number; one that the host has is written by the device itself, without a copy to wait for."""
+    if isinstance(number, torch.Tensor):
+        return number.to(device)
+    return torch.full((), float(number), device=device)
+
+
+def chosen_loss(
     batch: LossBatch,
-    num_items: torch.Tensor | int | None,
-    *,
+    num_items: torch.Tensor | float | None,
     compute_loss_func: Callable[..., Any] | None,
     label_smoother: Callable[..., Any] | None,
-) -> Any:
-    """The loss of a user's function or of label smoothing, from all logits; None where the plugin's counts."""
-    labels = batch.inputs["labels"]
+) -> Callable[[Any], Any] | None:
+    """A user's loss function, or label smoothing, as a function of the model's outputs; None: the plugin's loss."""
+    labels = batch.request.labels
     if compute_loss_func is not None:
-        return None if batch.is_empty else compute_loss_func(outputs, labels, num_items_in_batch=num_items)
+        if batch.is_empty:
+            return None
+        return lambda outputs: compute_loss_func(outputs, labels, num_items_in_batch=num_items)
     if label_smoother is not None:
         divisor = {} if num_items is None else {"num_items_in_batch": num_items}
-        return label_smoother(outputs, labels, shift_labels=True, **divisor)
+        return lambda outputs: label_smoother(outputs, labels, shift_labels=True, **divisor)
     return None
+
+
+def losses_of(
+    model: Any, batch: LossBatch, bound: BoundLoss, other: Callable[[Any], Any] | None, *, with_outputs: bool
+) -> tuple[dict[str, Any], Any]:
+    """The scalars of `BoundLoss.ask`, and the model's outputs where they are wanted, from one call of the model.
+
+    Where `other` computes the loss, the plugin's is only looked at for the metrics, without gradients.
+    """
+    with masks_known(batch.facts, batch.request.labels.shape):
+        if other is None and not with_outputs:
+            return bound.ask(model, batch.inputs, batch.request), None
+        outputs = without_virtual_tokens(model(**batch.inputs), batch.request.labels)
+    if other is None:
+        return bound.of_outputs(outputs, batch.request), outputs
+    with torch.no_grad():
+        found = bound.of_outputs(outputs, batch.request)
+    return {**found, "loss": other(outputs)}, outputs
+
+
+def without_virtual_tokens(outputs: Any, labels_BT: torch.Tensor) -> Any:
+    """Outputs whose logits (B, T, V) begin with the batch's own tokens, where prompt learning has put others before."""
+    if outputs.logits.shape[1] > labels_BT.shape[1]:
+        outputs.logits = outputs.logits[:, -labels_BT.shape[1] :]
+    return outputs
 
 
 def with_balance(loss: torch.Tensor, found: Mapping[str, Any], coefficient: float, steps: int) -> torch.Tensor:

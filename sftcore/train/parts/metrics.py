@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+    from sftcore.train.parts.loss import LossBatch
+
 Mode: TypeAlias = Literal["train", "eval"]
 _SUMS = ("entropy", "correct", "supervised", "tokens", "aux_loss", "batches")
 
@@ -29,25 +31,25 @@ class Metrics:
         self.num_tokens = 0
         self.num_supervised_tokens = 0
 
-    def add(
-        self, mode: str, found: dict[str, torch.Tensor], inputs: dict[str, Any], num_tokens: torch.Tensor | None = None
-    ) -> None:
-        """Count one micro-batch of `num_tokens`, or of what its padding mask says; nothing leaves the device."""
+    def add(self, mode: str, found: Mapping[str, torch.Tensor], batch: LossBatch) -> None:
+        """Count one micro-batch; its tokens are as its collator or its mask says. Nothing leaves the device."""
         import torch
 
-        labels: Any = inputs["labels"]
-        mask: Any = inputs.get("attention_mask")
-        if num_tokens is not None:
-            tokens = num_tokens.sum()
+        from sftcore.train.parts.sums import widest_float
+
+        labels, mask = batch.request.labels, batch.inputs.get("attention_mask")
+        if batch.num_tokens is not None:
+            tokens = batch.num_tokens.sum()
         elif getattr(mask, "shape", None) == labels.shape:
-            tokens = mask.sum()
+            tokens = mask.sum()  # type: ignore[union-attr]
         else:
-            tokens = labels.new_tensor(labels.numel())
-        one = tokens.new_tensor(1)
+            tokens = labels.new_full((), labels.numel())
+        one = torch.ones_like(tokens)
         self._has_entropy = "entropy" in found
-        entropy, aux_loss = (found.get(name, one * 0) for name in ("entropy", "aux_loss"))
+        entropy, aux_loss = (found.get(name, torch.zeros_like(tokens)) for name in ("entropy", "aux_loss"))
         parts = (entropy, found["correct"], found["supervised"], tokens, aux_loss, one)
-        sums = torch.stack([part.detach().double().to(tokens.device) for part in parts])
+        dtype = widest_float(labels.device)
+        sums = torch.stack([part.detach().to(labels.device, dtype) for part in parts])
         known = self._sums[mode]
         self._sums[mode] = sums if known is None else known + sums
 
@@ -74,7 +76,7 @@ class Metrics:
         return logged
 
     def state(self) -> dict[str, Any]:
-        """All that is carried from one batch to the next, as plain values; float64 sums come back bit by bit."""
+        """All that is carried from one batch to the next, as plain values; sums come back bit by bit."""
         return {
             "sums": {mode: None if sums is None else sums.tolist() for mode, sums in self._sums.items()},
             "has_entropy": self._has_entropy,
@@ -86,9 +88,11 @@ class Metrics:
         """Go on from what `state` gave."""
         import torch
 
+        from sftcore.train.parts.sums import widest_float
+
         device = self._accelerator.device
         self._sums = {
-            mode: None if sums is None else torch.tensor(sums, dtype=torch.float64, device=device)
+            mode: None if sums is None else torch.tensor(sums, dtype=widest_float(device), device=device)
             for mode, sums in state["sums"].items()
         }
         self._has_entropy = state["has_entropy"]

@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftcore import CheckError, ConflictError, Plan, SFTTrainer
 from sftcore.config.checks import memory_problems
-from sftcore.model.bound_loss import NUM_ITEMS, bind_loss
+from sftcore.model.bound_loss import bind_loss
 from sftcore.model.memory.checkpointing import checkpoint_selectively, take_selective
 from sftcore.model.memory.offload import SMALLEST, ActivationOffloading
+from tests.asking import ask
 from tests.conftest import alpaca_rows, make_llama
 from tests.train.test_trainer import config, losses
 
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 
 def batch():
     ids = torch.randint(4, 300, (2, 64), generator=torch.Generator().manual_seed(1))
-    return {"input_ids": ids, "labels": ids.clone(), NUM_ITEMS: torch.tensor(126.0)}
+    return {"input_ids": ids, "labels": ids.clone()}
 
 
 def bound(tokenizer, checkpointing=None, **overrides):
@@ -44,10 +45,10 @@ def step(model, context=None):
     """Loss and gradients of one step with dropout."""
     torch.manual_seed(3)
     if context is None:
-        loss = model(**batch())["loss"]
+        loss = ask(model, 126.0, **batch())["loss"]
     else:
         with context():
-            loss = model(**batch())["loss"]
+            loss = ask(model, 126.0, **batch())["loss"]
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
 
@@ -60,9 +61,9 @@ def assert_same(found, wanted):
 
 def bytes_held(model):
     """What is allocated by a forward pass and not freed before the backward pass begins."""
-    model(**batch())["loss"].backward()
+    ask(model, 126.0, **batch())["loss"].backward()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        loss = model(**batch())["loss"]
+        loss = ask(model, 126.0, **batch())["loss"]
     del loss
     events = profile.profiler.kineto_results.events()
     return sum(event.nbytes() for event in events if event.name() == "[memory]")

@@ -18,7 +18,8 @@ from sftcore_plugins.losses.nll import NLL
 
 from sftcore import ConflictError, LoadedModel, ModelError, ModelRequest, Plan, Selection
 from sftcore.config.setup import check, set_up
-from sftcore.model.bound_loss import NUM_ITEMS, WEIGHTS, bind_loss
+from sftcore.model.bound_loss import bind_loss
+from tests.asking import ask
 from tests.model.test_bound_loss import batch, build, gradients, reference
 
 SHAPES = ["Llama", "Qwen3", "Gemma2"]
@@ -68,8 +69,7 @@ def test_the_loss_gives_the_models_own_loss_and_gradients(name, fused, weighted,
     expected = gradients(model)
     bound = bind_loss(model, LigerLoss(fused=fused).make_loss(loaded=None, plan=Plan(())))
     assert bound.gathers, bound.reason
-    extra = {} if weights is None else {WEIGHTS: weights}
-    found = model(**inputs, use_cache=False, **extra, **{NUM_ITEMS: torch.tensor(7.0)})
+    found = ask(model, 7.0, weights, **inputs, use_cache=False)
     found["loss"].backward()
     assert_same(found["loss"], wanted, gradients(model), expected)
 
@@ -78,7 +78,7 @@ def test_accuracy_comes_from_the_same_pass_and_entropy_is_left_out():
     model, inputs = build("Llama"), batch()
     bind_loss(copied := copy.deepcopy(model), NLL().make_loss(loaded=None, plan=Plan(())))
     bind_loss(model, LigerLoss().make_loss(loaded=None, plan=Plan(())))
-    wanted, found = (one(**inputs, **{NUM_ITEMS: torch.tensor(7.0)}) for one in (copied, model))
+    wanted, found = (ask(one, torch.tensor(7.0), **inputs) for one in (copied, model))
     assert found["correct"] == wanted["correct"]
     assert found["supervised"] == wanted["supervised"]
     assert "entropy" not in found
@@ -92,7 +92,7 @@ def test_a_head_that_alone_trains_gets_its_gradient():
     wanted.backward()
     expected = gradients(model)
     bind_loss(model, LigerLoss().make_loss(loaded=None, plan=Plan(())))
-    found = model(**inputs, **{NUM_ITEMS: torch.tensor(1.0)})["loss"]
+    found = ask(model, torch.tensor(1.0), **inputs)["loss"]
     found.backward()
     assert_same(found, wanted, gradients(model), expected)
 
@@ -102,7 +102,7 @@ def test_a_batch_without_supervised_tokens_gives_a_zero_that_reaches_every_param
     model, inputs = build("Llama"), batch()
     bind_loss(model, LigerLoss(fused=fused).make_loss(loaded=None, plan=Plan(())))
     inputs = {**inputs, "labels": torch.full_like(inputs["labels"], -100)}
-    loss = model(**inputs, **{NUM_ITEMS: torch.tensor(0.0)})["loss"]
+    loss = ask(model, torch.tensor(0.0), **inputs)["loss"]
     loss.backward()
     assert loss == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
@@ -113,7 +113,7 @@ def test_evaluation_takes_no_gradients():
     wanted = reference(model, inputs)
     bind_loss(model, LigerLoss().make_loss(loaded=None, plan=Plan(())))
     with torch.no_grad():
-        found = model(**inputs, **{NUM_ITEMS: torch.tensor(1.0)})["loss"]
+        found = ask(model, torch.tensor(1.0), **inputs)["loss"]
     torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=0)
     assert not found.requires_grad
 
@@ -133,7 +133,7 @@ def test_a_head_trained_whole_beside_an_adapter_is_read_from_its_trained_copy():
     wanted = reference(wrapped, inputs)
     wanted.backward()
     expected = gradients(wrapped)
-    found = wrapped(**inputs, **{NUM_ITEMS: torch.tensor(1.0)})["loss"]
+    found = ask(wrapped, torch.tensor(1.0), **inputs)["loss"]
     found.backward()
     assert_same(found, wanted, gradients(wrapped), expected)
 
@@ -143,12 +143,12 @@ def test_an_adapter_on_the_head_is_refused_by_the_fused_kernel_and_works_without
     bind_loss(model, LigerLoss().make_loss(loaded=None, plan=Plan(())))
     wrapped = with_lora(model, target_modules=["lm_head"])
     with pytest.raises(ModelError, match=r"reads the weight of a plain linear layer\. Use loss: \{liger: \{fused"):
-        wrapped(**inputs, **{NUM_ITEMS: torch.tensor(1.0)})
+        ask(wrapped, torch.tensor(1.0), **inputs)
     other = build("Llama")
     bind_loss(other, LigerLoss(fused=False).make_loss(loaded=None, plan=Plan(())))
     wrapped = with_lora(other, target_modules=["lm_head"])
     torch.nn.init.normal_(other.lm_head.lora_B["default"].weight)
-    found = wrapped(**inputs, **{NUM_ITEMS: torch.tensor(1.0)})["loss"]
+    found = ask(wrapped, torch.tensor(1.0), **inputs)["loss"]
     torch.testing.assert_close(found, reference(wrapped, inputs), rtol=1e-5, atol=0)
 
 
@@ -157,7 +157,7 @@ def test_a_sharded_or_hooked_head_is_refused():
     model.lm_head.register_forward_hook(lambda module, args, output: output + 1)
     bind_loss(model, LigerLoss().make_loss(loaded=None, plan=Plan(())))
     with pytest.raises(ModelError, match="with hooks"):
-        model(**batch(), **{NUM_ITEMS: torch.tensor(1.0)})
+        ask(model, torch.tensor(1.0), **batch())
 
 
 # --- One model, and nothing else ------------------------------------------------------------------------------------

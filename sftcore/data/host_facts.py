@@ -1,0 +1,153 @@
+"""What the host knows of a batch that is still on the CPU, so that nobody has to ask the device for it later.
+
+A GPU works behind the host. Whoever reads something back from it (how many tokens count, where documents begin,
+whether a row is padded) makes the host wait until the device has caught up, and the device wait for the next order
+after that. All of this is known when the batch is collated. It travels with the batch and is found again by its labels.
+
+Shapes: B rows, T tokens, N supervised positions, D documents.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import evolve, frozen
+
+from sftcore.core.types import IGNORED
+
+if TYPE_CHECKING:
+    import torch
+
+
+@frozen(eq=False)
+class HostFacts:
+    """Facts of one batch.
+
+    positions: (N,) int64, row * T + column of each token whose next token counts.
+    num_items: the sum of the weights of the tokens that count.
+    padded: whether an attention mask hides a token.
+    edges: where documents begin, counted through all rows, and the end of the last; None where every row is one.
+    boundaries: `edges` as (D + 1,) int32.
+    """
+
+    positions: torch.Tensor
+    num_items: float
+    padded: bool
+    edges: tuple[int, ...] | None = None
+    boundaries: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> HostFacts | None:
+        """Those of a batch on the CPU; None where it has no labels (B, T)."""
+        import torch
+
+        labels, weights, mask = batch.get("labels"), batch.get("weights"), batch.get("attention_mask")
+        if not isinstance(labels, torch.Tensor) or labels.ndim != 2 or labels.device.type != "cpu":
+            return None
+        counted = labels[:, 1:] != IGNORED
+        num_items = float(counted.sum() if weights is None else (weights[:, 1:] * counted).sum())
+        padded = isinstance(mask, torch.Tensor) and not bool(mask.all())
+        edges = None if mask is not None else _edges(batch.get("position_ids"), labels)
+        boundaries = None if edges is None else torch.tensor(edges, dtype=torch.int32)
+        return cls(supervised_positions(labels, weights), num_items, padded, edges, boundaries)
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> HostFacts:
+        """With tensors on a device; `non_blocking` copies them from pinned memory, which the host does not wait for."""
+
+        def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            if tensor is None:
+                return None
+            pinned = tensor.pin_memory() if non_blocking and device.type != "cpu" else tensor
+            return pinned.to(device, non_blocking=non_blocking)
+
+        return evolve(self, positions=moved(self.positions), boundaries=moved(self.boundaries))
+
+
+class Batch(dict[str, Any]):
+    """A batch with its facts. Moved to a device it is a plain dict again, whose facts `facts_of` finds."""
+
+    facts: HostFacts | None = None
+
+    def to(self, device: Any, non_blocking: bool = False) -> dict[str, Any]:
+        """Called by accelerate, for each batch that it places."""
+        import torch
+        from accelerate.utils import send_to_device
+
+        moved: dict[str, Any] = send_to_device(dict(self), device, non_blocking=non_blocking)
+        if self.facts is not None:
+            facts = self.facts.to(torch.device(device), non_blocking=non_blocking)
+            _by_labels()[moved["labels"]] = facts
+            if facts.boundaries is not None and facts.edges is not None:
+                _edges_by_boundaries()[facts.boundaries] = facts.boundaries._version, facts.edges
+        return moved
+
+
+@frozen
+class WithFacts:
+    """A collator whose batches carry their facts; batches that are not a dict stay as they are."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, rows: list[Any]) -> Any:
+        found = self.collate(rows)
+        if type(found) is not dict:
+            return found
+        batch = Batch(found)
+        batch.facts = HostFacts.of(found)
+        return batch
+
+
+def facts_of(batch: Mapping[str, Any]) -> HostFacts | None:
+    """The facts of a batch on its device, found by its labels; None where it did not come from a loader of the run."""
+    labels = batch.get("labels")
+    found: HostFacts | None = None if labels is None else _by_labels().get(labels)
+    return found
+
+
+def edges_of(boundaries: torch.Tensor) -> list[int]:
+    """Document boundaries (D + 1,) as numbers: known from the collator, or read from the device once for all layers."""
+    import torch
+
+    if torch.compiler.is_compiling() or boundaries.is_inference():
+        return list(boundaries.tolist())
+    version, known = _edges_by_boundaries().get(boundaries, (None, ()))
+    if version != boundaries._version:
+        known = tuple(boundaries.tolist())
+        _edges_by_boundaries()[boundaries] = boundaries._version, known
+    return list(known)
+
+
+def supervised_positions(labels_BT: torch.Tensor, weights_BT: torch.Tensor | None) -> torch.Tensor:
+    """row * T + column of each token whose next token counts: (N,) int64. On a device the host waits for it."""
+    import torch
+
+    counts_BT = labels_BT[:, 1:] != IGNORED
+    if weights_BT is not None:
+        counts_BT = counts_BT & (weights_BT[:, 1:] > 0)
+    return torch.nn.functional.pad(counts_BT, (0, 1)).flatten().nonzero().flatten()
+
+
+def _edges(positions: Any, labels: torch.Tensor) -> tuple[int, ...] | None:
+    """Where documents begin by their positions (B, T): at every 0, and at the start of every row."""
+    if getattr(positions, "shape", None) != labels.shape:
+        return None
+    starts = positions.numpy() == 0
+    starts[:, 0] = True
+    return (*np.flatnonzero(starts).tolist(), starts.size)
+
+
+@functools.cache
+def _by_labels() -> Any:
+    from torch.utils.weak import WeakTensorKeyDictionary
+
+    return WeakTensorKeyDictionary()
+
+
+@functools.cache
+def _edges_by_boundaries() -> Any:
+    from torch.utils.weak import WeakTensorKeyDictionary
+
+    return WeakTensorKeyDictionary()
