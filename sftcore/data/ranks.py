@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from attrs import define, frozen
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Batch: TypeAlias = "dict[str, Any]"
 Collate: TypeAlias = "Callable[[list[Any]], Batch]"
+T = TypeVar("T")
 
 
 @frozen
@@ -78,6 +79,38 @@ def shared_folder(args: SFTConfig) -> Path | None:
     # the processes that still have a file of it mapped keep that until they end
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+# --- Decisions that all ranks take alike -----------------------------------------------------------------------------
+def decided_by_first(decide: Callable[[], T]) -> T:
+    """What `decide` gives in the first process, in all of them; the others do not call it.
+
+    With `cpu_ram_efficient_loading` that one alone holds a model's weights until they are sharded: the others hold
+    zeros (transformers 5.17) or tensors on the meta device. All processes have to call this together.
+    """
+    if not _are_several():
+        return decide()
+    import torch
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [decide() if torch.distributed.get_rank() == 0 else None]
+    answer: T = broadcast_object_list(found)[0]
+    return answer
+
+
+def first_reason(reason: str) -> str:
+    """The first text that is not empty among those of all processes, so that none goes on where another stops."""
+    if not _are_several():
+        return reason
+    from accelerate.utils import gather_object
+
+    return next(filter(None, gather_object([reason])), "")
+
+
+def _are_several() -> bool:
+    import torch
+
+    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
 # --- Batches of a map-style set ---------------------------------------------------------------------------------------

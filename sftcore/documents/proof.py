@@ -20,6 +20,7 @@ from attrs import Factory, frozen
 
 from sftcore.core.errors import DataError, ModelError
 from sftcore.core.types import IGNORED, AttentionBackend
+from sftcore.data.ranks import first_reason
 from sftcore.documents.ways import Way, document_starts, ways_for
 from sftcore.model.unwrap import causal_model
 
@@ -102,7 +103,8 @@ def keep_documents_apart(
 ) -> Proof:
     """Find the first way that keeps documents apart on this model with its adapters, dtype, device and kernels.
 
-    Call it where training would call the model, inside its autocast. It costs about a dozen forward passes of some
+    Call it where training would call the model, inside its autocast, by all processes together: a way that fails in one
+    of them is not taken in any. It costs about a dozen forward passes of some
     forty tokens, or of the sliding window's length. It changes neither the random state nor any module's training flag.
 
     Args:
@@ -128,6 +130,7 @@ def keep_documents_apart(
                 raise
             failure = error.what if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
             failure = failure.strip().partition("\n")[0].rstrip(".")
+        failure = first_reason(failure)
         if not failure:
             return Proof(way, gaps, lengths, tried, notes)
         tried[way.summary] = failure

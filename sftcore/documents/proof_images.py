@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sftcore.core.errors import ModelError
 from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.images.reference import size_of
+from sftcore.data.ranks import first_reason
 from sftcore.documents.proof import (
     FAILURES,
     PADDED,
@@ -40,18 +41,19 @@ LOOKED_AT = 64
 """How many rows are searched for documents with images."""
 
 
-def prove_images(model: Any, way: Way, collate: Collate, rows: Sequence[Mapping[str, Any]]) -> Gaps | None:
-    """The gaps of the first documents with images in these prepared rows, followed by text; None without images.
+def prove_images(model: Any, way: Way, collate: Collate, documents: Sequence[dict[str, Any]]) -> Gaps | None:
+    """The gaps of these documents with images, as `first_documents` gives them, followed by text; None without any.
+
+    All processes call it together, with the same documents.
 
     Raises:
         ModelError: a document sees another's images, or its own images differently than alone.
     """
-    documents = first_documents(rows)
     if not documents:
         return None
     import torch
 
-    documents.append(_text_document(model, len(documents[0]["input_ids"])))
+    documents = [*documents, _text_document(model, len(documents[0]["input_ids"]))]
 
     try:
         with evaluation_mode(model), torch.no_grad():
@@ -61,7 +63,7 @@ def prove_images(model: Any, way: Way, collate: Collate, rows: Sequence[Mapping[
         if type(error).__name__ == "OutOfMemoryError":
             raise
         failure = f"{type(error).__name__}: {error}".partition("\n")[0]
-    if failure:
+    if failure := first_reason(failure):
         raise ModelError(
             f"{type(model).__name__} does not keep documents with images that share a row apart: with "
             f"{way.summary}, {failure}.",

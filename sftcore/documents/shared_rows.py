@@ -10,9 +10,10 @@ from attrs import define, evolve, field
 
 from sftcore.core.errors import ModelError
 from sftcore.data.images.pictures import has_images
+from sftcore.data.ranks import decided_by_first
 from sftcore.documents.layouts import Layout
 from sftcore.documents.proof import Proof, check_labels, keep_documents_apart
-from sftcore.documents.proof_images import LOOKED_AT, prove_images
+from sftcore.documents.proof_images import LOOKED_AT, first_documents, prove_images
 from sftcore.documents.ways import Way, ways_for
 
 if TYPE_CHECKING:
@@ -55,12 +56,13 @@ class SharedRows:
         """
         if self.proof is None or not has_images(dataset):
             return
-        rows = list(itertools.islice(dataset, LOOKED_AT))
+        # of a stream, each process reads other rows, and has to make as many forward passes as the others
+        documents = decided_by_first(lambda: first_documents(list(itertools.islice(dataset, LOOKED_AT))))
         failed: ModelError | None = None
         ways = (self.proof.way, *(way for way in ways_for(model, backend) if way.name != self.proof.way.name))
         for way in ways:
             try:
-                gaps = prove_images(model, way, collator, rows)
+                gaps = prove_images(model, way, collator, documents)
                 if failed is not None:
                     self.proof = keep_documents_apart(model, backend, flattened=layout.flattened, ways=[way])
             except ModelError as error:

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from sftcore.config.recipe import overridden, parse_recipe
 from sftcore.core.errors import ModelError, RecipeError
-from sftcore.train.record.manifest import SCHEMA, sha256_of_files, weights_sha256
+from sftcore.train.record.manifest import SCHEMA, weights_sha256
 from sftcore.util.secrets import NOT_WRITTEN
 from sftcore.util.versions import versions
 
@@ -154,13 +154,13 @@ def _without_secrets_and_trust(value: Any, trusts: set[str]) -> Any:
 # --- Differences ------------------------------------------------------------------------------------------------------
 def differences(recorded: Recorded, checked: Checked) -> Iterator[str]:
     """A line for each difference from the original run: libraries, machine, data, model files, source of plugins."""
-    from sftcore.data.source.load import paths_of
     from sftcore.train.record.environment import environment, fingerprint, sources
+    from sftcore.train.run import data_digests
 
     was = recorded.manifest
     yield from _differing("", was["versions"], versions())
     yield from _differing("", was.get("environment") or {}, environment())
-    files = sha256_of_files(paths_of(checked.train, checked.eval))
+    files = data_digests(checked)
     before = list((was.get("data_files_sha256") or {}).items())
     for (old, sha256), (new, now) in zip(before, files.items(), strict=False):
         if sha256 != now:

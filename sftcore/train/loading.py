@@ -9,6 +9,7 @@ import attrs
 from attrs import frozen
 
 from sftcore.core.types import LoadedModel, LossFunction
+from sftcore.data.ranks import decided_by_first
 from sftcore.model.build import adopt_model, finish_model, load_model, refuse_unsupported
 from sftcore.model.embeddings import num_rows
 from sftcore.model.experts import balance_experts
@@ -70,7 +71,7 @@ def load_for_run(
     kernels = Kernels(plugins, plan)
     loaded, loss = finish_model(attrs.evolve(loaded, notes=notes), plan, plugins, kernels)
     kernels.off()
-    untrained = untrained_tokens(loaded.model, tokenizer, new_ids, supervised_ids(rows))
+    untrained = decided_by_first(lambda: untrained_tokens(loaded.model, tokenizer, new_ids, supervised_ids(rows)))
     if untrained is not None:
         warnings.warn(untrained, stacklevel=5)
         loaded = attrs.evolve(loaded, notes=(*loaded.notes, untrained))

@@ -98,7 +98,6 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
     from sftcore.config.sft_config import SFTConfig
     from sftcore.data.source.load import load, paths_of, split_off
     from sftcore.train.progress import RichProgress
-    from sftcore.train.record.manifest import sha256_of_files
     from sftcore.train.trainer import SFTTrainer
     from sftcore.util.plain import plain
 
@@ -115,7 +114,7 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
         eval_dataset=evaluation,
     )
     trainer.data.label = checked.train.label
-    files = sha256_of_files(paths_of(checked.train, checked.eval))
+    files = data_digests(checked)
     trainer.recorder.train_files_sha256 = [files[str(path)] for path in paths_of(checked.train)]
     trainer.recorder.extra |= {
         "recipe": plain({**recipe.raw, **({"block": list(recipe.block)} if recipe.block else {})}),
@@ -125,6 +124,23 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
         trainer.remove_callback(callback)
     trainer.add_callback(RichProgress(console, trainer.metrics))
     return trainer
+
+
+def data_digests(checked: Checked) -> dict[str, str]:
+    """The name of each local data file with a digest: of its bytes, or of samples of them where it is streamed.
+
+    A stream may be larger than what can be read before the first step.
+    """
+    from sftcore.data.source.load import paths_of
+    from sftcore.train.record.environment import sampled_sha256
+    from sftcore.train.record.manifest import sha256_of_files
+
+    train, evaluation = paths_of(checked.train), paths_of(checked.eval)
+    if checked.recipe.data.streaming:
+        found = {str(path): sampled_sha256(path) for path in train}
+    else:
+        found = sha256_of_files(train)
+    return {**found, **sha256_of_files(evaluation)}
 
 
 def _checkpoint(recipe: Recipe) -> str | None:

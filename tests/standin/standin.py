@@ -45,14 +45,18 @@ _float64 = True
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A double of a device kernel: refuses CPU tensors with Triton's error, else computes `function`."""
+    """A double of a device kernel: refuses CPU tensors with Triton's error, else computes `function`.
+
+    A kernel makes nobody wait, so what `function` does to compute its result is not counted.
+    """
 
     @functools.wraps(function)
     def launched(*args: Any, **kwargs: Any) -> Any:
         flat = tree_leaves((args, kwargs))
         if any(isinstance(one, torch.Tensor) and not isinstance(one, StandInTensor) for one in flat):
             raise ValueError("Pointer argument (at 0) cannot be accessed from Triton (cpu tensor?)")
-        return function(*args, **kwargs)
+        with counting():
+            return function(*args, **kwargs)
 
     return launched
 
@@ -109,6 +113,15 @@ class StandInTensor(torch.Tensor):
 
     __array__ = numpy
 
+    def untyped_storage(self) -> Any:
+        return self._inner.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self._inner.data_ptr()
+
+    def record_stream(self, stream: Any) -> None:
+        """Its memory goes to nobody else before it is freed."""
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
             copied = StandInTensor(self._inner.detach().clone(), self.requires_grad)
@@ -135,6 +148,11 @@ def _with_tensors(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(map(_with_tensors, index))
     return torch.tensor(index, device=NAME) if isinstance(index, list) else index
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
 def _is_here(device: Any) -> bool:
@@ -200,6 +218,9 @@ class _Mode(TorchDispatchMode):
                     return False
                 raise RuntimeError(f"cannot pin a tensor of {NAME}:0, only dense CPU tensors can be pinned")
             return is_pinned(args[0]) if func.overloadpacket is aten.is_pinned else pin(args[0])
+        if _is_composite(func):  # in inference mode nothing has taken them apart before
+            with self:
+                return func.decompose(*args, **kwargs)
         if _is_here(kwargs.get("device")) or any(isinstance(one, StandInTensor) for one in tree_leaves((args, kwargs))):
             return _run(func, args, kwargs)
         _check_generator(kwargs.get("generator"), False)
@@ -261,6 +282,8 @@ def install(*, float64: bool = True) -> torch.device:
 def _from_data(make: Callable[..., torch.Tensor], data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Any:
     if isinstance(data, StandInTensor) and make is _plain["as_tensor"]:
         return data.to(device=data.device if device is None else device, dtype=kwargs.get("dtype") or data.dtype)
+    if isinstance(data, (list, tuple)):
+        data = tree_map(lambda one: one.item() if isinstance(one, StandInTensor) else one, data)
     target = torch.get_default_device() if device is None else device
     if _is_here(target):
         return make(data, *args, **kwargs, device="cpu").to(target)

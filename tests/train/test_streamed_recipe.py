@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from rich.console import Console
 
 from sftcore.config.recipe import load_recipe
 from sftcore.core.errors import ConflictError, DataError, RecipeError, ResumeError
+from sftcore.train.record import manifest
+from sftcore.train.record.environment import sampled_sha256
 from sftcore.train.run import check_recipe, run_recipe
 
 
@@ -74,3 +77,24 @@ def test_a_broken_line_met_while_streaming_is_named(model_folder, tmp_path):
 def test_what_a_stream_cannot_do_is_refused_before_anything_is_loaded(model_folder, tmp_path, words, error, said):
     with pytest.raises(error, match=said):
         run(model_folder, write_rows(tmp_path / "rows.jsonl"), tmp_path / "out", *words)
+
+
+def test_a_file_of_a_stream_is_not_read_whole_before_the_first_step(model_folder, tmp_path, monkeypatch):
+    whole = []
+    monkeypatch.setattr(manifest, "sha256_of_files", lambda paths: whole.extend(paths) or {})
+    rows = write_rows(tmp_path / "rows.jsonl")
+    trainer = run(model_folder, rows, tmp_path / "out", "max_steps=1")
+    assert rows not in whole
+    assert trainer.recorder.train_files_sha256 == [sampled_sha256(rows)]
+
+
+def test_samples_tell_files_apart_that_take_long_to_read(tmp_path):
+    digests = set()
+    for size, end in ((2**40, b"a"), (2**40, b"b"), (2**40 + 1, b"a")):  # sparse: a terabyte that takes no space
+        path = tmp_path / f"{size}{end}"
+        with path.open("wb") as file:
+            os.truncate(path, size)
+            file.seek(size - 1)
+            file.write(end)
+        digests.add(sampled_sha256(path))
+    assert len(digests) == 3

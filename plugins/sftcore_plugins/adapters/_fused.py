@@ -2,13 +2,15 @@
 
 PEFT computes `base(x) + B(A(x)) * scaling` in four operations, each a pass over a tensor as large as the output; where
 the base is in bfloat16 and the adapter in float32, it also keeps a float32 copy of `x` for every layer. Here one
-`addmm` adds the product, and the backward pass makes what it needs from `x` as it came.
+`addmm` adds the product, and the backward pass makes what it needs from `x` as it came. It multiplies in the dtype of
+autocast where that is on, as PEFT's four operations then do, and else in the adapter's.
 
 Shapes: N tokens, I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 from typing import TYPE_CHECKING, Any
@@ -21,8 +23,8 @@ def fuse(model: Any) -> int:
     """Give each plain LoRA layer of linear maps the fused forward; returns how many have it.
 
     A layer keeps PEFT's own forward for whatever else it is asked: several adapters or none, a merged adapter, a
-    mixed batch, autocast; and under torch.compile, which fuses by itself. DoRA and other variants, and layers with a
-    bias in the adapter, are left alone.
+    mixed batch; and under torch.compile, which fuses by itself. DoRA and other variants, and layers with a bias in the
+    adapter, are left alone.
     """
     fused = 0
     for layer in model.modules():
@@ -49,7 +51,7 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
 
     active = [name for name in self.active_adapters if name in self.lora_A]
     plain = len(active) == 1 and not (args or kwargs or self.disable_adapters or self.merged)
-    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if not plain or torch.compiler.is_compiling():
         result: torch.Tensor = type(self).forward(self, x, *args, **kwargs)
         return result
     (name,) = active
@@ -58,7 +60,9 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     dropout = self.lora_dropout[name]
     if self.training and not isinstance(dropout, torch.nn.Identity):
         x = dropout(x.to(weight_a.dtype))
-    added: torch.Tensor = _function().apply(base, x, weight_a, weight_b, self.scaling[name])
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_a.dtype
+    added: torch.Tensor = _function().apply(base, x, weight_a, weight_b, self.scaling[name], dtype)
     return added
 
 
@@ -68,29 +72,42 @@ def _function() -> Any:
     import torch
     from torch.autograd.function import once_differentiable
 
+    def without_autocast(x: torch.Tensor) -> Any:
+        device = x.device.type
+        return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
     class AddLowRank(torch.autograd.Function):  # type: ignore[misc]
-        """base (..., O) + scaling * x (..., I) A^T (I, R) B^T (R, O), in base's dtype."""
+        """base (..., O) + scaling * x (..., I) A^T (I, R) B^T (R, O), multiplied in dtype, in base's dtype."""
 
         @staticmethod
         def forward(
-            ctx: Any, base: torch.Tensor, x: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, scaling: float
+            ctx: Any,
+            base: torch.Tensor,
+            x: torch.Tensor,
+            a_RI: torch.Tensor,
+            b_OR: torch.Tensor,
+            scaling: float,
+            dtype: torch.dtype,
         ) -> torch.Tensor:
-            inner_NR = x.flatten(0, -2).to(a_RI.dtype) @ a_RI.T
+            with without_autocast(x):
+                inner_NR = x.flatten(0, -2).to(dtype) @ a_RI.to(dtype).T
+                base_NO = base.flatten(0, -2).to(dtype)
+                added_NO = torch.addmm(base_NO, inner_NR, b_OR.to(dtype).T, alpha=scaling)
             ctx.save_for_backward(x, inner_NR, a_RI, b_OR)
-            ctx.scaling = scaling
-            base_NO = base.flatten(0, -2).to(b_OR.dtype)
-            return torch.addmm(base_NO, inner_NR, b_OR.T, alpha=scaling).to(base.dtype).view_as(base)
+            ctx.scaling, ctx.dtype = scaling, dtype
+            return added_NO.to(base.dtype).view_as(base)
 
         @staticmethod
         @once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             x, inner_NR, a_RI, b_OR = ctx.saved_tensors
-            grad_NO = grad.flatten(0, -2).to(b_OR.dtype)
-            grad_NR = (grad_NO @ b_OR).mul_(ctx.scaling)
-            needs = ctx.needs_input_grad
-            grad_x = (grad_NR @ a_RI).to(x.dtype).view_as(x) if needs[1] else None
-            grad_a = grad_NR.T @ x.flatten(0, -2).to(a_RI.dtype) if needs[2] else None
-            grad_b = (grad_NO.T @ inner_NR).mul_(ctx.scaling) if needs[3] else None
-            return grad if needs[0] else None, grad_x, grad_a, grad_b, None
+            dtype, needs = ctx.dtype, ctx.needs_input_grad
+            with without_autocast(x):
+                grad_NO = grad.flatten(0, -2).to(dtype)
+                grad_NR = (grad_NO @ b_OR.to(dtype)).mul_(ctx.scaling)
+                grad_x = (grad_NR @ a_RI.to(dtype)).to(x.dtype).view_as(x) if needs[1] else None
+                grad_a = (grad_NR.T @ x.flatten(0, -2).to(dtype)).to(a_RI.dtype) if needs[2] else None
+                grad_b = (grad_NO.T @ inner_NR).to(b_OR.dtype).mul_(ctx.scaling) if needs[3] else None
+            return grad if needs[0] else None, grad_x, grad_a, grad_b, None, None
 
     return AddLowRank

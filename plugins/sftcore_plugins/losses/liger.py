@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,6 +25,8 @@ from sftcore_plugins.losses._linear_head import adapted_head, plain_linear
 
 if TYPE_CHECKING:
     import torch
+
+WRONG_VERSIONS = ("0.8.0", "0.8.1")
 
 
 @plugin
@@ -62,6 +65,7 @@ class LigerLoss:
         if plan.settings.get("use_cpu") and not _is_interpreted():
             what = "Liger's loss needs a GPU, and the run asks for the CPU (use_cpu)."
             yield Problem(what, "loss: liger", fix=WITHOUT_GPU)
+        yield from _wrong_version()
         for adapter in plan.selected("adapter") if self.fused else ():
             if head := adapted_head(adapter.options):
                 yield Problem(
@@ -136,6 +140,17 @@ class LigerCrossEntropy:
             accum_dtype=torch.float32 if self.float32 else None,
             return_predicted_tokens=True,
         )
+
+
+def _wrong_version() -> Iterator[Problem]:
+    """Releases whose fused kernel is wrong where the loss is weighted; the extra refuses them too, without a reason."""
+    try:
+        version = importlib.metadata.version("liger-kernel")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if version in WRONG_VERSIONS:
+        what = f"liger-kernel {version} scales the gradients of all tokens by the weight of the first one."
+        yield Problem(what, "loss: liger", 'Install a later one: pip install "sftcore[liger]".')
 
 
 def _is_interpreted() -> bool:

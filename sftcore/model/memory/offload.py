@@ -15,6 +15,7 @@ import torch
 from attrs import define, field
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sftcore.config.checks import ON_CPU
 from sftcore.core.errors import ConflictError
@@ -106,7 +107,8 @@ class ActivationOffloading:
         return (
             tensor.device.type == self.device.type
             and tensor.nbytes >= SMALLEST
-            and type(tensor) is torch.Tensor
+            and not isinstance(tensor, torch.nn.Parameter)
+            and not is_traceable_wrapper_subclass(tensor)  # such as FSDP's shards, which have no memory of their own
             and 0 not in tensor.stride()  # expanded: it holds less than it shows
             and _storage_pointer(tensor) not in self._stay
         )

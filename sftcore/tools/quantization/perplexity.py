@@ -36,8 +36,9 @@ def perplexity(model: Any, rows: Sequence[TokenizedRow]) -> Perplexity:
         for row in rows:
             ids = torch.tensor([row.input_ids], device=model.device)
             logits_TV = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            losses_T = torch.nn.functional.cross_entropy(logits_TV, ids[0, 1:], reduction="none").double()
-            labels = torch.tensor(row.input_ids if row.labels is None else row.labels, device=model.device)
+            losses_T = torch.nn.functional.cross_entropy(logits_TV, ids[0, 1:], reduction="none")
+            losses_T = losses_T.cpu().double()  # not every device has float64
+            labels = torch.tensor(row.input_ids if row.labels is None else row.labels)
             counted_T = labels[1:] != IGNORED
             for i, part in enumerate((losses_T[counted_T], losses_T)):
                 sums[i] += part.sum().item()

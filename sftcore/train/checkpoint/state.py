@@ -112,7 +112,7 @@ class Randomness:
     python: Any
     numpy: Any
     torch: Any
-    cuda: Any
+    accelerators: Any
 
     @classmethod
     def now(cls) -> Randomness:
@@ -120,8 +120,11 @@ class Randomness:
         import numpy as np
         import torch
 
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+        module, states = _accelerator(), None
+        if module is not None:
+            every = hasattr(module, "get_rng_state_all")  # MPS is a single device, and says so
+            states = module.get_rng_state_all() if every else [module.get_rng_state()]
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), states)
 
     def restore(self) -> None:
         """Go back to it."""
@@ -131,8 +134,18 @@ class Randomness:
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state_all(self.cuda)
+        if (module := _accelerator()) is not None and self.accelerators is not None:
+            if hasattr(module, "set_rng_state_all"):
+                module.set_rng_state_all(self.accelerators)
+            else:
+                module.set_rng_state(self.accelerators[0])
+
+
+def _accelerator() -> Any:
+    """torch's module of this machine's accelerator, such as torch.cuda; None where there is none."""
+    import torch
+
+    return torch.get_device_module() if torch.accelerator.is_available() else None
 
 
 def torch_random() -> str:

@@ -62,15 +62,26 @@ def fingerprint(name: str | None) -> str | None:
     files = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file() and _counts(one))
     digest = hashlib.sha256()
     for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as opened:
-            for number in range(_SAMPLES):
-                opened.seek(number * max(size - _SAMPLE, 0) // (_SAMPLES - 1))
-                digest.update(opened.read(_SAMPLE))
-                if size <= _SAMPLE:
-                    break
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        _sample(file, digest)
     return digest.hexdigest()
+
+
+def sampled_sha256(path: Path) -> str:
+    """Digest of a file's size and samples of it: 16 MiB at most are read, so a smaller file is read whole."""
+    digest = hashlib.sha256(f"{path.stat().st_size}\n".encode())
+    _sample(path, digest)
+    return digest.hexdigest()
+
+
+def _sample(file: Path, digest: Any) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        for number in range(_SAMPLES):
+            opened.seek(number * max(size - _SAMPLE, 0) // (_SAMPLES - 1))
+            digest.update(opened.read(_SAMPLE))
+            if size <= _SAMPLE:
+                break
 
 
 def _counts(file: Path) -> bool:
