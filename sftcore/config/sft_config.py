@@ -125,9 +125,6 @@ class SFTConfig(TrainingArguments):
     """The loss plugin."""
     activation_offloading: bool = False
     """Keep saved activations in host memory."""
-    return_freed_memory: bool = False
-    """Have glibc return freed blocks of 4 MiB and more to the system, in the whole process and until it ends: a packed
-    run on a CPU then holds less memory, and is about a quarter slower."""
     pad_token: str | None = None
     """Set `tokenizer.pad_token` instead."""
 

@@ -9,6 +9,7 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 | collators | `pad_rows`*, `flatten_rows`*, `filler_of`, `multiple_of` |
 | collators of images | `DOCUMENTS`, `MAX_PIXELS`, `open_image` |
 | attentions | `edges_of`*, `planned_device`, `unsupported` |
+| kernels | `decoder_layers`* |
 | loaders, adapters | `adapter_folder`, `quantisation_asked_for`, `quantisation_of`*, `prepare_quantised`* |
 | adapters | `selective_of`, `vision_parts`* |
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sftcore.data.host_facts import edges_of
     from sftcore.data.images.pictures import DOCUMENTS
     from sftcore.data.images.reference import MAX_PIXELS, open_image
+    from sftcore.model.memory.layers import decoder_layers
     from sftcore.model.precision import prepare_quantised, quantisation_of
     from sftcore.model.vision import vision_parts
 
@@ -37,6 +39,7 @@ __all__ = [
     "IMAGE",
     "MAX_PIXELS",
     "adapter_folder",
+    "decoder_layers",
     "edges_of",
     "filler_of",
     "flatten_rows",

@@ -14,7 +14,6 @@ from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.types import ModelRequest
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import has_images
-from sftcore.model.memory.allocator import return_large_blocks
 from sftcore.model.memory.offload import refuse_on_cpu
 from sftcore.util.disk import make_output_dir
 from sftcore.util.versions import warn_if_untested
@@ -79,8 +78,6 @@ def begin_run(args: SFTConfig) -> None:
 
     warn_if_untested()
     make_output_dir(args.output_dir)
-    if args.return_freed_memory:
-        return_large_blocks()
     set_seed(args.seed)
 
 

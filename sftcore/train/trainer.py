@@ -22,6 +22,7 @@ from sftcore.documents.shared_rows import SharedRows
 from sftcore.model.bound_loss import BoundLoss
 from sftcore.model.build import load_processor
 from sftcore.model.embeddings import num_rows, save_grown_rows
+from sftcore.model.memory.spared import spared_memory
 from sftcore.model.precision import add_master_weights, wants_master_weights
 from sftcore.model.unwrap import causal_model, is_peft_model
 from sftcore.train.arguments import (
@@ -264,6 +265,7 @@ class SFTTrainer(OpenLayout):
             kept(args, "save_only_model", "eval_on_start"),  # a signal or a resumed run changes them
             self.noise.training(),
             self.kernels.running(),
+            spared_memory(self.loaded.model, self.setup.plan, args.device),
             self.signals.listening(),
             reading(checkpoint),
         ):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from sftcore import LoadedModel, ModelError, PatchReport, Plan, Probe, Problem, hookimpl, plugin
+from sftcore.plugin_api import decoder_layers
 from sftcore_plugins.kernels._patching import InstancePatch
 
 if TYPE_CHECKING:
@@ -79,17 +80,6 @@ class Compile:
 
 NO_COMPILER = "inductor writes C++ for a CPU, and no C++ compiler is installed."
 USE_EAGER = "Install g++ or clang++ (or name one in CXX), or drop the plugin."
-
-
-def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layers that transformers can checkpoint one by one, the outermost where they are nested."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    found: dict[str, torch.nn.Module] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, GradientCheckpointingLayer) and not any(name.startswith(f"{one}.") for one in found):
-            found[name] = module
-    return list(found.values())
 
 
 def _compiler() -> str | None:

@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 import torch
-from sftcore_plugins.kernels.compile import Compile, decoder_layers
+from sftcore_plugins.kernels.compile import Compile
 
 from sftcore import CheckError, LoadedModel, ModelError, ModelRequest, Plan, Selection
 from sftcore.config.setup import check, set_up
+from sftcore.plugin_api import decoder_layers
 from tests.conftest import alpaca_rows, make_llama
 from tests.model.test_bound_loss import build
 
