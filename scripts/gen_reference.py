@@ -26,7 +26,7 @@ from sftcore.core.hookspecs import BY_ITSELF, LIFECYCLE, ONE_ANSWER, Hooks
 from sftcore.core.options import type_name
 from sftcore.core.plugin_class import options, summary
 from sftcore.core.registry import by_itself
-from sftcore.core.types import KINDS, REPEATABLE_KINDS, SLOTS
+from sftcore.core.types import KINDS, REPEATABLE_KINDS, SLOTS, ModelRequest
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -237,9 +237,16 @@ def _plugin(entry: PluginEntry) -> str:
 def _default_note(entry: PluginEntry) -> str:
     if DEFAULTS.get(entry.kind) == entry.name:
         return "yes"
+    if entry.kind == "attention" and _says_how_fast(entry):
+        return "the fastest of these that the run supports"
     if entry.kind == "loader" and hasattr(entry.load(), "loads"):
         return "for the models that it says it loads"
     return "one of these is chosen by the columns" if entry.kind == "format" else ""
+
+
+def _says_how_fast(entry: PluginEntry) -> bool:
+    backend = by_itself(entry).declared("attention_backend", request=ModelRequest())
+    return bool(backend.speed or backend.padded_speed)
 
 
 def _type_text(wanted: object) -> str:

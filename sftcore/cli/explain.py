@@ -21,7 +21,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...]) -> None:
 def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
     from sftcore.config.setup import set_up_recipe
     from sftcore.core.hookspecs import LIFECYCLE, ONE_ANSWER
-    from sftcore.core.registry import AUTO
+    from sftcore.core.types import AUTO
     from sftcore.data.format import choose_format
     from sftcore.data.source.files import first_rows, local_files
 
@@ -45,6 +45,8 @@ def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
         yield f"  format     {AUTO}: chosen by the columns once the data are loaded"
     for one in bound:
         asked = "default" if one.selection.default else f"asked for in {one.selection.path}"
+        if one.selection.path == AUTO and (reason := setup.plan.reasons.get(one.entry.kind)):
+            asked = f"{AUTO}: {reason}"
         options = ", ".join(f"{key}={value!r}" for key, value in one.selection.options.items())
         yield f"  {one.entry.kind:<10} {one.entry.name}@{one.entry.distribution} {one.entry.version} ({asked})" + (
             f" with {options}" if options else ""

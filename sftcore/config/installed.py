@@ -11,7 +11,7 @@ from attrs import frozen
 from sftcore.core.discovery import Catalog, PluginEntry
 from sftcore.core.errors import ConflictError, SFTCoreError
 from sftcore.core.registry import Blocklist, by_itself, find, options_from
-from sftcore.core.types import ModelRequest, Selection
+from sftcore.core.types import AUTO, ModelRequest, Selection
 
 
 @frozen
@@ -32,18 +32,37 @@ class Installed:
         found = [entry for entry, loads in self._asked("loader", "loads", request=model) if loads]
         return _only(found, f'the model "{model.name}"', where="model")
 
-    def attention_named(self, name: str, model: ModelRequest, *, where: str) -> PluginEntry | None:
-        """The attention that transformers knows under this name, where no plugin is called so.
+    def attention_named(
+        self, name: str, model: ModelRequest, *, where: str
+    ) -> tuple[PluginEntry | None, Mapping[str, Any]]:
+        """The plugin of the attention that transformers knows under this name, and its options.
+
+        That is the plugin of this name, or one that declares it, or one that takes options from it (the hook
+        `options_from` is asked with `attn_implementation`); none where several plugins have the name.
 
         Raises:
             ConflictError: several declare it.
         """
-        entries = self.catalog.of_kind("attention")
-        if any(entry.name == name for entry in entries):
-            return None
+        named = [entry for entry in self.catalog.of_kind("attention") if entry.name == name]
+        if named:
+            return (named[0] if len(named) == 1 else None), {}
         declared = self._asked("attention", "attention_backend", request=model)
         found = [entry for entry, backend in declared if backend is not None and backend.implementation == name]
-        return _only(found, f'the attention "{name}"', where=where)
+        if (entry := _only(found, f'the attention "{name}"', where=where)) is not None:
+            return entry, {}
+        asked = self._asked("attention", "options_from", settings={"attn_implementation": name})
+        taking = {entry: options for entry, options in asked if options}
+        entry = _only(list(taking), f'the attention "{name}"', where=where)
+        return entry, {} if entry is None else taking[entry]
+
+    def attentions(self, model: ModelRequest) -> list[Selection]:
+        """The attentions that `attention: auto` may take: they have what they need, and say how fast they are."""
+        declared = self._asked("attention", "attention_backend", request=model)
+        return [
+            Selection("attention", entry.name, distribution=entry.distribution, path=AUTO, default=True)
+            for entry, backend in declared
+            if not entry.missing and backend is not None and (backend.speed or backend.padded_speed)
+        ]
 
     def options_from(self, selection: Selection, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The options that fields give to the plugin of a selection; None where they do not ask for it."""

@@ -14,10 +14,9 @@ from attrs import evolve
 
 from sftcore.config.installed import Installed
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError
-from sftcore.core.registry import AUTO
-from sftcore.core.types import KINDS, REPEATABLE_KINDS, AttentionBackend, ModelRequest, Selection
+from sftcore.core.types import AUTO, KINDS, REPEATABLE_KINDS, ModelRequest, Selection
 
-DEFAULTS = {"format": AUTO, "collator": "padded", "loader": "hf", "attention": "sdpa", "loss": "nll"}
+DEFAULTS = {"format": AUTO, "collator": "padded", "loader": "hf", "attention": AUTO, "loss": "nll"}
 """What a run uses where nothing else is asked for. Each yields to an explicit choice."""
 
 DEFAULT_COLLATORS = {"end to end": "flattened", "vision": "vlm"}
@@ -138,18 +137,16 @@ def default_selections(model: ModelRequest, installed: Installed, taken: Collect
     ]
 
 
-def default_collator(
-    settings: Mapping[str, Any], model: ModelRequest, attention: AttentionBackend | None, *, where: str
-) -> Selection:
-    """The collator of a run that names none, by what its model reads and its attention declares."""
+def default_collator(settings: Mapping[str, Any], model: ModelRequest, *, end_to_end: bool, where: str) -> Selection:
+    """The collator of a run that names none, by what its model reads and how its rows are laid out."""
     name = DEFAULTS["collator"]
     if model.vision:
         name = DEFAULT_COLLATORS["vision"]
-    elif settings.get("padding_free") or (settings.get("packing") and attention and attention.boundaries):
+    elif end_to_end:
         name = DEFAULT_COLLATORS["end to end"]
     if settings.get("padding_free"):
         return Selection("collator", name, path=_at(where, "padding_free"))
-    return Selection("collator", name, path="default", default=True)
+    return Selection("collator", name, path=AUTO, default=True)
 
 
 def _selection(kind: str, spelled: str, options: Mapping[str, Any], path: str) -> Selection:
@@ -179,9 +176,9 @@ def _from_fields(
     attention = model.init_kwargs.get("attn_implementation")
     if isinstance(attention, str):
         path = _at(where, "model_init_kwargs.attn_implementation")
-        entry = installed.attention_named(attention, model, where=path)
+        entry, options = installed.attention_named(attention, model, where=path)
         name, distribution = (attention, None) if entry is None else (entry.name, entry.distribution)
-        yield Selection("attention", name, distribution=distribution, path=path)
+        yield Selection("attention", name, options, distribution, path)
     if peft_config is not None:
         yield Selection("adapter", ADAPTER_OF_PEFT_CONFIG, {"config": peft_config}, path="peft_config")
 

@@ -9,14 +9,15 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from sftcore.config.automatic import Arranger, own_attention
 from sftcore.config.installed import Installed
 from sftcore.config.probe import core_problems, probe_run
 from sftcore.config.recipe import Recipe
-from sftcore.config.selections import default_collator, default_selections, selections_for
+from sftcore.config.selections import default_selections, selections_for
 from sftcore.core.discovery import Catalog, discover
 from sftcore.core.errors import CheckError, ConflictError
-from sftcore.core.registry import AUTO, ActivePlugins, Blocklist, bind, resolve
-from sftcore.core.types import KINDS, AttentionBackend, ModelRequest, Plan, Selection
+from sftcore.core.registry import ActivePlugins, Blocklist, resolve
+from sftcore.core.types import AUTO, KINDS, ModelRequest, Plan, Selection
 
 
 @frozen
@@ -27,6 +28,12 @@ class Setup:
     plugins: ActivePlugins
     catalog: Catalog
     blocked: Blocklist
+    arrange: Arranger
+
+    def settled(self, attention: Selection | None, *, flattened: bool) -> Setup:
+        """The run once nothing is open: with one of the plan's candidates (None: what the model has) and a layout."""
+        plan, plugins = self.arrange(attention, flattened=flattened)
+        return attrs.evolve(self, plan=plan, plugins=plugins)
 
 
 def set_up(
@@ -38,33 +45,49 @@ def set_up(
     block: Iterable[str] = (),
     peft_config: Any = None,
     without: Iterable[str] = (),
+    device: str | None = None,
+    attention_of_model: str | None = None,
+    by_row: str = "",
 ) -> Setup:
     """Select, resolve and register.
+
+    Args:
+        chosen: what the user names.
+        settings: fields of SFTConfig.
+        model: what is asked of `from_pretrained`.
+        where: the place of settings in errors.
+        block: plugins that must not be used.
+        peft_config: a ready one, for the adapter.
+        without: kinds that the run has from elsewhere.
+        device: the kind of device, where it is known.
+        attention_of_model: what a ready model has, which `attention: auto` leaves as it is unless somebody wrote it.
+        by_row: what of the run reads its batches row by row, so that rows are padded where nobody asks for a layout.
 
     Raises:
         SFTCoreError: a plugin that cannot be had or used, a conflict; several at once as a CheckError.
     """
+    probe = probe_run(model)
     if model.vision is None:
-        model = attrs.evolve(model, vision="vision_config" in (probe_run(model).model_config or {}) or None)
+        model = attrs.evolve(model, vision="vision_config" in (probe.model_config or {}) or None)
     installed = Installed(discover(), Blocklist.parse(block, where=f"{where}: block"))
     catalog, blocked, dropped = installed.catalog, installed.blocked, set(without)
     explicit = selections_for(chosen, settings, model, installed, where=where, peft_config=peft_config)
     selections = [one for one in explicit if one.kind not in dropped]
     taken = dropped | {one.kind for one in selections}
     selections += default_selections(model, installed, taken)
+    open_attention = next((one for one in selections if one.kind == "attention" and one.name == AUTO), None)
+    if open_attention is not None and open_attention.default and attention_of_model is not None:
+        selections += own_attention(attention_of_model, model, installed)
+        open_attention = None
     selections.sort(key=lambda one: KINDS.index(one.kind))
-    plugins = resolve(selections, catalog, blocked, settings)
-    attention: AttentionBackend | None = plugins.declared("attention_backend", request=model)
-    if "collator" not in taken:
-        # the last one: it depends on what the run's attention declares
-        collator = default_collator(settings, model, attention, where=where)
-        plugins = plugins.having(bind(collator, catalog, blocked, settings))
-    open_format = [one for one in selections if one.kind == "format" and one.name == AUTO]
-    kept = (*open_format, *(one.selection for one in plugins.bound))
-    plan = Plan(kept, settings, model, plugins.yielded, attention)
-    plan = attrs.evolve(plan, flattened=plugins.declared("flattens", plan=plan))
+    open_format = tuple(one for one in selections if one.kind == "format" and one.name == AUTO)
+    arrange = Arranger(
+        resolve(selections, catalog, blocked, settings), open_format, settings, model, installed, where,
+        open_collator="collator" not in taken, by_row=by_row,
+    )  # fmt: skip
+    plan, plugins = arrange() if open_attention is None else arrange.fastest(probe, device)
     _refuse_padding(plan, where)
-    return Setup(plan, plugins, catalog, blocked)
+    return Setup(plan, plugins, catalog, blocked, arrange)
 
 
 def _refuse_padding(plan: Plan, where: str) -> None:

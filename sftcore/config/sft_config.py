@@ -98,8 +98,9 @@ class SFTConfig(TrainingArguments):
     """Put several documents into a row of `max_length` tokens; the run proves that none of them reads another."""
     packing_strategy: str = "bfd"
     """bfd (best fit, rows cut to max_length before), bfd_split (long rows in pieces) or wrapped (in order)."""
-    padding_free: bool = False
-    """Join the rows of each batch end to end into one row, without padding."""
+    padding_free: bool | None = None
+    """Join the rows of each batch end to end into one row, without padding. None: where the attention keeps documents
+    apart by their boundaries, and the run proves at its start that this changes nothing; padded otherwise."""
     pad_to_multiple_of: int | str | None = "auto"
     """Pad batches to a multiple of this; "auto" and None: to the longest row."""
     eval_packing: bool | None = None

@@ -131,6 +131,8 @@ class Hooks:
     def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:  # type: ignore[empty-body]
         """Problems that can be seen before weights are read. Asked of all plugins; all problems are shown at once.
 
+        It is asked several times, also with plans that the run only considers, and must leave nothing behind.
+
         >>> from sftcore import Plan, Problem, Probe, hookimpl, plugin
         >>> @plugin
         ... class ShortOnly:

@@ -31,10 +31,10 @@ from sftcore.core.errors import (
 )
 from sftcore.core.hookspecs import LIFECYCLE, ONE_ANSWER, PROJECT, Hooks
 from sftcore.core.plugin_class import build
-from sftcore.core.types import KINDS, SLOTS, Plan, Problem, Selection
+from sftcore.core.types import AUTO, KINDS, SLOTS, Plan, Problem, Selection
 
-AUTO = "auto"
-"""The name that stands for whichever format recognises the columns of the data."""
+OPEN = ("format", "attention")
+"""Kinds for which a run may leave the choice open, by the name AUTO."""
 
 
 @frozen
@@ -330,14 +330,14 @@ def resolve(
 ) -> ActivePlugins:
     """The active plugins for these selections; defaults yield to explicit claims on the same slot.
 
-    `format: auto` is left out: it is bound once the columns of the data are known.
+    What is left open (`format: auto`, `attention: auto`) is left out: it is bound once more is known.
 
     Raises:
         SFTCoreError: the one fault that was found, or CheckError with all of them.
     """
     bound, faults = [], []
     for selection in selections:
-        if selection.kind == "format" and selection.name == AUTO:
+        if selection.kind in OPEN and selection.name == AUTO:
             continue
         try:
             bound.append(bind(selection, catalog, blocked, settings))

@@ -33,6 +33,9 @@ SLOTS = (
 PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
 """How documents are placed in blocks; `sftcore.data.packing.pack` describes them."""
 
+AUTO = "auto"
+"""The name that leaves a choice open: a format to the columns of the data, an attention to device, model and rows."""
+
 IGNORED = -100
 """The label of a token that does not count for the loss."""
 
@@ -160,8 +163,8 @@ class Span:
 class Selection:
     """A plugin that a run uses: which one, with which options, and who asked for it.
 
-    `path` is where a user wrote it (`recipe.yaml: adapter`, `SFTConfig.loss_type`). A default yields to an explicit
-    choice that claims the same slot.
+    `path` is where a user wrote it (`recipe.yaml: adapter`, `SFTConfig.loss_type`), or AUTO where the run chose. A
+    default yields to an explicit choice that claims the same slot.
     """
 
     kind: str
@@ -202,6 +205,10 @@ class Plan:
     `yielded` lists the defaults that stepped back, as (default, the choice it yielded to). `attention` is what the
     run's attention declares. `flattened` says whether its collator lays documents end to end in one row or pads them;
     None where the collator does not say.
+
+    `candidates` are the attentions that `attention: auto` may take, the fastest first, with what they declare; empty
+    where the attention was chosen. `open_layout` says that nobody asked for a layout: rows are laid end to end if the
+    run proves that this changes nothing, and padded otherwise. `reasons` says by kind of plugin why `auto` took it.
     """
 
     selections: tuple[Selection, ...]
@@ -210,6 +217,9 @@ class Plan:
     yielded: tuple[tuple[Selection, Selection], ...] = ()
     attention: AttentionBackend | None = field(default=None, eq=False)
     flattened: bool | None = None
+    candidates: tuple[tuple[Selection, AttentionBackend], ...] = field(default=(), eq=False)
+    open_layout: bool = False
+    reasons: Mapping[str, str] = field(factory=dict)
 
     def selected(self, kind: str) -> tuple[Selection, ...]:
         """The selections of one kind, in recipe order."""
@@ -275,6 +285,10 @@ class AttentionBackend:
     arguments of the model's forward, so that one long row of them costs no more than several: packed rows are then laid
     end to end. `calls`, if given, tells how often it has been called with them so far.
 
+    `speed` says how fast it attends to documents that share a row, and `padded_speed` to padded rows: in multiples of
+    torch's scaled dot product attention on padded rows, a number, or one for each device. `attention: auto` takes the
+    fastest that the run supports, and never one of 0.
+
     `deterministic` is False where the same inputs may give other last bits, `compilable` where torch.compile cannot
     trace it. `register` makes `implementation` known to transformers; it is called before a model is given it.
     """
@@ -286,6 +300,8 @@ class AttentionBackend:
     dropout: bool | tuple[str, ...] = True
     backward: bool | tuple[str, ...] = True
     boundaries: bool = False
+    speed: float | Mapping[str, float] = 0.0
+    padded_speed: float | Mapping[str, float] = 0.0
     deterministic: bool = True
     compilable: bool = True
     calls: Callable[[], int] | None = None

@@ -10,8 +10,8 @@ from attrs import frozen
 
 from sftcore.core.discovery import Catalog, PluginEntry
 from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError, quoted
-from sftcore.core.registry import AUTO, ActivePlugins, Blocklist, Bound, bind
-from sftcore.core.types import Example, Formatter, Plan, Row, Selection
+from sftcore.core.registry import ActivePlugins, Blocklist, Bound, bind
+from sftcore.core.types import AUTO, Example, Formatter, Plan, Row, Selection
 
 
 @frozen

@@ -7,10 +7,10 @@ from typing import Any
 
 import attrs
 
+from sftcore.config.attention import pads, shortcomings
 from sftcore.core.errors import ConflictError, ModelError
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, LossFunction, Plan, Selection
-from sftcore.model.attention import pads, shortcomings
 from sftcore.model.kernels import Kernels
 from sftcore.model.precision import cast_adapter, dtype_notes, keep_gradients, quantisation_of
 from sftcore.model.unwrap import is_peft_model
@@ -69,7 +69,8 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         code = f" {fix}" if "custom code" in str(error) else ""
         what = f"the model cannot be loaded: {_first_line(error)}{code}"
         raise ModelError(what, where=f"model {plan.model.name}") from error
-    return attrs.evolve(loaded, processor=processor, notes=(*loaded.notes, *_taken_attention(loaded.model, attention)))
+    notes = () if plan.candidates else _taken_attention(loaded.model, attention)
+    return attrs.evolve(loaded, processor=processor, notes=(*loaded.notes, *notes))
 
 
 def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, AttentionBackend] | None:
@@ -91,6 +92,8 @@ def refuse_unsupported(plan: Plan, plugins: ActivePlugins, model: Any, dtype: st
     attention = attention_of(plan, plugins)
     if attention is None:
         return
+    if plan.candidates:
+        return  # the run takes another then
     selection, backend = attention
     config = model.config.get_text_config().to_dict()
     for what, fix in shortcomings(backend, device, dtype, config, padded=pads(plan)):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from sftcore.util.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from sftcore.config.attention import planned_device, unsupported
     from sftcore.config.checks import selective_of
     from sftcore.config.probe import adapter_folder, quantisation_asked_for
     from sftcore.core.types import IGNORED, IMAGE
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from sftcore.data.host_facts import edges_of
     from sftcore.data.images.pictures import DOCUMENTS
     from sftcore.data.images.reference import MAX_PIXELS, open_image
-    from sftcore.model.attention import planned_device, unsupported
     from sftcore.model.precision import prepare_quantised, quantisation_of
     from sftcore.model.vision import vision_parts
 

@@ -237,7 +237,8 @@ class Features:
 
     def _batches(self, backend: AttentionBackend | None) -> Step:
         """The run's own batches, packed if the run packs; `backend` is the attention in use."""
-        from sftcore.documents.shared_rows import SharedRows, layout_of
+        from sftcore.documents.layouts import layout_of
+        from sftcore.documents.shared_rows import SharedRows
 
         plan, plugins = self.checked.setup.plan, self.checked.setup.plugins
         collator = plugins.one("make_collator", processor=self.trainer.processing_class, plan=plan)

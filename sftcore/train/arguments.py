@@ -124,7 +124,14 @@ def model_request(model: Any, args: SFTConfig, quantization_config: Any, process
     return ModelRequest(model, kwargs.pop("revision", None), kwargs.pop("dtype", "float32"), trust, kwargs, vision)
 
 
-def set_up_trainer(request: ModelRequest, args: SFTConfig, peft_config: Any, data_collator: Any) -> Setup:
+def set_up_trainer(
+    request: ModelRequest,
+    args: SFTConfig,
+    peft_config: Any,
+    data_collator: Any,
+    attention_of_model: str | None = None,
+    by_row: str = "",
+) -> Setup:
     if data_collator is not None and args.padding_free:
         raise ConflictError(
             "padding_free is a collator, and you pass a data_collator of your own.",
@@ -140,6 +147,9 @@ def set_up_trainer(request: ModelRequest, args: SFTConfig, peft_config: Any, dat
         block=args.block or (),
         peft_config=_a_peft_config(peft_config),
         without=without,
+        device=args.device.type,
+        attention_of_model=attention_of_model,
+        by_row=by_row,
     )
 
 

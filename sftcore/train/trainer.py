@@ -18,9 +18,9 @@ from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
-from sftcore.documents.shared_rows import SharedRows, layout_of
+from sftcore.documents.shared_rows import SharedRows
 from sftcore.model.bound_loss import BoundLoss
-from sftcore.model.build import attention_of, load_processor
+from sftcore.model.build import load_processor
 from sftcore.model.embeddings import num_rows, save_grown_rows
 from sftcore.model.precision import add_master_weights, wants_master_weights
 from sftcore.model.unwrap import causal_model, is_peft_model
@@ -58,10 +58,10 @@ from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder
-from sftcore.train.seams import TrainerSeams
+from sftcore.train.settled import OpenLayout, attention_in, layouts_of, reads_by_row, settle
 
 
-class SFTTrainer(TrainerSeams):
+class SFTTrainer(OpenLayout):
     """Supervised fine-tuning of a causal language model. Arguments and defaults are TRL's.
 
     Args:
@@ -115,7 +115,8 @@ class SFTTrainer(TrainerSeams):
         args = as_sft_config(args, model if isinstance(model, str) else model.config._name_or_path or "model")
         request = model_request(model, args, quantization_config, processing_class)
         refuse_data(train_dataset)
-        self.setup = set_up_trainer(request, args, peft_config, data_collator)
+        by_row = reads_by_row(type(self), SFTTrainer, compute_loss_func)
+        self.setup = set_up_trainer(request, args, peft_config, data_collator, attention_in(model), by_row)
         check_trainer(self.setup, args, compute_loss_func, needs_tokenizer=processing_class is None)
         begin_run(args)
         processor, new_ids = self._load_processor(processing_class, args, peft_config, data_collator)
@@ -173,13 +174,10 @@ class SFTTrainer(TrainerSeams):
         self._rows_as_loaded = made.num_rows
 
     def _make_collator(self, processor: Any, args: SFTConfig, own: Any, *datasets: Any) -> Any:
-        plan = self.setup.plan
-        collator = own or self.setup.plugins.one("make_collator", processor=processor, plan=plan)
-        refuse_text_collator(collator, *datasets, own=own is not None)
-        packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
-        self._layout = layout_of(collator, packed=packed)
-        self.padding_free = self._layout.flattened
-        return collator
+        self.packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
+        self.layouts = layouts_of(self.setup, processor, own, packed=self.packed)
+        refuse_text_collator(self.layouts.taken, *datasets, own=own is not None)
+        return self.shown_collator()
 
     def _make_parts(self) -> None:
         """What the loop is made of beside transformers' own; see `sftcore.train.seams` for when each is called."""
@@ -227,12 +225,9 @@ class SFTTrainer(TrainerSeams):
         if self._proven:
             return
         before, self._proven = Randomness.now(), True
-        attention = attention_of(self.setup.plan, self.setup.plugins)
-        backend = attention[1] if attention else None
         with self.kernels.running(), self.accelerator.autocast():
+            settle(self)
             reasons = [self.bound_loss.try_head(self.model, causal_model(self.loaded.model), self.args.device)]
-            self.shared_rows.prove(self.model, backend, self._layout, max_length=self.data.max_length)
-            self.shared_rows.prove_images(self.model, backend, self._layout, self.data_collator, self.train_dataset)
         if self.args.world_size > 1:
             reasons = gather_object(reasons)
         if reason := next(filter(None, reasons), ""):

@@ -21,7 +21,7 @@ OWN_DEFAULTS = {
     "model_init_kwargs": None, "trust_remote_code": False, "router_aux_loss_coef": None, "chat_template_path": None,
     "dataset_text_field": "text", "dataset_kwargs": None, "dataset_num_proc": None, "eos_token": None,
     "max_length": 1024, "truncation_mode": "keep_start", "shuffle_dataset": False, "packing": False,
-    "packing_strategy": "bfd", "padding_free": False, "pad_to_multiple_of": "auto", "eval_packing": None,
+    "packing_strategy": "bfd", "pad_to_multiple_of": "auto", "eval_packing": None,
     "completion_only_loss": None, "assistant_only_loss": False, "loss_type": "nll", "activation_offloading": False,
     "pad_token": None, "learning_rate": 2e-5, "logging_steps": 10, "gradient_checkpointing": True,
 }  # fmt: skip

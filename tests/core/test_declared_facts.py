@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from sftcore.config.attention import pads
 from sftcore.config.setup import check
 from sftcore.core.discovery import discover
 from sftcore.core.errors import CheckError, ConflictError, RecipeError
 from sftcore.core.types import Probe
 from sftcore.data.format import choose_format
-from sftcore.model.attention import pads
 
 ROOT = Path(__file__).parents[2]
 PACKED = {"packing": True, "max_length": 64}
@@ -81,12 +81,15 @@ def test_an_attention_that_declares_boundaries_gets_packed_rows_end_to_end_as_va
     own = set_up(attention="varlen", **PACKED)
     assert collator_of(ours) == collator_of(own) == "flattened"
     assert (ours.plan.flattened, own.plan.flattened) == (True, True)
-    assert set_up(attention="ours").plan.flattened is False
     assert not pads(ours.plan)
+    left_open = set_up(attention="ours").plan
+    assert (left_open.flattened, left_open.open_layout, pads(left_open)) == (True, True, True)
+    assert set_up(attention="ours", padding_free=False).plan.flattened is False
 
 
 def test_an_attention_that_declares_none_gets_packed_rows_side_by_side_as_sdpa_does(attention, set_up):
     attention("facts_no_boundaries", "boundaries=False")
+    assert set_up(attention="ours").plan.flattened is False
     assert collator_of(set_up(attention="ours", **PACKED)) == "padded"
     assert collator_of(set_up(attention="sdpa", **PACKED)) == "padded"
 

@@ -74,6 +74,7 @@ def test_a_wrapper_of_check_sees_each_answer_and_may_change_it(kernels, set_up):
         "@hookimpl\ndef check(self, plan):\n    return [Problem('two.', 'here')]",
     )
     setup = set_up(kernel=["a", "b", "c"])
+    seen(setup).clear()  # it is asked while the attention is chosen, too
     found = setup.plugins.problems(setup.plan, Probe())
     assert [str(one) for one in found] == ['kernel "b": ONE.', "here: TWO."]
     assert seen(setup) == [1, 1]

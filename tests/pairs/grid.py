@@ -18,7 +18,9 @@ Combination = tuple[str, ...]
 """A value of each axis, in their order."""
 NEEDS = {"qlora": "bitsandbytes", "liger": "liger_kernel", "unsloth": "unsloth"}
 """What has to be installed for training with a value."""
-BATCHES: dict[str, dict[str, Any]] = {"packed": {"packing": True}, "padding-free": {"padding_free": True}, "padded": {}}
+BATCHES: dict[str, dict[str, Any]] = {
+    "packed": {"packing": True}, "padding-free": {"padding_free": True}, "padded": {"padding_free": False}
+}  # fmt: skip
 
 
 def combinations() -> list[Combination]:
@@ -26,11 +28,11 @@ def combinations() -> list[Combination]:
 
 
 def recipe(combination: Combination, *, model: str, data: str, output: str) -> dict[str, Any]:
-    """A run of two steps on a CPU. `sdpa` and `hf` are the defaults, which nobody has to ask for."""
+    """A run of two steps on a CPU. `hf` is the default loader, and Unsloth has an attention of its own."""
     loader, attention, adapter, batches, loss, noise = combination
     asked = {
         "loader": None if loader == "hf" else loader,
-        "attention": None if attention == "sdpa" else attention,
+        "attention": None if (loader, attention) == ("unsloth", "sdpa") else attention,
         "adapter": None if adapter == "none" else {adapter: {"r": 4}},
         "loss": loss,
         "neftune_noise_alpha": 5.0 if noise == "neftune" else None,

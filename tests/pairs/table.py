@@ -115,8 +115,8 @@ refused. `flex` trains on a GPU, which this table has not tried.
 The tests check all combinations each time and compare the messages with this page. They train a part of them, in which
 every pair of values occurs that can train and is installed; with `SFTCORE_ALL_PAIRS=1`, they train all of them.
 
-`sdpa` is the default attention and `hf` the default loader, which recipes leave out. Unsloth uses its own attention, so
-its rows with `sdpa` are runs that do not name one.
+`hf` is the default loader, which recipes leave out. Unsloth uses its own attention, so its rows with `sdpa` are
+runs that do not name one.
 
 {table}
 

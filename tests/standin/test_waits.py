@@ -21,7 +21,7 @@ RUNS = {
         "model": {"num_hidden_layers": 6},
         "packing": True,
         **VARLEN,
-    },  # fmt: skip
+    },
 }
 
 

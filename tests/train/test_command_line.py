@@ -37,7 +37,7 @@ def test_a_recipe_trains_and_leaves_everything_behind(tmp_path, write, model_fol
     )
     printed = sftcore("train", str(recipe), "adapter.lora.r=2", "max_steps=4", "logging_steps=2")
     assert "kernels-community" not in printed  # bitsandbytes offers some for download
-    assert "format alpaca, collator padded, loader hf, adapter lora, attention sdpa, loss nll" in printed
+    assert "format alpaca, collator flattened, loader hf, adapter lora, attention varlen, loss nll" in printed
     assert "step 2/4  loss" in printed
     assert "supervised)  left" in printed
     assert "step 3: eval_loss" in printed

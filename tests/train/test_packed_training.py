@@ -26,6 +26,7 @@ WEIGHTED = [
 SHARED = [
     {"packing": True, "max_length": 64},
     {"packing": True, "max_length": 64, "packing_strategy": "bfd_split"},
+    {"packing": True, "max_length": 64, "model_init_kwargs": {"attn_implementation": "sdpa"}},
     {"packing": True, "max_length": 64, "model_init_kwargs": {"attn_implementation": "eager"}},
     {"packing": True, "max_length": 64, "plugins": {"attention": "varlen"}},
     {"packing": True, "max_length": 64, "plugins": {"collator": "flattened"}},
@@ -54,11 +55,12 @@ def one_step(tmp_path, folder, rows, **fields) -> SFTTrainer:
 @pytest.mark.parametrize("rows", [ROWS, WEIGHTED], ids=["completions", "weighted"])
 @pytest.mark.parametrize("shared", SHARED, ids=lambda one: "-".join(map(str, one.values())))
 def test_a_step_is_the_same_whether_rows_are_padded_or_share_one(tmp_path, folder, rows, shared):
-    padded = one_step(tmp_path, folder, rows)
+    padded = one_step(tmp_path, folder, rows, padding_free=False, plugins={"attention": "sdpa"})
+    assert padded.shared_rows.proof is None
     packed = one_step(tmp_path, folder, rows, **shared)
     assert losses(packed)[0] == pytest.approx(losses(padded)[0], rel=1e-5)
     assert packed.shared_rows.proof is not None
-    assert packed.padding_free == ("padding_free" in shared or "plugins" in shared)
+    assert packed.padding_free == ("model_init_kwargs" not in shared)  # sdpa and eager want blocks side by side
     for name, parameter in padded.model.named_parameters():
         torch.testing.assert_close(packed.model.get_parameter(name), parameter, rtol=1e-4, atol=1e-6)
     counts = [{key: trainer.state.log_history[0][key] for key in ("num_tokens", "num_supervised_tokens")}
@@ -68,7 +70,7 @@ def test_a_step_is_the_same_whether_rows_are_padded_or_share_one(tmp_path, folde
 
 def test_the_proof_and_every_row_stand_in_the_runs_folder(tmp_path, folder, capsys):
     rows = [*ROWS, {"prompt": "say " * 80, "completion": " hello"}]
-    one_step(tmp_path, folder, rows, packing=True, max_length=64)
+    one_step(tmp_path, folder, rows, packing=True, max_length=64, plugins={"attention": "sdpa"})
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["documents"]["way"], manifest["documents"]["neighbours_gap"]) == ("positions", 0.0)
     (ledger,) = json.loads((tmp_path / "out" / "ledger.json").read_text())["ledgers"]

@@ -202,7 +202,10 @@ def test_a_model_without_sdpa_falls_back_and_says_so(tmp_path, tokenizer, rows):
     tokenizer.save_pretrained(folder)
     trainer = SFTTrainer(str(folder), config(tmp_path), train_dataset=rows)
     trainer.train()
-    assert "attention eager: the model has no sdpa" in trainer.loaded.notes
+    assert trainer.model.config._attn_implementation == "eager"
+    (said,) = (note for note in trainer.loaded.notes if note.startswith("attention "))
+    assert "eager, as others failed: " in said
+    assert "sdpa with rows side by side: BloomForCausalLM stays with eager" in said
 
 
 def test_a_stream_trains(tmp_path, tokenizer, llama):

@@ -113,6 +113,7 @@ class DocumentAttention:
                 f'attention "{self.name}" does not support a position bias, which {type(module).__name__} uses.',
                 fix='Choose attention "sdpa" or "eager".',
             )
+        query_BHTD, key_BHSD, value_BHSD = _in_autocast(query_BHTD, key_BHSD, value_BHSD)
         causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
         features = Features(dropout, scaling, sliding_window, softcap, s_aux, causal)
         packed = attention_mask is not None and _is_packing_sign(attention_mask, query_BHTD)
@@ -208,6 +209,23 @@ class DocumentAttention:
             **kwargs,
         )
         return mask
+
+
+def _in_autocast(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """float32 states in the dtype of autocast, where it is on, as torch would cast them for its own attention.
+
+    A model with float32 weights computes queries and keys in it and turns them back to float32, multiplying them by the
+    cosines and sines of RoPE; kernels in half precision would not be used.
+    """
+    import torch
+
+    device = states[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return states
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        one.to(dtype) if one.dtype in (torch.float32, torch.float16, torch.bfloat16) else one for one in states
+    )
 
 
 # --- One document, or rows as they are, by torch's scaled dot product attention -------------------------------------

@@ -12,6 +12,8 @@ BACKEND = AttentionBackend(
     devices=("cuda", "xpu", "npu", "mlu", "musa"),  # those for which transformers looks for it
     dtypes=("float16", "bfloat16"),
     boundaries=True,
+    speed=5.0,
+    padded_speed=2.0,
 )
 
 

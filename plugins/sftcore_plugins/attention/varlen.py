@@ -40,6 +40,7 @@ class Varlen:
         return AttentionBackend(
             NAME,
             boundaries=True,
+            speed={"cuda": 4.0, "cpu": 2.0},
             compilable=False,  # dynamo of torch 2.14 stops with an error at the Python loop over documents
             calls=lambda: DOCUMENTS.calls,
             register=lambda: DOCUMENTS.register(NAME),

@@ -21,13 +21,12 @@ from sftcore import (
     hookimpl,
     plugin,
 )
+from sftcore_plugins.losses._linear_head import adapted_head, plain_linear
 
 if TYPE_CHECKING:
     import torch
 
 WRONG_VERSIONS = ("0.8.0", "0.8.1")
-HEADS = ("lm_head", "embed_out", "output")
-"""What models call the module whose weight the fused kernel reads."""
 
 
 @plugin
@@ -68,7 +67,7 @@ class LigerLoss:
             yield Problem(what, "loss: liger", fix=WITHOUT_GPU)
         yield from _wrong_version()
         for adapter in plan.selected("adapter") if self.fused else ():
-            if head := _adapted_head(adapter.options):
+            if head := adapted_head(adapter.options):
                 yield Problem(
                     f"{adapter.label} puts an adapter on {head}, whose weight the fused kernel reads without it.",
                     "loss: liger",
@@ -111,7 +110,7 @@ class LigerCrossEntropy:
         reduction = "sum" if weights is None else "none"
         module = getattr(head, "module", None)
         if self.fused and module is not None:
-            found = self._fused(hidden, head, plain_linear(module), labels, reduction)
+            found = self._fused(hidden, head, plain_linear(module, loss="liger", fix=NOT_FUSED), labels, reduction)
         else:
             from liger_kernel.transformers.functional import liger_cross_entropy
 
@@ -154,39 +153,6 @@ def _wrong_version() -> Iterator[Problem]:
         yield Problem(what, "loss: liger", 'Install a later one: pip install "sftcore[liger]".')
 
 
-def plain_linear(module: torch.nn.Module) -> torch.nn.Linear:
-    """The linear layer that computes the head: itself, or the copy of it that an adapter trains whole.
-
-    Raises:
-        ModelError: its weight alone does not say what it computes: an adapter, few bits, shards, hooks.
-    """
-    import torch
-
-    copies = getattr(module, "modules_to_save", None)
-    if copies is not None and not getattr(module, "disable_adapters", False):
-        active = getattr(module, "active_adapter", "default")
-        module = copies[active if isinstance(active, str) else active[0]]
-    weight: Any = getattr(module, "weight", None)
-    hooked = bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
-    if type(module) is not torch.nn.Linear or type(weight) is not torch.nn.Parameter or weight.dim() != 2 or hooked:
-        what = f"{type(module).__module__}.{type(module).__qualname__}"
-        kept = f" with a {type(weight).__name__}" if type(weight) is not torch.nn.Parameter else ""
-        raise ModelError(
-            f'loss "liger": the head is a {what}{kept}{" with hooks" if hooked else ""}, and the fused kernel reads '
-            "the weight of a plain linear layer.",
-            fix=NOT_FUSED,
-        )
-    return module
-
-
 def _is_interpreted() -> bool:
     """Whether Triton runs its kernels in Python, on any device, as TRITON_INTERPRET=1 asks before its import."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-def _adapted_head(options: Mapping[str, Any]) -> str | None:
-    """The head's name among the modules that an adapter goes into, where they are listed."""
-    config = options.get("config")
-    targets = options.get("target_modules") or getattr(config, "target_modules", None)
-    names = [targets] if isinstance(targets, str) else list(targets or ())
-    return next((name for name in names if str(name).rpartition(".")[2] in HEADS), None)

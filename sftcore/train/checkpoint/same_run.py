@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftcore.core.errors import ResumeError
+from sftcore.core.types import AUTO
 from sftcore.model.unwrap import num_weights
 from sftcore.util.plain import describe_plugin, plain
 from sftcore.util.versions import versions
@@ -160,7 +161,9 @@ def _processor(run: RunView) -> dict[str, Any]:
 def _plugins(run: RunView) -> dict[str, Any]:
     from sftcore.data.store.keys import plugin_digest
 
-    every: dict[str, Bound] = {f"{one.entry.kind} {one.entry.name}": one for one in run.setup.plugins.bound}
+    # what the run takes by itself may be another on another device
+    chosen = [one for one in run.setup.plugins.bound if one.selection.path != AUTO]
+    every: dict[str, Bound] = {f"{one.entry.kind} {one.entry.name}": one for one in chosen}
     every |= {f"format {one.entry.name} of {name}": one for name, one in run.data.formats.items()}
     found = {}
     for name, one in every.items():

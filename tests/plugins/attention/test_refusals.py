@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 
 from sftcore import AttentionBackend, CheckError, ModelError, Plan, Probe, SFTTrainer
+from sftcore.config import attention as support
 from sftcore.core.types import ModelRequest, Selection
-from sftcore.model import attention as support
 from tests.conftest import alpaca_rows, make_llama
 from tests.train.test_trainer import config
 
@@ -35,7 +35,7 @@ def without_weights(tmp_path, model_folder, **changes):
 
 
 REFUSED = [
-    ("flash-1", {}, {}, "flash-1\": it does not accept padding.* Set padding_free: true"),
+    ("flash-1", {"padding_free": False}, {}, "flash-1\": it does not accept padding.* Set padding_free: true"),
     ("flash-1", {"packing": True, "eval_packing": False, "plugins": {"collator": "padded"}}, {}, "accept padding"),
     ("flash-1", UNPADDED, {"attention_dropout": 0.1}, r"has no attention dropout on the device cpu.*is 0\.1"),
     ("flash-1", UNPADDED, {"attn_logit_softcapping": 30.0}, "it does not support a soft-cap"),
@@ -73,20 +73,25 @@ def test_the_extra_of_flash_attn_is_named(tmp_path, model_folder):
         trainer(tmp_path, model_folder, "flash-2")
 
 
-def test_flash_2_trains_with_a_double_of_flash_attn(tmp_path, model_folder, flash_attn):
-    plain = config(tmp_path, bf16=True, max_steps=2, logging_steps=1)
+HALF = {"bf16": False, "model_init_kwargs": {"dtype": "bfloat16"}}
+
+
+@pytest.mark.parametrize("precision", [{"bf16": True}, HALF], ids=["autocast", "weights"])
+def test_flash_2_trains_with_a_double_of_flash_attn(tmp_path, model_folder, flash_attn, precision):
+    common = {**precision, "max_steps": 2, "logging_steps": 1}
     rows = Dataset.from_list(alpaca_rows(8))
+    plain = config(tmp_path, **common, padding_free=False, plugins={"attention": "sdpa"})
     wanted = SFTTrainer(str(model_folder), plain, train_dataset=rows)
     wanted.train()
-    for fields in ({}, UNPADDED, {"packing": True, "max_length": 64, "max_steps": 2}):
-        args = config(
-            tmp_path, **{"bf16": True, "max_steps": 2, "logging_steps": 1, **fields}, plugins={"attention": "flash-2"}
-        )
+    for fields in ({}, {"padding_free": False}, UNPADDED, {"packing": True, "max_length": 64}):
+        args = config(tmp_path, **{**common, **fields}, plugins={"attention": "flash-2"})
         got = SFTTrainer(str(model_folder), args, train_dataset=rows)
         assert got.model.config._attn_implementation == "flash_attention_2"
         before = sum(flash_attn.calls.values())
         got.train()
         assert sum(flash_attn.calls.values()) > before
+        assert got.bound_loss.gathers
+        assert got.padding_free == ("padding_free" not in fields or bool(fields["padding_free"]))
         if not fields.get("packing"):
             for one, other in zip(got.state.log_history[:2], wanted.state.log_history[:2], strict=True):
                 assert one["loss"] == pytest.approx(other["loss"], rel=2e-2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from types import SimpleNamespace
 
+import attrs
 import pytest
 import torch
 import transformers
@@ -165,6 +166,33 @@ def test_long_documents_in_bfloat16_go_to_torchs_fused_kernel(monkeypatch, lengt
         DOCUMENTS.attend(layer(), *tensors, None, **boundaries(positions_of([[length]])))
     names = {event.key for event in profiler.key_averages()}
     assert ("aten::scaled_dot_product_attention" not in names) is products
+
+
+@pytest.mark.parametrize("values", [torch.float32, torch.bfloat16], ids=["all float32", "values in bfloat16"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_torchs_kernel_gets_states_of_autocasts_dtype(values, autocast):
+    """float32 weights leave queries and keys in float32: RoPE multiplies them by cosines of that dtype."""
+    seen = []
+
+    def kernel(query, key, value, *rest):
+        seen.append((query.dtype, key.dtype, value.dtype))
+        return query.transpose(1, 2)
+
+    query, key, value = states(ONE_ROW)
+    documents = attrs.evolve(DOCUMENTS, whole=kernel)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        documents.attend(layer(), query, key, value.to(values), None, **boundaries(positions_of(ONE_ROW)))
+    assert seen == [(torch.bfloat16,) * 3 if autocast else (torch.float32, torch.float32, values)]
+
+
+def test_under_autocast_it_computes_what_sdpa_computes():
+    tensors, positions = states(ONE_ROW), positions_of(ONE_ROW)
+    mask = block_mask(positions)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = DOCUMENTS.attend(layer(), *tensors, None, **boundaries(positions))[0]
+        wanted = sdpa_attention_forward(layer(), *tensors, mask)[0]
+    assert got.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(got, wanted, atol=2e-2, rtol=2e-2)
 
 
 def test_cost_grows_with_the_sum_of_squared_lengths():

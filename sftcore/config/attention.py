@@ -55,6 +55,17 @@ def shortcomings(
         )
 
 
+def speed_on(backend: AttentionBackend, device: str, *, shared: bool) -> float:
+    """How fast it is on this device, with documents that share a row or with padded rows; 0 where it does not say."""
+    declared = backend.speed if shared else backend.padded_speed
+    return declared.get(device, 0.0) if isinstance(declared, Mapping) else declared
+
+
+def device_of(settings: Mapping[str, Any]) -> str:
+    """The device that a run most likely has, told without torch; the trainer asks torch."""
+    return planned_device(Plan((), settings)) or ("mps" if sys.platform == "darwin" else "cuda")
+
+
 def planned_device(plan: Plan) -> str | None:
     """ "cpu" if the run can have no other device, otherwise None."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
@@ -80,9 +91,9 @@ def planned_dtype(plan: Plan, probe: Probe, device: str | None) -> str | None:
 
 
 def pads(plan: Plan) -> bool:
-    """Whether the run's collator pads rows; False for packed blocks, and for a user's own collator."""
+    """Whether the run's collator may pad rows; False for packed blocks, and for a user's own collator."""
     packing = plan.settings.get("packing") and plan.settings.get("eval_packing") is not False
-    return plan.flattened is False and not packing
+    return (plan.flattened is False or plan.open_layout) and not packing
 
 
 def _does(declared: bool | tuple[str, ...], device: str | None) -> bool:

@@ -1,0 +1,86 @@
+"""How a run's collators lay rows out: side by side or end to end, and which of the two is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from attrs import define, frozen
+
+from sftcore.core.errors import ModelError
+
+Collate: TypeAlias = "Callable[[list[dict[str, Any]]], Mapping[str, Any]]"
+
+
+@frozen
+class Layout:
+    """What a collator makes of rows: `shared` where documents stand in one row, `flattened` where all of them do."""
+
+    shared: bool
+    flattened: bool
+
+
+@define
+class RowLayouts:
+    """The collators of a run, by how they lay rows out. As a collator it is the one that is taken.
+
+    It may be handed to a loader before the layout is settled: a loader and its workers read it when they start.
+    """
+
+    side_by_side: Collate | None
+    end_to_end: Collate | None
+    flattened: bool = False
+
+    @classmethod
+    def fixed(cls, collator: Collate, *, packed: bool) -> RowLayouts:
+        """The only collator of a run.
+
+        Raises:
+            ModelError: it puts documents into one row, and does not say where they begin.
+        """
+        if layout_of(collator, packed=packed).flattened:
+            return cls(None, collator, flattened=True)
+        return cls(collator, None)
+
+    @property
+    def are_open(self) -> bool:
+        """Whether there is another layout than the one that is taken."""
+        return self.side_by_side is not None and self.end_to_end is not None
+
+    @property
+    def taken(self) -> Collate:
+        """The collator of the layout that is taken."""
+        found = self.end_to_end if self.flattened else self.side_by_side
+        assert found is not None
+        return found
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Mapping[str, Any]:
+        return self.taken(rows)
+
+
+def layout_of(collator: Collate, *, packed: bool) -> Layout:
+    """How this collator lays rows out, seen on two small ones.
+
+    Raises:
+        ModelError: rows are packed, and the collator gives no positions that restart at each document.
+    """
+    row: dict[str, Any] = {"input_ids": [1, 1, 1, 1], "labels": [1, 1, 1, 1]}
+    rows = [{**row, "seq_lengths": [2, 2]} if packed else row] * 2
+    try:
+        batch: Mapping[str, Any] = collator([dict(one) for one in rows])
+        flattened = len(batch["input_ids"]) == 1
+        restarts = "attention_mask" not in batch and int((batch["position_ids"] == 0).sum()) == (4 if packed else 2)
+    except Exception as error:  # a user's collator may want rows of its own shape, and raise anything
+        if packed:
+            raise ModelError(
+                f"the collator cannot batch packed rows: {type(error).__name__}: {error}.",
+                fix="Leave data_collator out, or set packing: false.",
+            ) from error
+        return Layout(False, False)
+    if (packed or flattened) and not restarts:
+        raise ModelError(
+            "the collator puts documents into one row without position_ids that restart at each of them "
+            "(or with an attention_mask, which hides the restarts), so that they would read each other.",
+            fix="Give restarting position_ids and no attention_mask, or leave data_collator out.",
+        )
+    return Layout(packed or flattened, flattened)

@@ -1,0 +1,3 @@
+"""A stranger's distribution for the tests of runs."""
+
+from tests.core.conftest import write_distribution  # noqa: F401
