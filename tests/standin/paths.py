@@ -42,7 +42,7 @@ def evaluated_first(**fields: Any) -> dict[str, Any]:
     if on_device():
         compute_norms_by_a_kernel()
     with tempfile.TemporaryDirectory() as output:
-        trainer = make(output, packing=True, **fields)
+        trainer = make(output, packing=True, plugins={"attention": "sdpa"}, **fields)
         evaluated = trainer.evaluate()["eval_loss"]
         proof = trainer.shared_rows.proof
         trainer.train()

@@ -10,7 +10,7 @@ pytest.importorskip("torch", minversion="2.10")
 
 RUN = "tests.standin.paths:run"
 FAMILIES = ("llava", "idefics3", "qwen2_5_vl", "gemma3")
-LAYOUTS = {"padded": {}, "packed": {"packing": True}, "padding-free": {"padding_free": True}}
+LAYOUTS = {"padded": {"padding_free": False}, "packed": {"packing": True}, "padding-free": {"padding_free": True}}
 PLAIN = {"plain": {"name": "train"}}
 IMAGES = {
     f"{family} {layout}": {"name": "train_images", "family": family, **fields}
@@ -18,12 +18,12 @@ IMAGES = {
     for layout, fields in LAYOUTS.items()
 }
 KERNELS = {
-    "kernel": {"name": "train"},
+    "kernel": {"name": "train", "padding_free": False},
     "kernel, packed": {"name": "train", "packing": True},
     "kernel, autocast": {"name": "train", "padding_free": True, "bf16": True},
 }
 SINGLE = {
-    "float32": {"name": "train", "also": "evaluation"},
+    "float32": {"name": "train", "also": "evaluation", "padding_free": False},
     "packed LoRA": {"name": "train", "packing": True, "lora": True},
     "autocast": {"name": "train", "padding_free": True, "bf16": True},
     "perplexity": {"name": "perplexity"},
