@@ -315,7 +315,9 @@ class BatchSync:
         if self.accelerator is not None:
             import torch
 
-            most = int(self.accelerator.gather(torch.tensor([most], device=self.accelerator.device)).max())
+            # filled on the device: a tensor made from Python's number would be one wait more in each step
+            own = torch.full((1,), most, device=self.accelerator.device)
+            most = int(self.accelerator.gather(own).max())
         if batches:
             self._last = batches[-1]
         if len(batches) == max(most, at_least) or not most:

@@ -14,7 +14,7 @@ from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.types import ModelRequest
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import has_images
-from sftcore.model.memory.offload import refuse_on_cpu
+from sftcore.model.memory.offload import refuse_offloading
 from sftcore.util.disk import make_output_dir
 from sftcore.util.versions import warn_if_untested
 
@@ -69,7 +69,7 @@ def check_trainer(setup: Setup, args: SFTConfig, compute_loss_func: Any, *, need
     if compute_loss_func is not None and chosen:
         raise ConflictError(f"compute_loss_func would replace {chosen[0]}, which was chosen.", fix="Drop one of them.")
     check(setup, needs_tokenizer=needs_tokenizer)
-    refuse_on_cpu(args)
+    refuse_offloading(args)
 
 
 def begin_run(args: SFTConfig) -> None:

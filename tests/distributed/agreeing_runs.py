@@ -68,7 +68,13 @@ def sharded(folder: Path, *, lazily: bool) -> dict[str, Any]:
         os.environ[name] = str(lazily).lower()
     os.environ["FSDP_VERSION"] = "2"
     sharding = {**LAYERS, "cpu_ram_efficient_loading": lazily}
-    fields = {"fsdp": True, "fsdp_config": sharding, "plugins": LORA, "packing": True, "max_length": 48}
+    fields = {
+        "fsdp": True,
+        "fsdp_config": sharding,
+        "plugins": {**LORA, "attention": "sdpa"},
+        "packing": True,
+        "max_length": 48,
+    }
     args = settings(folder / f"sharded-{lazily}", **fields)
     shard_on_cpu()
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])

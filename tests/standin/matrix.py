@@ -54,7 +54,9 @@ def call(combination: Combination, *, on_cpu: bool = False) -> dict[str, Any]:
         "neftune_noise_alpha": 5.0 if noise == "neftune" else None,
         "gradient_checkpointing": memory == "checkpointing",
         "activation_offloading": memory == "offloading" and not on_cpu,
-        **{"padded": {}, "padding-free": {"padding_free": True}, "packed": {"packing": True}}[batches],
+        **{"padded": {"padding_free": False}, "padding-free": {"padding_free": True}, "packed": {"packing": True}}[
+            batches
+        ],
     }
 
 

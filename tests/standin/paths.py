@@ -8,13 +8,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.standin.training import compute_norms_by_a_kernel, on_device, rows, settings
+from tests.standin.strictness import dtypes_of, errors_of, waits_of
+from tests.standin.training import compute_norms_by_a_kernel, on_device, rows, settings, train, train_images
+
+OF_OTHER_MODULES = {one.__name__: one for one in (dtypes_of, errors_of, waits_of, train, train_images)}
 
 
 def run(name: str, **options: Any) -> Any:
     """The function of this name, so that one process can run several."""
     with contextlib.redirect_stdout(None):
-        return globals()[name](**options)
+        return (globals() | OF_OTHER_MODULES)[name](**options)
 
 
 def make(output: str, **fields: Any) -> Any:
@@ -39,7 +42,7 @@ def evaluated_first(**fields: Any) -> dict[str, Any]:
     if on_device():
         compute_norms_by_a_kernel()
     with tempfile.TemporaryDirectory() as output:
-        trainer = make(output, packing=True, **fields)
+        trainer = make(output, packing=True, plugins={"attention": "sdpa"}, **fields)
         evaluated = trainer.evaluate()["eval_loss"]
         proof = trainer.shared_rows.proof
         trainer.train()
@@ -140,6 +143,23 @@ def restored_randomness(*, every: bool) -> list[Any]:
         torch.standin = before
         torch.get_device_module.cache_clear()
     return given
+
+
+def offloaded_without_streams() -> str:
+    """What a run says that is asked to offload activations on a device without streams, as Apple's is."""
+    from sftcore import ConflictError
+    from tests.standin.device_module import DeviceModule
+
+    stream = DeviceModule.Stream
+    del DeviceModule.Stream
+    try:
+        with tempfile.TemporaryDirectory() as output:
+            make(output, activation_offloading=True)
+    except ConflictError as error:
+        return str(error)
+    finally:
+        DeviceModule.Stream = stream
+    return "nothing"
 
 
 class _Single:

@@ -26,14 +26,18 @@ def offloading_of(model: torch.nn.Module, args: Any) -> ActivationOffloading | N
     return ActivationOffloading(model, args.device) if args.activation_offloading else None
 
 
-def refuse_on_cpu(args: Any) -> None:
-    """Refuse `activation_offloading` before weights are read if there is no device to offload from.
+def refuse_offloading(args: Any) -> None:
+    """Refuse `activation_offloading` before weights are read if this run's device cannot.
 
     Raises:
-        ConflictError: the run is on a CPU.
+        ConflictError: the run is on a CPU, or on a device for which torch has no streams, as on Apple's (MPS).
     """
-    if args.activation_offloading and args.device.type == "cpu":
-        raise ConflictError(ON_CPU, where="activation_offloading", fix="Set activation_offloading: false.")
+    if not args.activation_offloading:
+        return
+    kind = args.device.type
+    if kind == "cpu" or not hasattr(torch.get_device_module(kind), "Stream"):
+        what = ON_CPU if kind == "cpu" else f"torch has no streams on {kind}, on which activations would be copied."
+        raise ConflictError(what, where="activation_offloading", fix="Set activation_offloading: false.")
 
 
 SMALLEST = 4096
