@@ -36,6 +36,7 @@ from sftcore.selftest.trainers import (
 )
 
 if TYPE_CHECKING:
+    from sftcore.config.setup import Setup
     from sftcore.core.registry import Bound
     from sftcore.core.types import AttentionBackend, LossFunction
     from sftcore.train.checked import Checked
@@ -233,14 +234,14 @@ class Features:
         """The collator that the run chose, with the model's default attention."""
         for one in self._of_kind("collator"):
             if not one.selection.default:
-                yield self._compare_made(one.selection.label, lambda: self._batches(None))
+                yield self._compare_made(one.selection.label, lambda: self._batches(None, self.checked.setup))
 
-    def _batches(self, backend: AttentionBackend | None) -> Step:
+    def _batches(self, backend: AttentionBackend | None, setup: Setup) -> Step:
         """The run's own batches, packed if the run packs; `backend` is the attention in use."""
         from sftcore.documents.layouts import layout_of
         from sftcore.documents.shared_rows import SharedRows
 
-        plan, plugins = self.checked.setup.plan, self.checked.setup.plugins
+        plan, plugins = setup.plan, setup.plugins
         collator = plugins.one("make_collator", processor=self.trainer.processing_class, plan=plan)
         shared = SharedRows()
         with self.trainer.accelerator.autocast():
@@ -332,7 +333,7 @@ class Features:
     def _run_step(self, stack: contextlib.ExitStack) -> Step:
         from sftcore.model.build import attention_of
 
-        setup = self.checked.setup
+        setup = self._settled()
         found = attention_of(setup.plan, setup.plugins)
         backend = found[1] if found else None
         stack.enter_context(with_attention(self.model, backend.implementation if backend else None))
@@ -343,7 +344,39 @@ class Features:
             selective = options.pop("selective", None)
             kept = "attention" if selective is True else selective or None
             stack.enter_context(checkpointing(self.trainer, kept, **options))
-        return self._batches(backend)
+        return self._batches(backend, setup)
+
+    def _settled(self) -> Setup:
+        """The run with the attention and layout that it would take for this model, which is left as it was."""
+        from sftcore.documents.settle import Settling
+        from sftcore.documents.shared_rows import SharedRows
+        from sftcore.model.build import attention_of
+        from sftcore.model.unwrap import causal_model
+        from sftcore.train.settled import layouts_of
+
+        setup, trainer = self.checked.setup, self.trainer
+        if not setup.plan.candidates and not setup.plan.open_layout:
+            return setup
+        packed = bool(setup.plan.settings.get("packing"))
+        attention = attention_of(setup.plan, setup.plugins)
+        model = causal_model(self.model)
+        before = model.config.get_text_config()._attn_implementation
+        with trainer.accelerator.autocast():
+            settled = Settling(
+                model=self.model,
+                plan=setup.plan,
+                backend=attention[1] if attention else None,
+                layouts=layouts_of(setup, trainer.processing_class, None, packed=packed),
+                shared=SharedRows(),
+                packed=packed,
+                device=trainer.args.device.type,
+                dtype=self.autocast or str(self.model.dtype).removeprefix("torch."),
+                max_length=None,
+                images=lambda backend, layout: None,
+                agree=lambda fault: fault,
+            )()
+        model.set_attn_implementation(before)
+        return setup.settled(settled.attempt.selection, flattened=settled.attempt.flattened)
 
     # --- Plugins ----------------------------------------------------------------------------------------------------
     def _of_kind(self, kind: str) -> list[Bound]:

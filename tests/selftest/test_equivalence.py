@@ -70,6 +70,21 @@ def failed(lines) -> list[str]:
 
 
 # --- What is right --------------------------------------------------------------------------------------------------
+def test_a_model_that_takes_neither_varlen_nor_rows_end_to_end_passes_as_it_will_train(tmp_path, tokenizer, rows):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=4)).save_pretrained(
+        tmp_path / "bloom"
+    )
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    words = [f"model={tmp_path / 'bloom'}", f"data={rows}", f"output_dir={tmp_path / 'out'}"]
+    report = selftest(check_recipe(load_recipe(None, words)), processes=False)
+    verdicts = {line.what: line.verdict for line in report.lines}
+    assert verdicts[RUN] == "same"
+    assert "FAILED" not in verdicts.values()
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
