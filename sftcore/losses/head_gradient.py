@@ -21,11 +21,36 @@ ChunkSums = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torc
 """From a chunk's hidden states (C, W) and the index of its first position to three scalars: loss, entropy, correct."""
 
 
-def sum_of_chunks(part: ChunkSums, hidden_NW: torch.Tensor, head: Head, chunk: int) -> tuple[torch.Tensor, ...]:
+LOGITS_AT_ONCE = {"cpu": 48 * 2**20}
+"""Bytes of float32 logits in a chunk, by device: on a CPU what its caches still help with (measured on two cores)."""
+ON_ACCELERATORS = 512 * 2**20
+"""The same on a GPU, whose products want more rows at once."""
+
+
+def positions_at_once(device: str, vocabulary: int) -> int:
+    """How many positions a chunk has where nobody says: a power of two between 128 and 4,096.
+
+    >>> [positions_at_once("cpu", size) for size in (32_000, 49_152, 151_936)], positions_at_once("cuda", 128_256)
+    ([256, 256, 128], 1024)
+    """
+    fit = LOGITS_AT_ONCE.get(device, ON_ACCELERATORS) // (4 * max(vocabulary, 1))
+    return int(2 ** min(max(fit, 128), 4096).bit_length()) // 2
+
+
+def sum_of_chunks(part: ChunkSums, hidden_NW: torch.Tensor, head: Head, chunk: int | None) -> tuple[torch.Tensor, ...]:
     """The sums of `part` over all chunks; the first is differentiable, also by the head's parameters.
 
     Without positions there is one empty chunk, so that zero gradients still reach every parameter.
+
+    Args:
+        part: the sums of one chunk.
+        hidden_NW: states of all positions.
+        head: from states to logits.
+        chunk: positions at a time; None chooses by device and vocabulary.
     """
+    if chunk is None:
+        with torch.no_grad():
+            chunk = positions_at_once(hidden_NW.device.type, head(hidden_NW[:0]).shape[-1])
     if not torch.is_grad_enabled():
         return _summed([part(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
     parameters = _parameters_of(head, hidden_NW)

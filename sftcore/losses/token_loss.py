@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import field, frozen
-from attrs.validators import ge
+from attrs.validators import ge, optional
 
 from sftcore.core.types import LossOutput
 
@@ -28,7 +28,7 @@ class TokenLoss:
 
     `per_token` is differentiated by autograd, so it must call `.detach()` where no gradient should flow. At most
     `chunk` x vocabulary logits exist at a time, in the forward and in the backward pass (compare Wijmans et al. 2024,
-    arXiv:2411.09009).
+    arXiv:2411.09009). None: as many positions as fit the device's share of memory, see `positions_at_once`.
 
     >>> import torch
     >>> loss = TokenLoss(lambda log_probs: -log_probs)
@@ -38,7 +38,7 @@ class TokenLoss:
     """
 
     per_token: PerToken
-    chunk: int = field(default=256, validator=ge(1))
+    chunk: int | None = field(default=None, validator=optional(ge(1)))
 
     def __call__(
         self,

@@ -74,7 +74,7 @@ class SFTTrainer(OpenLayout):
         processing_class: tokenizer or processor; the model's own by default.
         compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, on the full logits.
         compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as in
-            `transformers.Trainer`; metrics on logits cost a second forward pass.
+            `transformers.Trainer`; for metrics on logits the forward pass builds them all.
         quantization_config: goes to `from_pretrained` where `model` is a name.
         peft_config: any PEFT configuration; the adapter plugin applies it.
         formatting_func: from a row to a text, or to a list of texts; replaces the format.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import attrs
-from attrs.validators import ge
+from attrs.validators import ge, optional
 
 from sftcore import LoadedModel, LossFunction, Plan, TokenLoss, hookimpl, plugin
 
@@ -14,8 +14,8 @@ from sftcore import LoadedModel, LossFunction, Plan, TokenLoss, hookimpl, plugin
 class NLL:
     """Mean negative log-likelihood over supervised tokens, the head applied in chunks."""
 
-    chunk: int = attrs.field(default=256, validator=ge(1))
-    """Positions whose logits exist at a time."""
+    chunk: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    """Positions whose logits exist at a time; None: by device and vocabulary."""
 
     @hookimpl
     def claims(self) -> Iterable[str]:
