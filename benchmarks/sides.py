@@ -2,9 +2,10 @@
 
 python benchmarks/sides.py SIDE SETTINGS.json
 
-SIDE is sftcore, trl or unsloth. The settings are those of `Settings`. The result is printed as one line of JSON. Every
-library gets the same model folder, rows, order, seed and hyperparameters: LoRA on all linear layers without dropout,
-AdamW with a constant learning rate, and no gradient checkpointing unless it is asked for.
+SIDE is sftcore, sftcore-default (which names neither attention nor layout), trl or unsloth. The settings are those of
+`Settings`. The result is printed as one line of JSON. Every library gets the same model folder, rows, order, seed and
+hyperparameters: LoRA on all linear layers without dropout, AdamW with a constant learning rate, and no gradient
+checkpointing unless it is asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-SIDES = ("sftcore", "trl", "unsloth")
+SIDES = ("sftcore-default", "sftcore", "trl", "unsloth")
+LIBRARY_OF = {side: side.partition("-")[0] for side in SIDES}
 
 
 @dataclass
@@ -51,10 +53,13 @@ class Clock:
     ends: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     supervised: list[int] = field(default_factory=list)
+    training: bool = False
 
     def counting(self, collator: Any) -> Any:
         def collate(rows: list[dict[str, Any]]) -> Any:
             batch = collator(rows)
+            if not self.training:  # sftcore looks at two rows to see how a collator lays them out
+                return batch
             mask = batch.get("attention_mask")
             documents = sum(len(row["input_ids"]) for row in rows)
             self.tokens.append(int(mask.sum()) if mask is not None and mask.ndim == 2 else documents)
@@ -66,9 +71,12 @@ class Clock:
     def callback(self) -> Any:
         from transformers import TrainerCallback
 
-        ends = self.ends
+        clock, ends = self, self.ends
 
         class Ticks(TrainerCallback):
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                clock.training = True
+
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 synchronise()
                 ends.append(time.perf_counter())
@@ -81,7 +89,7 @@ def measure(side: str, settings: Settings) -> dict[str, Any]:
     clock = Clock(time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
         trainer = TRAINERS[side](settings, folder)
-        trainer.data_collator = clock.counting(trainer.data_collator)
+        count(trainer, clock)
         trainer.add_callback(clock.callback())
         before = resident_mib()
         if settings.profile:
@@ -106,6 +114,17 @@ def measure(side: str, settings: Settings) -> dict[str, Any]:
     }
 
 
+def count(trainer: Any, clock: Clock) -> None:
+    """Count the batches of every side, whichever collator it takes."""
+    layouts = getattr(trainer, "layouts", None)
+    if layouts is None:
+        trainer.data_collator = clock.counting(trainer.data_collator)
+        return
+    for name in ("side_by_side", "end_to_end"):
+        if getattr(layouts, name) is not None:
+            setattr(layouts, name, clock.counting(getattr(layouts, name)))
+
+
 # --- The sides ------------------------------------------------------------------------------------------------------
 def sftcore_trainer(settings: Settings, folder: str) -> Any:
     from peft import LoraConfig
@@ -122,6 +141,17 @@ def sftcore_trainer(settings: Settings, folder: str) -> Any:
         ours["dataset_kwargs"] = {"skip_prepare_dataset": True}
         ours["packing"] = True
     args = SFTConfig(folder, **shared(settings), **ours, model_init_kwargs={"dtype": settings.dtype}, **settings.fields)
+    return SFTTrainer(settings.model, args, train_dataset=rows_of(settings), peft_config=LoraConfig(**lora(settings)))
+
+
+def default_trainer(settings: Settings, folder: str) -> Any:
+    """What a user gets who sets nothing but what the other libraries are told too."""
+    from peft import LoraConfig
+
+    from sftcore import SFTConfig, SFTTrainer
+
+    packed = {"packing": True, "dataset_kwargs": {"skip_prepare_dataset": True}} if settings.packed else {}
+    args = SFTConfig(folder, **shared(settings), **packed, model_init_kwargs={"dtype": settings.dtype})
     return SFTTrainer(settings.model, args, train_dataset=rows_of(settings), peft_config=LoraConfig(**lora(settings)))
 
 
@@ -155,7 +185,12 @@ def unsloth_trainer(settings: Settings, folder: str) -> Any:
     return SFTTrainer(model=model, processing_class=tokenizer, args=args, train_dataset=rows_of(settings))
 
 
-TRAINERS = {"sftcore": sftcore_trainer, "trl": trl_trainer, "unsloth": unsloth_trainer}
+TRAINERS = {
+    "sftcore-default": default_trainer,
+    "sftcore": sftcore_trainer,
+    "trl": trl_trainer,
+    "unsloth": unsloth_trainer,
+}
 
 
 def shared(settings: Settings) -> dict[str, Any]:

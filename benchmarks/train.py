@@ -1,13 +1,13 @@
 """Measure the speed and the memory of LoRA training in sftcore, and in the installed TRL and Unsloth.
 
-python benchmarks/train.py [ROWS.json[l]] [--sides sftcore trl unsloth] [--dtypes float32 bfloat16]
+python benchmarks/train.py [ROWS.json[l]] [--sides sftcore-default sftcore trl] [--dtypes float32 bfloat16]
     [--cases unpacked packed] [--steps 8] [--repeats 3] [--json train.json]
 
 Each library trains the same model on the same rows, in the same order and with the same hyperparameters, in a separate
 process. The libraries take turns, in reversed order every other round. A case is void if the loss curves differ by more
 than 1 per cent. Rows are Alpaca's (`instruction`, `input`, `output`); without a file, rows of that size are generated.
 Batches have 4 rows at max_length 1,024, or are packed blocks of 2,048 tokens, which are the same for every library.
-Gradient checkpointing is off.
+Gradient checkpointing is off. sftcore-default names neither attention nor layout; sftcore names the fastest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sides import SIDES, Settings, start
+from sides import LIBRARY_OF, SIDES, Settings, start
 
 CASES: dict[str, dict[str, Any]] = {
     "unpacked": {"max_length": 1024, "batch": 4},
@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each library")
     parser.add_argument("--json", type=Path, help="also write the JSON to this file")
     given = parser.parse_args()
-    given.sides = given.sides or [side for side in SIDES if importlib.util.find_spec(side)]
+    given.sides = given.sides or [side for side in SIDES if importlib.util.find_spec(LIBRARY_OF[side])]
     return given
 
 
@@ -160,10 +160,13 @@ def compare(settings: Settings, given: argparse.Namespace) -> dict[str, Any]:
         side: {name: statistics.median(run[name] for run in found) for name in names} for side, found in runs.items()
     }
     gap, same = agreement(runs)
-    peers = [side for side in given.sides if side != "sftcore"] if "sftcore" in runs else []
+    ours, peers = ([side for side in given.sides if (LIBRARY_OF[side] == "sftcore") is own] for own in (True, False))
     return {
         "medians": medians,
-        "ratios": {peer: {name: medians["sftcore"][name] / medians[peer][name] for name in names} for peer in peers},
+        "ratios": {
+            one: {peer: {name: medians[one][name] / medians[peer][name] for name in names} for peer in peers}
+            for one in ours
+        },
         "loss_gap": gap,
         "same_tokens": same,
         "void": not same or gap > 0.01,
@@ -185,15 +188,13 @@ def table(result: dict[str, Any]) -> str:
     void = "" if not result["void"] else "; VOID, because the libraries did not train the same"
     lines = [f"{result['case']}, {result['dtype']}: losses differ by {100 * result['loss_gap']:.2f}%{void}"]
     for side, found in result["medians"].items():
-        ratio = result["ratios"].get(side)
-        against = (
-            f"   (sftcore: {ratio['tokens_per_second']:.2f} x this speed, {ratio['peak_mib']:.2f} x this memory)"
-            if ratio
-            else ""
+        against = "".join(
+            f"   ({peer}: {ratio['tokens_per_second']:.2f} x its speed, {ratio['peak_mib']:.2f} x its memory)"
+            for peer, ratio in result["ratios"].get(side, {}).items()
         )
         lines.append(
-            f"  {side:8} {found['tokens_per_second']:7.1f} tokens/s ({found['supervised_per_second']:.1f} supervised), "
-            f"peak {found['peak_mib']:,.0f} MiB, first step after {found['seconds_to_first_step']:.1f} s{against}"
+            f"  {side:15} {found['tokens_per_second']:6.1f} tokens/s ({found['supervised_per_second']:.0f} supervised), peak "
+            f"{found['peak_mib']:,.0f} MiB, first step after {found['seconds_to_first_step']:.1f} s{against}"
         )
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
 Activations of some megabytes, kept between others that are freed, leave holes in the heap: about a third of what a step
 holds at its peak. glibc gives them back when it is asked (malloc_trim), at the price of mapping the pages anew. Asked
-after every tenth layer of a forward pass, the peak falls by a fifth and a step takes a few per cent longer.
+after every fifth layer of a forward pass, the peak falls by a fifth and a step takes a few per cent longer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sftcore.model.memory.layers import decoder_layers
 if TYPE_CHECKING:
     import torch
 
-EVERY = 10
+EVERY = 5
 """Layers between two questions."""
 WORTH = 128 * 2**20
 """Bytes of holes below which glibc is not asked."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftcore.model.memory.gated_mlp import keeping_less
 from sftcore.model.memory.heap import holes_returned
+from sftcore.model.memory.made_again import keeping_less
 from sftcore.model.unwrap import causal_model
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def spared_memory(model: Any, plan: Plan, device: torch.device) -> Iterator[None]:
-    """Inside, gated MLPs keep less for the backward pass, and on a CPU the heap's holes go back to the system.
+    """Inside, layers keep less for the backward pass, and on a CPU the heap's holes go back to the system.
 
-    MLPs stay as they are where somebody else decides what is kept or computed: gradient checkpointing, offloading of
+    Layers stay as they are where somebody else decides what is kept or computed: gradient checkpointing, offloading of
     activations, kernels, torch.compile.
     """
     causal, settings = causal_model(model), plan.settings

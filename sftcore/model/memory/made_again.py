@@ -1,0 +1,163 @@
+"""Layers that keep less for the backward pass: what is cheap to make again is made again when it is needed.
+
+A decoder layer keeps the input of each of its projections. Some of these are a few passes over memory away from tensors
+that it keeps anyway, and not a product of matrices: the output of a norm, and in a gated MLP, which computes
+down(act(gate(x)) * up(x)), the activation and the product. These are made again from the norm's input and from the two
+projections. Results and gradients are the same bit by bit, with whatever layers or adapters the projections are.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from sftcore.model.memory.layers import decoder_layers
+
+if TYPE_CHECKING:
+    import torch
+
+_MLP_PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
+
+
+@contextmanager
+def keeping_less(model: torch.nn.Module) -> Iterator[int]:
+    """Inside, the decoder layers of the model keep less; gives how many norms and gated MLPs take part.
+
+    Only modules take part whose forward is exactly Llama's, or torch's LayerNorm; one that has been replaced does not.
+    """
+    layers = [layer for layer in decoder_layers(model) if "forward" not in vars(layer)]
+    inner = {module: made for layer in layers for module in layer.modules() if (made := _forward_of(module))}
+    changed = {**dict.fromkeys(layers, _layer), **inner} if inner else {}
+    for module, forward in changed.items():
+        vars(module)["forward"] = types.MethodType(forward, module)
+    try:
+        yield len(inner)
+    finally:
+        for module, forward in changed.items():
+            if getattr(vars(module).get("forward"), "__func__", None) is forward:
+                del vars(module)["forward"]
+
+
+def _forward_of(module: torch.nn.Module) -> Callable[..., Any] | None:
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+    if "forward" in vars(module):
+        return None
+    if type(module) is torch.nn.LayerNorm or _same_code(module, LlamaRMSNorm):
+        return _norm
+    has_parts = all(hasattr(module, name) for name in _MLP_PARTS)
+    return _gated_mlp if has_parts and _same_code(module, LlamaMLP) else None
+
+
+def _same_code(module: torch.nn.Module, wanted: Any) -> bool:
+    """Whether a module's forward is this class's, which transformers copies from model to model."""
+    own = getattr(type(module).forward, "__code__", None)
+    code = wanted.forward.__code__
+    return own is not None and (own.co_code, own.co_names) == (code.co_code, code.co_names)
+
+
+# --- The modules' forwards --------------------------------------------------------------------------------------------
+def _layer(self: Any, *args: Any, **kwargs: Any) -> Any:
+    import torch
+
+    plain = type(self).forward
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return plain(self, *args, **kwargs)
+    kept = _Kept()
+    with kept.collecting(), torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+        return plain(self, *args, **kwargs)
+
+
+def _norm(self: Any, x: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    plain = type(self).forward
+    normed: torch.Tensor = plain(self, x)
+    # an RMSNorm keeps its input in float32, so that of another dtype would have to be kept beside it
+    keeps_input = x.dtype == torch.float32 or type(self) is torch.nn.LayerNorm
+    # sharded weights (FSDP 1, DeepSpeed) may be gone by then
+    whole = type(self.weight) is torch.nn.Parameter and not hasattr(self.weight, "ds_id")
+    if _collecting and x.requires_grad and keeps_input and whole:
+        given = x.detach()
+        _collecting[-1].offer(normed, lambda: plain(self, given))
+    return normed
+
+
+def _gated_mlp(self: Any, x: torch.Tensor) -> torch.Tensor:
+    gate, up = self.gate_proj(x), self.up_proj(x)
+    activated = self.act_fn(gate)
+    if not _collecting or not gate.requires_grad:
+        whole: torch.Tensor = self.down_proj(activated * up)
+        return whole
+    kept, given = _collecting[-1], (gate.detach(), up.detach())
+    make = kept.offer(activated, lambda: self.act_fn(given[0]))
+    product = activated * up
+    kept.offer(product, lambda: make() * given[1], once=True)
+    down: torch.Tensor = self.down_proj(product)
+    return down
+
+
+# --- What is kept -----------------------------------------------------------------------------------------------------
+_collecting: list[_Kept] = []
+"""The calls of layers that are running, the innermost last."""
+
+
+@define(eq=False)
+class _Kept:
+    """What one call of a layer can make again."""
+
+    _offers: dict[int, tuple[torch.Tensor, Callable[[], torch.Tensor]]] = field(factory=dict)
+    _last: tuple[int, torch.Tensor] | None = None
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Take offers inside."""
+        _collecting.append(self)
+        try:
+            yield
+        finally:
+            _collecting.pop()
+            self._offers.clear()
+
+    def offer(
+        self, tensor: torch.Tensor, make: Callable[[], torch.Tensor], *, once: bool = False
+    ) -> Callable[[], torch.Tensor]:
+        """Say how this tensor is made again; `once` where a single operation keeps it. Returns what makes it."""
+
+        number = len(self._offers)
+
+        def made() -> torch.Tensor:
+            import torch
+
+            # several projections ask for one input, one after the other
+            if self._last is not None and self._last[0] == number:
+                return self._last[1]
+            with torch.no_grad():
+                found = make()
+            self._last = None if once else (number, found)
+            return found
+
+        self._offers[tensor.untyped_storage()._cdata] = tensor, made
+        return made
+
+    def pack(self, tensor: torch.Tensor) -> Any:
+        """What is kept of a tensor that an operation saves: itself, or a function that makes it again."""
+        offered, make = self._offers.get(tensor.untyped_storage()._cdata, (None, None))
+        # autograd hands over an alias, and layers flatten what they are given
+        if offered is None or make is None or tensor.dtype != offered.dtype or tensor.numel() != offered.numel():
+            return tensor
+        if not (tensor.is_contiguous() and offered.is_contiguous()):
+            return tensor
+        shape = tensor.shape
+        return lambda: make().view(shape)
+
+    @staticmethod
+    def unpack(packed: Any) -> torch.Tensor:
+        """The tensor again."""
+        found: torch.Tensor = packed() if isinstance(packed, types.FunctionType) else packed
+        return found
