@@ -193,8 +193,9 @@ def table(result: dict[str, Any]) -> str:
             for peer, ratio in result["ratios"].get(side, {}).items()
         )
         lines.append(
-            f"  {side:15} {found['tokens_per_second']:6.1f} tokens/s ({found['supervised_per_second']:.0f} supervised), peak "
-            f"{found['peak_mib']:,.0f} MiB, first step after {found['seconds_to_first_step']:.1f} s{against}"
+            f"  {side:15} {found['tokens_per_second']:6.1f} tokens/s "
+            f"({found['supervised_per_second']:.0f} supervised), "
+            f"peak {found['peak_mib']:,.0f} MiB, first step after {found['seconds_to_first_step']:.1f} s{against}"
         )
     return "\n".join(lines)
 

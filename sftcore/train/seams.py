@@ -276,7 +276,17 @@ class TrainerSeams(Trainer):
         raise stopped_by(self.guard.stopped_by, step=step, checkpoint=checkpoint)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """The loop of `evaluate` and `predict`; its loss is the mean over the supervised tokens of all processes."""
+        """The loop of `evaluate` and `predict`; its loss is the mean over the supervised tokens of all processes.
+
+        Raises:
+            ConflictError: FSDP 2 has not sharded the model yet.
+        """
+        if self.accelerator.is_fsdp2 and self.model_wrapped is self.model and not self.is_in_train:
+            raise ConflictError(
+                "FSDP 2 shards a model together with its optimizer, so it cannot be evaluated before it is trained.",
+                where="evaluate",
+                fix="Call train first; eval_on_start: true evaluates before the first step.",
+            )
         self.evaluation.begin()
         compute, padded = self.compute_metrics, is_padded(dataloader)
         if padded and compute is not None:

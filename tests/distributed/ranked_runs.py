@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 
 from sftcore import SFTConfig, SFTTrainer
-from sftcore.core.errors import DataError
+from sftcore.core.errors import ConflictError, DataError
 from sftcore.train.guard.signals import StoppedBySignal
 
 ROWS, EVALUATED, BATCH = 23, 7, 8
@@ -243,6 +243,18 @@ def refused(folder: Path, model: str) -> None:
         (folder / "refused.txt").write_text(str(error))
 
 
+def evaluated_too_early(folder: Path, model: str) -> None:
+    """Write what an evaluation says that comes before FSDP 2 has sharded anything."""
+    rows = dataset("fsdp", 0, ROWS, AutoTokenizer.from_pretrained(model))
+    args = SFTConfig(str(folder / "early"), **{**FIELDS, **FSDP, "dataset_text_field": "said"})
+    shard_on_cpu()
+    trainer = SFTTrainer(model, args, train_dataset=rows, eval_dataset=rows)
+    try:
+        trainer.evaluate()
+    except ConflictError as error:
+        (folder / "early.txt").write_text(str(error))
+
+
 def shard_on_cpu() -> None:
     """Make accelerate shard without a GPU: torch's FSDP2 works by gloo, but accelerate asks for a GPU first."""
     from accelerate.state import DistributedType, PartialState
@@ -257,6 +269,8 @@ if __name__ == "__main__":
         refused(Path(folder), model)
     for case in cases:
         run(case, model, Path(folder))
+    if "fsdp" in cases:
+        evaluated_too_early(Path(folder), model)
     torch.distributed.barrier()  # neither leaves while the other still talks to it
     atexit._run_exitfuncs()
     os._exit(0)  # gloo's threads now and then abort a process that takes its groups down (torch 2.13)

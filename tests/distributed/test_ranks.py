@@ -135,6 +135,10 @@ def counted(folder: Path, case: str) -> list[list[int]]:
     return [[found[f"eval_{key}"] for key in keys] for found in read(folder, case)["logged"] if "eval_rows" in found]
 
 
+def test_an_evaluation_before_fsdp_has_sharded_anything_says_what_to_do(both):
+    assert "cannot be evaluated before it is trained" in (both / "early.txt").read_text()
+
+
 def test_a_stream_that_each_process_would_shuffle_in_another_way_is_refused(both):
     assert (both / "refused.txt").read_text() == (
         "the stream is shuffled without a seed, so each process would read its rows in another order. "
