@@ -41,9 +41,12 @@ class RenderedConversation:
     notes: tuple[str, ...]
 
     def at(self, position: Position) -> int:
-        """The position as an index into the text; the end of the rendering comes after an appended stop token."""
-        at = position.literal + self.lengths[position.slots]
-        stop = len(self.stop)
+        """The position as an index into the text."""
+        return position.literal + self.lengths[position.slots]
+
+    def end_at(self, position: Position) -> int:
+        """The position where something ends; the end of the rendering comes after an appended stop token."""
+        at, stop = self.at(position), len(self.stop)
         return at + stop if stop and at == len(self.text) - stop else at
 
 
@@ -83,10 +86,11 @@ class Conversations:
         self._special = special
         self._templates: dict[bool, ChatTemplate] = {}
         self._kept: dict[Hashable, Skeleton] = {}
+        self._edges: dict[Hashable, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the learned templates and skeletons: workers learn their own, and no cache key depends on them."""
-        return {**self.__dict__, "_templates": {}, "_kept": {}}
+        return {**self.__dict__, "_templates": {}, "_kept": {}, "_edges": {}}
 
     def render(
         self,
@@ -138,20 +142,26 @@ class Conversations:
         _refuse_what_would_vanish(turns, setting.template)
         best: tuple[str, Marks, Skeleton] | None = None
         first_error: RowError | None = None
-        for variant in variants(turns, setting.template.prints):
+        as_json = any(turn.tool_calls for turn in turns) and setting.template.prints_python(setting.tools)
+        for variant in variants(turns, setting.template.prints, as_json=as_json):
             try:
                 tried = self._try(turns, setting, variant, prompt_turns)
             except RowError as error:
                 first_error = first_error or error
                 continue
-            if best is None or not tried[2].left_out:
+            if best is None or _flaws(tried[2]) < _flaws(best[2]):
                 best = tried
-            if not best[2].left_out:
+            if not any(_flaws(best[2])):
                 break
         if best is None:
             assert first_error is not None
             raise first_error
         text, found, skeleton = best
+        if skeleton.as_python:
+            raise RowError(
+                "the chat template prints tool calls as Python shows them, not as JSON.",
+                fix="Print them with tojson in the template.",
+            )
         if skeleton.general:
             if len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
@@ -165,8 +175,10 @@ class Conversations:
             return setting.render(turns, variant, generation_prompt)
 
         text, found = setting.render_row(turns, variant)
-        traits = setting.template.traits(setting.kwargs)
-        return text, found, learn(turns, text, render, traits, self._special, variant, prompt_turns)
+        traits = setting.template.traits(setting.tools, setting.kwargs)
+        context = (bool(setting.tools), repr(setting.kwargs), variant)
+        skeleton = learn(turns, text, render, traits, self._special, variant, self._edges, context, prompt_turns)
+        return text, found, skeleton
 
     def _setting(self, example: Example, marks: bool) -> _Setting:
         tools = json_data(example.tools) if example.tools else None
@@ -188,11 +200,15 @@ class Conversations:
         return template
 
 
+def _flaws(skeleton: Skeleton) -> tuple[bool, bool]:
+    """What is wrong with a way to pass the messages, the worst first."""
+    return skeleton.as_python, skeleton.left_out
+
+
 def _refuse_what_would_vanish(turns: Turns, template: ChatTemplate) -> None:
     for i, turn in enumerate(turns):
         if turn.tool_calls and not template.knows_calls:
             raise RowError(
                 f"message {i} calls a tool, but the chat template would leave the call out.",
-                fix="Use a template that renders tool_calls, or keep the calls as text: "
-                "format: {sharegpt: {function_call: content}}.",
+                fix="Use a template that renders tool_calls.",
             )

@@ -124,7 +124,7 @@ class Renderer:
         if self._mask_style == "trl":
             return len(text)
         if end is not None:
-            return conversation.at(end)
+            return conversation.end_at(end)
         stripped = text[start:].rstrip()
         return start + len(stripped) if stripped.endswith(self._special.texts) else len(text)
 
@@ -145,7 +145,7 @@ class Renderer:
             turn = turns[message]
             weight = 0.0 if turn.train is False else 1.0 if turn.weight is None else turn.weight
             if weight:
-                spans.append(Span(conversation.at(start), conversation.at(end), weight))
+                spans.append(Span(conversation.at(start), conversation.end_at(end), weight))
         return tuple(span for span in spans if span.start < span.end)
 
     def _render_turns(self, turns: Turns, example: Example, *, prompt_turns: int | None = None) -> RenderedConversation:

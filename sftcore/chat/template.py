@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Turn: TypeAlias = "dict[str, Any]"
 """A message as chat templates read it."""
 
+_TAG = r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,30}\]"
+_TAG_AT_END = re.compile(f"(?:{_TAG})$")
+
 _PROBES = tuple(f"q7zXprobe{i}Xz7q" for i in range(4))
 
 
@@ -28,7 +31,9 @@ class SpecialTexts:
         self.eos = eos
         self.texts = tuple(sorted(filter(None, {*special, eos}), key=len, reverse=True))
         self.pattern = _any_of(self.texts)
-        self.added = _any_of(sorted(filter(None, {*added, *self.texts}), key=len, reverse=True))
+        self.all = tuple(sorted(filter(None, {*added, *self.texts}), key=len, reverse=True))
+        self.added = _any_of(self.all)
+        self.tags = re.compile(f"{self.added.pattern}|{_TAG}")
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTexts:
@@ -37,20 +42,17 @@ class SpecialTexts:
         special = [*(token.content for token in tokens if token.special), *tokenizer.all_special_tokens]
         return cls(special, [token.content for token in tokens], tokenizer.eos_token or "")
 
-    def first(self, text: str, start: int, end: int) -> re.Match[str] | None:
-        """The first special token there."""
-        return self.pattern.search(text, start, end)
+    def first_of_any(self, text: str) -> re.Match[str] | None:
+        """The first special token, or the first added one where none is special."""
+        return self.pattern.search(text) or self.added.search(text)
 
-    def last_end(self, text: str, start: int, end: int) -> int | None:
-        """Behind the last special token there, or behind the last added one where none is special."""
-        for pattern in (self.pattern, self.added):
-            if found := list(pattern.finditer(text, start, end)):
-                return found[-1].end()
-        return None
+    def at_end(self, text: str) -> str:
+        """The token with which a text ends, or ""."""
+        return next((token for token in self.all if text.endswith(token)), "")
 
-    def with_eos(self, text: str, end: int) -> int:
-        """`end`, or behind the EOS that follows there at once."""
-        return end + len(self.eos) if self.eos and text.startswith(self.eos, end) else end
+    def like_a_tag(self, text: str) -> bool:
+        """Whether a text that is no token of the tokenizer ends as tokens of templates do."""
+        return _TAG_AT_END.search(text) is not None
 
 
 class ChatTemplate:
@@ -74,7 +76,8 @@ class ChatTemplate:
         self._environment: Any = self._compiled.environment
         # a flat dict: jinja's own ChainMap of globals costs more than a short template
         self._globals = {**self._compiled.globals, **special_tokens, "documents": None}
-        self._traits: dict[str, TemplateTraits] = {}
+        self._traits: dict[tuple[str, str], TemplateTraits] = {}
+        self._prints_python: dict[bool, bool] = {}
 
     def render(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> str:
         """The rendered conversation.
@@ -117,13 +120,13 @@ class ChatTemplate:
         context = self._environment.context_class(self._environment, names, compiled.name, compiled.blocks, None)
         return compiled.root_render_func(context)
 
-    def traits(self, kwargs: Mapping[str, Any]) -> TemplateTraits:
+    def traits(self, tools: Any, kwargs: Mapping[str, Any]) -> TemplateTraits:
         """What a probe shows of the template with these arguments; kept."""
-        key = repr(sorted(kwargs.items())) if kwargs else ""
+        key = (repr(tools) if tools else "", repr(sorted(kwargs.items())) if kwargs else "")
         if key not in self._traits:
             if len(self._traits) > 256:
                 self._traits.clear()
-            self._traits[key] = TemplateTraits(self, dict(kwargs))
+            self._traits[key] = TemplateTraits(self, tools, dict(kwargs))
         return self._traits[key]
 
     @cached_property
@@ -145,44 +148,57 @@ class ChatTemplate:
         return False
 
 
+    def prints_python(self, tools: Any) -> bool:
+        """Whether it prints the arguments of a call as Python does if it gets them as a mapping."""
+        if bool(tools) not in self._prints_python:
+            function = {"name": _PROBES[2], "arguments": {_PROBES[3]: _PROBES[1]}}
+            call = {"id": "call00001", "type": "function", "function": function}
+            texts = []
+            for content in (None, ""):
+                turns = [{"role": "user", "content": _PROBES[0]}, {"role": "assistant", "tool_calls": [call]}]
+                turns[1]["content"] = content
+                with suppress(RowError):
+                    texts.append(self.render(turns, tools, {}, False))
+            self._prints_python[bool(tools)] = any(str(function["arguments"]) in text for text in texts)
+        return self._prints_python[bool(tools)]
+
+
 class TemplateTraits:
     """What a probe shows of a template with certain arguments.
 
-    `header` is its generation prompt; `enders` are the tokens that end a plain turn, inside a conversation and at its
-    end; `stop` is what a last turn without an end token is closed with: the token that ends turns inside, else EOS.
-    `adds_system` says whether it writes words of its own where no system message is given.
+    `header` is its generation prompt behind a user's turn, "" if it has none. `ender` is the token that it writes
+    behind an answer, last or not, or ""; `ends_answers` says whether it writes any behind the last one. `stop` is what follows an answer inside a conversation. `adds_system` says whether it writes words of its own where no system message
+    is given.
     """
 
-    def __init__(self, template: ChatTemplate, kwargs: Mapping[str, Any]) -> None:
-        special = template.special
-        self.header = ""
-        self.enders: tuple[str, ...] = ()
-        self.stop = special.eos
-        self.adds_system = False
-        roles = ("user", "assistant") * 2
+    def __init__(self, template: ChatTemplate, given: Any, kwargs: Mapping[str, Any]) -> None:
+        special, tools = template.special, None
         words: list[Any] = list(_PROBES)
         if "text" not in template.prints:
             words = [[{"type": "text", "text": word}] for word in words]
-        turns = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
+        turns = [{"role": role, "content": word} for role, word in zip(("user", "assistant") * 2, words, strict=True)]
 
         def render(count: int, generation_prompt: bool = False) -> str:
             try:
-                return template.render(turns[:count], None, kwargs, generation_prompt)
+                return template.render(turns[:count], tools, kwargs, generation_prompt)
             except RowError:
                 return ""
 
-        asked, prompted, told = render(1), render(1, True), render(4)
+        if not render(1):
+            # some templates render conversations with tools alone
+            tools = given
+        asked, prompted, answered, told = render(1), render(1, True), render(2), render(4)
         if not prompted.startswith(asked):
             # some templates put EOS where no generation prompt follows (Phi-3)
             asked = asked.removesuffix(special.eos)
         self.header = prompted[len(asked) :] if asked and prompted.startswith(asked) else ""
-        if not all(word in told for word in _PROBES):
-            return
-        inside = special.first(told, told.find(_PROBES[1]), told.find(_PROBES[2]))
-        last = special.first(told, told.find(_PROBES[3]), len(told))
-        self.enders = tuple({token.group() for token in (inside, last) if token})
-        self.stop = inside.group() if inside else special.eos
-        self.adds_system = _has_words(told, special)
+        complete = all(word in told for word in _PROBES)
+        self.adds_system = complete and _has_words(told, special)
+        self.ender = _token_behind(_PROBES[1], answered, told, special) if complete else ""
+        inside = told[told.find(_PROBES[1]) : told.find(_PROBES[2])] if complete else ""
+        self.ends_answers = special.first_of_any(answered[answered.find(_PROBES[1]) :]) is not None
+        found = special.first_of_any(inside)
+        self.stop = found.group() if found else special.eos
 
 
 def refuse_unbounded(tokenizer: PreTrainedTokenizerBase, turns: Any, tools: Any = None, **kwargs: Any) -> None:
@@ -225,6 +241,13 @@ def _has_words(told: str, special: SpecialTexts) -> bool:
     shared = next((i for i in range(min(len(first), len(second))) if first[-1 - i] != second[-1 - i]), None)
     own = first[: len(first) - (min(len(first), len(second)) if shared is None else shared)]
     return re.search(r"\w{2,}\W+\w{2,}", special.added.sub("\n", own)) is not None
+
+
+def _token_behind(words: str, one: str, other: str, special: SpecialTexts) -> str:
+    """The token with which both texts go on behind the words, or ""."""
+    tails = [text[text.find(words) + len(words) :] for text in (one, other)]
+    shared = next((i for i, (a, b) in enumerate(zip(*tails, strict=False)) if a != b), min(map(len, tails)))
+    return special.at_end(tails[0][:shared].rstrip()) if words in one else ""
 
 
 def _named(error: Exception, turns: Sequence[Turn]) -> RowError | TemplateStoppedError:
