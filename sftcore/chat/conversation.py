@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import attrs
 from attrs import frozen
 
+from sftcore.chat.proof import with_other_texts
 from sftcore.chat.shapes import Variant, as_turns, shape_of, variants
-from sftcore.chat.skeleton import STOP_APPENDED, Position, Skeleton, is_answered, learn
+from sftcore.chat.skeleton import REWRITTEN, STOP_APPENDED, Position, Skeleton, is_answered, learn
 from sftcore.chat.template import ChatTemplate, SpecialTexts, json_data
 from sftcore.core.errors import DataError, RowError
 from sftcore.core.types import Example, Message, Turns
@@ -20,6 +22,8 @@ TOOLS_LEFT_OUT = "tools left out, because the chat template does not render them
 
 Marks: TypeAlias = "Sequence[tuple[int, int]] | None"
 
+_TEXTS = ("text", "title", "contents", "content")
+"""The keys of documents that hold texts."""
 _KEPT = 1024
 """How many skeletons are kept; a data set has few shapes of conversation unless tools differ from row to row."""
 
@@ -174,10 +178,19 @@ class Conversations:
         def render(turns: Sequence[Message], generation_prompt: bool) -> str:
             return setting.render(turns, variant, generation_prompt)
 
+        def render_otherwise(turns: Sequence[Message]) -> str:
+            other = attrs.evolve(
+                setting, tools=with_other_texts(setting.tools), kwargs=with_other_texts(setting.kwargs, _TEXTS)
+            )
+            return other.render(turns, variant, False)
+
         text, found = setting.render_row(turns, variant)
         traits = setting.template.traits(setting.tools, setting.kwargs)
         context = (bool(setting.tools), repr(setting.kwargs), variant)
-        skeleton = learn(turns, text, render, traits, self._special, variant, self._edges, context, prompt_turns)
+        edges, special = self._edges, self._special
+        skeleton = learn(
+            turns, text, render, traits, special, variant, edges, context, render_otherwise, prompt_turns
+        )
         return text, found, skeleton
 
     def _setting(self, example: Example, marks: bool) -> _Setting:
@@ -200,9 +213,10 @@ class Conversations:
         return template
 
 
-def _flaws(skeleton: Skeleton) -> tuple[bool, bool]:
+def _flaws(skeleton: Skeleton) -> tuple[bool, bool, bool]:
     """What is wrong with a way to pass the messages, the worst first."""
-    return skeleton.as_python, skeleton.left_out
+    unlocated = bool(skeleton.unproven) and skeleton.unproven != REWRITTEN
+    return unlocated, skeleton.as_python, skeleton.left_out
 
 
 def _refuse_what_would_vanish(turns: Turns, template: ChatTemplate) -> None:

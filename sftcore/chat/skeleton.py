@@ -8,15 +8,16 @@ put into the slots, must give the row's real rendering byte for byte. A skeleton
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate
 
 import attrs
 from attrs import frozen
 
 from sftcore.chat.hidden import HiddenConversation, Original, Render, Sentinels
+from sftcore.chat.proof import prove
 from sftcore.chat.shapes import Kind, Variant, as_turns, marked
-from sftcore.chat.spans import LEFT_OUT, Edges, NotLocatedError, TurnFinder, TurnSpan, refused
+from sftcore.chat.spans import LEFT_OUT, Edges, NotLocatedError, TurnFinder, TurnSpan, keep, refused
 from sftcore.chat.template import SpecialTexts, TemplateTraits
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
@@ -25,6 +26,7 @@ REASONING_EARLIER = "reasoning of earlier turns left out by the chat template"
 REASONING_LAST = "reasoning of the last turn left out by the chat template"
 STOP_APPENDED = "stop token appended, because the chat template ends the last turn without one"
 PLAIN_END = "what the chat template ends turns with is not a token of the tokenizer, but text"
+REWRITTEN = "the chat template rewrites the messages' text, so the assistant's turns cannot be located"
 UNENDED = "the chat template writes no end token after some turns"
 OWN_SYSTEM = "the chat template adds a system prompt of its own"
 
@@ -94,6 +96,7 @@ def learn(
     variant: Variant,
     edges: Edges,
     context: Hashable,
+    render_otherwise: Callable[[Sequence[Message]], str],
     prompt_turns: int | None = None,
 ) -> Skeleton:
     """The skeleton of a conversation that is rendered as `text`.
@@ -105,12 +108,14 @@ def learn(
     """
     sentinels = _verified(turns, text, render)
     if sentinels is None or not sentinels.rebuilds:
-        unproven = "the chat template rewrites the messages' text, so the assistant's turns cannot be located"
-        return Skeleton(variant, (), None, (), (), None, None, "", (), True, unproven=unproven)
+        return Skeleton(variant, (), None, (), (), None, None, "", (), True, unproven=REWRITTEN)
     talk = sentinels.hidden()
     finder = TurnFinder(talk, traits, special, edges, context)
     try:
         turns_found = finder.find()
+        if finder.compared:
+            prove(talk, turns_found, special, render_otherwise)
+            keep(edges, finder.compared)
     except NotLocatedError as error:
         notes = (*sentinels.left_out(turns), *sentinels.reasoning_left_out(turns))
         left_out = bool(sentinels.left_out(turns))

@@ -9,7 +9,7 @@ other conversations which look the same need no renderings of their own.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -21,7 +21,9 @@ from sftcore.core.errors import RowError
 from sftcore.core.types import Message
 
 LEFT_OUT = "the chat template leaves its words out"
+
 _KEPT_EDGES = 4096
+"""How many results of comparisons are kept; data with calls have a few hundred."""
 
 
 @frozen
@@ -62,8 +64,8 @@ class TurnFinder:
     """Finds the assistant's turns of one conversation in its hidden rendering.
 
     `stop` is the token that must be appended because the template ends the last turn without one, or "". `unended` says
-    that nothing ends a turn before the last, `plain` that what ends one is no token. `compared` says that something was
-    found by comparison and not among the known edges.
+    that nothing ends a turn before the last, `plain` that what ends one is no token. `compared` holds
+    what was not among the known edges.
     """
 
     _talk: HiddenConversation
@@ -74,7 +76,7 @@ class TurnFinder:
     stop: str = field(default="", init=False)
     unended: bool = field(default=False, init=False)
     plain: bool = field(default=False, init=False)
-    compared: bool = field(default=False, init=False)
+    compared: dict[Hashable, int | Ending] = field(factory=dict, init=False)
     _silent: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -160,10 +162,9 @@ class TurnFinder:
         # messages without words leave no sentinel, so that several may lie in one gap
         distance = index - (self._talk.owner(before) or 0 if before is not None else 0) if first is None else index == 0
         key = ("begins", gap, self._kind_of(before), self._kind(index, first), distance, later, self._context)
-        if (known := self._edges.get(key)) is not None:
+        if (known := self._known(key)) is not None:
             assert isinstance(known, int)
             return known
-        self.compared = True
         offset = self._given_after_tools(index, before, gap) if later else self._given(index, before, gap)
         if offset is None:
             raise not_located(
@@ -258,8 +259,7 @@ class TurnFinder:
         """How the turn ends behind a sentinel and `extra`; `tail` is what follows there up to the next sentinel."""
         following = self._turns[upto].role if upto < len(self._turns) else ""
         key = ("ends", tail, extra, self._kind_of(number), self._kind(index, number), following, self._context)
-        if (known := self._edges.get(key)) is None:
-            self.compared = True
+        if (known := self._known(key)) is None:
             known = self._keep(key, self._compared(index, number, extra, tail, upto))
         assert isinstance(known, Ending)
         if not following:
@@ -423,11 +423,20 @@ class TurnFinder:
             answered += 1
         return answered
 
+    def _known(self, key: Hashable) -> int | Ending | None:
+        known = self._edges.get(key)
+        return self.compared.get(key) if known is None else known
+
     def _keep(self, key: Hashable, value: Any) -> Any:
-        if len(self._edges) >= _KEPT_EDGES:
-            self._edges.clear()
-        self._edges[key] = value
+        self.compared[key] = value
         return value
+
+
+def keep(edges: Edges, proven: Mapping[Hashable, int | Ending]) -> None:
+    """Keep what comparisons have shown, once the conversation in which they did is proven."""
+    if len(edges) + len(proven) > _KEPT_EDGES:
+        edges.clear()
+    edges.update(proven)
 
 
 def refused(index: int, reason: str) -> RowError:
