@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -265,11 +265,17 @@ def _aligned(
     return ends if rendering.text[at:] == visible[seen:] else None
 
 
-def _spellings(value: str | int | float) -> list[str]:
-    """How templates print a value: as it is, as JSON, as JSON within JSON, or as Python does."""
+def _spellings(value: str | int | float) -> Iterator[str]:
+    """How templates print a value: as it is, as JSON, as JSON within JSON, or as Python does, the likeliest first."""
+    yield value if isinstance(value, str) else json.dumps(value)
     if not isinstance(value, str):
-        return list(dict.fromkeys([json.dumps(value), str(value)]))
-    as_json = json.dumps(value, ensure_ascii=False)[1:-1]
-    in_ascii = json.dumps(value)[1:-1]
-    twice = json.dumps(as_json, ensure_ascii=False)[1:-1]
-    return list(dict.fromkeys([value, as_json, in_ascii, twice, json.dumps(in_ascii)[1:-1], repr(value)[1:-1]]))
+        yield str(value)
+        return
+    as_json, in_ascii = (json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
+    yield from (as_json, in_ascii)
+    nested = [json.dumps(one, ensure_ascii=ascii_only)[1:-1] for one in (as_json, in_ascii) for ascii_only in (False, True)]
+    yield from nested
+    yield repr(value)[1:-1]
+    for one in (value, as_json, in_ascii, *nested):
+        yield one.replace("\\", "\\\\").replace("'", "\\'")
+        yield one.replace("'", "\\'")

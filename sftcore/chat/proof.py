@@ -89,12 +89,14 @@ def _refuse_refuted(talk: HiddenConversation, index: int, turn: TurnSpan, specia
     if prompt is None or through is None or not text.startswith(prompt.text) or not text.startswith(through.text):
         return
     plain, ours = text[len(prompt.text) : len(through.text)].strip(), text[turn.start : turn.end].strip()
-    # the prompt may be written behind some turns alone, and tokens that end the conversation, or begin the next turn
-    at = plain.find(ours)
+    # a header may be written behind some turns alone
+    header = turn.header.strip()
+    starts = [0, *(token.start() for token in special.tags.finditer(header))]
+    plain = plain[next((len(header) - i for i in starts if header and plain.startswith(header[i:])), 0) :].strip()
+    # tokens may end the conversation, or begin the next turn
     tokens = re.compile(rf"(?:{special.tags.pattern}|\s)*")
-    inside = at >= 0 and at <= len(turn.header) and tokens.fullmatch(plain[at + len(ours) :])
-    beyond = ours.startswith(plain) and tokens.fullmatch(ours[len(plain) :])
-    if not (inside or beyond):
+    shorter, longer = sorted((plain, ours), key=len)
+    if not (longer.startswith(shorter) and tokens.fullmatch(longer[len(shorter) :])):
         raise not_located(index, "rendering the conversation up to it and through it shows another turn")
 
 

@@ -78,6 +78,7 @@ class TurnFinder:
     plain: bool = field(default=False, init=False)
     compared: dict[Hashable, int | Ending] = field(factory=dict, init=False)
     _silent: bool = field(default=False, init=False)
+    _said: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._turns = self._talk.turns
@@ -94,6 +95,7 @@ class TurnFinder:
         for index, message in enumerate(self._turns):
             if message.role == "assistant":
                 found += self._message(index, message)
+                self._said = max((turn.end for turn in found), default=0)
         found.sort(key=lambda turn: turn.start)
         for turn, following in zip(found, found[1:], strict=False):
             if following.start < turn.end:
@@ -111,7 +113,8 @@ class TurnFinder:
         for run in runs:
             before = max((one.end for one in self._here.anchors if one.end <= run[0].start), default=0)
             gap = self._here.text[before : run[0].start]
-            offset = self._begins(index, self._number_before(run[0]), gap, run[0].number, later=bool(found))
+            said = max(0, self._said - before)
+            offset = self._begins(index, self._number_before(run[0]), gap, run[0].number, said, later=bool(found))
             upto = self._answered(index) if found else index + 1
             self._silent = len(runs) > 1 and not found
             ending = self._ends(index, run[-1].number, "", self._tail(run[-1].end), upto)
@@ -151,21 +154,24 @@ class TurnFinder:
         if without is not None and without.behind(number) == gap:
             return []
         at = self._position(number)
-        offset = self._begins(index, number, gap, None, later=False)
-        ending = self._ends(index, number, gap[:offset], gap[offset:], index + 1)
-        end = at + offset + ending.length
+        offset = self._begins(index, number, gap, None, max(0, self._said - at), later=False)
+        # what the template opens for words that are not there
+        tried = [one for one in (self._plain(index, number, last) for last in (True, False)) if one is not None]
+        opened = max([offset, *(len(self._special.common([gap, one])) for one in tried)])
+        ending = self._ends(index, number, gap[:opened], gap[opened:], index + 1)
+        end = at + opened + ending.length
         return [TurnSpan(index, at + offset, end, gap[:offset], ending.ender or ending.stop)]
 
     # --- Where a turn begins
-    def _begins(self, index: int, before: int | None, gap: str, first: int | None, *, later: bool) -> int:
-        """How much of the gap in front of a turn the model is given."""
+    def _begins(self, index: int, before: int | None, gap: str, first: int | None, said: int, *, later: bool) -> int:
+        """How much of the gap in front of a turn the model is given; `said` of it belongs to its own last turn."""
         # messages without words leave no sentinel, so that several may lie in one gap
         distance = index - (self._talk.owner(before) or 0 if before is not None else 0) if first is None else index == 0
-        key = ("begins", gap, self._kind_of(before), self._kind(index, first), distance, later, self._context)
+        key = ("begins", gap, self._kind_of(before), self._kind(index, first), distance, said, later, self._context)
         if (known := self._known(key)) is not None:
             assert isinstance(known, int)
             return known
-        offset = self._given_after_tools(index, before, gap) if later else self._given(index, before, gap)
+        offset = self._given_after_tools(index, before, gap) if later else self._given(index, before, gap, said)
         if offset is None:
             raise not_located(
                 index,
@@ -174,20 +180,27 @@ class TurnFinder:
             )
         return self._keep(key, offset)
 
-    def _given(self, index: int, before: int | None, gap: str) -> int | None:
+    def _given(self, index: int, before: int | None, gap: str, said: int) -> int | None:
         given, closed = (self._written_after(self._render(index, how), before) for how in ("prompt", "before"))
         if given is None:
             return self._behind_header(gap)
+        # where no generation prompt follows, the conversation may be closed
+        unprompted = closed is not None and closed.startswith(given)
         if gap.startswith(given):
             offset = len(given)
             if not self._traits.header:
                 return offset + self._usual(index, before, gap[offset:], gap[:offset])
-            return offset + (self._header_at(gap, offset) if given == closed else 0)
-        return self._where_they_part(index, before, gap, given, closed)
+            return offset + (self._header_at(gap, offset) if unprompted else 0)
+        floor = max(said, 0 if closed is None else len(self._special.common([closed, gap]).rstrip()))
+        return self._where_they_part(index, before, gap, given, floor, unprompted)
 
-    def _where_they_part(self, index: int, before: int | None, gap: str, given: str, closed: str | None) -> int | None:
+    def _where_they_part(
+        self, index: int, before: int | None, gap: str, given: str, floor: int, unprompted: bool
+    ) -> int | None:
         """The generation prompt opens more than the turn does: up to where other turns of the template part from it."""
-        floor = 0 if closed is None else len(self._common([closed, gap]).rstrip())
+        blank = floor + len(gap[floor:]) - len(gap[floor:].lstrip())
+        if (ender := self._traits.next_end) and all(one.startswith(ender, blank) for one in (gap, given)):
+            floor = blank + len(ender)
         tried = [one for one in (self._plain(index, before, last) for last in (True, False)) if one is not None]
         fitting = [
             cut
@@ -204,15 +217,15 @@ class TurnFinder:
         if stripped:
             return len(bare)
         # the prompt opens something in front of the header
-        if not self._common([given, gap])[floor:].strip():
-            for token in self._special.tags.finditer(given, floor):
-                ending = given[token.start() :]
-                at = floor + len(gap[floor:]) - len(gap[floor:].lstrip())
-                if all(one.startswith(ending, at) for one in (gap, *tried)):
+        if not self._special.common([given, gap])[floor:].strip():
+            at = floor + len(gap[floor:]) - len(gap[floor:].lstrip())
+            for start in (side for token in self._special.tags.finditer(given) for side in token.span()):
+                ending = given[start:]
+                if ending.strip() and all(one.startswith(ending, at) for one in (gap, *tried)):
                     return at + len(ending)
-        # what they share beyond the turn before is a part of a header
-        if fitting and not self._common([given, gap])[floor:].strip():
-            return len(fitting[0]) + (self._header_at(gap, len(fitting[0])) if given == closed else 0)
+            # the template closes what came before in another way, and prompts nothing
+            if fitting and (unprompted or not gap[len(fitting[0]) :].strip()):
+                return len(fitting[0]) + self._header_at(gap, len(fitting[0]))
         return None
 
     def _header_at(self, gap: str, offset: int) -> int:
@@ -234,7 +247,7 @@ class TurnFinder:
             plain = self._plain(index, before, last)
             if plain is not None and plain.startswith(given):
                 shared.append(plain[len(given) :])
-        header = self._common(shared)
+        header = self._special.common(shared)
         return len(header) if any(one.isalnum() for one in header) else 0
 
     def _behind_header(self, gap: str) -> int | None:
@@ -280,32 +293,46 @@ class TurnFinder:
         tails = [one for one in (tail, stopped, *followed.values()) if one is not None]
         if following and len(tails) == 1:
             raise not_located(index, "where its turn ends cannot be told, because nothing else may follow it")
-        common = self._common(tails)
+        common = self._special.common(tails)
         ender = self._traits.ender or self._special.eos
         if ender and ender in common:
-            return Ending(common.rfind(ender) + len(ender), ender)
-        written = common.rstrip()
+            return Ending(common.find(ender) + len(ender), ender)
+        written = common.rstrip() or self._edge(index, number, common)
         token = self._special.at_end(written)
+        beyond = tail[len(written) :]
+        if following and (same := followed.get(following)) is not None:
+            beyond = self._special.common([tail, same])[len(written) :]
+        found = self._special.first_of_any(beyond)
+        if ender := self._traits.next_end:
+            if following and beyond.lstrip().startswith(ender):
+                return Ending(len(written) + beyond.find(ender) + len(ender), ender)
+            if not following and found is None and not self._traits.ends_answers:
+                return Ending(len(tail), stop=ender)
+            if not following and (last := self._traits.last_end) and beyond.lstrip().startswith(last):
+                return Ending(len(written) + beyond.find(last) + len(last), last)
         # where answers have no end of their own, what closes a call is none either
         ends = self._traits.ends_answers or not self._turns[index].tool_calls
         if token and ends and not self._is_inside(index, number, extra, token):
             return Ending(len(written), token)
-        beyond = tail[len(written) :]
-        if following and (same := followed.get(following)) is not None:
-            beyond = self._common([tail, same])[len(written) :]
-        found = self._special.first_of_any(beyond)
         plain = "" if token else written.strip()
         if plain and not self._is_inside(index, number, extra, plain):
             if found is None or beyond[: found.start()].strip() or self._special.like_a_tag(plain):
                 stop = "" if following else self._special.eos
                 return Ending(len(tail) if stop else len(written), plain, True, stop)
-        if found is not None and not self._opens_the_assistants(beyond[found.start() :]):
+        if found is not None and following != "assistant" and not self._opens_the_assistants(beyond[found.start() :]):
             # where answers have an end of their own, a call without one has none
             if not (self._turns[index].tool_calls and self._traits.ender and found.group() != self._traits.ender):
                 return Ending(len(written) + found.end(), found.group())
         if following:
             return Ending(len(written))
         return Ending(len(tail), "", False, self._traits.ender or self._stop(index, written, followed))
+
+    def _edge(self, index: int, number: int | None, tail: str) -> str:
+        """The white space at the end of the words themselves."""
+        content = self._turns[index].content
+        mine = number is not None and self._talk.owner(number) == index
+        edge = content[len(content.rstrip()) :] if mine and isinstance(content, str) else ""
+        return edge if tail.startswith(edge) else ""
 
     def _is_inside(self, index: int, number: int | None, extra: str, text: str) -> bool:
         """Whether a text that seems to end a turn stands inside it once it has another call, or words."""
@@ -328,7 +355,7 @@ class TurnFinder:
 
     def _stop(self, index: int, written: str, followed: dict[str, str | None]) -> str:
         """What ends such a turn within a conversation: after calls, the token that introduces a tool's answer."""
-        for role in ("tool", "user") if self._turns[index].tool_calls else ("user",):
+        for role in ("tool", "user") if self._turns[index].tool_calls else ():
             beyond = (followed.get(role) or "")[len(written) :]
             found = self._special.first_of_any(beyond)
             if found is not None and not self._opens_the_assistants(beyond[found.start() :]):
@@ -336,8 +363,8 @@ class TurnFinder:
         return self._traits.stop
 
     def _opens_the_assistants(self, text: str) -> bool:
-        header, stop = self._traits.header.strip(), self._traits.stop
-        return bool(header) and text.startswith(header) and not (stop and header.startswith(stop))
+        header = self._traits.header.strip()
+        return bool(header) and text.startswith(header)
 
     # --- Renderings
     def _render(self, index: int, how: str, upto: int = 0) -> Rendering | None:
@@ -390,17 +417,6 @@ class TurnFinder:
 
     def _number_before(self, anchor: Anchor) -> int | None:
         return next((one.number for one in reversed(self._here.anchors) if one.end <= anchor.start), None)
-
-    def _common(self, texts: Sequence[str]) -> str:
-        """What all texts begin with, cut where it would end inside a token or a tag."""
-        shared = texts[0]
-        for other in texts[1:]:
-            at = next((i for i, (a, b) in enumerate(zip(shared, other, strict=False)) if a != b), None)
-            at = min(len(shared), len(other)) if at is None else at
-            for text in (shared, other):
-                at = min((one.start() for one in self._special.tags.finditer(text) if one.start() < at < one.end()), default=at)
-            shared = shared[:at]
-        return shared
 
     # --- What edges are known by
     def _kind(self, index: int, number: int | None) -> Hashable:

@@ -27,8 +27,9 @@ _PROBES = tuple(f"q7zXprobe{i}Xz7q" for i in range(4))
 class SpecialTexts:
     """The texts of a tokenizer's special tokens and of its other added ones, and its EOS ("" where it has none)."""
 
-    def __init__(self, special: Sequence[str], added: Sequence[str], eos: str) -> None:
+    def __init__(self, special: Sequence[str], added: Sequence[str], eos: str, bos: str = "") -> None:
         self.eos = eos
+        self.bos = bos
         self.texts = tuple(sorted(filter(None, {*special, eos}), key=len, reverse=True))
         self.pattern = _any_of(self.texts)
         self.all = tuple(sorted(filter(None, {*added, *self.texts}), key=len, reverse=True))
@@ -40,11 +41,23 @@ class SpecialTexts:
         """Those of this tokenizer."""
         tokens = tokenizer.added_tokens_decoder.values()
         special = [*(token.content for token in tokens if token.special), *tokenizer.all_special_tokens]
-        return cls(special, [token.content for token in tokens], tokenizer.eos_token or "")
+        return cls(special, [token.content for token in tokens], tokenizer.eos_token or "", tokenizer.bos_token or "")
 
     def first_of_any(self, text: str) -> re.Match[str] | None:
-        """The first special token, or the first added one where none is special."""
-        return self.pattern.search(text) or self.added.search(text)
+        """The token with which a text begins, else the first special one, or the first added one if none is special."""
+        found = self.added.search(text)
+        return found if found and not text[: found.start()].strip() else self.pattern.search(text) or found
+
+    def common(self, texts: Sequence[str]) -> str:
+        """What all texts begin with, cut where it would end inside a token or a tag."""
+        shared = texts[0]
+        for other in texts[1:]:
+            at = next((i for i, (a, b) in enumerate(zip(shared, other, strict=False)) if a != b), None)
+            at = min(len(shared), len(other)) if at is None else at
+            for text in (shared, other):
+                at = min((one.start() for one in self.tags.finditer(text) if one.start() < at < one.end()), default=at)
+            shared = shared[:at]
+        return shared
 
     def at_end(self, text: str) -> str:
         """The token with which a text ends, or ""."""
@@ -167,7 +180,7 @@ class TemplateTraits:
     """What a probe shows of a template with certain arguments.
 
     `header` is its generation prompt behind a user's turn, "" if it has none. `ender` is the token that it writes
-    behind an answer, last or not, or ""; `ends_answers` says whether it writes any behind the last one. `stop` is what follows an answer inside a conversation. `adds_system` says whether it writes words of its own where no system message
+    behind an answer, last or not, or ""; `next_end` is the one that it writes with the next header. `ends_answers` says whether it writes any behind the last one. `stop` is what follows an answer inside a conversation. `adds_system` says whether it writes words of its own where no system message
     is given.
     """
 
@@ -178,11 +191,14 @@ class TemplateTraits:
             words = [[{"type": "text", "text": word}] for word in words]
         turns = [{"role": role, "content": word} for role, word in zip(("user", "assistant") * 2, words, strict=True)]
 
-        def render(count: int, generation_prompt: bool = False) -> str:
+        def told_of(turns: Sequence[Turn], generation_prompt: bool = False) -> str:
             try:
-                return template.render(turns[:count], tools, kwargs, generation_prompt)
+                return template.render(turns, tools, kwargs, generation_prompt)
             except RowError:
                 return ""
+
+        def render(count: int, generation_prompt: bool = False) -> str:
+            return told_of(turns[:count], generation_prompt)
 
         if not render(1):
             # some templates render conversations with tools alone
@@ -194,11 +210,17 @@ class TemplateTraits:
         self.header = prompted[len(asked) :] if asked and prompted.startswith(asked) else ""
         complete = all(word in told for word in _PROBES)
         self.adds_system = complete and _has_words(told, special)
-        self.ender = _token_behind(_PROBES[1], answered, told, special) if complete else ""
         inside = told[told.find(_PROBES[1]) : told.find(_PROBES[2])] if complete else ""
-        self.ends_answers = special.first_of_any(answered[answered.find(_PROBES[1]) :]) is not None
         found = special.first_of_any(inside)
         self.stop = found.group() if found else special.eos
+        again = [*turns[:2], {**turns[1], "content": words[2]}]
+        behind = [render(2, True), told_of(again)]
+        self.next_end = next(filter(None, (_end_in_header(answered, told, one, special) for one in behind)), "")
+        self.next_end = self.next_end if complete else ""
+        own = complete and not self.next_end
+        self.ender = _token_behind(_PROBES[1], answered, told, special) if own else ""
+        self.last_end = _token_beyond(answered, told, special)
+        self.ends_answers = bool(self.ender or self.last_end)
 
 
 def refuse_unbounded(tokenizer: PreTrainedTokenizerBase, turns: Any, tools: Any = None, **kwargs: Any) -> None:
@@ -246,8 +268,49 @@ def _has_words(told: str, special: SpecialTexts) -> bool:
 def _token_behind(words: str, one: str, other: str, special: SpecialTexts) -> str:
     """The token with which both texts go on behind the words, or ""."""
     tails = [text[text.find(words) + len(words) :] for text in (one, other)]
-    shared = next((i for i, (a, b) in enumerate(zip(*tails, strict=False)) if a != b), min(map(len, tails)))
-    return special.at_end(tails[0][:shared].rstrip()) if words in one else ""
+    return special.at_end(special.common(tails).rstrip()) if words in one else ""
+
+
+def _behind(text: str) -> str:
+    """What a text has behind the first answer."""
+    return text[text.find(_PROBES[1]) + len(_PROBES[1]) :] if _PROBES[1] in text else ""
+
+
+def _token_beyond(answered: str, told: str, special: SpecialTexts) -> str:
+    """The token behind a last answer that one inside a conversation is not followed by, or ""."""
+    last = _behind(answered)
+    found = special.first_of_any(last[len(special.common([last, _behind(told)])) :])
+    return found.group() if found else ""
+
+
+def _end_in_header(answered: str, told: str, other: str, special: SpecialTexts) -> str:
+    """The token behind an answer with which every next turn begins, and a conversation does not, or ""."""
+    last, inside, before_another = _behind(answered), _behind(told), _behind(other)
+    written = len(special.common([last, inside]))
+    found = [special.first_of_any(text[written:]) for text in (inside, before_another)]
+    if found[0] is None or found[1] is None or found[0].group() != found[1].group():
+        return ""
+    token = found[0].group()
+    is_opener = told.removeprefix(special.bos).lstrip().startswith(token) and token != special.eos
+    return "" if is_opener or not inside[written:].lstrip().startswith(token) else token
+
+
+def _token_behind(words: str, one: str, other: str, special: SpecialTexts) -> str:
+    """The token with which both texts go on behind the words, or ""."""
+    tails = [text[text.find(words) + len(words) :] for text in (one, other)]
+    return special.at_end(special.common(tails).rstrip()) if words in one else ""
+
+
+def _end_in_header(answered: str, told: str, prompted: str, special: SpecialTexts) -> str:
+    """The token behind an answer with which every next turn begins, and a conversation does not, or ""."""
+    answers = [text[text.find(_PROBES[1]) + len(_PROBES[1]) :] for text in (answered, told, prompted)]
+    written = len(special.common(answers[:2]))
+    found = [special.first_of_any(text[written:]) for text in answers[1:]]
+    if None in found or len({one.group() for one in found if one}) != 1 or found[0] is None:
+        return ""
+    token: str = found[0].group()
+    is_opener = told.removeprefix(special.bos).lstrip().startswith(token) and token != special.eos
+    return "" if is_opener or answers[1][written:].lstrip().find(token) else token
 
 
 def _named(error: Exception, turns: Sequence[Turn]) -> RowError | TemplateStoppedError:
