@@ -91,7 +91,8 @@ def _refuse_refuted(talk: HiddenConversation, index: int, turn: TurnSpan, specia
     plain, ours = text[len(prompt.text) : len(through.text)].strip(), text[turn.start : turn.end].strip()
     # a header may be written behind some turns alone
     header = turn.header.strip()
-    starts = [0, *(token.start() for token in special.tags.finditer(header))]
+    starts = sorted({0, *(side for token in special.tags.finditer(header) for side in token.span())})
+    starts += [found.end() for found in re.finditer(r"\n", header)]
     plain = plain[next((len(header) - i for i in starts if header and plain.startswith(header[i:])), 0) :].strip()
     # tokens may end the conversation, or begin the next turn
     tokens = re.compile(rf"(?:{special.tags.pattern}|\s)*")

@@ -294,10 +294,14 @@ class TurnFinder:
         if following and len(tails) == 1:
             raise not_located(index, "where its turn ends cannot be told, because nothing else may follow it")
         common = self._special.common(tails)
+        for opener in self._traits.openers:
+            # all turns that were tried begin with it
+            if common.rstrip().endswith(opener):
+                common = common.rstrip().removesuffix(opener)
         ender = self._traits.ender or self._special.eos
         if ender and ender in common:
             return Ending(common.find(ender) + len(ender), ender)
-        written = common.rstrip() or self._edge(index, number, common)
+        written = common.rstrip() or self._edge(index, number, tail)
         token = self._special.at_end(written)
         beyond = tail[len(written) :]
         if following and (same := followed.get(following)) is not None:
@@ -319,6 +323,8 @@ class TurnFinder:
             if found is None or beyond[: found.start()].strip() or self._special.like_a_tag(plain):
                 stop = "" if following else self._special.eos
                 return Ending(len(tail) if stop else len(written), plain, True, stop)
+        if found is not None and found.group() == self._traits.ender:
+            return Ending(len(written) + found.end(), found.group())
         if found is not None and following != "assistant" and not self._opens_the_assistants(beyond[found.start() :]):
             # where answers have an end of their own, a call without one has none
             if not (self._turns[index].tool_calls and self._traits.ender and found.group() != self._traits.ender):
@@ -331,8 +337,8 @@ class TurnFinder:
         """The white space at the end of the words themselves."""
         content = self._turns[index].content
         mine = number is not None and self._talk.owner(number) == index
-        edge = content[len(content.rstrip()) :] if mine and isinstance(content, str) else ""
-        return edge if tail.startswith(edge) else ""
+        edge = content[len(content.rstrip()) if mine else 0 :] if isinstance(content, str) else ""
+        return edge if tail.startswith(edge) and not edge.strip() else ""
 
     def _is_inside(self, index: int, number: int | None, extra: str, text: str) -> bool:
         """Whether a text that seems to end a turn stands inside it once it has another call, or words."""

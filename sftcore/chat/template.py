@@ -212,7 +212,9 @@ class TemplateTraits:
         self.adds_system = complete and _has_words(told, special)
         inside = told[told.find(_PROBES[1]) : told.find(_PROBES[2])] if complete else ""
         found = special.first_of_any(inside)
-        self.stop = found.group() if found else special.eos
+        written = special.common([_behind(answered), inside.removeprefix(_PROBES[1])]).strip() if complete else ""
+        # behind an end that is no token, the token of the next header is none either
+        self.stop = found.group() if found and not (written and special.like_a_tag(written)) else special.eos
         again = [*turns[:2], {**turns[1], "content": words[2]}]
         behind = [render(2, True), told_of(again)]
         self.next_end = next(filter(None, (_end_in_header(answered, told, one, special) for one in behind)), "")
@@ -221,6 +223,8 @@ class TemplateTraits:
         self.ender = _token_behind(_PROBES[1], answered, told, special) if own else ""
         self.last_end = _token_beyond(answered, told, special)
         self.ends_answers = bool(self.ender or self.last_end)
+        self.openers = _openers((told.removeprefix(special.bos), self.header.removeprefix(self.next_end)), special)
+        self.openers -= {special.eos, self.next_end, self.ender, self.last_end}
 
 
 def refuse_unbounded(tokenizer: PreTrainedTokenizerBase, turns: Any, tools: Any = None, **kwargs: Any) -> None:
@@ -274,6 +278,12 @@ def _token_behind(words: str, one: str, other: str, special: SpecialTexts) -> st
 def _behind(text: str) -> str:
     """What a text has behind the first answer."""
     return text[text.find(_PROBES[1]) + len(_PROBES[1]) :] if _PROBES[1] in text else ""
+
+
+def _openers(texts: Sequence[str], special: SpecialTexts) -> set[str]:
+    """The tokens with which these texts begin."""
+    found = (special.added.match(text.lstrip()) for text in texts)
+    return {one.group() for one in found if one}
 
 
 def _token_beyond(answered: str, told: str, special: SpecialTexts) -> str:

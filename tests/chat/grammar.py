@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +20,7 @@ TOKENS = ("<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|user|>", "<|
           "<|turn|>", "<|USER|>", "<|BOT|>", "<|TOOL|>", "<|SYSTEM|>", "<|eom|>", "<|return|>", "<|ready|>", "<|RESP|>",
           "<|/RESP|>", "<|calls|>", "<|/calls|>", "<|result|>", "<|/result|>")  # fmt: skip
 ORDINARY = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+LACKING = "<|stop|>"
 SYSTEM = "You are a careful and friendly assistant."
 
 
@@ -101,6 +102,17 @@ def draw_style(rng: random.Random) -> Style:
         closes_with_eos=rng.random() < 0.15 and ending == "turn",
         lists_tools=rng.random() < 0.5,
     )
+
+
+def draw(rng: random.Random) -> tuple[Style, str]:
+    """A template, and which of its tokens the tokenizer has."""
+    style, kind = draw_style(rng), rng.choice(["all", "all", "added", "lacking"])
+    if kind != "lacking":
+        return style, kind
+    if style.ending != "turn" or style.tools == "inline" or style.closes_with_eos:
+        # what ends a turn with the next header is no end where neither is a token
+        return style, "all"
+    return replace(style, end=LACKING), kind
 
 
 # --- As Jinja ---------------------------------------------------------------------------------------------------------
@@ -381,7 +393,7 @@ def tokenizer_of(kind: str) -> Any:
     tokenizer._tokenizer = make_tokenizer()._tokenizer
     special = [token for token in TOKENS if kind != "added" or "start" in token or "head" in token]
     if kind == "lacking":
-        special = ["<|im_start|>", "<|head|>", "<|/head|>"]
+        special = [token for token in TOKENS if "|>" in token and "eom" not in token]
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": EOS, "additional_special_tokens": special})
     if kind != "lacking":
         tokenizer.add_tokens([*ORDINARY, *(token for token in TOKENS if token not in special)])
