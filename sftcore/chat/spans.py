@@ -294,10 +294,7 @@ class TurnFinder:
         if following and len(tails) == 1:
             raise not_located(index, "where its turn ends cannot be told, because nothing else may follow it")
         common = self._special.common(tails)
-        for opener in self._traits.openers:
-            # all turns that were tried begin with it
-            if common.rstrip().endswith(opener):
-                common = common.rstrip().removesuffix(opener)
+        common = self._without_header(common, stopped is None)
         ender = self._traits.ender or self._special.eos
         if ender and ender in common:
             return Ending(common.find(ender) + len(ender), ender)
@@ -307,6 +304,9 @@ class TurnFinder:
         if following and (same := followed.get(following)) is not None:
             beyond = self._special.common([tail, same])[len(written) :]
         found = self._special.first_of_any(beyond)
+        if (plain := self._traits.plain_end) and (plain in common or beyond.lstrip().startswith(plain)):
+            stop = "" if following else self._special.eos
+            return Ending(len(tail) if stop else tail.find(plain) + len(plain), plain, True, stop)
         if ender := self._traits.next_end:
             if following and beyond.lstrip().startswith(ender):
                 return Ending(len(written) + beyond.find(ender) + len(ender), ender)
@@ -332,6 +332,15 @@ class TurnFinder:
         if following:
             return Ending(len(written))
         return Ending(len(tail), "", False, self._traits.ender or self._stop(index, written, followed))
+
+    def _without_header(self, common: str, always_followed: bool) -> str:
+        """What is common to all turns that were tried, without that with which all next turns begin."""
+        header = self._traits.header.removeprefix(self._traits.next_end).lstrip() if always_followed else ""
+        begun = (header[:size].rstrip() for size in range(len(header), 0, -1))
+        for opener in (*self._traits.openers, *begun):
+            if opener and common.rstrip().endswith(opener):
+                return common.rstrip().removesuffix(opener)
+        return common
 
     def _edge(self, index: int, number: int | None, tail: str) -> str:
         """The white space at the end of the words themselves."""

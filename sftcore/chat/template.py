@@ -181,7 +181,8 @@ class TemplateTraits:
 
     `header` is its generation prompt behind a user's turn, "" if it has none. `ender` is the token that it writes
     behind an answer, last or not, or ""; `next_end` is the one that it writes with the next header. `ends_answers` says whether it writes any behind the last one. `stop` is what follows an answer inside a conversation. `adds_system` says whether it writes words of its own where no system message
-    is given.
+    is given. `plain_end` is what it writes behind an answer where that looks like a token but is none. `last_end` is a
+    token behind the last answer alone. `openers` are the tokens that begin a conversation, or a header.
     """
 
     def __init__(self, template: ChatTemplate, given: Any, kwargs: Mapping[str, Any]) -> None:
@@ -214,7 +215,8 @@ class TemplateTraits:
         found = special.first_of_any(inside)
         written = special.common([_behind(answered), inside.removeprefix(_PROBES[1])]).strip() if complete else ""
         # behind an end that is no token, the token of the next header is none either
-        self.stop = found.group() if found and not (written and special.like_a_tag(written)) else special.eos
+        self.plain_end = written if written and not special.at_end(written) and special.like_a_tag(written) else ""
+        self.stop = found.group() if found and not self.plain_end else special.eos
         again = [*turns[:2], {**turns[1], "content": words[2]}]
         behind = [render(2, True), told_of(again)]
         self.next_end = next(filter(None, (_end_in_header(answered, told, one, special) for one in behind)), "")
@@ -301,7 +303,7 @@ def _end_in_header(answered: str, told: str, other: str, special: SpecialTexts) 
     if found[0] is None or found[1] is None or found[0].group() != found[1].group():
         return ""
     token = found[0].group()
-    is_opener = told.removeprefix(special.bos).lstrip().startswith(token) and token != special.eos
+    is_opener = told.removeprefix(special.bos).lstrip().startswith(token)
     return "" if is_opener or not inside[written:].lstrip().startswith(token) else token
 
 

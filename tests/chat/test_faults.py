@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from sftcore import Example, Message, RowError
-from sftcore.chat.render import Renderer
+from sftcore import Message, RowError
+from sftcore.chat.stops import align_stop
 from tests.chat.test_spans import found, rendered, talk, tokenizer_of
-from tests.conftest import CHATML
+from tests.conftest import CHATML, make_llama
 
 TOOLS = [{"type": "function", "function": {"name": "now", "description": "the time", "parameters": {}}}]
 
@@ -331,3 +331,48 @@ def test_answers_of_white_space_and_two_answers_in_a_row_end_as_others_do(answer
         assert found(tokenizer_of(template, eos, special), turns) == [
             f"{answer}<|im_end|>", "b<|im_end|>", f"{answer}<|im_end|>",
         ]  # fmt: skip
+
+
+# --- What ends a turn is a stop ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("template", "eos", "special", "stops"),
+    [
+        (GPT_OSS, "<|return|>", GPT_OSS_TOKENS, ["<|return|>", "<|call|>"]),
+        (APERTUS, "<|assistant_end|>", APERTUS_TOKENS, ["<|assistant_end|>", "<|tools_suffix|>"]),
+        (CHATML, "<|im_end|>", ("<|im_start|>",), ["<|im_end|>"]),
+    ],
+)
+def test_generation_stops_at_what_ends_answers_and_calls_and_at_nothing_else(template, eos, special, stops):
+    tokenizer = tokenizer_of(template, eos, special)
+    model = make_llama(tokenizer)
+    notes = align_stop(model, tokenizer, None, eos_is_chosen=False)
+    assert model.generation_config.eos_token_id in (
+        [tokenizer.convert_tokens_to_ids(token) for token in stops], tokenizer.convert_tokens_to_ids(stops[0]),
+    )  # fmt: skip
+    assert len(notes) == len(stops) - 1
+
+
+def test_a_token_behind_which_the_model_goes_on_becomes_no_stop():
+    template = (
+        "{% for m in messages %}{% if m.reasoning_content %}<|start|>think:{{ m.reasoning_content }}<|end|>{% endif %}"
+        "<|start|>{{ m.role }}:{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>{% endif %}"
+    )
+    tokenizer = tokenizer_of(template, "</s>", ("<|start|>", "<|end|>"))
+    model = make_llama(tokenizer)
+    (note,) = align_stop(model, tokenizer, None, eos_is_chosen=False)
+    assert note == 'generation does not stop at "<|end|>", though answers end with it: the model goes on behind it'
+    assert tokenizer.eos_token == "</s>"
+
+
+def test_the_stop_of_calls_is_the_header_of_a_tools_answer_where_only_that_ends_them():
+    template = (
+        "{% for m in messages %}{{ '<|observation|>' if m.role == 'tool' else '<|' ~ m.role ~ '|>' }}\n{{ m.content }}"
+        "{% for c in m.tool_calls %}\n<tool_call>{{ c.function.name }}{{ c.function.arguments | tojson }}</tool_call>"
+        "{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    tokenizer = tokenizer_of(template, "<|endoftext|>", ("<|user|>", "<|assistant|>", "<|observation|>"))
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
+    model = make_llama(tokenizer)
+    align_stop(model, tokenizer, None, eos_is_chosen=False)
+    stops = tokenizer.convert_ids_to_tokens(model.generation_config.eos_token_id)
+    assert stops == ["<|user|>", "<|endoftext|>", "<|observation|>"]
