@@ -180,9 +180,11 @@ class TemplateTraits:
     """What a probe shows of a template with certain arguments.
 
     `header` is its generation prompt behind a user's turn, "" if it has none. `ender` is the token that it writes
-    behind an answer, last or not, or ""; `next_end` is the one that it writes with the next header. `ends_answers` says whether it writes any behind the last one. `stop` is what follows an answer inside a conversation. `adds_system` says whether it writes words of its own where no system message
-    is given. `plain_end` is what it writes behind an answer where that looks like a token but is none. `last_end` is a
-    token behind the last answer alone. `openers` are the tokens that begin a conversation, or a header.
+    behind an answer, last or not, or ""; `next_end` is the one that it writes with the next header, `last_end` one
+    behind the last answer alone, `plain_end` an end that looks like a token but is none of the tokenizer's.
+    `ends_answers` says whether it writes a token behind the last one. `stop` is the token that follows an answer inside
+    a conversation. `openers` are the tokens that begin a conversation, or a header. `adds_system` says whether it
+    writes words of its own where no system message is given.
     """
 
     def __init__(self, template: ChatTemplate, given: Any, kwargs: Mapping[str, Any]) -> None:
@@ -311,18 +313,6 @@ def _token_behind(words: str, one: str, other: str, special: SpecialTexts) -> st
     """The token with which both texts go on behind the words, or ""."""
     tails = [text[text.find(words) + len(words) :] for text in (one, other)]
     return special.at_end(special.common(tails).rstrip()) if words in one else ""
-
-
-def _end_in_header(answered: str, told: str, prompted: str, special: SpecialTexts) -> str:
-    """The token behind an answer with which every next turn begins, and a conversation does not, or ""."""
-    answers = [text[text.find(_PROBES[1]) + len(_PROBES[1]) :] for text in (answered, told, prompted)]
-    written = len(special.common(answers[:2]))
-    found = [special.first_of_any(text[written:]) for text in answers[1:]]
-    if None in found or len({one.group() for one in found if one}) != 1 or found[0] is None:
-        return ""
-    token: str = found[0].group()
-    is_opener = told.removeprefix(special.bos).lstrip().startswith(token) and token != special.eos
-    return "" if is_opener or answers[1][written:].lstrip().find(token) else token
 
 
 def _named(error: Exception, turns: Sequence[Turn]) -> RowError | TemplateStoppedError:
