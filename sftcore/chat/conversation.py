@@ -75,8 +75,8 @@ class _Setting:
         notes = skeleton.notes
         if self.tools and not self.template.knows_tools:
             notes = (*notes, TOOLS_LEFT_OUT)
-        # the template's own marks say what is supervised, and an appended token would not be
-        stop = skeleton.stop if marks is None else ""
+        # the template's own marks say what is supervised, and an appended token is only where they leave the end out
+        stop = skeleton.stop if marks is None or skeleton.unmarked else ""
         if stop:
             notes = (*notes, STOP_APPENDED)
         return RenderedConversation(text + stop, skeleton, lengths, marks, stop, notes)
@@ -178,6 +178,10 @@ class Conversations:
         def render(turns: Sequence[Message], generation_prompt: bool) -> str:
             return setting.render(turns, variant, generation_prompt)
 
+        def render_marked(turns: Sequence[Message]) -> tuple[str, Sequence[tuple[int, int]]]:
+            text, marks = setting.render_row(turns, variant)
+            return text, marks or ()
+
         def render_otherwise(turns: Sequence[Message]) -> str:
             other = attrs.evolve(
                 setting, tools=with_other_texts(setting.tools), kwargs=with_other_texts(setting.kwargs, _TEXTS)
@@ -188,8 +192,9 @@ class Conversations:
         traits = setting.template.traits(setting.tools, setting.kwargs)
         context = (bool(setting.tools), repr(setting.kwargs), variant)
         edges, special = self._edges, self._special
+        marked = None if found is None else render_marked
         skeleton = learn(
-            turns, text, render, traits, special, variant, edges, context, render_otherwise, prompt_turns
+            turns, text, render, traits, special, variant, edges, context, render_otherwise, prompt_turns, marked
         )
         return text, found, skeleton
 

@@ -134,7 +134,8 @@ class Renderer:
         if not (self._assistant_only or singled_out):
             return None
         if conversation.marks is not None:
-            return tuple(Span(start, end) for start, end in conversation.marks)
+            ends = ((conversation.at(start), conversation.end_at(end)) for start, end in conversation.skeleton.unmarked)
+            return tuple(Span(start, end) for start, end in sorted((*conversation.marks, *ends)))
         if conversation.skeleton.unproven:
             raise RowError(
                 f"{conversation.skeleton.unproven}.",

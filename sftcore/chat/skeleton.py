@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate
+from typing import TypeAlias
 
 import attrs
 from attrs import frozen
@@ -29,6 +30,10 @@ PLAIN_END = "what the chat template ends turns with is not a token of the tokeni
 REWRITTEN = "the chat template rewrites the messages' text, so the assistant's turns cannot be located"
 UNENDED = "the chat template writes no end token after some turns"
 OWN_SYSTEM = "the chat template adds a system prompt of its own"
+
+
+RenderMarked: TypeAlias = Callable[[Sequence[Message]], "tuple[str, Sequence[tuple[int, int]]]"]
+"""Renders messages with what the template's generation markers enclose."""
 
 
 @frozen
@@ -61,6 +66,7 @@ class Skeleton:
     stop: the token that must be appended.
     general: whether all texts became slots, so that other conversations can use the skeleton.
     left_out: whether the rendering lacks words of anyone but the assistant.
+    unmarked: the ends of turns that the template's own generation markers leave out.
     as_python: whether calls are printed as Python shows them, and not as JSON.
     unproven: why the conversation could not be verified; only the notes are known then.
     """
@@ -78,6 +84,7 @@ class Skeleton:
     left_out: bool = False
     unproven: str = ""
     as_python: bool = False
+    unmarked: tuple[tuple[Position, Position], ...] = ()
 
     def fill(self, words: Sequence[str]) -> tuple[str, list[int]]:
         """The conversation with these words, and for each slot the total length of the words before it."""
@@ -98,6 +105,7 @@ def learn(
     context: Hashable,
     render_otherwise: Callable[[Sequence[Message]], str],
     prompt_turns: int | None = None,
+    render_marked: RenderMarked | None = None,
 ) -> Skeleton:
     """The skeleton of a conversation that is rendered as `text`.
 
@@ -109,6 +117,7 @@ def learn(
     sentinels = _verified(turns, text, render)
     if sentinels is None or not sentinels.rebuilds:
         return Skeleton(variant, (), None, (), (), None, None, "", (), True, unproven=REWRITTEN)
+    marks = None if render_marked is None else sentinels.marks(render_marked)
     talk = sentinels.hidden()
     finder = TurnFinder(talk, traits, special, edges, context)
     try:
@@ -143,6 +152,7 @@ def learn(
         general=sentinels.everyone,
         left_out=bool(left_out),
         as_python=_as_python(talk, variant),
+        unmarked=() if marks is None else sentinels.unmarked(found, marks, special, stops=bool(finder.stop)),
     )
 
 
@@ -236,6 +246,36 @@ class _Sentinels:
         """The same conversation with its calls hidden as well."""
         originals = [Original(index, kind, words) for index, words, kind in self._originals]
         return HiddenConversation(self._turns, self.text, originals, self._made, self._render)
+
+    def marks(self, render_marked: RenderMarked) -> Sequence[tuple[int, int]] | None:
+        """What the template's generation markers enclose; None if the rendering is another one with them.
+
+        Raises:
+            RowError: they enclose words that are not the assistant's.
+        """
+        text, marks = render_marked(self._turns)
+        if text != self.text:
+            return None
+        for slot in self.slots:
+            role = self._turns[slot.message].role
+            if role != "assistant" and any(start < slot.end and slot.start < end for start, end in marks):
+                raise RowError(
+                    f"the chat template's generation markers enclose words of message {slot.message} ({role}).",
+                    fix="Put them around what the assistant writes alone, or remove them from the template.",
+                )
+        return marks
+
+    def unmarked(
+        self, found: Sequence[TurnSpan], marks: Sequence[tuple[int, int]], special: SpecialTexts, *, stops: bool
+    ) -> tuple[tuple[Position, Position], ...]:
+        """The ends of turns that the template's generation markers leave out; `stops` if one is to be appended."""
+        lacking = []
+        for turn in found:
+            own = [mark for mark in marks if mark[0] < turn.end and turn.start < mark[1]]
+            left_out = own and (own[-1][1] < turn.end or (stops and turn.end == len(self.text)))
+            if left_out and not special.at_end(self.text[own[-1][0] : own[-1][1]].rstrip()):
+                lacking.append((self.position(own[-1][1]), self.position(turn.end)))
+        return tuple(lacking)
 
     def position(self, at: int) -> Position:
         """An index into the rendering with sentinels, as a position in any filled skeleton."""

@@ -208,14 +208,12 @@ class TurnFinder:
             if len(cut) >= floor and gap.startswith(cut) and all(one.startswith(cut) for one in tried)
         ]
         headed = [cut for cut in fitting if len(cut.rstrip()) > floor]
-        bare = given.rstrip()
-        stripped = gap.startswith(bare) and all(one.startswith(bare) for one in tried) and len(bare) > floor
-        if stripped and not gap[len(bare) :].strip():
-            return len(bare)
+        trimmed = given.rstrip()
+        stripped = gap.startswith(trimmed) and all(one.startswith(trimmed) for one in tried) and len(trimmed) > floor
+        if stripped and (not headed or not gap[len(trimmed) :].strip()):
+            return len(trimmed)
         if headed:
             return len(headed[0])
-        if stripped:
-            return len(bare)
         # the prompt opens something in front of the header
         if not self._special.common([given, gap])[floor:].strip():
             at = floor + len(gap[floor:]) - len(gap[floor:].lstrip())
@@ -224,7 +222,9 @@ class TurnFinder:
                 if ending.strip() and all(one.startswith(ending, at) for one in (gap, *tried)):
                     return at + len(ending)
             # the template closes what came before in another way, and prompts nothing
-            if fitting and (unprompted or not gap[len(fitting[0]) :].strip()):
+            bare = not gap[len(fitting[0]) :].strip() if fitting else False
+            bare = bare or (bool(tried) and not any(one[floor:].strip() for one in tried))
+            if fitting and (unprompted or bare):
                 return len(fitting[0]) + self._header_at(gap, len(fitting[0]))
         return None
 
@@ -296,8 +296,9 @@ class TurnFinder:
         common = self._special.common(tails)
         common = self._without_header(common, stopped is None)
         ender = self._traits.ender or self._special.eos
-        if ender and ender in common:
-            return Ending(common.find(ender) + len(ender), ender)
+        for known in (ender, self._traits.next_end):
+            if known and known in common:
+                return Ending(common.find(known) + len(known), known)
         written = common.rstrip() or self._edge(index, number, tail)
         token = self._special.at_end(written)
         beyond = tail[len(written) :]

@@ -376,3 +376,36 @@ def test_the_stop_of_calls_is_the_header_of_a_tools_answer_where_only_that_ends_
     align_stop(model, tokenizer, None, eos_is_chosen=False)
     stops = tokenizer.convert_ids_to_tokens(model.generation_config.eos_token_id)
     assert stops == ["<|user|>", "<|endoftext|>", "<|observation|>"]
+
+
+# --- Markers ----------------------------------------------------------------------------------------------------------
+def marked(body: str, behind: str = "") -> str:
+    return (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% generation %}" + body
+        + "{% endgeneration %}" + behind + "{% else %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )  # fmt: skip
+
+
+MARKED_TOKENS = ("<|user|>", "<|assistant|>", "<|end|>")
+
+
+def test_markers_that_leave_the_end_out_get_it():
+    """In the manner of LLaVA 1.5."""
+    told = talk("a", "b", "c", "d")
+    written = rendered(tokenizer_of(marked("{{ m.content }}", "<|end|>"), "</s>", MARKED_TOKENS), told)
+    assert supervised_text(written) == "b<|end|>d<|end|>"
+    assert rendered(tokenizer_of(marked("{{ m.content }}<|end|>"), "</s>", MARKED_TOKENS), told).spans
+    nowhere = tokenizer_of(marked("{{ m.content }}").replace("<|end|>", " "), "</s>", ("<|user|>", "<|assistant|>"))
+    assert supervised_text(rendered(nowhere, told)) == "b<|user|>d<|user|>"
+    assert "stop token appended" in rendered(nowhere, told).notes[-1]
+
+
+def test_markers_around_the_words_of_others_are_refused():
+    template = marked("{{ messages[0].content }}{{ m.content }}<|end|>")
+    with pytest.raises(RowError, match=r"generation markers enclose words of message 0 \(user\)"):
+        rendered(tokenizer_of(template, "</s>", MARKED_TOKENS), talk("a", "b"))
+
+
+def supervised_text(one) -> str:
+    return "".join(one.text[span.start : span.end] for span in one.spans)
