@@ -134,6 +134,14 @@ class Conversations:
                     return setting.finished(text, found, kept, lengths)
         return self._learn(turns, words, setting, key, prompt_turns)
 
+    def template(self, example: Example) -> ChatTemplate:
+        """The template of this example.
+
+        Raises:
+            DataError: the tokenizer has no chat template.
+        """
+        return self._setting(example, False).template
+
     def render_prompt(self, turns: Turns, prompt_turns: int, example: Example, variant: Variant) -> str:
         """The prompt's messages on their own, with the generation prompt if the assistant answers them."""
         answered = is_answered(turns, prompt_turns)
@@ -161,6 +169,7 @@ class Conversations:
             assert first_error is not None
             raise first_error
         text, found, skeleton = best
+        self._refuse_dropped_parts(turns, setting, skeleton.variant)
         if skeleton.as_python:
             raise RowError(
                 "the chat template prints tool calls as Python shows them, not as JSON.",
@@ -171,6 +180,26 @@ class Conversations:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = skeleton
         return setting.finished(text, found, skeleton, () if skeleton.unproven else skeleton.fill(words)[1])
+
+    def _refuse_dropped_parts(self, turns: Turns, setting: _Setting, variant: Variant) -> None:
+        """Parts that hold no text leave no sentinel, so that one that the template drops has to be looked for."""
+        whole: str | None = None
+        for i, turn in enumerate(turns):
+            parts = turn.content if turn.content is not None and not isinstance(turn.content, str) else ()
+            for number, part in enumerate(parts):
+                if part.text is not None or part.type == "text":
+                    continue
+                whole = setting.render(turns, variant, False) if whole is None else whole
+                others = attrs.evolve(turn, content=[*parts[:number], *parts[number + 1 :]])
+                try:
+                    without = setting.render([*turns[:i], others, *turns[i + 1 :]], variant, False)
+                except RowError:
+                    continue
+                if without == whole:
+                    raise RowError(
+                        f'message {i} has a part of type "{part.type}", which the chat template does not render.',
+                        fix="Use a model and template that do, or remove the part.",
+                    )
 
     def _try(
         self, turns: Turns, setting: _Setting, variant: Variant, prompt_turns: int | None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import attrs
 from attrs import frozen
 
+from sftcore.chat.content import as_templates_read, says_otherwise
 from sftcore.chat.conversation import Conversations, RenderedConversation
 from sftcore.chat.template import SpecialTexts
 from sftcore.core.errors import DataError, OptionTypeError, RowError
@@ -72,6 +74,7 @@ class Renderer:
             RowError: this example cannot be rendered, or the supervised part cannot be located in it.
             DataError: the tokenizer cannot render any example of this kind.
         """
+        example = self._as_templates_read(example)
         if example.text is not None:
             self._refuse_completion_only("a text")
             self._refuse_assistant_only()
@@ -85,6 +88,20 @@ class Renderer:
             spans = None if self._completion_only is False else (Span(len(example.prompt), len(text)),)
             return Rendered(text, spans, True)
         return self._prompt_and_completion(example)
+
+    def _as_templates_read(self, example: Example) -> Example:
+        said = {
+            name: turns
+            for name in ("messages", "prompt", "completion")
+            if (turns := getattr(example, name)) is not None and not isinstance(turns, str) and says_otherwise(turns)
+        }
+        if not said:
+            return example
+
+        def knows(kind: str) -> bool:
+            return self._conversations.template(example).reads_parts(kind)
+
+        return attrs.evolve(example, **{name: as_templates_read(turns, knows) for name, turns in said.items()})
 
     def _conversation(self, turns: Turns, example: Example) -> Rendered:
         conversation = self._render_turns(turns, example)

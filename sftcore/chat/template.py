@@ -161,6 +161,10 @@ class ChatTemplate:
         return False
 
 
+    def reads_parts(self, kind: str) -> bool:
+        """Whether its source asks for parts of this type."""
+        return re.search(rf"""type['"\])]*\s*(?:==|in)\s*[^%}}]*['"]{re.escape(kind)}['"]""", self.source) is not None
+
     def prints_python(self, tools: Any) -> bool:
         """Whether it prints the arguments of a call as Python does if it gets them as a mapping."""
         if bool(tools) not in self._prints_python:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sftcore import Message, RowError
+from sftcore import Message, Part, RowError
 from sftcore.chat.stops import align_stop
 from tests.chat.test_spans import found, rendered, talk, tokenizer_of
 from tests.conftest import CHATML, make_llama
@@ -409,3 +409,67 @@ def test_markers_around_the_words_of_others_are_refused():
 
 def supervised_text(one) -> str:
     return "".join(one.text[span.start : span.end] for span in one.spans)
+
+
+# --- Nothing vanishes -------------------------------------------------------------------------------------------------
+CALLING = CHATML.replace(
+    "{{ m.content }}",
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}",
+)
+
+
+def blocks(role: str, *parts: dict) -> Message:
+    return Message(role, [Part(one["type"], one.get("text"), {k: v for k, v in one.items() if k not in ("type", "text")})
+                          for one in parts])  # fmt: skip
+
+
+def test_blocks_of_anthropic_are_calls_results_and_reasoning():
+    tokenizer = tokenizer_of(CALLING, "<|im_end|>", ("<|im_start|>",))
+    turns = [
+        Message("user", "time?"),
+        blocks("assistant", {"type": "thinking", "thinking": "must look"}, {"type": "text", "text": "Let me see."},
+               {"type": "tool_use", "id": "t1", "name": "now", "input": {"zone": "CET"}}),
+        blocks("user", {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "9"}]},
+               {"type": "text", "text": "and now?"}),
+        Message("assistant", "nine"),
+    ]  # fmt: skip
+    one = rendered(tokenizer, turns)
+    call_text = '<tool_call>{"name": "now", "arguments": {"zone": "CET"}}</tool_call>'
+    assert supervised_text(one) == f"<think>must look</think>Let me see.{call_text}<|im_end|>nine<|im_end|>"
+    assert "<|im_start|>tool\n9<|im_end|>\n<|im_start|>user\nand now?<|im_end|>" in one.text
+
+
+def test_an_older_call_and_a_refusal_of_openai_are_read():
+    tokenizer = tokenizer_of(CALLING, "<|im_end|>", ("<|im_start|>",))
+    old = Message("assistant", None, extra={"function_call": {"name": "now", "arguments": '{"zone": "CET"}'}})
+    printed = '<tool_call>{"name": "now", "arguments": {"zone": "CET"}}</tool_call><|im_end|>'
+    assert found(tokenizer, [*talk("a"), old]) == [printed]
+    assert found(tokenizer, [*talk("a"), Message("assistant", "", extra={"refusal": "No."})]) == ["No.<|im_end|>"]
+    assert found(tokenizer, [*talk("a"), blocks("assistant", {"type": "refusal", "refusal": "No."})]) == ["No.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("turn", "named"),
+    [
+        (blocks("assistant", {"type": "text", "text": "b"}, {"type": "redacted_thinking", "data": "x"}), "redacted_think"),
+        (Message("assistant", "b", extra={"audio": {"id": "1"}}), '"audio"'),
+        (Message("assistant", "b", extra={"refusal": "No."}), '"refusal"'),
+        (blocks("user", {"type": "text", "text": "b"}, {"type": "input_audio", "input_audio": {}}), '"input_audio"'),
+        (blocks("user", {"type": "text", "text": "b"}, {"type": "chart", "data": "x"}), 'a part of type "chart"'),
+    ],
+)
+def test_what_no_template_would_print_is_refused_by_name(turn, named):
+    parts = CALLING.replace("{{ m.content }}", "{% if m.content is string %}{{ m.content }}{% else %}"
+                            "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}{% endif %}")  # fmt: skip
+    for template in (CALLING, parts):
+        with pytest.raises(RowError, match=named):
+            rendered(tokenizer_of(template, "<|im_end|>", ("<|im_start|>",)), [*talk("a"), turn, Message("assistant", "c")])
+
+
+def test_a_template_that_reads_blocks_by_itself_gets_them():
+    own = CHATML.replace("{{ m.content }}", "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+                         "{% if p.type == 'thinking' %}[{{ p.thinking }}]{% else %}{{ p.text }}{% endif %}{% endfor %}"
+                         "{% endif %}")  # fmt: skip
+    thinks = blocks("assistant", {"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "b"})
+    assert found(tokenizer_of(own, "<|im_end|>", ("<|im_start|>",)), [*talk("a"), thinks]) == ["[hm]b<|im_end|>"]
