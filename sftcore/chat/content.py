@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from sftcore.core.errors import RowError
-from sftcore.core.types import Message, Part, Turns
+from sftcore.core.types import Example, Message, Part, Turns
 
 _TEXTS = ("input_text", "output_text")
 _THOUGHTS = ("thinking", "reasoning")
@@ -48,6 +48,21 @@ def as_templates_read(turns: Turns, knows: Callable[[str], bool]) -> list[Messag
         if others or not results:
             found.append(turn)
     return found
+
+
+def with_calls_as_text(example: Example) -> Example:
+    """The example with its calls as JSON in the words of the assistant."""
+    said = {}
+    for name in ("messages", "prompt", "completion"):
+        turns = getattr(example, name)
+        if turns is not None and not isinstance(turns, str):
+            said[name] = [
+                attrs.evolve(turn, content=json.dumps([dict(call) for call in turn.tool_calls]), tool_calls=())
+                if turn.tool_calls
+                else turn
+                for turn in turns
+            ]
+    return attrs.evolve(example, **said)
 
 
 def _without_keys(turn: Message, index: int) -> Message:

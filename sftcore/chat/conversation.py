@@ -82,6 +82,10 @@ class _Setting:
         return RenderedConversation(text + stop, skeleton, lengths, marks, stop, notes)
 
 
+class CallLeftOutError(RowError):
+    """The chat template does not know calls of tools."""
+
+
 class Conversations:
     """Renders conversations for one tokenizer, and keeps the skeletons of their shapes."""
 
@@ -256,7 +260,7 @@ def _flaws(skeleton: Skeleton) -> tuple[bool, bool, bool]:
 def _refuse_what_would_vanish(turns: Turns, template: ChatTemplate) -> None:
     for i, turn in enumerate(turns):
         if turn.tool_calls and not template.knows_calls:
-            raise RowError(
+            raise CallLeftOutError(
                 f"message {i} calls a tool, but the chat template would leave the call out.",
                 fix="Use a template that renders tool_calls.",
             )

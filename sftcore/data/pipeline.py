@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
 
+from sftcore.chat.content import with_calls_as_text
+from sftcore.chat.conversation import CallLeftOutError
 from sftcore.chat.render import Rendered, Renderer
 from sftcore.core.errors import ConflictError, DataError, RowError, TemplateStoppedError
 from sftcore.core.types import Example, Row, TokenizedRow
@@ -157,10 +159,20 @@ class Pipeline:
                 )
             return rendered
         except (RowError, TemplateStoppedError) as error:
+            if isinstance(error, CallLeftOutError) and self.reader.calls_as_text and self._takes_text(example):
+                error.fix += f" Or keep the calls as text: {self.reader.calls_as_text}."
             raise error.at(self.reader.where, number) from None
         except (DataError, ConflictError) as error:
             error.where = error.where or self.reader.where
             raise
+
+    def _takes_text(self, example: Example) -> bool:
+        """Whether the row can be rendered with the calls as words."""
+        try:
+            self._rendered(with_calls_as_text(example))
+        except DataError:
+            return False
+        return True
 
     def _rendered(self, example: Example) -> Rendered:
         """The example as text, with the tokens of its images."""

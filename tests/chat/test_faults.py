@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from datasets import Dataset
 
-from sftcore import Message, Part, RowError
+from sftcore import Message, Part, RowError, Span
 from sftcore.chat.stops import align_stop
 from tests.chat.test_spans import found, rendered, talk, tokenizer_of
-from tests.conftest import CHATML, make_llama
+from tests.conftest import CHATML, make_llama, make_tokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "now", "description": "the time", "parameters": {}}}]
 
@@ -473,3 +474,31 @@ def test_a_template_that_reads_blocks_by_itself_gets_them():
                          "{% endif %}")  # fmt: skip
     thinks = blocks("assistant", {"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "b"})
     assert found(tokenizer_of(own, "<|im_end|>", ("<|im_start|>",)), [*talk("a"), thinks]) == ["[hm]b<|im_end|>"]
+
+
+# --- Advice -----------------------------------------------------------------------------------------------------------
+def test_advice_on_calls_is_offered_where_it_helps():
+    from tests.data.test_pipeline import preparation
+
+    rows = {
+        "chat": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call()]}]},
+        "sharegpt": {"conversations": [{"from": "human", "value": "a"},
+                                       {"from": "function_call", "value": '{"name": "now", "arguments": {}}'}]},
+    }  # fmt: skip
+    said = {}
+    for name, row in rows.items():
+        with pytest.raises(RowError) as caught:
+            preparation(make_tokenizer()).prepare(Dataset.from_list([row]), "train_dataset")
+        said[name] = str(caught.value)
+    assert "the chat template would leave the call out. Use a template that renders tool_calls." in said["chat"]
+    assert "format:" not in said["chat"]
+    assert said["sharegpt"].endswith("Or keep the calls as text: format: {sharegpt: {function_call: content}}.")
+
+
+def test_a_token_that_takes_a_blank_along_is_not_noted_and_one_that_takes_a_letter_along_is():
+    from sftcore.chat.render import Rendered
+    from sftcore.data.tokenize import Tokenizer
+
+    tokenizer = make_tokenizer()
+    texts = [Rendered("say: hello", (Span(5, 10),), False), Rendered("say: hello", (Span(6, 10),), False)]
+    assert Tokenizer(tokenizer).columns(texts)[1] == [False, True]
