@@ -26,8 +26,8 @@ def says_otherwise(turns: Turns) -> bool:
 def as_templates_read(turns: Turns, knows: Callable[[str], bool]) -> list[Message]:
     """The messages with calls, their results and reasoning in the places that chat templates read.
 
-    Anthropic's `tool_use`, `tool_result` and `thinking` blocks, OpenAI's `function_call` and `refusal`, and the texts of
-    its Responses are translated. `knows` tells which types of parts the template reads by itself.
+    Anthropic's `tool_use`, `tool_result` and `thinking` blocks, OpenAI's `function_call` and `refusal`, and the texts
+    of its Responses are translated. `knows` tells which types of parts the template reads by itself.
 
     Raises:
         RowError: a part or key holds what no template would print.
@@ -52,7 +52,7 @@ def as_templates_read(turns: Turns, knows: Callable[[str], bool]) -> list[Messag
 
 def with_calls_as_text(example: Example) -> Example:
     """The example with its calls as JSON in the words of the assistant."""
-    said = {}
+    said: dict[str, Any] = {}
     for name in ("messages", "prompt", "completion"):
         turns = getattr(example, name)
         if turns is not None and not isinstance(turns, str):
@@ -111,7 +111,7 @@ def _result(part: Part, names: Mapping[str, str], index: int) -> Message:
     content = part.extra.get("content", part.text)
     number = str(part.extra.get("tool_use_id"))
     if isinstance(content, Sequence) and not isinstance(content, str):
-        texts = [one.get("text") if isinstance(one, Mapping) else one for one in content]
+        texts: list[Any] = [one.get("text") if isinstance(one, Mapping) else one for one in content]
         if not all(isinstance(text, str) for text in texts):
             raise _unread(index, "tool_result")
         content = "".join(texts)

@@ -52,9 +52,9 @@ class Rendering:
     anchors: tuple[Anchor, ...]
 
     def behind(self, number: int | None, extra: str = "") -> str | None:
-        """The text from the last occurrence of a sentinel, or from the start, to the next sentinel; None if there is none.
+        """The text from the last occurrence of a sentinel, or from the start, to the next sentinel.
 
-        `extra` must follow at once and is left out.
+        `extra` must follow at once and is left out. None if there is no such place.
         """
         start, bound = 0, len(self.text)
         if number is not None:
@@ -273,7 +273,9 @@ def _spellings(value: str | int | float) -> Iterator[str]:
         return
     as_json, in_ascii = (json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
     yield from (as_json, in_ascii)
-    nested = [json.dumps(one, ensure_ascii=ascii_only)[1:-1] for one in (as_json, in_ascii) for ascii_only in (False, True)]
+    nested = [
+        json.dumps(one, ensure_ascii=ascii_only)[1:-1] for one in (as_json, in_ascii) for ascii_only in (False, True)
+    ]
     yield from nested
     yield repr(value)[1:-1]
     for one in (value, as_json, in_ascii, *nested):

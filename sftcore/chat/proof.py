@@ -13,8 +13,9 @@ from typing import Any
 
 import attrs
 
+from sftcore.chat.comparisons import not_located
 from sftcore.chat.hidden import Anchor, HiddenConversation, Rendering
-from sftcore.chat.spans import TurnSpan, not_located
+from sftcore.chat.spans import TurnSpan
 from sftcore.chat.template import SpecialTexts
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
@@ -63,7 +64,7 @@ def _refuse_displaced(talk: HiddenConversation, found: Sequence[TurnSpan]) -> No
 def _refuse_foreign(
     talk: HiddenConversation, found: Sequence[TurnSpan], render_otherwise: Callable[[Sequence[Message]], str]
 ) -> None:
-    """With other words of all others, other tools and other documents, the turns are the same character for character."""
+    """With other words of all others, other tools and other documents, each turn is the same for each character."""
     turns = [turn if turn.role == "assistant" else _with_other_words(turn) for turn in talk.turns]
     try:
         other = talk.sentinels.found_in(render_otherwise(turns))
@@ -83,7 +84,7 @@ def _refuse_foreign(
 
 
 def _refuse_refuted(talk: HiddenConversation, index: int, turn: TurnSpan, special: SpecialTexts) -> None:
-    """Where the conversation up to a turn, and through it, are prefixes of the rendering, the turn is what is between."""
+    """Where the conversation up to a turn, and through it, are prefixes of the rendering, the turn lies between."""
     prompt, through = talk(talk.turns[:index], True), talk(talk.turns[: index + 1])
     text = talk.rendering.text
     if prompt is None or through is None or not text.startswith(prompt.text) or not text.startswith(through.text):
@@ -113,7 +114,9 @@ def _with_other_words(turn: Message) -> Message:
         content = content + _OTHER if content.strip() else content
     elif content is not None:
         content = [attrs.evolve(part, text=part.text + _OTHER) if part.text else part for part in content]
-    return attrs.evolve(turn, content=content, name=f"{turn.name}{_OTHER.title().replace(' ', '')}" if turn.name else None)
+    return attrs.evolve(
+        turn, content=content, name=f"{turn.name}{_OTHER.title().replace(' ', '')}" if turn.name else None
+    )
 
 
 def with_other_texts(value: Any, names: Sequence[str] = ("name", "description", "text", "title")) -> Any:

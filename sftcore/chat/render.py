@@ -10,6 +10,7 @@ from attrs import frozen
 
 from sftcore.chat.content import as_templates_read, says_otherwise
 from sftcore.chat.conversation import Conversations, RenderedConversation
+from sftcore.chat.spans import TurnSpan
 from sftcore.chat.template import SpecialTexts
 from sftcore.core.errors import DataError, OptionTypeError, RowError
 from sftcore.core.types import Example, Span, Turns
@@ -25,7 +26,7 @@ class Rendered:
     If `spans` is None, every token is supervised, including those that the tokenizer adds. `notes` are short constant
     sentences on what the chat template did to this row. If the text holds `images`, `image_spans` are the characters
     that stand for them, which are never supervised, and `unexpanded` is the text as the processor reads it, with one
-    placeholder for each image.
+    placeholder for each image. `turns` are the assistant's turns, where their places were proven.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Rendered:
     image_spans: tuple[Span, ...] = ()
     unexpanded: str = ""
     images: tuple[Mapping[str, Any], ...] = ()
+    turns: tuple[TurnSpan, ...] = ()
 
 
 class Renderer:
@@ -101,11 +103,17 @@ class Renderer:
         def knows(kind: str) -> bool:
             return self._conversations.template(example).reads_parts(kind)
 
-        return attrs.evolve(example, **{name: as_templates_read(turns, knows) for name, turns in said.items()})
+        translated: dict[str, Any] = {name: as_templates_read(turns, knows) for name, turns in said.items()}
+        return attrs.evolve(example, **translated)
 
     def _conversation(self, turns: Turns, example: Example) -> Rendered:
         conversation = self._render_turns(turns, example)
-        return Rendered(conversation.text, self._assistant(turns, conversation), False, conversation.notes)
+        return self._finished(conversation, self._assistant(turns, conversation))
+
+    @staticmethod
+    def _finished(conversation: RenderedConversation, spans: tuple[Span, ...] | None) -> Rendered:
+        proven = () if spans is None else conversation.skeleton.proven
+        return Rendered(conversation.text, spans, False, conversation.notes, turns=proven)
 
     def _prompt_and_completion(self, example: Example) -> Rendered:
         prompt = _turns(example.prompt)
@@ -117,7 +125,7 @@ class Renderer:
         whole = Span(start, max(start, self._completion_end(conversation, start)))
         assistant = self._assistant(turns, conversation)
         spans = (whole,) if assistant is None else _clip(assistant, whole)
-        return Rendered(conversation.text, spans, False, conversation.notes)
+        return self._finished(conversation, spans)
 
     def _completion_start(
         self, conversation: RenderedConversation, turns: Turns, prompt_turns: int, example: Example

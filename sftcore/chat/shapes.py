@@ -30,7 +30,7 @@ Mark: TypeAlias = Callable[[int, str, Kind], str]
 class Variant:
     """How messages are passed to a template, since templates differ in what they read.
 
-    arguments: the arguments of tool calls, as mappings or as JSON text; "calls" makes JSON text of all calls of a message.
+    arguments: the arguments of tool calls, as mappings or as JSON text; "calls" makes all calls one JSON text.
     empty: the content of a message that has only tool calls; "given" leaves out a null.
     content: "given" passes it as it is, "parts" each text as one part, "text" all parts joined to one text.
     """

@@ -15,10 +15,11 @@ from typing import TypeAlias
 import attrs
 from attrs import frozen
 
+from sftcore.chat.comparisons import Edges, NotLocatedError, keep, refused
 from sftcore.chat.hidden import HiddenConversation, Original, Render, Sentinels
 from sftcore.chat.proof import prove
 from sftcore.chat.shapes import Kind, Variant, as_turns, marked
-from sftcore.chat.spans import LEFT_OUT, Edges, NotLocatedError, TurnFinder, TurnSpan, keep, refused
+from sftcore.chat.spans import LEFT_OUT, TurnFinder, TurnSpan
 from sftcore.chat.template import SpecialTexts, TemplateTraits
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
@@ -66,6 +67,7 @@ class Skeleton:
     stop: the token that must be appended.
     general: whether all texts became slots, so that other conversations can use the skeleton.
     left_out: whether the rendering lacks words of anyone but the assistant.
+    proven: the assistant's turns as they were found, with what the template writes before them and what ends them.
     unmarked: the ends of turns that the template's own generation markers leave out.
     as_python: whether calls are printed as Python shows them, and not as JSON.
     unproven: why the conversation could not be verified; only the notes are known then.
@@ -85,6 +87,7 @@ class Skeleton:
     unproven: str = ""
     as_python: bool = False
     unmarked: tuple[tuple[Position, Position], ...] = ()
+    proven: tuple[TurnSpan, ...] = ()
 
     def fill(self, words: Sequence[str]) -> tuple[str, list[int]]:
         """The conversation with these words, and for each slot the total length of the words before it."""
@@ -126,9 +129,9 @@ def learn(
             prove(talk, turns_found, special, render_otherwise)
             keep(edges, finder.compared)
     except NotLocatedError as error:
-        notes = (*sentinels.left_out(turns), *sentinels.reasoning_left_out(turns))
-        left_out = bool(sentinels.left_out(turns))
-        return Skeleton(variant, (), None, (), (), None, None, "", notes, True, left_out, error.what)
+        seen = (*sentinels.left_out(turns), *sentinels.reasoning_left_out(turns))
+        missing = bool(sentinels.left_out(turns))
+        return Skeleton(variant, (), None, (), (), None, None, "", seen, True, missing, error.what)
     found = [attrs.evolve(turn, start=talk.visible(turn.start), end=talk.visible(turn.end)) for turn in turns_found]
     left_out = sentinels.left_out(turns)
     notes = [
@@ -152,6 +155,7 @@ def learn(
         general=sentinels.everyone,
         left_out=bool(left_out),
         as_python=_as_python(talk, variant),
+        proven=tuple(found),
         unmarked=() if marks is None else sentinels.unmarked(found, marks, special, stops=bool(finder.stop)),
     )
 
@@ -296,8 +300,7 @@ class _Sentinels:
         for number, index, kind in self._missing():
             # a text that is there in other letters, or was cut, was rewritten rather than left out
             there = not self.rebuilds and (
-                self._originals[number][1] in self._real
-                or self._made.word(number).lower() in self.text.lower()
+                self._originals[number][1] in self._real or self._made.word(number).lower() in self.text.lower()
             )
             if turns[index].role == "assistant" and kind == "content" and not there:
                 raise refused(index, LEFT_OUT)

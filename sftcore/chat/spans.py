@@ -9,21 +9,16 @@ other conversations which look the same need no renderings of their own.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, MutableMapping, Sequence
-from typing import Any, TypeAlias
+import itertools
+from collections.abc import Sequence
 
-import attrs
-from attrs import define, field, frozen
+from attrs import define, frozen
 
-from sftcore.chat.hidden import PROBED, Anchor, HiddenConversation, Rendering
-from sftcore.chat.template import SpecialTexts, TemplateTraits
-from sftcore.core.errors import RowError
+from sftcore.chat.comparisons import Comparisons, not_located, refused
+from sftcore.chat.hidden import Anchor
 from sftcore.core.types import Message
 
 LEFT_OUT = "the chat template leaves its words out"
-
-_KEPT_EDGES = 4096
-"""How many results of comparisons are kept; data with calls have a few hundred."""
 
 
 @frozen
@@ -41,49 +36,9 @@ class TurnSpan:
     ender: str = ""
 
 
-@frozen
-class Ending:
-    """Where a turn ends behind its last sentinel.
-
-    `ender` is the text that ends it, "" if the template writes none; `plain` says that this is no token of the
-    tokenizer. `stop` is the token to append.
-    """
-
-    length: int
-    ender: str = ""
-    plain: bool = False
-    stop: str = ""
-
-
-Edges: TypeAlias = "MutableMapping[Hashable, int | Ending]"
-"""What comparisons have shown: where a turn begins, or how it ends, by what the template writes there."""
-
-
 @define(slots=False)
-class TurnFinder:
-    """Finds the assistant's turns of one conversation in its hidden rendering.
-
-    `stop` is the token that must be appended because the template ends the last turn without one, or "". `unended` says
-    that nothing ends a turn before the last, `plain` that what ends one is no token. `compared` holds
-    what was not among the known edges.
-    """
-
-    _talk: HiddenConversation
-    _traits: TemplateTraits
-    _special: SpecialTexts
-    _edges: Edges
-    _context: Hashable
-    stop: str = field(default="", init=False)
-    unended: bool = field(default=False, init=False)
-    plain: bool = field(default=False, init=False)
-    compared: dict[Hashable, int | Ending] = field(factory=dict, init=False)
-    _silent: bool = field(default=False, init=False)
-    _said: int = field(default=0, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._turns = self._talk.turns
-        self._here = self._talk.rendering
-        self._made: dict[Hashable, Rendering | None] = {}
+class TurnFinder(Comparisons):
+    """Finds the assistant's turns of one conversation in its hidden rendering."""
 
     def find(self) -> tuple[TurnSpan, ...]:
         """All stretches of all assistant messages, in the order of the rendering.
@@ -97,7 +52,7 @@ class TurnFinder:
                 found += self._message(index, message)
                 self._said = max((turn.end for turn in found), default=0)
         found.sort(key=lambda turn: turn.start)
-        for turn, following in zip(found, found[1:], strict=False):
+        for turn, following in itertools.pairwise(found):
             if following.start < turn.end:
                 raise not_located(following.message, "its turn runs into another one")
         return tuple(found)
@@ -133,7 +88,9 @@ class TurnFinder:
     def _runs(self, own: Sequence[Anchor]) -> list[list[Anchor]]:
         """The message's sentinels, in groups without one of another message between them."""
         runs: list[list[Anchor]] = []
-        others = [one.start for one in self._here.anchors if self._talk.owner(one.number) != self._talk.owner(own[0].number)]
+        others = [
+            one.start for one in self._here.anchors if self._talk.owner(one.number) != self._talk.owner(own[0].number)
+        ]
         for anchor in own:
             if runs and not any(runs[-1][-1].end <= other < anchor.start for other in others):
                 runs[-1].append(anchor)
@@ -178,7 +135,8 @@ class TurnFinder:
                 "where its turn begins cannot be told, because the generation prompt and the turn differ "
                 f"({_shown(gap)} is written before it)",
             )
-        return self._keep(key, offset)
+        self._keep(key, offset)
+        return offset
 
     def _given(self, index: int, before: int | None, gap: str, said: int) -> int | None:
         given, closed = (self._written_after(self._render(index, how), before) for how in ("prompt", "before"))
@@ -256,236 +214,10 @@ class TurnFinder:
                 return gap.find(cut) + len(cut)
         return None
 
-    def _plain(self, index: int, before: int | None, last: bool) -> str | None:
-        """What the template writes before a plain turn in this one's place, as the last one or inside."""
-        rendering = self._render(index, "plain, last" if last else "plain")
-        found = None if rendering is None else rendering.before(PROBED["assistant"])
-        return found[1] if found is not None and found[0] == before else None
-
     def _cuts(self, given: str) -> list[str]:
         """A generation prompt, and what is left of it without what its last tokens open, the longest first."""
         starts = [token.start() for token in self._special.tags.finditer(given)]
         return [given, *(given[:start] for start in reversed(starts))]
-
-    # --- Where a turn ends
-    def _ends(self, index: int, number: int | None, extra: str, tail: str, upto: int) -> Ending:
-        """How the turn ends behind a sentinel and `extra`; `tail` is what follows there up to the next sentinel."""
-        following = self._turns[upto].role if upto < len(self._turns) else ""
-        key = ("ends", tail, extra, self._kind_of(number), self._kind(index, number), following, self._context)
-        if (known := self._known(key)) is None:
-            known = self._keep(key, self._compared(index, number, extra, tail, upto))
-        assert isinstance(known, Ending)
-        if not following:
-            self.stop = known.stop
-        self.unended |= not (known.ender or known.stop) and following != "assistant"
-        self.plain |= known.plain
-        return known
-
-    def _compared(self, index: int, number: int | None, extra: str, tail: str, upto: int) -> Ending:
-        following = self._turns[upto].role if upto < len(self._turns) else ""
-        if not following and self._here.after_all()[0] != number:
-            raise not_located(index, "the chat template writes other words behind its last turn")
-        roles = ["user", *(["tool"] if self._turns[index].tool_calls else []), *([following] if following else [])]
-        followed = {role: self._tail_of(index, role, upto, number, extra) for role in roles}
-        stopped = self._tail_of(index, "stopped", upto, number, extra)
-        if stopped is None and not any(tried for role, tried in followed.items() if role != following):
-            followed["assistant"] = self._tail_of(index, "assistant", upto, number, extra)
-        tails = [one for one in (tail, stopped, *followed.values()) if one is not None]
-        if following and len(tails) == 1:
-            raise not_located(index, "where its turn ends cannot be told, because nothing else may follow it")
-        common = self._special.common(tails)
-        common = self._without_header(common, stopped is None)
-        ender = self._traits.ender or self._special.eos
-        for known in (ender, self._traits.next_end):
-            if known and known in common:
-                return Ending(common.find(known) + len(known), known)
-        written = common.rstrip() or self._edge(index, number, tail)
-        token = self._special.at_end(written)
-        beyond = tail[len(written) :]
-        if following and (same := followed.get(following)) is not None:
-            beyond = self._special.common([tail, same])[len(written) :]
-        found = self._special.first_of_any(beyond)
-        if (plain := self._traits.plain_end) and (plain in common or beyond.lstrip().startswith(plain)):
-            stop = "" if following else self._special.eos
-            return Ending(len(tail) if stop else tail.find(plain) + len(plain), plain, True, stop)
-        if ender := self._traits.next_end:
-            if following and beyond.lstrip().startswith(ender):
-                return Ending(len(written) + beyond.find(ender) + len(ender), ender)
-            if not following and found is None and not self._traits.ends_answers:
-                return Ending(len(tail), stop=ender)
-            if not following and (last := self._traits.last_end) and beyond.lstrip().startswith(last):
-                return Ending(len(written) + beyond.find(last) + len(last), last)
-        # where answers have no end of their own, what closes a call is none either
-        ends = self._traits.ends_answers or not self._turns[index].tool_calls
-        if token and ends and not self._is_inside(index, number, extra, token):
-            return Ending(len(written), token)
-        plain = "" if token else written.strip()
-        if plain and not self._is_inside(index, number, extra, plain):
-            if found is None or beyond[: found.start()].strip() or self._special.like_a_tag(plain):
-                stop = "" if following else self._special.eos
-                return Ending(len(tail) if stop else len(written), plain, True, stop)
-        if found is not None and found.group() == self._traits.ender:
-            return Ending(len(written) + found.end(), found.group())
-        if found is not None and following != "assistant" and not self._opens_the_assistants(beyond[found.start() :]):
-            # where answers have an end of their own, a call without one has none
-            if not (self._turns[index].tool_calls and self._traits.ender and found.group() != self._traits.ender):
-                return Ending(len(written) + found.end(), found.group())
-        if following:
-            return Ending(len(written))
-        return Ending(len(tail), "", False, self._traits.ender or self._stop(index, written, followed))
-
-    def _without_header(self, common: str, always_followed: bool) -> str:
-        """What is common to all turns that were tried, without that with which all next turns begin."""
-        header = self._traits.header.removeprefix(self._traits.next_end).lstrip() if always_followed else ""
-        begun = (header[:size].rstrip() for size in range(len(header), 0, -1))
-        for opener in (*self._traits.openers, *begun):
-            if opener and common.rstrip().endswith(opener):
-                return common.rstrip().removesuffix(opener)
-        return common
-
-    def _edge(self, index: int, number: int | None, tail: str) -> str:
-        """The white space at the end of the words themselves."""
-        content = self._turns[index].content
-        mine = number is not None and self._talk.owner(number) == index
-        edge = content[len(content.rstrip()) if mine else 0 :] if isinstance(content, str) else ""
-        return edge if tail.startswith(edge) and not edge.strip() else ""
-
-    def _is_inside(self, index: int, number: int | None, extra: str, text: str) -> bool:
-        """Whether a text that seems to end a turn stands inside it once it has another call, or words."""
-        message = self._as_shown(index)
-        if message.tool_calls:
-            fuller, following = attrs.evolve(message, tool_calls=[*message.tool_calls, message.tool_calls[-1]]), number
-        else:
-            fuller = attrs.evolve(message, content=self._talk.sentinels.word(PROBED["assistant"]))
-            following = PROBED["assistant"]
-        rendering = self._talk([*self._turns[:index], fuller])
-        anchors = () if rendering is None else rendering.anchors
-        first = next((i for i, one in enumerate(anchors) if one.number == number), None)
-        if rendering is None or (first is None and number is not None):
-            return False
-        start = 0 if first is None else anchors[first].end
-        behind = anchors if first is None else anchors[first + 1 :]
-        if not any(one.number == following for one in behind) or not rendering.text.startswith(extra, start):
-            return False
-        return text in rendering.text[start + len(extra) : behind[0].start]
-
-    def _stop(self, index: int, written: str, followed: dict[str, str | None]) -> str:
-        """What ends such a turn within a conversation: after calls, the token that introduces a tool's answer."""
-        for role in ("tool", "user") if self._turns[index].tool_calls else ():
-            beyond = (followed.get(role) or "")[len(written) :]
-            found = self._special.first_of_any(beyond)
-            if found is not None and not self._opens_the_assistants(beyond[found.start() :]):
-                return found.group()
-        return self._traits.stop
-
-    def _opens_the_assistants(self, text: str) -> bool:
-        header = self._traits.header.strip()
-        return bool(header) and text.startswith(header)
-
-    # --- Renderings
-    def _render(self, index: int, how: str, upto: int = 0) -> Rendering | None:
-        """The conversation before a message, or up to another one, with what is tried behind it; made once."""
-        key = (index, how, upto, self._silent)
-        if key not in self._made:
-            turns, talk = self._turns[:index], self._talk
-            if how in ("prompt", "before"):
-                made = talk(turns, how == "prompt")
-            elif how.startswith("plain"):
-                made = talk([*turns, talk.probe("assistant"), *([] if how == "plain, last" else [talk.probe("user")])])
-            else:
-                behind = [] if how == "stopped" else [talk.probe(how, self._turns[index])]
-                made = talk([*turns, self._as_shown(index), *self._turns[index + 1 : upto], *behind])
-            self._made[key] = made
-        return self._made[key]
-
-    def _as_shown(self, index: int) -> Message:
-        """A message without what the conversation does not show of it at this place."""
-        message = self._turns[index]
-        if self._silent:
-            message = attrs.evolve(message, content="")
-        shown = {self._talk.originals[one.number].kind for one in self._talk.own(index)}
-        return message if "reasoning" in shown else attrs.evolve(message, reasoning=None)
-
-    @staticmethod
-    def _written_after(rendering: Rendering | None, number: int | None) -> str | None:
-        """What a rendering ends with behind this sentinel; None if another one is its last."""
-        if rendering is None:
-            return None
-        last, text = rendering.after_all()
-        return text if last == number else None
-
-    def _tail_of(self, index: int, how: str, upto: int, number: int | None, extra: str) -> str | None:
-        """What is written behind a sentinel and `extra` in another rendering; None if other words of the turn are."""
-        rendering = self._render(index, how, upto)
-        if rendering is None:
-            return None
-        mine = [one.number for one in rendering.anchors if self._talk.owner(one.number) == index]
-        if mine[-1:] != ([number] if (None if number is None else self._talk.owner(number)) == index else []):
-            return None
-        return rendering.behind(number, extra)
-
-    def _tail(self, end: int) -> str:
-        bound = min((one.start for one in self._here.anchors if one.start >= end), default=len(self._here.text))
-        return self._here.text[end:bound]
-
-    def _position(self, number: int | None) -> int:
-        return max((one.end for one in self._here.anchors if one.number == number), default=0)
-
-    def _number_before(self, anchor: Anchor) -> int | None:
-        return next((one.number for one in reversed(self._here.anchors) if one.end <= anchor.start), None)
-
-    # --- What edges are known by
-    def _kind(self, index: int, number: int | None) -> Hashable:
-        message = self._turns[index]
-        original = self._talk.originals[number] if number is not None and number < len(self._talk.originals) else None
-        mine = original.kind if original is not None and original.message == index else None
-        after_user = all(turn.role != "user" for turn in self._turns[index + 1 :])
-        return (bool(message.content), bool(message.reasoning), len(message.tool_calls), mine, after_user)
-
-    def _kind_of(self, number: int | None) -> Hashable:
-        if number is None or number >= len(self._talk.originals):
-            return None
-        original = self._talk.originals[number]
-        return (self._turns[original.message].role, original.kind)
-
-    def _answered(self, index: int) -> int:
-        """The number of the first message behind the answers to a message's calls."""
-        answered = index + 1
-        while answered < len(self._turns) and self._turns[answered].role == "tool":
-            answered += 1
-        return answered
-
-    def _known(self, key: Hashable) -> int | Ending | None:
-        known = self._edges.get(key)
-        return self.compared.get(key) if known is None else known
-
-    def _keep(self, key: Hashable, value: Any) -> Any:
-        self.compared[key] = value
-        return value
-
-
-def keep(edges: Edges, proven: Mapping[Hashable, int | Ending]) -> None:
-    """Keep what comparisons have shown, once the conversation in which they did is proven."""
-    if len(edges) + len(proven) > _KEPT_EDGES:
-        edges.clear()
-    edges.update(proven)
-
-
-def refused(index: int, reason: str) -> RowError:
-    """The error for an assistant message that cannot be supervised."""
-    return RowError(
-        f"message {index} (assistant) cannot be supervised: {reason}.",
-        fix="Drop the row, or use another chat template.",
-    )
-
-
-class NotLocatedError(RowError):
-    """A turn is there in full, but where it begins or ends cannot be told."""
-
-
-def not_located(index: int, reason: str) -> NotLocatedError:
-    """The error for a turn whose beginning or end cannot be told."""
-    return NotLocatedError(f"message {index} (assistant) cannot be supervised: {reason}")
 
 
 def _shown(text: str) -> str:

@@ -113,6 +113,7 @@ def align_stop(model: Any, tokenizer: Any, labels: Collection[int] | None, *, eo
     stop, special = trained_stop(tokenizer, labels), SpecialTexts.of(tokenizer)
     turns = _tried_turns(tokenizer) if uses_template(tokenizer, labels) else []
     goes_on = stop != tokenizer.eos_token and stop in _inside(turns, special)
+    notes: tuple[str, ...]
     if goes_on:
         notes = (f'generation does not stop at "{stop}", though answers end with it: the model goes on behind it',)
     else:

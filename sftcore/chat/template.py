@@ -160,7 +160,6 @@ class ChatTemplate:
             return all(word in text for word in _PROBES[: len(tried)]) and "'type'" not in text and '"type"' not in text
         return False
 
-
     def reads_parts(self, kind: str) -> bool:
         """Whether its source asks for parts of this type."""
         return re.search(rf"""type['"\])]*\s*(?:==|in)\s*[^%}}]*['"]{re.escape(kind)}['"]""", self.source) is not None
@@ -168,12 +167,12 @@ class ChatTemplate:
     def prints_python(self, tools: Any) -> bool:
         """Whether it prints the arguments of a call as Python does if it gets them as a mapping."""
         if bool(tools) not in self._prints_python:
-            function = {"name": _PROBES[2], "arguments": {_PROBES[3]: _PROBES[1]}}
+            function: dict[str, Any] = {"name": _PROBES[2], "arguments": {_PROBES[3]: _PROBES[1]}}
             call = {"id": "call00001", "type": "function", "function": function}
             texts = []
             for content in (None, ""):
-                turns = [{"role": "user", "content": _PROBES[0]}, {"role": "assistant", "tool_calls": [call]}]
-                turns[1]["content"] = content
+                asked: Turn = {"role": "user", "content": _PROBES[0]}
+                turns = [asked, {"role": "assistant", "content": content, "tool_calls": [call]}]
                 with suppress(RowError):
                     texts.append(self.render(turns, tools, {}, False))
             self._prints_python[bool(tools)] = any(str(function["arguments"]) in text for text in texts)
@@ -311,12 +310,6 @@ def _end_in_header(answered: str, told: str, other: str, special: SpecialTexts) 
     token = found[0].group()
     is_opener = told.removeprefix(special.bos).lstrip().startswith(token)
     return "" if is_opener or not inside[written:].lstrip().startswith(token) else token
-
-
-def _token_behind(words: str, one: str, other: str, special: SpecialTexts) -> str:
-    """The token with which both texts go on behind the words, or ""."""
-    tails = [text[text.find(words) + len(words) :] for text in (one, other)]
-    return special.at_end(special.common(tails).rstrip()) if words in one else ""
 
 
 def _named(error: Exception, turns: Sequence[Turn]) -> RowError | TemplateStoppedError:

@@ -18,7 +18,7 @@ from sftcore.core.types import Example, Formatter, Plan, Row, Selection
 class RowReader:
     """A format bound to the columns of one data set, which `where` names in errors.
 
-    `calls_as_text` is the line of a recipe by which the format keeps calls of tools as text, "" if it has no such option.
+    `calls_as_text` is the line of a recipe by which the format keeps calls of tools as text, "" if it cannot.
     """
 
     label: str

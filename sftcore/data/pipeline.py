@@ -10,6 +10,7 @@ from attrs import frozen
 from sftcore.chat.content import with_calls_as_text
 from sftcore.chat.conversation import CallLeftOutError
 from sftcore.chat.render import Rendered, Renderer
+from sftcore.chat.spans import TurnSpan
 from sftcore.core.errors import ConflictError, DataError, RowError, TemplateStoppedError
 from sftcore.core.types import Example, Row, TokenizedRow
 from sftcore.data.columns import TokenColumns, Truncation
@@ -43,7 +44,7 @@ class Inspected:
 
     `example` is None if the format refused the row, and `row` is None if any step did; `error` says which and why.
     `row` is the example after truncation, always with labels. `dropped` says why the run would drop it, or is empty.
-    `pictures` are the example's images.
+    `pictures` are the example's images, `turns` the assistant's turns in it.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Inspected:
     dropped: str
     notes: tuple[str, ...]
     pictures: tuple[Picture, ...] = ()
+    turns: tuple[TurnSpan, ...] = ()
 
 
 @frozen
@@ -135,7 +137,7 @@ class Pipeline:
             length = int(whole.lengths[i])
             cut = length - int(kept.lengths[i])
             pictures = self._pictures(content, next(of_texts)[1]) if isinstance(content, Rendered) else ()
-            outcome = kept.row(i), length, cut, dropped[i] or "", notes[i], pictures
+            outcome = kept.row(i), length, cut, dropped[i] or "", notes[i], pictures, getattr(content, "turns", ())
             found.append(Inspected(number, example, None, *outcome))
         return sorted(found, key=lambda one: one.number)
 

@@ -29,8 +29,8 @@ class Style:
     """One template.
 
     heads: what opens a turn of each role. end: what ends one, with `ending`: "turn" behind each, "next" before the next
-    header, "header" by nothing but the next header, "last" by another token behind the last turn. `call_end` ends a turn
-    of calls, where that is another one. `think`: where reasoning is shown; `empty`: where an empty block is.
+    header, "header" by nothing but the next header, "last" by another token behind the last turn. `call_end` ends a
+    turn of calls, where that is another one. `think`: where reasoning is shown; `empty`: where an empty block is.
     `prompt`: what the generation prompt holds behind the header, and when it is written.
     """
 
@@ -193,7 +193,7 @@ def header_text(style: Style) -> str:
 # --- The oracle -------------------------------------------------------------------------------------------------------
 @dataclass
 class Oracle:
-    """The rendering, built up piece by piece; `turns` are the assistant's words, `open` the turn that waits for its end."""
+    """The rendering, built up piece by piece; `turns` are the assistant's words, `opened` says that a header came."""
 
     style: Style
     text: str = ""
@@ -324,8 +324,10 @@ def called(style: Style, turn: Message) -> str:
 
 
 # --- Conversations ----------------------------------------------------------------------------------------------------
-HOSTILE = ("</s>", "<|im_end|>", "<|user|>", "<|im_start|>assistant\n", "</tool_call>", "<|/calls|>", "<|eom|>", "a</s>b",
-           "[/INST]", "<s>hm</s>", "<|return|>", "Tools:", "### Answer:\n", "'", '"', "\\", "{}", "q7z00000zq")  # fmt: skip
+HOSTILE = (
+    "</s>", "<|im_end|>", "<|user|>", "<|im_start|>assistant\n", "</tool_call>", "<|/calls|>", "<|eom|>", "a</s>b",
+    "[/INST]", "<s>hm</s>", "<|return|>", "Tools:", "### Answer:\n", "'", '"', "\\", "{}", "q7z00000zq",
+)  # fmt: skip
 WORDS = ("hello", "it is so", "你好，世界", "naïve 🎉", "x", "line one\nline two", "a  b", "42", "None", "no.")
 NAMES = ("now", "get_weather", "search", "f")
 
@@ -370,8 +372,10 @@ def draw_talk(rng: random.Random) -> list[Message]:
                 return turns
             answered = [Message("tool", words(rng), name=c["function"]["name"], tool_call_id=c["id"]) for c in calls]
             turns += answered
-        content = rng.choice(["", " ", "\n\n"]) if rng.random() < 0.08 else words(rng)
-        turns.append(Message("assistant", content, reasoning=reasoning(rng)))
+        if rng.random() < 0.08:
+            turns.append(Message("assistant", rng.choice(["", " ", "\n\n"])))
+        else:
+            turns.append(Message("assistant", words(rng), reasoning=reasoning(rng)))
         if rng.random() < 0.06:
             turns.append(Message("assistant", words(rng)))
     return turns
