@@ -63,6 +63,8 @@ class Comparisons:
     def __attrs_post_init__(self) -> None:
         self._turns = self._talk.turns
         self._here = self._talk.rendering
+        self._places = {anchor.start: place for place, anchor in enumerate(self._here.anchors)}
+        self._last_user = max((i for i, turn in enumerate(self._turns) if turn.role == "user"), default=-1)
         self._made: dict[Hashable, Rendering | None] = {}
 
     # --- Where a turn ends
@@ -247,22 +249,25 @@ class Comparisons:
             return None
         return rendering.behind(number, extra)
 
-    def _tail(self, end: int) -> str:
-        bound = min((one.start for one in self._here.anchors if one.start >= end), default=len(self._here.text))
-        return self._here.text[end:bound]
+    def _tail(self, anchor: Anchor) -> str:
+        """What is written behind a sentinel, up to the next one."""
+        following = self._places[anchor.start] + 1
+        anchors = self._here.anchors
+        return self._here.text[anchor.end : anchors[following].start if following < len(anchors) else None]
 
     def _position(self, number: int | None) -> int:
         return max((one.end for one in self._here.anchors if one.number == number), default=0)
 
-    def _number_before(self, anchor: Anchor) -> int | None:
-        return next((one.number for one in reversed(self._here.anchors) if one.end <= anchor.start), None)
+    def _before(self, anchor: Anchor) -> Anchor | None:
+        place = self._places[anchor.start]
+        return self._here.anchors[place - 1] if place else None
 
     # --- What edges are known by
     def _kind(self, index: int, number: int | None) -> Hashable:
         message = self._turns[index]
         original = self._talk.originals[number] if number is not None and number < len(self._talk.originals) else None
         mine = original.kind if original is not None and original.message == index else None
-        after_user = all(turn.role != "user" for turn in self._turns[index + 1 :])
+        after_user = index > self._last_user
         return (bool(message.content), bool(message.reasoning), len(message.tool_calls), mine, after_user)
 
     def _kind_of(self, number: int | None) -> Hashable:

@@ -19,8 +19,12 @@ _CLOSED = ("redacted_thinking", "audio", "input_audio", "video", "file", "docume
 
 
 def says_otherwise(turns: Turns) -> bool:
-    """Whether a message has parts or further keys, as few rows do."""
-    return any(turn.extra or not (turn.content is None or type(turn.content) is str) for turn in turns)
+    """Whether a message has parts other than texts and images, or further keys, as few rows do."""
+    return any(turn.extra or (type(turn.content) is not str and _has_others(turn.content)) for turn in turns)
+
+
+def _has_others(content: Any) -> bool:
+    return any(part.type not in ("text", "image") for part in content or ())
 
 
 def as_templates_read(turns: Turns, knows: Callable[[str], bool]) -> list[Message]:

