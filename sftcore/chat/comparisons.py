@@ -20,6 +20,8 @@ from sftcore.core.types import Message
 _KEPT_EDGES = 4096
 """How many results of comparisons are kept; data with calls have a few hundred."""
 
+_LONG_ID = 4
+
 
 @frozen
 class Ending:
@@ -45,7 +47,7 @@ class Comparisons:
 
     `stop` is the token that must be appended because the template ends the last turn without one, or "". `unended` says
     that nothing ends a turn before the last, `plain` that what ends one is no token of the tokenizer. `compared` holds
-    what was not among the known edges.
+    what was not among the known edges, `fresh` the messages at which that was.
     """
 
     _talk: HiddenConversation
@@ -57,6 +59,7 @@ class Comparisons:
     unended: bool = field(default=False, init=False)
     plain: bool = field(default=False, init=False)
     compared: dict[Hashable, int | Ending] = field(factory=dict, init=False)
+    fresh: set[int] = field(factory=set, init=False)
     _silent: bool = field(default=False, init=False)
     _said: int = field(default=0, init=False)
 
@@ -71,9 +74,10 @@ class Comparisons:
     def _ends(self, index: int, number: int | None, extra: str, tail: str, upto: int) -> Ending:
         """How the turn ends behind a sentinel and `extra`; `tail` is what follows there up to the next sentinel."""
         following = self._turns[upto].role if upto < len(self._turns) else ""
-        key = ("ends", tail, extra, self._kind_of(number), self._kind(index, number), following, self._context)
+        shown = self._without_ids(tail, index), self._without_ids(extra, index)
+        key = ("ends", shown, self._kind_of(number), self._kind(index, number), following, self._context)
         if (known := self._known(key)) is None:
-            known = self._keep(key, self._compared(index, number, extra, tail, upto))
+            known = self._keep(key, self._compared(index, number, extra, tail, upto), index)
         assert isinstance(known, Ending)
         if not following:
             self.stop = known.stop
@@ -276,6 +280,15 @@ class Comparisons:
         original = self._talk.originals[number]
         return (self._turns[original.message].role, original.kind)
 
+    def _without_ids(self, text: str, index: int) -> str:
+        """A text as a key: the ids of calls in it and around it are as long as they are, but any."""
+        for turn in self._turns[max(0, index - 1) : index + 2]:
+            for number in (turn.tool_call_id, *(call.get("id") for call in turn.tool_calls)):
+                # shorter ones may stand there for other reasons
+                if isinstance(number, str) and len(number) >= _LONG_ID and number in text:
+                    text = text.replace(number, "\0" * len(number))
+        return text
+
     def _answered(self, index: int) -> int:
         """The number of the first message behind the answers to a message's calls."""
         answered = index + 1
@@ -287,8 +300,9 @@ class Comparisons:
         known = self._edges.get(key)
         return self.compared.get(key) if known is None else known
 
-    def _keep(self, key: Hashable, value: Any) -> Any:
+    def _keep(self, key: Hashable, value: Any, index: int) -> Any:
         self.compared[key] = value
+        self.fresh.add(index)
         return value
 
     def _plain(self, index: int, before: int | None, last: bool) -> str | None:

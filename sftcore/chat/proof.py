@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -26,6 +26,7 @@ _OTHER = " and quite other words"
 def prove(
     talk: HiddenConversation,
     found: Sequence[TurnSpan],
+    fresh: Collection[int],
     special: SpecialTexts,
     render_otherwise: Callable[[Sequence[Message]], str],
 ) -> None:
@@ -34,6 +35,7 @@ def prove(
     Args:
         talk: the conversation.
         found: its turns.
+        fresh: the messages whose turns look like none that was proven before.
         special: the tokenizer's special tokens.
         render_otherwise: renders messages with other tools and documents than the conversation's.
 
@@ -45,7 +47,7 @@ def prove(
     by_message = itertools.groupby(sorted(found, key=lambda turn: turn.message), key=lambda turn: turn.message)
     for index, group in by_message:
         spans = list(group)
-        if len(spans) == 1:
+        if len(spans) == 1 and index in fresh:
             _refuse_refuted(talk, index, spans[0], special)
 
 

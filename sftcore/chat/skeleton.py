@@ -127,7 +127,7 @@ def learn(
     try:
         turns_found = finder.find()
         if finder.compared:
-            prove(talk, turns_found, special, render_otherwise)
+            prove(talk, turns_found, finder.fresh, special, render_otherwise)
             keep(edges, finder.compared)
     except NotLocatedError as error:
         seen = (*sentinels.left_out(turns), *sentinels.reasoning_left_out(turns))

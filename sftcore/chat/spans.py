@@ -125,7 +125,8 @@ class TurnFinder(Comparisons):
         """How much of the gap in front of a turn the model is given; `said` of it belongs to its own last turn."""
         # messages without words leave no sentinel, so that several may lie in one gap
         distance = index - (self._talk.owner(before) or 0 if before is not None else 0) if first is None else index == 0
-        key = ("begins", gap, self._kind_of(before), self._kind(index, first), distance, said, later, self._context)
+        shown = self._without_ids(gap, index)
+        key = ("begins", shown, self._kind_of(before), self._kind(index, first), distance, said, later, self._context)
         if (known := self._known(key)) is not None:
             assert isinstance(known, int)
             return known
@@ -136,7 +137,7 @@ class TurnFinder(Comparisons):
                 "where its turn begins cannot be told, because the generation prompt and the turn differ "
                 f"({_shown(gap)} is written before it)",
             )
-        self._keep(key, offset)
+        self._keep(key, offset, index)
         return offset
 
     def _given(self, index: int, before: int | None, gap: str, said: int) -> int | None:
