@@ -71,6 +71,11 @@ class Comparisons:
         self._made: dict[Hashable, Rendering | None] = {}
 
     # --- Where a turn ends
+    @property
+    def talk(self) -> HiddenConversation:
+        """The conversation."""
+        return self._talk
+
     def _ends(self, index: int, number: int | None, extra: str, tail: str, upto: int) -> Ending:
         """How the turn ends behind a sentinel and `extra`; `tail` is what follows there up to the next sentinel."""
         following = self._turns[upto].role if upto < len(self._turns) else ""

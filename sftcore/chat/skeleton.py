@@ -125,10 +125,14 @@ def learn(
     talk = sentinels.hidden()
     finder = TurnFinder(talk, traits, special, edges, context)
     try:
-        turns_found = finder.find()
-        if finder.compared:
-            prove(talk, turns_found, finder.fresh, special, render_otherwise)
-            keep(edges, finder.compared)
+        turns_found: Sequence[TurnSpan] | None = None
+        if sentinels.structure is not None:
+            # the words of others are rewritten: where they are hidden, turns look like those of other rows
+            elsewhere = TurnFinder(sentinels.structure.hidden(), traits, special, edges, context)
+            turns_found = _carried_over(elsewhere, talk, special, edges, render_otherwise)
+            finder = elsewhere if turns_found is not None else finder
+        if turns_found is None:
+            turns_found = _found(finder, talk, special, edges, render_otherwise)
     except NotLocatedError as error:
         seen = (*sentinels.left_out(turns), *sentinels.reasoning_left_out(turns))
         missing = bool(sentinels.left_out(turns))
@@ -161,6 +165,48 @@ def learn(
     )
 
 
+def _found(
+    finder: TurnFinder,
+    talk: HiddenConversation,
+    special: SpecialTexts,
+    edges: Edges,
+    render_otherwise: Callable[[Sequence[Message]], str],
+) -> Sequence[TurnSpan]:
+    """The turns, proven where they look like none before."""
+    found = finder.find()
+    if finder.compared:
+        prove(talk, found, finder.fresh, special, render_otherwise)
+        keep(edges, finder.compared)
+    return found
+
+
+def _carried_over(
+    finder: TurnFinder,
+    here: HiddenConversation,
+    special: SpecialTexts,
+    edges: Edges,
+    render_otherwise: Callable[[Sequence[Message]], str],
+) -> Sequence[TurnSpan] | None:
+    """The turns of another rendering of the same conversation in this one; None where they do not stand here alike."""
+    there = finder.talk
+    try:
+        found = _found(finder, there, special, edges, render_otherwise)
+    except NotLocatedError:
+        return None
+    carried = []
+    for turn in found:
+        own = list(zip(there.own(turn.message), here.own(turn.message), strict=False))
+        inside = [pair for pair in own if turn.start <= pair[0].start < turn.end]
+        if not inside or any(one.number != other.number for one, other in inside):
+            return None
+        start = inside[0][1].start - (inside[0][0].start - turn.start)
+        end = inside[-1][1].end + (turn.end - inside[-1][0].end)
+        if here.rendering.text[max(start, 0) : end] != there.rendering.text[turn.start : turn.end]:
+            return None
+        carried.append(attrs.evolve(turn, start=start, end=end))
+    return carried
+
+
 def _as_python(talk: HiddenConversation, variant: Variant) -> bool:
     """Whether the calls, or their arguments, stand in the rendering as Python shows mappings."""
     for turn in as_turns(talk.turns, variant) if any(turn.tool_calls for turn in talk.turns) else ():
@@ -186,6 +232,7 @@ def _verified(turns: Sequence[Message], text: str, render: Render) -> _Sentinels
             continue
         first = first or sentinels
         if sentinels.rebuilds:
+            sentinels.structure = first if first is not sentinels else None
             first = sentinels
             break
     if first is not None:
@@ -209,6 +256,7 @@ class _Sentinels:
             hidden = everyone or turns[index].role == "assistant"
             return self._made.word(len(self._originals) - 1) if hidden else part
 
+        self.structure: _Sentinels | None = None
         self._turns = [marked(turn, index, mark) for index, turn in enumerate(turns)]
         self.everyone = everyone
         self._real = text
@@ -277,7 +325,7 @@ class _Sentinels:
         """The ends of turns that the template's generation markers leave out; `stops` if one is to be appended."""
         lacking = []
         for turn in found:
-            own = [mark for mark in marks if mark[0] < turn.end and turn.start < mark[1]]
+            own = [mark for mark in marks if mark[0] < min(mark[1], turn.end) and turn.start < mark[1]]
             left_out = own and (own[-1][1] < turn.end or (stops and turn.end == len(self.text)))
             if left_out and not special.at_end(self.text[own[-1][0] : own[-1][1]].rstrip()):
                 lacking.append((self.position(own[-1][1]), self.position(turn.end)))

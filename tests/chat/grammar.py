@@ -31,7 +31,8 @@ class Style:
     heads: what opens a turn of each role. end: what ends one, with `ending`: "turn" behind each, "next" before the next
     header, "header" by nothing but the next header, "last" by another token behind the last turn. `call_end` ends a
     turn of calls, where that is another one. `think`: where reasoning is shown; `empty`: where an empty block is.
-    `prompt`: what the generation prompt holds behind the header, and when it is written.
+    `prompt`: what the generation prompt holds behind the header, and when it is written. `rewrites`: the words of users
+    and of the system are changed.
     """
 
     heads: dict[str, str]
@@ -50,6 +51,7 @@ class Style:
     tools: str
     closes_with_eos: bool
     lists_tools: bool
+    rewrites: bool
 
 
 HEADS = {
@@ -101,6 +103,7 @@ def draw_style(rng: random.Random) -> Style:
         tools=tools,
         closes_with_eos=rng.random() < 0.15 and ending == "turn",
         lists_tools=rng.random() < 0.5,
+        rewrites=rng.random() < 0.2,
     )
 
 
@@ -159,7 +162,8 @@ def jinja(style: Style) -> str:
         + "{% endif %}",
         "inline": "<|result|>{{ m.content }}<|/result|>",
     }[style.tools]  # fmt: skip
-    other = before + "{{ heads[m.role] }}{{ " + content + " }}" + ends
+    rewritten = f"{content} | replace('hello', 'HELLO !')" if style.rewrites else content
+    other = before + "{{ heads[m.role] }}{{ " + rewritten + " }}" + ends
     if style.lists_tools:
         other += "{% if tools and loop.first %}{{ heads['system'] }}Tools: {{ tools | tojson }}" + ends + "{% endif %}"
     given = {
@@ -244,6 +248,7 @@ def expected(style: Style, turns: list[Message], tools: Any, *, lacking: bool) -
             continue
         if turn.role != "assistant":
             oracle.boundary()
+            said = said.replace("hello", "HELLO !") if style.rewrites else said
             oracle.write(style.heads[turn.role] + said + ends)
             if style.lists_tools and tools and i == 0:
                 oracle.write(style.heads["system"] + "Tools: " + json.dumps(tools, ensure_ascii=False) + ends)
