@@ -13,14 +13,63 @@ from typing import Any
 
 import attrs
 
-from sftcore.chat.comparisons import not_located
+from sftcore.chat.comparisons import Edges, NotLocatedError, keep, not_located
 from sftcore.chat.hidden import Anchor, HiddenConversation, Rendering
-from sftcore.chat.spans import TurnSpan
+from sftcore.chat.spans import TurnFinder, TurnSpan
 from sftcore.chat.template import SpecialTexts
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
 
 _OTHER = " and quite other words"
+
+
+def proven_turns(
+    finder: TurnFinder,
+    talk: HiddenConversation,
+    special: SpecialTexts,
+    edges: Edges,
+    render_otherwise: Callable[[Sequence[Message]], str],
+) -> Sequence[TurnSpan]:
+    """The turns, proven where they look like none before.
+
+    Raises:
+        NotLocatedError: what failed, and in which message.
+    """
+    found = finder.find()
+    if finder.compared:
+        prove(talk, found, finder.fresh, special, render_otherwise)
+        keep(edges, finder.compared)
+    return found
+
+
+def carried_over(
+    finder: TurnFinder,
+    here: HiddenConversation,
+    special: SpecialTexts,
+    edges: Edges,
+    render_otherwise: Callable[[Sequence[Message]], str],
+) -> Sequence[TurnSpan] | None:
+    """The turns of another rendering of the same conversation in this one; None where they do not stand here alike."""
+    there = finder.talk
+    try:
+        found = proven_turns(finder, there, special, edges, render_otherwise)
+    except NotLocatedError:
+        return None
+    carried = []
+    for turn in found:
+        own = list(zip(there.own(turn.message), here.own(turn.message), strict=False))
+        inside = [pair for pair in own if turn.start <= pair[0].start < turn.end]
+        if not inside or any(one.number != other.number for one, other in inside):
+            return None
+        start = inside[0][1].start - (inside[0][0].start - turn.start)
+        end = inside[-1][1].end + (turn.end - inside[-1][0].end)
+        # what surrounds it must be the same, too, or the template writes something for those words
+        bound = min((one.start for one in there.rendering.anchors if one.start >= turn.end), default=None)
+        alike = there.rendering.text[turn.start - len(turn.header) : bound]
+        if not here.rendering.text.startswith(alike, max(start - len(turn.header), 0)):
+            return None
+        carried.append(attrs.evolve(turn, start=start, end=end))
+    return carried
 
 
 def prove(

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from sftcore.chat.content import as_templates_read, says_otherwise
 from sftcore.chat.conversation import Conversations, RenderedConversation
+from sftcore.chat.skeleton import REWRITTEN
 from sftcore.chat.spans import TurnSpan
 from sftcore.chat.template import SpecialTexts
 from sftcore.core.errors import DataError, OptionTypeError, RowError
@@ -162,9 +163,10 @@ class Renderer:
             ends = ((conversation.at(start), conversation.end_at(end)) for start, end in conversation.skeleton.unmarked)
             return tuple(Span(start, end) for start, end in sorted((*conversation.marks, *ends)))
         if conversation.skeleton.unproven:
+            rewritten = conversation.skeleton.unproven == REWRITTEN
+            first = "Use a template that prints content unchanged" if rewritten else "Drop the row"
             raise RowError(
-                f"{conversation.skeleton.unproven}.",
-                fix="Use a template that prints content unchanged, or one with {% generation %} markers.",
+                f"{conversation.skeleton.unproven}.", fix=f"{first}, or use a template with {{% generation %}} markers."
             )
         spans = []
         for message, start, end in conversation.skeleton.turns:

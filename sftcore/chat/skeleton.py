@@ -16,9 +16,9 @@ from typing import TypeAlias
 import attrs
 from attrs import frozen
 
-from sftcore.chat.comparisons import Edges, NotLocatedError, keep, refused
+from sftcore.chat.comparisons import Edges, NotLocatedError, refused
 from sftcore.chat.hidden import HiddenConversation, Original, Render, Sentinels
-from sftcore.chat.proof import prove
+from sftcore.chat.proof import carried_over, proven_turns
 from sftcore.chat.shapes import Kind, Variant, as_turns, marked
 from sftcore.chat.spans import LEFT_OUT, TurnFinder, TurnSpan
 from sftcore.chat.template import SpecialTexts, TemplateTraits
@@ -129,10 +129,10 @@ def learn(
         if sentinels.structure is not None:
             # the words of others are rewritten: where they are hidden, turns look like those of other rows
             elsewhere = TurnFinder(sentinels.structure.hidden(), traits, special, edges, context)
-            turns_found = _carried_over(elsewhere, talk, special, edges, render_otherwise)
+            turns_found = carried_over(elsewhere, talk, special, edges, render_otherwise)
             finder = elsewhere if turns_found is not None else finder
         if turns_found is None:
-            turns_found = _found(finder, talk, special, edges, render_otherwise)
+            turns_found = proven_turns(finder, talk, special, edges, render_otherwise)
     except NotLocatedError as error:
         seen = (*sentinels.left_out(turns), *sentinels.reasoning_left_out(turns))
         missing = bool(sentinels.left_out(turns))
@@ -163,48 +163,6 @@ def learn(
         proven=tuple(found),
         unmarked=() if marks is None else sentinels.unmarked(found, marks, special, stops=bool(finder.stop)),
     )
-
-
-def _found(
-    finder: TurnFinder,
-    talk: HiddenConversation,
-    special: SpecialTexts,
-    edges: Edges,
-    render_otherwise: Callable[[Sequence[Message]], str],
-) -> Sequence[TurnSpan]:
-    """The turns, proven where they look like none before."""
-    found = finder.find()
-    if finder.compared:
-        prove(talk, found, finder.fresh, special, render_otherwise)
-        keep(edges, finder.compared)
-    return found
-
-
-def _carried_over(
-    finder: TurnFinder,
-    here: HiddenConversation,
-    special: SpecialTexts,
-    edges: Edges,
-    render_otherwise: Callable[[Sequence[Message]], str],
-) -> Sequence[TurnSpan] | None:
-    """The turns of another rendering of the same conversation in this one; None where they do not stand here alike."""
-    there = finder.talk
-    try:
-        found = _found(finder, there, special, edges, render_otherwise)
-    except NotLocatedError:
-        return None
-    carried = []
-    for turn in found:
-        own = list(zip(there.own(turn.message), here.own(turn.message), strict=False))
-        inside = [pair for pair in own if turn.start <= pair[0].start < turn.end]
-        if not inside or any(one.number != other.number for one, other in inside):
-            return None
-        start = inside[0][1].start - (inside[0][0].start - turn.start)
-        end = inside[-1][1].end + (turn.end - inside[-1][0].end)
-        if here.rendering.text[max(start, 0) : end] != there.rendering.text[turn.start : turn.end]:
-            return None
-        carried.append(attrs.evolve(turn, start=start, end=end))
-    return carried
 
 
 def _as_python(talk: HiddenConversation, variant: Variant) -> bool:

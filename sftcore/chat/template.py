@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
@@ -101,7 +102,7 @@ class ChatTemplate:
         try:
             return conversation(self._blocks(turns, tools, kwargs, generation_prompt))
         except Exception as error:  # templates raise TemplateError by themselves, and Python errors by accident
-            raise _named(error, turns) from error
+            raise self._named(error, turns) from error
 
     def render_marked(
         self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any]
@@ -117,7 +118,7 @@ class ChatTemplate:
                     length += len(block)
                     admit_conversation(length, len(marks))
         except Exception as error:
-            raise _named(error, turns) from error
+            raise self._named(error, turns) from error
         return "".join(blocks), marks
 
     def _blocks(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> Any:
@@ -132,6 +133,27 @@ class ChatTemplate:
         # None for its globals: only imports, which templates here do not have, would look at them
         context = self._environment.context_class(self._environment, names, compiled.name, compiled.blocks, None)
         return compiled.root_render_func(context)
+
+    def _named(self, error: Exception, turns: Sequence[Turn]) -> RowError | TemplateStoppedError:
+        if isinstance(error, LimitError):
+            return TemplateStoppedError(
+                f"the chat template was stopped: {error}.",
+                fix="Give another one (chat_template_path), unless a row is that large itself.",
+            )
+        line = self._line_of(error)
+        return RowError(
+            f"the chat template refuses this conversation: {type(error).__name__}: {error}.",
+            fix=f"Its roles: {', '.join(str(turn['role']) for turn in turns)}."
+            + (f" See line {line} of the template." if line else ""),
+        )
+
+    def _line_of(self, error: Exception) -> int | None:
+        """The template's line that raised an error, or called what did."""
+        found = None
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_filename == self._compiled.root_render_func.__code__.co_filename:
+                found = line
+        return self._compiled.get_corresponding_lineno(found) if found else None
 
     def traits(self, tools: Any, kwargs: Mapping[str, Any]) -> TemplateTraits:
         """What a probe shows of the template with these arguments; kept.
@@ -314,18 +336,6 @@ def _end_in_header(answered: str, told: str, other: str, special: SpecialTexts) 
     token = found[0].group()
     is_opener = told.removeprefix(special.bos).lstrip().startswith(token)
     return "" if is_opener or not inside[written:].lstrip().startswith(token) else token
-
-
-def _named(error: Exception, turns: Sequence[Turn]) -> RowError | TemplateStoppedError:
-    if isinstance(error, LimitError):
-        return TemplateStoppedError(
-            f"the chat template was stopped: {error}.",
-            fix="Give another one (chat_template_path), unless a row is that large itself.",
-        )
-    return RowError(
-        f"the chat template refuses this conversation: {type(error).__name__}: {error}.",
-        fix=f"Its roles: {', '.join(str(turn['role']) for turn in turns)}.",
-    )
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
