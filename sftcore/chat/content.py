@@ -20,7 +20,10 @@ _CLOSED = ("redacted_thinking", "audio", "input_audio", "video", "file", "docume
 
 def says_otherwise(turns: Turns) -> bool:
     """Whether a message has parts other than texts and images, or further keys, as few rows do."""
-    return any(turn.extra or (type(turn.content) is not str and _has_others(turn.content)) for turn in turns)
+    for turn in turns:  # noqa: SIM110 - asked of every row, where a generator costs as much again
+        if turn.extra or (type(turn.content) is not str and _has_others(turn.content)):
+            return True
+    return False
 
 
 def _has_others(content: Any) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import attrs
 from attrs import frozen
 
 from sftcore.chat.content import as_templates_read, says_otherwise
@@ -77,14 +76,14 @@ class Renderer:
             RowError: this example cannot be rendered, or the supervised part cannot be located in it.
             DataError: the tokenizer cannot render any example of this kind.
         """
-        example = self._as_templates_read(example)
         if example.text is not None:
             self._refuse_completion_only("a text")
             self._refuse_assistant_only()
             return Rendered(self._with_eos(example.text), None, True)
         if example.messages is not None:
             self._refuse_completion_only("messages")
-            return self._conversation(example.messages, example)
+            turns = self._as_templates_read(example.messages, example)
+            return self._conversation(turns, example)
         if isinstance(example.prompt, str):
             self._refuse_assistant_only()
             text = self._with_eos(example.prompt + str(example.completion))
@@ -92,20 +91,10 @@ class Renderer:
             return Rendered(text, spans, True)
         return self._prompt_and_completion(example)
 
-    def _as_templates_read(self, example: Example) -> Example:
-        said = {
-            name: turns
-            for name in ("messages", "prompt", "completion")
-            if (turns := getattr(example, name)) is not None and not isinstance(turns, str) and says_otherwise(turns)
-        }
-        if not said:
-            return example
-
-        def knows(kind: str) -> bool:
-            return self._conversations.template(example).reads_parts(kind)
-
-        translated: dict[str, Any] = {name: as_templates_read(turns, knows) for name, turns in said.items()}
-        return attrs.evolve(example, **translated)
+    def _as_templates_read(self, turns: Turns, example: Example) -> Turns:
+        if not says_otherwise(turns):
+            return turns
+        return as_templates_read(turns, lambda kind: self._conversations.template(example).reads_parts(kind))
 
     def _conversation(self, turns: Turns, example: Example) -> Rendered:
         conversation = self._render_turns(turns, example)
@@ -117,8 +106,8 @@ class Renderer:
         return Rendered(conversation.text, spans, False, conversation.notes, turns=proven)
 
     def _prompt_and_completion(self, example: Example) -> Rendered:
-        prompt = _turns(example.prompt)
-        turns = [*prompt, *_turns(example.completion)]
+        prompt = self._as_templates_read(_turns(example.prompt), example)
+        turns = [*prompt, *self._as_templates_read(_turns(example.completion), example)]
         if self._completion_only is False:
             return self._conversation(turns, example)
         conversation = self._render_turns(turns, example, prompt_turns=len(prompt))
