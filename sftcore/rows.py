@@ -25,6 +25,9 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 _ARGUMENTS = ("arguments", "parameters", "input")
 """Names for the arguments of a call without the outer mapping: OpenAI's, Llama's and Anthropic's."""
 
+_SAYS = ("function_call", "refusal", "audio")
+"""Keys in which OpenAI's messages say something without content."""
+
 _ROLES = frozenset(ROLES)
 _KEYS = frozenset(("role", "content", "train", "weight", *REASONING, "tool_calls", "tool_call_id", "name"))
 
@@ -202,7 +205,7 @@ def _message(turn: Any, where: str, roles: Mapping[str, str], format_name: str) 
     where = f"{where} ({role})"
     calls = _calls(turn.get("tool_calls"), where)
     content = turn.get("content")
-    if content is None and not calls:
+    if content is None and not calls and not any(key in turn for key in _SAYS):
         raise RowError(f'{where} has no "content".', fix="Give it a text, or drop the row.")
     if content is not None and not isinstance(content, (str, list, tuple)):
         raise RowError(f"{where}: content is {_kind(content)}, not a text: {_short(content)}.")

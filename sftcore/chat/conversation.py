@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import attrs
 from attrs import frozen
 
+from sftcore.chat.proof import with_other_texts
 from sftcore.chat.shapes import Variant, as_turns, shape_of, variants
-from sftcore.chat.skeleton import STOP_APPENDED, Position, Skeleton, is_answered, learn
+from sftcore.chat.skeleton import REWRITTEN, STOP_APPENDED, Position, Skeleton, is_answered, learn
 from sftcore.chat.template import ChatTemplate, SpecialTexts, json_data
 from sftcore.core.errors import DataError, RowError
 from sftcore.core.types import Example, Message, Turns
@@ -20,6 +22,8 @@ TOOLS_LEFT_OUT = "tools left out, because the chat template does not render them
 
 Marks: TypeAlias = "Sequence[tuple[int, int]] | None"
 
+_TEXTS = ("text", "title", "contents", "content")
+"""The keys of documents that hold texts."""
 _KEPT = 1024
 """How many skeletons are kept; a data set has few shapes of conversation unless tools differ from row to row."""
 
@@ -41,9 +45,12 @@ class RenderedConversation:
     notes: tuple[str, ...]
 
     def at(self, position: Position) -> int:
-        """The position as an index into the text; the end of the rendering comes after an appended stop token."""
-        at = position.literal + self.lengths[position.slots]
-        stop = len(self.stop)
+        """The position as an index into the text."""
+        return position.literal + self.lengths[position.slots]
+
+    def end_at(self, position: Position) -> int:
+        """The position where something ends; the end of the rendering comes after an appended stop token."""
+        at, stop = self.at(position), len(self.stop)
         return at + stop if stop and at == len(self.text) - stop else at
 
 
@@ -68,11 +75,15 @@ class _Setting:
         notes = skeleton.notes
         if self.tools and not self.template.knows_tools:
             notes = (*notes, TOOLS_LEFT_OUT)
-        # the template's own marks say what is supervised, and an appended token would not be
-        stop = skeleton.stop if marks is None else ""
+        # the template's own marks say what is supervised, and an appended token is only where they leave the end out
+        stop = skeleton.stop if marks is None or skeleton.unmarked else ""
         if stop:
             notes = (*notes, STOP_APPENDED)
         return RenderedConversation(text + stop, skeleton, lengths, marks, stop, notes)
+
+
+class CallLeftOutError(RowError):
+    """The chat template does not know calls of tools."""
 
 
 class Conversations:
@@ -83,10 +94,11 @@ class Conversations:
         self._special = special
         self._templates: dict[bool, ChatTemplate] = {}
         self._kept: dict[Hashable, Skeleton] = {}
+        self._edges: dict[Hashable, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the learned templates and skeletons: workers learn their own, and no cache key depends on them."""
-        return {**self.__dict__, "_templates": {}, "_kept": {}}
+        return {**self.__dict__, "_templates": {}, "_kept": {}, "_edges": {}}
 
     def render(
         self,
@@ -126,6 +138,14 @@ class Conversations:
                     return setting.finished(text, found, kept, lengths)
         return self._learn(turns, words, setting, key, prompt_turns)
 
+    def template(self, example: Example) -> ChatTemplate:
+        """The template of this example.
+
+        Raises:
+            DataError: the tokenizer has no chat template.
+        """
+        return self._setting(example, False).template
+
     def render_prompt(self, turns: Turns, prompt_turns: int, example: Example, variant: Variant) -> str:
         """The prompt's messages on their own, with the generation prompt if the assistant answers them."""
         answered = is_answered(turns, prompt_turns)
@@ -138,25 +158,52 @@ class Conversations:
         _refuse_what_would_vanish(turns, setting.template)
         best: tuple[str, Marks, Skeleton] | None = None
         first_error: RowError | None = None
-        for variant in variants(turns, setting.template.prints):
+        as_json = any(turn.tool_calls for turn in turns) and setting.template.prints_python(setting.tools)
+        for variant in variants(turns, setting.template.prints, as_json=as_json):
             try:
                 tried = self._try(turns, setting, variant, prompt_turns)
             except RowError as error:
                 first_error = first_error or error
                 continue
-            if best is None or not tried[2].left_out:
+            if best is None or _flaws(tried[2]) < _flaws(best[2]):
                 best = tried
-            if not best[2].left_out:
+            if not any(_flaws(best[2])):
                 break
         if best is None:
             assert first_error is not None
             raise first_error
         text, found, skeleton = best
+        self._refuse_dropped_parts(turns, setting, skeleton.variant)
+        if skeleton.as_python:
+            raise RowError(
+                "the chat template prints tool calls as Python shows them, not as JSON.",
+                fix="Print them with tojson in the template.",
+            )
         if skeleton.general:
             if len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = skeleton
         return setting.finished(text, found, skeleton, () if skeleton.unproven else skeleton.fill(words)[1])
+
+    def _refuse_dropped_parts(self, turns: Turns, setting: _Setting, variant: Variant) -> None:
+        """Parts that hold no text leave no sentinel, so that one that the template drops has to be looked for."""
+        whole: str | None = None
+        for i, turn in enumerate(turns):
+            parts = turn.content if turn.content is not None and not isinstance(turn.content, str) else ()
+            for number, part in enumerate(parts):
+                if part.text is not None or part.type == "text":
+                    continue
+                whole = setting.render(turns, variant, False) if whole is None else whole
+                others = attrs.evolve(turn, content=[*parts[:number], *parts[number + 1 :]])
+                try:
+                    without = setting.render([*turns[:i], others, *turns[i + 1 :]], variant, False)
+                except RowError:
+                    continue
+                if without == whole:
+                    raise RowError(
+                        f'message {i} has a part of type "{part.type}", which the chat template does not render.',
+                        fix="Use a model and template that do, or remove the part.",
+                    )
 
     def _try(
         self, turns: Turns, setting: _Setting, variant: Variant, prompt_turns: int | None
@@ -164,9 +211,25 @@ class Conversations:
         def render(turns: Sequence[Message], generation_prompt: bool) -> str:
             return setting.render(turns, variant, generation_prompt)
 
+        def render_marked(turns: Sequence[Message]) -> tuple[str, Sequence[tuple[int, int]]]:
+            text, marks = setting.render_row(turns, variant)
+            return text, marks or ()
+
+        def render_otherwise(turns: Sequence[Message]) -> str:
+            other = attrs.evolve(
+                setting, tools=with_other_texts(setting.tools), kwargs=with_other_texts(setting.kwargs, _TEXTS)
+            )
+            return other.render(turns, variant, False)
+
         text, found = setting.render_row(turns, variant)
-        traits = setting.template.traits(setting.kwargs)
-        return text, found, learn(turns, text, render, traits, self._special, variant, prompt_turns)
+        traits = setting.template.traits(setting.tools, setting.kwargs)
+        context = (bool(setting.tools), repr(setting.kwargs), variant)
+        edges, special = self._edges, self._special
+        marked = None if found is None else render_marked
+        skeleton = learn(
+            turns, text, render, traits, special, variant, edges, context, render_otherwise, prompt_turns, marked
+        )
+        return text, found, skeleton
 
     def _setting(self, example: Example, marks: bool) -> _Setting:
         tools = json_data(example.tools) if example.tools else None
@@ -188,11 +251,16 @@ class Conversations:
         return template
 
 
+def _flaws(skeleton: Skeleton) -> tuple[bool, bool, bool]:
+    """What is wrong with a way to pass the messages, the worst first."""
+    unlocated = bool(skeleton.unproven) and skeleton.unproven != REWRITTEN
+    return unlocated, skeleton.as_python, skeleton.left_out
+
+
 def _refuse_what_would_vanish(turns: Turns, template: ChatTemplate) -> None:
     for i, turn in enumerate(turns):
         if turn.tool_calls and not template.knows_calls:
-            raise RowError(
+            raise CallLeftOutError(
                 f"message {i} calls a tool, but the chat template would leave the call out.",
-                fix="Use a template that renders tool_calls, or keep the calls as text: "
-                "format: {sharegpt: {function_call: content}}.",
+                fix="Use a template that renders tool_calls.",
             )

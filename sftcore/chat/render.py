@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
+from sftcore.chat.content import as_templates_read, says_otherwise
 from sftcore.chat.conversation import Conversations, RenderedConversation
+from sftcore.chat.skeleton import REWRITTEN
+from sftcore.chat.spans import TurnSpan
 from sftcore.chat.template import SpecialTexts
 from sftcore.core.errors import DataError, OptionTypeError, RowError
 from sftcore.core.types import Example, Span, Turns
@@ -23,7 +26,7 @@ class Rendered:
     If `spans` is None, every token is supervised, including those that the tokenizer adds. `notes` are short constant
     sentences on what the chat template did to this row. If the text holds `images`, `image_spans` are the characters
     that stand for them, which are never supervised, and `unexpanded` is the text as the processor reads it, with one
-    placeholder for each image.
+    placeholder for each image. `turns` are the assistant's turns, where their places were proven.
     """
 
     text: str
@@ -33,6 +36,7 @@ class Rendered:
     image_spans: tuple[Span, ...] = ()
     unexpanded: str = ""
     images: tuple[Mapping[str, Any], ...] = ()
+    turns: tuple[TurnSpan, ...] = ()
 
 
 class Renderer:
@@ -78,7 +82,8 @@ class Renderer:
             return Rendered(self._with_eos(example.text), None, True)
         if example.messages is not None:
             self._refuse_completion_only("messages")
-            return self._conversation(example.messages, example)
+            turns = self._as_templates_read(example.messages, example)
+            return self._conversation(turns, example)
         if isinstance(example.prompt, str):
             self._refuse_assistant_only()
             text = self._with_eos(example.prompt + str(example.completion))
@@ -86,13 +91,23 @@ class Renderer:
             return Rendered(text, spans, True)
         return self._prompt_and_completion(example)
 
+    def _as_templates_read(self, turns: Turns, example: Example) -> Turns:
+        if not says_otherwise(turns):
+            return turns
+        return as_templates_read(turns, lambda kind: self._conversations.template(example).reads_parts(kind))
+
     def _conversation(self, turns: Turns, example: Example) -> Rendered:
         conversation = self._render_turns(turns, example)
-        return Rendered(conversation.text, self._assistant(turns, conversation), False, conversation.notes)
+        return self._finished(conversation, self._assistant(turns, conversation))
+
+    @staticmethod
+    def _finished(conversation: RenderedConversation, spans: tuple[Span, ...] | None) -> Rendered:
+        proven = () if spans is None else conversation.skeleton.proven
+        return Rendered(conversation.text, spans, False, conversation.notes, turns=proven)
 
     def _prompt_and_completion(self, example: Example) -> Rendered:
-        prompt = _turns(example.prompt)
-        turns = [*prompt, *_turns(example.completion)]
+        prompt = self._as_templates_read(_turns(example.prompt), example)
+        turns = [*prompt, *self._as_templates_read(_turns(example.completion), example)]
         if self._completion_only is False:
             return self._conversation(turns, example)
         conversation = self._render_turns(turns, example, prompt_turns=len(prompt))
@@ -100,7 +115,7 @@ class Renderer:
         whole = Span(start, max(start, self._completion_end(conversation, start)))
         assistant = self._assistant(turns, conversation)
         spans = (whole,) if assistant is None else _clip(assistant, whole)
-        return Rendered(conversation.text, spans, False, conversation.notes)
+        return self._finished(conversation, spans)
 
     def _completion_start(
         self, conversation: RenderedConversation, turns: Turns, prompt_turns: int, example: Example
@@ -124,7 +139,7 @@ class Renderer:
         if self._mask_style == "trl":
             return len(text)
         if end is not None:
-            return conversation.at(end)
+            return conversation.end_at(end)
         stripped = text[start:].rstrip()
         return start + len(stripped) if stripped.endswith(self._special.texts) else len(text)
 
@@ -134,18 +149,20 @@ class Renderer:
         if not (self._assistant_only or singled_out):
             return None
         if conversation.marks is not None:
-            return tuple(Span(start, end) for start, end in conversation.marks)
+            ends = ((conversation.at(start), conversation.end_at(end)) for start, end in conversation.skeleton.unmarked)
+            return tuple(Span(start, end) for start, end in sorted((*conversation.marks, *ends)))
         if conversation.skeleton.unproven:
+            rewritten = conversation.skeleton.unproven == REWRITTEN
+            first = "Use a template that prints content unchanged" if rewritten else "Drop the row"
             raise RowError(
-                f"{conversation.skeleton.unproven}.",
-                fix="Use a template that prints content unchanged, or one with {% generation %} markers.",
+                f"{conversation.skeleton.unproven}.", fix=f"{first}, or use a template with {{% generation %}} markers."
             )
         spans = []
         for message, start, end in conversation.skeleton.turns:
             turn = turns[message]
             weight = 0.0 if turn.train is False else 1.0 if turn.weight is None else turn.weight
             if weight:
-                spans.append(Span(conversation.at(start), conversation.at(end), weight))
+                spans.append(Span(conversation.at(start), conversation.end_at(end), weight))
         return tuple(span for span in spans if span.start < span.end)
 
     def _render_turns(self, turns: Turns, example: Example, *, prompt_turns: int | None = None) -> RenderedConversation:

@@ -30,23 +30,26 @@ Mark: TypeAlias = Callable[[int, str, Kind], str]
 class Variant:
     """How messages are passed to a template, since templates differ in what they read.
 
-    arguments: the arguments of tool calls, as mappings or as JSON text.
+    arguments: the arguments of tool calls, as mappings or as JSON text; "calls" makes all calls one JSON text.
     empty: the content of a message that has only tool calls; "given" leaves out a null.
     content: "given" passes it as it is, "parts" each text as one part, "text" all parts joined to one text.
     """
 
-    arguments: Literal["mapping", "json"] = "mapping"
+    arguments: Literal["mapping", "json", "calls"] = "mapping"
     empty: Literal["given", "null", "text"] = "given"
     content: Literal["given", "parts", "text"] = "given"
 
 
-def variants(turns: Sequence[Message], prints: frozenset[str]) -> Iterator[Variant]:
-    """The ways to pass these messages, the data's own first, to a template that prints these shapes of content."""
+def variants(turns: Sequence[Message], prints: frozenset[str], *, as_json: bool) -> Iterator[Variant]:
+    """The ways to pass these messages, the data's own first, to a template that prints these shapes of content.
+
+    `as_json` says that it prints mappings as Python does, so that they are to be JSON before it gets them.
+    """
     contents: list[Any] = list(prints) if len(prints) == 1 else ["given", "parts", "text"]
     empties: list[Any] = ["given"]
     arguments: list[Any] = ["mapping"]
     if any(turn.tool_calls for turn in turns):
-        arguments = ["mapping", "json"]
+        arguments = ["json", "calls"] if as_json else ["mapping", "json"]
         if any(turn.tool_calls and not turn.content for turn in turns):
             empties = ["given", "null", "text"]
     for content, empty, argument in itertools.product(contents, empties, arguments):
@@ -79,7 +82,9 @@ def _as_turn(message: Message, index: int, variant: Variant) -> Turn:
         turn["reasoning_content"] = turn["thinking"] = message.reasoning
     if message.tool_calls:
         calls = json_data(message.tool_calls)
-        turn["tool_calls"] = [_arguments_as_json(call) for call in calls] if variant.arguments == "json" else calls
+        if variant.arguments == "json":
+            calls = [_arguments_as_json(call) for call in calls]
+        turn["tool_calls"] = json.dumps(calls, ensure_ascii=False) if variant.arguments == "calls" else calls
         if variant.empty != "given" and not message.content:
             turn["content"] = "" if variant.empty == "text" else None
     if message.tool_call_id is not None:

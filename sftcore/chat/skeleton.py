@@ -7,31 +7,45 @@ put into the slots, must give the row's real rendering byte for byte. A skeleton
 
 from __future__ import annotations
 
+import bisect
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import attrs
 from attrs import frozen
 
-from sftcore.chat.shapes import Kind, Variant, marked
-from sftcore.chat.spans import LEFT_OUT, CallPositions, Slot, TurnFinder, TurnSpan, refused
+from sftcore.chat.comparisons import Edges, NotLocatedError, refused
+from sftcore.chat.hidden import HiddenConversation, Original, Render, Sentinels
+from sftcore.chat.proof import carried_over, proven_turns
+from sftcore.chat.shapes import Kind, Variant, as_turns, marked
+from sftcore.chat.spans import LEFT_OUT, TurnFinder, TurnSpan
 from sftcore.chat.template import SpecialTexts, TemplateTraits
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
 
-Render: TypeAlias = Callable[[Sequence[Message], bool], str]
-"""Renders messages, with or without the generation prompt."""
-
 REASONING_EARLIER = "reasoning of earlier turns left out by the chat template"
 REASONING_LAST = "reasoning of the last turn left out by the chat template"
 STOP_APPENDED = "stop token appended, because the chat template ends the last turn without one"
+PLAIN_END = "what the chat template ends turns with is not a token of the tokenizer, but text"
+REWRITTEN = "the chat template rewrites the messages' text, so the assistant's turns cannot be located"
 UNENDED = "the chat template writes no end token after some turns"
 OWN_SYSTEM = "the chat template adds a system prompt of its own"
 
-_DIGITS = 5
+
+RenderMarked: TypeAlias = Callable[[Sequence[Message]], "tuple[str, Sequence[tuple[int, int]]]"]
+"""Renders messages with what the template's generation markers enclose."""
+
+
+@frozen
+class Slot:
+    """A sentinel in the rendering: its characters, the original text that it stands for, and that text's message."""
+
+    start: int
+    end: int
+    original: int
+    message: int
 
 
 @frozen
@@ -54,6 +68,9 @@ class Skeleton:
     stop: the token that must be appended.
     general: whether all texts became slots, so that other conversations can use the skeleton.
     left_out: whether the rendering lacks words of anyone but the assistant.
+    proven: the assistant's turns as they were found, with what the template writes before them and what ends them.
+    unmarked: the ends of turns that the template's own generation markers leave out.
+    as_python: whether calls are printed as Python shows them, and not as JSON.
     unproven: why the conversation could not be verified; only the notes are known then.
     """
 
@@ -69,6 +86,9 @@ class Skeleton:
     general: bool
     left_out: bool = False
     unproven: str = ""
+    as_python: bool = False
+    unmarked: tuple[tuple[Position, Position], ...] = ()
+    proven: tuple[TurnSpan, ...] = ()
 
     def fill(self, words: Sequence[str]) -> tuple[str, list[int]]:
         """The conversation with these words, and for each slot the total length of the words before it."""
@@ -85,7 +105,11 @@ def learn(
     traits: TemplateTraits,
     special: SpecialTexts,
     variant: Variant,
+    edges: Edges,
+    context: Hashable,
+    render_otherwise: Callable[[Sequence[Message]], str],
     prompt_turns: int | None = None,
+    render_marked: RenderMarked | None = None,
 ) -> Skeleton:
     """The skeleton of a conversation that is rendered as `text`.
 
@@ -96,15 +120,30 @@ def learn(
     """
     sentinels = _verified(turns, text, render)
     if sentinels is None or not sentinels.rebuilds:
-        unproven = "the chat template rewrites the messages' text, so the assistant's turns cannot be located"
-        return Skeleton(variant, (), None, (), (), None, None, "", (), True, unproven=unproven)
-    finder = TurnFinder(turns, sentinels.text, sentinels.slots, sentinels.prefix, sentinels.calls(), traits, special)
-    found = finder.find()
+        return Skeleton(variant, (), None, (), (), None, None, "", (), True, unproven=REWRITTEN)
+    marks = None if render_marked is None else sentinels.marks(render_marked)
+    talk = sentinels.hidden()
+    finder = TurnFinder(talk, traits, special, edges, context)
+    try:
+        turns_found: Sequence[TurnSpan] | None = None
+        if sentinels.structure is not None:
+            # the words of others are rewritten: where they are hidden, turns look like those of other rows
+            elsewhere = TurnFinder(sentinels.structure.hidden(), traits, special, edges, context)
+            turns_found = carried_over(elsewhere, talk, special, edges, render_otherwise)
+            finder = elsewhere if turns_found is not None else finder
+        if turns_found is None:
+            turns_found = proven_turns(finder, talk, special, edges, render_otherwise)
+    except NotLocatedError as error:
+        seen = (*sentinels.left_out(turns), *sentinels.reasoning_left_out(turns))
+        missing = bool(sentinels.left_out(turns))
+        return Skeleton(variant, (), None, (), (), None, None, "", seen, True, missing, error.what)
+    found = [attrs.evolve(turn, start=talk.visible(turn.start), end=talk.visible(turn.end)) for turn in turns_found]
     left_out = sentinels.left_out(turns)
     notes = [
         *left_out,
         *sentinels.reasoning_left_out(turns),
         *([UNENDED] if finder.unended else []),
+        *([PLAIN_END] if finder.plain else []),
         *([OWN_SYSTEM] if traits.adds_system and turns[0].role not in ("system", "developer") else []),
     ]
     order = tuple(slot.original for slot in sentinels.slots)
@@ -120,7 +159,21 @@ def learn(
         notes=tuple(notes),
         general=sentinels.everyone,
         left_out=bool(left_out),
+        as_python=_as_python(talk, variant),
+        proven=tuple(found),
+        unmarked=() if marks is None else sentinels.unmarked(found, marks, special, stops=bool(finder.stop)),
     )
+
+
+def _as_python(talk: HiddenConversation, variant: Variant) -> bool:
+    """Whether the calls, or their arguments, stand in the rendering as Python shows mappings."""
+    for turn in as_turns(talk.turns, variant) if any(turn.tool_calls for turn in talk.turns) else ():
+        for call in turn.get("tool_calls", ()) if isinstance(turn.get("tool_calls"), list) else ():
+            function = call.get("function", call)
+            for part in (function, function.get("arguments")):
+                if isinstance(part, dict) and part and str(part) in talk.rendering.text:
+                    return True
+    return False
 
 
 def _verified(turns: Sequence[Message], text: str, render: Render) -> _Sentinels | None:
@@ -137,6 +190,7 @@ def _verified(turns: Sequence[Message], text: str, render: Render) -> _Sentinels
             continue
         first = first or sentinels
         if sentinels.rebuilds:
+            sentinels.structure = first if first is not sentinels else None
             first = sentinels
             break
     if first is not None:
@@ -153,17 +207,14 @@ class _Sentinels:
     def __init__(self, turns: Sequence[Message], text: str, render: Render, *, everyone: bool) -> None:
         self._render = render
         self._originals: list[tuple[int, str, Kind]] = []
-        stem = "q7z"
-        while stem in text:
-            stem += "X"
-        self._stem = stem
-        self._pattern = re.compile(f"{stem}([0-9]{{{_DIGITS}}})zq")
+        self._made = Sentinels(text)
 
         def mark(index: int, part: str, kind: Kind) -> str:
             self._originals.append((index, part, kind))
             hidden = everyone or turns[index].role == "assistant"
-            return f"{stem}{len(self._originals) - 1:0{_DIGITS}}zq" if hidden else part
+            return self._made.word(len(self._originals) - 1) if hidden else part
 
+        self.structure: _Sentinels | None = None
         self._turns = [marked(turn, index, mark) for index, turn in enumerate(turns)]
         self.everyone = everyone
         self._real = text
@@ -171,6 +222,7 @@ class _Sentinels:
         self.escaped: tuple[bool, ...] = ()
         self.text = render(self._turns, False)
         self.slots = self._slots(self.text)
+        self._hidden_before = list(accumulate((slot.end - slot.start for slot in self.slots), initial=0))
         ends = [0, *(slot.end for slot in self.slots)]
         starts = [*(slot.start for slot in self.slots), len(self.text)]
         self.literals = tuple(self.text[end:start] for end, start in zip(ends, starts, strict=True))
@@ -192,62 +244,55 @@ class _Sentinels:
         return False
 
     def _slots(self, text: str) -> list[Slot]:
-        slots = []
-        for found in self._pattern.finditer(text):
-            number = int(found.group(1))
-            message, _, kind = self._originals[number]
-            slots.append(Slot(found.start(), found.end(), number, message, kind == "reasoning"))
-        return slots
+        found = self._made.found_in(text).anchors
+        return [Slot(one.start, one.end, one.number, self._originals[one.number][0]) for one in found]
 
-    def prefix(self, count: int, generation_prompt: bool) -> tuple[str, list[Slot]] | None:
-        """The first `count` messages alone; a count of one too many adds a tool's answer to the last one's calls."""
-        turns = self._turns[:count]
-        if count > len(self._turns):
-            call = turns[-1].tool_calls[-1]
-            name = str(call.get("function", call).get("name", ""))
-            turns.append(Message("tool", f"{self._stem}!", name=name, tool_call_id=call.get("id")))
-        if not turns:
-            return None
+    def prefix(self, count: int, generation_prompt: bool) -> str | None:
+        """The first messages alone."""
         try:
-            text = self._render(turns, generation_prompt)
+            return self._render(self._turns[:count], generation_prompt)
         except RowError:
             return None
-        return text, self._slots(text)
 
-    def calls(self) -> CallPositions | None:
-        """Where the name of each call is, by rendering with sentinels for names; None if the text then differs."""
-        if not any(turn.tool_calls for turn in self._turns):
-            return {}
-        names: list[tuple[int, int, str]] = []
+    def hidden(self) -> HiddenConversation:
+        """The same conversation with its calls hidden as well."""
+        originals = [Original(index, kind, words) for index, words, kind in self._originals]
+        return HiddenConversation(self._turns, self.text, originals, self._made, self._render)
 
-        def hide(index: int, number: int, call: Mapping[str, Any]) -> Mapping[str, Any]:
-            function = call.get("function", call)
-            names.append((index, number, str(function.get("name", ""))))
-            function = {**function, "name": f"{self._stem}{len(names) - 1:0{_DIGITS}}call"}
-            return {**call, "function": function} if "function" in call else function
+    def marks(self, render_marked: RenderMarked) -> Sequence[tuple[int, int]] | None:
+        """What the template's generation markers enclose; None if the rendering is another one with them.
 
-        turns = [
-            attrs.evolve(turn, tool_calls=[hide(i, number, call) for number, call in enumerate(turn.tool_calls)])
-            for i, turn in enumerate(self._turns)
-        ]
-        try:
-            text = self._render(turns, False)
-        except RowError:
+        Raises:
+            RowError: they enclose words that are not the assistant's.
+        """
+        text, marks = render_marked(self._turns)
+        if text != self.text:
             return None
-        positions: dict[tuple[int, int], tuple[int, int]] = {}
-        pieces = re.split(f"{self._stem}([0-9]{{{_DIGITS}}})call", text)
-        rebuilt = ""
-        for literal, hidden in zip(pieces[::2], pieces[1::2], strict=False):
-            index, number, name = names[int(hidden)]
-            start = len(rebuilt) + len(literal)
-            positions.setdefault((index, number), (start, start + len(name)))
-            rebuilt += literal + name
-        return positions if rebuilt + pieces[-1] == self.text else None
+        for slot in self.slots:
+            role = self._turns[slot.message].role
+            if role != "assistant" and any(start < slot.end and slot.start < end for start, end in marks):
+                raise RowError(
+                    f"the chat template's generation markers enclose words of message {slot.message} ({role}).",
+                    fix="Put them around what the assistant writes alone, or remove them from the template.",
+                )
+        return marks
+
+    def unmarked(
+        self, found: Sequence[TurnSpan], marks: Sequence[tuple[int, int]], special: SpecialTexts, *, stops: bool
+    ) -> tuple[tuple[Position, Position], ...]:
+        """The ends of turns that the template's generation markers leave out; `stops` if one is to be appended."""
+        lacking = []
+        for turn in found:
+            own = [mark for mark in marks if mark[0] < min(mark[1], turn.end) and turn.start < mark[1]]
+            left_out = own and (own[-1][1] < turn.end or (stops and turn.end == len(self.text)))
+            if left_out and not special.at_end(self.text[own[-1][0] : own[-1][1]].rstrip()):
+                lacking.append((self.position(own[-1][1]), self.position(turn.end)))
+        return tuple(lacking)
 
     def position(self, at: int) -> Position:
         """An index into the rendering with sentinels, as a position in any filled skeleton."""
-        passed = [slot for slot in self.slots if slot.end <= at]
-        return Position(len(passed), at - sum(slot.end - slot.start for slot in passed))
+        passed = bisect.bisect_right(self.slots, at, key=lambda slot: slot.end)
+        return Position(passed, at - self._hidden_before[passed])
 
     def _missing(self) -> list[tuple[int, int, Kind]]:
         """The original texts that are missing from the rendering: number, message and kind."""
@@ -263,8 +308,7 @@ class _Sentinels:
         for number, index, kind in self._missing():
             # a text that is there in other letters, or was cut, was rewritten rather than left out
             there = not self.rebuilds and (
-                self._originals[number][1] in self._real
-                or re.search(f"{self._stem}{number:0{_DIGITS}}zq", self.text, re.IGNORECASE)
+                self._originals[number][1] in self._real or self._made.word(number).lower() in self.text.lower()
             )
             if turns[index].role == "assistant" and kind == "content" and not there:
                 raise refused(index, LEFT_OUT)
@@ -293,8 +337,8 @@ def _completion(
     the completion's first turn. None if that position does not separate the prompt from the completion."""
     answered = is_answered(turns, prompt_turns)
     prompt = sentinels.prefix(prompt_turns, answered)
-    if prompt is not None and sentinels.text.startswith(prompt[0]):
-        start = len(prompt[0])
+    if prompt is not None and sentinels.text.startswith(prompt):
+        start = len(prompt)
     elif first := [turn.start for turn in found if turn.message == prompt_turns]:
         start = first[0]
     else:

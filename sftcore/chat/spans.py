@@ -1,314 +1,226 @@
-"""Locates each assistant turn in a rendered conversation, for chat templates without generation markers.
+"""Locates each assistant turn in a rendered conversation by comparing renderings, for any chat template.
 
-The conversation was rendered with a sentinel in place of each of its texts (see sftcore.chat.skeleton). A turn is what
-the model must produce: from the end of the generation prompt through the token that ends the turn. Its header and its
-end are read from what the template writes around the sentinels; the words of the data are never searched.
+A turn is what the model must produce, from what it is given to begin with through what ends it. Both are found by
+comparison and not by looking for tokens: the beginning with the generation prompt of the same messages, the end with
+renderings in which the turn is last and in which each kind of turn follows. All texts are hidden meanwhile (see
+sftcore.chat.hidden). What a comparison showed is kept by what the template writes around the turn, so that turns of
+other conversations which look the same need no renderings of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Sequence
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 
-from sftcore.chat.template import SpecialTexts, TemplateTraits
-from sftcore.core.errors import RowError
+from sftcore.chat.comparisons import Comparisons, not_located, refused
+from sftcore.chat.hidden import Anchor
 from sftcore.core.types import Message
 
 LEFT_OUT = "the chat template leaves its words out"
 
 
 @frozen
-class Slot:
-    """A sentinel in the rendering: its characters, the original text that it stands for, and that text's message."""
-
-    start: int
-    end: int
-    original: int
-    message: int
-    reasoning: bool = False
-
-
-@frozen
 class TurnSpan:
-    """One stretch of an assistant message in the rendering with sentinels; tool results may split a message."""
+    """One stretch of an assistant message in the hidden rendering; tool results may split a message.
+
+    `header` is what the template writes between the words before and the stretch. `ender` is what ends it, "" if
+    nothing does.
+    """
 
     message: int
     start: int
     end: int
-
-
-Prefix = Callable[[int, bool], "tuple[str, Sequence[Slot]] | None"]
-"""Renders the first n messages with sentinels, with or without the generation prompt; None if the template refuses."""
-
-CallPositions = Mapping["tuple[int, int]", "tuple[int, int]"]
-"""Where the name of each tool call is, by message and by the call's number within it."""
+    header: str = ""
+    ender: str = ""
 
 
 @define(slots=False)
-class TurnFinder:
-    """Finds the assistant's turns of one conversation in its rendering with sentinels.
-
-    `stop` is the token that must be appended because the template ends the last turn without one, or "". `unended` says
-    that a turn before the last has no end token.
-    """
-
-    _turns: Sequence[Message]
-    _text: str
-    _slots: Sequence[Slot]
-    _prefix: Prefix
-    _calls: CallPositions | None
-    _traits: TemplateTraits
-    _special: SpecialTexts
-    _said: int = field(default=0, init=False)
-    _open: bool = field(default=False, init=False)
-    stop: str = field(default="", init=False)
-    unended: bool = field(default=False, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._anchors = [(slot.start, slot.end, slot.message) for slot in self._slots]
-        self._anchors += [(start, end, index) for (index, _), (start, end) in (self._calls or {}).items()]
+class TurnFinder(Comparisons):
+    """Finds the assistant's turns of one conversation in its hidden rendering."""
 
     def find(self) -> tuple[TurnSpan, ...]:
         """All stretches of all assistant messages, in the order of the rendering.
 
         Raises:
-            RowError: words or calls of a message are missing; the error names the message and the reason.
+            RowError: a part of a message is missing, or its turn cannot be told from what surrounds it.
         """
         found: list[TurnSpan] = []
         for index, message in enumerate(self._turns):
             if message.role == "assistant":
                 found += self._message(index, message)
                 self._said = max((turn.end for turn in found), default=0)
-        return tuple(sorted(found, key=lambda turn: turn.start))
+        found.sort(key=lambda turn: turn.start)
+        for turn, following in itertools.pairwise(found):
+            if following.start < turn.end:
+                raise not_located(following.message, "its turn runs into another one")
+        return tuple(found)
 
     def _message(self, index: int, message: Message) -> list[TurnSpan]:
-        own = sorted((slot for slot in self._slots if slot.message == index), key=lambda slot: slot.start)
-        first = min((start for start, _, owner in self._anchors if owner == index), default=len(self._text))
-        # the template may move a system message in front of the turns that precede it
-        anchored = first < len(self._text)
-        earlier = [end for _, end, owner in self._anchors if end <= first and (owner < index or anchored)]
-        before = max([*earlier, min(self._said, first)])
-        if not own and not message.tool_calls:
-            return self._wordless(index, before)
+        own = self._talk.own(index)
+        self._silent = False
+        self._refuse_calls_left_out(index, message, own)
+        if not own:
+            return self._wordless(index)
         found: list[TurnSpan] = []
-        if message.tool_calls:
-            bound = self._next(index, first if self._calls and anchored else before, later_only=True)
-            inside = [slot for slot in own if slot.start < bound]
-            found.append(self._calling(index, message, inside, before, bound))
-            own = own[len(inside) :]
-        for run in self._runs(own):
-            if found:
-                before = max(slot.end for slot in self._slots if slot.end <= run[0].start)
-                start = self._behind(before, run[0].start)
-            else:
-                start = self._start(index, before, run[0].start) or 0
-            found.append(TurnSpan(index, start, self._end(index, run[-1])))
+        runs = self._runs(own)
+        for run in runs:
+            last = self._before(run[0])
+            before = last.end if last else 0
+            gap = self._here.text[before : run[0].start]
+            said = max(0, self._said - before)
+            offset = self._begins(index, last.number if last else None, gap, run[0].number, said, later=bool(found))
+            upto = self._answered(index) if found else index + 1
+            self._silent = len(runs) > 1 and not found
+            ending = self._ends(index, run[-1].number, "", self._tail(run[-1]), upto)
+            end = run[-1].end + ending.length
+            found.append(TurnSpan(index, before + offset, end, gap[:offset], ending.ender or ending.stop))
         return found
 
-    def _runs(self, own: Sequence[Slot]) -> list[list[Slot]]:
-        """The message's slots, in groups without a slot of another message between them."""
-        runs: list[list[Slot]] = []
-        for slot in own:
-            if runs and not any(runs[-1][-1].end <= other.start < slot.start for other in self._slots):
-                runs[-1].append(slot)
+    def _refuse_calls_left_out(self, index: int, message: Message, own: Sequence[Anchor]) -> None:
+        there = {self._talk.originals[anchor.number].call for anchor in own}
+        for number, name in enumerate(self._talk.names(index)):
+            if number not in there:
+                if self._talk.hides(index, number):
+                    raise refused(index, f'the chat template leaves its call of "{name}" out')
+                raise not_located(index, f'its call of "{name}" cannot be located in what the chat template writes')
+
+    def _runs(self, own: Sequence[Anchor]) -> list[list[Anchor]]:
+        """The message's sentinels, in groups without one of another message between them."""
+        runs: list[list[Anchor]] = []
+        owner = self._talk.owner(own[0].number)
+        for anchor in own:
+            last = self._places[runs[-1][-1].start] if runs else -1
+            between = self._here.anchors[last + 1 : self._places[anchor.start]]
+            if runs and all(self._talk.owner(one.number) == owner for one in between):
+                runs[-1].append(anchor)
             else:
-                runs.append([slot])
+                runs.append([anchor])
         return runs
 
-    def _wordless(self, index: int, before: int) -> list[TurnSpan]:
-        """A turn without words or calls: its end token, or nothing if the template leaves the whole turn out."""
-        bound = self._next(index, before)
-        start = self._start(index, before, None, bound=bound)
-        if start is None:
+    def _wordless(self, index: int) -> list[TurnSpan]:
+        """A turn without words or calls; nothing if the template leaves it out."""
+        before = self._render(index, "prompt") or self._render(index, "before")
+        if before is None:
+            raise not_located(index, "its turn has no words, and where it begins cannot be told")
+        number, _ = before.after_all()
+        gap = self._here.behind(number)
+        if gap is None:
+            raise not_located(index, "its turn has no words, and where it begins cannot be told")
+        without = self._talk([*self._turns[:index], *self._turns[index + 1 :]]) if len(self._turns) > 1 else None
+        if without is not None and without.behind(number) == gap:
             return []
-        end = self._known_end(start, bound)
-        if end is None:
-            end = self._written_end(index, start, bound)
-        return [TurnSpan(index, start, end)]
+        at = self._position(number)
+        offset = self._begins(index, number, gap, None, max(0, self._said - at), later=False)
+        # what the template opens for words that are not there
+        tried = [one for one in (self._plain(index, number, last) for last in (True, False)) if one is not None]
+        opened = max([offset, *(len(self._special.common([gap, one])) for one in tried)])
+        ending = self._ends(index, number, gap[:opened], gap[opened:], index + 1)
+        end = at + opened + ending.length
+        return [TurnSpan(index, at + offset, end, gap[:offset], ending.ender or ending.stop)]
 
-    def _calling(self, index: int, message: Message, own: Sequence[Slot], before: int, bound: int) -> TurnSpan:
-        known = [position[0] for (owner, _), position in (self._calls or {}).items() if owner == index]
-        first = min([slot.start for slot in own] + known, default=None)
-        start = self._start(index, before, first, bound=bound, words=bool(own))
-        last = before if start is None else start
-        for number, call in enumerate(message.tool_calls):
-            position = self._call(index, number, call, last, bound)
-            if position is None:
-                raise refused(index, f'the chat template leaves its call of "{_name(call)}" out')
-            if start is None:
-                start = self._before_call(before, position[0])
-            last = position[1]
-        last = max([last, *(slot.end for slot in own)])
-        assert start is not None
-        marked = any(slot.message == index + 1 for slot in self._slots) or index + 1 == len(self._turns)
-        end = self._known_end(last, bound) if marked else None
-        return TurnSpan(index, start, self._written_end(index, last, bound) if end is None else end)
+    # --- Where a turn begins
+    def _begins(self, index: int, before: int | None, gap: str, first: int | None, said: int, *, later: bool) -> int:
+        """How much of the gap in front of a turn the model is given; `said` of it belongs to its own last turn."""
+        # messages without words leave no sentinel, so that several may lie in one gap
+        distance = index - (self._talk.owner(before) or 0 if before is not None else 0) if first is None else index == 0
+        shown = self._without_ids(gap, index)
+        key = ("begins", shown, self._kind_of(before), self._kind(index, first), distance, said, later, self._context)
+        if (known := self._known(key)) is not None:
+            assert isinstance(known, int)
+            return known
+        offset = self._given_after_tools(index, before, gap) if later else self._given(index, before, gap, said)
+        if offset is None:
+            raise not_located(
+                index,
+                "where its turn begins cannot be told, because the generation prompt and the turn differ "
+                f"({_shown(gap)} is written before it)",
+            )
+        self._keep(key, offset, index)
+        return offset
 
-    def _call(self, index: int, number: int, call: Mapping[str, Any], last: int, bound: int) -> tuple[int, int] | None:
-        """Where the name of the call is."""
-        if self._calls is not None:
-            return self._calls.get((index, number))
-        name = _name(call)
-        at = self._text.find(name, last, bound)
-        return (at, at + len(name)) if at >= 0 else None
+    def _given(self, index: int, before: int | None, gap: str, said: int) -> int | None:
+        given, closed = (self._written_after(self._render(index, how), before) for how in ("prompt", "before"))
+        if given is None:
+            return self._behind_header(gap)
+        # where no generation prompt follows, the conversation may be closed
+        unprompted = closed is not None and closed.startswith(given)
+        if gap.startswith(given):
+            offset = len(given)
+            if not self._traits.header:
+                return offset + self._usual(index, before, gap[offset:], gap[:offset])
+            return offset + (self._header_at(gap, offset) if unprompted else 0)
+        floor = max(said, 0 if closed is None else len(self._special.common([closed, gap]).rstrip()))
+        return self._where_they_part(index, before, gap, given, floor, unprompted)
 
-    # --- Starts
-    def _start(self, index: int, before: int, first: int | None, *, bound: int = 0, words: bool = True) -> int | None:
-        """The end of the generation prompt, or else of the last special token before the words.
-
-        If neither words nor calls are known (`first` is None), it is the next generation prompt before `bound`, or None
-        if there is none. `words` is false if a call comes first.
-        """
-        header = self._traits.header
-        gap_end = bound if first is None else first
-        gap = self._text[before:gap_end]
-        if header and (gap.count(header) == 1 or (first is not None and gap.endswith(header))):
-            return before + gap.rfind(header) + len(header)
-        if (prompted := self._prompted(index, before, gap_end)) is not None:
-            return prompted
-        for shorter in _shortened(header):
-            at = gap.find(shorter) if first is None else gap.rfind(shorter)
-            if at >= 0:
-                return before + at + len(shorter)
-        if first is None:
-            return None
-        shared = _shared_start(gap[::-1], header[::-1])[::-1]
-        if self._special.first(shared, 0, len(shared)):
-            return first
-        return self._behind(before, first) if words else self._before_call(before, first)
-
-    def _prompted(self, index: int, before: int, gap_end: int) -> int | None:
-        """The end of what the template writes to prompt this turn, if the rendering contains it."""
-        if (rendered := self._prefix(index, True)) is None:
-            return None
-        text, slots = rendered
-        tail = text[slots[-1].end :] if slots else text
-        if not self._traits.header and not self._special.first(tail, 0, len(tail)):
-            return None
-        if before <= len(text) <= gap_end and self._text.startswith(text):
-            return len(text)
-        if not slots or all(slot.end != before or slot.original != slots[-1].original for slot in self._slots):
-            return None
-        for shorter in _shortened(tail):
-            if shorter and before + len(shorter) <= gap_end and self._text.startswith(shorter, before):
-                return before + len(shorter)
+    def _where_they_part(
+        self, index: int, before: int | None, gap: str, given: str, floor: int, unprompted: bool
+    ) -> int | None:
+        """The generation prompt opens more than the turn does: up to where other turns of the template part from it."""
+        blank = floor + len(gap[floor:]) - len(gap[floor:].lstrip())
+        if (ender := self._traits.next_end) and all(one.startswith(ender, blank) for one in (gap, given)):
+            floor = blank + len(ender)
+        tried = [one for one in (self._plain(index, before, last) for last in (True, False)) if one is not None]
+        fitting = [
+            cut
+            for cut in self._cuts(given)
+            if len(cut) >= floor and gap.startswith(cut) and all(one.startswith(cut) for one in tried)
+        ]
+        headed = [cut for cut in fitting if len(cut.rstrip()) > floor]
+        trimmed = given.rstrip()
+        stripped = gap.startswith(trimmed) and all(one.startswith(trimmed) for one in tried) and len(trimmed) > floor
+        if stripped and (not headed or not gap[len(trimmed) :].strip()):
+            return len(trimmed)
+        if headed:
+            return len(headed[0])
+        # the prompt opens something in front of the header
+        if not self._special.common([given, gap])[floor:].strip():
+            at = floor + len(gap[floor:]) - len(gap[floor:].lstrip())
+            for start in (side for token in self._special.tags.finditer(given) for side in token.span()):
+                ending = given[start:]
+                if ending.strip() and all(one.startswith(ending, at) for one in (gap, *tried)):
+                    return at + len(ending)
+            # the template closes what came before in another way, and prompts nothing
+            bare = not gap[len(fitting[0]) :].strip() if fitting else False
+            bare = bare or (bool(tried) and not any(one[floor:].strip() for one in tried))
+            if fitting and (unprompted or bare):
+                return len(fitting[0]) + self._header_at(gap, len(fitting[0]))
         return None
 
-    def _behind(self, before: int, first: int) -> int:
-        end = self._special.last_end(self._text, before, first)
-        if end is None:
-            # between two merged turns of the assistant, the template writes what the model would have to write
-            return before if self._open and before == self._said else first
-        return end
+    def _header_at(self, gap: str, offset: int) -> int:
+        """The length of the header there: some templates write the generation prompt behind a user's turn alone."""
+        headers = (cut for cut in self._cuts(self._traits.header) if cut.strip())
+        return next((len(cut) for cut in headers if gap.startswith(cut, offset)), 0)
 
-    def _before_call(self, before: int, first: int) -> int:
-        """The end of what closed the text before; special tokens from there to the call's name belong to the call."""
-        token = self._special.first(self._text, before, first)
-        return before if before == self._said or token is None else token.end()
+    def _given_after_tools(self, index: int, before: int | None, gap: str) -> int | None:
+        """Words of a message that the template writes behind the answers to its calls."""
+        silent = Message("assistant", "", tool_calls=self._turns[index].tool_calls)
+        asked = [*self._turns[:index], silent, *self._turns[index + 1 : self._answered(index)]]
+        given = self._written_after(self._talk(asked, True), before)
+        return len(given) if given is not None and gap.startswith(given) else None
 
-    # --- Ends
-    def _end(self, index: int, words: Slot) -> int:
-        """The end of the first special token after the words, and of an EOS that follows it immediately."""
-        last = words.end
-        bound = self._next(index, last)
-        self._open = False
-        if words.reasoning:
-            # an answer without words may still have a frame of its own (gpt-oss)
-            return self._written_end(index, last, bound)
-        token = self._special.first(self._text, last, bound)
-        header = self._traits.header.strip()
-        # a token that opens the assistant's next turn does not end this one
-        if token and not (header and self._text.startswith(header, token.start())):
-            return self._special.with_eos(self._text, token.end())
-        return self._without_end(index, last, bound)
+    def _usual(self, index: int, before: int | None, rest: str, given: str) -> int:
+        """The header of a template without generation prompts: what all turns of the assistant begin with."""
+        shared = [rest]
+        for last in (True, False):
+            plain = self._plain(index, before, last)
+            if plain is not None and plain.startswith(given):
+                shared.append(plain[len(given) :])
+        header = self._special.common(shared)
+        return len(header) if any(one.isalnum() for one in header) else 0
 
-    def _known_end(self, last: int, bound: int) -> int | None:
-        """The end of the next token that is known to end a plain turn."""
-        found = [
-            (at, at + len(ender)) for ender in self._traits.enders if (at := self._text.find(ender, last, bound)) >= 0
-        ]
-        return self._special.with_eos(self._text, min(found)[1]) if found else None
+    def _behind_header(self, gap: str) -> int | None:
+        for cut in self._cuts(self._traits.header):
+            if cut.strip() and gap.count(cut) == 1:
+                return gap.find(cut) + len(cut)
+        return None
 
-    def _written_end(self, index: int, last: int, bound: int) -> int:
-        """The end of a turn of calls, or of one without words, whose markup may contain special tokens of its own.
-
-        It is the last special token that the template writes when the conversation stops after this turn; or if the
-        conversation goes on, the first one after that (GLM-4 ends turns with the header of the next).
-        """
-        tail = self._stopped(index, last)
-        shared = _shared_start(tail, self._text[last:bound])
-        tokens = list(self._special.pattern.finditer(shared))
-        if tokens and not tail[len(shared) :].strip():
-            return last + tokens[-1].end()
-        following = last + (tokens[-1].end() if tokens else 0)
-        if token := self._special.first(self._text, following, bound):
-            return self._special.with_eos(self._text, token.end())
-        if (added := self._special.last_end(shared, 0, len(shared))) is not None and bound < len(self._text):
-            return last + added
-        return self._without_end(index, last + len(shared.rstrip()), bound)
-
-    def _stopped(self, index: int, last: int) -> str:
-        """What follows `last` when the conversation is rendered up to this message."""
-        if index + 1 == len(self._turns):
-            return self._text[last:]
-        if (rendered := self._prefix(index + 1, False)) is None:
-            return ""
-        text, slots = rendered
-        if text.startswith(self._text[:last]):
-            return text[last:]
-        at = slots[-1].end if slots else 0
-        if self._traits.header:
-            at = max(at, text.rfind(self._traits.header) + len(self._traits.header))
-        for call in self._turns[index].tool_calls:
-            at = max(at, text.find(_name(call), at) + len(_name(call)))
-        return text[at:]
-
-    def _without_end(self, index: int, last: int, bound: int) -> int:
-        if bound == len(self._text) and index + 1 == len(self._turns):
-            self.stop = self._stop_token(index)
-            self.unended |= not self.stop
-            return len(self._text)
-        following = [owner for start, _, owner in self._anchors if start == bound]
-        self._open = bool(following) and self._turns[following[0]].role == "assistant"
-        self.unended |= not self._open
-        return last
-
-    def _stop_token(self, index: int) -> str:
-        """What ends such a turn within a conversation: after calls, the token that introduces a tool's answer."""
-        if self._turns[index].tool_calls and (rendered := self._prefix(index + 2, False)) is not None:
-            text, _ = rendered
-            if text.startswith(self._text) and (token := self._special.first(text, len(self._text), len(text))):
-                return token.group()
-        return self._traits.stop
-
-    def _next(self, index: int, start: int, *, later_only: bool = False) -> int:
-        """Where the next text or call of another message begins."""
-        return min(
-            (at for at, _, owner in self._anchors if at >= start and (owner > index if later_only else owner != index)),
-            default=len(self._text),
-        )
+    def _cuts(self, given: str) -> list[str]:
+        """A generation prompt, and what is left of it without what its last tokens open, the longest first."""
+        starts = [token.start() for token in self._special.tags.finditer(given)]
+        return [given, *(given[:start] for start in reversed(starts))]
 
 
-def refused(index: int, reason: str) -> RowError:
-    """The error for an assistant message that cannot be supervised."""
-    return RowError(
-        f"message {index} (assistant) cannot be supervised: {reason}.",
-        fix="Drop the row, or use another chat template.",
-    )
-
-
-def _shortened(prompt: str) -> list[str]:
-    """The whole generation prompt, then the prompt without the tag that opens the thinking of the newest turn."""
-    bare = prompt.split("<think>")[0]
-    return [prompt, *([bare] if bare != prompt else [])] if prompt else []
-
-
-def _shared_start(one: str, other: str) -> str:
-    differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return one[: next(differing, min(len(one), len(other)))]
-
-
-def _name(call: Mapping[str, Any]) -> str:
-    return str(call.get("function", call).get("name", ""))
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"…{text[-60:]}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from sftcore.chat.render import Renderer
 from sftcore.chat.template import SpecialTexts
-from sftcore.core.errors import DataError, ModelError
+from sftcore.core.errors import DataError, ModelError, quoted
 from sftcore.core.types import Example, Message
 
 _QUESTION, _ANSWER = "q7zXquestionXz7q", "q7zXanswerXz7q"
@@ -41,6 +41,50 @@ def turn_end(tokenizer: Any) -> str | None:
     return found[-1] if found else None
 
 
+def stops_of_calls(tokenizer: Any) -> tuple[str, ...]:
+    """The tokens other than `turn_end` at which serving has to stop, because a turn that calls a tool ends with them.
+
+    A token behind which the model goes on in any turn (gpt-oss ends its thinking and earlier answers with `<|end|>`) is
+    none of them.
+    """
+    return _ends_of_calls(_tried_turns(tokenizer), SpecialTexts.of(tokenizer), turn_end(tokenizer))
+
+
+def _ends_of_calls(turns: list[tuple[bool, str]], special: SpecialTexts, answers_end: str | None) -> tuple[str, ...]:
+    inside = _inside(turns, special)
+    found = dict.fromkeys(special.at_end(text.rstrip()) for calls, text in turns if calls)
+    return tuple(token for token in found if token and token not in inside and token != answers_end)
+
+
+def _tried_turns(tokenizer: Any) -> list[tuple[bool, str]]:
+    """The supervised texts of turns of each kind that the template takes, and whether they call a tool."""
+    thought, call = "q7zXthoughtXz7q", {"name": "q7zXtool", "arguments": {"q7zXkey": "q7zXvalue"}}
+    calls = [{"id": f"call0000{i}", "type": "function", "function": call} for i in range(2)]
+    schema = {"name": "q7zXtool", "description": "none", "parameters": {"type": "object", "properties": {}}}
+    found = []
+    renderer = Renderer(tokenizer)
+    for reasoning in (None, thought):
+        for made in ([], calls[:1], calls):
+            content = "" if made else _ANSWER
+            answer = Message("assistant", content, train=True, reasoning=reasoning, tool_calls=made)
+            tools = [{"type": "function", "function": schema}] if made else None
+            try:
+                one = renderer.render(Example(messages=[Message("user", _QUESTION), answer], tools=tools))
+            except DataError:  # the template does not take such a turn
+                continue
+            found.append((bool(made), "".join(one.text[span.start : span.end] for span in one.spans or ())))
+    return found
+
+
+def _inside(turns: list[tuple[bool, str]], special: SpecialTexts) -> set[str]:
+    """The tokens that stand in these turns before their end."""
+    found: set[str] = set()
+    for _, text in turns:
+        end = len(text.rstrip()) - len(special.at_end(text.rstrip()))
+        found |= {token.group() for token in special.added.finditer(text, 0, end)}
+    return found
+
+
 def trained_stop(tokenizer: Any, labels: Collection[int] | None = None) -> str | None:
     """The token that ends the run's answers: the chat template's, or EOS if the data are texts.
 
@@ -66,7 +110,27 @@ def align_stop(model: Any, tokenizer: Any, labels: Collection[int] | None, *, eo
     With `eos_is_chosen` the tokenizer's EOS comes first. Otherwise, if generation did not stop at the token that ends
     answers, that token becomes the EOS of tokenizer and model, unless the template itself prints the EOS.
     """
-    stop, eos = trained_stop(tokenizer, labels), tokenizer.eos_token
+    stop, special = trained_stop(tokenizer, labels), SpecialTexts.of(tokenizer)
+    turns = _tried_turns(tokenizer) if uses_template(tokenizer, labels) else []
+    goes_on = stop != tokenizer.eos_token and stop in _inside(turns, special)
+    notes: tuple[str, ...]
+    if goes_on:
+        notes = (f'generation does not stop at "{stop}", though answers end with it: the model goes on behind it',)
+    else:
+        notes = _align_answers(model, tokenizer, stop, eos_is_chosen=eos_is_chosen)
+    if not _generates(model):
+        return notes
+    more = [tokenizer.convert_tokens_to_ids(token) for token in _ends_of_calls(turns, special, stop)]
+    missing = [index for index in more if index not in known_stops(model)]
+    if not missing:
+        return notes
+    model.generation_config.eos_token_id = [*known_stops(model), *missing]
+    named = quoted(tokenizer.convert_ids_to_tokens(missing))
+    return (*notes, f"generation stops at {named} too, which ends turns that call a tool")
+
+
+def _align_answers(model: Any, tokenizer: Any, stop: str | None, *, eos_is_chosen: bool) -> tuple[str, ...]:
+    eos = tokenizer.eos_token
     if stop is None:
         return ()
     stop_id = tokenizer.convert_tokens_to_ids(stop)

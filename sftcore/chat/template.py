@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
@@ -18,39 +19,54 @@ if TYPE_CHECKING:
 Turn: TypeAlias = "dict[str, Any]"
 """A message as chat templates read it."""
 
+_TAG = r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,30}\]"
+_TAG_AT_END = re.compile(f"(?:{_TAG})$")
+
 _PROBES = tuple(f"q7zXprobe{i}Xz7q" for i in range(4))
 
 
 class SpecialTexts:
     """The texts of a tokenizer's special tokens and of its other added ones, and its EOS ("" where it has none)."""
 
-    def __init__(self, special: Sequence[str], added: Sequence[str], eos: str) -> None:
+    def __init__(self, special: Sequence[str], added: Sequence[str], eos: str, bos: str = "") -> None:
         self.eos = eos
+        self.bos = bos
         self.texts = tuple(sorted(filter(None, {*special, eos}), key=len, reverse=True))
         self.pattern = _any_of(self.texts)
-        self.added = _any_of(sorted(filter(None, {*added, *self.texts}), key=len, reverse=True))
+        self.all = tuple(sorted(filter(None, {*added, *self.texts}), key=len, reverse=True))
+        self.added = _any_of(self.all)
+        self.tags = re.compile(f"{self.added.pattern}|{_TAG}")
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> SpecialTexts:
         """Those of this tokenizer."""
         tokens = tokenizer.added_tokens_decoder.values()
         special = [*(token.content for token in tokens if token.special), *tokenizer.all_special_tokens]
-        return cls(special, [token.content for token in tokens], tokenizer.eos_token or "")
+        return cls(special, [token.content for token in tokens], tokenizer.eos_token or "", tokenizer.bos_token or "")
 
-    def first(self, text: str, start: int, end: int) -> re.Match[str] | None:
-        """The first special token there."""
-        return self.pattern.search(text, start, end)
+    def first_of_any(self, text: str) -> re.Match[str] | None:
+        """The token with which a text begins, else the first special one, or the first added one if none is special."""
+        found = self.added.search(text)
+        return found if found and not text[: found.start()].strip() else self.pattern.search(text) or found
 
-    def last_end(self, text: str, start: int, end: int) -> int | None:
-        """Behind the last special token there, or behind the last added one where none is special."""
-        for pattern in (self.pattern, self.added):
-            if found := list(pattern.finditer(text, start, end)):
-                return found[-1].end()
-        return None
+    def common(self, texts: Sequence[str]) -> str:
+        """What all texts begin with, cut where it would end inside a token or a tag."""
+        shared = texts[0]
+        for other in texts[1:]:
+            at = next((i for i, (a, b) in enumerate(zip(shared, other, strict=False)) if a != b), None)
+            at = min(len(shared), len(other)) if at is None else at
+            for text in (shared, other):
+                at = min((one.start() for one in self.tags.finditer(text) if one.start() < at < one.end()), default=at)
+            shared = shared[:at]
+        return shared
 
-    def with_eos(self, text: str, end: int) -> int:
-        """`end`, or behind the EOS that follows there at once."""
-        return end + len(self.eos) if self.eos and text.startswith(self.eos, end) else end
+    def at_end(self, text: str) -> str:
+        """The token with which a text ends, or ""."""
+        return next((token for token in self.all if text.endswith(token)), "")
+
+    def like_a_tag(self, text: str) -> bool:
+        """Whether a text that is no token of the tokenizer ends as tokens of templates do."""
+        return _TAG_AT_END.search(text) is not None
 
 
 class ChatTemplate:
@@ -74,7 +90,8 @@ class ChatTemplate:
         self._environment: Any = self._compiled.environment
         # a flat dict: jinja's own ChainMap of globals costs more than a short template
         self._globals = {**self._compiled.globals, **special_tokens, "documents": None}
-        self._traits: dict[str, TemplateTraits] = {}
+        self._traits: dict[tuple[bool, str], TemplateTraits] = {}
+        self._prints_python: dict[bool, bool] = {}
 
     def render(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> str:
         """The rendered conversation.
@@ -85,7 +102,7 @@ class ChatTemplate:
         try:
             return conversation(self._blocks(turns, tools, kwargs, generation_prompt))
         except Exception as error:  # templates raise TemplateError by themselves, and Python errors by accident
-            raise _named(error, turns) from error
+            raise self._named(error, turns) from error
 
     def render_marked(
         self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any]
@@ -101,7 +118,7 @@ class ChatTemplate:
                     length += len(block)
                     admit_conversation(length, len(marks))
         except Exception as error:
-            raise _named(error, turns) from error
+            raise self._named(error, turns) from error
         return "".join(blocks), marks
 
     def _blocks(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> Any:
@@ -117,13 +134,40 @@ class ChatTemplate:
         context = self._environment.context_class(self._environment, names, compiled.name, compiled.blocks, None)
         return compiled.root_render_func(context)
 
-    def traits(self, kwargs: Mapping[str, Any]) -> TemplateTraits:
-        """What a probe shows of the template with these arguments; kept."""
-        key = repr(sorted(kwargs.items())) if kwargs else ""
-        if key not in self._traits:
-            if len(self._traits) > 256:
-                self._traits.clear()
-            self._traits[key] = TemplateTraits(self, dict(kwargs))
+    def _named(self, error: Exception, turns: Sequence[Turn]) -> RowError | TemplateStoppedError:
+        if isinstance(error, LimitError):
+            return TemplateStoppedError(
+                f"the chat template was stopped: {error}.",
+                fix="Give another one (chat_template_path), unless a row is that large itself.",
+            )
+        line = self._line_of(error)
+        return RowError(
+            f"the chat template refuses this conversation: {type(error).__name__}: {error}.",
+            fix=f"Its roles: {', '.join(str(turn['role']) for turn in turns)}."
+            + (f" See line {line} of the template." if line else ""),
+        )
+
+    def _line_of(self, error: Exception) -> int | None:
+        """The template's line that raised an error, or called what did."""
+        found = None
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_filename == self._compiled.root_render_func.__code__.co_filename:
+                found = line
+        return self._compiled.get_corresponding_lineno(found) if found else None
+
+    def traits(self, tools: Any, kwargs: Mapping[str, Any]) -> TemplateTraits:
+        """What a probe shows of the template with these arguments; kept.
+
+        The tools are only given to a template that renders nothing without any.
+        """
+        for given in (None, tools) if tools else (None,):
+            key = (given is not None, repr(sorted(kwargs.items())) if kwargs else "")
+            if key not in self._traits:
+                if len(self._traits) > 256:
+                    self._traits.clear()
+                self._traits[key] = TemplateTraits(self, given, dict(kwargs))
+            if self._traits[key].renders:
+                break
         return self._traits[key]
 
     @cached_property
@@ -144,45 +188,76 @@ class ChatTemplate:
             return all(word in text for word in _PROBES[: len(tried)]) and "'type'" not in text and '"type"' not in text
         return False
 
+    def reads_parts(self, kind: str) -> bool:
+        """Whether its source asks for parts of this type."""
+        return re.search(rf"""type['"\])]*\s*(?:==|in)\s*[^%}}]*['"]{re.escape(kind)}['"]""", self.source) is not None
+
+    def prints_python(self, tools: Any) -> bool:
+        """Whether it prints the arguments of a call as Python does if it gets them as a mapping."""
+        if bool(tools) not in self._prints_python:
+            function: dict[str, Any] = {"name": _PROBES[2], "arguments": {_PROBES[3]: _PROBES[1]}}
+            call = {"id": "call00001", "type": "function", "function": function}
+            texts = []
+            for content in (None, ""):
+                asked: Turn = {"role": "user", "content": _PROBES[0]}
+                turns = [asked, {"role": "assistant", "content": content, "tool_calls": [call]}]
+                with suppress(RowError):
+                    texts.append(self.render(turns, tools, {}, False))
+            self._prints_python[bool(tools)] = any(str(function["arguments"]) in text for text in texts)
+        return self._prints_python[bool(tools)]
+
 
 class TemplateTraits:
     """What a probe shows of a template with certain arguments.
 
-    `header` is its generation prompt; `enders` are the tokens that end a plain turn, inside a conversation and at its
-    end; `stop` is what a last turn without an end token is closed with: the token that ends turns inside, else EOS.
-    `adds_system` says whether it writes words of its own where no system message is given.
+    `header` is its generation prompt behind a user's turn, "" if it has none. `ender` is the token that it writes
+    behind an answer, last or not, or ""; `next_end` is the one that it writes with the next header, `last_end` one
+    behind the last answer alone, `plain_end` an end that looks like a token but is none of the tokenizer's.
+    `ends_answers` says whether it writes a token behind the last one. `stop` is the token that follows an answer inside
+    a conversation. `openers` are the tokens that begin a conversation, or a header. `adds_system` says whether it
+    writes words of its own where no system message is given. `renders` says whether it took the probe.
     """
 
-    def __init__(self, template: ChatTemplate, kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, template: ChatTemplate, tools: Any, kwargs: Mapping[str, Any]) -> None:
         special = template.special
-        self.header = ""
-        self.enders: tuple[str, ...] = ()
-        self.stop = special.eos
-        self.adds_system = False
-        roles = ("user", "assistant") * 2
         words: list[Any] = list(_PROBES)
         if "text" not in template.prints:
             words = [[{"type": "text", "text": word}] for word in words]
-        turns = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
+        turns = [{"role": role, "content": word} for role, word in zip(("user", "assistant") * 2, words, strict=True)]
 
-        def render(count: int, generation_prompt: bool = False) -> str:
+        def told_of(turns: Sequence[Turn], generation_prompt: bool = False) -> str:
             try:
-                return template.render(turns[:count], None, kwargs, generation_prompt)
+                return template.render(turns, tools, kwargs, generation_prompt)
             except RowError:
                 return ""
 
-        asked, prompted, told = render(1), render(1, True), render(4)
+        def render(count: int, generation_prompt: bool = False) -> str:
+            return told_of(turns[:count], generation_prompt)
+
+        asked, prompted, answered, told = render(1), render(1, True), render(2), render(4)
+        self.renders = bool(asked)
         if not prompted.startswith(asked):
             # some templates put EOS where no generation prompt follows (Phi-3)
             asked = asked.removesuffix(special.eos)
         self.header = prompted[len(asked) :] if asked and prompted.startswith(asked) else ""
-        if not all(word in told for word in _PROBES):
-            return
-        inside = special.first(told, told.find(_PROBES[1]), told.find(_PROBES[2]))
-        last = special.first(told, told.find(_PROBES[3]), len(told))
-        self.enders = tuple({token.group() for token in (inside, last) if token})
-        self.stop = inside.group() if inside else special.eos
-        self.adds_system = _has_words(told, special)
+        complete = all(word in told for word in _PROBES)
+        self.adds_system = complete and _has_words(told, special)
+        inside = told[told.find(_PROBES[1]) : told.find(_PROBES[2])] if complete else ""
+        found = special.first_of_any(inside)
+        written = special.common([_behind(answered), inside.removeprefix(_PROBES[1])]).strip() if complete else ""
+        # behind an end that is no token, the token of the next header is none either
+        self.plain_end = written if written and not special.at_end(written) and special.like_a_tag(written) else ""
+        self.stop = found.group() if found and not self.plain_end else special.eos
+        again = [*turns[:2], {**turns[1], "content": words[2]}]
+        behind = [render(2, True), told_of(again)]
+        self.next_end = next(filter(None, (_end_in_header(answered, told, one, special) for one in behind)), "")
+        self.next_end = self.next_end if complete else ""
+        own = complete and not self.next_end
+        self.ender = _token_behind(_PROBES[1], answered, told, special) if own else ""
+        self.last_end = _token_beyond(answered, told, special)
+        self.ends_answers = bool(self.ender or self.last_end)
+        self.openers = _openers((told.removeprefix(special.bos), self.header.removeprefix(self.next_end)), special)
+        self.openers -= {special.eos, self.next_end, self.ender, self.last_end}
 
 
 def refuse_unbounded(tokenizer: PreTrainedTokenizerBase, turns: Any, tools: Any = None, **kwargs: Any) -> None:
@@ -227,16 +302,40 @@ def _has_words(told: str, special: SpecialTexts) -> bool:
     return re.search(r"\w{2,}\W+\w{2,}", special.added.sub("\n", own)) is not None
 
 
-def _named(error: Exception, turns: Sequence[Turn]) -> RowError | TemplateStoppedError:
-    if isinstance(error, LimitError):
-        return TemplateStoppedError(
-            f"the chat template was stopped: {error}.",
-            fix="Give another one (chat_template_path), unless a row is that large itself.",
-        )
-    return RowError(
-        f"the chat template refuses this conversation: {type(error).__name__}: {error}.",
-        fix=f"Its roles: {', '.join(str(turn['role']) for turn in turns)}.",
-    )
+def _token_behind(words: str, one: str, other: str, special: SpecialTexts) -> str:
+    """The token with which both texts go on behind the words, or ""."""
+    tails = [text[text.find(words) + len(words) :] for text in (one, other)]
+    return special.at_end(special.common(tails).rstrip()) if words in one else ""
+
+
+def _behind(text: str) -> str:
+    """What a text has behind the first answer."""
+    return text[text.find(_PROBES[1]) + len(_PROBES[1]) :] if _PROBES[1] in text else ""
+
+
+def _openers(texts: Sequence[str], special: SpecialTexts) -> set[str]:
+    """The tokens with which these texts begin."""
+    found = (special.added.match(text.lstrip()) for text in texts)
+    return {one.group() for one in found if one}
+
+
+def _token_beyond(answered: str, told: str, special: SpecialTexts) -> str:
+    """The token behind a last answer that one inside a conversation is not followed by, or ""."""
+    last = _behind(answered)
+    found = special.first_of_any(last[len(special.common([last, _behind(told)])) :])
+    return found.group() if found else ""
+
+
+def _end_in_header(answered: str, told: str, other: str, special: SpecialTexts) -> str:
+    """The token behind an answer with which every next turn begins, and a conversation does not, or ""."""
+    last, inside, before_another = _behind(answered), _behind(told), _behind(other)
+    written = len(special.common([last, inside]))
+    found = [special.first_of_any(text[written:]) for text in (inside, before_another)]
+    if found[0] is None or found[1] is None or found[0].group() != found[1].group():
+        return ""
+    token = found[0].group()
+    is_opener = told.removeprefix(special.bos).lstrip().startswith(token)
+    return "" if is_opener or not inside[written:].lstrip().startswith(token) else token
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str]:

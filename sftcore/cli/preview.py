@@ -68,6 +68,8 @@ def _show(console: Console, one: Preview) -> None:
         console.print(Text(visible(f"A run drops this row: {one.dropped}."), "yellow"))
     for note in one.notes:
         console.print(Text(visible(note), "yellow"), soft_wrap=True)
+    for line in one.proof:
+        console.print(Text(visible(line), "cyan"), soft_wrap=True)
     for index, document in enumerate(one.documents):
         if one.capacity is not None:
             console.print(Text(f"── {document_heading(index, document, len(one.documents))}", "cyan"), soft_wrap=True)

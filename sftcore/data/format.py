@@ -16,11 +16,15 @@ from sftcore.core.types import AUTO, Example, Formatter, Plan, Row, Selection
 
 @frozen
 class RowReader:
-    """A format bound to the columns of one data set, which `where` names in errors."""
+    """A format bound to the columns of one data set, which `where` names in errors.
+
+    `calls_as_text` is the line of a recipe by which the format keeps calls of tools as text, "" if it cannot.
+    """
 
     label: str
     formatter: Formatter
     where: str
+    calls_as_text: str = ""
 
     def read(self, row: Row, number: int) -> list[Example]:
         """The examples of one row; rows are numbered from 0.
@@ -92,7 +96,9 @@ def reader_for(bound: Bound, columns: Sequence[str], where: str, plugins: Active
     except DataError as error:
         error.where = error.where or where
         raise
-    return RowReader(f'format "{bound.entry.name}"', formatter, where)
+    option = getattr(bound.plugin, "calls_as_text", "")
+    line = f"format: {{{bound.entry.name}: {{{option}}}}}" if option else ""
+    return RowReader(f'format "{bound.entry.name}"', formatter, where, line)
 
 
 def _candidate(

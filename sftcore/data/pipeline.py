@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
 
+from sftcore.chat.content import with_calls_as_text
+from sftcore.chat.conversation import CallLeftOutError
 from sftcore.chat.render import Rendered, Renderer
+from sftcore.chat.spans import TurnSpan
 from sftcore.core.errors import ConflictError, DataError, RowError, TemplateStoppedError
 from sftcore.core.types import Example, Row, TokenizedRow
 from sftcore.data.columns import TokenColumns, Truncation
@@ -41,7 +44,7 @@ class Inspected:
 
     `example` is None if the format refused the row, and `row` is None if any step did; `error` says which and why.
     `row` is the example after truncation, always with labels. `dropped` says why the run would drop it, or is empty.
-    `pictures` are the example's images.
+    `pictures` are the example's images, `turns` the assistant's turns in it.
     """
 
     number: int
@@ -53,6 +56,7 @@ class Inspected:
     dropped: str
     notes: tuple[str, ...]
     pictures: tuple[Picture, ...] = ()
+    turns: tuple[TurnSpan, ...] = ()
 
 
 @frozen
@@ -133,7 +137,7 @@ class Pipeline:
             length = int(whole.lengths[i])
             cut = length - int(kept.lengths[i])
             pictures = self._pictures(content, next(of_texts)[1]) if isinstance(content, Rendered) else ()
-            outcome = kept.row(i), length, cut, dropped[i] or "", notes[i], pictures
+            outcome = kept.row(i), length, cut, dropped[i] or "", notes[i], pictures, getattr(content, "turns", ())
             found.append(Inspected(number, example, None, *outcome))
         return sorted(found, key=lambda one: one.number)
 
@@ -157,10 +161,20 @@ class Pipeline:
                 )
             return rendered
         except (RowError, TemplateStoppedError) as error:
+            if isinstance(error, CallLeftOutError) and self.reader.calls_as_text and self._takes_text(example):
+                error.fix += f" Or keep the calls as text: {self.reader.calls_as_text}."
             raise error.at(self.reader.where, number) from None
         except (DataError, ConflictError) as error:
             error.where = error.where or self.reader.where
             raise
+
+    def _takes_text(self, example: Example) -> bool:
+        """Whether the row can be rendered with the calls as words."""
+        try:
+            self._rendered(with_calls_as_text(example))
+        except DataError:
+            return False
+        return True
 
     def _rendered(self, example: Example) -> Rendered:
         """The example as text, with the tokens of its images."""

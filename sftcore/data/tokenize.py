@@ -111,7 +111,8 @@ class Tokenizer:
                 if ids[first] in self._special:
                     first += 1
                 else:
-                    overlaps_edge = True
+                    # a token that takes white space along, as most do, matters to nobody
+                    overlaps_edge |= bool(rendered.text[chars[0] : span.start].strip())
             labels[first:last] = ids[first:last]
             weights[first:last] = span.weight
         for span in rendered.image_spans:

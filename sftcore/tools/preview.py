@@ -20,6 +20,7 @@ from sftcore.data.images.pictures import DOCUMENTS, Picture
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from sftcore.chat.spans import TurnSpan
     from sftcore.config.sft_config import SFTConfig
     from sftcore.data.pipeline import Inspected, Pipeline
     from sftcore.data.sets import DataPreparation
@@ -78,7 +79,8 @@ class Preview:
     """A row, or a packed block, in which case `capacity` is the block's length.
 
     `example` numbers the examples made from a row. `cut` counts the tokens that max_length cuts away, of which up to
-    CUT_SHOWN are among the pieces. `dropped` is the reason why a run would drop it. `notes` are sentences about it.
+    CUT_SHOWN are among the pieces. `dropped` is the reason why a run would drop it. `notes` are sentences about it,
+    `proof` others on where each turn of the assistant begins and ends, and whether generation stops there.
     """
 
     row: int
@@ -87,6 +89,7 @@ class Preview:
     cut: int = 0
     dropped: str = ""
     notes: tuple[str, ...] = ()
+    proof: tuple[str, ...] = ()
     capacity: int | None = None
 
     @property
@@ -224,7 +227,22 @@ def _example(
         pieces = [*cut, *pieces] if from_end else [*pieces, *cut]
     document = Document(0, length, tuple(with_pictures(pieces, full.pictures)))
     notes = (*notes, *(f"{note[:1].upper()}{note[1:]}." for note in one.notes))
-    return Preview(one.number, index, (document,), one.tokens_cut, one.dropped, notes)
+    return Preview(one.number, index, (document,), one.tokens_cut, one.dropped, notes, _proof(one.turns, tokenizer))
+
+
+def _proof(turns: Sequence[TurnSpan], tokenizer: Any) -> tuple[str, ...]:
+    if not turns:
+        return ()
+    from sftcore.chat.stops import stops_of_calls, turn_end
+
+    stops = {turn_end(tokenizer), tokenizer.eos_token, *stops_of_calls(tokenizer)}
+    lines = []
+    for turn in turns:
+        ended = f'ends with "{turn.ender}"' if turn.ender else "ends with nothing"
+        header = visible(turn.header).replace("\n", "⏎")
+        stop = "" if not turn.ender else ", a stop" if turn.ender in stops else ", no stop"
+        lines.append(f'message {turn.message}: begins behind "{header}", {ended}{stop}')
+    return tuple(lines)
 
 
 def _block(preparation: DataPreparation, dataset: Dataset, row: int, label: str, notes: tuple[str, ...]) -> Preview:

@@ -89,7 +89,7 @@ def _preview(one: Preview) -> Iterator[str]:
     yield f"<h2>{html.escape(one.caption)}</h2>"
     if one.dropped:
         yield f'<p class="note">A run drops this row: {html.escape(one.dropped)}.</p>'
-    yield from (f"<p>{html.escape(note)}</p>" for note in one.notes)
+    yield from (f"<p>{html.escape(note)}</p>" for note in (*one.notes, *one.proof))
     for index, document in enumerate(one.documents):
         if one.capacity is not None:
             heading = document_heading(index, document, len(one.documents))

@@ -107,8 +107,8 @@ def test_a_template_that_renders_the_prompt_differently_is_refused():
 
 
 def test_what_the_template_itself_refuses_is_said_in_its_words():
-    strict = make_tokenizer(template="{{ raise_exception('no system role here') }}")
-    with pytest.raises(RowError, match=r"no system role here.*roles: user, assistant"):
+    strict = make_tokenizer(template="{% if true %}\n{{ raise_exception('no system role here') }}{% endif %}")
+    with pytest.raises(RowError, match=r"no system role here.*roles: user, assistant. See line 2 of the template"):
         supervised(strict, Example(messages=[USER, ASSISTANT]))
 
 

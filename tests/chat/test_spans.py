@@ -258,7 +258,7 @@ def test_a_call_ends_with_the_token_that_the_template_writes_behind_calls():
     tokenizer = tokenizer_of(TOOLED, "</s>", TOOLED_TOKENS)
     turns = [*talk("a"), Message("assistant", None, tool_calls=[CALL]), Message("tool", '{"time": "9"}'),
              Message("assistant", "nine"), *talk("b", "c")]  # fmt: skip
-    call = "<|call|>now {'zone': 'CET'}<|ran|>"
+    call = '<|call|>now {"zone": "CET"}<|ran|>'
     assert found(tokenizer, turns) == [call, "nine<|end|>", "c<|end|>"]
     assert found(tokenizer, turns[:2]) == [call]
 
@@ -270,7 +270,7 @@ def test_an_answer_that_follows_the_tool_without_a_header_starts_behind_it():
     bare = bare.replace("{{ m.content | tojson }}", "{{ m.content }}<|/tool|>")
     tokenizer = tokenizer_of(bare, "</s>", (*TOOLED_TOKENS, "<|/tool|>"))
     turns = [*talk("a"), Message("assistant", None, tool_calls=[CALL]), Message("tool", "9"), Message("assistant", "b")]
-    assert found(tokenizer, turns) == ["<|call|>now {'zone': 'CET'}<|ran|>", "b<|end|>"]
+    assert found(tokenizer, turns) == ['<|call|>now {"zone": "CET"}<|ran|>', "b<|end|>"]
 
 
 def test_arguments_become_json_text_where_the_template_cannot_take_a_mapping():

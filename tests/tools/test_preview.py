@@ -38,6 +38,7 @@ def test_supervised_text_is_told_apart_also_without_colours(model_folder, write)
     printed = sftcore("preview", str(path), "--model", str(model_folder), "--row", "2")
     assert printed.startswith(
         "row 2: 28 tokens, 6 supervised\n"
+        'message 1: begins behind "<|im_end|>⏎<|im_start|>assistant⏎", ends with "<|im_end|>", a stop\n'
         "<|im_start|>user\nsay 2<|im_end|>\n<|im_start|>assistant\n«The answer is 2<|im_end|>»\n"
     )
 

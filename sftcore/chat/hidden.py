@@ -1,0 +1,283 @@
+"""Conversations in which every text is hidden behind a sentinel, and what a template makes of them.
+
+Texts, the names of tool calls and the strings and numbers in their arguments are replaced by sentinels, so that nothing
+in the data can be mistaken for something that the template writes: an end token inside an argument is no end.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import attrs
+from attrs import frozen
+
+from sftcore.core.errors import RowError
+from sftcore.core.types import Message
+
+Kind: TypeAlias = Literal["content", "reasoning", "name", "argument"]
+
+_DIGITS = 5
+_NUMBER_STEM = "91827364"
+PROBED = {"user": 99_991, "assistant": 99_992, "tool": 99_993, "system": 99_994, "developer": 99_995}
+"""The numbers of sentinels that stand for the words of turns which are only tried."""
+
+
+@frozen
+class Original:
+    """What a sentinel stands for: the message, the kind, the number of the call in the message, and the value."""
+
+    message: int
+    kind: Kind
+    value: str | int | float
+    call: int | None = None
+
+
+@frozen
+class Anchor:
+    """A sentinel in a rendering: its characters and its number."""
+
+    start: int
+    end: int
+    number: int
+
+
+@frozen
+class Rendering:
+    """A text with its sentinels, in order."""
+
+    text: str
+    anchors: tuple[Anchor, ...]
+
+    def behind(self, number: int | None, extra: str = "") -> str | None:
+        """The text from the last occurrence of a sentinel, or from the start, to the next sentinel.
+
+        `extra` must follow at once and is left out. None if there is no such place.
+        """
+        start, bound = 0, len(self.text)
+        if number is not None:
+            found = [i for i, anchor in enumerate(self.anchors) if anchor.number == number]
+            if not found:
+                return None
+            start = self.anchors[found[-1]].end
+            bound = next((anchor.start for anchor in self.anchors[found[-1] + 1 :]), bound)
+        elif self.anchors:
+            bound = self.anchors[0].start
+        if not self.text.startswith(extra, start) or start + len(extra) > bound:
+            return None
+        return self.text[start + len(extra) : bound]
+
+    def before(self, number: int) -> tuple[int | None, str] | None:
+        """The sentinel before the first occurrence of this one, and the text between them."""
+        for i, anchor in enumerate(self.anchors):
+            if anchor.number == number:
+                last = self.anchors[i - 1] if i else None
+                return (last.number, self.text[last.end : anchor.start]) if last else (None, self.text[: anchor.start])
+        return None
+
+    def after_all(self) -> tuple[int | None, str]:
+        """The last sentinel, and the text behind it."""
+        if not self.anchors:
+            return None, self.text
+        return self.anchors[-1].number, self.text[self.anchors[-1].end :]
+
+
+class Sentinels:
+    """Makes sentinels that occur nowhere in a text, and finds them in renderings."""
+
+    def __init__(self, text: str) -> None:
+        self.stem = "q7z"
+        while self.stem in text:
+            self.stem += "X"
+        self.number_stem = _NUMBER_STEM
+        while self.number_stem in text:
+            self.number_stem += "5"
+        self._pattern = re.compile(f"{self.stem}([0-9]{{{_DIGITS}}})zq|{self.number_stem}([0-9]{{{_DIGITS}}})")
+
+    def word(self, number: int) -> str:
+        """The sentinel of this number, for a text."""
+        return f"{self.stem}{number:0{_DIGITS}}zq"
+
+    def figure(self, number: int) -> int:
+        """The sentinel of this number, for a number."""
+        return int(f"{self.number_stem}{number:0{_DIGITS}}")
+
+    def found_in(self, text: str) -> Rendering:
+        """The text with the sentinels in it."""
+        found = (
+            Anchor(one.start(), one.end(), int(one.group(1) or one.group(2))) for one in self._pattern.finditer(text)
+        )
+        return Rendering(text, tuple(found))
+
+
+Render: TypeAlias = Callable[[Sequence[Message], bool], str]
+"""Renders messages, with or without the generation prompt."""
+
+
+class HiddenConversation:
+    """A conversation whose texts are sentinels already, with the names and arguments of its calls hidden as well.
+
+    `text` is the rendering in which the calls are to be read. `rendering` is that of the hidden messages `turns`. Names
+    or arguments stay visible where the template reads them, so that hiding them would change what it writes.
+    """
+
+    def __init__(
+        self, turns: Sequence[Message], text: str, originals: Sequence[Original], sentinels: Sentinels, render: Render
+    ) -> None:
+        self._visible_text = text
+        self._contents = list(originals)
+        self._render = render
+        self.sentinels = sentinels
+        self.turns: list[Message] = list(turns)
+        self.originals: list[Original] = list(originals)
+        self.rendering = sentinels.found_in(text)
+        self._ends: list[tuple[int, int]] = []
+        self._own: dict[int, list[Anchor]] | None = None
+        self._names = [[str(call.get("function", call).get("name", "")) for call in turn.tool_calls] for turn in turns]
+        if any(turn.tool_calls for turn in turns):
+            for kinds in (("name", "argument"), ("argument",), ("name",)):
+                if self._hide(turns, kinds):
+                    break
+
+    def __call__(self, turns: Sequence[Message], generation_prompt: bool = False) -> Rendering | None:
+        """A rendering of hidden messages; None if the template refuses them."""
+        try:
+            return self.sentinels.found_in(self._render(turns, generation_prompt))
+        except RowError:
+            return None
+
+    def visible(self, at: int) -> int:
+        """A position in the hidden rendering, outside sentinels, as one in the visible rendering."""
+        passed = bisect.bisect_right(self._ends, at, key=lambda ends: ends[0])
+        hidden, seen = self._ends[passed - 1] if passed else (0, 0)
+        return seen + at - hidden
+
+    def owner(self, number: int) -> int | None:
+        """The message to which a sentinel belongs."""
+        return self.originals[number].message if number < len(self.originals) else None
+
+    def own(self, index: int) -> list[Anchor]:
+        """The sentinels of a message; of a call's name the first alone, as answers of tools may repeat it."""
+        if self._own is None:
+            self._own = {}
+            named = set()
+            for anchor in self.rendering.anchors:
+                if anchor.number >= len(self.originals) or anchor.number in named:
+                    continue
+                original = self.originals[anchor.number]
+                if original.kind == "name":
+                    named.add(anchor.number)
+                self._own.setdefault(original.message, []).append(anchor)
+        return self._own.get(index, [])
+
+    def names(self, index: int) -> list[str]:
+        """The names of the message's calls, as they are in the data."""
+        return list(self._names[index])
+
+    def hides(self, index: int, number: int) -> bool:
+        """Whether anything of a call is hidden."""
+        return any(one.message == index and one.call == number for one in self.originals)
+
+    def probe(self, role: str, like: Message | None = None) -> Message:
+        """A turn of this role that is only tried; a tool answers the last call of `like`."""
+        words = self.sentinels.word(PROBED.get(role, 99_990))
+        if role != "tool" or like is None or not like.tool_calls:
+            return Message(role, words)
+        call = like.tool_calls[-1]
+        name = str(call.get("function", call).get("name", ""))
+        return Message("tool", words, name=name, tool_call_id=call.get("id"))
+
+    def _hide(self, turns: Sequence[Message], kinds: Sequence[Kind]) -> bool:
+        originals = list(self._contents)
+
+        def sentinel(index: int, number: int, kind: Kind, value: Any) -> Any:
+            if kind not in kinds:
+                return value
+            originals.append(Original(index, kind, value.strip() if isinstance(value, str) else value, number))
+            if isinstance(value, str):
+                return value.replace(value.strip(), self.sentinels.word(len(originals) - 1), 1)
+            return self.sentinels.figure(len(originals) - 1)
+
+        hidden = [
+            attrs.evolve(
+                turn,
+                tool_calls=[_hidden_call(call, i, number, sentinel) for number, call in enumerate(turn.tool_calls)],
+            )
+            for i, turn in enumerate(turns)
+        ]
+        rendering = self(hidden)
+        if rendering is None:
+            return False
+        ends = _aligned(rendering, self._visible_text, originals, len(self._contents))
+        if ends is None:
+            return False
+        self.turns, self.originals, self.rendering, self._ends = hidden, originals, rendering, ends
+        return True
+
+
+def _hidden_call(call: Mapping[str, Any], index: int, number: int, sentinel: Callable[..., Any]) -> Mapping[str, Any]:
+    function = dict(call.get("function", call))
+    if isinstance(function.get("name"), str) and function["name"].strip():
+        function["name"] = sentinel(index, number, "name", function["name"])
+    if "arguments" in function:
+        function["arguments"] = _hidden_value(
+            function["arguments"], lambda value: sentinel(index, number, "argument", value)
+        )
+    return {**call, "function": function} if "function" in call else function
+
+
+def _hidden_value(value: Any, sentinel: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _hidden_value(part, sentinel) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_hidden_value(part, sentinel) for part in value]
+    if isinstance(value, str):
+        return sentinel(value) if value.strip() else value
+    return sentinel(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _aligned(
+    rendering: Rendering, visible: str, originals: Sequence[Original], contents: int
+) -> list[tuple[int, int]] | None:
+    """The ends of hidden names and arguments, here and in the visible text; None if the texts differ elsewhere."""
+    ends: list[tuple[int, int]] = []
+    at = seen = 0
+    hidden = [anchor for anchor in rendering.anchors if contents <= anchor.number < len(originals)]
+    for i, anchor in enumerate(hidden):
+        following = hidden[i + 1] if i + 1 < len(hidden) else None
+        literal = rendering.text[at : anchor.start]
+        if not visible.startswith(literal, seen):
+            return None
+        seen += len(literal)
+        next_literal = rendering.text[anchor.end : following.start if following else len(rendering.text)]
+        spelled = (
+            one
+            for one in _spellings(originals[anchor.number].value)
+            if visible.startswith(one, seen) and visible.startswith(next_literal, seen + len(one))
+        )
+        if (chosen := next(spelled, None)) is None:
+            return None
+        at, seen = anchor.end, seen + len(chosen)
+        ends.append((at, seen))
+    return ends if rendering.text[at:] == visible[seen:] else None
+
+
+def _spellings(value: str | int | float) -> Iterator[str]:
+    """How templates print a value: as it is, as JSON, as JSON within JSON, or as Python does, the likeliest first."""
+    yield value if isinstance(value, str) else json.dumps(value)
+    if not isinstance(value, str):
+        yield str(value)
+        return
+    as_json, in_ascii = (json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
+    yield from (as_json, in_ascii)
+    nested = [
+        json.dumps(one, ensure_ascii=ascii_only)[1:-1] for one in (as_json, in_ascii) for ascii_only in (False, True)
+    ]
+    yield from nested
+    yield repr(value)[1:-1]
+    for one in (value, as_json, in_ascii, *nested):
+        yield one.replace("\\", "\\\\").replace("'", "\\'")
+        yield one.replace("'", "\\'")
