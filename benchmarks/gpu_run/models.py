@@ -42,6 +42,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(512, 64, 128, 2, 4, 2),
     "check": Shape(1024, 256, 512, 2, 4, 2),
+    "wide": Shape(1024, 2048, 8192, 4, 32, 8),
     "1B": Shape(128_256, 2048, 8192, 16, 32, 8, tied=True),  # Llama 3.2 1B
     "8B": Shape(128_256, 4096, 14_336, 32, 32, 8),  # Llama 3.1 8B
 }
