@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from .models import SHAPES, folder_of, on_cuda, output_folder, random_weights, rows
-from .steps import need_attention, need_packages, peak_mib, reset_peak
+from .steps import need_attention, need_cuda, need_packages, peak_mib, reset_peak
 
 WARMUP, MEASURED, RANK = 1, 3, 16
 
@@ -103,6 +104,7 @@ def _trainer(
     from peft import LoraConfig
 
     if fields.get("use_liger_kernel"):
+        need_cuda("Liger's kernels")
         need_packages("liger_kernel")
     shared = {
         "max_steps": WARMUP + MEASURED, "per_device_train_batch_size": batch, "learning_rate": 2e-4,
@@ -112,6 +114,8 @@ def _trainer(
     }  # fmt: skip
     if side == "trl":
         need_packages("trl")
+        if importlib.util.find_spec("triton") is not None:
+            need_cuda("TRL's kernel, which it calls wherever Triton is installed")
         from trl import SFTConfig, SFTTrainer
     else:
         from sftcore import SFTConfig, SFTTrainer
