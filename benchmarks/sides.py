@@ -1,4 +1,4 @@
-"""Measure one training run of one library; train.py, memory.py and gpu.py start this in a separate process.
+"""Measure one training run of one library; train.py and memory.py start this in a separate process.
 
 python benchmarks/sides.py SIDE SETTINGS.json
 

@@ -58,7 +58,7 @@ def main() -> None:
         from tests.standin import standin
 
         standin.install(**spec["standin"])
-        _tell_transformers()
+        tell_transformers()
     module, _, name = spec["function"].partition(":")
     function = getattr(importlib.import_module(module), name)
     results = []
@@ -70,7 +70,7 @@ def main() -> None:
     Path(sys.argv[2]).write_text(json.dumps(results))
 
 
-def _tell_transformers() -> None:
+def tell_transformers() -> None:
     """Have it know that the device has bfloat16, which it asks the devices that it knows; before it reads arguments."""
     import transformers.utils
     import transformers.utils.import_utils
