@@ -265,7 +265,7 @@ class SFTTrainer(OpenLayout):
             kept(args, "save_only_model", "eval_on_start"),  # a signal or a resumed run changes them
             self.noise.training(),
             self.kernels.running(),
-            spared_memory(self.loaded.model, self.setup.plan, args.device),
+            spared_memory(self.loaded.model, self.setup.plan),
             self.signals.listening(),
             reading(checkpoint),
         ):

@@ -284,7 +284,7 @@ def _from_data(make: Callable[..., torch.Tensor], data: Any, *args: Any, device:
         return data.to(device=data.device if device is None else device, dtype=kwargs.get("dtype") or data.dtype)
     if isinstance(data, (list, tuple)):
         data = tree_map(lambda one: one.item() if isinstance(one, StandInTensor) else one, data)
-    target = torch.get_default_device() if device is None else device
+    target = _plain["tensor"]([]).device if device is None else device  # torch.get_default_device comes here itself
     if _is_here(target):
         return make(data, *args, **kwargs, device="cpu").to(target)
     return make(data, *args, **kwargs, **({} if device is None else {"device": device}))

@@ -7,6 +7,7 @@ Shapes: B rows, H heads, T tokens, S keys, D width of a head.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ class Varlen:
         return AttentionBackend(
             NAME,
             boundaries=True,
-            speed={"cuda": 4.0, "cpu": 2.0},
+            # without torch's kernel a GPU would be given one document after the other
+            speed={"cuda": 4.0 if _torch_has_kernel() else 0.0, "cpu": 2.0},
             compilable=False,  # dynamo of torch 2.14 stops with an error at the Python loop over documents
             calls=lambda: DOCUMENTS.calls,
             register=lambda: DOCUMENTS.register(NAME),
@@ -155,6 +157,12 @@ def _kernel_fits(query_BHTD: torch.Tensor, value_BHSD: torch.Tensor, features: F
         and features.sinks_H is None
         and torch.cuda.get_device_capability(query_BHTD.device) >= (8, 0)  # flash kernels need an Ampere
     )
+
+
+def _torch_has_kernel() -> bool:
+    """What `kernel` finds, by the version of torch alone, which is not imported for a plan."""
+    numbers = importlib.metadata.version("torch").split(".")[:2]
+    return tuple(map(int, numbers)) >= (2, 13)
 
 
 @functools.cache

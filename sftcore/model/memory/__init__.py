@@ -1,1 +1,1 @@
-"""What is kept for the backward pass, and where: gradient checkpointing, offloading and the heap."""
+"""What is kept for the backward pass, where, and what is made again."""

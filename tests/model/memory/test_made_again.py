@@ -20,9 +20,18 @@ from transformers import (
     Qwen3Config,
 )
 
-from sftcore.model.memory.heap import _Information
 from sftcore.model.memory.made_again import keeping_less
 from tests.conftest import make_llama
+
+
+class Information(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
+        *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
+    ]
+
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 KINDS = {
@@ -75,7 +84,7 @@ def test_loss_and_gradients_are_the_same_bit_by_bit(kind, lora, dtype):
 def kept_by(model, around, unit):
     """How much memory is allocated once a forward pass of 512 tokens is through, in this many bytes."""
     library = ctypes.CDLL(None)
-    library.mallinfo2.restype = _Information
+    library.mallinfo2.restype = Information
 
     def allocated():
         gc.collect()

@@ -18,7 +18,7 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward a
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_attention
 from transformers.models.llama.modeling_llama import eager_attention_forward as llama_attention
 
-from sftcore import ModelError
+from sftcore import ModelError, ModelRequest
 from sftcore.documents.ways import additive, block_mask, boundaries
 from tests.documents.architectures import backend_of, build
 
@@ -329,3 +329,13 @@ def test_torchs_kernel_equals_the_masked_product_on_a_gpu(rows, window):
         results.append([output.detach(), *(one.grad for one in tensors)])
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got, wanted, atol=3e-2, rtol=3e-2)
+
+
+def test_a_gpu_is_given_varlen_unasked_only_where_torch_has_the_kernel(monkeypatch):
+    def speed():
+        return Varlen().attention_backend(request=ModelRequest(name="x")).speed["cuda"]
+
+    assert (speed() > 0) is (varlen.kernel() is not None)
+    for version, wanted in (("2.11.0", 0.0), ("2.13.0+cpu", 4.0), ("3.0.0", 4.0)):
+        monkeypatch.setattr(varlen.importlib.metadata, "version", lambda _, version=version: version)
+        assert speed() == wanted
