@@ -49,8 +49,7 @@ def sum_of_chunks(part: ChunkSums, hidden_NW: torch.Tensor, head: Head, chunk: i
         chunk: positions at a time; None chooses by device and vocabulary.
     """
     if chunk is None:
-        with torch.no_grad():
-            chunk = positions_at_once(hidden_NW.device.type, head(hidden_NW[:0]).shape[-1])
+        chunk = positions_at_once(hidden_NW.device.type, _vocabulary(head, hidden_NW))
     if not torch.is_grad_enabled():
         return _summed([part(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
     parameters = _parameters_of(head, hidden_NW)
@@ -61,6 +60,13 @@ def sum_of_chunks(part: ChunkSums, hidden_NW: torch.Tensor, head: Head, chunk: i
         return _summed([part(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
     found: tuple[torch.Tensor, ...] = _GradientInForward.apply(part, chunk, hidden_NW, *parameters)
     return found
+
+
+def _vocabulary(head: Head, hidden_NW: torch.Tensor) -> int:
+    """How many logits the head gives for a position."""
+    known = getattr(getattr(head, "module", None), "out_features", None)
+    # called only where it does not say: a call that is not part of the graph ends torch 2.13 under FSDP 2 (SIGSEGV)
+    return known if isinstance(known, int) else int(head(hidden_NW[:0].detach()).shape[-1])
 
 
 class _GradientInForward(torch.autograd.Function):
