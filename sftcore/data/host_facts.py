@@ -29,6 +29,7 @@ class HostFacts:
     positions: (N,) int64, row * T + column of each token whose next token counts.
     num_items: the sum of the weights of the tokens that count.
     padded: whether an attention mask hides a token.
+    jumps: whether positions do not count up by one somewhere within a row, which transformers takes for a new document.
     edges: where documents begin, counted through all rows, and the end of the last; None where every row is one.
     boundaries: `edges` as (D + 1,) int32.
     """
@@ -36,6 +37,7 @@ class HostFacts:
     positions: torch.Tensor
     num_items: float
     padded: bool
+    jumps: bool = False
     edges: tuple[int, ...] | None = None
     boundaries: torch.Tensor | None = None
 
@@ -50,9 +52,11 @@ class HostFacts:
         counted = labels[:, 1:] != IGNORED
         num_items = float(counted.sum() if weights is None else (weights[:, 1:] * counted).sum())
         padded = isinstance(mask, torch.Tensor) and not bool(mask.all())
-        edges = None if mask is not None else _edges(batch.get("position_ids"), labels)
+        places = batch.get("position_ids")
+        edges = None if mask is not None else _edges(places, labels)
+        jumps = getattr(places, "shape", None) == labels.shape and bool((places.diff(dim=-1) != 1).any())  # type: ignore[union-attr]
         boundaries = None if edges is None else torch.tensor(edges, dtype=torch.int32)
-        return cls(supervised_positions(labels, weights), num_items, padded, edges, boundaries)
+        return cls(supervised_positions(labels, weights), num_items, padded, jumps, edges, boundaries)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> HostFacts:
         """With tensors on a device; `non_blocking` copies them from pinned memory, which the host does not wait for."""
@@ -64,6 +68,30 @@ class HostFacts:
             return pinned.to(device, non_blocking=non_blocking)
 
         return evolve(self, positions=moved(self.positions), boundaries=moved(self.boundaries))
+
+
+ABOUT = ("labels", "weights", "attention_mask", "position_ids")
+"""What of a batch the facts are about."""
+
+
+@frozen(eq=False)
+class _Placed:
+    """The facts of a batch with the tensors that they are about, as they were when it was placed."""
+
+    facts: HostFacts
+    tensors: Mapping[str, torch.Tensor]
+    versions: Mapping[str, int]
+
+    @classmethod
+    def of(cls, facts: HostFacts, batch: Mapping[str, Any]) -> _Placed:
+        tensors = {name: batch[name] for name in ABOUT if name in batch}
+        return cls(facts, tensors, {name: one._version for name, one in tensors.items()})
+
+    def still_hold(self, batch: Mapping[str, Any]) -> bool:
+        """Whether a batch has these very tensors, and nobody has written into one since."""
+        return all(batch.get(name) is self.tensors.get(name) for name in ABOUT) and all(
+            one._version == self.versions[name] for name, one in self.tensors.items()
+        )
 
 
 class Batch(dict[str, Any]):
@@ -79,7 +107,7 @@ class Batch(dict[str, Any]):
         moved: dict[str, Any] = send_to_device(dict(self), device, non_blocking=non_blocking)
         if self.facts is not None:
             facts = self.facts.to(torch.device(device), non_blocking=non_blocking)
-            _by_labels()[moved["labels"]] = facts
+            _by_labels()[moved["labels"]] = _Placed.of(facts, moved)
             if facts.boundaries is not None and facts.edges is not None:
                 _edges_by_boundaries()[facts.boundaries] = facts.boundaries._version, facts.edges
         return moved
@@ -101,10 +129,12 @@ class WithFacts:
 
 
 def facts_of(batch: Mapping[str, Any]) -> HostFacts | None:
-    """The facts of a batch on its device, found by its labels; None where it did not come from a loader of the run."""
+    """The facts of a batch on its device; None where it did not come from a loader of the run as it is."""
     labels = batch.get("labels")
-    found: HostFacts | None = None if labels is None else _by_labels().get(labels)
-    return found
+    if labels is None or labels.is_inference():  # whose changes torch does not count
+        return None
+    placed: _Placed | None = _by_labels().get(labels)
+    return placed.facts if placed is not None and placed.still_hold(batch) else None
 
 
 def edges_of(boundaries: torch.Tensor) -> list[int]:

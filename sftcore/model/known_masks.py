@@ -1,15 +1,18 @@
 """Spares transformers two questions to the device in each forward pass: is a row padded, do rows hold documents?
 
 transformers reads both from the batch's tensors, for which the host waits (transformers.masking_utils, 5.17 to 5.24).
-The answers are known from the collator. Inside `masks_known` its two functions give them for this batch; for tensors of
-another shape, such as those of a vision tower, they do what they always do.
+The answers are known from the collator. Inside `masks_known` its functions give them for this batch's own mask and
+positions; for all others, such as those of a vision tower or what a hook has put in their place, they do what they
+always do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
 
 from sftcore.data.host_facts import HostFacts
 
@@ -18,32 +21,64 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def masks_known(facts: HostFacts | None, shape: tuple[int, int]) -> Iterator[None]:
-    """Answer for a batch of this shape (B, T) from its facts; None leaves transformers as it is."""
+def masks_known(facts: HostFacts | None, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Answer for the model's inputs from the facts of their batch; None leaves transformers as it is.
+
+    Args:
+        facts: of the batch.
+        inputs: input_ids (B, T), and attention_mask or position_ids of that shape where the batch has them.
+    """
     if facts is None:
         yield
         return
     from transformers import masking_utils
 
-    find, fast_all = masking_utils.find_packed_sequence_indices, masking_utils.fast_all
-    packed = facts.edges is not None and len(facts.edges) > shape[0] + 1
+    names = "_preprocess_mask_arguments", "find_packed_sequence_indices", "fast_all"
+    before = {name: getattr(masking_utils, name) for name in names}
+    asked = _Asked(facts, inputs.get("attention_mask"), inputs.get("position_ids"), before)
+    for name, answer in zip(names, (asked.preprocess, asked.find_packed, asked.every), strict=True):
+        setattr(masking_utils, name, answer)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(masking_utils, name, function)
 
-    def find_packed_sequence_indices(position_ids: torch.Tensor) -> torch.Tensor | None:
-        if tuple(position_ids.shape) != shape:
-            found: torch.Tensor | None = find(position_ids)
+
+@define(eq=False)
+class _Asked:
+    """Knows whether what transformers asks about are the batch's own mask and positions."""
+
+    facts: HostFacts
+    mask: torch.Tensor | None
+    positions: torch.Tensor | None
+    before: Mapping[str, Callable[..., Any]]
+    own_mask: bool = False
+    versions: tuple[int, ...] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.versions = self._versions()
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(one._version for one in (self.mask, self.positions) if one is not None)
+
+    def preprocess(self, config: Any, embeds: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, which first sees the mask as the model was given it."""
+        self.own_mask = mask is self.mask and self.versions == self._versions()
+        return self.before["_preprocess_mask_arguments"](config, embeds, mask, *args, **kwargs)
+
+    def find_packed(self, position_ids: torch.Tensor) -> torch.Tensor | None:
+        """The number of each token's document in its row, (B, T); None where rows hold one each."""
+        own = self.positions is None or position_ids is self.positions
+        if not own or self.versions != self._versions():
+            found: torch.Tensor | None = self.before["find_packed_sequence_indices"](position_ids)
             return found
-        if not packed:
+        if self.positions is None or not self.facts.jumps:
             return None
         first = position_ids[:, :1] - 1
         return (position_ids.diff(prepend=first, dim=-1) != 1).cumsum(-1)
 
-    def every(mask: torch.Tensor) -> Any:
-        # virtual tokens of prompt learning may stand before the batch's own, and are never hidden
-        is_batch = mask.ndim == 2 and mask.shape[0] == shape[0] and mask.shape[1] >= shape[1]
-        return not facts.padded if is_batch else fast_all(mask)
-
-    masking_utils.find_packed_sequence_indices, masking_utils.fast_all = find_packed_sequence_indices, every
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices, masking_utils.fast_all = find, fast_all
+    def every(self, mask: torch.Tensor) -> Any:
+        """Whether a mask hides nothing."""
+        known = self.own_mask and self.mask is not None and mask.shape == self.mask.shape
+        return not self.facts.padded if known else self.before["fast_all"](mask)

@@ -14,6 +14,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 from sftcore.config.sft_config import SFTConfig, as_sft_config
+from sftcore.data.host_facts import facts_of
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
@@ -291,7 +292,8 @@ class SFTTrainer(OpenLayout):
         """
         self.prove()
         mode, count = self._mode, num_items_in_batch
-        batch = LossBatch.of(self.shared_rows(inputs, mode), count, routers=self.aux_loss_enabled)
+        facts, apart = facts_of(inputs), self.shared_rows(inputs, mode)
+        batch = LossBatch.of(apart, count, routers=self.aux_loss_enabled, facts=facts)
         other = chosen_loss(batch, count, self.compute_loss_func, self.label_smoother)
         with self.accelerator.autocast(), self.bound_loss.on(causal_model(self.loaded.model)):
             found, outputs = losses_of(model, batch, self.bound_loss, other, with_outputs=return_outputs)

@@ -76,7 +76,7 @@ def test_details_add_summary_options_hooks_and_slots():
     assert all(list(row) == [*KEYS, *DETAILS] for row in rows)
     (row,) = [row for row in rows if row["name"] == "nll"]
     assert row["summary"] == "Mean negative log-likelihood over supervised tokens, the head applied in chunks."
-    assert row["options"] == [{"name": "chunk", "type": "int", "default": 256}]
+    assert row["options"] == [{"name": "chunk", "type": "int | None", "default": None}]
     assert row["hooks"] == ["claims", "make_loss"]
     assert row["slots"] == ["loss.cross_entropy"]
 

@@ -107,3 +107,32 @@ def test_positions_are_those_before_the_tokens_that_count():
     pairs = [(row, column) for row, column in itertools.product(range(2), range(3)) if labels[row, column + 1] != -100]
     assert supervised_positions(labels, None).tolist() == [row * 4 + column for row, column in pairs]
     assert supervised_positions(labels, weights).tolist() == [2, 4, 5]
+
+
+def placed(rows=({"input_ids": [5, 6, 7, 8], "labels": [-100, 6, -100, 8]}, {"input_ids": [5, 6]})):
+    return WithFacts(lambda rows: pad_rows(rows, pad_token_id=0))(list(rows)).to("cpu")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda batch: batch["labels"].fill_(7),
+        lambda batch: batch["attention_mask"][0].zero_(),
+        lambda batch: batch.update(weights=torch.ones(2, 4)),
+        lambda batch: batch.update(attention_mask=torch.ones(2, 4, dtype=torch.long)),
+        lambda batch: batch.update(position_ids=torch.zeros(2, 4, dtype=torch.long)),
+        lambda batch: batch.update(labels=batch["labels"].clone()),
+    ],
+)
+def test_facts_of_a_batch_that_somebody_has_changed_are_not_used(change):
+    batch = placed()
+    assert facts_of(batch) is not None
+    assert facts_of({**batch, "other": 1}) is not None
+    change(batch)
+    assert facts_of(batch) is None
+
+
+def test_positions_jump_where_they_do_not_count_up():
+    labels = torch.ones(1, 4, dtype=torch.long)
+    for places, jumps in (([0, 1, 2, 3], False), ([0, 1, 0, 1], True), ([1, 2, 1, 2], True), ([0, 2, 4, 6], True)):
+        assert HostFacts.of({"labels": labels, "position_ids": torch.tensor([places])}).jumps is jumps

@@ -8,10 +8,11 @@ projections. Results and gradients are the same bit by bit, with whatever layers
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import define, field
 
@@ -33,12 +34,13 @@ def keeping_less(model: torch.nn.Module) -> Iterator[int]:
     inner = {module: made for layer in layers for module in layer.modules() if (made := _forward_of(module))}
     changed = {**dict.fromkeys(layers, _layer), **inner} if inner else {}
     for module, forward in changed.items():
-        vars(module)["forward"] = types.MethodType(forward, module)
+        # can be pickled and copied with the model, as a bound method of a foreign function cannot
+        vars(module)["forward"] = functools.partial(forward, module)
     try:
         yield len(inner)
     finally:
         for module, forward in changed.items():
-            if getattr(vars(module).get("forward"), "__func__", None) is forward:
+            if getattr(vars(module).get("forward"), "func", None) is forward:
                 del vars(module)["forward"]
 
 
@@ -51,7 +53,18 @@ def _forward_of(module: torch.nn.Module) -> Callable[..., Any] | None:
     if type(module) is torch.nn.LayerNorm or _same_code(module, LlamaRMSNorm):
         return _norm
     has_parts = all(hasattr(module, name) for name in _MLP_PARTS)
-    return _gated_mlp if has_parts and _same_code(module, LlamaMLP) else None
+    return _gated_mlp if has_parts and _same_code(module, LlamaMLP) and _is_plain(module.act_fn) else None
+
+
+def _is_plain(activation: Any) -> bool:
+    """Whether an activation gives the same each time, and nobody looks at it or changes what it gives."""
+    import torch
+
+    known = isinstance(activation, torch.nn.Module) and (
+        type(activation) in (torch.nn.SiLU, torch.nn.GELU, torch.nn.ReLU)
+        or type(activation).__module__ == "transformers.activations"
+    )
+    return known and not (activation._forward_hooks or activation._forward_pre_hooks)
 
 
 def _same_code(module: torch.nn.Module, wanted: Any) -> bool:
@@ -66,7 +79,9 @@ def _layer(self: Any, *args: Any, **kwargs: Any) -> Any:
     import torch
 
     plain = type(self).forward
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    # somebody else decides what is kept: checkpointing around a layer, save_on_cpu, torch.func, which takes no hooks
+    decided = torch._C._autograd._top_saved_tensors_default_hooks(False) or torch._C._functorch.peek_interpreter_stack()
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or decided:
         return plain(self, *args, **kwargs)
     kept = _Kept()
     with kept.collecting(), torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
@@ -83,15 +98,23 @@ def _norm(self: Any, x: torch.Tensor) -> torch.Tensor:
     # sharded weights (FSDP 1, DeepSpeed) may be gone by then
     whole = type(self.weight) is torch.nn.Parameter and not hasattr(self.weight, "ds_id")
     if _collecting and x.requires_grad and keeps_input and whole:
-        given = x.detach()
-        _collecting[-1].offer(normed, lambda: plain(self, given))
+        given, weight = x.detach(), self.weight._version
+
+        def again() -> torch.Tensor:
+            if self.weight._version != weight:
+                raise RuntimeError(
+                    "the weight of a norm was changed in place between the forward pass and the backward pass"
+                )
+            return cast("torch.Tensor", plain(self, given))
+
+        _collecting[-1].offer(normed, again)
     return normed
 
 
 def _gated_mlp(self: Any, x: torch.Tensor) -> torch.Tensor:
     gate, up = self.gate_proj(x), self.up_proj(x)
     activated = self.act_fn(gate)
-    if not _collecting or not gate.requires_grad:
+    if not _collecting or not gate.requires_grad or not _is_plain(self.act_fn):
         whole: torch.Tensor = self.down_proj(activated * up)
         return whole
     kept, given = _collecting[-1], (gate.detach(), up.detach())
@@ -111,7 +134,7 @@ _collecting: list[_Kept] = []
 class _Kept:
     """What one call of a layer can make again."""
 
-    _offers: dict[int, tuple[torch.Tensor, Callable[[], torch.Tensor]]] = field(factory=dict)
+    _offers: dict[int, tuple[torch.Tensor, int, Callable[[], torch.Tensor]]] = field(factory=dict)
     _last: tuple[int, torch.Tensor] | None = None
 
     @contextmanager
@@ -142,14 +165,16 @@ class _Kept:
             self._last = None if once else (number, found)
             return found
 
-        self._offers[tensor.untyped_storage()._cdata] = tensor, made
+        self._offers[tensor.untyped_storage()._cdata] = tensor, tensor._version, made
         return made
 
     def pack(self, tensor: torch.Tensor) -> Any:
         """What is kept of a tensor that an operation saves: itself, or a function that makes it again."""
-        offered, make = self._offers.get(tensor.untyped_storage()._cdata, (None, None))
+        offered, version, make = self._offers.get(tensor.untyped_storage()._cdata, (None, 0, None))
+        if offered is None or make is None or offered._version != version:  # a hook has written into it
+            return tensor
         # autograd hands over an alias, and layers flatten what they are given
-        if offered is None or make is None or tensor.dtype != offered.dtype or tensor.numel() != offered.numel():
+        if tensor.dtype != offered.dtype or tensor.numel() != offered.numel():
             return tensor
         if not (tensor.is_contiguous() and offered.is_contiguous()):
             return tensor

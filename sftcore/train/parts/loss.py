@@ -31,20 +31,29 @@ class LossBatch:
     facts: HostFacts | None
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Any], num_items: torch.Tensor | float | None, *, routers: bool) -> LossBatch:
+    def of(
+        cls,
+        inputs: Mapping[str, Any],
+        num_items: torch.Tensor | float | None,
+        *,
+        routers: bool,
+        facts: HostFacts | None = None,
+    ) -> LossBatch:
         """From a collator's batch; `num_items` None counts those of this batch alone.
 
         Args:
             inputs: labels (B, T), and the model's other arguments.
             num_items: of the accumulated batch and all processes.
             routers: whether experts are balanced by the outputs of their routers.
+            facts: of the batch as it came from the loader.
         """
-        facts, inputs = facts_of(inputs), {**inputs, "use_cache": False}
+        inputs = {**inputs, "use_cache": False}
         labels, weights, num_tokens = (inputs.pop(name, None) for name in ("labels", "weights", "num_tokens"))
         if routers:
             inputs["output_router_logits"] = True
         if num_items is None:
-            num_items = count_items([{"labels": labels, "weights": weights}])
+            own = {"labels": labels, "weights": weights}
+            num_items = count_items([own]) if facts is None else facts.num_items
         divisor = on_device(num_items, labels.device)
         request = LossRequest(labels, divisor, weights, None if facts is None else facts.positions)
         return cls(inputs, request, num_tokens, facts)
@@ -103,7 +112,7 @@ def losses_of(
 
     Where `other` computes the loss, the plugin's is only looked at for the metrics, without gradients.
     """
-    with masks_known(batch.facts, batch.request.labels.shape):
+    with masks_known(batch.facts, batch.inputs):
         if other is None and not with_outputs:
             return bound.ask(model, batch.inputs, batch.request), None
         outputs = without_virtual_tokens(model(**batch.inputs), batch.request.labels)

@@ -124,3 +124,72 @@ def test_a_second_backward_pass_over_a_kept_graph_gives_the_same(tokenizer):
     loss.backward()
     for first, both in zip(once, model.parameters(), strict=True):
         torch.testing.assert_close(both.grad, 2 * first)
+
+
+def halved(module, args):
+    args[0].mul_(0.5)
+
+
+def noisy(module, args, output):
+    return torch.nn.functional.dropout(output, 0.5)
+
+
+HOOKS = {
+    "what a projection is given, in place": lambda layer: layer.mlp.down_proj.register_forward_pre_hook(halved),
+    "what a norm gives, in place": lambda layer: layer.input_layernorm.register_forward_hook(
+        lambda module, args, output: output.mul_(0.5)
+    ),
+    "what the activation gives": lambda layer: layer.mlp.act_fn.register_forward_hook(noisy),
+}
+
+
+@pytest.mark.parametrize("change", HOOKS)
+def test_a_hook_that_changes_what_would_be_made_again_is_respected(change):
+    model = make(LlamaConfig(**SMALL))
+    for layer in model.model.layers:
+        HOOKS[change](layer)
+    wanted, found = step(model), step(model, keeping_less)
+    assert all(torch.equal(found[1][name], gradient) for name, gradient in wanted[1].items())
+
+
+def test_an_activation_of_somebody_elses_is_not_made_again():
+    model = make(LlamaConfig(**SMALL))
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Dropout(0.5))
+    wanted, found = step(model), step(model, keeping_less)
+    assert all(torch.equal(found[1][name], gradient) for name, gradient in wanted[1].items())
+
+
+def test_whoever_decides_what_is_kept_around_a_layer_is_let(tokenizer):
+    model, sizes = make_llama(tokenizer), []
+
+    def pack(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    totals = []
+    for around in (contextlib.nullcontext, keeping_less):
+        sizes.clear()
+        with around(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(input_ids=IDS, labels=IDS)
+        totals.append(sum(sizes))
+    assert totals[0] == totals[1]
+
+
+def test_a_model_that_is_saved_whole_meanwhile_can_be_read_again(tokenizer, tmp_path):
+    model = make_llama(tokenizer)
+    with keeping_less(model):
+        torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+def test_functional_gradients_work(tokenizer):
+    model = make_llama(tokenizer)
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (), {"input_ids": IDS, "labels": IDS}).loss
+
+    with keeping_less(model):
+        found = torch.func.grad(loss)(dict(model.named_parameters()))
+    assert found["lm_head.weight"].abs().sum() > 0
