@@ -35,7 +35,9 @@ def masks_known(facts: HostFacts | None, inputs: Mapping[str, Any]) -> Iterator[
 
     names = "_preprocess_mask_arguments", "find_packed_sequence_indices", "fast_all"
     before = {name: getattr(masking_utils, name) for name in names}
-    asked = _Asked(facts, inputs.get("attention_mask"), inputs.get("position_ids"), before)
+    # documents may be kept apart by a mask for each type of layer, which is a dict
+    own = [one if hasattr(one, "_version") else None for one in map(inputs.get, ("attention_mask", "position_ids"))]
+    asked = _Asked(facts, own[0], own[1], before)
     for name, answer in zip(names, (asked.preprocess, asked.find_packed, asked.every), strict=True):
         setattr(masking_utils, name, answer)
     try:

@@ -192,7 +192,8 @@ def test_a_loader_that_replaces_kernels_is_compared_with_transformers_in_another
     what = 'loader "broken", compared with transformers alone'
     report, lines = found("loader=broken", *settings)
     assert not failed(lines)
-    assert lines[what].gap.gradient <= 1e-6
+    # under autocast, LoRA's fused product rounds elsewhere than PEFT's own four operations
+    assert lines[what].gap.gradient <= (1e-2 if "bf16=true" in settings else 1e-6)
     assert any("replaces kernel.mlp while it loads the model" in note for note in report.notes)
     if not settings:
         _, lines = found("loader={broken: {factor: 1.01}}")
