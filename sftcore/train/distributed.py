@@ -45,6 +45,15 @@ def nothing_sharded(args: Any) -> ConflictError:
     )
 
 
+def not_sharded_yet() -> ConflictError:
+    """The error where a model is to be evaluated before FSDP 2 has sharded it."""
+    return ConflictError(
+        "FSDP 2 shards a model together with its optimizer, so it cannot be evaluated before it is trained.",
+        where="evaluate",
+        fix="Call train first; eval_on_start: true evaluates before the first step.",
+    )
+
+
 def is_taken_apart(engine: Any) -> bool:
     """Whether DeepSpeed runs the model, and each process has a part of it (ZeRO-3)."""
     return hasattr(engine, "zero_optimization_partition_weights") and bool(engine.zero_optimization_partition_weights())

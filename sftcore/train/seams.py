@@ -27,7 +27,7 @@ from sftcore.train.checkpoint.atomic import AtomicCheckpoints
 from sftcore.train.checkpoint.resume import Resumption, is_stream
 from sftcore.train.checkpoint.same_run import RunFacts
 from sftcore.train.checkpoint.state import Randomness
-from sftcore.train.distributed import is_taken_apart, nothing_sharded
+from sftcore.train.distributed import is_taken_apart, not_sharded_yet, nothing_sharded
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
 from sftcore.train.parts.evaluation import EvaluationLoss, is_padded, rows_in, without_padding
@@ -282,11 +282,7 @@ class TrainerSeams(Trainer):
             ConflictError: FSDP 2 has not sharded the model yet.
         """
         if self.accelerator.is_fsdp2 and self.model_wrapped is self.model and not self.is_in_train:
-            raise ConflictError(
-                "FSDP 2 shards a model together with its optimizer, so it cannot be evaluated before it is trained.",
-                where="evaluate",
-                fix="Call train first; eval_on_start: true evaluates before the first step.",
-            )
+            raise not_sharded_yet()
         self.evaluation.begin()
         compute, padded = self.compute_metrics, is_padded(dataloader)
         if padded and compute is not None:
