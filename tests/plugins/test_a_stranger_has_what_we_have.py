@@ -33,9 +33,9 @@ def ours(path: Path) -> Iterator[str]:
 
 def test_the_names_of_plugin_api_are_frozen():
     names = {
-        "DOCUMENTS", "IGNORED", "IMAGE", "MAX_PIXELS", "adapter_folder", "filler_of", "flatten_rows", "multiple_of",
-        "open_image", "pad_rows", "planned_device", "prepare_quantised", "quantisation_asked_for", "quantisation_of",
-        "selective_of", "unsupported", "vision_parts",
+        "DOCUMENTS", "IGNORED", "IMAGE", "MAX_PIXELS", "adapter_folder", "decoder_layers", "edges_of", "filler_of",
+        "flatten_rows", "multiple_of", "open_image", "pad_rows", "planned_device", "prepare_quantised",
+        "quantisation_asked_for", "quantisation_of", "selective_of", "unsupported", "vision_parts",
     }  # fmt: skip
     assert set(sftcore.plugin_api.__all__) == names
     assert len(sftcore.plugin_api.__all__) == len(names)

@@ -11,7 +11,8 @@ from datasets import Dataset
 from sftcore_plugins.losses.cce import CutCrossEntropy, CutCrossEntropyLoss
 
 from sftcore import CheckError, ModelError, Plan, SFTTrainer
-from sftcore.model.bound_loss import NUM_ITEMS, WEIGHTS, bind_loss
+from sftcore.model.bound_loss import bind_loss
+from tests.asking import ask
 from tests.conftest import alpaca_rows, make_llama
 from tests.model.test_bound_loss import batch, build, gradients, reference
 from tests.train.test_trainer import config
@@ -51,9 +52,8 @@ def test_loss_and_gradients_are_those_of_the_models_own_logits(package, name, we
     expected = gradients(model)
     bound = bind_loss(model, CutCrossEntropyLoss())
     assert bound.gathers, bound.reason
-    extra = {} if weights is None else {WEIGHTS: weights}
     with torch.autocast("cpu", torch.bfloat16):
-        found = model(**inputs, use_cache=False, **extra, **{NUM_ITEMS: torch.tensor(7.0)})
+        found = ask(model, torch.tensor(7.0), weights, **inputs, use_cache=False)
     found["loss"].backward()
     assert package.calls == ["none" if weighted else "sum"]
     assert found["loss"].dtype == torch.float32
@@ -69,7 +69,7 @@ def test_accuracy_is_counted_and_entropy_is_left_out(package):
     bind_loss(model, CutCrossEntropyLoss())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
-        found = model(**inputs, use_cache=False, **{NUM_ITEMS: torch.tensor(7.0)})
+        found = ask(model, torch.tensor(7.0), **inputs, use_cache=False)
     targets = inputs["labels"][:, 1:]
     assert "entropy" not in found
     assert found["correct"] == ((logits.argmax(-1) == targets) & (targets != -100)).sum()
@@ -79,7 +79,7 @@ def test_a_batch_without_supervised_tokens_reaches_every_parameter(package):
     model, inputs = build("Llama"), batch()
     bind_loss(model, CutCrossEntropyLoss())
     inputs["labels"] = torch.full_like(inputs["labels"], -100)
-    found = model(**inputs, use_cache=False, **{NUM_ITEMS: torch.tensor(7.0)})
+    found = ask(model, torch.tensor(7.0), **inputs, use_cache=False)
     found["loss"].backward()
     assert found["loss"] == 0
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -96,7 +96,7 @@ def test_what_the_kernel_cannot_do_is_refused(package, make, said):
     model, inputs = make(), batch()
     bind_loss(model, CutCrossEntropyLoss())
     with pytest.raises(ModelError, match=said):
-        model(**inputs, use_cache=False, **{NUM_ITEMS: torch.tensor(7.0)})
+        ask(model, torch.tensor(7.0), **inputs, use_cache=False)
 
 
 def test_a_head_with_an_adapter_is_refused(package):
@@ -106,7 +106,7 @@ def test_a_head_with_an_adapter_is_refused(package):
     get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM"))
     bind_loss(model, CutCrossEntropyLoss())
     with pytest.raises(ModelError, match='loss "cce": the head is a peft'), torch.autocast("cpu", torch.bfloat16):
-        model(**batch(), use_cache=False, **{NUM_ITEMS: torch.tensor(7.0)})
+        ask(model, torch.tensor(7.0), **batch(), use_cache=False)
 
 
 def test_all_logits_are_no_input_for_it(package):
