@@ -13,18 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from sftcore import AttentionBackend, ModelRequest, hookimpl, plugin
+from sftcore_plugins.attention._half_on_cpu import attend_in_half, fits
 from sftcore_plugins.attention._per_document import DocumentAttention, Features, attend_by_sdpa, causal_mask
 
 if TYPE_CHECKING:
     import torch
 
 NAME = "sftcore_varlen"
-SHORT = 256
-"""Up to so many tokens two bfloat16 products beat torch's CPU kernel, which makes no use of the CPU's own bfloat16.
-
-Forward and backward of 9 heads of 64, one core with avx512_bf16, torch 2.13: 3 times at 50 to 100 tokens, 2 at 200, 0.6
-at 800.
-"""
 KERNEL_ARGUMENTS = {"scale", "window_size", "enable_gqa"}
 
 
@@ -58,8 +53,8 @@ def attend(
     features: Features,
 ) -> torch.Tensor:
     """(B, T, H, D), by torch's fused kernels where they know all features of the layer."""
-    if mask is None and _products_are_faster(query_BHTD, key_BHSD, features):
-        return _attend_in_half(query_BHTD, key_BHSD, value_BHSD, features)
+    if mask is None and fits(query_BHTD, key_BHSD, features):
+        return attend_in_half(query_BHTD, key_BHSD, value_BHSD, features)
     if features.softcap is None and features.sinks_H is None:
         return attend_by_sdpa(module, query_BHTD, key_BHSD, value_BHSD, mask, features)
     num_queries, num_keys, window = query_BHTD.shape[2], key_BHSD.shape[2], features.window
@@ -95,49 +90,6 @@ def _attend_by_products(
         weights_BHTS = scores_BHTS.softmax(dim=-1)
     weights_BHTS = torch.dropout(weights_BHTS.to(value_BHSD.dtype), features.dropout, train=features.dropout > 0)
     return (weights_BHTS @ value_BHSD).transpose(1, 2).contiguous()
-
-
-# --- Short documents in half precision on a CPU ---------------------------------------------------------------------
-def _products_are_faster(query_BHTD: torch.Tensor, key_BHSD: torch.Tensor, features: Features) -> bool:
-    import torch
-
-    num_queries = query_BHTD.shape[2]
-    return (
-        query_BHTD.device.type == "cpu"
-        and query_BHTD.dtype == torch.bfloat16
-        and num_queries == key_BHSD.shape[2]
-        and num_queries <= SHORT
-        and features.causal
-        and not features.dropout
-        and features.softcap is None
-        and features.sinks_H is None
-        and _cpu_has_bfloat16()
-    )
-
-
-@functools.cache
-def _cpu_has_bfloat16() -> bool:
-    """Whether products in bfloat16 go to oneDNN; else torch computes them one by one."""
-    import torch
-
-    asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return asked is not None and bool(torch.backends.mkldnn.is_available()) and bool(asked())
-
-
-def _attend_in_half(
-    query_BHTD: torch.Tensor, key_BHSD: torch.Tensor, value_BHSD: torch.Tensor, features: Features
-) -> torch.Tensor:
-    """Two products over the heads that share their keys; scores are rounded to bfloat16, as in transformers' eager."""
-    num_heads, num_tokens = query_BHTD.shape[1:3]
-    scaling = features.scaling if features.scaling is not None else query_BHTD.shape[-1] ** -0.5
-    shared = num_heads // key_BHSD.shape[1]
-    window = features.window if features.window is not None and features.window < num_tokens else None
-    hidden = ~causal_mask(num_tokens, window, query_BHTD.device)
-    grouped = query_BHTD.unflatten(1, (-1, shared)).flatten(2, 3)
-    scores = (grouped @ key_BHSD.transpose(2, 3)).unflatten(2, (shared, num_tokens)) * scaling
-    weights = scores.masked_fill_(hidden, float("-inf")).softmax(dim=-1).flatten(2, 3)
-    output: torch.Tensor = (weights @ value_BHSD).unflatten(2, (shared, num_tokens)).flatten(1, 2)
-    return output.transpose(1, 2).contiguous()
 
 
 # --- Torch's own kernel ---------------------------------------------------------------------------------------------

@@ -50,8 +50,10 @@ def _forward_of(module: torch.nn.Module) -> Callable[..., Any] | None:
 
     if "forward" in vars(module):
         return None
-    if type(module) is torch.nn.LayerNorm or _same_code(module, LlamaRMSNorm):
-        return _norm
+    if type(module) is torch.nn.LayerNorm:
+        return _layer_norm
+    if _same_code(module, LlamaRMSNorm):
+        return _rms_norm
     has_parts = all(hasattr(module, name) for name in _MLP_PARTS)
     return _gated_mlp if has_parts and _same_code(module, LlamaMLP) and _is_plain(module.act_fn) else None
 
@@ -88,27 +90,70 @@ def _layer(self: Any, *args: Any, **kwargs: Any) -> Any:
         return plain(self, *args, **kwargs)
 
 
-def _norm(self: Any, x: torch.Tensor) -> torch.Tensor:
-    import torch
-
+def _layer_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
     plain = type(self).forward
     normed: torch.Tensor = plain(self, x)
-    # an RMSNorm keeps its input in float32, so that of another dtype would have to be kept beside it
-    keeps_input = x.dtype == torch.float32 or type(self) is torch.nn.LayerNorm
-    # sharded weights (FSDP 1, DeepSpeed) may be gone by then
-    whole = type(self.weight) is torch.nn.Parameter and not hasattr(self.weight, "ds_id")
-    if _collecting and x.requires_grad and keeps_input and whole:
-        given, weight = x.detach(), self.weight._version
+    if _norm_takes_part(self, x):
+        given, unchanged = x.detach(), _unchanged(x, self.weight)
 
         def again() -> torch.Tensor:
-            if self.weight._version != weight:
-                raise RuntimeError(
-                    "the weight of a norm was changed in place between the forward pass and the backward pass"
-                )
+            unchanged()
             return cast("torch.Tensor", plain(self, given))
 
         _collecting[-1].offer(normed, again)
     return normed
+
+
+def _rms_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """Llama's, operation by operation, since those in half precision keep copies in float32 of what they are given."""
+    import torch
+
+    if not _norm_takes_part(self, x):
+        plain: torch.Tensor = type(self).forward(self, x)
+        return plain
+    given, weight, unchanged = x.detach(), self.weight, _unchanged(x, self.weight)
+
+    def float_again() -> torch.Tensor:
+        unchanged()
+        return given.to(torch.float32)
+
+    def scaled_again() -> torch.Tensor:
+        return (float_again() * kept_scale).to(given.dtype)
+
+    # each is offered before an operation keeps it
+    offer = _collecting[-1].offer
+    as_float = x.to(torch.float32)
+    if as_float is not x:
+        offer(as_float, float_again)
+    scale = torch.rsqrt(as_float.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    kept_scale = scale.detach()
+    scaled = (as_float * scale).to(x.dtype)
+    offer(scaled, scaled_again)
+    normed: torch.Tensor = weight * scaled
+    offer(normed, lambda: weight * scaled_again())
+    return normed
+
+
+def _norm_takes_part(module: Any, x: torch.Tensor) -> bool:
+    import torch
+
+    # sharded weights (FSDP 1, DeepSpeed) may be gone by the backward pass
+    whole = type(module.weight) is torch.nn.Parameter and not hasattr(module.weight, "ds_id")
+    return bool(_collecting) and x.requires_grad and whole
+
+
+def _unchanged(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], None]:
+    """What raises if one of them has been changed in place since."""
+    versions = x._version, weight._version
+    given = x.detach()  # counts with x, and is not part of the graph
+
+    def check() -> None:
+        if (given._version, weight._version) != versions:
+            raise RuntimeError(
+                "the input or the weight of a norm was changed in place between the forward pass and the backward pass"
+            )
+
+    return check
 
 
 def _gated_mlp(self: Any, x: torch.Tensor) -> torch.Tensor:

@@ -91,6 +91,7 @@ def kept_by(model, around, unit):
         found = library.mallinfo2()
         return found.hblkhd + found.uordblks
 
+    model.get_decoder()(input_ids=torch.randint(3, 96, (1, 512)), use_cache=False)  # products keep buffers of their own
     before = allocated()
     with around(model):
         states = model.get_decoder()(input_ids=torch.randint(3, 96, (1, 512)), use_cache=False)[0]
@@ -113,6 +114,34 @@ def test_of_a_norm_its_input_is_kept_and_not_its_output_too():
     )
     kept, less = (kept_by(model, around, 512 * 4096 * 4) for around in (contextlib.nullcontext, keeping_less))
     assert kept - less == pytest.approx(3, abs=0.3)  # what the first norm is given is not kept either way
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc says what is allocated")
+def test_of_a_norm_in_half_precision_its_input_is_kept_and_no_copy_in_float32():
+    model = get_peft_model(
+        make(
+            LlamaConfig(**{**SMALL, "hidden_size": 4096, "num_hidden_layers": 2, "num_key_value_heads": 1}),
+            dtype=torch.bfloat16,
+        ),
+        LoraConfig(r=2, target_modules=["q_proj", "k_proj", "gate_proj", "up_proj"]),
+        autocast_adapter_dtype=False,
+    )
+    kept, less = (kept_by(model, around, 512 * 4096 * 2) for around in (contextlib.nullcontext, keeping_less))
+    # of three norms the copy (of twice the width) and the output; their inputs come instead, which nobody else keeps
+    assert kept - less == pytest.approx(6, abs=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_input_of_a_norm_that_is_changed_in_place_is_noticed(dtype):
+    model = make(LlamaConfig(**SMALL), dtype=dtype)
+    given = []
+    model.model.layers[1].input_layernorm.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    with keeping_less(model):
+        loss = model(input_ids=IDS, labels=IDS).loss
+    with torch.no_grad():
+        given[0].mul_(0.5)
+    with pytest.raises(RuntimeError, match="changed in place between the forward pass and the backward pass"):
+        loss.backward()
 
 
 def test_a_second_backward_pass_over_a_kept_graph_gives_the_same(tokenizer):

@@ -16,7 +16,6 @@ from transformers import masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as gemma2_attention
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_attention
-from transformers.models.llama.modeling_llama import eager_attention_forward as llama_attention
 
 from sftcore import ModelError, ModelRequest
 from sftcore.documents.ways import additive, block_mask, boundaries
@@ -132,40 +131,6 @@ def test_dropout_of_training_drops_whole_weights(features):
     kept = output > 0
     torch.testing.assert_close(output[kept], torch.full_like(output[kept], 4 / 3))
     assert 0.7 < kept.float().mean() < 0.8
-
-
-@pytest.mark.parametrize("window", [None, 4])
-def test_short_documents_in_bfloat16_are_as_near_to_float64_as_with_eager(monkeypatch, window):
-    monkeypatch.setattr(varlen, "_cpu_has_bfloat16", lambda: True)
-    positions = positions_of(TWO_ROWS)
-    mask = additive(block_mask(positions, window=window), torch.float64)
-
-    def gradients(dtype, function):
-        tensors = [one.detach().to(dtype).requires_grad_() for one in states(TWO_ROWS)]
-        output = function(*tensors)
-        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
-        return [output.detach().double(), *(one.grad.double() for one in tensors)]
-
-    def own(*tensors):
-        return DOCUMENTS.attend(layer(), *tensors, None, scaling=0.3, sliding_window=window, **boundaries(positions))[0]
-
-    def eager(*tensors):
-        return llama_attention(layer(), *tensors, mask.to(tensors[0].dtype), scaling=0.3)[0]
-
-    exact = gradients(torch.float64, eager)
-    for got, other, wanted in zip(gradients(torch.bfloat16, own), gradients(torch.bfloat16, eager), exact, strict=True):
-        assert (got - wanted).norm() <= 1.5 * (other - wanted).norm()
-        assert (got - wanted).norm() <= 2e-2 * wanted.norm()
-
-
-@pytest.mark.parametrize(("length", "products"), [(varlen.SHORT, True), (varlen.SHORT + 1, False)])
-def test_long_documents_in_bfloat16_go_to_torchs_fused_kernel(monkeypatch, length, products):
-    monkeypatch.setattr(varlen, "_cpu_has_bfloat16", lambda: True)
-    tensors = [one.detach().bfloat16() for one in states([[length]])]
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        DOCUMENTS.attend(layer(), *tensors, None, **boundaries(positions_of([[length]])))
-    names = {event.key for event in profiler.key_averages()}
-    assert ("aten::scaled_dot_product_attention" not in names) is products
 
 
 @pytest.mark.parametrize("values", [torch.float32, torch.bfloat16], ids=["all float32", "values in bfloat16"])

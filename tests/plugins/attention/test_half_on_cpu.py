@@ -1,0 +1,124 @@
+"""Attention in bfloat16 on a CPU, by blocks of queries: near to float64, and keeping no more than what it is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sftcore_plugins.attention import _half_on_cpu as half
+from sftcore_plugins.attention._per_document import Features
+from sftcore_plugins.attention.varlen import DOCUMENTS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from sftcore.documents.ways import boundaries
+from tests.plugins.attention.test_varlen import layer, positions_of
+
+BLOCK = half.BLOCK
+LENGTHS = [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 50]
+
+
+@pytest.fixture(autouse=True)
+def counts_as_a_cpu_with_bfloat16(monkeypatch):
+    monkeypatch.setattr(half, "_cpu_has_bfloat16", lambda: True)
+
+
+def states(length: int, heads: tuple[int, int] = (4, 2), width: int = 8, value_width: int = 8, rows: int = 1):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (heads[0], width), (heads[1], width), (heads[1], value_width)
+    # as layers hand them over: heads and tokens are exchanged in memory
+    return [torch.randn(rows, length, *shape, generator=generator).bfloat16().transpose(1, 2) for shape in shapes]
+
+
+def one_query_at_a_time(query, key, value, scaling, window):
+    """Softmax over the keys that each query sees, by a loop."""
+    shared = query.shape[1] // key.shape[1]
+    rows = []
+    for t in range(query.shape[2]):
+        first = 0 if window is None else max(0, t - window + 1)
+        heads = []
+        for h in range(query.shape[1]):
+            scores = (key[:, h // shared, first : t + 1] * query[:, h, t, None]).sum(-1) * scaling
+            heads.append((scores.softmax(-1)[..., None] * value[:, h // shared, first : t + 1]).sum(1))
+        rows.append(torch.stack(heads, dim=1))
+    return torch.stack(rows, dim=1)
+
+
+def eager(query, key, value, scaling, window):
+    """transformers' own, in the dtype of the states."""
+    length = query.shape[2]
+    away = torch.arange(length)[:, None] - torch.arange(length)
+    hidden = (away < 0) if window is None else (away < 0) | (away >= window)
+    mask = torch.zeros(length, length, dtype=query.dtype).masked_fill(hidden, torch.finfo(query.dtype).min)
+    module = layer(num_key_value_groups=query.shape[1] // key.shape[1])
+    return eager_attention_forward(module, query, key, value, mask[None, None], scaling=scaling)[0]
+
+
+def output_and_gradients(function, tensors, dtype=torch.bfloat16):
+    tensors = [one.to(dtype).requires_grad_() for one in tensors]
+    output = function(*tensors)
+    (output * torch.linspace(-1, 1, output.numel(), dtype=dtype).view(output.shape)).sum().backward()
+    return [output.detach().double(), *(one.grad.double() for one in tensors)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, BLOCK, BLOCK + 60])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_as_near_to_float64_as_eager(length, window):
+    tensors = states(length)
+    features = Features(0.0, 0.3, window, None, None, causal=True)
+    assert half.fits(*tensors[:2], features)
+    exact = output_and_gradients(lambda *given: one_query_at_a_time(*given, 0.3, window), tensors, torch.float64)
+    found = output_and_gradients(lambda *given: half.attend_in_half(*given, features), tensors)
+    others = output_and_gradients(lambda *given: eager(*given, 0.3, window), tensors)
+    for got, other, wanted in zip(found, others, exact, strict=True):
+        assert got.shape == wanted.shape
+        assert (got - wanted).norm() <= 1.5 * (other - wanted).norm() + 1e-6 * wanted.norm()
+        assert (got - wanted).norm() <= 2e-2 * wanted.norm() + 1e-6
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"heads": (3, 1)}, {"heads": (2, 2)}, {"value_width": 4}, {"rows": 2, "heads": (6, 2)}],
+    ids=["all share a key", "none does", "narrow values", "two rows"],
+)
+def test_heads_rows_and_widths(shape):
+    tensors = states(BLOCK + 9, **shape)
+    features = Features(0.0, None, None, None, None, causal=True)
+    scaling = tensors[0].shape[-1] ** -0.5
+    exact = output_and_gradients(lambda *given: one_query_at_a_time(*given, scaling, None), tensors, torch.float64)
+    found = output_and_gradients(lambda *given: half.attend_in_half(*given, features), tensors)
+    for got, wanted in zip(found, exact, strict=True):
+        assert (got - wanted).norm() <= 2e-2 * wanted.norm()
+
+
+def test_documents_of_a_row_do_not_see_each_other():
+    lengths = [[BLOCK + 3, 2, 40]]
+    tensors, positions = states(sum(lengths[0])), positions_of(lengths)
+    output = DOCUMENTS.attend(layer(), *tensors, None, scaling=0.3, **boundaries(positions))[0]
+    start = 0
+    for length in lengths[0]:
+        own = [one[:, :, start : start + length].double() for one in tensors]
+        wanted = one_query_at_a_time(*own, 0.3, None)
+        torch.testing.assert_close(output[:, start : start + length].double(), wanted, atol=2e-2, rtol=2e-2)
+        start += length
+
+
+def test_nothing_is_kept_but_queries_keys_and_values():
+    tensors = [one.requires_grad_() for one in states(2 * BLOCK)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        half.attend_in_half(*tensors, Features(0.0, None, None, None, None, causal=True))
+    assert [one.data_ptr() for one in kept] == [one.data_ptr() for one in tensors]
+
+
+@pytest.mark.parametrize(
+    ("features", "what"),
+    [
+        (Features(0.1, None, None, None, None, causal=True), "dropout"),
+        (Features(0.0, None, None, 5.0, None, causal=True), "softcap"),
+        (Features(0.0, None, None, None, torch.zeros(4), causal=True), "sinks"),
+        (Features(0.0, None, None, None, None, causal=False), "no causality"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_other_features_are_left_to_others(features, what):
+    assert not half.fits(*states(4)[:2], features), what
+    assert not half.fits(*[one.float() for one in states(4)[:2]], Features(0.0, None, None, None, None, causal=True))
