@@ -179,7 +179,6 @@ def _with_loss(own: inspect.Signature) -> Callable[..., Any]:
         outputs = self.base_model(*args, **kwargs)
         found = gathered_loss(bound.loss, outputs[0], Head(self), request)
         aux_loss = _aux_loss(self, outputs, kwargs)
-        aux_loss = getattr(outputs, "aux_loss", None) if aux_loss is None else aux_loss
         return request.answer(found if aux_loss is None else {**found, "aux_loss": aux_loss})
 
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -263,9 +262,11 @@ def _aux_loss(model: PreTrainedModel, outputs: Any, kwargs: Mapping[str, Any]) -
 
     It comes from the outputs of the base model and the arguments that it got.
     """
-    if not getattr(model.config.get_text_config(), "output_router_logits", False):
-        return None
     compute: Any = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
+    asked = getattr(model.config.get_text_config(), "output_router_logits", False)
+    # many models can return the logits of their routers, and compute no auxiliary loss from them
+    if not asked or compute is None or getattr(outputs, "router_logits", None) is None:
+        return getattr(outputs, "aux_loss", None)
     experts = getattr(model, "num_experts", None), getattr(model, "num_experts_per_tok", None)
     mask = kwargs.get("attention_mask")
     # a mask between tokens, as packed rows may need, does not say which tokens are padding
@@ -286,16 +287,16 @@ def _compare(model: PreTrainedModel, args: Any, kwargs: Mapping[str, Any]) -> tu
     try:
         inner = model.base_model(*args, **{key: value for key, value in again.items() if value is not None})
         wanted, got = whole.logits[0].float(), Head(model)(inner[0][0]).float()
-        aux_loss = _aux_loss(model, inner, {})
-        aux_losses = None if aux_loss is None else (float(whole.aux_loss), float(aux_loss))
+        aux_losses = [getattr(whole, "aux_loss", None), _aux_loss(model, inner, {})]
+        own_aux_loss, aux_loss = (float("nan" if one is None else one) for one in aux_losses)
     except Exception as error:  # as above
         return whole, _cannot_be_called(error)
     tolerance = 1e-4 if min(whole.logits.element_size(), inner[0].element_size()) >= 4 else 2e-2
     gap = float((wanted - got).abs().max()) if wanted.shape == got.shape else float("inf")
     if not gap <= tolerance * max(1.0, float(wanted.abs().max())):
         return whole, f"head and hidden states do not give the model's own logits (they differ by {gap:.2g})"
-    if aux_losses is not None and abs(aux_losses[0] - aux_losses[1]) > tolerance * abs(aux_losses[0]):
-        return whole, f"its experts' auxiliary loss is {aux_losses[0]:.4g}, not {aux_losses[1]:.4g} as of their routers"
+    if aux_losses != [None, None] and not abs(own_aux_loss - aux_loss) <= tolerance * abs(own_aux_loss):
+        return whole, f"its experts' auxiliary loss is {own_aux_loss:.4g}, not {aux_loss:.4g} as of their routers"
     return whole, ""
 
 

@@ -304,7 +304,8 @@ class SFTTrainer(OpenLayout):
             loss = loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if count is not None else 1
-            loss = with_balance(loss, found, self.router_aux_loss_coef, steps)
+            asked = bool(self.args.router_aux_loss_coef)
+            loss = with_balance(loss, found, self.router_aux_loss_coef, steps, asked=asked)
         if mode == "eval":
             self.evaluation.add(loss, batch.request.num_items)
         return (loss, outputs) if return_outputs else loss

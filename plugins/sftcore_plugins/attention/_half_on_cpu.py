@@ -82,12 +82,13 @@ def _weights(
 
     num_shared, num_queries = query_BKGTD.shape[2], queries.stop - queries.start
     scores = (query_BKGTD[:, :, :, queries].flatten(2, 3) @ key_BKTD[:, :, keys].transpose(2, 3)).mul_(scaling)
-    # the key of column j is `keys.start + j`, and the query of row i is `queries.start + i`
-    ahead = queries.start - keys.start
-    seen_QS = torch.ones(num_queries, keys.stop - keys.start, dtype=torch.bool, device=scores.device).tril_(ahead)
+    scores_BKGQS = scores.unflatten(2, (num_shared, num_queries))
+    square_QQ = torch.ones(num_queries, num_queries, dtype=torch.bool, device=scores.device)
+    # only the last keys can lie ahead of a query of the block, and only the first ones before its window
+    scores_BKGQS[..., -num_queries:].masked_fill_(square_QQ.triu(1), float("-inf"))
     if window is not None:
-        seen_QS.triu_(ahead - window + 1)
-    scores.unflatten(2, (num_shared, num_queries)).masked_fill_(~seen_QS, float("-inf"))
+        before_QQ = square_QQ.tril(queries.start - keys.start - window)[:, : scores.shape[-1]]
+        scores_BKGQS[..., :num_queries].masked_fill_(before_QQ, float("-inf"))
     return scores.softmax(dim=-1)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from attrs import frozen
 
+from sftcore.core.errors import ConflictError
 from sftcore.core.types import IGNORED
 from sftcore.data.host_facts import HostFacts, facts_of
 from sftcore.model.bound_loss import BoundLoss, LossRequest
@@ -130,6 +131,21 @@ def without_virtual_tokens(outputs: Any, labels_BT: torch.Tensor) -> Any:
     return outputs
 
 
-def with_balance(loss: torch.Tensor, found: Mapping[str, Any], coefficient: float, steps: int) -> torch.Tensor:
-    """The loss with the auxiliary loss of the experts, of which each of `steps` micro-batches brings its share."""
-    return loss + coefficient * found["aux_loss"] / steps
+def with_balance(
+    loss: torch.Tensor, found: Mapping[str, Any], coefficient: float, steps: int, *, asked: bool
+) -> torch.Tensor:
+    """The loss with the auxiliary loss of the experts, of which each of `steps` micro-batches brings its share.
+
+    Many models with experts do not compute one, which is an error only where the run has `asked` for it.
+
+    Raises:
+        ConflictError: the run asks for it, and the model returns none.
+    """
+    if "aux_loss" in found:
+        return loss + coefficient * found["aux_loss"] / steps
+    if asked:
+        raise ConflictError(
+            f"router_aux_loss_coef is {coefficient}, and the model does not return an auxiliary loss of its experts.",
+            fix="Remove router_aux_loss_coef.",
+        )
+    return loss
