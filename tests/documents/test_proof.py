@@ -70,10 +70,10 @@ def test_chunks_of_llama4_restart_with_each_document():
     assert proof.way.name == "positions" or "from the document alone" in str(proof.tried)
 
 
-def test_a_model_that_keeps_boundaries_to_itself_gets_a_mask():
+def test_a_model_that_keeps_boundaries_to_itself_is_understood_by_its_positions():
     proof = proof_of("StableLm", "varlen")
-    assert proof.way.name == "mask"
-    assert "without boundaries in StableLmAttention" in str(proof.tried)
+    assert proof.gaps.neighbours == 0
+    assert proof.way.name == "boundaries"
 
 
 @pytest.mark.parametrize(

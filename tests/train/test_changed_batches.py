@@ -77,3 +77,39 @@ def test_the_loss_is_that_of_the_batch_as_it_was_changed(tmp_path, tokenizer, mo
     wanted = first_loss(kind, tmp_path / "unknown", tokenizer, batch_size)
     assert found == pytest.approx(wanted, abs=1e-6)
     assert found != pytest.approx(unchanged, abs=1e-4)
+
+
+class Own(SFTTrainer):
+    """Computes the loss from the model's own outputs, as recipes for transformers' Trainer do."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = torch.nn.functional.cross_entropy(
+            outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
+        )
+        return loss / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    "layout", [{"padding_free": False}, {"padding_free": True}, {"packing": True, "max_length": 128}]
+)
+def test_a_loss_of_a_subclass_from_the_models_outputs_keeps_documents_apart(tmp_path, tokenizer, layout):
+    make_llama(tokenizer).save_pretrained(tmp_path / "model")
+
+    def losses(kind):
+        args = SFTConfig(
+            tmp_path / kind.__name__,
+            **{**FIELDS, **layout, "max_steps": 2},
+            per_device_train_batch_size=4,
+            plugins={"attention": "varlen"},
+            bf16=False,
+        )
+        rows = Dataset.from_list(alpaca_rows(40))
+        trainer = kind(str(tmp_path / "model"), args, train_dataset=rows, processing_class=tokenizer)
+        trainer.train()
+        batch = next(iter(trainer.get_train_dataloader()))
+        assert trainer.model(**batch).logits.shape[:2] == batch["input_ids"].shape
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    assert losses(Own) == pytest.approx(losses(SFTTrainer), abs=1e-5)

@@ -331,7 +331,7 @@ def test_a_model_that_returns_no_auxiliary_loss_trains_and_cannot_be_asked_for_i
     off.train()
     assert losses(plain) == losses(off)
     assert "aux_loss" not in plain.state.log_history[0]
-    with pytest.raises(ConflictError, match="router_aux_loss_coef is 0.5, and the model does not return an auxiliary"):
+    with pytest.raises(ConflictError, match="and the model does not return an auxiliary loss of its experts"):
         trainer(router_aux_loss_coef=0.5).train()
 
 

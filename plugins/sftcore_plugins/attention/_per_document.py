@@ -1,8 +1,9 @@
 """Attention that computes each document of a packed row by itself: what transformers calls, whatever the kernel.
 
-Boundaries come by the keyword arguments that flash attention takes (`cu_seq_lens_q` and its three companions). Rows
-without them are attended as they are, with sdpa's own mask: padded evaluation and generation work where the kernel
-takes masks. Packed rows without boundaries are refused.
+Boundaries come by the keyword arguments that flash attention takes (`cu_seq_lens_q` and its three companions), or else
+by positions that restart within a row, as in transformers' own flash attention. Rows with neither are attended as they
+are, with sdpa's own mask: padded evaluation and generation work where the kernel takes masks. Packed rows of a model
+that hands neither on are refused.
 Shapes: B rows, H heads, T tokens, S keys, D width of a head.
 """
 
@@ -74,6 +75,8 @@ class DocumentAttention:
     whole: WholeKernel | None = None
     padding: bool = True
     calls: int = 0
+    _last: tuple[torch.Tensor | None, int | None, torch.Tensor | None] = (None, None, None)
+    """The positions that boundaries were last read from, their version, and the boundaries: layers get the same."""
 
     def register(self, implementation: str) -> None:
         """Make it known to transformers under this name."""
@@ -104,7 +107,7 @@ class DocumentAttention:
         """The attention of one layer: (B, T, H, D). Keys and values may have fewer heads than the queries.
 
         Raises:
-            ModelError: a packed row without boundaries, boundaries that do not fit, or a position bias.
+            ModelError: a packed row without boundaries and positions, boundaries that do not fit, or a position bias.
         """
         import torch
 
@@ -117,13 +120,15 @@ class DocumentAttention:
         causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
         features = Features(dropout, scaling, sliding_window, softcap, s_aux, causal)
         packed = attention_mask is not None and _is_packing_sign(attention_mask, query_BHTD)
-        if cu_seq_lens_q is None:
-            if packed or (attention_mask is None and _restarts(position_ids, key_BHSD)):
+        if cu_seq_lens_q is None and (packed or attention_mask is None):
+            cu_seq_lens_q = self._boundaries_of(position_ids, query_BHTD, key_BHSD)
+            if packed and cu_seq_lens_q is None:
                 raise ModelError(
                     f'attention "{self.name}" was given a packed row without boundaries in {type(module).__name__}.',
-                    fix="Pass cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k to the model's forward; a "
-                    'model that does not hand them on needs attention "sdpa".',
+                    fix="The model hands neither cu_seq_lens_q nor position_ids on to its attention: it needs "
+                    'attention "sdpa".',
                 )
+        if cu_seq_lens_q is None:
             return self.kernel(module, query_BHTD, key_BHSD, value_BHSD, attention_mask, features), None
         if not torch.compiler.is_compiling():  # a counter would make the compiler start anew with every step
             self.calls += 1
@@ -134,6 +139,29 @@ class DocumentAttention:
             if output is not None:
                 return output, None
         return self._one_by_one(module, query_BHTD, key_BHSD, value_BHSD, mask, cu_seq_lens_q, features), None
+
+    def _boundaries_of(
+        self, position_ids: torch.Tensor | None, query_BHTD: torch.Tensor, key_BHSD: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Boundaries (D + 1,) int32 by positions that restart within a row; None where none do, or with a cache."""
+        import torch
+
+        shape = query_BHTD.shape[0], query_BHTD.shape[2]
+        if position_ids is None or position_ids.shape[-1] != key_BHSD.shape[2] or position_ids.shape[-1] != shape[1]:
+            return None
+        if position_ids.ndim != 2:
+            return None
+        version = None if position_ids.is_inference() else position_ids._version
+        known, version_known, found = self._last
+        if known is position_ids and version is not None and version_known == version:
+            return found
+        starts_BT = torch.nn.functional.pad(position_ids.diff(dim=-1) != 1, (1, 0), value=True).expand(shape)
+        found = None
+        if bool(starts_BT[:, 1:].any()):
+            starts = starts_BT.flatten().nonzero().flatten()
+            found = torch.nn.functional.pad(starts, (0, 1), value=starts_BT.numel()).to(torch.int32)
+        self._last = position_ids, version, found
+        return found
 
     def _one_by_one(
         self,
@@ -287,13 +315,6 @@ def _documents(edges: Sequence[int], query_BHTD: torch.Tensor) -> Iterator[tuple
 # --- Signs of packing -----------------------------------------------------------------------------------------------
 def _is_packing_sign(mask: torch.Tensor, query_BHTD: torch.Tensor) -> bool:
     return tuple(mask.shape) == (1, 1, 1, 1) and query_BHTD.shape[2] > 1
-
-
-def _restarts(position_ids: torch.Tensor | None, key_BHSD: torch.Tensor) -> bool:
-    """Whether positions restart within a row, in a forward without cache."""
-    if position_ids is None or position_ids.ndim != 2 or position_ids.shape[1] != key_BHSD.shape[2]:
-        return False
-    return bool((position_ids.diff(dim=-1) != 1).any())
 
 
 def _parts_of(mask_function: Callable[..., Any]) -> set[str]:

@@ -174,11 +174,11 @@ def test_cost_grows_with_the_sum_of_squared_lengths():
 
 
 # --- Refusals -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["Llama", "Mistral", "OPT", "GptOss"])
-def test_a_packed_row_without_boundaries_is_refused(name):
-    model = build(name, BACKEND.implementation)
-    with pytest.raises(ModelError, match="given a packed row without boundaries"):
-        model(input_ids=torch.arange(3, 27)[None], position_ids=positions_of([[11, 13]]), use_cache=False)
+@pytest.mark.parametrize("positions", [None, torch.zeros(3, 2, 12, dtype=torch.int64)], ids=["none", "of three axes"])
+def test_a_packed_row_is_refused_where_the_model_hands_on_neither_boundaries_nor_positions(positions):
+    sign = masks(masking_utils.packed_sequence_mask_function(torch.zeros(2, 12)))
+    with pytest.raises(ModelError, match="given a packed row without boundaries in Module"):
+        DOCUMENTS.attend(layer(), *states(TWO_ROWS), sign, position_ids=positions)
 
 
 def test_models_with_attention_of_their_own_are_refused():
@@ -237,6 +237,19 @@ def test_a_saved_model_does_not_ask_for_the_plugin(tmp_path):
     build("Llama", BACKEND.implementation).save_pretrained(tmp_path)
     assert varlen.NAME not in (tmp_path / "config.json").read_text()
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Gemma3", "OPT", "GptOss", "StableLm"])
+def test_positions_alone_keep_documents_apart(name):
+    """As in a training step that a subclass of the trainer writes by itself."""
+    own, plain = pair(name)
+    for rows in ([[5, 1, 6], [1, 9, 2]], [[12], [3, 9]], [[1] * 12, [11, 1]]):  # of one shape
+        ids = torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            got = own(input_ids=ids, position_ids=positions_of(rows), use_cache=False).logits
+            documents = [one for row, lengths in zip(ids, rows, strict=True) for one in row.split(lengths)]
+            alone = [plain(input_ids=one[None], use_cache=False).logits[0] for one in documents]
+        torch.testing.assert_close(got.flatten(0, 1), torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
 # --- What it rests on in transformers and torch ---------------------------------------------------------------------
