@@ -63,9 +63,11 @@ def test_gradients_under_fsdp_are_those_of_one_process(sharded):
     assert max(one["gap"] for one in found.values()) < 1e-5, found
 
 
-def test_fsdp_in_bfloat16_rounds_neither_normaliser_nor_weights_nor_loss(sharded):
+@pytest.mark.parametrize("kind", ["by_fsdp1", "by_fsdp2"])
+def test_fsdp_in_bfloat16_rounds_neither_normaliser_nor_weights_nor_loss(sharded, kind):
     """257 is not a bfloat16, and what FSDP casts among the arguments of a forward becomes 256."""
-    found = sharded["arrived"]
+    found = sharded["arrived"][kind]
+    assert found["head"] == "torch.bfloat16"
     assert (found["items"], found["beside"]) == (257.0, 256.0)
     assert found["weights"]
     assert found["rounded"]  # the loss is one that bfloat16 would have changed
