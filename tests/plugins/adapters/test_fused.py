@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from sftcore_plugins.adapters import _fused
 from sftcore_plugins.adapters._fused import fuse
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -63,7 +64,9 @@ def test_loss_and_gradients_are_those_of_peft(tokenizer, options):
     same(step(ours), step(theirs), 1e-5)
 
 
-def test_a_bfloat16_base_under_a_float32_adapter_gives_pefts_numbers_within_its_rounding(tokenizer):
+@pytest.mark.parametrize("rows", [512, 32, 7], ids=["fewer rows than at once", "as many", "more"])
+def test_a_bfloat16_base_under_a_float32_adapter_gives_pefts_numbers_within_its_rounding(tokenizer, monkeypatch, rows):
+    monkeypatch.setattr(_fused, "ROWS_AT_ONCE", rows)
     theirs, ours = pair(tokenizer, dtype=torch.bfloat16)
     assert next(one.dtype for name, one in ours.named_parameters() if "lora_A" in name) == torch.float32
     same(step(ours), step(theirs), 1e-2)
