@@ -21,6 +21,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 
+from tests.libraries import spare_libraries
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -71,6 +73,10 @@ def make_llama(tokenizer, seed: int = 0, **overrides):
         "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": 1,
     }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**{**config, **overrides}))
+
+
+def pytest_runtest_setup() -> None:
+    spare_libraries()
 
 
 @pytest.fixture(scope="session")
