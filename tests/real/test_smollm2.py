@@ -44,7 +44,7 @@ def answer(model, tokenizer, question: str) -> str:
 
 def test_alpaca_from_the_command_line_then_reloaded_with_plain_libraries(tmp_path, shared_data, smollm2_folder):
     printed = command(
-        "train", f"model={find_model()}", f"data={shared_data / 'alpaca_en_demo.json'}", "adapter.lora.r=8",
+        "train", f"model={smollm2_folder}", f"data={shared_data / 'alpaca_en_demo.json'}", "adapter.lora.r=8",
         "max_steps=12", "logging_steps=3", "per_device_train_batch_size=1", "max_length=96", "learning_rate=1e-3",
         "gradient_checkpointing=false", f"output_dir={tmp_path}", "save_strategy=no",
     )  # fmt: skip
