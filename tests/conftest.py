@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Set before any library reads them at import
@@ -117,6 +118,20 @@ def write(tmp_path):
         return path
 
     return write_file
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder of this session that `make` writes; whoever of xdist's processes comes first makes it."""
+    from filelock import FileLock
+
+    base = factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            written = folder.with_name(f"{name}-written")
+            make(written)
+            written.rename(folder)
+    return folder
 
 
 def alpaca_rows(count: int) -> list[dict[str, str]]:
