@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Set before any library reads them at import
@@ -20,6 +21,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from tests.libraries import spare_libraries
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -73,6 +76,10 @@ def make_llama(tokenizer, seed: int = 0, **overrides):
     return LlamaForCausalLM(LlamaConfig(**{**config, **overrides}))
 
 
+def pytest_runtest_setup() -> None:
+    spare_libraries()
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()
@@ -111,6 +118,20 @@ def write(tmp_path):
         return path
 
     return write_file
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder of this session that `make` writes; whoever of xdist's processes comes first makes it."""
+    from filelock import FileLock
+
+    base = factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            written = folder.with_name(f"{name}-written")
+            make(written)
+            written.rename(folder)
+    return folder
 
 
 def alpaca_rows(count: int) -> list[dict[str, str]]:

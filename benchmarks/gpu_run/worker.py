@@ -142,6 +142,7 @@ def main() -> None:
     """Do the tasks of the first argument's file, and add what they come to to that of the second one."""
     spec, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     if spec["standin"]:
+        from tests.libraries import spare_libraries
         from tests.standin import standin
         from tests.standin.process import tell_transformers
 
@@ -158,6 +159,8 @@ def main() -> None:
             tell(state="begun")
             tell(**_done(task, tell))
             _clear()
+            if spec["standin"]:
+                spare_libraries()
 
 
 def _done(task: dict[str, Any], tell: Callable[..., None]) -> dict[str, Any]:

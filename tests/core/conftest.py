@@ -15,6 +15,7 @@ import pytest
 from sftcore.config.recipe import parse_recipe
 from sftcore.config.setup import Setup, set_up_recipe
 from sftcore.core.discovery import Catalog, discover
+from tests.conftest import made_once
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
@@ -25,12 +26,7 @@ SOURCES = sorted(
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory) -> Mapping[str, Path]:
     """The folder of each installed distribution, by its name."""
-    together = tmp_path_factory.mktemp("together")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
-    build = ["--no-build-isolation", "--no-compile", "--target", str(together)]
-    sources = [str(folder) for folder in SOURCES if (folder / "pyproject.toml").is_file()]
-    # One call for all: pip starts once, and hatchling is the environment's own
-    subprocess.run([*pip, *build, *sources], check=True, timeout=120)
+    together = made_once(tmp_path_factory, "together", _install)
     apart = tmp_path_factory.mktemp("apart")
     folders = {}
     for distribution in importlib.metadata.distributions(path=[str(together)]):
@@ -41,6 +37,14 @@ def distributions(tmp_path_factory) -> Mapping[str, Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(together / file, target)
     return folders
+
+
+def _install(together: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index", "--no-deps"]
+    build = ["--no-build-isolation", "--no-compile", "--target", str(together)]
+    sources = [str(folder) for folder in SOURCES if (folder / "pyproject.toml").is_file()]
+    # One call for all: pip starts once, and hatchling is the environment's own
+    subprocess.run([*pip, *build, *sources], check=True, timeout=120)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from sftcore.documents.proof import keep_documents_apart
 from sftcore.documents.ways import POSITIONS, Way
 from tests.conftest import alpaca_rows
 from tests.distributed.ranked_runs import FIELDS, LAYERS, LORA, dataset, shard_on_cpu
+from tests.libraries import spare_libraries
 
 INDEX = int(os.environ.get("RANK", "0"))
 
@@ -93,6 +94,7 @@ def sharded(folder: Path, *, lazily: bool) -> dict[str, Any]:
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
     torch.set_num_threads(1)
+    spare_libraries()
     settings(folder)  # which starts the group of processes
     found = {
         "answer": decided_by_first(answer),

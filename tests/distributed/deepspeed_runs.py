@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tests.distributed import ranked_runs
+from tests.libraries import spare_libraries
 
 SETTINGS = {
     "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
@@ -40,6 +41,7 @@ if __name__ == "__main__":
     model, folder, *cases = sys.argv[1:]
     torch.set_num_threads(1)
     ranked_runs.STOPPED |= STOPPED
+    spare_libraries()
     for one in cases:
         ranked_runs.run(one, model, Path(folder))
     torch.distributed.barrier()

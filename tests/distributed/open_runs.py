@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import ModelError
 from sftcore.documents import settle
+from tests.libraries import spare_libraries
 
 ROWS = [{"prompt": f"say {i}:", "completion": " hello" * (1 + i % 5)} for i in range(18)]
 FIELDS = {
@@ -48,5 +49,6 @@ def _fail(self, found):
 
 
 if __name__ == "__main__":
+    spare_libraries()
     for _case in sys.argv[3:]:
         run(_case, sys.argv[1], Path(sys.argv[2]))

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import ConflictError, DataError
 from sftcore.train.guard.signals import StoppedBySignal
+from tests.libraries import spare_libraries
 
 ROWS, EVALUATED, BATCH = 23, 7, 8
 """Rows to train on and to evaluate, and rows of a step over all ranks: nothing divides by what it is cut into."""
@@ -265,6 +266,7 @@ def shard_on_cpu() -> None:
 if __name__ == "__main__":
     model, folder, *cases = sys.argv[1:]
     torch.set_num_threads(1)
+    spare_libraries()
     if "stream" in cases:
         refused(Path(folder), model)
     for case in cases:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import random
 import sys
@@ -13,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
 from tests.faults import runs
 
-MOMENTS = int(os.environ.get("SFTCORE_KILLS", "20"))
+MOMENTS = int(os.environ.get("SFTCORE_KILLS", "10"))
 """More of them: SFTCORE_KILLS=500 python -m pytest -s tests/faults/test_killed.py"""
 PHASES = ("preparation", "step", "save", "final save")
+MUST = PHASES[:3]
+"""In each of these a run has to be killed; the last one may be over before."""
 
 
 def train_and_tell(folder: Path, tell) -> None:
@@ -54,8 +56,7 @@ class Attempt:
     """A training process of its own, and the phases that it went through."""
 
     def __init__(self, folder: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "transformers.trainer", "sftcore.train.trainer", "datasets"])
+        context = commands.context()
         self.phases: list[tuple[str, float]] = []
         self._log = folder.parent / "log.txt"
         folder.parent.mkdir(exist_ok=True)
@@ -121,7 +122,7 @@ def test_killed_at_any_moment_and_gone_on_with_auto_the_weights_are_the_same_to_
         assert runs.weights_of(folder) == weights
         assert not list(folder.glob(".tmp-*"))
         compared += 1
-        if hit.total() >= MOMENTS:
+        if hit.total() >= MOMENTS and (min(hit[name] for name in MUST) > 0 or hit.total() >= 5 * MOMENTS):
             break
     print(f"killed {dict(hit)}, {compared} runs compared in {time.monotonic() - seconds:.0f} s")
-    assert min(hit["preparation"], hit["step"], hit["save"]) > 0
+    assert min(hit[name] for name in MUST) > 0

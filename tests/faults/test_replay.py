@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,13 +11,13 @@ import pytest
 import sftcore
 from sftcore.core.errors import RecipeError
 from sftcore.tools.replay import Recorded, checked_again, compare_runs, differences, read_manifest
+from tests import commands
 from tests.conftest import alpaca_rows, make_llama, make_tokenizer
 
 
 def run_sftcore(*words: str, code: int = 0) -> str:
     """Run the command; what it printed, both streams."""
-    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "sftcore", *words], capture_output=True, text=True, env=environment)
+    done = commands.sftcore(*words, COLUMNS="200")
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout + done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from tests.faults import runs
+from tests.libraries import spare_libraries
 
 
 class Watcher(TrainerCallback):
@@ -29,6 +30,7 @@ class Watcher(TrainerCallback):
 
 
 def main(folder: Path) -> None:
+    spare_libraries()
     rank, out = int(os.environ["RANK"]), folder / "out"
     whole = runs.trainer(out)
     whole.train()

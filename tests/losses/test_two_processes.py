@@ -11,33 +11,45 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).with_name("two_processes.py")
+from tests.losses import two_processes
+
 FIELDS = {
     "max_steps": 2, "logging_steps": 1, "learning_rate": 0.05, "optim": "sgd", "max_grad_norm": 0.0,
     "lr_scheduler_type": "constant", "save_strategy": "no", "gradient_checkpointing": True, "report_to": "none",
 }  # fmt: skip
 
 
-def run(folder: Path, model: Path, processes: int, **fields) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """The weights after two steps, and what was logged at each."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+LOSSES = {loss: {**FIELDS, "loss_type": loss, "gradient_accumulation_steps": 2} for loss in ("nll", "dft")}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, model_folder) -> Path:
+    """The folder in which two processes have left the runs with each loss."""
+    folder = tmp_path_factory.mktemp("two")
+    fields = {loss: {"per_device_train_batch_size": 2, **fields} for loss, fields in LOSSES.items()}
     shown = subprocess.run(
-        [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), str(model), str(folder),
-         json.dumps({**FIELDS, **fields})],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         two_processes.__file__, str(model_folder), str(folder), json.dumps(fields)],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr[-3000:]
+    return folder
+
+
+def left_by(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """The weights after two steps, and what was logged at each."""
     state = json.loads((folder / "trainer_state.json").read_text())
     return load_file(folder / "model.safetensors"), [one for one in state["log_history"] if "loss" in one]
 
 
-@pytest.mark.parametrize("loss", ["nll", "dft"])
-def test_two_processes_take_the_step_of_one_with_accumulation(tmp_path, model_folder, loss):
-    fields = {"loss_type": loss, "gradient_accumulation_steps": 2}
-    alone, logged_alone = run(tmp_path / "one", model_folder, 1, per_device_train_batch_size=4, **fields)
-    both, logged_both = run(tmp_path / "two", model_folder, 2, per_device_train_batch_size=2, **fields)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_processes_take_the_step_of_one_with_accumulation(tmp_path, model_folder, both, loss):
+    two_processes.run(str(model_folder), tmp_path, {"per_device_train_batch_size": 4, **LOSSES[loss]})
+    alone, logged_alone = left_by(tmp_path)
+    shared, logged_both = left_by(both / loss)
+    assert len(logged_alone) == len(logged_both) == 2
     for name, weight in alone.items():
-        torch.testing.assert_close(both[name], weight, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(shared[name], weight, rtol=1e-4, atol=1e-6, msg=name)
     for one, other in zip(logged_alone, logged_both, strict=True):
         for key in ("loss", "entropy", "mean_token_accuracy", "num_tokens", "num_supervised_tokens"):
             assert other[key] == pytest.approx(one[key], rel=1e-4), key
@@ -46,7 +58,7 @@ def test_two_processes_take_the_step_of_one_with_accumulation(tmp_path, model_fo
 @pytest.fixture(scope="module")
 def sharded():
     """What two processes print that share a model by FSDP2."""
-    script = SCRIPT.with_name("sharded.py")
+    script = Path(__file__).with_name("sharded.py")
     shown = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
         capture_output=True, text=True, timeout=300,

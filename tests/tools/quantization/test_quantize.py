@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from sftcore.tools.quantization.outcome import Options
 from sftcore.tools.quantization.perplexity import Perplexity, perplexity
 from sftcore.tools.quantization.quantize import check_options, group_size_for, rise_notes, widths
 from sftcore.tools.saved import open_run
+from tests import commands
 from tests.conftest import alpaca_rows, make_llama
 
 HAS_LIBRARY = importlib.util.find_spec("llmcompressor") is not None
@@ -33,13 +33,7 @@ needs_library = pytest.mark.skipif(not HAS_LIBRARY, reason='needs: pip install "
 
 
 def sftcore(*words: str, code: int = 0, cwd: Path | None = None) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "sftcore", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "160"},
-        cwd=cwd,
-    )
+    done = commands.sftcore(*words, cwd=cwd, COLUMNS="160")
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout + done.stderr

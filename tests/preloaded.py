@@ -1,0 +1,12 @@
+"""Imported by the process whose copies run commands (tests/commands.py), so that they need not import these."""
+
+import datasets  # noqa: F401
+import peft  # noqa: F401
+import torch  # noqa: F401
+import transformers.trainer  # noqa: F401
+
+import sftcore.cli
+import sftcore.train.trainer  # noqa: F401
+from tests.libraries import spare_libraries
+
+spare_libraries()
