@@ -150,7 +150,7 @@ class Renderer:
             return None
         if conversation.marks is not None:
             ends = ((conversation.at(start), conversation.end_at(end)) for start, end in conversation.skeleton.unmarked)
-            return tuple(Span(start, end) for start, end in sorted((*conversation.marks, *ends)))
+            return tuple(Span(start, end) for start, end in sorted((*conversation.marks, *ends)) if start < end)
         if conversation.skeleton.unproven:
             rewritten = conversation.skeleton.unproven == REWRITTEN
             first = "Use a template that prints content unchanged" if rewritten else "Drop the row"
