@@ -155,13 +155,13 @@ class _Judgement:
 
     def _header(self, turn: TurnSpan) -> int:
         """Where what the template writes for a turn begins: behind the messages before it, on their own."""
-        ends = [(one.end, one.number) for one in self._talk.rendering.anchors if one.end <= turn.start]
-        last, number = max(ends, default=(0, None))
-        closed = self._talk(self._talk.turns[: turn.message]) if turn.message else None
-        if closed is None or closed.after_all()[0] != number:
+        before = self._talk(self._talk.turns[: turn.message]) if turn.message else None
+        at, number = _last([one for one in self._talk.rendering.anchors if one.end <= turn.start])
+        closed, same = _last(before.anchors) if before is not None else (0, None)
+        if before is None or number != same:
             header = self._traits.header.lstrip()
             return turn.start - len(header) if self._text.endswith(header, 0, turn.start) else turn.start
-        return last + len(self._special.common([self._text[last : turn.start], closed.after_all()[1]]))
+        return at + len(self._special.common([self._text[at : turn.start], before.text[closed:]]))
 
     def _closes(self, turn: TurnSpan, text: str) -> bool:
         """Whether it is tokens that the template writes behind a turn, whether or not another message follows."""
@@ -170,12 +170,15 @@ class _Judgement:
             return not opened and self._tokens.fullmatch(text) is not None
         own = self._own(turn)
         through = self._talk(self._talk.turns[: turn.message + 1]) if own else None
-        behind = None if through is None else through.behind(own[-1].number)
-        return behind is not None and behind.startswith(self._text[own[-1].end : turn.end] + text.rstrip())
+        if through is None or (last := _last(through.anchors))[1] != own[-1].number:
+            return False
+        return through.text.startswith(self._text[own[-1].end : turn.end] + text.rstrip(), last[0])
 
     # --- What stands in turns, but in no markers
     def _own(self, turn: TurnSpan) -> list[Anchor]:
-        return [one for one in self._talk.own(turn.message) if turn.start <= one.start < turn.end]
+        """The sentinels of words in a turn; one that stands for no words says nothing here."""
+        within = (one for one in self._talk.own(turn.message) if turn.start <= one.start < turn.end)
+        return [one for one in within if self._talk.originals[one.number].value != ""]
 
     def _within(self, turn: TurnSpan) -> list[Stretch]:
         return [(start, end) for start, end in self._marks if start < turn.end and turn.start < end]
@@ -206,6 +209,11 @@ class _Judgement:
         if stops and turn.end == len(self._text) and not self._special.at_end(self._text[start:end].rstrip()):
             return end, turn.end
         return None
+
+
+def _last(anchors: Sequence[Anchor]) -> tuple[int, int | None]:
+    """Where the last of these sentinels ends, and its number."""
+    return (anchors[-1].end, anchors[-1].number) if anchors else (0, None)
 
 
 def shown(text: str) -> str:
