@@ -103,7 +103,7 @@ class Skeleton:
     def encloses(self, marks: Sequence[tuple[int, int]], lengths: Sequence[int]) -> bool:
         """Whether markers enclose in a filled skeleton what they were proven to enclose."""
         proven = [(one.at(lengths), other.at(lengths)) for one, other in self.marks or ()]
-        return self.marks is not None and merged(proven) == merged(marks)
+        return self.marks is not None and (proven == marks or merged(proven) == merged(marks))
 
 
 def learn(

@@ -65,6 +65,10 @@ class SpecialTexts:
         """The token with which a text ends, or ""."""
         return next((token for token in self.all if text.endswith(token)), "")
 
+    def only_tags(self, text: str) -> bool:
+        """Whether a text is tokens, what looks like them, and white space."""
+        return not self.tags.sub("", text).strip()
+
     def like_a_tag(self, text: str) -> bool:
         """Whether a text that is no token of the tokenizer ends as tokens of templates do."""
         return _TAG_AT_END.search(text) is not None

@@ -7,7 +7,6 @@ same. Whole turns may be left out, too: some templates mark the last one alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -105,7 +104,6 @@ class _Judgement:
         self._marks = merged(self._all)
         traits = self._traits
         self._enders = {traits.ender, traits.next_end, traits.last_end, traits.plain_end, self._special.eos} - {""}
-        self._tokens = re.compile(rf"(?:{self._special.tags.pattern}|\s)*")
 
     def judge(self, *, stops: bool) -> Proven:
         self._refuse_words_of_others()
@@ -116,9 +114,8 @@ class _Judgement:
             raise leaves_out("all that the assistant writes")
         left_out = any(self._text[turn.start : turn.end].strip() for turn in skipped)
         notes = (HEADERS_ENCLOSED if any(headed) else "", TURNS_LEFT_OUT if left_out else "")
-        return Proven(
-            tuple(self._marks), tuple(end for end in ends.values() if end is not None), tuple(filter(None, notes))
-        )
+        marks = tuple((start, end) for start, end in self._all if start < end)
+        return Proven(marks, tuple(end for end in ends.values() if end is not None), tuple(filter(None, notes)))
 
     # --- What stands in markers, but in no turn
     def _refuse_words_of_others(self) -> None:
@@ -144,7 +141,7 @@ class _Judgement:
         """Raise if what is enclosed there belongs to no turn; whether it is a header."""
         header = end if after is None else min(max(self._header(after), start), end)
         closing = self._text[start:header]
-        if after is not None and closing.strip() and before is None and self._tokens.fullmatch(closing):
+        if after is not None and closing.strip() and before is None and self._special.only_tags(closing):
             header, closing = start, ""  # DeepSeek closes the outputs of tools where it answers them
         if closing.strip() and (before is None or not self._closes(before, closing)):
             raise encloses(f"{shown(closing)}, which the assistant does not write")
@@ -166,8 +163,8 @@ class _Judgement:
     def _closes(self, turn: TurnSpan, text: str) -> bool:
         """Whether it is tokens that the template writes behind a turn, whether or not another message follows."""
         opened = any(opener in text for opener in self._traits.openers)
-        if opened or not self._tokens.fullmatch(text) or turn.message == len(self._talk.turns) - 1:
-            return not opened and self._tokens.fullmatch(text) is not None
+        if opened or not self._special.only_tags(text) or turn.message == len(self._talk.turns) - 1:
+            return not opened and self._special.only_tags(text)
         own = self._own(turn)
         through = self._talk(self._talk.turns[: turn.message + 1]) if own else None
         if through is None or (last := _last(through.anchors))[1] != own[-1].number:

@@ -123,7 +123,8 @@ def _refuse_before(
                 closed = render(turns[:i]).rstrip()
             except RowError:
                 continue
-            if start < len(closed) < start + len(before) and text.startswith(closed):
+            within = start < len(closed) < start + len(before) and text.startswith(closed)
+            if within and not special.only_tags(text[start : len(closed)]):
                 raise encloses(f"{shown(text[start : len(closed)])}, which the assistant does not write")
 
 
@@ -152,8 +153,8 @@ def _enders(traits: TemplateTraits, special: SpecialTexts) -> set[str]:
 def _with_other_words(turn: Message) -> Message:
     """The message with other words in place of each of its texts, and of the arguments of its calls."""
     other = marked(turn, 0, lambda index, text, kind: _OTHER)
-    if not turn.content and not turn.tool_calls:
-        other = attrs.evolve(other, content=_OTHER)
+    if isinstance(turn.content or "", str) and not (str(turn.content or "").strip() or turn.tool_calls):
+        other = attrs.evolve(other, content=f"{turn.content or ''}{_OTHER}")
     calls = [_another_call(call) for call in turn.tool_calls]
     return attrs.evolve(other, tool_calls=calls, name=f"{turn.name}_other" if turn.name else turn.name)
 
@@ -161,9 +162,9 @@ def _with_other_words(turn: Message) -> Message:
 def _another_call(call: Mapping[str, Any]) -> Mapping[str, Any]:
     function = dict(call.get("function", call))
     given = function.get("arguments")
-    if (other := _another(given)) == given:
-        function["name"] = f"{function.get('name')}_other"
-    function["arguments"] = other
+    function["arguments"] = _another(given)
+    if function["arguments"] == given:
+        function["arguments"] = {**(given if isinstance(given, Mapping) else {}), "other": _OTHER}
     return {**call, "function": function} if "function" in call else function
 
 
