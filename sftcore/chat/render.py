@@ -94,7 +94,8 @@ class Renderer:
     def _as_templates_read(self, turns: Turns, example: Example) -> Turns:
         if not says_otherwise(turns):
             return turns
-        return as_templates_read(turns, lambda kind: self._conversations.template(example).reads_parts(kind))
+        template = self._conversations.template(example)
+        return as_templates_read(turns, template.reads_parts, lambda key: key in template.source)
 
     def _conversation(self, turns: Turns, example: Example) -> Rendered:
         conversation = self._render_turns(turns, example)
