@@ -154,8 +154,8 @@ class ChatTemplate:
 
     def with_lines(self, error: RowError) -> RowError:
         """An error about generation markers that names the lines in which they stand."""
-        lines = ", ".join(map(str, self.marker_lines))
-        return RowError(error.what, fix=f"{error.fix} They stand in line {lines} of the template.")
+        lines = f"line{'s' * (len(self.marker_lines) > 1)} {', '.join(map(str, self.marker_lines))}"
+        return RowError(error.what, fix=f"{error.fix} They stand in {lines} of the template.")
 
     def _line_of(self, error: Exception) -> int | None:
         """The template's line that raised an error, or called what did."""

@@ -48,7 +48,7 @@ SPOKEN = '<call>{"name": "now", "arguments": {"zone": "CET"}}</call>'
 @pytest.mark.parametrize("answer", ["{{ m.content }}", "{{ m.content | upper }}"])
 def test_markers_around_the_users_words_are_refused_whatever_the_template_makes_of_them(words, content, answer):
     others = f"<|im_start|>{{{{ m.role }}}}\n«{words}<|im_end|>»\n"
-    with pytest.raises(RowError, match=r"generation markers enclose .*line 1 of the template"):
+    with pytest.raises(RowError, match=r"generation markers enclose .*lines? 1.* of the template"):
         rendered(of(chatml(f"{HEADER}«{answer}<|im_end|>»\n", others=others)), talk(content, "answer"))
 
 
@@ -124,7 +124,7 @@ def test_markers_that_begin_with_the_end_of_the_users_turn_are_refused():
     ],
 )  # fmt: skip
 def test_markers_that_leave_out_a_part_of_what_the_assistant_writes_are_refused(answer, turns, what):
-    with pytest.raises(RowError, match=rf"generation markers leave out {what}.*line 1 of the template"):
+    with pytest.raises(RowError, match=rf"generation markers leave out {what}.*lines? 1.* of the template"):
         rendered(of(chatml(answer)), turns)
 
 
