@@ -22,6 +22,13 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names for the reasoning before an answer: DeepSeek's, newer inference servers', and gpt-oss's."""
 
+_LIKELY = {
+    "tool": ("function", "ipython", "observation", "environment", "tool_response", "function_response"),
+    "user": ("human",),
+    "assistant": ("gpt", "bot", "model", "chatgpt", "ai"),
+}
+"""What roles are called in other data."""
+
 _ARGUMENTS = ("arguments", "parameters", "input")
 """Names for the arguments of a call without the outer mapping: OpenAI's, Llama's and Anthropic's."""
 
@@ -105,8 +112,13 @@ def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
     value = row.get(column)
     if value is None:
         return None
+    # nulls of JSON are meant, those of a column are Arrow's
     if isinstance(value, str):
         value = _from_json(value, f'the column "{column}"', fix="Give a JSON list of tool schemas.")
+    else:
+        value = without_nulls(value)
+    if isinstance(value, Mapping):
+        value = [value]
     if isinstance(value, (list, tuple)):
         value = [
             _from_json(tool, f"{column}[{i}]", fix="Give tool schemas.") if isinstance(tool, str) else tool
@@ -116,7 +128,14 @@ def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise RowError(f'the column "{column}" is not a list of tool schemas: {_short(value)}.')
-    return [without_nulls(tool) for tool in value]
+    return [_schema(tool) for tool in value]
+
+
+def _schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool as templates read it: under the key `function`, which some data sets leave out."""
+    if tool.get("function") is not None or not isinstance(tool.get("name"), str) or "parameters" not in tool:
+        return tool
+    return {"type": "function", "function": {key: part for key, part in tool.items() if key != "type"}}
 
 
 def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[str, Any]:
@@ -124,12 +143,12 @@ def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[s
     value = row.get(column)
     if value is None:
         return {}
-    if isinstance(value, str):
-        value = _from_json(value, f'the column "{column}"', fix="Give a mapping, or JSON of one.") or {}
-    if not isinstance(value, Mapping):
+    found = value if isinstance(value, str) else without_nulls(value)
+    if isinstance(found, str):
+        found = _from_json(found, f'the column "{column}"', fix="Give a mapping, or JSON of one.") or {}
+    if not isinstance(found, Mapping):
         raise RowError(f'the column "{column}" holds {_kind(value)}, not a mapping.')
-    found: dict[str, Any] = without_nulls(value)
-    return found
+    return dict(found)
 
 
 def images_of(row: Row, *columns: str) -> list[Any]:
@@ -238,10 +257,17 @@ def _role(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], format_
     if role not in _ROLES:
         raise RowError(
             f'{where}: role "{role}" is not known.{nearest(role, ROLES)}',
-            fix=f"Known roles: {', '.join(ROLES)}. "
-            f"Map it with format: {{{format_name}: {{roles: {{{role}: assistant}}}}}}.",
+            fix=f"Known roles: {', '.join(ROLES)}. {_advice(role, format_name)}",
         )
     return role
+
+
+def _advice(role: str, format_name: str) -> str:
+    name = role.strip().lower()
+    likely = name if name in _ROLES else next((one for one, others in _LIKELY.items() if name in others), "ROLE")
+    shown = role if role == role.strip() else json.dumps(role)
+    mapped = f"Map it with format: {{{format_name}: {{roles: {{{shown}: {likely}}}}}}}"
+    return f"{mapped}, where ROLE is one of these." if likely == "ROLE" else f"{mapped}."
 
 
 def _reasoning(turn: Mapping[str, Any], where: str) -> str | None:
@@ -268,13 +294,14 @@ def _part(part: Any, where: str) -> Part:
 
 def _calls(value: Any, where: str) -> list[Mapping[str, Any]]:
     """Tool calls: a list of mappings, or JSON of one."""
-    if isinstance(value, str):
-        value = _from_json(value, f"{where}: tool_calls", fix="Give a list of tool calls.")
+    is_json = isinstance(value, str)
+    value = _from_json(value, f"{where}: tool_calls", fix="Give a list of tool calls.") if is_json else value
     if not value:
         return []
     if not isinstance(value, (list, tuple)) or not all(isinstance(call, Mapping) for call in value):
         raise RowError(f"{where}: tool_calls is not a list of tool calls: {_short(value)}.")
-    return [_call(call, f"{where}: tool_calls[{i}]") for i, call in enumerate(value)]
+    calls = value if is_json else without_nulls(value)
+    return [_call(call, f"{where}: tool_calls[{i}]") for i, call in enumerate(calls)]
 
 
 def _call(call: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -283,7 +310,7 @@ def _call(call: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     Some data sets leave out the outer mapping, and Arrow often holds the arguments as JSON. A call that does not name a
     function stays as it is.
     """
-    clean: dict[str, Any] = without_nulls(call)
+    clean = {key: value for key, value in call.items() if value is not None}
     if "function" not in clean:
         if not isinstance(clean.get("name"), str):
             return clean
@@ -300,11 +327,13 @@ def _call(call: Mapping[str, Any], where: str) -> Mapping[str, Any]:
             fix='A call is {"function": {"name": …, "arguments": …}}.',
         )
     arguments = function.get("arguments", {})
+    if isinstance(arguments, str) and not arguments.strip():
+        arguments = None
     if isinstance(arguments, str):
         # what is not JSON stays text, because some models are meant to see it unchanged
         with contextlib.suppress(json.JSONDecodeError):
             arguments = json.loads(arguments)
-    clean["function"] = {**function, "arguments": arguments}
+    clean["function"] = {**function, "arguments": {} if arguments is None else arguments}
     return clean
 
 

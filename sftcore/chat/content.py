@@ -16,6 +16,8 @@ _TEXTS = ("input_text", "output_text")
 _THOUGHTS = ("thinking", "reasoning")
 _CLOSED = ("redacted_thinking", "audio", "input_audio", "video", "file", "document")
 """Parts that hold no text."""
+_MARKS = {"loss": True, "loss_mask": True, "trainable": True, "masked": False}
+"""What other libraries call `train` in a message, and the value with which they train it."""
 
 
 def says_otherwise(turns: Turns) -> bool:
@@ -27,29 +29,31 @@ def says_otherwise(turns: Turns) -> bool:
 
 
 def _has_others(content: Any) -> bool:
-    return any(part.type not in ("text", "image") for part in content or ())
+    return any(part.type not in ("text", "image") or (part.extra and part.type == "text") for part in content or ())
 
 
-def as_templates_read(turns: Turns, knows: Callable[[str], bool]) -> list[Message]:
+def as_templates_read(turns: Turns, knows: Callable[[str], bool], mentions: Callable[[str], bool]) -> list[Message]:
     """The messages with calls, their results and reasoning in the places that chat templates read.
 
     Anthropic's `tool_use`, `tool_result` and `thinking` blocks, OpenAI's `function_call` and `refusal`, and the texts
-    of its Responses are translated. `knows` tells which types of parts the template reads by itself.
+    of its Responses are translated, and other libraries' marks of what is not to be trained become `train`. `knows`
+    tells which types of parts the template reads by itself, `mentions` which keys.
 
     Raises:
-        RowError: a part or key holds what no template would print.
+        RowError: a part or key holds what no template would print, or marks cannot be read.
     """
     names: dict[str, str] = {}
     found: list[Message] = []
     for index, turn in enumerate(turns):
         if turn.extra:
-            turn = _without_keys(turn, index)
+            turn = _without_keys(_as_marked(turn, index), index, mentions)
         if turn.content is None or isinstance(turn.content, str):
             found.append(turn)
             continue
-        results = [part for part in turn.content if part.type == "tool_result" and not knows("tool_result")]
+        turn, parts = _as_parts_are_marked(turn, turn.content, index)
+        results = [part for part in parts if part.type == "tool_result" and not knows("tool_result")]
         found += [_result(part, names, index) for part in results]
-        others = [part for part in turn.content if part not in results]
+        others = [part for part in parts if part not in results]
         turn = _translated(attrs.evolve(turn, content=others), knows, index)
         names.update({str(call.get("id")): call["function"]["name"] for call in turn.tool_calls if "function" in call})
         if others or not results:
@@ -72,12 +76,45 @@ def with_calls_as_text(example: Example) -> Example:
     return attrs.evolve(example, **said)
 
 
-def _without_keys(turn: Message, index: int) -> Message:
+def _as_marked(turn: Message, index: int) -> Message:
+    """The message with `train` where it has another library's mark: of ms-swift, verl and others."""
+    train = turn.train
+    for key in _MARKS.keys() & turn.extra.keys():
+        value = turn.extra[key]
+        if value not in (0, 1):
+            said = json.dumps(value, ensure_ascii=False, default=str)
+            raise RowError(f'message {index} has "{key}": {said}.', fix='Give "train" (true or false) or "weight".')
+        train = (bool(value) is _MARKS[key]) and train is not False
+    return attrs.evolve(turn, train=train, extra={key: value for key, value in turn.extra.items() if key not in _MARKS})
+
+
+def _as_parts_are_marked(turn: Message, parts: Sequence[Part], index: int) -> tuple[Message, Sequence[Part]]:
+    """The message with the `train` and `weight` that all of its parts have, and the parts without."""
+    marks = {(part.extra.get("train"), part.extra.get("weight")) for part in parts}
+    if marks <= {(None, None)}:
+        return turn, parts
+    train, weight = next(iter(marks))
+    if len(marks) > 1 or train not in (None, 0, 1) or not 0 <= (weight or 0) <= 1:
+        raise RowError(
+            f"message {index} trains some of its parts and not others.",
+            fix='Split it into messages, or give "train" (true or false) or "weight" to the whole message.',
+        )
+    bare = [
+        attrs.evolve(part, extra={key: got for key, got in part.extra.items() if key not in ("train", "weight")})
+        for part in parts
+    ]
+    train = turn.train if train is None else bool(train) and turn.train is not False
+    return attrs.evolve(turn, train=train, weight=turn.weight if weight is None else float(weight)), bare
+
+
+def _without_keys(turn: Message, index: int, mentions: Callable[[str], bool]) -> Message:
     """OpenAI's older keys: a call as `function_call`, and a refusal beside empty content."""
     extra = {key: value for key, value in turn.extra.items() if value not in (None, "", [], {})}
     call, refusal = extra.pop("function_call", None), extra.pop("refusal", None)
     if turn.role == "assistant" and "audio" in extra:
         raise _unread(index, "audio")
+    if turn.role == "assistant" and "function_calls" in extra and not mentions("function_calls"):
+        raise _unread(index, "function_calls")
     if isinstance(call, Mapping) and not turn.tool_calls:
         turn = attrs.evolve(turn, tool_calls=[{"type": "function", "function": _function(call)}])
     elif call is not None:
@@ -127,6 +164,8 @@ def _result(part: Part, names: Mapping[str, str], index: int) -> Message:
 
 def _function(call: Mapping[str, Any]) -> dict[str, Any]:
     arguments = call.get("arguments")
+    if isinstance(arguments, str) and not arguments.strip():
+        arguments = None
     if isinstance(arguments, str):
         with contextlib.suppress(json.JSONDecodeError):
             arguments = json.loads(arguments)

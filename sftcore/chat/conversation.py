@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 from attrs import frozen
 
+from sftcore.chat.markers.located import MarkersError, RenderMarked
+from sftcore.chat.markers.rewritten import prove_by_other_words
 from sftcore.chat.proof import with_other_texts
 from sftcore.chat.shapes import Variant, as_turns, shape_of, variants
-from sftcore.chat.skeleton import REWRITTEN, STOP_APPENDED, Position, Skeleton, is_answered, learn
+from sftcore.chat.skeleton import READS_WORDS, REWRITTEN, STOP_APPENDED, Position, Skeleton, is_answered, learn
 from sftcore.chat.template import ChatTemplate, SpecialTexts, json_data
 from sftcore.core.errors import DataError, RowError
 from sftcore.core.types import Example, Message, Turns
@@ -46,7 +48,7 @@ class RenderedConversation:
 
     def at(self, position: Position) -> int:
         """The position as an index into the text."""
-        return position.literal + self.lengths[position.slots]
+        return position.at(self.lengths)
 
     def end_at(self, position: Position) -> int:
         """The position where something ends; the end of the rendering comes after an appended stop token."""
@@ -65,6 +67,15 @@ class _Setting:
 
     def render(self, turns: Sequence[Message], variant: Variant, generation_prompt: bool) -> str:
         return self.template.render(as_turns(turns, variant), self.tools, self.kwargs, generation_prompt)
+
+    def otherwise(self) -> _Setting:
+        """The same with other tools and documents."""
+        kwargs = with_other_texts(self.kwargs, _TEXTS)
+        return attrs.evolve(self, tools=with_other_texts(self.tools), kwargs=kwargs)
+
+    def rendering_marked(self, variant: Variant) -> RenderMarked:
+        """Renders messages with what the template's generation markers enclose."""
+        return lambda turns: self.template.render_marked(as_turns(turns, variant), self.tools, self.kwargs)
 
     def render_row(self, turns: Sequence[Message], variant: Variant) -> tuple[str, Marks]:
         if self.marks:
@@ -125,16 +136,17 @@ class Conversations:
         setting = self._setting(example, marks)
         shape, words = shape_of(turns)
         tools, kwargs = setting.tools, setting.kwargs
-        key = (shape, prompt_turns, repr(tools) if tools else "", repr(kwargs) if kwargs else "")
+        key = (shape, prompt_turns, setting.marks, repr(tools) if tools else "", repr(kwargs) if kwargs else "")
         kept = self._kept.get(key)
         if kept is not None:
             text, found = setting.render_row(turns, kept.variant)
             if kept.unproven:
                 if not proof or found is not None:
+                    self._prove_marks(turns, setting, text, found, kept)
                     return setting.finished(text, found, kept, ())
             else:
                 filled, lengths = kept.fill(words)
-                if filled == text:
+                if filled == text and (found is None or kept.encloses(found, lengths)):
                     return setting.finished(text, found, kept, lengths)
         return self._learn(turns, words, setting, key, prompt_turns)
 
@@ -179,11 +191,31 @@ class Conversations:
                 "the chat template prints tool calls as Python shows them, not as JSON.",
                 fix="Print them with tojson in the template.",
             )
+        lengths = () if skeleton.unproven else skeleton.fill(words)[1]
+        if found is not None and not skeleton.unproven and not skeleton.encloses(found, lengths):
+            skeleton, lengths = attrs.evolve(skeleton, unproven=READS_WORDS, stop="", unmarked=()), ()
+        self._prove_marks(turns, setting, text, found, skeleton)
         if skeleton.general:
             if len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = skeleton
-        return setting.finished(text, found, skeleton, () if skeleton.unproven else skeleton.fill(words)[1])
+        return setting.finished(text, found, skeleton, lengths)
+
+    def _prove_marks(self, turns: Turns, setting: _Setting, text: str, marks: Marks, skeleton: Skeleton) -> None:
+        """Prove by other words what markers enclose in a conversation whose turns are not known."""
+        if marks is None or not skeleton.unproven:
+            return
+
+        def render(turns: Sequence[Message]) -> str:
+            return setting.render(turns, skeleton.variant, False)
+
+        render_marked = setting.rendering_marked(skeleton.variant)
+        render_otherwise = setting.otherwise().rendering_marked(skeleton.variant)
+        traits = setting.template.traits(setting.tools, setting.kwargs)
+        try:
+            prove_by_other_words(turns, text, marks, render_marked, render_otherwise, render, traits, self._special)
+        except MarkersError as error:
+            raise setting.template.with_lines(error) from None
 
     def _refuse_dropped_parts(self, turns: Turns, setting: _Setting, variant: Variant) -> None:
         """Parts that hold no text leave no sentinel, so that one that the template drops has to be looked for."""
@@ -211,31 +243,27 @@ class Conversations:
         def render(turns: Sequence[Message], generation_prompt: bool) -> str:
             return setting.render(turns, variant, generation_prompt)
 
-        def render_marked(turns: Sequence[Message]) -> tuple[str, Sequence[tuple[int, int]]]:
-            text, marks = setting.render_row(turns, variant)
-            return text, marks or ()
-
         def render_otherwise(turns: Sequence[Message]) -> str:
-            other = attrs.evolve(
-                setting, tools=with_other_texts(setting.tools), kwargs=with_other_texts(setting.kwargs, _TEXTS)
-            )
-            return other.render(turns, variant, False)
+            return setting.otherwise().render(turns, variant, False)
 
         text, found = setting.render_row(turns, variant)
         traits = setting.template.traits(setting.tools, setting.kwargs)
         context = (bool(setting.tools), repr(setting.kwargs), variant)
         edges, special = self._edges, self._special
-        marked = None if found is None else render_marked
-        skeleton = learn(
-            turns, text, render, traits, special, variant, edges, context, render_otherwise, prompt_turns, marked
-        )
+        marked = None if found is None else setting.rendering_marked(variant)
+        try:
+            skeleton = learn(
+                turns, text, render, traits, special, variant, edges, context, render_otherwise, prompt_turns, marked
+            )
+        except MarkersError as error:
+            raise setting.template.with_lines(error) from None
         return text, found, skeleton
 
     def _setting(self, example: Example, marks: bool) -> _Setting:
         tools = json_data(example.tools) if example.tools else None
         template = self._template(tools)
         kwargs = json_data(example.template_kwargs) if example.template_kwargs else {}
-        return _Setting(template, tools, kwargs, marks and template.has_markers)
+        return _Setting(template, tools, kwargs, marks and bool(template.marker_lines))
 
     def _template(self, tools: Any) -> ChatTemplate:
         template = self._templates.get(bool(tools))

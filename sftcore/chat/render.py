@@ -94,7 +94,8 @@ class Renderer:
     def _as_templates_read(self, turns: Turns, example: Example) -> Turns:
         if not says_otherwise(turns):
             return turns
-        return as_templates_read(turns, lambda kind: self._conversations.template(example).reads_parts(kind))
+        template = self._conversations.template(example)
+        return as_templates_read(turns, template.reads_parts, lambda key: key in template.source)
 
     def _conversation(self, turns: Turns, example: Example) -> Rendered:
         conversation = self._render_turns(turns, example)
@@ -150,7 +151,7 @@ class Renderer:
             return None
         if conversation.marks is not None:
             ends = ((conversation.at(start), conversation.end_at(end)) for start, end in conversation.skeleton.unmarked)
-            return tuple(Span(start, end) for start, end in sorted((*conversation.marks, *ends)))
+            return tuple(Span(start, end) for start, end in sorted((*conversation.marks, *ends)) if start < end)
         if conversation.skeleton.unproven:
             rewritten = conversation.skeleton.unproven == REWRITTEN
             first = "Use a template that prints content unchanged" if rewritten else "Drop the row"

@@ -11,13 +11,13 @@ import bisect
 import json
 from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate
-from typing import TypeAlias
 
 import attrs
 from attrs import frozen
 
 from sftcore.chat.comparisons import Edges, NotLocatedError, refused
 from sftcore.chat.hidden import HiddenConversation, Original, Render, Sentinels
+from sftcore.chat.markers.located import RenderMarked, merged, proven_marks
 from sftcore.chat.proof import carried_over, proven_turns
 from sftcore.chat.shapes import Kind, Variant, as_turns, marked
 from sftcore.chat.spans import LEFT_OUT, TurnFinder, TurnSpan
@@ -30,12 +30,9 @@ REASONING_LAST = "reasoning of the last turn left out by the chat template"
 STOP_APPENDED = "stop token appended, because the chat template ends the last turn without one"
 PLAIN_END = "what the chat template ends turns with is not a token of the tokenizer, but text"
 REWRITTEN = "the chat template rewrites the messages' text, so the assistant's turns cannot be located"
+READS_WORDS = "the chat template sets its generation markers by what the messages say"
 UNENDED = "the chat template writes no end token after some turns"
 OWN_SYSTEM = "the chat template adds a system prompt of its own"
-
-
-RenderMarked: TypeAlias = Callable[[Sequence[Message]], "tuple[str, Sequence[tuple[int, int]]]"]
-"""Renders messages with what the template's generation markers enclose."""
 
 
 @frozen
@@ -55,6 +52,10 @@ class Position:
     slots: int
     literal: int
 
+    def at(self, lengths: Sequence[int]) -> int:
+        """The position as an index, where `lengths` holds for each slot the total length of the words before it."""
+        return self.literal + lengths[self.slots]
+
 
 @frozen
 class Skeleton:
@@ -69,7 +70,8 @@ class Skeleton:
     general: whether all texts became slots, so that other conversations can use the skeleton.
     left_out: whether the rendering lacks words of anyone but the assistant.
     proven: the assistant's turns as they were found, with what the template writes before them and what ends them.
-    unmarked: the ends of turns that the template's own generation markers leave out.
+    marks: what the template's own generation markers enclose, or None where they were not proven. unmarked: the ends of
+        turns that they leave out.
     as_python: whether calls are printed as Python shows them, and not as JSON.
     unproven: why the conversation could not be verified; only the notes are known then.
     """
@@ -87,6 +89,7 @@ class Skeleton:
     left_out: bool = False
     unproven: str = ""
     as_python: bool = False
+    marks: tuple[tuple[Position, Position], ...] | None = None
     unmarked: tuple[tuple[Position, Position], ...] = ()
     proven: tuple[TurnSpan, ...] = ()
 
@@ -96,6 +99,11 @@ class Skeleton:
         if self.escaped:
             chosen = [_escape(word) if escape else word for word, escape in zip(chosen, self.escaped, strict=True)]
         return _joined(self.literals, chosen), list(accumulate(map(len, chosen), initial=0))
+
+    def encloses(self, marks: Sequence[tuple[int, int]], lengths: Sequence[int]) -> bool:
+        """Whether markers enclose in a filled skeleton what they were proven to enclose."""
+        proven = [(one.at(lengths), other.at(lengths)) for one, other in self.marks or ()]
+        return self.marks is not None and (proven == marks or merged(proven) == merged(marks))
 
 
 def learn(
@@ -121,7 +129,6 @@ def learn(
     sentinels = _verified(turns, text, render)
     if sentinels is None or not sentinels.rebuilds:
         return Skeleton(variant, (), None, (), (), None, None, "", (), True, unproven=REWRITTEN)
-    marks = None if render_marked is None else sentinels.marks(render_marked)
     talk = sentinels.hidden()
     finder = TurnFinder(talk, traits, special, edges, context)
     try:
@@ -137,6 +144,9 @@ def learn(
         seen = (*sentinels.left_out(turns), *sentinels.reasoning_left_out(turns))
         missing = bool(sentinels.left_out(turns))
         return Skeleton(variant, (), None, (), (), None, None, "", seen, True, missing, error.what)
+    marks = None
+    if render_marked is not None:
+        marks = proven_marks(talk, turns_found, render_marked, traits, special, stops=bool(finder.stop))
     found = [attrs.evolve(turn, start=talk.visible(turn.start), end=talk.visible(turn.end)) for turn in turns_found]
     left_out = sentinels.left_out(turns)
     notes = [
@@ -145,8 +155,15 @@ def learn(
         *([UNENDED] if finder.unended else []),
         *([PLAIN_END] if finder.plain else []),
         *([OWN_SYSTEM] if traits.adds_system and turns[0].role not in ("system", "developer") else []),
+        *(marks.notes if marks is not None else ()),
     ]
     order = tuple(slot.original for slot in sentinels.slots)
+
+    def positions(stretches: Sequence[tuple[int, int]]) -> tuple[tuple[Position, Position], ...]:
+        return tuple(
+            (sentinels.position(talk.visible(start)), sentinels.position(talk.visible(end))) for start, end in stretches
+        )
+
     return Skeleton(
         variant=variant,
         literals=sentinels.literals,
@@ -161,7 +178,8 @@ def learn(
         left_out=bool(left_out),
         as_python=_as_python(talk, variant),
         proven=tuple(found),
-        unmarked=() if marks is None else sentinels.unmarked(found, marks, special, stops=bool(finder.stop)),
+        marks=None if marks is None else positions(marks.marks),
+        unmarked=() if marks is None else positions(marks.ends),
     )
 
 
@@ -258,36 +276,6 @@ class _Sentinels:
         """The same conversation with its calls hidden as well."""
         originals = [Original(index, kind, words) for index, words, kind in self._originals]
         return HiddenConversation(self._turns, self.text, originals, self._made, self._render)
-
-    def marks(self, render_marked: RenderMarked) -> Sequence[tuple[int, int]] | None:
-        """What the template's generation markers enclose; None if the rendering is another one with them.
-
-        Raises:
-            RowError: they enclose words that are not the assistant's.
-        """
-        text, marks = render_marked(self._turns)
-        if text != self.text:
-            return None
-        for slot in self.slots:
-            role = self._turns[slot.message].role
-            if role != "assistant" and any(start < slot.end and slot.start < end for start, end in marks):
-                raise RowError(
-                    f"the chat template's generation markers enclose words of message {slot.message} ({role}).",
-                    fix="Put them around what the assistant writes alone, or remove them from the template.",
-                )
-        return marks
-
-    def unmarked(
-        self, found: Sequence[TurnSpan], marks: Sequence[tuple[int, int]], special: SpecialTexts, *, stops: bool
-    ) -> tuple[tuple[Position, Position], ...]:
-        """The ends of turns that the template's generation markers leave out; `stops` if one is to be appended."""
-        lacking = []
-        for turn in found:
-            own = [mark for mark in marks if mark[0] < min(mark[1], turn.end) and turn.start < mark[1]]
-            left_out = own and (own[-1][1] < turn.end or (stops and turn.end == len(self.text)))
-            if left_out and not special.at_end(self.text[own[-1][0] : own[-1][1]].rstrip()):
-                lacking.append((self.position(own[-1][1]), self.position(turn.end)))
-        return tuple(lacking)
 
     def position(self, at: int) -> Position:
         """An index into the rendering with sentinels, as a position in any filled skeleton."""

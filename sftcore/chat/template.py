@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import traceback
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,10 @@ class SpecialTexts:
         """The token with which a text ends, or ""."""
         return next((token for token in self.all if text.endswith(token)), "")
 
+    def only_tags(self, text: str) -> bool:
+        """Whether a text is tokens, what looks like them, and white space."""
+        return not self.tags.sub("", text).strip()
+
     def like_a_tag(self, text: str) -> bool:
         """Whether a text that is no token of the tokenizer ends as tokens of templates do."""
         return _TAG_AT_END.search(text) is not None
@@ -83,11 +88,11 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, Any], special: SpecialTexts) -> None:
         self.source = source
         self.special = special
-        self.has_markers = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
         self.knows_tools = "tools" in source
         self.knows_calls = "tool_calls" in source
         self._compiled = compiled(source)
         self._environment: Any = self._compiled.environment
+        self.marker_lines = _lines_of_markers(source, self._environment)
         # a flat dict: jinja's own ChainMap of globals costs more than a short template
         self._globals = {**self._compiled.globals, **special_tokens, "documents": None}
         self._traits: dict[tuple[bool, str], TemplateTraits] = {}
@@ -147,6 +152,11 @@ class ChatTemplate:
             + (f" See line {line} of the template." if line else ""),
         )
 
+    def with_lines(self, error: RowError) -> RowError:
+        """An error about generation markers that names the lines in which they stand."""
+        lines = f"line{'s' * (len(self.marker_lines) > 1)} {', '.join(map(str, self.marker_lines))}"
+        return RowError(error.what, fix=f"{error.fix} They stand in {lines} of the template.")
+
     def _line_of(self, error: Exception) -> int | None:
         """The template's line that raised an error, or called what did."""
         found = None
@@ -205,6 +215,16 @@ class ChatTemplate:
                     texts.append(self.render(turns, tools, {}, False))
             self._prints_python[bool(tools)] = any(str(function["arguments"]) in text for text in texts)
         return self._prints_python[bool(tools)]
+
+
+def _lines_of_markers(source: str, environment: Any) -> tuple[int, ...]:
+    """The lines on which blocks of generation markers begin; what comments and texts show of them is none."""
+    if re.search(r"\bgeneration\b", source) is None:
+        return ()
+    tokens = [token for token in environment.lex(source) if token[1] != "whitespace"]
+    begun = itertools.pairwise(tokens)
+    found = (line for (line, kind, _), (*_, named) in begun if kind == "block_begin" and named == "generation")
+    return tuple(dict.fromkeys(found))
 
 
 class TemplateTraits:

@@ -47,19 +47,21 @@ def test_a_call_does_not_run_into_the_next_header():
     assert "is not a token of the tokenizer" in " ".join(rendered(tokenizer, turns).notes)
 
 
-@pytest.mark.parametrize("words", ["</s>", "<|im_end|>", "<s></s> a", "</tool_call>"])
-def test_end_tokens_inside_arguments_end_nothing(words):
-    template = CHATML.replace(
+@pytest.mark.parametrize(
+    ("end", "words"), [("<|im_end|>", "<|im_end|>"), ("</s>", "</s>"), ("</s>", "<s>struck</s> through")]
+)
+def test_end_tokens_inside_arguments_end_nothing(end, words):
+    template = CHATML.replace("<|im_end|>", end).replace(
         "{{ m.content }}",
         "{{ m.content }}{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}",
     )
     for eos in ("<|im_end|>", "</s>"):
-        tokenizer = tokenizer_of(template, eos, ("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"))
+        tokenizer = tokenizer_of(template, eos, ("<|im_start|>", "<|im_end|>", "</s>", "<tool_call>", "</tool_call>"))
         one = call(html=words, deep={"list": [words, 1, 2.5, None, True, f"{words}\n\"'"]}, number=0)
         turns = [*talk("a"), asks(one, call("then", at=words)), answers("9"), Message("assistant", words)]
         printed = "".join(f"<tool_call>{json.dumps(c['function'])}</tool_call>" for c in turns[1].tool_calls)
-        assert found(tokenizer, turns) == [f"{printed}<|im_end|>", f"{words}<|im_end|>"]
-        assert found(tokenizer, turns[:2]) == [f"{printed}<|im_end|>"]
+        assert found(tokenizer, turns) == [f"{printed}{end}", f"{words}{end}"]
+        assert found(tokenizer, turns[:2]) == [f"{printed}{end}"]
 
 
 OLD_CHATML = (
@@ -72,6 +74,8 @@ def test_an_end_that_is_written_with_the_next_header_belongs_to_the_turn_and_is_
     tokenizer = tokenizer_of(OLD_CHATML, "</s>", ("<|im_start|>", "<|im_end|>"))
     one = rendered(tokenizer, talk("a", "b", "c", "d"))
     assert found(tokenizer, talk("a", "b", "c", "d")) == ["b<|im_end|>", "d<|im_end|>"]
+    in_a_row = [*talk("a", "b"), Message("assistant", "x"), *talk("c", "")]
+    assert found(tokenizer, in_a_row) == ["b<|im_end|>", "x<|im_end|>", "<|im_end|>"]
     assert one.notes == ("stop token appended, because the chat template ends the last turn without one",)
 
 
@@ -180,6 +184,9 @@ def test_a_template_that_fails_without_tools_is_tried_with_those_of_the_row():
     assert found(tokenizer, turns, tools=TOOLS) == [
         '<tool_call>{"name": "now", "arguments": {"zone": "CET"}}</tool_call><|im_end|>', "nine<|im_end|>",
     ]  # fmt: skip
+    # nothing stands before the first answer with which its header could be compared
+    begun = [Message("assistant", "hello"), *turns]
+    assert found(tokenizer, begun, tools=TOOLS)[0] == "hello<|im_end|>"
 
 
 APERTUS = (
@@ -189,7 +196,7 @@ APERTUS = (
     "{{ m.content }}{% if m.tool_calls %}<|tools_prefix|>[{% for c in m.tool_calls %}"
     '{"{{ c.function.name }}": {{ c.function.arguments | tojson }}}'
     "{{ ', ' if not loop.last }}{% endfor %}]<|tools_suffix|>{% else %}<|assistant_end|>{% endif %}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt and messages[-1].role != 'tool' %}<|assistant_start|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant_start|>{% endif %}"
 )
 APERTUS_TOKENS = ("<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>", "<|tools_prefix|>",
                   "<|tools_suffix|>")  # fmt: skip
@@ -204,16 +211,17 @@ def test_the_token_that_opens_a_second_call_is_the_models_to_write():
 
 
 @pytest.mark.parametrize("user", ["a", ""])
-def test_a_marker_that_opens_the_response_is_the_models_to_write_where_the_prompt_leaves_it_out(user):
-    """In the manner of Command-R7B."""
+def test_a_marker_that_opens_the_response_is_the_models_to_write_where_the_prompt_opens_another(user):
+    """In the manner of Command-R7B, whose prompt opens the thinking."""
     template = (
         "{{ bos_token }}{% for m in messages %}<|TURN|>{% if m.role == 'assistant' %}<|BOT|>"
         "{% if m.tool_calls %}<|ACTION|>{{ m.tool_calls | tojson }}<|/ACTION|>"
         "{% else %}<|RESPONSE|>{{ m.content }}<|/RESPONSE|>{% endif %}"
         "{% else %}<|USER|>{{ m.content }}{% endif %}<|END|>{% endfor %}"
-        "{% if add_generation_prompt %}<|TURN|><|BOT|>{% endif %}"
+        "{% if add_generation_prompt %}<|TURN|><|BOT|><|THINK|>{% endif %}"
     )
-    special = ("<|TURN|>", "<|USER|>", "<|BOT|>", "<|ACTION|>", "<|/ACTION|>", "<|RESPONSE|>", "<|/RESPONSE|>")
+    special = ("<|TURN|>", "<|USER|>", "<|BOT|>", "<|ACTION|>", "<|/ACTION|>", "<|RESPONSE|>", "<|/RESPONSE|>",
+               "<|THINK|>")  # fmt: skip
     tokenizer = tokenizer_of(template, "<|END|>", special)
     assert found(tokenizer, talk(user, "b", "c", "d")) == [f"<|RESPONSE|>{x}<|/RESPONSE|><|END|>" for x in "bd"]
     asked = found(tokenizer, [*talk(user), asks(call(zone="CET")), answers("9"), Message("assistant", "so")])
@@ -223,11 +231,11 @@ def test_a_marker_that_opens_the_response_is_the_models_to_write_where_the_promp
 
 
 def test_a_think_tag_behind_a_plain_text_header_is_the_models_to_write():
+    """Without a generation prompt to compare with."""
     template = (
         "{% for m in messages %}### {{ 'Response' if m.role == 'assistant' else 'Instruction' }}:\n"
         "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n{% endif %}{{ m.content }}"
         "{{ eos_token if m.role == 'assistant' }}\n\n{% endfor %}"
-        "{% if add_generation_prompt %}### Response:\n{% endif %}"
     )
     tokenizer = tokenizer_of(template, "</s>")
     tokenizer.add_tokens(["<think>", "</think>"])
@@ -289,38 +297,48 @@ def test_calls_come_out_as_json_where_the_template_prints_all_of_them_at_once():
     assert found(tokenizer, turns) == [f"<|tool_call|>{printed}<|im_end|>", "so<|im_end|>"]
 
 
-def test_calls_with_the_same_id_are_told_apart():
-    tokenizer = tokenizer_of(APERTUS, "<|assistant_end|>", APERTUS_TOKENS)
-    turns = [*talk("a"), asks(call(zone="CET"), call(zone="UTC")), answers("9"), answers("8"), asks(call(zone="EST")),
-             answers("7"), Message("assistant", "so")]  # fmt: skip
-    assert found(tokenizer, turns) == [
-        '<|tools_prefix|>[{"now": {"zone": "CET"}}, {"now": {"zone": "UTC"}}]<|tools_suffix|>',
-        '<|tools_prefix|>[{"now": {"zone": "EST"}}]<|tools_suffix|>', "so<|assistant_end|>",
-    ]  # fmt: skip
+def test_answers_within_a_turn_are_never_supervised_even_where_two_calls_have_the_same_id():
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{{ m.content }}"
+        "{% for c in m.tool_calls %}<call>{{ c.function | tojson }}</call>"
+        "{% for t in messages if t.role == 'tool' and t.tool_call_id == c.id %}<result>{{ t.content }}</result>"
+        "{% endfor %}{% endfor %}<|im_end|>\n"
+        "{% elif m.role != 'tool' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = tokenizer_of(template, "<|im_end|>", ("<|im_start|>",))
+    turns = [*talk("a"), asks(call(zone="CET")), answers("9"), Message("assistant", "so")]
+    printed = '<call>{"name": "now", "arguments": {"zone": "CET"}}</call>'
+    assert found(tokenizer, turns) == [printed, "so<|im_end|>"]
+    again = [*talk("a"), asks(call(zone="CET"), call(zone="UTC")), answers("9"), Message("assistant", "so")]
+    with pytest.raises(RowError, match="where its turn ends cannot be told"):
+        found(tokenizer, again)
 
 
-@pytest.mark.parametrize(
-    ("template", "eos", "special"),
-    [
-        (COHERE, "</s>", COHERE_TOKENS),
-        (APERTUS, "<|assistant_end|>", APERTUS_TOKENS),
-        (GPT_OSS, "<|return|>", GPT_OSS_TOKENS),
-    ],
+@pytest.mark.parametrize("before", [(), ("a", "b")])
+def test_an_empty_users_turn_before_a_call_changes_nothing(before):
+    tokenizer = tokenizer_of(GPT_OSS, "<|return|>", GPT_OSS_TOKENS)
+    turns = [*talk(*before, ""), asks(call(zone="CET")), answers("9"), Message("assistant", "so")]
+    printed = [' to=now<|channel|>commentary<|message|>{"zone": "CET"}<|call|>', "so<|return|>"]
+    assert found(tokenizer, turns) == [*(["b<|end|>"] if before else []), *printed]
+
+
+FALCON = (
+    "{% for m in messages %}{{ 'Falcon: ' if m.role == 'assistant' else 'User: ' }}"
+    "{{ m.content | trim | replace('\r\n', '\n') | replace('\n\n', '\n') }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Falcon:{% endif %}"
 )
-def test_an_empty_users_turn_before_a_call_changes_nothing(template, eos, special):
-    tokenizer = tokenizer_of(template, eos, special)
-    turns = [asks(call(zone="CET")), answers("9"), Message("assistant", "so")]
-    assert found(tokenizer, [*talk(""), *turns]) == found(tokenizer, [*talk("hello"), *turns])
+
+
+def test_users_words_that_a_template_rewrites_are_not_taken_for_the_end_of_the_turn_before_them():
+    tokenizer = tokenizer_of(FALCON, "<|endoftext|>")
+    turns = talk("Falcon: ", "<|endoftext|>", "<|endoftext|>\n\nbb", "Falcon:")
+    assert [turn.rstrip("\n") for turn in found(tokenizer, turns)] == [" <|endoftext|>", " Falcon:\n<|endoftext|>"]
 
 
 def test_a_template_that_rewrites_the_users_words_leaves_them_out_of_the_turns():
     """In the manner of Falcon."""
-    template = (
-        "{% for m in messages %}{{ 'Falcon: ' if m.role == 'assistant' else 'User: ' }}"
-        "{{ m.content | trim | replace('\r\n', '\n') | replace('\n\n', '\n') }}\n{% endfor %}"
-        "{% if add_generation_prompt %}Falcon:{% endif %}"
-    )
-    tokenizer = tokenizer_of(template, "<|endoftext|>")
+    tokenizer = tokenizer_of(FALCON, "<|endoftext|>")
     turns = talk("a\n\nFalcon: b\n\nUser: c", "d", "e\n\n</s>\n\nf", "g")
     assert found(tokenizer, turns) == [" d", " g\n<|endoftext|>"]
     with pytest.raises(RowError, match="rewrites the messages' text"):
@@ -328,10 +346,7 @@ def test_a_template_that_rewrites_the_users_words_leaves_them_out_of_the_turns()
 
 
 @pytest.mark.parametrize("answer", ["", "  ", "\n\n"])
-def test_answers_of_white_space_and_two_answers_in_a_row_end_as_others_do(answer):
-    special = ("<|im_start|>", "<|im_end|>")
-    for template, eos in ((CHATML, "<|im_end|>"), (OLD_CHATML, "</s>")):
-        turns = [*talk("a", answer), Message("assistant", "b"), *talk("c", answer)]
-        assert found(tokenizer_of(template, eos, special), turns) == [
-            f"{answer}<|im_end|>", "b<|im_end|>", f"{answer}<|im_end|>",
-        ]  # fmt: skip
+def test_answers_of_white_space_end_as_others_do_in_a_row_too(answer):
+    tokenizer = tokenizer_of(OLD_CHATML, "</s>", ("<|im_start|>", "<|im_end|>"))
+    turns = [*talk("a", "b"), Message("assistant", answer), *talk("c", answer)]
+    assert found(tokenizer, turns) == ["b<|im_end|>", f"{answer}<|im_end|>", f"{answer}<|im_end|>"]

@@ -169,6 +169,51 @@ def test_a_template_that_reads_blocks_by_itself_gets_them():
     assert found(tokenizer_of(own, "<|im_end|>", ("<|im_start|>",)), [*talk("a"), thinks]) == ["[hm]b<|im_end|>"]
 
 
+# --- Marks of other libraries for turns that are not to be trained
+@pytest.mark.parametrize(
+    ("key", "no", "yes"),
+    [("loss", False, True), ("loss_mask", 0, 1), ("trainable", False, True), ("masked", True, False)],
+)
+def test_marks_of_other_libraries_for_single_turns_are_read(key, no, yes):
+    tokenizer = tokenizer_of(CALLING, "<|im_end|>", ("<|im_start|>",))
+    bad, good = Message("assistant", "BAD", extra={key: no}), Message("assistant", "GOOD", extra={key: yes})
+    assert found(tokenizer, [*talk("a"), bad, *talk("b"), good]) == ["GOOD<|im_end|>"]
+    plain = Message("assistant", "plain")
+    assert found(tokenizer, [*talk("a"), bad, *talk("b"), plain]) == ["plain<|im_end|>"]
+    chosen = Message("assistant", "GOOD", train=False, extra={key: yes})
+    assert found(tokenizer, [*talk("a"), chosen, *talk("b"), plain]) == ["plain<|im_end|>"]
+    with pytest.raises(RowError, match=f'message 1 has "{key}": "some".*"train"'):
+        rendered(tokenizer, [*talk("a"), Message("assistant", "b", extra={key: "some"})])
+
+
+def test_marks_on_the_parts_of_a_message_are_read_where_they_agree_and_refused_where_they_do_not():
+    tokenizer = tokenizer_of(CALLING, "<|im_end|>", ("<|im_start|>",))
+
+    def parts(first: bool, second: bool) -> Message:
+        marked_parts = [Part("text", "BAD ", {"train": first}), Part("text", "STEP", {"train": second})]
+        return Message("assistant", marked_parts)
+
+    good = Message("assistant", "GOOD")
+    assert found(tokenizer, [*talk("a"), parts(False, False), *talk("b"), good]) == ["GOOD<|im_end|>"]
+    assert found(tokenizer, [*talk("a"), parts(True, True), *talk("b"), good]) == [
+        "BAD STEP<|im_end|>",
+        "GOOD<|im_end|>",
+    ]
+    with pytest.raises(RowError, match="message 1 trains some of its parts"):
+        found(tokenizer, [*talk("a"), parts(True, False), *talk("b"), good])
+
+
+def test_calls_in_a_key_that_the_template_does_not_read_are_refused():
+    tokenizer = tokenizer_of(CALLING, "<|im_end|>", ("<|im_start|>",))
+    turn = Message("assistant", "Let me look.", extra={"function_calls": "f(x=1)"})
+    with pytest.raises(RowError, match='message 1 has "function_calls", which the chat template does not render'):
+        rendered(tokenizer, [*talk("a"), turn])
+    reads = tokenizer_of(
+        CALLING.replace("<|im_end|>", "{{ m.function_calls }}<|im_end|>"), "<|im_end|>", ("<|im_start|>",)
+    )
+    assert found(reads, [*talk("a"), turn]) == ["Let me look.f(x=1)<|im_end|>"]
+
+
 # --- Advice -----------------------------------------------------------------------------------------------------------
 def test_advice_on_calls_is_offered_where_it_helps():
     from tests.data.test_pipeline import preparation

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
 from attrs import field, frozen
 
 from sftcore import Message, Row, RowError
@@ -36,7 +37,7 @@ class ShareGPTTurns:
         turns = value_of(row, self.conversations)
         if isinstance(turns, (list, tuple)):
             turns = [self._turn(turn, i) for i, turn in enumerate(turns)]
-        messages = read_messages(turns, self.conversations, format_name="sharegpt")
+        messages = _joined(read_messages(turns, self.conversations, format_name="sharegpt"))
         return [Message("system", text_of(row, self.system)), *messages] if row.get(self.system) else messages
 
     def _turn(self, turn: Any, index: int) -> Any:
@@ -66,3 +67,21 @@ class ShareGPTTurns:
                 f"{self.conversations}[{index}] is not a function_call in JSON with name and arguments: {value!r:.60}.",
                 fix="Mend it, or keep the text: format: {sharegpt: {function_call: content}}.",
             ) from None
+
+
+def _joined(messages: list[Message]) -> list[Message]:
+    """Calls in turns of their own belong to the assistant's turn before them, as templates and inference have it."""
+    found: list[Message] = []
+    for message in messages:
+        last = found[-1] if found else None
+        calls_alone = message.role == "assistant" and message.tool_calls and not (message.content or message.reasoning)
+        if (
+            last is not None
+            and calls_alone
+            and last
+            == attrs.evolve(message, content=last.content, reasoning=last.reasoning, tool_calls=last.tool_calls)
+        ):
+            found[-1] = attrs.evolve(last, tool_calls=[*last.tool_calls, *message.tool_calls])
+        else:
+            found.append(message)
+    return found

@@ -9,6 +9,9 @@ from sftcore import Example, Formatter, Row, RowError, TokenizedRow, hookimpl, p
 from sftcore.plugin_api import IGNORED
 from sftcore.rows import value_of
 
+_OTHER_MASKS = ("loss_mask", "assistant_mask", "assistant_tokens_mask", "completion_masks")
+"""What masks are called elsewhere."""
+
 
 @plugin
 class Tokenized:
@@ -49,6 +52,11 @@ class Tokenized:
         names = (self.completion_mask, self.assistant_masks)
         masks = [mask for name in names if (mask := self._column(row, name, ids, (int, bool), {0, 1})) is not None]
         if not masks:
+            if unread := [name for name in _OTHER_MASKS if row.get(name) is not None]:
+                raise RowError(
+                    f'the column "{unread[0]}" is not read.',
+                    fix=f"Name it: format: {{tokenized: {{assistant_masks: {unread[0]}}}}}. Or remove it.",
+                )
             return None
         return [token if all(bits) else IGNORED for token, *bits in zip(ids, *masks, strict=True)]
 

@@ -1,0 +1,1 @@
+"""Proofs that a chat template's own generation markers enclose what the assistant writes, and nothing else."""
