@@ -6,6 +6,7 @@ sftcore.chat.spans; where it ends is told here, by renderings in which it is las
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
@@ -76,13 +77,32 @@ class Comparisons:
         """The conversation."""
         return self._talk
 
-    def _ends(self, index: int, number: int | None, extra: str, tail: str, upto: int) -> Ending:
+    def _last_of(self, index: int, last: Anchor, upto: int) -> Anchor:
+        """The last sentinel of a turn: behind its words it may name its call again, as may the tool's answer."""
+        here, place = self._here.anchors, self._places[last.start]
+        repeats = list(itertools.takewhile(lambda one: self._talk.owner(one.number) == index, here[place + 1 :]))
+        if not repeats:
+            return last
+        text = self._without_ids(self._here.text[last.end : repeats[-1].end], index)
+        calls = tuple(self._talk.originals[one.number].call for one in repeats)
+        key = ("repeats", text, calls, self._kind(index, last), self._context)
+        if (known := self._known(key)) is None:
+            tried = (self._render(index, how, upto) for how in ("stopped", "user", "assistant"))
+            rendering = next((one for one in tried if one is not None and one.place(last) is not None), None)
+            if rendering is None:
+                raise not_located(index, "where its turn ends cannot be told, because it cannot be the last one")
+            own = rendering.anchors[(rendering.place(last) or 0) + 1 :]
+            known = self._keep(key, sum(self._talk.owner(one.number) == index for one in own), index)
+        assert isinstance(known, int)
+        return here[place + known]
+
+    def _ends(self, index: int, last: Anchor | None, extra: str, tail: str, upto: int) -> Ending:
         """How the turn ends behind a sentinel and `extra`; `tail` is what follows there up to the next sentinel."""
         following = self._turns[upto].role if upto < len(self._turns) else ""
         shown = self._without_ids(tail, index), self._without_ids(extra, index)
-        key = ("ends", shown, self._kind_of(number), self._kind(index, number), following, self._context)
+        key = ("ends", shown, self._kind_of(last), self._kind(index, last), following, self._context)
         if (known := self._known(key)) is None:
-            known = self._keep(key, self._compared(index, number, extra, tail, upto), index)
+            known = self._keep(key, self._compared(index, last, extra, tail, upto), index)
         assert isinstance(known, Ending)
         if not following:
             self.stop = known.stop
@@ -90,15 +110,15 @@ class Comparisons:
         self.plain |= known.plain
         return known
 
-    def _compared(self, index: int, number: int | None, extra: str, tail: str, upto: int) -> Ending:
+    def _compared(self, index: int, last: Anchor | None, extra: str, tail: str, upto: int) -> Ending:
         following = self._turns[upto].role if upto < len(self._turns) else ""
-        if not following and self._here.after_all()[0] != number:
+        if not following and self._here.after_all()[0] != last:
             raise not_located(index, "the chat template writes other words behind its last turn")
         roles = ["user", *(["tool"] if self._turns[index].tool_calls else []), *([following] if following else [])]
-        followed = {role: self._tail_of(index, role, upto, number, extra) for role in roles}
-        stopped = self._tail_of(index, "stopped", upto, number, extra)
+        followed = {role: self._tail_of(index, role, upto, last, extra) for role in roles}
+        stopped = self._tail_of(index, "stopped", upto, last, extra)
         if stopped is None and not any(tried for role, tried in followed.items() if role != following):
-            followed["assistant"] = self._tail_of(index, "assistant", upto, number, extra)
+            followed["assistant"] = self._tail_of(index, "assistant", upto, last, extra)
         tails = [one for one in (tail, stopped, *followed.values()) if one is not None]
         if following and len(tails) == 1:
             raise not_located(index, "where its turn ends cannot be told, because nothing else may follow it")
@@ -108,14 +128,14 @@ class Comparisons:
             return Ending(common.find(ender) + len(ender), ender)
         if stopped is None and following and (ender := self._traits.next_end) and ender in common:
             return Ending(common.rfind(ender) + len(ender), ender)
-        written = common.rstrip() or self._edge(index, number, tail)
+        written = common.rstrip() or self._edge(index, last, tail)
         beyond = tail[len(written) :]
         if following and (same := followed.get(following)) is not None:
             beyond = self._special.common([tail, same])[len(written) :]
         known_end = self._ends_as_answers_do(tail, common, written, beyond, following)
         if known_end is not None:
             return known_end
-        return self._ends_in_its_own_way(index, number, extra, tail, (written, beyond, following), followed)
+        return self._ends_in_its_own_way(index, last, extra, tail, (written, beyond, following), followed)
 
     def _ends_as_answers_do(self, tail: str, common: str, written: str, beyond: str, following: str) -> Ending | None:
         """The end that the template writes behind answers, if it stands here."""
@@ -138,7 +158,7 @@ class Comparisons:
     def _ends_in_its_own_way(
         self,
         index: int,
-        number: int | None,
+        last: Anchor | None,
         extra: str,
         tail: str,
         parts: tuple[str, str, str],
@@ -149,11 +169,11 @@ class Comparisons:
         calls, traits = bool(self._turns[index].tool_calls), self._traits
         token = self._special.at_end(written)
         # where answers have no end of their own, what closes a call is none either
-        if token and (traits.ends_answers or not calls) and not self._is_inside(index, number, extra, token):
+        if token and (traits.ends_answers or not calls) and not self._is_inside(index, last, extra, token):
             return Ending(len(written), token)
         found = self._special.first_of_any(beyond)
         plain = "" if token else written.strip()
-        if plain and self._is_inside(index, number, extra, plain):
+        if plain and self._is_inside(index, last, extra, plain):
             plain = ""
         if plain and (found is None or beyond[: found.start()].strip() or self._special.like_a_tag(plain)):
             stop = "" if following else self._special.eos
@@ -177,31 +197,27 @@ class Comparisons:
                 return common.rstrip().removesuffix(opener)
         return common
 
-    def _edge(self, index: int, number: int | None, tail: str) -> str:
+    def _edge(self, index: int, last: Anchor | None, tail: str) -> str:
         """The white space at the end of the words themselves."""
         content = self._turns[index].content
-        mine = number is not None and self._talk.owner(number) == index
+        mine = last is not None and self._talk.owner(last.number) == index
         edge = content[len(content.rstrip()) if mine else 0 :] if isinstance(content, str) else ""
         return edge if tail.startswith(edge) and not edge.strip() else ""
 
-    def _is_inside(self, index: int, number: int | None, extra: str, text: str) -> bool:
+    def _is_inside(self, index: int, last: Anchor | None, extra: str, text: str) -> bool:
         """Whether a text that seems to end a turn stands inside it once it has another call, or words."""
         message = self._as_shown(index)
         if message.tool_calls:
-            fuller, following = attrs.evolve(message, tool_calls=[*message.tool_calls, message.tool_calls[-1]]), number
+            fuller, following = attrs.evolve(message, tool_calls=[*message.tool_calls, message.tool_calls[-1]]), last
         else:
             fuller = attrs.evolve(message, content=self._talk.sentinels.word(PROBED["assistant"]))
-            following = PROBED["assistant"]
+            following = Anchor(0, 0, PROBED["assistant"])
         rendering = self._talk([*self._turns[:index], fuller])
-        anchors = () if rendering is None else rendering.anchors
-        first = next((i for i, one in enumerate(anchors) if one.number == number), None)
-        if rendering is None or (first is None and number is not None):
+        place = -1 if last is None else None if rendering is None else rendering.place(last)
+        if rendering is None or place is None or following is None:
             return False
-        start = 0 if first is None else anchors[first].end
-        behind = anchors if first is None else anchors[first + 1 :]
-        if not any(one.number == following for one in behind) or not rendering.text.startswith(extra, start):
-            return False
-        return text in rendering.text[start + len(extra) : behind[0].start]
+        again = any(one.number == following.number for one in rendering.anchors[place + 1 :])
+        return again and text in (rendering.behind(last, extra) or "")
 
     def _stop(self, index: int, written: str, followed: Mapping[str, str | None]) -> str:
         """What ends such a turn within a conversation: after calls, the token that introduces a tool's answer."""
@@ -241,22 +257,26 @@ class Comparisons:
         return message if "reasoning" in shown else attrs.evolve(message, reasoning=None)
 
     @staticmethod
-    def _written_after(rendering: Rendering | None, number: int | None) -> str | None:
+    def _written_after(rendering: Rendering | None, last: Anchor | None) -> str | None:
         """What a rendering ends with behind this sentinel; None if another one is its last."""
         if rendering is None:
             return None
-        last, text = rendering.after_all()
-        return text if last == number else None
+        found, text = rendering.after_all()
+        return text if found == last else None
 
-    def _tail_of(self, index: int, how: str, upto: int, number: int | None, extra: str) -> str | None:
+    def _tail_of(self, index: int, how: str, upto: int, last: Anchor | None, extra: str) -> str | None:
         """What is written behind a sentinel and `extra` in another rendering; None if other words of the turn are."""
         rendering = self._render(index, how, upto)
-        if rendering is None:
+        place = -1 if last is None else None if rendering is None else rendering.place(last)
+        if rendering is None or place is None:
             return None
-        mine = [one.number for one in rendering.anchors if self._talk.owner(one.number) == index]
-        if mine[-1:] != ([number] if (None if number is None else self._talk.owner(number)) == index else []):
+        before, behind = rendering.anchors[: place + 1], rendering.anchors[place + 1 :]
+        if any(one.number == PROBED.get(how) for one in before):
+            return None  # the template writes it inside the turn
+        names = {one.number for one in before if self._kind_of(one) == ("assistant", "name")}
+        if any(self._talk.owner(one.number) == index and one.number not in names for one in behind):
             return None
-        return rendering.behind(number, extra)
+        return rendering.behind(last, extra)
 
     def _tail(self, anchor: Anchor) -> str:
         """What is written behind a sentinel, up to the next one."""
@@ -264,25 +284,23 @@ class Comparisons:
         anchors = self._here.anchors
         return self._here.text[anchor.end : anchors[following].start if following < len(anchors) else None]
 
-    def _position(self, number: int | None) -> int:
-        return max((one.end for one in self._here.anchors if one.number == number), default=0)
-
     def _before(self, anchor: Anchor) -> Anchor | None:
         place = self._places[anchor.start]
         return self._here.anchors[place - 1] if place else None
 
     # --- What edges are known by
-    def _kind(self, index: int, number: int | None) -> Hashable:
+    def _kind(self, index: int, anchor: Anchor | None) -> Hashable:
         message = self._turns[index]
+        number = None if anchor is None else anchor.number
         original = self._talk.originals[number] if number is not None and number < len(self._talk.originals) else None
         mine = original.kind if original is not None and original.message == index else None
         after_user = index > self._last_user
         return (bool(message.content), bool(message.reasoning), len(message.tool_calls), mine, after_user)
 
-    def _kind_of(self, number: int | None) -> Hashable:
-        if number is None or number >= len(self._talk.originals):
+    def _kind_of(self, anchor: Anchor | None) -> Hashable:
+        if anchor is None or anchor.number >= len(self._talk.originals):
             return None
-        original = self._talk.originals[number]
+        original = self._talk.originals[anchor.number]
         return (self._turns[original.message].role, original.kind)
 
     def _without_ids(self, text: str, index: int) -> str:
@@ -310,7 +328,7 @@ class Comparisons:
         self.fresh.add(index)
         return value
 
-    def _plain(self, index: int, before: int | None, last: bool) -> str | None:
+    def _plain(self, index: int, before: Anchor | None, last: bool) -> str | None:
         """What the template writes before a plain turn in this one's place, as the last one or inside."""
         rendering = self._render(index, "plain, last" if last else "plain")
         found = None if rendering is None else rendering.before(PROBED["assistant"])

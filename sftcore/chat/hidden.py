@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
@@ -38,11 +38,15 @@ class Original:
 
 @frozen
 class Anchor:
-    """A sentinel in a rendering: its characters and its number."""
+    """A sentinel in a rendering: its characters, its number, and how many of that number stand before it.
 
-    start: int
-    end: int
+    The same occurrences of a sentinel in two renderings are equal.
+    """
+
+    start: int = field(eq=False)
+    end: int = field(eq=False)
     number: int
+    nth: int = 0
 
 
 @frozen
@@ -52,37 +56,36 @@ class Rendering:
     text: str
     anchors: tuple[Anchor, ...]
 
-    def behind(self, number: int | None, extra: str = "") -> str | None:
-        """The text from the last occurrence of a sentinel, or from the start, to the next sentinel.
+    def place(self, like: Anchor) -> int | None:
+        """Where in the order of its sentinels one of another rendering stands in this one."""
+        return next((place for place, anchor in enumerate(self.anchors) if anchor == like), None)
+
+    def behind(self, like: Anchor | None, extra: str = "") -> str | None:
+        """The text from a sentinel of another rendering, or from the start, to the next sentinel.
 
         `extra` must follow at once and is left out. None if there is no such place.
         """
-        start, bound = 0, len(self.text)
-        if number is not None:
-            found = [i for i, anchor in enumerate(self.anchors) if anchor.number == number]
-            if not found:
-                return None
-            start = self.anchors[found[-1]].end
-            bound = next((anchor.start for anchor in self.anchors[found[-1] + 1 :]), bound)
-        elif self.anchors:
-            bound = self.anchors[0].start
+        place = -1 if like is None else self.place(like)
+        if place is None:
+            return None
+        start = 0 if place < 0 else self.anchors[place].end
+        bound = self.anchors[place + 1].start if place + 1 < len(self.anchors) else len(self.text)
         if not self.text.startswith(extra, start) or start + len(extra) > bound:
             return None
         return self.text[start + len(extra) : bound]
 
-    def before(self, number: int) -> tuple[int | None, str] | None:
+    def before(self, number: int) -> tuple[Anchor | None, str] | None:
         """The sentinel before the first occurrence of this one, and the text between them."""
         for i, anchor in enumerate(self.anchors):
             if anchor.number == number:
                 last = self.anchors[i - 1] if i else None
-                return (last.number, self.text[last.end : anchor.start]) if last else (None, self.text[: anchor.start])
+                return last, self.text[last.end if last else 0 : anchor.start]
         return None
 
-    def after_all(self) -> tuple[int | None, str]:
+    def after_all(self) -> tuple[Anchor | None, str]:
         """The last sentinel, and the text behind it."""
-        if not self.anchors:
-            return None, self.text
-        return self.anchors[-1].number, self.text[self.anchors[-1].end :]
+        last = self.anchors[-1] if self.anchors else None
+        return last, self.text[last.end if last else 0 :]
 
 
 class Sentinels:
@@ -107,9 +110,12 @@ class Sentinels:
 
     def found_in(self, text: str) -> Rendering:
         """The text with the sentinels in it."""
-        found = (
-            Anchor(one.start(), one.end(), int(one.group(1) or one.group(2))) for one in self._pattern.finditer(text)
-        )
+        found: list[Anchor] = []
+        seen: dict[int, int] = {}
+        for one in self._pattern.finditer(text):
+            number = int(one.group(1) or one.group(2))
+            seen[number] = seen.get(number, -1) + 1
+            found.append(Anchor(one.start(), one.end(), number, seen[number]))
         return Rendering(text, tuple(found))
 
 
@@ -163,14 +169,10 @@ class HiddenConversation:
         """The sentinels of a message; of a call's name the first alone, as answers of tools may repeat it."""
         if self._own is None:
             self._own = {}
-            named = set()
             for anchor in self.rendering.anchors:
-                if anchor.number >= len(self.originals) or anchor.number in named:
-                    continue
-                original = self.originals[anchor.number]
-                if original.kind == "name":
-                    named.add(anchor.number)
-                self._own.setdefault(original.message, []).append(anchor)
+                original = self.originals[anchor.number] if anchor.number < len(self.originals) else None
+                if original is not None and (anchor.nth == 0 or original.kind != "name"):
+                    self._own.setdefault(original.message, []).append(anchor)
         return self._own.get(index, [])
 
     def names(self, index: int) -> list[str]:

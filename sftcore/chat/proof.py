@@ -125,7 +125,7 @@ def _refuse_foreign(
         own = [anchor for anchor in talk.own(turn.message) if turn.start <= anchor.start < turn.end]
         if not own:
             continue
-        first, last = (_alike(talk.rendering, other, anchor) for anchor in (own[0], own[-1]))
+        first, last = (_alike(other, anchor) for anchor in (own[0], own[-1]))
         if first is None or last is None:
             continue
         start = first.start - (own[0].start - turn.start)
@@ -153,10 +153,10 @@ def _refuse_refuted(talk: HiddenConversation, index: int, turn: TurnSpan, specia
         raise not_located(index, "rendering the conversation up to it and through it shows another turn")
 
 
-def _alike(rendering: Rendering, other: Rendering, anchor: Anchor) -> Anchor | None:
-    """The same sentinel in another rendering; the second one of its number where it is the second one here."""
-    nth = sum(one.number == anchor.number for one in rendering.anchors if one.start < anchor.start)
-    return next(itertools.islice((one for one in other.anchors if one.number == anchor.number), nth, None), None)
+def _alike(rendering: Rendering, like: Anchor) -> Anchor | None:
+    """The same sentinel in another rendering."""
+    place = rendering.place(like)
+    return None if place is None else rendering.anchors[place]
 
 
 def _with_other_words(turn: Message) -> Message:

@@ -70,11 +70,12 @@ class TurnFinder(Comparisons):
             before = last.end if last else 0
             gap = self._here.text[before : run[0].start]
             said = max(0, self._said - before)
-            offset = self._begins(index, last.number if last else None, gap, run[0].number, said, later=bool(found))
+            offset = self._begins(index, last, gap, run[0], said, later=bool(found))
             upto = self._answered(index) if found else index + 1
             self._silent = len(runs) > 1 and not found
-            ending = self._ends(index, run[-1].number, "", self._tail(run[-1]), upto)
-            end = run[-1].end + ending.length
+            final = self._last_of(index, run[-1], upto)
+            ending = self._ends(index, final, "", self._tail(final), upto)
+            end = final.end + ending.length
             found.append(TurnSpan(index, before + offset, end, gap[:offset], ending.ender or ending.stop))
         return found
 
@@ -104,27 +105,28 @@ class TurnFinder(Comparisons):
         before = self._render(index, "prompt") or self._render(index, "before")
         if before is None:
             raise not_located(index, "its turn has no words, and where it begins cannot be told")
-        number, _ = before.after_all()
-        gap = self._here.behind(number)
+        last, _ = before.after_all()
+        gap = self._here.behind(last)
         if gap is None:
             raise not_located(index, "its turn has no words, and where it begins cannot be told")
         without = self._talk([*self._turns[:index], *self._turns[index + 1 :]]) if len(self._turns) > 1 else None
-        if without is not None and without.behind(number) == gap:
+        if without is not None and without.behind(last) == gap:
             return []
-        at = self._position(number)
-        offset = self._begins(index, number, gap, None, max(0, self._said - at), later=False)
+        place = None if last is None else self._here.place(last)
+        at = 0 if place is None else self._here.anchors[place].end
+        offset = self._begins(index, last, gap, None, max(0, self._said - at), later=False)
         # what the template opens for words that are not there
-        tried = [one for one in (self._plain(index, number, last) for last in (True, False)) if one is not None]
+        tried = [one for one in (self._plain(index, last, is_last) for is_last in (True, False)) if one is not None]
         opened = max([offset, *(len(self._special.common([gap, one])) for one in tried)])
-        ending = self._ends(index, number, gap[:opened], gap[opened:], index + 1)
+        ending = self._ends(index, last, gap[:opened], gap[opened:], index + 1)
         end = at + opened + ending.length
         return [TurnSpan(index, at + offset, end, gap[:offset], ending.ender or ending.stop)]
 
     # --- Where a turn begins
-    def _begins(self, index: int, before: int | None, gap: str, first: int | None, said: int, *, later: bool) -> int:
+    def _begins(self, index: int, before: Anchor | None, gap: str, first: Anchor | None, said: int, *, later: bool) -> int:
         """How much of the gap in front of a turn the model is given; `said` of it belongs to its own last turn."""
         # messages without words leave no sentinel, so that several may lie in one gap
-        distance = index - (self._talk.owner(before) or 0 if before is not None else 0) if first is None else index == 0
+        distance = index - (self._talk.owner(before.number) or 0 if before else 0) if first is None else index == 0
         shown = self._without_ids(gap, index)
         key = ("begins", shown, self._kind_of(before), self._kind(index, first), distance, said, later, self._context)
         if (known := self._known(key)) is not None:
@@ -140,7 +142,7 @@ class TurnFinder(Comparisons):
         self._keep(key, offset, index)
         return offset
 
-    def _given(self, index: int, before: int | None, gap: str, said: int) -> int | None:
+    def _given(self, index: int, before: Anchor | None, gap: str, said: int) -> int | None:
         given, closed = (self._written_after(self._render(index, how), before) for how in ("prompt", "before"))
         if given is None:
             return self._behind_header(gap)
@@ -155,7 +157,7 @@ class TurnFinder(Comparisons):
         return self._where_they_part(index, before, gap, given, floor, unprompted)
 
     def _where_they_part(
-        self, index: int, before: int | None, gap: str, given: str, floor: int, unprompted: bool
+        self, index: int, before: Anchor | None, gap: str, given: str, floor: int, unprompted: bool
     ) -> int | None:
         """The generation prompt opens more than the turn does: up to where other turns of the template part from it."""
         blank = floor + len(gap[floor:]) - len(gap[floor:].lstrip())
@@ -193,14 +195,14 @@ class TurnFinder(Comparisons):
         headers = (cut for cut in self._cuts(self._traits.header) if cut.strip())
         return next((len(cut) for cut in headers if gap.startswith(cut, offset)), 0)
 
-    def _given_after_tools(self, index: int, before: int | None, gap: str) -> int | None:
+    def _given_after_tools(self, index: int, before: Anchor | None, gap: str) -> int | None:
         """Words of a message that the template writes behind the answers to its calls."""
         silent = Message("assistant", "", tool_calls=self._turns[index].tool_calls)
         asked = [*self._turns[:index], silent, *self._turns[index + 1 : self._answered(index)]]
         given = self._written_after(self._talk(asked, True), before)
         return len(given) if given is not None and gap.startswith(given) else None
 
-    def _usual(self, index: int, before: int | None, rest: str, given: str) -> int:
+    def _usual(self, index: int, before: Anchor | None, rest: str, given: str) -> int:
         """The header of a template without generation prompts: what all turns of the assistant begin with."""
         shared = [rest]
         for last in (True, False):

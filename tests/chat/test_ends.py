@@ -1,0 +1,88 @@
+"""Turns whose ends are easily told wrong: calls without words in their arguments, and answers without words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sftcore import Message
+from tests.chat.test_faults import answers, asks, call
+from tests.chat.test_spans import found, talk, tokenizer_of
+
+ARGUMENTS = [{}, {"all": True}, {"n": ""}, {"n": None}, {"deep": [{}, []]}, {"zone": "CET"}, {"n": 3}]
+
+# --- Calls whose name stands behind them as well ----------------------------------------------------------------------
+NAMED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' name=' + m.name if m.name }}\n"
+    "{{ m.reasoning_content if m.reasoning_content and loop.last }}{{ m.content or '' }}"
+    "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HARMONY = (
+    "{% set ns = namespace(name='') %}{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant"
+    "{% if m.thinking and loop.last %}<|channel|>analysis<|message|>{{ m.thinking }}<|end|><|start|>assistant{% endif %}"
+    "{% if m.tool_calls %}{% set ns.name = m.tool_calls[0].function.name %} to={{ ns.name }}<|channel|>commentary"
+    "<|message|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+    "{% else %}<|channel|>final<|message|>{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}{% endif %}"
+    "{% elif m.role == 'tool' %}<|start|>{{ ns.name }} to=assistant<|message|>{{ m.content }}<|end|>"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+HARMONY_TOKENS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>")
+CONTINUED = (
+    "{{ bos_token }}{% set ns = namespace(before='') %}{% for m in messages %}{% if m.role != 'tool' %}"
+    "{% set mine = m.role == 'assistant' %}{% if not (mine and ns.before == 'assistant') %}"
+    "<|turn>{{ 'model' if mine else m.role }}\n{% endif %}"
+    "{% for c in m.tool_calls %}<|tool_call>call:{{ c.function.name }}{{ c.function.arguments | tojson }}<tool_call|>"
+    "{% endfor %}{% set answered = m.tool_calls and not loop.last and loop.nextitem.role == 'tool' %}"
+    "{% if answered %}<|tool_response>response:{{ m.tool_calls[0].function.name }}:{{ loop.nextitem.content }}"
+    "<tool_response|>{% endif %}{{ m.content }}"
+    "{% if m.tool_calls and not answered %}<|tool_response>{% elif not answered or m.content %}<turn|>\n{% endif %}"
+    "{% set ns.before = m.role %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and messages[-1].role == 'user' %}<|turn>model\n{% endif %}"
+)
+CONTINUED_TOKENS = ("<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>")
+
+
+@pytest.mark.parametrize("reasoning", [None, "why"])
+@pytest.mark.parametrize("given", ARGUMENTS)
+def test_a_call_reaches_to_its_end_where_the_answer_of_the_tool_names_it_again(given, reasoning):
+    one = call(**given)
+    turns = [*talk("a"), asks(one, reasoning=reasoning), answers("9"), Message("assistant", "so", reasoning=reasoning)]
+    turns += [*talk("b"), asks(one), answers(""), Message("assistant", "c", reasoning=reasoning)]
+    printed = json.dumps(given)
+    by_name = f'<tool_call>{{"name": "now", "arguments": {printed}}}</tool_call><|im_end|>'
+    tokenizer = tokenizer_of(NAMED, "<|im_end|>", ("<|im_start|>",))
+    last = f"{reasoning or ''}c<|im_end|>"
+    assert found(tokenizer, turns) == [by_name, "so<|im_end|>", by_name, last]
+    called = f" to=now<|channel|>commentary<|message|>{printed}<|call|>"
+    thought = f"<|channel|>analysis<|message|>{reasoning}<|end|><|start|>assistant" if reasoning else ""
+    tokenizer = tokenizer_of(HARMONY, "<|return|>", HARMONY_TOKENS)
+    final = "<|channel|>final<|message|>"
+    assert found(tokenizer, turns) == [called, f"{final}so<|end|>", called, f"{thought}{final}c<|return|>"]
+    assert found(tokenizer, turns[:3]) == [called]
+    tokenizer = tokenizer_of(CONTINUED, "<eos>", CONTINUED_TOKENS)
+    called = f"<|tool_call>call:now{printed}<tool_call|><|tool_response>"
+    assert found(tokenizer, turns) == [called, "so<turn|>", called, "c<turn|>"]
+
+
+@pytest.mark.parametrize("content", ["", "e"])
+@pytest.mark.parametrize("given", ARGUMENTS)
+def test_a_last_call_ends_where_the_model_waits_for_the_tool(given, content):
+    tokenizer = tokenizer_of(CONTINUED, "<eos>", CONTINUED_TOKENS)
+    called = f"<|tool_call>call:now{json.dumps(given)}<tool_call|>"
+    assert found(tokenizer, [*talk("a"), asks(call(**given), content=content)]) == [f"{called}{content}<|tool_response>"]
+
+
+@pytest.mark.parametrize("given", ARGUMENTS)
+def test_a_call_that_names_its_tool_twice_reaches_to_its_end(given):
+    template = NAMED.replace(
+        "{{ c.function | tojson }}</tool_call>", "<{{ c.function.name }}>{{ c.function.arguments | tojson }}"
+        "</{{ c.function.name }}></tool_call>"
+    )  # fmt: skip
+    tokenizer = tokenizer_of(template, "<|im_end|>", ("<|im_start|>",))
+    turns = [*talk("a"), asks(call(**given), call("then", **given)), answers("9"), answers("8"), *talk("b", "c")[1:]]
+    printed = "".join(f"<tool_call><{name}>{json.dumps(given)}</{name}></tool_call>" for name in ("now", "then"))
+    assert found(tokenizer, turns) == [f"{printed}<|im_end|>", "c<|im_end|>"]
+    assert found(tokenizer, turns[:2]) == [f"{printed}<|im_end|>"]
