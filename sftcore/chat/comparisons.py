@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import attrs
 from attrs import define, field, frozen
 
-from sftcore.chat.hidden import PROBED, Anchor, HiddenConversation, Rendering
+from sftcore.chat.hidden import PROBED, Anchor, HiddenConversation, Rendering, ending_with
 from sftcore.chat.template import SpecialTexts, TemplateTraits
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
@@ -210,7 +210,7 @@ class Comparisons:
         if message.tool_calls:
             fuller, following = attrs.evolve(message, tool_calls=[*message.tool_calls, message.tool_calls[-1]]), last
         else:
-            fuller = attrs.evolve(message, content=self._talk.sentinels.word(PROBED["assistant"]))
+            fuller = ending_with(self._talk.sentinels.word(PROBED["assistant"]), message)
             following = Anchor(0, 0, PROBED["assistant"])
         rendering = self._talk([*self._turns[:index], fuller])
         place = -1 if last is None else None if rendering is None else rendering.place(last)

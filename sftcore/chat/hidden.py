@@ -7,6 +7,7 @@ in the data can be mistaken for something that the template writes: an end token
 from __future__ import annotations
 
 import bisect
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,11 @@ import attrs
 from attrs import field, frozen
 
 from sftcore.core.errors import RowError
-from sftcore.core.types import Message
+from sftcore.core.types import Message, Part
 
 Kind: TypeAlias = Literal["content", "reasoning", "name", "argument"]
 
+_THINKING = re.compile(r"</?think>")
 _DIGITS = 5
 _NUMBER_STEM = "91827364"
 PROBED = {"user": 99_991, "assistant": 99_992, "tool": 99_993, "system": 99_994, "developer": 99_995}
@@ -127,7 +129,8 @@ class HiddenConversation:
     """A conversation whose texts are sentinels already, with the names and arguments of its calls hidden as well.
 
     `text` is the rendering in which the calls are to be read. `rendering` is that of the hidden messages `turns`. Names
-    or arguments stay visible where the template reads them, so that hiding them would change what it writes.
+    or arguments stay visible where the template reads them, so that hiding them would change what it writes. A message
+    without words ends with a sentinel that stands for none, unless the template then writes something else around it.
     """
 
     def __init__(
@@ -143,10 +146,13 @@ class HiddenConversation:
         self._ends: list[tuple[int, int]] = []
         self._own: dict[int, list[Anchor]] | None = None
         self._names = [[str(call.get("function", call).get("name", "")) for call in turn.tool_calls] for turn in turns]
+        calls: list[Sequence[Kind]] = [()]
         if any(turn.tool_calls for turn in turns):
-            for kinds in (("name", "argument"), ("argument",), ("name",)):
-                if self._hide(turns, kinds):
-                    break
+            calls = [("name", "argument"), ("argument",), ("name",), ()]
+        wordless = [i for i, turn in enumerate(turns) if _is_wordless(turn)]
+        of_others = [i for i in wordless if turns[i].role != "assistant"]
+        ways = ((kinds, filled) for kinds in calls for filled in ((wordless, of_others, ()) if wordless else ((),)))
+        next((way for way in ways if any(way) and self._hide(turns, *way)), None)
 
     def __call__(self, turns: Sequence[Message], generation_prompt: bool = False) -> Rendering | None:
         """A rendering of hidden messages; None if the template refuses them."""
@@ -154,6 +160,18 @@ class HiddenConversation:
             return self.sentinels.found_in(self._render(turns, generation_prompt))
         except RowError:
             return None
+
+    def with_words(self, index: int) -> HiddenConversation | None:
+        """The same conversation with words at the end of a message that has none; None if the template refuses it."""
+        word = self.sentinels.word(len(self.originals))
+        other = copy.copy(self)
+        other.turns = [*self.turns[:index], ending_with(word, self.turns[index]), *self.turns[index + 1 :]]
+        other.originals = [*self.originals, Original(index, "content", word)]
+        rendering = self(other.turns)
+        if rendering is None:
+            return None
+        other.rendering, other._own = rendering, None
+        return other
 
     def visible(self, at: int) -> int:
         """A position in the hidden rendering, outside sentinels, as one in the visible rendering."""
@@ -192,7 +210,8 @@ class HiddenConversation:
         name = str(call.get("function", call).get("name", ""))
         return Message("tool", words, name=name, tool_call_id=call.get("id"))
 
-    def _hide(self, turns: Sequence[Message], kinds: Sequence[Kind]) -> bool:
+    def _hide(self, turns: Sequence[Message], kinds: Sequence[Kind], filled: Sequence[int]) -> bool:
+        """Hide these parts of calls, and let these messages without words end with one; False if others then differ."""
         originals = list(self._contents)
 
         def sentinel(index: int, number: int, kind: Kind, value: Any) -> Any:
@@ -203,13 +222,13 @@ class HiddenConversation:
                 return value.replace(value.strip(), self.sentinels.word(len(originals) - 1), 1)
             return self.sentinels.figure(len(originals) - 1)
 
-        hidden = [
-            attrs.evolve(
-                turn,
-                tool_calls=[_hidden_call(call, i, number, sentinel) for number, call in enumerate(turn.tool_calls)],
-            )
-            for i, turn in enumerate(turns)
-        ]
+        hidden = []
+        for i, turn in enumerate(turns):
+            calls = [_hidden_call(call, i, number, sentinel) for number, call in enumerate(turn.tool_calls)]
+            hidden.append(attrs.evolve(turn, tool_calls=calls))
+            if i in filled:
+                originals.append(Original(i, "content", ""))
+                hidden[i] = ending_with(self.sentinels.word(len(originals) - 1), turn)
         rendering = self(hidden)
         if rendering is None:
             return False
@@ -218,6 +237,19 @@ class HiddenConversation:
             return False
         self.turns, self.originals, self.rendering, self._ends = hidden, originals, rendering, ends
         return True
+
+
+def _is_wordless(turn: Message) -> bool:
+    """Whether a message holds nothing but white space and tags of thinking."""
+    bare = isinstance(turn.content or "", str) and not _THINKING.sub("", str(turn.content or "")).strip()
+    return bare and not (turn.tool_calls or turn.reasoning)
+
+
+def ending_with(word: str, message: Message) -> Message:
+    """The message with one more word in its content."""
+    content: Any = message.content
+    content = [*content, Part("text", word)] if isinstance(content, (list, tuple)) else f"{content or ''}{word}"
+    return attrs.evolve(message, content=content)
 
 
 def _hidden_call(call: Mapping[str, Any], index: int, number: int, sentinel: Callable[..., Any]) -> Mapping[str, Any]:

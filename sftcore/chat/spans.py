@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import attrs
 from attrs import define, frozen
 
 from sftcore.chat.comparisons import Comparisons, not_located, refused
@@ -114,13 +115,34 @@ class TurnFinder(Comparisons):
             return []
         place = None if last is None else self._here.place(last)
         at = 0 if place is None else self._here.anchors[place].end
-        offset = self._begins(index, last, gap, None, max(0, self._said - at), later=False)
-        # what the template opens for words that are not there
-        tried = [one for one in (self._plain(index, last, is_last) for is_last in (True, False)) if one is not None]
-        opened = max([offset, *(len(self._special.common([gap, one])) for one in tried)])
-        ending = self._ends(index, last, gap[:opened], gap[opened:], index + 1)
-        end = at + opened + ending.length
-        return [TurnSpan(index, at + offset, end, gap[:offset], ending.ender or ending.stop)]
+        found = self._as_with_words(index, last, gap)
+        if found is None:
+            raise not_located(index, "its turn has no words, and where it ends cannot be told")
+        return [found]
+
+    def _as_with_words(self, index: int, last: Anchor | None, gap: str) -> TurnSpan | None:
+        """The turn as it is located once it ends with words, without them; None if the template then writes more."""
+        filled = self._talk.with_words(index)
+        if filled is None or not filled.own(index):
+            return None
+        word = filled.own(index)[-1]
+        at = 0 if last is None else self._here.anchors[self._here.place(last) or 0].end
+        text = filled.rendering.text
+        before, behind = text[at : word.start], filled.rendering.behind(word) or ""
+        # white space at the edge of the words may be trimmed
+        edges = itertools.product((before, before.rstrip()), (behind, behind.lstrip()))
+        kept = next(((one, other) for one, other in edges if one + other == gap), None)
+        if kept is None or text[:at] != self._here.text[:at]:
+            return None
+        finder = TurnFinder(filled, self._traits, self._special, self._edges, self._context)
+        finder.compared, finder.fresh, finder._said = self.compared, self.fresh, self._said
+        (turn,) = finder._message(index, filled.turns[index])
+        self.stop, self.unended, self.plain = (
+            finder.stop or self.stop, self.unended or finder.unended, self.plain or finder.plain,
+        )  # fmt: skip
+        middle = at + len(kept[0])
+        end = max(middle, middle + turn.end - word.end - (len(behind) - len(kept[1])))
+        return attrs.evolve(turn, start=min(turn.start, middle), end=end)
 
     # --- Where a turn begins
     def _begins(self, index: int, before: Anchor | None, gap: str, first: Anchor | None, said: int, *, later: bool) -> int:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sftcore import Message
-from tests.chat.test_faults import answers, asks, call
+from tests.chat.test_faults import TOOLS, answers, asks, call
 from tests.chat.test_spans import found, talk, tokenizer_of
 
 ARGUMENTS = [{}, {"all": True}, {"n": ""}, {"n": None}, {"deep": [{}, []]}, {"zone": "CET"}, {"n": 3}]
@@ -86,3 +86,71 @@ def test_a_call_that_names_its_tool_twice_reaches_to_its_end(given):
     printed = "".join(f"<tool_call><{name}>{json.dumps(given)}</{name}></tool_call>" for name in ("now", "then"))
     assert found(tokenizer, turns) == [f"{printed}<|im_end|>", "c<|im_end|>"]
     assert found(tokenizer, turns[:2]) == [f"{printed}<|im_end|>"]
+
+
+# --- Messages without words -------------------------------------------------------------------------------------------
+MISTRAL = (
+    "{% set asked = messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
+    "{% if tools and m == asked[-1] %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
+    "[INST] {{ system + '\n\n' if loop.last and system }}{{ m.content }}[/INST]"
+    "{% elif m.tool_calls %}[TOOL_CALLS] {{ m.tool_calls | tojson }}{{ eos_token }}"
+    '{% elif m.role == \'tool\' %}[TOOL_RESULTS] {"content": {{ m.content }}}[/TOOL_RESULTS]'
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"
+)
+MISTRAL_TOKENS = ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+                  "[/TOOL_RESULTS]")  # fmt: skip
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS])
+@pytest.mark.parametrize("user", ["", " ", "\n"])
+@pytest.mark.parametrize("answer", ["x", "", " ", "\n\n"])
+def test_an_empty_turn_of_the_user_stays_outside_where_only_the_last_one_lists_the_tools(user, answer, tools):
+    """In the manner of Mistral v3, which has no generation prompt."""
+    tokenizer = tokenizer_of(MISTRAL, "</s>", MISTRAL_TOKENS)
+    said = f" {answer.strip()}</s>"
+    calls = [asks(call(zone="CET")), answers("9"), Message("assistant", "so")]
+    called = f"[TOOL_CALLS] {json.dumps(calls[0].tool_calls)}</s>"
+    for turns, expected in (
+        (talk(user, answer), [said]),
+        (talk(user, answer, "z", "w"), [said, " w</s>"]),
+        (talk("z", "w", user, answer), [" w</s>", said]),
+        (talk("b", "c", user, answer, "z", "w"), [" c</s>", said, " w</s>"]),
+        ([*talk(user), Message("assistant", "b"), Message("assistant", answer)], [" b</s>", said]),
+        ([Message("system", "s"), *talk(user, answer)], [said]),
+        ([Message("system", "s"), *talk(user, answer, "z", "w")], [said, " w</s>"]),
+        ([*talk(user), *calls, *talk("z", answer)], [called, " so</s>", said]),
+        ([*talk("z"), calls[0], answers(user), Message("assistant", answer), *talk(user, "w")], [called, said, " w</s>"]),
+    ):  # fmt: skip
+        assert found(tokenizer, turns, tools=tools) == expected
+
+
+THINKING = (
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and m.reasoning_content and loop.index0 > ns.last %}<think>\n{{ m.reasoning_content }}"
+    "\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GLM = (
+    "[gMASK]<sop>{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}{% else %}<|assistant|>\n"
+    "<think></think>\n{{ m.content.strip() }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("tags", ["<think>", "</think>", "<think>\n\n</think>\n\n", "<think>\nhm\n</think>\n\n"])
+@pytest.mark.parametrize("reasoning", [None, "why"])
+def test_an_answer_of_thinking_tags_alone_keeps_its_end(tags, reasoning):
+    tokenizer = tokenizer_of(THINKING, "<|im_end|>", ("<|im_start|>",))
+    tokenizer.add_tokens(["<think>", "</think>"])
+    answered = [*talk("a"), Message("assistant", tags, reasoning=reasoning)]
+    thought = f"<think>\n{reasoning}\n</think>\n\n" if reasoning else ""
+    assert found(tokenizer, answered) == [f"{thought}{tags}<|im_end|>"]
+    assert found(tokenizer, [*answered, *talk("b", "c")]) == [f"{tags}<|im_end|>", "c<|im_end|>"]
+    tokenizer = tokenizer_of(GLM, "<|endoftext|>", ("<|user|>", "<|assistant|>", "[gMASK]", "<sop>"))
+    tokenizer.add_tokens(["<think>", "</think>"])
+    given = "\n<think></think>\n"
+    assert found(tokenizer, answered) == [f"{given}{tags.strip()}<|user|>"]
+    assert found(tokenizer, [*answered, *talk("b", "c")]) == [f"{given}{tags.strip()}<|user|>", f"{given}c<|user|>"]
