@@ -135,7 +135,11 @@ class Comparisons:
         known_end = self._ends_as_answers_do(tail, common, written, beyond, following)
         if known_end is not None:
             return known_end
-        return self._ends_in_its_own_way(index, last, extra, tail, (written, beyond, following), followed)
+        ending = self._ends_in_its_own_way(index, last, extra, tail, (written, beyond, following), followed)
+        if following and stopped is not None and not (ending.ender or self._traits.ends_answers):
+            # white space is all that ends a turn, as it does before the token that is appended to the last one
+            ending = attrs.evolve(ending, length=max(ending.length, len(common)))
+        return ending
 
     def _ends_as_answers_do(self, tail: str, common: str, written: str, beyond: str, following: str) -> Ending | None:
         """The end that the template writes behind answers, if it stands here."""

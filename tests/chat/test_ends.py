@@ -154,3 +154,16 @@ def test_an_answer_of_thinking_tags_alone_keeps_its_end(tags, reasoning):
     given = "\n<think></think>\n"
     assert found(tokenizer, answered) == [f"{given}{tags.strip()}<|user|>"]
     assert found(tokenizer, [*answered, *talk("b", "c")]) == [f"{given}{tags.strip()}<|user|>", f"{given}c<|user|>"]
+
+
+@pytest.mark.parametrize("answer", ["b", "", " ", "\n", "b\n\n", "\n\nUser: b"])
+def test_white_space_that_alone_ends_turns_belongs_to_each_of_them(answer):
+    """In the manner of RWKV: the last turn has it before the token that is appended."""
+    template = (
+        "{% for m in messages %}{{ 'Assistant' if m.role == 'assistant' else m.role | title }}: {{ m.content }}\n\n"
+        "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+    tokenizer = tokenizer_of(template, "<|endoftext|>")
+    assert found(tokenizer, talk("a", answer)) == [f" {answer}\n\n<|endoftext|>"]
+    for turns in (talk("a", answer, "", "d"), [*talk("a", answer), Message("assistant", "d")], talk("a", answer, "c", "d")):
+        assert found(tokenizer, turns) == [f" {answer}\n\n", " d\n\n<|endoftext|>"]
