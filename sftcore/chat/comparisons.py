@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import attrs
 from attrs import define, field, frozen
 
-from sftcore.chat.hidden import PROBED, Anchor, HiddenConversation, Rendering, ending_with
+from sftcore.chat.hidden import PROBED, REPEATED, Anchor, HiddenConversation, Rendering, ending_with
 from sftcore.chat.template import SpecialTexts, TemplateTraits
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
@@ -277,7 +277,7 @@ class Comparisons:
         before, behind = rendering.anchors[: place + 1], rendering.anchors[place + 1 :]
         if any(one.number == PROBED.get(how) for one in before):
             return None  # the template writes it inside the turn
-        names = {one.number for one in before if self._kind_of(one) == ("assistant", "name")}
+        names = {one.number for one in before if self._kind_of(one) in (("assistant", kind) for kind in REPEATED)}
         if any(self._talk.owner(one.number) == index and one.number not in names for one in behind):
             return None
         return rendering.behind(last, extra)

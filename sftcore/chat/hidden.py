@@ -19,10 +19,12 @@ from attrs import field, frozen
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message, Part
 
-Kind: TypeAlias = Literal["content", "reasoning", "name", "argument"]
+Kind: TypeAlias = Literal["content", "reasoning", "name", "argument", "id"]
 
 _THINKING = re.compile(r"</?think>")
 _DIGITS = 5
+REPEATED: tuple[Kind, ...] = ("name", "id")
+"""What of a call the answer of a tool may name again."""
 _NUMBER_STEM = "91827364"
 PROBED = {"user": 99_991, "assistant": 99_992, "tool": 99_993, "system": 99_994, "developer": 99_995}
 """The numbers of sentinels that stand for the words of turns which are only tried."""
@@ -152,7 +154,9 @@ class HiddenConversation:
         wordless = [i for i, turn in enumerate(turns) if _is_wordless(turn)]
         of_others = [i for i in wordless if turns[i].role != "assistant"]
         ways = ((kinds, filled) for kinds in calls for filled in ((wordless, of_others, ()) if wordless else ((),)))
-        next((way for way in ways if any(way) and self._hide(turns, *way)), None)
+        kinds, filled = next((way for way in ways if any(way) and self._hide(turns, *way)), ((), ()))
+        if any(self._unseen(index, turn) for index, turn in enumerate(turns)):
+            self._hide(turns, (*kinds, "id"), filled)
 
     def __call__(self, turns: Sequence[Message], generation_prompt: bool = False) -> Rendering | None:
         """A rendering of hidden messages; None if the template refuses them."""
@@ -164,13 +168,22 @@ class HiddenConversation:
     def with_words(self, index: int) -> HiddenConversation | None:
         """The same conversation with words at the end of a message that has none; None if the template refuses it."""
         word = self.sentinels.word(len(self.originals))
-        other = copy.copy(self)
-        other.turns = [*self.turns[:index], ending_with(word, self.turns[index]), *self.turns[index + 1 :]]
-        other.originals = [*self.originals, Original(index, "content", word)]
-        rendering = self(other.turns)
+        turns = [*self.turns[:index], ending_with(word, self.turns[index]), *self.turns[index + 1 :]]
+        return self._like(turns, [*self.originals, Original(index, "content", "")])
+
+    def behind_a_user(self, index: int) -> HiddenConversation | None:
+        """The conversation up to a message, with a user's turn before it; None if the template refuses that."""
+        asked = Message("user", self.sentinels.word(len(self.originals)))
+        originals = [attrs.evolve(one, message=one.message + (one.message >= index)) for one in self.originals]
+        turns = [*self.turns[:index], asked, self.turns[index]]
+        return self._like(turns, [*originals, Original(index, "content", "")])
+
+    def _like(self, turns: list[Message], originals: list[Original]) -> HiddenConversation | None:
+        rendering = self(turns)
         if rendering is None:
             return None
-        other.rendering, other._own = rendering, None
+        other = copy.copy(self)
+        other.turns, other.originals, other.rendering, other._own = turns, originals, rendering, None
         return other
 
     def visible(self, at: int) -> int:
@@ -184,12 +197,12 @@ class HiddenConversation:
         return self.originals[number].message if number < len(self.originals) else None
 
     def own(self, index: int) -> list[Anchor]:
-        """The sentinels of a message; of a call's name the first alone, as answers of tools may repeat it."""
+        """The sentinels of a message; of a call's name or id the first alone, as answers of tools may repeat it."""
         if self._own is None:
             self._own = {}
             for anchor in self.rendering.anchors:
                 original = self.originals[anchor.number] if anchor.number < len(self.originals) else None
-                if original is not None and (anchor.nth == 0 or original.kind != "name"):
+                if original is not None and (anchor.nth == 0 or original.kind not in REPEATED):
                     self._own.setdefault(original.message, []).append(anchor)
         return self._own.get(index, [])
 
@@ -210,9 +223,17 @@ class HiddenConversation:
         name = str(call.get("function", call).get("name", ""))
         return Message("tool", words, name=name, tool_call_id=call.get("id"))
 
+    def _unseen(self, index: int, turn: Message) -> bool:
+        """Whether no sentinel shows where one of the message's calls is."""
+        if not turn.tool_calls:
+            return False
+        seen = {self.originals[anchor.number].call for anchor in self.own(index)}
+        return not seen.issuperset(range(len(turn.tool_calls)))
+
     def _hide(self, turns: Sequence[Message], kinds: Sequence[Kind], filled: Sequence[int]) -> bool:
         """Hide these parts of calls, and let these messages without words end with one; False if others then differ."""
         originals = list(self._contents)
+        ids: dict[str, str] = {}
 
         def sentinel(index: int, number: int, kind: Kind, value: Any) -> Any:
             if kind not in kinds:
@@ -225,7 +246,9 @@ class HiddenConversation:
         hidden = []
         for i, turn in enumerate(turns):
             calls = [_hidden_call(call, i, number, sentinel) for number, call in enumerate(turn.tool_calls)]
-            hidden.append(attrs.evolve(turn, tool_calls=calls))
+            ids |= {str(call.get("id")): new.get("id") for call, new in zip(turn.tool_calls, calls, strict=True)}
+            answered = ids.get(turn.tool_call_id or "", turn.tool_call_id)
+            hidden.append(attrs.evolve(turn, tool_calls=calls, tool_call_id=answered))
             if i in filled:
                 originals.append(Original(i, "content", ""))
                 hidden[i] = ending_with(self.sentinels.word(len(originals) - 1), turn)
@@ -235,7 +258,7 @@ class HiddenConversation:
         ends = _aligned(rendering, self._visible_text, originals, len(self._contents))
         if ends is None:
             return False
-        self.turns, self.originals, self.rendering, self._ends = hidden, originals, rendering, ends
+        self.turns, self.originals, self.rendering, self._ends, self._own = hidden, originals, rendering, ends, None
         return True
 
 
@@ -260,7 +283,10 @@ def _hidden_call(call: Mapping[str, Any], index: int, number: int, sentinel: Cal
         function["arguments"] = _hidden_value(
             function["arguments"], lambda value: sentinel(index, number, "argument", value)
         )
-    return {**call, "function": function} if "function" in call else function
+    hidden = {**call, "function": function} if "function" in call else function
+    if isinstance(call.get("id"), str) and call["id"].strip():
+        hidden["id"] = sentinel(index, number, "id", call["id"])
+    return hidden
 
 
 def _hidden_value(value: Any, sentinel: Callable[[Any], Any]) -> Any:

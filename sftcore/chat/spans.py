@@ -155,6 +155,8 @@ class TurnFinder(Comparisons):
             assert isinstance(known, int)
             return known
         offset = self._given_after_tools(index, before, gap) if later else self._given(index, before, gap, said)
+        if offset is None and not later and first is not None:
+            offset = self._given_after_a_user(index, gap)
         if offset is None:
             raise not_located(
                 index,
@@ -177,6 +179,23 @@ class TurnFinder(Comparisons):
             return offset + (self._header_at(gap, offset) if unprompted else 0)
         floor = max(said, 0 if closed is None else len(self._special.common([closed, gap]).rstrip()))
         return self._where_they_part(index, before, gap, given, floor, unprompted)
+
+    def _given_after_a_user(self, index: int, gap: str) -> int | None:
+        """A turn that no user's turn precedes, as at the start: what is its own if one does, behind the same header."""
+        asked = self._talk.behind_a_user(index)
+        own = [] if asked is None else asked.own(index + 1)
+        if asked is None or not own:
+            return None
+        finder = TurnFinder(asked, self._traits, self._special, self._edges, self._context)
+        last = finder._before(own[0])
+        if last is None or asked.owner(last.number) != index:
+            return None
+        between = asked.rendering.text[last.end : own[0].start]
+        given = finder._given(index + 1, last, between, 0)
+        header = self._traits.header.removeprefix(self._traits.next_end).lstrip()
+        if given is None or not between[:given].endswith(header):
+            return None
+        return len(gap) - len(between) + given if gap.endswith(header + between[given:]) else None
 
     def _where_they_part(
         self, index: int, before: Anchor | None, gap: str, given: str, floor: int, unprompted: bool

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sftcore import Message
+from sftcore import Message, RowError
 from tests.chat.test_faults import TOOLS, answers, asks, call
 from tests.chat.test_spans import found, talk, tokenizer_of
 
@@ -167,3 +167,82 @@ def test_white_space_that_alone_ends_turns_belongs_to_each_of_them(answer):
     assert found(tokenizer, talk("a", answer)) == [f" {answer}\n\n<|endoftext|>"]
     for turns in (talk("a", answer, "", "d"), [*talk("a", answer), Message("assistant", "d")], talk("a", answer, "c", "d")):
         assert found(tokenizer, turns) == [f" {answer}\n\n", " d\n\n<|endoftext|>"]
+
+
+# --- What was refused without need ------------------------------------------------------------------------------------
+DEFAULT_SYSTEM = (
+    "{{ bos_token }}{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a careful assistant.<|im_end|>\n"
+    "{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("first", ["x", "", "You are a careful assistant.", "<|im_start|>assistant\n"])
+def test_a_conversation_may_begin_with_the_assistant(first):
+    tokenizer = tokenizer_of(DEFAULT_SYSTEM, "<|im_end|>", ("<|im_start|>",))
+    turns = [Message("assistant", first), *talk("a", "b")]
+    assert found(tokenizer, turns) == [f"{first}<|im_end|>", "b<|im_end|>"]
+    assert found(tokenizer, turns[:1]) == [f"{first}<|im_end|>"]
+    assert found(tokenizer, [turns[0], *turns]) == [f"{first}<|im_end|>"] * 2 + ["b<|im_end|>"]
+
+
+def test_a_first_answer_that_the_template_writes_into_the_users_turn_is_refused():
+    """In the manner of Llama 3.1, which puts the tools before what it takes to be the user's first words."""
+    template = DEFAULT_SYSTEM.replace("<|im_start|>{{ m.role }}\n", "<|im_start|>{{ 'user' if loop.first else m.role }}\n")
+    tokenizer = tokenizer_of(template, "<|im_end|>", ("<|im_start|>",))
+    with pytest.raises(RowError, match="where its turn begins cannot be told"):
+        found(tokenizer, [Message("assistant", "x"), *talk("a", "b")])
+
+
+@pytest.mark.parametrize("words", ["", "nine"])
+def test_an_empty_thought_in_an_answer_is_supervised_unless_the_prompt_gives_it(words):
+    """In the manner of EXAONE 4, whose last turn has one of its own."""
+    thought = "<think>\n\n</think>\n\n"
+    template = (
+        "{% for m in messages %}[|{{ m.role }}|]\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
+        "{% endif %}{{ m.content }}[|endofturn|]\n{% endfor %}"
+        "{% if add_generation_prompt %}[|assistant|]\n<think>\n\n</think>\n\n{% endif %}"
+    )
+    tokenizer = tokenizer_of(template, "[|endofturn|]", ("[|user|]", "[|assistant|]"))
+    tokenizer.add_tokens(["<think>", "</think>"])
+    turns = talk("a", thought + words, "b", thought + words)
+    assert found(tokenizer, turns) == [f"{words}[|endofturn|]", f"{thought}{words}[|endofturn|]"]
+
+
+KIMI_IDS = (
+    "{% for m in messages %}<|im_{{ m.role }}|>{{ m.role }}<|im_middle|>"
+    "{% if m.role == 'tool' %}## Return of {{ m.tool_call_id }}\n{% endif %}{{ m.content }}"
+    "{% if m.tool_calls %}<|calls_begin|>{% for c in m.tool_calls %}<|call_begin|>{{ c.id }}<|call_arg|>"
+    "{{ c.function.arguments | tojson }}<|call_end|>{% endfor %}<|calls_end|>{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_assistant|>assistant<|im_middle|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("content", ["", "e"])
+@pytest.mark.parametrize("given", ARGUMENTS)
+def test_a_call_is_located_by_its_id_where_nothing_else_of_it_has_words(given, content):
+    """In the manner of Kimi K2, whose ids hold the names, so that it prints none."""
+    special = ("<|im_user|>", "<|im_assistant|>", "<|im_tool|>", "<|im_middle|>", "<|im_end|>")
+    tokenizer = tokenizer_of(KIMI_IDS, "[EOS]", special)
+    tokenizer.add_tokens(["<|calls_begin|>", "<|call_begin|>", "<|call_arg|>", "<|call_end|>", "<|calls_end|>"])
+    ids = [f"functions.now:{i}" for i in range(3)]
+    calls = [{**call(**given), "id": one} for one in ids]
+    results = [Message("tool", str(i), name="now", tool_call_id=one) for i, one in enumerate(ids)]
+    printed = [f"<|call_begin|>{one}<|call_arg|>{json.dumps(given)}<|call_end|>" for one in ids]
+    both = f"{content}<|calls_begin|>{printed[0]}{printed[1]}<|calls_end|><|im_end|>"
+    third = f"{content}<|calls_begin|>{printed[2]}<|calls_end|><|im_end|>"
+    turns = [*talk("a"), asks(*calls[:2], content=content), *results[:2], asks(calls[2], content=content), results[2]]
+    assert found(tokenizer, [*turns, Message("assistant", "so")]) == [both, third, "so<|im_end|>"]
+    assert found(tokenizer, turns[:2]) == [both]
+    # the same id twice
+    again = asks(calls[0], calls[0], content=content)
+    assert found(tokenizer, [*talk("a"), again, results[0], results[0], *talk("b", "c")]) == [
+        f"{content}<|calls_begin|>{printed[0]}{printed[0]}<|calls_end|><|im_end|>", "c<|im_end|>",
+    ]  # fmt: skip
+
+
+def test_a_call_of_which_nothing_is_written_is_refused():
+    template = KIMI_IDS.replace("{{ c.id }}", "")
+    tokenizer = tokenizer_of(template, "[EOS]", ("<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_end|>"))
+    with pytest.raises(RowError, match='its call of "now"'):
+        found(tokenizer, [*talk("a"), asks(call())])
