@@ -96,13 +96,13 @@ class Comparisons:
         assert isinstance(known, int)
         return here[place + known]
 
-    def _ends(self, index: int, last: Anchor | None, extra: str, tail: str, upto: int) -> Ending:
-        """How the turn ends behind a sentinel and `extra`; `tail` is what follows there up to the next sentinel."""
+    def _ends(self, index: int, last: Anchor, tail: str, upto: int) -> Ending:
+        """How the turn ends behind a sentinel; `tail` is what follows there up to the next sentinel."""
         following = self._turns[upto].role if upto < len(self._turns) else ""
-        shown = self._without_ids(tail, index), self._without_ids(extra, index)
+        shown = self._without_ids(tail, index), self._blanks(last, tail, self._after(last))
         key = ("ends", shown, self._kind_of(last), self._kind(index, last), following, self._context)
         if (known := self._known(key)) is None:
-            known = self._keep(key, self._compared(index, last, extra, tail, upto), index)
+            known = self._keep(key, self._compared(index, last, tail, upto), index)
         assert isinstance(known, Ending)
         if not following:
             self.stop = known.stop
@@ -110,15 +110,15 @@ class Comparisons:
         self.plain |= known.plain
         return known
 
-    def _compared(self, index: int, last: Anchor | None, extra: str, tail: str, upto: int) -> Ending:
+    def _compared(self, index: int, last: Anchor, tail: str, upto: int) -> Ending:
         following = self._turns[upto].role if upto < len(self._turns) else ""
         if not following and self._here.after_all()[0] != last:
             raise not_located(index, "the chat template writes other words behind its last turn")
         roles = ["user", *(["tool"] if self._turns[index].tool_calls else []), *([following] if following else [])]
-        followed = {role: self._tail_of(index, role, upto, last, extra) for role in roles}
-        stopped = self._tail_of(index, "stopped", upto, last, extra)
+        followed = {role: self._tail_of(index, role, upto, last) for role in roles}
+        stopped = self._tail_of(index, "stopped", upto, last)
         if stopped is None and not any(tried for role, tried in followed.items() if role != following):
-            followed["assistant"] = self._tail_of(index, "assistant", upto, last, extra)
+            followed["assistant"] = self._tail_of(index, "assistant", upto, last)
         tails = [one for one in (tail, stopped, *followed.values()) if one is not None]
         if following and len(tails) == 1:
             raise not_located(index, "where its turn ends cannot be told, because nothing else may follow it")
@@ -128,14 +128,15 @@ class Comparisons:
             return Ending(common.find(ender) + len(ender), ender)
         if stopped is None and following and (ender := self._traits.next_end) and ender in common:
             return Ending(common.rfind(ender) + len(ender), ender)
-        written = common.rstrip() or self._edge(index, last, tail)
+        own = self._blanks(last, tail, None)[0]
+        written = common.rstrip() or (own if tail.startswith(own) else "")
         beyond = tail[len(written) :]
         if following and (same := followed.get(following)) is not None:
             beyond = self._special.common([tail, same])[len(written) :]
         known_end = self._ends_as_answers_do(tail, common, written, beyond, following)
         if known_end is not None:
             return known_end
-        ending = self._ends_in_its_own_way(index, last, extra, tail, (written, beyond, following), followed)
+        ending = self._ends_in_its_own_way(index, last, tail, (written, beyond, following), followed)
         if following and stopped is not None and not (ending.ender or self._traits.ends_answers):
             # white space is all that ends a turn, as it does before the token that is appended to the last one
             ending = attrs.evolve(ending, length=max(ending.length, len(common)))
@@ -162,8 +163,7 @@ class Comparisons:
     def _ends_in_its_own_way(
         self,
         index: int,
-        last: Anchor | None,
-        extra: str,
+        last: Anchor,
         tail: str,
         parts: tuple[str, str, str],
         followed: Mapping[str, str | None],
@@ -173,11 +173,11 @@ class Comparisons:
         calls, traits = bool(self._turns[index].tool_calls), self._traits
         token = self._special.at_end(written)
         # where answers have no end of their own, what closes a call is none either
-        if token and (traits.ends_answers or not calls) and not self._is_inside(index, last, extra, token):
+        if token and (traits.ends_answers or not calls) and not self._is_inside(index, last, token):
             return Ending(len(written), token)
         found = self._special.first_of_any(beyond)
         plain = "" if token else written.strip()
-        if plain and self._is_inside(index, last, extra, plain):
+        if plain and self._is_inside(index, last, plain):
             plain = ""
         if plain and (found is None or beyond[: found.start()].strip() or self._special.like_a_tag(plain)):
             stop = "" if following else self._special.eos
@@ -201,27 +201,20 @@ class Comparisons:
                 return common.rstrip().removesuffix(opener)
         return common
 
-    def _edge(self, index: int, last: Anchor | None, tail: str) -> str:
-        """The white space at the end of the words themselves."""
-        content = self._turns[index].content
-        mine = last is not None and self._talk.owner(last.number) == index
-        edge = content[len(content.rstrip()) if mine else 0 :] if isinstance(content, str) else ""
-        return edge if tail.startswith(edge) and not edge.strip() else ""
-
-    def _is_inside(self, index: int, last: Anchor | None, extra: str, text: str) -> bool:
+    def _is_inside(self, index: int, last: Anchor, text: str) -> bool:
         """Whether a text that seems to end a turn stands inside it once it has another call, or words."""
         message = self._as_shown(index)
+        following = last.number if message.tool_calls else PROBED["assistant"]
         if message.tool_calls:
-            fuller, following = attrs.evolve(message, tool_calls=[*message.tool_calls, message.tool_calls[-1]]), last
+            fuller = attrs.evolve(message, tool_calls=[*message.tool_calls, message.tool_calls[-1]])
         else:
             fuller = ending_with(self._talk.sentinels.word(PROBED["assistant"]), message)
-            following = Anchor(0, 0, PROBED["assistant"])
         rendering = self._talk([*self._turns[:index], fuller])
-        place = -1 if last is None else None if rendering is None else rendering.place(last)
-        if rendering is None or place is None or following is None:
+        place = None if rendering is None else rendering.place(last)
+        if rendering is None or place is None:
             return False
-        again = any(one.number == following.number for one in rendering.anchors[place + 1 :])
-        return again and text in (rendering.behind(last, extra) or "")
+        again = any(one.number == following for one in rendering.anchors[place + 1 :])
+        return again and text in (rendering.behind(last) or "")
 
     def _stop(self, index: int, written: str, followed: Mapping[str, str | None]) -> str:
         """What ends such a turn within a conversation: after calls, the token that introduces a tool's answer."""
@@ -268,10 +261,10 @@ class Comparisons:
         found, text = rendering.after_all()
         return text if found == last else None
 
-    def _tail_of(self, index: int, how: str, upto: int, last: Anchor | None, extra: str) -> str | None:
-        """What is written behind a sentinel and `extra` in another rendering; None if other words of the turn are."""
+    def _tail_of(self, index: int, how: str, upto: int, last: Anchor) -> str | None:
+        """What is written behind a sentinel in another rendering; None if other words of the turn are."""
         rendering = self._render(index, how, upto)
-        place = -1 if last is None else None if rendering is None else rendering.place(last)
+        place = None if rendering is None else rendering.place(last)
         if rendering is None or place is None:
             return None
         before, behind = rendering.anchors[: place + 1], rendering.anchors[place + 1 :]
@@ -280,32 +273,53 @@ class Comparisons:
         names = {one.number for one in before if self._kind_of(one) in (("assistant", kind) for kind in REPEATED)}
         if any(self._talk.owner(one.number) == index and one.number not in names for one in behind):
             return None
-        return rendering.behind(last, extra)
+        return rendering.behind(last)
 
     def _tail(self, anchor: Anchor) -> str:
         """What is written behind a sentinel, up to the next one."""
-        following = self._places[anchor.start] + 1
-        anchors = self._here.anchors
-        return self._here.text[anchor.end : anchors[following].start if following < len(anchors) else None]
+        following = self._after(anchor)
+        return self._here.text[anchor.end : following.start if following else None]
 
     def _before(self, anchor: Anchor) -> Anchor | None:
         place = self._places[anchor.start]
         return self._here.anchors[place - 1] if place else None
 
+    def _after(self, anchor: Anchor) -> Anchor | None:
+        place = self._places[anchor.start] + 1
+        return self._here.anchors[place] if place < len(self._here.anchors) else None
+
     # --- What edges are known by
+    def _blanks(self, before: Anchor | None, text: str, behind: Anchor | None) -> tuple[str, str]:
+        """The white space at both ends of a text between two sentinels that is of the messages, not the template's."""
+        around = (
+            self._around(before) if text[:1].isspace() else None,
+            self._around(behind) if text[-1:].isspace() else None,
+        )
+        one, other = ("" if found is None else found[1 - side] for side, found in enumerate(around))
+        return one[: len(one) - len(one.lstrip())], other[len(other.rstrip()) :]
+
+    def _around(self, anchor: Anchor | None) -> tuple[str, str] | None:
+        """What its message has before and behind a sentinel of its content or reasoning."""
+        original = None if anchor is None else self._talk.original(anchor.number)
+        if anchor is None or original is None:
+            return None
+        message = self._turns[original.message]
+        whole = message.reasoning if original.kind == "reasoning" and message.reasoning else message.content
+        if not isinstance(whole, str):
+            return None
+        before, found, behind = whole.partition(self._talk.sentinels.word(anchor.number))
+        return (before, behind) if found else None
+
     def _kind(self, index: int, anchor: Anchor | None) -> Hashable:
         message = self._turns[index]
-        number = None if anchor is None else anchor.number
-        original = self._talk.originals[number] if number is not None and number < len(self._talk.originals) else None
+        original = None if anchor is None else self._talk.original(anchor.number)
         mine = original.kind if original is not None and original.message == index else None
         after_user = index > self._last_user
         return (bool(message.content), bool(message.reasoning), len(message.tool_calls), mine, after_user)
 
     def _kind_of(self, anchor: Anchor | None) -> Hashable:
-        if anchor is None or anchor.number >= len(self._talk.originals):
-            return None
-        original = self._talk.originals[anchor.number]
-        return (self._turns[original.message].role, original.kind)
+        original = None if anchor is None else self._talk.original(anchor.number)
+        return None if original is None else (self._turns[original.message].role, original.kind)
 
     def _without_ids(self, text: str, index: int) -> str:
         """A text as a key: the ids of calls in it and around it are as long as they are, but any."""

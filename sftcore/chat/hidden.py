@@ -64,19 +64,13 @@ class Rendering:
         """Where in the order of its sentinels one of another rendering stands in this one."""
         return next((place for place, anchor in enumerate(self.anchors) if anchor == like), None)
 
-    def behind(self, like: Anchor | None, extra: str = "") -> str | None:
-        """The text from a sentinel of another rendering, or from the start, to the next sentinel.
-
-        `extra` must follow at once and is left out. None if there is no such place.
-        """
+    def behind(self, like: Anchor | None) -> str | None:
+        """The text from a sentinel of another rendering, or from the start, to the next one; None if it is not here."""
         place = -1 if like is None else self.place(like)
         if place is None:
             return None
         start = 0 if place < 0 else self.anchors[place].end
-        bound = self.anchors[place + 1].start if place + 1 < len(self.anchors) else len(self.text)
-        if not self.text.startswith(extra, start) or start + len(extra) > bound:
-            return None
-        return self.text[start + len(extra) : bound]
+        return self.text[start : self.anchors[place + 1].start if place + 1 < len(self.anchors) else None]
 
     def before(self, number: int) -> tuple[Anchor | None, str] | None:
         """The sentinel before the first occurrence of this one, and the text between them."""
@@ -192,16 +186,21 @@ class HiddenConversation:
         hidden, seen = self._ends[passed - 1] if passed else (0, 0)
         return seen + at - hidden
 
+    def original(self, number: int) -> Original | None:
+        """What a sentinel stands for; None for one that is only tried."""
+        return self.originals[number] if number < len(self.originals) else None
+
     def owner(self, number: int) -> int | None:
         """The message to which a sentinel belongs."""
-        return self.originals[number].message if number < len(self.originals) else None
+        original = self.original(number)
+        return None if original is None else original.message
 
     def own(self, index: int) -> list[Anchor]:
         """The sentinels of a message; of a call's name or id the first alone, as answers of tools may repeat it."""
         if self._own is None:
             self._own = {}
             for anchor in self.rendering.anchors:
-                original = self.originals[anchor.number] if anchor.number < len(self.originals) else None
+                original = self.original(anchor.number)
                 if original is not None and (anchor.nth == 0 or original.kind not in REPEATED):
                     self._own.setdefault(original.message, []).append(anchor)
         return self._own.get(index, [])

@@ -75,7 +75,7 @@ class TurnFinder(Comparisons):
             upto = self._answered(index) if found else index + 1
             self._silent = len(runs) > 1 and not found
             final = self._last_of(index, run[-1], upto)
-            ending = self._ends(index, final, "", self._tail(final), upto)
+            ending = self._ends(index, final, self._tail(final), upto)
             end = final.end + ending.length
             found.append(TurnSpan(index, before + offset, end, gap[:offset], ending.ender or ending.stop))
         return found
@@ -113,8 +113,6 @@ class TurnFinder(Comparisons):
         without = self._talk([*self._turns[:index], *self._turns[index + 1 :]]) if len(self._turns) > 1 else None
         if without is not None and without.behind(last) == gap:
             return []
-        place = None if last is None else self._here.place(last)
-        at = 0 if place is None else self._here.anchors[place].end
         found = self._as_with_words(index, last, gap)
         if found is None:
             raise not_located(index, "its turn has no words, and where it ends cannot be told")
@@ -145,17 +143,17 @@ class TurnFinder(Comparisons):
         return attrs.evolve(turn, start=min(turn.start, middle), end=end)
 
     # --- Where a turn begins
-    def _begins(self, index: int, before: Anchor | None, gap: str, first: Anchor | None, said: int, *, later: bool) -> int:
+    def _begins(self, index: int, before: Anchor | None, gap: str, first: Anchor, said: int, *, later: bool) -> int:
         """How much of the gap in front of a turn the model is given; `said` of it belongs to its own last turn."""
-        # messages without words leave no sentinel, so that several may lie in one gap
-        distance = index - (self._talk.owner(before.number) or 0 if before else 0) if first is None else index == 0
-        shown = self._without_ids(gap, index)
+        # messages that leave no sentinel may lie in the gap
+        distance = index - (self._talk.owner(before.number) or 0 if before else 0)
+        shown = self._without_ids(gap, index), self._blanks(before, gap, first)
         key = ("begins", shown, self._kind_of(before), self._kind(index, first), distance, said, later, self._context)
         if (known := self._known(key)) is not None:
             assert isinstance(known, int)
             return known
         offset = self._given_after_tools(index, before, gap) if later else self._given(index, before, gap, said)
-        if offset is None and not later and first is not None:
+        if offset is None and not later:
             offset = self._given_after_a_user(index, gap)
         if offset is None:
             raise not_located(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 
-from sftcore import Message, RowError
+from sftcore import Example, Message, RowError
+from sftcore.chat.render import Renderer
 from tests.chat.test_faults import TOOLS, answers, asks, call
 from tests.chat.test_spans import found, talk, tokenizer_of
 
@@ -21,8 +23,8 @@ NAMED = (
 )
 HARMONY = (
     "{% set ns = namespace(name='') %}{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant"
-    "{% if m.thinking and loop.last %}<|channel|>analysis<|message|>{{ m.thinking }}<|end|><|start|>assistant{% endif %}"
-    "{% if m.tool_calls %}{% set ns.name = m.tool_calls[0].function.name %} to={{ ns.name }}<|channel|>commentary"
+    "{% if m.thinking and loop.last %}<|channel|>analysis<|message|>{{ m.thinking }}<|end|><|start|>assistant"
+    "{% endif %}{% if m.tool_calls %}{% set ns.name = m.tool_calls[0].function.name %} to={{ ns.name }}<|channel|>commentary"
     "<|message|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
     "{% else %}<|channel|>final<|message|>{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}{% endif %}"
     "{% elif m.role == 'tool' %}<|start|>{{ ns.name }} to=assistant<|message|>{{ m.content }}<|end|>"
@@ -72,7 +74,9 @@ def test_a_call_reaches_to_its_end_where_the_answer_of_the_tool_names_it_again(g
 def test_a_last_call_ends_where_the_model_waits_for_the_tool(given, content):
     tokenizer = tokenizer_of(CONTINUED, "<eos>", CONTINUED_TOKENS)
     called = f"<|tool_call>call:now{json.dumps(given)}<tool_call|>"
-    assert found(tokenizer, [*talk("a"), asks(call(**given), content=content)]) == [f"{called}{content}<|tool_response>"]
+    assert found(tokenizer, [*talk("a"), asks(call(**given), content=content)]) == [
+        f"{called}{content}<|tool_response>"
+    ]
 
 
 @pytest.mark.parametrize("given", ARGUMENTS)
@@ -96,7 +100,7 @@ MISTRAL = (
     "{% if tools and m == asked[-1] %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
     "[INST] {{ system + '\n\n' if loop.last and system }}{{ m.content }}[/INST]"
     "{% elif m.tool_calls %}[TOOL_CALLS] {{ m.tool_calls | tojson }}{{ eos_token }}"
-    '{% elif m.role == \'tool\' %}[TOOL_RESULTS] {"content": {{ m.content }}}[/TOOL_RESULTS]'
+    "{% elif m.role == 'tool' %}[TOOL_RESULTS] {\"content\": {{ m.content }}}[/TOOL_RESULTS]"
     "{% elif m.role == 'assistant' %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"
 )
 MISTRAL_TOKENS = ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
@@ -121,7 +125,7 @@ def test_an_empty_turn_of_the_user_stays_outside_where_only_the_last_one_lists_t
         ([Message("system", "s"), *talk(user, answer)], [said]),
         ([Message("system", "s"), *talk(user, answer, "z", "w")], [said, " w</s>"]),
         ([*talk(user), *calls, *talk("z", answer)], [called, " so</s>", said]),
-        ([*talk("z"), calls[0], answers(user), Message("assistant", answer), *talk(user, "w")], [called, said, " w</s>"]),
+        ([*talk("z"), calls[0], answers(user), *talk("", answer)[1:], *talk(user, "w")], [called, said, " w</s>"]),
     ):  # fmt: skip
         assert found(tokenizer, turns, tools=tools) == expected
 
@@ -165,7 +169,11 @@ def test_white_space_that_alone_ends_turns_belongs_to_each_of_them(answer):
     )
     tokenizer = tokenizer_of(template, "<|endoftext|>")
     assert found(tokenizer, talk("a", answer)) == [f" {answer}\n\n<|endoftext|>"]
-    for turns in (talk("a", answer, "", "d"), [*talk("a", answer), Message("assistant", "d")], talk("a", answer, "c", "d")):
+    for turns in (
+        talk("a", answer, "", "d"),
+        [*talk("a", answer), Message("assistant", "d")],
+        talk("a", answer, "c", "d"),
+    ):
         assert found(tokenizer, turns) == [f" {answer}\n\n", " d\n\n<|endoftext|>"]
 
 
@@ -188,7 +196,9 @@ def test_a_conversation_may_begin_with_the_assistant(first):
 
 def test_a_first_answer_that_the_template_writes_into_the_users_turn_is_refused():
     """In the manner of Llama 3.1, which puts the tools before what it takes to be the user's first words."""
-    template = DEFAULT_SYSTEM.replace("<|im_start|>{{ m.role }}\n", "<|im_start|>{{ 'user' if loop.first else m.role }}\n")
+    template = DEFAULT_SYSTEM.replace(
+        "<|im_start|>{{ m.role }}\n", "<|im_start|>{{ 'user' if loop.first else m.role }}\n"
+    )
     tokenizer = tokenizer_of(template, "<|im_end|>", ("<|im_start|>",))
     with pytest.raises(RowError, match="where its turn begins cannot be told"):
         found(tokenizer, [Message("assistant", "x"), *talk("a", "b")])
@@ -246,3 +256,21 @@ def test_a_call_of_which_nothing_is_written_is_refused():
     tokenizer = tokenizer_of(template, "[EOS]", ("<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_end|>"))
     with pytest.raises(RowError, match='its call of "now"'):
         found(tokenizer, [*talk("a"), asks(call())])
+
+
+def test_what_was_learned_from_other_white_space_around_the_words_is_not_used():
+    """In the manner of Blenderbot, whose turns are told by white space alone."""
+    template = (
+        "{% for m in messages %}{{ ' ' if m.role == 'user' }}{{ m.content }}{{ '  ' if not loop.last }}{% endfor %}"
+        "{{ eos_token }}"
+    )
+    tokenizer = tokenizer_of(template, "</s>", ())
+    rows = [talk(f"{one}a{two}", f"{three}b{four}", "c", "d")
+            for one, two, three, four in itertools.product(("", " "), repeat=4)]  # fmt: skip
+    rows += [talk("a", *one) for one in itertools.product(("", " ", "b", " b", "b "), ("", " ", "c"), ("", " ", "d "))]
+    alone = [found(tokenizer, turns) for turns in rows]
+    for order in (rows, rows[::-1]):
+        renderer = Renderer(tokenizer, assistant_only=True)
+        together = [renderer.render(Example(messages=turns)) for turns in order]
+        texts = [[one.text[span.start : span.end] for span in one.spans] for one in together]
+        assert texts == (alone if order is rows else alone[::-1])
