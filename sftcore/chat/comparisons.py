@@ -83,9 +83,9 @@ class Comparisons:
         repeats = list(itertools.takewhile(lambda one: self._talk.owner(one.number) == index, here[place + 1 :]))
         if not repeats:
             return last
-        text = self._without_ids(self._here.text[last.end : repeats[-1].end], index)
+        texts = tuple(self._without_ids(self._tail(one), index) for one in (last, *repeats[:-1]))
         calls = tuple(self._talk.originals[one.number].call for one in repeats)
-        key = ("repeats", text, calls, self._kind(index, last), self._context)
+        key = ("repeats", texts, calls, self._kind(index, last), self._context)
         if (known := self._known(key)) is None:
             tried = (self._render(index, how, upto) for how in ("stopped", "user", "assistant"))
             rendering = next((one for one in tried if one is not None and one.place(last) is not None), None)

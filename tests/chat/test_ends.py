@@ -24,8 +24,8 @@ NAMED = (
 HARMONY = (
     "{% set ns = namespace(name='') %}{% for m in messages %}{% if m.role == 'assistant' %}<|start|>assistant"
     "{% if m.thinking and loop.last %}<|channel|>analysis<|message|>{{ m.thinking }}<|end|><|start|>assistant"
-    "{% endif %}{% if m.tool_calls %}{% set ns.name = m.tool_calls[0].function.name %} to={{ ns.name }}<|channel|>commentary"
-    "<|message|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+    "{% endif %}{% if m.tool_calls %}{% set ns.name = m.tool_calls[0].function.name %} to={{ ns.name }}"
+    "<|channel|>commentary<|message|>{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
     "{% else %}<|channel|>final<|message|>{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}{% endif %}"
     "{% elif m.role == 'tool' %}<|start|>{{ ns.name }} to=assistant<|message|>{{ m.content }}<|end|>"
     "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
