@@ -7,7 +7,7 @@ sftcore.chat.spans; where it ends is told here, by renderings in which it is las
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, MutableMapping
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -77,24 +77,31 @@ class Comparisons:
         """The conversation."""
         return self._talk
 
-    def _last_of(self, index: int, last: Anchor, upto: int) -> Anchor:
-        """The last sentinel of a turn: behind its words it may name its call again, as may the tool's answer."""
-        here, place = self._here.anchors, self._places[last.start]
-        repeats = list(itertools.takewhile(lambda one: self._talk.owner(one.number) == index, here[place + 1 :]))
-        if not repeats:
+    def _last_of(self, index: int, run: Sequence[Anchor], upto: int) -> Anchor | None:
+        """The last sentinel of a turn, if it has any: names of calls at its end may be those in the tool's answer."""
+        words = [anchor for anchor in run if not self._is_repeated(anchor)]
+        last = words[-1] if words else None
+        start = self._places[last.start] + 1 if last else self._places[run[0].start]
+        names = list(itertools.takewhile(lambda one: self._talk.owner(one.number) == index, self._here.anchors[start:]))
+        if not names:
             return last
-        texts = tuple(self._without_ids(self._tail(one), index) for one in (last, *repeats[:-1]))
-        calls = tuple(self._talk.originals[one.number].call for one in repeats)
-        key = ("repeats", texts, calls, self._kind(index, last), self._context)
+        before = (last or self._before(names[0]), *names[:-1])
+        texts = tuple(self._without_ids(self._tail(one) if one else "", index) for one in before)
+        calls = tuple(self._talk.originals[one.number].call for one in names)
+        key = ("names", texts, calls, self._kind(index, last), self._context)
         if (known := self._known(key)) is None:
             tried = (self._render(index, how, upto) for how in ("stopped", "user", "assistant"))
-            rendering = next((one for one in tried if one is not None and one.place(last) is not None), None)
+            rendering = next((one for one in tried if one and (last is None or one.place(last) is not None)), None)
             if rendering is None:
                 raise not_located(index, "where its turn ends cannot be told, because it cannot be the last one")
-            own = rendering.anchors[(rendering.place(last) or 0) + 1 :]
-            known = self._keep(key, sum(self._talk.owner(one.number) == index for one in own), index)
+            place = -1 if last is None else rendering.place(last)
+            own = [one for one in rendering.anchors[(place or 0) + 1 :] if self._talk.owner(one.number) == index]
+            known = self._keep(key, len(own), index)
         assert isinstance(known, int)
-        return here[place + known]
+        return names[known - 1] if known else last
+
+    def _is_repeated(self, anchor: Anchor) -> bool:
+        return self._talk.originals[anchor.number].kind in REPEATED
 
     def _ends(self, index: int, last: Anchor, tail: str, upto: int) -> Ending:
         """How the turn ends behind a sentinel; `tail` is what follows there up to the next sentinel."""

@@ -10,7 +10,7 @@ other conversations which look the same need no renderings of their own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import attrs
 from attrs import define, frozen
@@ -60,38 +60,49 @@ class TurnFinder(Comparisons):
 
     def _message(self, index: int, message: Message) -> list[TurnSpan]:
         own = self._talk.own(index)
+        runs: list[tuple[Anchor, Anchor, int]] = []
+        seen: set[int | None] = set()
+        tried = self._runs(own)
+        for number, run in enumerate(tried):
+            upto = self._answered(index) if number else index + 1
+            self._silent = len(tried) > 1 and not number
+            last = self._last_of(index, run, upto)
+            if last is not None:
+                runs.append((run[0], last, upto))
+                seen |= {self._talk.originals[anchor.number].call for anchor in run if anchor.start <= last.start}
         self._silent = False
-        self._refuse_calls_left_out(index, message, own)
-        if not own:
+        self._refuse_calls_left_out(index, seen)
+        if not runs:
             return self._wordless(index)
         found: list[TurnSpan] = []
-        runs = self._runs(own)
-        for run in runs:
-            last = self._before(run[0])
-            before = last.end if last else 0
-            gap = self._here.text[before : run[0].start]
-            said = max(0, self._said - before)
-            offset = self._begins(index, last, gap, run[0], said, later=bool(found))
-            upto = self._answered(index) if found else index + 1
+        for first, last, upto in runs:
+            before = self._before(first)
+            at = before.end if before else 0
+            gap = self._here.text[at : first.start]
+            offset = self._begins(index, before, gap, first, max(0, self._said - at), later=bool(found))
             self._silent = len(runs) > 1 and not found
-            final = self._last_of(index, run[-1], upto)
-            ending = self._ends(index, final, self._tail(final), upto)
-            end = final.end + ending.length
-            found.append(TurnSpan(index, before + offset, end, gap[:offset], ending.ender or ending.stop))
+            ending = self._ends(index, last, self._tail(last), upto)
+            end = last.end + ending.length
+            found.append(TurnSpan(index, at + offset, end, gap[:offset], ending.ender or ending.stop))
         return found
 
-    def _refuse_calls_left_out(self, index: int, message: Message, own: Sequence[Anchor]) -> None:
-        there = {self._talk.originals[anchor.number].call for anchor in own}
+    def _refuse_calls_left_out(self, index: int, seen: Collection[int | None]) -> None:
         for number, name in enumerate(self._talk.names(index)):
-            if number not in there:
-                if self._talk.hides(index, number):
+            if number not in seen:
+                if self._talk.hides(index, number) and self._is_left_out(index, number):
                     raise refused(index, f'the chat template leaves its call of "{name}" out')
                 raise not_located(index, f'its call of "{name}" cannot be located in what the chat template writes')
 
+    def _is_left_out(self, index: int, call: int) -> bool:
+        return all(self._talk.originals[anchor.number].call != call for anchor in self._talk.own(index))
+
     def _runs(self, own: Sequence[Anchor]) -> list[list[Anchor]]:
-        """The message's sentinels, in groups without one of another message between them."""
+        """The message's sentinels, in groups without one of another message between them.
+
+        Names alone behind the first group are those in the answers of tools.
+        """
         runs: list[list[Anchor]] = []
-        owner = self._talk.owner(own[0].number)
+        owner = self._talk.owner(own[0].number) if own else None
         for anchor in own:
             last = self._places[runs[-1][-1].start] if runs else -1
             between = self._here.anchors[last + 1 : self._places[anchor.start]]
@@ -99,7 +110,7 @@ class TurnFinder(Comparisons):
                 runs[-1].append(anchor)
             else:
                 runs.append([anchor])
-        return runs
+        return [run for i, run in enumerate(runs) if i == 0 or not all(map(self._is_repeated, run))]
 
     def _wordless(self, index: int) -> list[TurnSpan]:
         """A turn without words or calls; nothing if the template leaves it out."""
