@@ -98,6 +98,8 @@ class Comparisons:
             own = [one for one in rendering.anchors[(place or 0) + 1 :] if self._talk.owner(one.number) == index]
             known = self._keep(key, len(own), index)
         assert isinstance(known, int)
+        if known > len(names):
+            raise not_located(index, "its calls cannot be told from others with the same ids")
         return names[known - 1] if known else last
 
     def _is_repeated(self, anchor: Anchor) -> bool:

@@ -178,7 +178,7 @@ class TurnFinder(Comparisons):
     def _given(self, index: int, before: Anchor | None, gap: str, said: int) -> int | None:
         given, closed = (self._written_after(self._render(index, how), before) for how in ("prompt", "before"))
         if given is None:
-            return self._behind_header(gap)
+            return None
         # where no generation prompt follows, the conversation may be closed
         unprompted = closed is not None and closed.startswith(given)
         if gap.startswith(given):
@@ -202,9 +202,13 @@ class TurnFinder(Comparisons):
         between = asked.rendering.text[last.end : own[0].start]
         given = finder._given(index + 1, last, between, 0)
         header = self._traits.header.removeprefix(self._traits.next_end).lstrip()
-        if given is None or not between[:given].endswith(header):
+        # the prompt may open something in front of the header
+        starts = sorted({0, *(side for token in self._special.tags.finditer(header) for side in token.span())})
+        written = (header[i:] for i in starts if given is not None and between[:given].endswith(header[i:]))
+        behind = next((one for one in written if one.strip() or not header), None)
+        if given is None or behind is None or not gap.endswith(behind + between[given:]):
             return None
-        return len(gap) - len(between) + given if gap.endswith(header + between[given:]) else None
+        return len(gap) - len(between) + given
 
     def _where_they_part(
         self, index: int, before: Anchor | None, gap: str, given: str, floor: int, unprompted: bool
@@ -261,12 +265,6 @@ class TurnFinder(Comparisons):
                 shared.append(plain[len(given) :])
         header = self._special.common(shared)
         return len(header) if any(one.isalnum() for one in header) else 0
-
-    def _behind_header(self, gap: str) -> int | None:
-        for cut in self._cuts(self._traits.header):
-            if cut.strip() and gap.count(cut) == 1:
-                return gap.find(cut) + len(cut)
-        return None
 
     def _cuts(self, given: str) -> list[str]:
         """A generation prompt, and what is left of it without what its last tokens open, the longest first."""
