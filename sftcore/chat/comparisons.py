@@ -103,7 +103,8 @@ class Comparisons:
         return names[known - 1] if known else last
 
     def _is_repeated(self, anchor: Anchor) -> bool:
-        return self._talk.originals[anchor.number].kind in REPEATED
+        original = self._talk.original(anchor.number)
+        return original is not None and original.kind in REPEATED
 
     def _ends(self, index: int, last: Anchor, tail: str, upto: int) -> Ending:
         """How the turn ends behind a sentinel; `tail` is what follows there up to the next sentinel."""
@@ -279,7 +280,7 @@ class Comparisons:
         before, behind = rendering.anchors[: place + 1], rendering.anchors[place + 1 :]
         if any(one.number == PROBED.get(how) for one in before):
             return None  # the template writes it inside the turn
-        names = {one.number for one in before if self._kind_of(one) in (("assistant", kind) for kind in REPEATED)}
+        names = {one.number for one in before if self._is_repeated(one)}
         if any(self._talk.owner(one.number) == index and one.number not in names for one in behind):
             return None
         return rendering.behind(last)

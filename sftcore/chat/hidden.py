@@ -232,7 +232,7 @@ class HiddenConversation:
     def _hide(self, turns: Sequence[Message], kinds: Sequence[Kind], filled: Sequence[int]) -> bool:
         """Hide these parts of calls, and let these messages without words end with one; False if others then differ."""
         originals = list(self._contents)
-        ids: dict[str, str] = {}
+        ids: dict[str, Any] = {}
 
         def sentinel(index: int, number: int, kind: Kind, value: Any) -> Any:
             if kind not in kinds:

@@ -9,6 +9,7 @@ import pytest
 
 from sftcore import Example, Message, RowError
 from sftcore.chat.render import Renderer
+from sftcore.chat.template import ChatTemplate
 from tests.chat.test_faults import TOOLS, answers, asks, call
 from tests.chat.test_spans import found, talk, tokenizer_of
 
@@ -90,6 +91,41 @@ def test_a_call_that_names_its_tool_twice_reaches_to_its_end(given):
     printed = "".join(f"<tool_call><{name}>{json.dumps(given)}</{name}></tool_call>" for name in ("now", "then"))
     assert found(tokenizer, turns) == [f"{printed}<|im_end|>", "c<|im_end|>"]
     assert found(tokenizer, turns[:2]) == [f"{printed}<|im_end|>"]
+
+
+@pytest.mark.parametrize("given", ARGUMENTS)
+def test_a_name_that_stands_in_the_answer_alone_is_not_taken_for_the_call(given):
+    """Where nothing else of the call can be found, the row is refused; its turn never reaches into the tool's."""
+    template = HARMONY.replace(" to={{ ns.name }}", " to={{ m.tool_calls[0].id }}")
+    tokenizer = tokenizer_of(template, "<|return|>", HARMONY_TOKENS)
+    turns = [*talk("a"), asks(call(**given)), answers("9"), Message("assistant", "so")]
+    if given in ({"zone": "CET"}, {"n": 3}):
+        called = f" to=call00000<|channel|>commentary<|message|>{json.dumps(given)}<|call|>"
+        assert found(tokenizer, turns) == [called, "<|channel|>final<|message|>so<|return|>"]
+    else:
+        with pytest.raises(RowError, match="cannot be located"):
+            found(tokenizer, turns)
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "special"),
+    [
+        (NAMED, "<|im_end|>", ("<|im_start|>",)),
+        (HARMONY, "<|return|>", HARMONY_TOKENS),
+        (CONTINUED, "<eos>", CONTINUED_TOKENS),
+    ],
+)
+def test_further_calls_and_empty_answers_cost_no_further_renderings(template, eos, special, monkeypatch):
+    """Three for a row of another shape: as it is, with its words hidden, and with its calls hidden as well."""
+    renderer = Renderer(tokenizer_of(template, eos, special), assistant_only=True)
+    made = []
+    plain = ChatTemplate.render
+    monkeypatch.setattr(ChatTemplate, "render", lambda *given: made.append(given) or plain(*given))
+    for answered in (["9", "", "8"], ["9", "", "8", "", "9"], ["", "9"]):
+        made.clear()
+        rounds = itertools.chain(*([asks(call(n=None)), answers(words)] for words in answered))
+        renderer.render(Example(messages=[*talk("a"), *rounds, *talk("", "so", "", "")[1:]]))
+    assert len(made) == 3
 
 
 # --- Messages without words -------------------------------------------------------------------------------------------
@@ -192,6 +228,19 @@ def test_a_conversation_may_begin_with_the_assistant(first):
     assert found(tokenizer, turns) == [f"{first}<|im_end|>", "b<|im_end|>"]
     assert found(tokenizer, turns[:1]) == [f"{first}<|im_end|>"]
     assert found(tokenizer, [turns[0], *turns]) == [f"{first}<|im_end|>"] * 2 + ["b<|im_end|>"]
+
+
+@pytest.mark.parametrize("opener", ["", "<|ready|>"])
+def test_a_first_answer_begins_behind_its_header_where_nothing_else_tells_it(opener):
+    """The end comes with the next header, and the prompt may open more than that."""
+    template = (
+        "{% if messages[0].role != 'system' %}You are careful.{% set before = true %}{% endif %}"
+        "{% for m in messages %}{{ eos_token if not loop.first or before }}### {{ m.role }}:\n{{ m.content }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ eos_token }}" + opener + "### assistant:\n{% endif %}"
+    )
+    tokenizer = tokenizer_of(template, "</s>", ("<|ready|>",))
+    turns = [Message("assistant", "x"), *talk("a", "b")]
+    assert found(tokenizer, turns) == ["x</s>", "b</s>"]
 
 
 def test_a_first_answer_that_the_template_writes_into_the_users_turn_is_refused():
