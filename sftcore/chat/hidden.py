@@ -1,7 +1,8 @@
 """Conversations in which every text is hidden behind a sentinel, and what a template makes of them.
 
 Texts, the names of tool calls and the strings and numbers in their arguments are replaced by sentinels, so that nothing
-in the data can be mistaken for something that the template writes: an end token inside an argument is no end.
+in the data can be mistaken for something that the template writes: an end token inside an argument is not an end. Ids
+are replaced where nothing else shows a call, and a message without words gets a sentinel that stands for none.
 """
 
 from __future__ import annotations
