@@ -280,8 +280,7 @@ class Comparisons:
         before, behind = rendering.anchors[: place + 1], rendering.anchors[place + 1 :]
         if any(one.number == PROBED.get(how) for one in before):
             return None  # the template writes it inside the turn
-        names = {one.number for one in before if self._is_repeated(one)}
-        if any(self._talk.owner(one.number) == index and one.number not in names for one in behind):
+        if any(self._talk.owner(one.number) == index and not self._is_repeated(one) for one in behind):
             return None
         return rendering.behind(last)
 

@@ -150,8 +150,9 @@ class HiddenConversation:
         of_others = [i for i in wordless if turns[i].role != "assistant"]
         ways = ((kinds, filled) for kinds in calls for filled in ((wordless, of_others, ()) if wordless else ((),)))
         kinds, filled = next((way for way in ways if any(way) and self._hide(turns, *way)), ((), ()))
-        if any(self._unseen(index, turn) for index, turn in enumerate(turns)):
-            self._hide(turns, (*kinds, "id"), filled)
+        self._with_ids: list[tuple[Sequence[Message], Sequence[Kind], Sequence[int]]] = [
+            (turns, (*kinds, "id"), filled)
+        ]
 
     def __call__(self, turns: Sequence[Message], generation_prompt: bool = False) -> Rendering | None:
         """A rendering of hidden messages; None if the template refuses them."""
@@ -214,6 +215,10 @@ class HiddenConversation:
         """Whether anything of a call is hidden."""
         return any(one.message == index and one.call == number for one in self.originals)
 
+    def hide_ids(self) -> bool:
+        """Hide the ids of calls as well, where nothing else shows a call; False if they are, or cannot be."""
+        return bool(self._with_ids) and self._hide(*self._with_ids.pop())
+
     def probe(self, role: str, like: Message | None = None) -> Message:
         """A turn of this role that is only tried; a tool answers the last call of `like`."""
         words = self.sentinels.word(PROBED.get(role, 99_990))
@@ -222,13 +227,6 @@ class HiddenConversation:
         call = like.tool_calls[-1]
         name = str(call.get("function", call).get("name", ""))
         return Message("tool", words, name=name, tool_call_id=call.get("id"))
-
-    def _unseen(self, index: int, turn: Message) -> bool:
-        """Whether no sentinel shows where one of the message's calls is."""
-        if not turn.tool_calls:
-            return False
-        seen = {self.originals[anchor.number].call for anchor in self.own(index)}
-        return not seen.issuperset(range(len(turn.tool_calls)))
 
     def _hide(self, turns: Sequence[Message], kinds: Sequence[Kind], filled: Sequence[int]) -> bool:
         """Hide these parts of calls, and let these messages without words end with one; False if others then differ."""

@@ -37,6 +37,10 @@ class TurnSpan:
     ender: str = ""
 
 
+class _UnseenCallError(Exception):
+    """A call leaves no sentinel, but its id may."""
+
+
 @define(slots=False)
 class TurnFinder(Comparisons):
     """Finds the assistant's turns of one conversation in its hidden rendering."""
@@ -47,7 +51,15 @@ class TurnFinder(Comparisons):
         Raises:
             RowError: a part of a message is missing, or its turn cannot be told from what surrounds it.
         """
+        try:
+            return self._all()
+        except _UnseenCallError:
+            self.__attrs_post_init__()
+            return self._all()
+
+    def _all(self) -> tuple[TurnSpan, ...]:
         found: list[TurnSpan] = []
+        self._said = 0
         for index, message in enumerate(self._turns):
             if message.role == "assistant":
                 found += self._message(index, message)
@@ -89,6 +101,8 @@ class TurnFinder(Comparisons):
     def _refuse_calls_left_out(self, index: int, seen: Collection[int | None]) -> None:
         for number, name in enumerate(self._talk.names(index)):
             if number not in seen:
+                if self._talk.hide_ids():
+                    raise _UnseenCallError
                 if self._talk.hides(index, number) and self._is_left_out(index, number):
                     raise refused(index, f'the chat template leaves its call of "{name}" out')
                 raise not_located(index, f'its call of "{name}" cannot be located in what the chat template writes')

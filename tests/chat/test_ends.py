@@ -94,17 +94,35 @@ def test_a_call_that_names_its_tool_twice_reaches_to_its_end(given):
 
 
 @pytest.mark.parametrize("given", ARGUMENTS)
-def test_a_name_that_stands_in_the_answer_alone_is_not_taken_for_the_call(given):
+@pytest.mark.parametrize("shown", ["call {{ messages | length }}", "{{ m.tool_calls[0].id }}"])
+def test_a_name_that_stands_in_the_answer_alone_is_not_taken_for_the_call(given, shown):
     """Where nothing else of the call can be found, the row is refused; its turn never reaches into the tool's."""
-    template = HARMONY.replace(" to={{ ns.name }}", " to={{ m.tool_calls[0].id }}")
+    template = HARMONY.replace(" to={{ ns.name }}", f" to={shown}")
     tokenizer = tokenizer_of(template, "<|return|>", HARMONY_TOKENS)
     turns = [*talk("a"), asks(call(**given)), answers("9"), Message("assistant", "so")]
-    if given in ({"zone": "CET"}, {"n": 3}):
-        called = f" to=call00000<|channel|>commentary<|message|>{json.dumps(given)}<|call|>"
+    if given in ({"zone": "CET"}, {"n": 3}) or ".id" in shown:
+        named = "call00000" if ".id" in shown else "call 4"
+        called = f" to={named}<|channel|>commentary<|message|>{json.dumps(given)}<|call|>"
         assert found(tokenizer, turns) == [called, "<|channel|>final<|message|>so<|return|>"]
     else:
         with pytest.raises(RowError, match="cannot be located"):
             found(tokenizer, turns)
+
+
+def test_a_last_call_ends_as_others_do_where_the_answer_alone_names_it():
+    """In the manner of GLM 4: the token of the next header ends a turn."""
+    template = (
+        "{% set ns = namespace(name='') %}{% for m in messages %}<|{{ m.role }}|>\n"
+        "{% if m.role == 'tool' %}{{ ns.name }}: {% endif %}{{ m.content }}{% for c in m.tool_calls %}"
+        "{% set ns.name = c.function.name %}<tool_call>{{ c.id }}\n{{ c.function.arguments | tojson }}</tool_call>"
+        "{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    tokenizer = tokenizer_of(template, "</s>", ("<|user|>", "<|assistant|>", "<|tool|>"))
+    for given in ARGUMENTS:
+        called = f"<tool_call>call00000\n{json.dumps(given)}</tool_call><|tool|>"
+        turns = [*talk("a", "b", "c"), asks(call(**given)), answers("9"), Message("assistant", "so")]
+        assert found(tokenizer, turns[:4]) == ["b<|user|>", called]
+        assert found(tokenizer, turns) == ["b<|user|>", called, "so<|user|>"]
 
 
 @pytest.mark.parametrize(
