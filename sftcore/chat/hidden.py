@@ -168,10 +168,10 @@ class HiddenConversation:
         return self._like(turns, [*self.originals, Original(index, "content", "")])
 
     def behind_a_user(self, index: int) -> HiddenConversation | None:
-        """The conversation up to a message, with a user's turn before it; None if the template refuses that."""
+        """The same conversation with a user's turn before a message; None if the template refuses it."""
         asked = Message("user", self.sentinels.word(len(self.originals)))
         originals = [attrs.evolve(one, message=one.message + (one.message >= index)) for one in self.originals]
-        turns = [*self.turns[:index], asked, self.turns[index]]
+        turns = [*self.turns[:index], asked, *self.turns[index:]]
         return self._like(turns, [*originals, Original(index, "content", "")])
 
     def _like(self, turns: list[Message], originals: list[Original]) -> HiddenConversation | None:
