@@ -159,7 +159,9 @@ class TurnFinder(Comparisons):
             return None
         finder = TurnFinder(filled, self._traits, self._special, self._edges, self._context)
         finder.compared, finder.fresh, finder._said = self.compared, self.fresh, self._said
-        (turn,) = finder._message(index, filled.turns[index])
+        turn, *further = finder._message(index, filled.turns[index])
+        if further:
+            return None
         self.stop, self.unended, self.plain = (
             finder.stop or self.stop, self.unended or finder.unended, self.plain or finder.plain,
         )  # fmt: skip
