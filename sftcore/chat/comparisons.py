@@ -6,13 +6,14 @@ sftcore.chat.spans; where it ends is told here, by renderings in which it is las
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, MutableMapping
+import itertools
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
 from attrs import define, field, frozen
 
-from sftcore.chat.hidden import PROBED, Anchor, HiddenConversation, Rendering
+from sftcore.chat.hidden import PROBED, REPEATED, Anchor, HiddenConversation, Rendering, ending_with
 from sftcore.chat.template import SpecialTexts, TemplateTraits
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message
@@ -76,13 +77,42 @@ class Comparisons:
         """The conversation."""
         return self._talk
 
-    def _ends(self, index: int, number: int | None, extra: str, tail: str, upto: int) -> Ending:
-        """How the turn ends behind a sentinel and `extra`; `tail` is what follows there up to the next sentinel."""
-        following = self._turns[upto].role if upto < len(self._turns) else ""
-        shown = self._without_ids(tail, index), self._without_ids(extra, index)
-        key = ("ends", shown, self._kind_of(number), self._kind(index, number), following, self._context)
+    def _last_of(self, index: int, run: Sequence[Anchor], upto: int) -> Anchor | None:
+        """The last sentinel of a turn, if it has any: names of calls at its end may be those in the tool's answer."""
+        words = [anchor for anchor in run if not self._is_repeated(anchor)]
+        last = words[-1] if words else None
+        start = self._places[last.start] + 1 if last else self._places[run[0].start]
+        names = list(itertools.takewhile(lambda one: self._talk.owner(one.number) == index, self._here.anchors[start:]))
+        if not names:
+            return last
+        before = (last or self._before(names[0]), *names[:-1])
+        texts = tuple(self._without_ids(self._tail(one) if one else "", index) for one in before)
+        calls = tuple(self._talk.originals[one.number].call for one in names)
+        key = ("names", texts, calls, self._kind(index, last), self._context)
         if (known := self._known(key)) is None:
-            known = self._keep(key, self._compared(index, number, extra, tail, upto), index)
+            tried = (self._render(index, how, upto) for how in ("stopped", "user", "assistant"))
+            rendering = next((one for one in tried if one and (last is None or one.place(last) is not None)), None)
+            if rendering is None:
+                raise not_located(index, "where its turn ends cannot be told, because it cannot be the last one")
+            place = -1 if last is None else rendering.place(last)
+            own = [one for one in rendering.anchors[(place or 0) + 1 :] if self._talk.owner(one.number) == index]
+            known = self._keep(key, len(own), index)
+        assert isinstance(known, int)
+        if known > len(names):
+            raise not_located(index, "its calls cannot be told from others with the same ids")
+        return names[known - 1] if known else last
+
+    def _is_repeated(self, anchor: Anchor) -> bool:
+        original = self._talk.original(anchor.number)
+        return original is not None and original.kind in REPEATED
+
+    def _ends(self, index: int, last: Anchor, tail: str, upto: int) -> Ending:
+        """How the turn ends behind a sentinel; `tail` is what follows there up to the next sentinel."""
+        following = self._turns[upto].role if upto < len(self._turns) else ""
+        shown = self._without_ids(tail, index), self._blanks(last, tail, self._after(last))
+        key = ("ends", shown, self._kind_of(last), self._kind(index, last), following, self._context)
+        if (known := self._known(key)) is None:
+            known = self._keep(key, self._compared(index, last, tail, upto), index)
         assert isinstance(known, Ending)
         if not following:
             self.stop = known.stop
@@ -90,15 +120,15 @@ class Comparisons:
         self.plain |= known.plain
         return known
 
-    def _compared(self, index: int, number: int | None, extra: str, tail: str, upto: int) -> Ending:
+    def _compared(self, index: int, last: Anchor, tail: str, upto: int) -> Ending:
         following = self._turns[upto].role if upto < len(self._turns) else ""
-        if not following and self._here.after_all()[0] != number:
+        if not following and self._here.after_all()[0] != last:
             raise not_located(index, "the chat template writes other words behind its last turn")
         roles = ["user", *(["tool"] if self._turns[index].tool_calls else []), *([following] if following else [])]
-        followed = {role: self._tail_of(index, role, upto, number, extra) for role in roles}
-        stopped = self._tail_of(index, "stopped", upto, number, extra)
+        followed = {role: self._tail_of(index, role, upto, last) for role in roles}
+        stopped = self._tail_of(index, "stopped", upto, last)
         if stopped is None and not any(tried for role, tried in followed.items() if role != following):
-            followed["assistant"] = self._tail_of(index, "assistant", upto, number, extra)
+            followed["assistant"] = self._tail_of(index, "assistant", upto, last)
         tails = [one for one in (tail, stopped, *followed.values()) if one is not None]
         if following and len(tails) == 1:
             raise not_located(index, "where its turn ends cannot be told, because nothing else may follow it")
@@ -108,14 +138,19 @@ class Comparisons:
             return Ending(common.find(ender) + len(ender), ender)
         if stopped is None and following and (ender := self._traits.next_end) and ender in common:
             return Ending(common.rfind(ender) + len(ender), ender)
-        written = common.rstrip() or self._edge(index, number, tail)
+        own = self._blanks(last, tail, None)[0]
+        written = common.rstrip() or (own if tail.startswith(own) else "")
         beyond = tail[len(written) :]
         if following and (same := followed.get(following)) is not None:
             beyond = self._special.common([tail, same])[len(written) :]
         known_end = self._ends_as_answers_do(tail, common, written, beyond, following)
         if known_end is not None:
             return known_end
-        return self._ends_in_its_own_way(index, number, extra, tail, (written, beyond, following), followed)
+        ending = self._ends_in_its_own_way(index, last, tail, (written, beyond, following), followed)
+        if following and stopped is not None and not (ending.ender or self._traits.ends_answers):
+            # white space is all that ends a turn, as it does before the token that is appended to the last one
+            ending = attrs.evolve(ending, length=max(ending.length, len(common)))
+        return ending
 
     def _ends_as_answers_do(self, tail: str, common: str, written: str, beyond: str, following: str) -> Ending | None:
         """The end that the template writes behind answers, if it stands here."""
@@ -138,8 +173,7 @@ class Comparisons:
     def _ends_in_its_own_way(
         self,
         index: int,
-        number: int | None,
-        extra: str,
+        last: Anchor,
         tail: str,
         parts: tuple[str, str, str],
         followed: Mapping[str, str | None],
@@ -149,11 +183,11 @@ class Comparisons:
         calls, traits = bool(self._turns[index].tool_calls), self._traits
         token = self._special.at_end(written)
         # where answers have no end of their own, what closes a call is none either
-        if token and (traits.ends_answers or not calls) and not self._is_inside(index, number, extra, token):
+        if token and (traits.ends_answers or not calls) and not self._is_inside(index, last, token):
             return Ending(len(written), token)
         found = self._special.first_of_any(beyond)
         plain = "" if token else written.strip()
-        if plain and self._is_inside(index, number, extra, plain):
+        if plain and self._is_inside(index, last, plain):
             plain = ""
         if plain and (found is None or beyond[: found.start()].strip() or self._special.like_a_tag(plain)):
             stop = "" if following else self._special.eos
@@ -177,31 +211,20 @@ class Comparisons:
                 return common.rstrip().removesuffix(opener)
         return common
 
-    def _edge(self, index: int, number: int | None, tail: str) -> str:
-        """The white space at the end of the words themselves."""
-        content = self._turns[index].content
-        mine = number is not None and self._talk.owner(number) == index
-        edge = content[len(content.rstrip()) if mine else 0 :] if isinstance(content, str) else ""
-        return edge if tail.startswith(edge) and not edge.strip() else ""
-
-    def _is_inside(self, index: int, number: int | None, extra: str, text: str) -> bool:
+    def _is_inside(self, index: int, last: Anchor, text: str) -> bool:
         """Whether a text that seems to end a turn stands inside it once it has another call, or words."""
         message = self._as_shown(index)
+        following = last.number if message.tool_calls else PROBED["assistant"]
         if message.tool_calls:
-            fuller, following = attrs.evolve(message, tool_calls=[*message.tool_calls, message.tool_calls[-1]]), number
+            fuller = attrs.evolve(message, tool_calls=[*message.tool_calls, message.tool_calls[-1]])
         else:
-            fuller = attrs.evolve(message, content=self._talk.sentinels.word(PROBED["assistant"]))
-            following = PROBED["assistant"]
+            fuller = ending_with(self._talk.sentinels.word(PROBED["assistant"]), message)
         rendering = self._talk([*self._turns[:index], fuller])
-        anchors = () if rendering is None else rendering.anchors
-        first = next((i for i, one in enumerate(anchors) if one.number == number), None)
-        if rendering is None or (first is None and number is not None):
+        place = None if rendering is None else rendering.place(last)
+        if rendering is None or place is None:
             return False
-        start = 0 if first is None else anchors[first].end
-        behind = anchors if first is None else anchors[first + 1 :]
-        if not any(one.number == following for one in behind) or not rendering.text.startswith(extra, start):
-            return False
-        return text in rendering.text[start + len(extra) : behind[0].start]
+        again = any(one.number == following for one in rendering.anchors[place + 1 :])
+        return again and text in (rendering.behind(last) or "")
 
     def _stop(self, index: int, written: str, followed: Mapping[str, str | None]) -> str:
         """What ends such a turn within a conversation: after calls, the token that introduces a tool's answer."""
@@ -241,49 +264,71 @@ class Comparisons:
         return message if "reasoning" in shown else attrs.evolve(message, reasoning=None)
 
     @staticmethod
-    def _written_after(rendering: Rendering | None, number: int | None) -> str | None:
+    def _written_after(rendering: Rendering | None, last: Anchor | None) -> str | None:
         """What a rendering ends with behind this sentinel; None if another one is its last."""
         if rendering is None:
             return None
-        last, text = rendering.after_all()
-        return text if last == number else None
+        found, text = rendering.after_all()
+        return text if found == last else None
 
-    def _tail_of(self, index: int, how: str, upto: int, number: int | None, extra: str) -> str | None:
-        """What is written behind a sentinel and `extra` in another rendering; None if other words of the turn are."""
+    def _tail_of(self, index: int, how: str, upto: int, last: Anchor) -> str | None:
+        """What is written behind a sentinel in another rendering; None if other words of the turn are."""
         rendering = self._render(index, how, upto)
-        if rendering is None:
+        place = None if rendering is None else rendering.place(last)
+        if rendering is None or place is None:
             return None
-        mine = [one.number for one in rendering.anchors if self._talk.owner(one.number) == index]
-        if mine[-1:] != ([number] if (None if number is None else self._talk.owner(number)) == index else []):
+        before, behind = rendering.anchors[: place + 1], rendering.anchors[place + 1 :]
+        if any(one.number == PROBED.get(how) for one in before):
+            return None  # the template writes it inside the turn
+        if any(self._talk.owner(one.number) == index and not self._is_repeated(one) for one in behind):
             return None
-        return rendering.behind(number, extra)
+        return rendering.behind(last)
 
     def _tail(self, anchor: Anchor) -> str:
         """What is written behind a sentinel, up to the next one."""
-        following = self._places[anchor.start] + 1
-        anchors = self._here.anchors
-        return self._here.text[anchor.end : anchors[following].start if following < len(anchors) else None]
-
-    def _position(self, number: int | None) -> int:
-        return max((one.end for one in self._here.anchors if one.number == number), default=0)
+        following = self._after(anchor)
+        return self._here.text[anchor.end : following.start if following else None]
 
     def _before(self, anchor: Anchor) -> Anchor | None:
         place = self._places[anchor.start]
         return self._here.anchors[place - 1] if place else None
 
+    def _after(self, anchor: Anchor) -> Anchor | None:
+        place = self._places[anchor.start] + 1
+        return self._here.anchors[place] if place < len(self._here.anchors) else None
+
     # --- What edges are known by
-    def _kind(self, index: int, number: int | None) -> Hashable:
+    def _blanks(self, before: Anchor | None, text: str, behind: Anchor | None) -> tuple[str, str]:
+        """The white space at both ends of a text between two sentinels that is of the messages, not the template's."""
+        around = (
+            self._around(before) if text[:1].isspace() else None,
+            self._around(behind) if text[-1:].isspace() else None,
+        )
+        one, other = ("" if found is None else found[1 - side] for side, found in enumerate(around))
+        return one[: len(one) - len(one.lstrip())], other[len(other.rstrip()) :]
+
+    def _around(self, anchor: Anchor | None) -> tuple[str, str] | None:
+        """What its message has before and behind a sentinel of its content or reasoning."""
+        original = None if anchor is None else self._talk.original(anchor.number)
+        if anchor is None or original is None:
+            return None
+        message = self._turns[original.message]
+        whole = message.reasoning if original.kind == "reasoning" and message.reasoning else message.content
+        if not isinstance(whole, str):
+            return None
+        before, found, behind = whole.partition(self._talk.sentinels.word(anchor.number))
+        return (before, behind) if found else None
+
+    def _kind(self, index: int, anchor: Anchor | None) -> Hashable:
         message = self._turns[index]
-        original = self._talk.originals[number] if number is not None and number < len(self._talk.originals) else None
+        original = None if anchor is None else self._talk.original(anchor.number)
         mine = original.kind if original is not None and original.message == index else None
         after_user = index > self._last_user
         return (bool(message.content), bool(message.reasoning), len(message.tool_calls), mine, after_user)
 
-    def _kind_of(self, number: int | None) -> Hashable:
-        if number is None or number >= len(self._talk.originals):
-            return None
-        original = self._talk.originals[number]
-        return (self._turns[original.message].role, original.kind)
+    def _kind_of(self, anchor: Anchor | None) -> Hashable:
+        original = None if anchor is None else self._talk.original(anchor.number)
+        return None if original is None else (self._turns[original.message].role, original.kind)
 
     def _without_ids(self, text: str, index: int) -> str:
         """A text as a key: the ids of calls in it and around it are as long as they are, but any."""
@@ -310,7 +355,7 @@ class Comparisons:
         self.fresh.add(index)
         return value
 
-    def _plain(self, index: int, before: int | None, last: bool) -> str | None:
+    def _plain(self, index: int, before: Anchor | None, last: bool) -> str | None:
         """What the template writes before a plain turn in this one's place, as the last one or inside."""
         rendering = self._render(index, "plain, last" if last else "plain")
         found = None if rendering is None else rendering.before(PROBED["assistant"])

@@ -1,26 +1,31 @@
 """Conversations in which every text is hidden behind a sentinel, and what a template makes of them.
 
 Texts, the names of tool calls and the strings and numbers in their arguments are replaced by sentinels, so that nothing
-in the data can be mistaken for something that the template writes: an end token inside an argument is no end.
+in the data can be mistaken for something that the template writes: an end token inside an argument is not an end. Ids
+are replaced where nothing else shows a call, and a message without words gets a sentinel that stands for none.
 """
 
 from __future__ import annotations
 
 import bisect
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 
 from sftcore.core.errors import RowError
-from sftcore.core.types import Message
+from sftcore.core.types import Message, Part
 
-Kind: TypeAlias = Literal["content", "reasoning", "name", "argument"]
+Kind: TypeAlias = Literal["content", "reasoning", "name", "argument", "id"]
 
+_THINKING = re.compile(r"</?think>")
 _DIGITS = 5
+REPEATED: tuple[Kind, ...] = ("name", "id")
+"""What of a call the answer of a tool may name again."""
 _NUMBER_STEM = "91827364"
 PROBED = {"user": 99_991, "assistant": 99_992, "tool": 99_993, "system": 99_994, "developer": 99_995}
 """The numbers of sentinels that stand for the words of turns which are only tried."""
@@ -38,11 +43,15 @@ class Original:
 
 @frozen
 class Anchor:
-    """A sentinel in a rendering: its characters and its number."""
+    """A sentinel in a rendering: its characters, its number, and how many of that number stand before it.
 
-    start: int
-    end: int
+    The same occurrences of a sentinel in two renderings are equal.
+    """
+
+    start: int = field(eq=False)
+    end: int = field(eq=False)
     number: int
+    nth: int = 0
 
 
 @frozen
@@ -52,37 +61,30 @@ class Rendering:
     text: str
     anchors: tuple[Anchor, ...]
 
-    def behind(self, number: int | None, extra: str = "") -> str | None:
-        """The text from the last occurrence of a sentinel, or from the start, to the next sentinel.
+    def place(self, like: Anchor) -> int | None:
+        """Where in the order of its sentinels one of another rendering stands in this one."""
+        return next((place for place, anchor in enumerate(self.anchors) if anchor == like), None)
 
-        `extra` must follow at once and is left out. None if there is no such place.
-        """
-        start, bound = 0, len(self.text)
-        if number is not None:
-            found = [i for i, anchor in enumerate(self.anchors) if anchor.number == number]
-            if not found:
-                return None
-            start = self.anchors[found[-1]].end
-            bound = next((anchor.start for anchor in self.anchors[found[-1] + 1 :]), bound)
-        elif self.anchors:
-            bound = self.anchors[0].start
-        if not self.text.startswith(extra, start) or start + len(extra) > bound:
+    def behind(self, like: Anchor | None) -> str | None:
+        """The text from a sentinel of another rendering, or from the start, to the next one; None if it is not here."""
+        place = -1 if like is None else self.place(like)
+        if place is None:
             return None
-        return self.text[start + len(extra) : bound]
+        start = 0 if place < 0 else self.anchors[place].end
+        return self.text[start : self.anchors[place + 1].start if place + 1 < len(self.anchors) else None]
 
-    def before(self, number: int) -> tuple[int | None, str] | None:
+    def before(self, number: int) -> tuple[Anchor | None, str] | None:
         """The sentinel before the first occurrence of this one, and the text between them."""
         for i, anchor in enumerate(self.anchors):
             if anchor.number == number:
                 last = self.anchors[i - 1] if i else None
-                return (last.number, self.text[last.end : anchor.start]) if last else (None, self.text[: anchor.start])
+                return last, self.text[last.end if last else 0 : anchor.start]
         return None
 
-    def after_all(self) -> tuple[int | None, str]:
+    def after_all(self) -> tuple[Anchor | None, str]:
         """The last sentinel, and the text behind it."""
-        if not self.anchors:
-            return None, self.text
-        return self.anchors[-1].number, self.text[self.anchors[-1].end :]
+        last = self.anchors[-1] if self.anchors else None
+        return last, self.text[last.end if last else 0 :]
 
 
 class Sentinels:
@@ -107,9 +109,12 @@ class Sentinels:
 
     def found_in(self, text: str) -> Rendering:
         """The text with the sentinels in it."""
-        found = (
-            Anchor(one.start(), one.end(), int(one.group(1) or one.group(2))) for one in self._pattern.finditer(text)
-        )
+        found: list[Anchor] = []
+        seen: dict[int, int] = {}
+        for one in self._pattern.finditer(text):
+            number = int(one.group(1) or one.group(2))
+            seen[number] = seen.get(number, -1) + 1
+            found.append(Anchor(one.start(), one.end(), number, seen[number]))
         return Rendering(text, tuple(found))
 
 
@@ -121,7 +126,8 @@ class HiddenConversation:
     """A conversation whose texts are sentinels already, with the names and arguments of its calls hidden as well.
 
     `text` is the rendering in which the calls are to be read. `rendering` is that of the hidden messages `turns`. Names
-    or arguments stay visible where the template reads them, so that hiding them would change what it writes.
+    or arguments stay visible where the template reads them, so that hiding them would change what it writes. A message
+    without words ends with a sentinel that stands for none, unless the template then writes something else around it.
     """
 
     def __init__(
@@ -137,10 +143,16 @@ class HiddenConversation:
         self._ends: list[tuple[int, int]] = []
         self._own: dict[int, list[Anchor]] | None = None
         self._names = [[str(call.get("function", call).get("name", "")) for call in turn.tool_calls] for turn in turns]
+        calls: list[Sequence[Kind]] = [()]
         if any(turn.tool_calls for turn in turns):
-            for kinds in (("name", "argument"), ("argument",), ("name",)):
-                if self._hide(turns, kinds):
-                    break
+            calls = [("name", "argument"), ("argument",), ("name",), ()]
+        wordless = [i for i, turn in enumerate(turns) if _is_wordless(turn)]
+        of_others = [i for i in wordless if turns[i].role != "assistant"]
+        ways = ((kinds, filled) for kinds in calls for filled in ((wordless, of_others, ()) if wordless else ((),)))
+        kinds, filled = next((way for way in ways if any(way) and self._hide(turns, *way)), ((), ()))
+        self._with_ids: list[tuple[Sequence[Message], Sequence[Kind], Sequence[int]]] = [
+            (turns, (*kinds, "id"), filled)
+        ]
 
     def __call__(self, turns: Sequence[Message], generation_prompt: bool = False) -> Rendering | None:
         """A rendering of hidden messages; None if the template refuses them."""
@@ -149,28 +161,50 @@ class HiddenConversation:
         except RowError:
             return None
 
+    def with_words(self, index: int) -> HiddenConversation | None:
+        """The same conversation with words at the end of a message that has none; None if the template refuses it."""
+        word = self.sentinels.word(len(self.originals))
+        turns = [*self.turns[:index], ending_with(word, self.turns[index]), *self.turns[index + 1 :]]
+        return self._like(turns, [*self.originals, Original(index, "content", "")])
+
+    def behind_a_user(self, index: int) -> HiddenConversation | None:
+        """The same conversation with a user's turn before a message; None if the template refuses it."""
+        asked = Message("user", self.sentinels.word(len(self.originals)))
+        originals = [attrs.evolve(one, message=one.message + (one.message >= index)) for one in self.originals]
+        turns = [*self.turns[:index], asked, *self.turns[index:]]
+        return self._like(turns, [*originals, Original(index, "content", "")])
+
+    def _like(self, turns: list[Message], originals: list[Original]) -> HiddenConversation | None:
+        rendering = self(turns)
+        if rendering is None:
+            return None
+        other = copy.copy(self)
+        other.turns, other.originals, other.rendering, other._own = turns, originals, rendering, None
+        return other
+
     def visible(self, at: int) -> int:
         """A position in the hidden rendering, outside sentinels, as one in the visible rendering."""
         passed = bisect.bisect_right(self._ends, at, key=lambda ends: ends[0])
         hidden, seen = self._ends[passed - 1] if passed else (0, 0)
         return seen + at - hidden
 
+    def original(self, number: int) -> Original | None:
+        """What a sentinel stands for; None for one that is only tried."""
+        return self.originals[number] if number < len(self.originals) else None
+
     def owner(self, number: int) -> int | None:
         """The message to which a sentinel belongs."""
-        return self.originals[number].message if number < len(self.originals) else None
+        original = self.original(number)
+        return None if original is None else original.message
 
     def own(self, index: int) -> list[Anchor]:
-        """The sentinels of a message; of a call's name the first alone, as answers of tools may repeat it."""
+        """The sentinels of a message; of a call's name or id the first alone, as answers of tools may repeat it."""
         if self._own is None:
             self._own = {}
-            named = set()
             for anchor in self.rendering.anchors:
-                if anchor.number >= len(self.originals) or anchor.number in named:
-                    continue
-                original = self.originals[anchor.number]
-                if original.kind == "name":
-                    named.add(anchor.number)
-                self._own.setdefault(original.message, []).append(anchor)
+                original = self.original(anchor.number)
+                if original is not None and (anchor.nth == 0 or original.kind not in REPEATED):
+                    self._own.setdefault(original.message, []).append(anchor)
         return self._own.get(index, [])
 
     def names(self, index: int) -> list[str]:
@@ -181,6 +215,10 @@ class HiddenConversation:
         """Whether anything of a call is hidden."""
         return any(one.message == index and one.call == number for one in self.originals)
 
+    def hide_ids(self) -> bool:
+        """Hide the ids of calls as well, where nothing else shows a call; False if they are, or cannot be."""
+        return bool(self._with_ids) and self._hide(*self._with_ids.pop())
+
     def probe(self, role: str, like: Message | None = None) -> Message:
         """A turn of this role that is only tried; a tool answers the last call of `like`."""
         words = self.sentinels.word(PROBED.get(role, 99_990))
@@ -190,8 +228,10 @@ class HiddenConversation:
         name = str(call.get("function", call).get("name", ""))
         return Message("tool", words, name=name, tool_call_id=call.get("id"))
 
-    def _hide(self, turns: Sequence[Message], kinds: Sequence[Kind]) -> bool:
+    def _hide(self, turns: Sequence[Message], kinds: Sequence[Kind], filled: Sequence[int]) -> bool:
+        """Hide these parts of calls, and let these messages without words end with one; False if others then differ."""
         originals = list(self._contents)
+        ids: dict[str, Any] = {}
 
         def sentinel(index: int, number: int, kind: Kind, value: Any) -> Any:
             if kind not in kinds:
@@ -201,21 +241,36 @@ class HiddenConversation:
                 return value.replace(value.strip(), self.sentinels.word(len(originals) - 1), 1)
             return self.sentinels.figure(len(originals) - 1)
 
-        hidden = [
-            attrs.evolve(
-                turn,
-                tool_calls=[_hidden_call(call, i, number, sentinel) for number, call in enumerate(turn.tool_calls)],
-            )
-            for i, turn in enumerate(turns)
-        ]
+        hidden = []
+        for i, turn in enumerate(turns):
+            calls = [_hidden_call(call, i, number, sentinel) for number, call in enumerate(turn.tool_calls)]
+            ids |= {str(call.get("id")): new.get("id") for call, new in zip(turn.tool_calls, calls, strict=True)}
+            answered = ids.get(turn.tool_call_id or "", turn.tool_call_id)
+            hidden.append(attrs.evolve(turn, tool_calls=calls, tool_call_id=answered))
+            if i in filled:
+                originals.append(Original(i, "content", ""))
+                hidden[i] = ending_with(self.sentinels.word(len(originals) - 1), turn)
         rendering = self(hidden)
         if rendering is None:
             return False
         ends = _aligned(rendering, self._visible_text, originals, len(self._contents))
         if ends is None:
             return False
-        self.turns, self.originals, self.rendering, self._ends = hidden, originals, rendering, ends
+        self.turns, self.originals, self.rendering, self._ends, self._own = hidden, originals, rendering, ends, None
         return True
+
+
+def _is_wordless(turn: Message) -> bool:
+    """Whether a message holds nothing but white space and tags of thinking."""
+    bare = isinstance(turn.content or "", str) and not _THINKING.sub("", str(turn.content or "")).strip()
+    return bare and not (turn.tool_calls or turn.reasoning)
+
+
+def ending_with(word: str, message: Message) -> Message:
+    """The message with one more word in its content."""
+    content: Any = message.content
+    content = [*content, Part("text", word)] if isinstance(content, (list, tuple)) else f"{content or ''}{word}"
+    return attrs.evolve(message, content=content)
 
 
 def _hidden_call(call: Mapping[str, Any], index: int, number: int, sentinel: Callable[..., Any]) -> Mapping[str, Any]:
@@ -226,7 +281,10 @@ def _hidden_call(call: Mapping[str, Any], index: int, number: int, sentinel: Cal
         function["arguments"] = _hidden_value(
             function["arguments"], lambda value: sentinel(index, number, "argument", value)
         )
-    return {**call, "function": function} if "function" in call else function
+    hidden = {**call, "function": function} if "function" in call else function
+    if isinstance(call.get("id"), str) and call["id"].strip():
+        hidden["id"] = sentinel(index, number, "id", call["id"])
+    return hidden
 
 
 def _hidden_value(value: Any, sentinel: Callable[[Any], Any]) -> Any:

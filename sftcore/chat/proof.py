@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from sftcore.chat.comparisons import Edges, NotLocatedError, keep, not_located
-from sftcore.chat.hidden import Anchor, HiddenConversation, Rendering
+from sftcore.chat.hidden import REPEATED, Anchor, HiddenConversation, Rendering
 from sftcore.chat.spans import TurnFinder, TurnSpan
 from sftcore.chat.template import SpecialTexts
 from sftcore.core.errors import RowError
@@ -108,7 +108,7 @@ def _refuse_displaced(talk: HiddenConversation, found: Sequence[TurnSpan]) -> No
         if owner is None or (inside and inside != [owner]):
             raise not_located(inside[0] if inside else 0, "words of another message would be supervised with it")
         kind = talk.originals[anchor.number].kind
-        if not inside and talk.turns[owner].role == "assistant" and kind != "name":
+        if not inside and talk.turns[owner].role == "assistant" and kind not in REPEATED:
             raise not_located(owner, "the chat template writes some of its words outside its turn")
 
 
@@ -125,7 +125,7 @@ def _refuse_foreign(
         own = [anchor for anchor in talk.own(turn.message) if turn.start <= anchor.start < turn.end]
         if not own:
             continue
-        first, last = (_alike(talk.rendering, other, anchor) for anchor in (own[0], own[-1]))
+        first, last = (_alike(other, anchor) for anchor in (own[0], own[-1]))
         if first is None or last is None:
             continue
         start = first.start - (own[0].start - turn.start)
@@ -145,18 +145,19 @@ def _refuse_refuted(talk: HiddenConversation, index: int, turn: TurnSpan, specia
     header = turn.header.strip()
     starts = sorted({0, *(side for token in special.tags.finditer(header) for side in token.span())})
     starts += [found.end() for found in re.finditer(r"\n", header)]
-    plain = plain[next((len(header) - i for i in starts if header and plain.startswith(header[i:])), 0) :].strip()
+    headed = next((len(header) - i for i in starts if header and plain.startswith(header[i:])), 0)
     # tokens may end the conversation, or begin the next turn
     tokens = re.compile(rf"(?:{special.tags.pattern}|\s)*")
-    shorter, longer = sorted((plain, ours), key=len)
-    if not (longer.startswith(shorter) and tokens.fullmatch(longer[len(shorter) :])):
-        raise not_located(index, "rendering the conversation up to it and through it shows another turn")
+    for shorter, longer in (sorted((one, ours), key=len) for one in (plain, plain[headed:].strip())):
+        if longer.startswith(shorter) and tokens.fullmatch(longer[len(shorter) :]):
+            return
+    raise not_located(index, "rendering the conversation up to it and through it shows another turn")
 
 
-def _alike(rendering: Rendering, other: Rendering, anchor: Anchor) -> Anchor | None:
-    """The same sentinel in another rendering; the second one of its number where it is the second one here."""
-    nth = sum(one.number == anchor.number for one in rendering.anchors if one.start < anchor.start)
-    return next(itertools.islice((one for one in other.anchors if one.number == anchor.number), nth, None), None)
+def _alike(rendering: Rendering, like: Anchor) -> Anchor | None:
+    """The same sentinel in another rendering."""
+    place = rendering.place(like)
+    return None if place is None else rendering.anchors[place]
 
 
 def _with_other_words(turn: Message) -> Message:

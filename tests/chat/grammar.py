@@ -31,8 +31,9 @@ class Style:
     heads: what opens a turn of each role. end: what ends one, with `ending`: "turn" behind each, "next" before the next
     header, "header" by nothing but the next header, "last" by another token behind the last turn. `call_end` ends a
     turn of calls, where that is another one. `think`: where reasoning is shown; `empty`: where an empty block is.
-    `prompt`: what the generation prompt holds behind the header, and when it is written. `rewrites`: the words of users
-    and of the system are changed.
+    `prompt`: what the generation prompt holds behind the header, and when it is written. `calls`: how they are printed,
+    as "ids" without the names, as "twice" with the name at both ends. `tools`: how their answers are, as "named" with
+    the name of the call. `rewrites`: the words of users and of the system are changed.
     """
 
     heads: dict[str, str]
@@ -80,8 +81,8 @@ def draw_style(rng: random.Random) -> Style:
         think, empty, marker = "never", "never", False
     if ending == "header":
         marker = False  # what closes a response could end it as well
-    tools = rng.choice(["role", "role", "grouped", "inline"])
-    calls = rng.choice(["blocks", "list", "raw"])
+    tools = rng.choice(["role", "named", "grouped", "inline"])
+    calls = rng.choice(["blocks", "list", "raw", "ids", "twice"])
     if tools == "inline":
         calls = "list"
         ending = "turn" if ending in ("next", "header", "last") else ending
@@ -140,6 +141,12 @@ def jinja(style: Style) -> str:
             '<|calls|>[{% for c in m.tool_calls %}{"{{ c.function.name }}": {{ ' + arguments + " }}}"
             "{{ ', ' if not loop.last }}{% endfor %}]<|/calls|>"
         )
+    elif style.calls in ("ids", "twice"):
+        called = "{{ c.id }}" if style.calls == "ids" else "{{ c.function.name }}"
+        closed = "</{{ c.function.name }}>" if style.calls == "twice" else ""
+        calls = (
+            f"{{% for c in m.tool_calls %}}<tool_call>{called}\n{{{{ {arguments} }}}}{closed}</tool_call>{{% endfor %}}"
+        )
     else:
         calls = (
             '{% for c in m.tool_calls %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": {{ '
@@ -157,6 +164,9 @@ def jinja(style: Style) -> str:
     )  # fmt: skip
     tool = {
         "role": before + "{{ heads['tool'] }}{{ m.content }}" + ends,
+        "named": "{% for p in messages[:loop.index0] %}{% for c in p.tool_calls or [] %}{% if c.id == m.tool_call_id %}"
+        "{% set ns.name = c.function.name %}{% endif %}{% endfor %}{% endfor %}" + before + "{{ heads['tool'] }}"
+        "{{ ns.name }}: {{ m.content }}" + ends,
         "grouped": "{% if loop.first or loop.previtem.role != 'tool' %}" + before + "{{ heads['user'] }}{% endif %}"
         "<tool_response>\n{{ m.content }}\n</tool_response>{% if loop.last or loop.nextitem.role != 'tool' %}" + ends
         + "{% endif %}",
@@ -175,7 +185,7 @@ def jinja(style: Style) -> str:
         asked += " and messages[-1].role != 'tool'"
     return (
         heads
-        + "{% set ns = namespace(user=-1, open=false) %}{% for m in messages if m.role == 'user' %}{% endfor %}"
+        + "{% set ns = namespace(user=-1, open=false, name='') %}"
         "{% for m in messages %}{% if m.role == 'user' %}{% set ns.user = loop.index0 %}{% endif %}{% endfor %}"
         + ("{{ bos_token }}" if style.bos else "")
         + (
@@ -235,9 +245,10 @@ def expected(style: Style, turns: list[Message], tools: Any, *, lacking: bool) -
         before = turns[i - 1].role if i else ""
         after = turns[i + 1].role if i + 1 < len(turns) else ""
         if turn.role == "tool":
-            if style.tools == "role":
+            if style.tools in ("role", "named"):
                 oracle.boundary()
-                oracle.write(style.heads["tool"] + content + ends)
+                named = "" if style.tools == "role" else f"{name_of(turn.tool_call_id, turns[:i])}: "
+                oracle.write(style.heads["tool"] + named + content + ends)
             elif style.tools == "inline":
                 oracle.write(f"<|result|>{content}<|/result|>")
             else:
@@ -314,6 +325,12 @@ def expected(style: Style, turns: list[Message], tools: Any, *, lacking: bool) -
     return oracle.text, oracle.turns
 
 
+def name_of(number: str | None, turns: list[Message]) -> str:
+    """The name of the newest call with this id."""
+    calls = [call for turn in turns for call in turn.tool_calls if call["id"] == number]
+    return str(calls[-1]["function"]["name"])
+
+
 def called(style: Style, turn: Message) -> str:
     if not turn.tool_calls:
         return ""
@@ -323,6 +340,10 @@ def called(style: Style, turn: Message) -> str:
         arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
         if style.calls == "list":
             printed.append(f'{{"{name}": {arguments}}}')
+        elif style.calls == "ids":
+            printed.append(f"<tool_call>{call['id']}\n{arguments}</tool_call>")
+        elif style.calls == "twice":
+            printed.append(f"<tool_call>{name}\n{arguments}</{name}></tool_call>")
         else:
             printed.append(f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>')
     return f"<|calls|>[{', '.join(printed)}]<|/calls|>" if style.calls == "list" else "".join(printed)
@@ -361,13 +382,17 @@ def draw_talk(rng: random.Random) -> list[Message]:
     turns: list[Message] = []
     if rng.random() < 0.3:
         turns.append(Message("system", words(rng)))
+    elif rng.random() < 0.06:
+        turns.append(Message("assistant", words(rng)))
     number = 0
     for _ in range(rng.randrange(1, 4)):
         turns.append(Message("user", "" if rng.random() < 0.08 else words(rng)))
         for _ in range(rng.choice([0, 0, 0, 1, 1, 2])):
             calls = []
             for _ in range(rng.choice([1, 1, 2])):
-                arguments = {rng.choice(("zone", "text", "n", "deep")): value(rng) for _ in range(rng.randrange(4))}
+                names = [rng.choice(("zone", "text", "n", "deep")) for _ in range(rng.randrange(4))]
+                wordless = rng.random() < 0.15
+                arguments = {one: rng.choice([True, None, "", [], {}]) if wordless else value(rng) for one in names}
                 function = {"name": rng.choice(NAMES), "arguments": arguments}
                 calls.append({"id": f"call{number:05}", "type": "function", "function": function})
                 number += rng.random() < 0.9
@@ -375,7 +400,12 @@ def draw_talk(rng: random.Random) -> list[Message]:
             turns.append(Message("assistant", content, reasoning=reasoning(rng), tool_calls=calls))
             if rng.random() < 0.1 and len(turns) > 2:
                 return turns
-            answered = [Message("tool", words(rng), name=c["function"]["name"], tool_call_id=c["id"]) for c in calls]
+            answered = [
+                Message(
+                    "tool", words(rng) if rng.random() < 0.9 else "", name=c["function"]["name"], tool_call_id=c["id"]
+                )
+                for c in calls
+            ]
             turns += answered
         if rng.random() < 0.08:
             turns.append(Message("assistant", rng.choice(["", " ", "\n\n"])))

@@ -340,7 +340,7 @@ def test_a_template_that_rewrites_the_users_words_leaves_them_out_of_the_turns()
     """In the manner of Falcon."""
     tokenizer = tokenizer_of(FALCON, "<|endoftext|>")
     turns = talk("a\n\nFalcon: b\n\nUser: c", "d", "e\n\n</s>\n\nf", "g")
-    assert found(tokenizer, turns) == [" d", " g\n<|endoftext|>"]
+    assert found(tokenizer, turns) == [" d\n", " g\n<|endoftext|>"]
     with pytest.raises(RowError, match="rewrites the messages' text"):
         found(tokenizer, talk("a", "b\n\nc"))
 

@@ -236,7 +236,7 @@ def test_a_last_turn_without_an_end_token_gets_the_one_that_ends_turns_inside():
 
 def test_a_template_without_any_end_token_gives_the_last_turn_eos():
     tokenizer = tokenizer_of("{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}")
-    assert found(tokenizer, talk("a", "b", "c", "d")) == ["b", "d\n</s>"]
+    assert found(tokenizer, talk("a", "b", "c", "d")) == ["b\n", "d\n</s>"]
     assert rendered(tokenizer, talk("a", "b", "c", "d")).notes == (
         "the chat template writes no end token after some turns",
         "stop token appended, because the chat template ends the last turn without one",
