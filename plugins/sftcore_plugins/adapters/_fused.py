@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -94,15 +95,15 @@ def _function() -> Any:
         ) -> torch.Tensor:
             base_NO, x_NI = base.flatten(0, -2), x.flatten(0, -2)
             down_IR, up_RO = a_RI.to(dtype).T, b_OR.to(dtype).T
+            added_NO = torch.empty_like(base_NO)
+            inner_NR = torch.empty(len(x_NI), len(a_RI), dtype=dtype, device=x.device)
             with without_autocast(x):
-                added, inner = [], []
                 for rows in _rows_at_once(x_NI, dtype):
-                    inner.append(x_NI[rows].to(dtype) @ down_IR)
-                    product = torch.addmm(base_NO[rows].to(dtype), inner[-1], up_RO, alpha=scaling)
-                    added.append(product.to(base.dtype))
-            ctx.save_for_backward(x, _joined(inner), a_RI, b_OR)
+                    torch.mm(x_NI[rows].to(dtype), down_IR, out=inner_NR[rows])
+                    _put(added_NO[rows], torch.addmm, base_NO[rows].to(dtype), inner_NR[rows], up_RO, alpha=scaling)
+            ctx.save_for_backward(x, inner_NR, a_RI, b_OR)
             ctx.scaling, ctx.dtype = scaling, dtype
-            return _joined(added).view_as(base)
+            return added_NO.view_as(base)
 
         @staticmethod
         @once_differentiable  # type: ignore[untyped-decorator]
@@ -111,20 +112,21 @@ def _function() -> Any:
             dtype, needs = ctx.dtype, ctx.needs_input_grad
             grad_NO, x_NI = grad.flatten(0, -2), x.flatten(0, -2)
             down_RI, up_OR = a_RI.to(dtype), b_OR.to(dtype)
-            grad_x, grad_a, grad_b = [], torch.zeros_like(down_RI), torch.zeros_like(up_OR)
+            grad_x_NI = torch.empty_like(x_NI) if needs[1] else None
+            grad_a, grad_b = torch.zeros_like(down_RI), torch.zeros_like(up_OR)
             with without_autocast(x):
                 for rows in _rows_at_once(x_NI, dtype):
                     wide = grad_NO[rows].to(dtype)
                     narrow = (wide @ up_OR).mul_(ctx.scaling)
-                    if needs[1]:
-                        grad_x.append((narrow @ down_RI).to(x.dtype))
+                    if grad_x_NI is not None:
+                        _put(grad_x_NI[rows], torch.mm, narrow, down_RI)
                     if needs[2]:
                         grad_a.addmm_(narrow.T, x_NI[rows].to(dtype))
                     if needs[3]:
                         grad_b.addmm_(wide.T, inner_NR[rows], alpha=ctx.scaling)
             return (
                 grad if needs[0] else None,
-                _joined(grad_x).view_as(x) if needs[1] else None,
+                None if grad_x_NI is None else grad_x_NI.view_as(x),
                 grad_a.to(a_RI.dtype) if needs[2] else None,
                 grad_b.to(b_OR.dtype) if needs[3] else None,
                 None,
@@ -141,7 +143,9 @@ def _rows_at_once(x_NI: torch.Tensor, dtype: torch.dtype) -> list[slice]:
     return [slice(start, start + step) for start in range(0, max(len(x_NI), 1), step)]
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    import torch
-
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _put(out: torch.Tensor, product: Callable[..., torch.Tensor], *factors: torch.Tensor, **options: float) -> None:
+    """Write a product to its place, in one pass where its dtype is that of the place."""
+    if out.dtype == factors[0].dtype:
+        product(*factors, **options, out=out)
+    else:
+        out.copy_(product(*factors, **options))

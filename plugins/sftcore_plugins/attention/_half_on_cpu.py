@@ -5,8 +5,8 @@ heads that share their keys, for a block of queries and the keys that it may see
 transformers' eager attention. Only queries, keys and values are kept, and the backward pass computes the weights again
 from them (compare FlashAttention, Dao et al. 2022, arXiv:2205.14135).
 
-Forward and backward of 9 heads of 64 with 3 of keys, one core with avx512_bf16, torch 2.13, against the fused kernel:
-2 to 4 times as fast at 60 to 600 tokens, 1.3 to 1.6 at 1,000 to 2,048.
+Forward and backward of 9 heads of 64 with 3 of keys, two cores with avx512_bf16, torch 2.13, against the fused kernel:
+1.5 times as fast at 50 and at 800 tokens, twice at 110 and at 400, 1.5 times at 2,048.
 
 Shapes: B rows, H heads of queries, K heads of keys, G heads of queries that share one, T tokens, Q queries of a block,
 S keys that they see, D width of a head.

@@ -14,7 +14,7 @@ import inspect
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, frozen
@@ -175,16 +175,15 @@ class DocumentAttention:
     ) -> torch.Tensor:
         import torch
 
+        spans = _documents(edges_of(cu_seq_lens), query_BHTD)
+        whole = None if mask is None else mask.expand(len(query_BHTD), -1, -1, -1)
         parts = [
             self.kernel(
-                module,
-                query_BHTD[row, :, span],
-                key_BHSD[row, :, span],
-                value_BHSD[row, :, span],
-                None if mask is None else mask.expand(len(query_BHTD), -1, -1, -1)[row, :, span, span],
-                features,
+                module, query, key, value, None if whole is None else whole[row : row + 1, :, span, span], features
             )
-            for row, span in _documents(edges_of(cu_seq_lens), query_BHTD)
+            for (row, span), query, key, value in zip(
+                spans, *(_cut(one, spans) for one in (query_BHTD, key_BHSD, value_BHSD)), strict=True
+            )
         ]
         return torch.cat(parts, dim=1).reshape(*query_BHTD.shape[:1], -1, *parts[0].shape[2:])
 
@@ -293,8 +292,9 @@ def causal_mask(length: int, window: int | None, device: torch.device) -> torch.
     return mask if window is None else mask.triu(1 - window)
 
 
-def _documents(edges: Sequence[int], query_BHTD: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    """Row and span of each document; boundaries count through the rows one after the other."""
+def _documents(edges: Sequence[int], query_BHTD: torch.Tensor) -> list[tuple[int, slice]]:
+    """Row and span of each document, in order; boundaries count through the rows one after the other."""
+    found = []
     num_rows, num_tokens = query_BHTD.shape[0], query_BHTD.shape[2]
     if edges[0] != 0 or edges[-1] != num_rows * num_tokens:
         raise ModelError(
@@ -309,7 +309,20 @@ def _documents(edges: Sequence[int], query_BHTD: torch.Tensor) -> Iterator[tuple
                 f"cu_seq_lens_q has a document from {start} to {end}, in rows of {num_tokens} tokens.",
                 fix="A document has at least one token and ends in the row in which it begins.",
             )
-        yield slice(row, row + 1), slice(first, first + end - start)
+        found.append((row, slice(first, first + end - start)))
+    return found
+
+
+def _cut(states_BHTD: torch.Tensor, spans: Sequence[tuple[int, slice]]) -> list[torch.Tensor]:
+    """The states of each document, (1, H, T, D).
+
+    Rows are split at once, since the gradient of a slice is a tensor as large as the row, for each of its documents.
+    """
+    lengths: list[list[int]] = [[] for _ in states_BHTD]
+    for row, span in spans:
+        lengths[row].append(span.stop - span.start)
+    rows = states_BHTD.split(1)
+    return [part for row, sizes in zip(rows, lengths, strict=True) for part in row.split(sizes, dim=2)]
 
 
 # --- Signs of packing -----------------------------------------------------------------------------------------------
