@@ -2,8 +2,9 @@
 
 PEFT computes `base(x) + B(A(x)) * scaling` in four operations, each a pass over a tensor as large as the output; where
 the base is in bfloat16 and the adapter in float32, it also keeps a float32 copy of `x` for every layer. Here one
-`addmm` adds the product, and the backward pass makes what it needs from `x` as it came. It multiplies in the dtype of
-autocast where that is on, as PEFT's four operations then do, and else in the adapter's.
+`addmm` adds the product. Where the base is a plain product with frozen weights, its output is written over, and its
+gradient is computed together with the adapter's. The backward pass makes what it needs from `x` as it came. It
+multiplies in the dtype of autocast where that is on, as PEFT's four operations then do, and else in the adapter's.
 
 Shapes: N tokens, I inputs, O outputs, R rank.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,15 +59,35 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
         result: torch.Tensor = type(self).forward(self, x, *args, **kwargs)
         return result
     (name,) = active
-    base = self.base_layer(x)
     weight_a, weight_b = self.lora_A[name].weight, self.lora_B[name].weight
-    dropout = self.lora_dropout[name]
-    if self.training and not isinstance(dropout, torch.nn.Identity):
+    dropout, device = self.lora_dropout[name], x.device.type
+    dropped = self.training and not isinstance(dropout, torch.nn.Identity)
+    autocast = torch.is_autocast_enabled(device)
+    # what is not part of the graph may be added to in place, and its gradient is computed together with the adapter's
+    own = not (dropped or autocast) and _is_frozen_product(self.base_layer, x)
+    with torch.no_grad() if own else contextlib.nullcontext():
+        base = self.base_layer(x)
+    if dropped:
         x = dropout(x.to(weight_a.dtype))
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_a.dtype
-    added: torch.Tensor = _function().apply(base, x, weight_a, weight_b, self.scaling[name], dtype)
+    dtype = torch.get_autocast_dtype(device) if autocast else weight_a.dtype
+    weight = self.base_layer.weight if own else None
+    added: torch.Tensor = _function().apply(base, weight, x, weight_a, weight_b, self.scaling[name], dtype)
     return added
+
+
+def _is_frozen_product(layer: torch.nn.Module, x: torch.Tensor) -> bool:
+    """Whether a layer computes x W^T with weights that are not trained, and nobody looks at what it gives."""
+    import torch
+
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    if torch._C._len_torch_dispatch_stack():  # selective checkpointing keeps products
+        return False
+    if type(layer) is not torch.nn.Linear or "forward" in vars(layer) or any(getattr(layer, name) for name in hooks):
+        return False
+    # weights that are sharded (DeepSpeed, DTensor) are gathered by the operations that they know
+    weight, bias = layer.weight, layer.bias
+    plain = type(weight) is torch.nn.Parameter and not hasattr(weight, "ds_id") and weight.dtype == x.dtype
+    return plain and not (weight.requires_grad or (bias is not None and bias.requires_grad))
 
 
 @functools.cache
@@ -81,54 +101,65 @@ def _function() -> Any:
         return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
     class AddLowRank(torch.autograd.Function):  # type: ignore[misc]
-        """base (..., O) + scaling * x (..., I) A^T (I, R) B^T (R, O), multiplied in dtype, in base's dtype."""
+        """base (..., O) + scaling * x (..., I) A^T (I, R) B^T (R, O), multiplied in dtype, in base's dtype.
+
+        With `weight` (O, I), base is x W^T outside the graph: it is written over, and x gets the gradient of both.
+        """
 
         @staticmethod
         def forward(
             ctx: Any,
             base: torch.Tensor,
+            weight_OI: torch.Tensor | None,
             x: torch.Tensor,
             a_RI: torch.Tensor,
             b_OR: torch.Tensor,
             scaling: float,
             dtype: torch.dtype,
         ) -> torch.Tensor:
-            base_NO, x_NI = base.flatten(0, -2), x.flatten(0, -2)
+            x_NI = x.flatten(0, -2)
+            added = base.clone(memory_format=torch.contiguous_format) if weight_OI is None else base
+            added_NO = added.view(-1, base.shape[-1])
             down_IR, up_RO = a_RI.to(dtype).T, b_OR.to(dtype).T
-            added_NO = torch.empty_like(base_NO)
             inner_NR = torch.empty(len(x_NI), len(a_RI), dtype=dtype, device=x.device)
             with without_autocast(x):
                 for rows in _rows_at_once(x_NI, dtype):
-                    torch.mm(x_NI[rows].to(dtype), down_IR, out=inner_NR[rows])
-                    _put(added_NO[rows], torch.addmm, base_NO[rows].to(dtype), inner_NR[rows], up_RO, alpha=scaling)
-            ctx.save_for_backward(x, inner_NR, a_RI, b_OR)
+                    # never by out=, which selective checkpointing does not write when it has kept the product
+                    inner_NR[rows] = x_NI[rows].to(dtype) @ down_IR
+                    _add_product(added_NO[rows], inner_NR[rows], up_RO, scaling)
+            ctx.save_for_backward(x, inner_NR, a_RI, b_OR, weight_OI)
             ctx.scaling, ctx.dtype = scaling, dtype
-            return added_NO.view_as(base)
+            if weight_OI is not None:
+                ctx.mark_dirty(base)
+            return added
 
         @staticmethod
         @once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-            x, inner_NR, a_RI, b_OR = ctx.saved_tensors
+            x, inner_NR, a_RI, b_OR, weight_OI = ctx.saved_tensors
             dtype, needs = ctx.dtype, ctx.needs_input_grad
             grad_NO, x_NI = grad.flatten(0, -2), x.flatten(0, -2)
             down_RI, up_OR = a_RI.to(dtype), b_OR.to(dtype)
-            grad_x_NI = torch.empty_like(x_NI) if needs[1] else None
             grad_a, grad_b = torch.zeros_like(down_RI), torch.zeros_like(up_OR)
+            grad_x_NI = None
+            if needs[2]:
+                grad_x_NI = torch.zeros_like(x_NI) if weight_OI is None else grad_NO @ weight_OI
             with without_autocast(x):
                 for rows in _rows_at_once(x_NI, dtype):
                     wide = grad_NO[rows].to(dtype)
                     narrow = (wide @ up_OR).mul_(ctx.scaling)
                     if grad_x_NI is not None:
-                        _put(grad_x_NI[rows], torch.mm, narrow, down_RI)
-                    if needs[2]:
-                        grad_a.addmm_(narrow.T, x_NI[rows].to(dtype))
+                        _add_product(grad_x_NI[rows], narrow, down_RI, 1.0)
                     if needs[3]:
+                        grad_a.addmm_(narrow.T, x_NI[rows].to(dtype))
+                    if needs[4]:
                         grad_b.addmm_(wide.T, inner_NR[rows], alpha=ctx.scaling)
             return (
-                grad if needs[0] else None,
+                grad if needs[0] and weight_OI is None else None,
+                None,
                 None if grad_x_NI is None else grad_x_NI.view_as(x),
-                grad_a.to(a_RI.dtype) if needs[2] else None,
-                grad_b.to(b_OR.dtype) if needs[3] else None,
+                grad_a.to(a_RI.dtype) if needs[3] else None,
+                grad_b.to(b_OR.dtype) if needs[4] else None,
                 None,
                 None,
             )
@@ -143,9 +174,11 @@ def _rows_at_once(x_NI: torch.Tensor, dtype: torch.dtype) -> list[slice]:
     return [slice(start, start + step) for start in range(0, max(len(x_NI), 1), step)]
 
 
-def _put(out: torch.Tensor, product: Callable[..., torch.Tensor], *factors: torch.Tensor, **options: float) -> None:
-    """Write a product to its place, in one pass where its dtype is that of the place."""
-    if out.dtype == factors[0].dtype:
-        product(*factors, **options, out=out)
+def _add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:
+    """out += scaling * left right, computed in the dtype of the factors."""
+    import torch
+
+    if out.dtype == left.dtype:
+        out.addmm_(left, right, alpha=scaling)
     else:
-        out.copy_(product(*factors, **options))
+        out.copy_(torch.addmm(out.to(left.dtype), left, right, alpha=scaling))
