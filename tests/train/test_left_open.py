@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
-    StableLmConfig,
-    StableLmForCausalLM,
     TrainerCallback,
 )
 
@@ -328,6 +328,10 @@ def test_a_collator_set_on_the_trainer_is_the_one_that_is_called(tmp_path, folde
 
 # --- Models that need their rows padded -----------------------------------------------------------------------------
 SMALL = {"hidden_size": 32}
+CONVOLVED = {
+    "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "layer_types": ["conv", "full_attention"], **SMALL,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -335,10 +339,9 @@ SMALL = {"hidden_size": 32}
     [
         (lambda v: BloomForCausalLM(BloomConfig(vocab_size=v, n_layer=1, n_head=4, **SMALL)), "eager"),
         (lambda v: MambaForCausalLM(MambaConfig(vocab_size=v, num_hidden_layers=2, **SMALL)), "eager"),
-        (lambda v: StableLmForCausalLM(StableLmConfig(vocab_size=v, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=4, **SMALL)), "sdpa"),
+        (lambda v: Lfm2ForCausalLM(Lfm2Config(vocab_size=v, **CONVOLVED)), "sdpa"),
     ],
-    ids=["computes its own attention", "state space", "does not hand boundaries on"],
+    ids=["computes its own attention", "state space", "convolutions beside attention"],
 )  # fmt: skip
 @pytest.mark.parametrize("act", ["train", "evaluate"])
 def test_a_model_that_cannot_keep_documents_apart_goes_on_padded(tmp_path, tokenizer, make, attention, act):
@@ -367,12 +370,11 @@ def test_prompt_learning_keeps_padded_rows(tmp_path, folder):
 
 
 def test_a_chosen_attention_stays_where_its_proof_fails(tmp_path, tokenizer):
-    fields = {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
-    StableLmForCausalLM(StableLmConfig(vocab_size=len(tokenizer), **SMALL, **fields)).save_pretrained(tmp_path / "m")
+    Lfm2ForCausalLM(Lfm2Config(vocab_size=len(tokenizer), **CONVOLVED)).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
     trainer = ran(tmp_path, str(tmp_path / "m"), plugins={"attention": "varlen"})
     assert (trainer.padding_free, attention_of(trainer)) == (False, "sftcore_varlen")
-    assert "rows are padded: it with rows end to end: StableLmForCausalLM does not keep documents" in said(trainer)
+    assert "rows are padded: it with rows end to end: Lfm2ForCausalLM does not keep documents" in said(trainer)
 
 
 # --- What users give is never replaced ------------------------------------------------------------------------------

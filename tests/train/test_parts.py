@@ -246,7 +246,11 @@ def test_a_users_loss_counts_unless_the_batch_is_empty():
         batch = LossBatch.of({"labels": labels, "num_tokens": torch.tensor(tokens)}, 2, routers=False)
         chosen = chosen_loss(batch, 2, lambda *_, **__: "user", None)
         assert (None if chosen is None else chosen("outputs")) == expected
-    assert with_balance(torch.tensor(1.0), {"aux_loss": torch.tensor(4.0)}, 0.5, 2).item() == 2.0
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_experts_loss_is_added_in_shares(asked):
+    assert with_balance(torch.tensor(1.0), {"aux_loss": torch.tensor(4.0)}, 0.5, 2, asked=asked).item() == 2.0
 
 
 def test_the_loss_of_an_evaluation_is_a_mean_over_tokens(accelerator):
