@@ -18,7 +18,8 @@ def balance_experts(model: Any, coefficient: float | None) -> tuple[float, bool]
         ConflictError: the run asks for it, and the model has no experts.
     """
     config = model.config.get_text_config()
-    has_experts = hasattr(config, "output_router_logits")
+    # Doge's configuration is that of a dense model, too
+    has_experts = hasattr(config, "output_router_logits") and getattr(config, "is_moe", True)
     if coefficient and not has_experts:
         raise ConflictError(
             f"router_aux_loss_coef is {coefficient}, and {type(model).__name__} has no experts to balance.",

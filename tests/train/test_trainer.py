@@ -304,35 +304,52 @@ def test_experts_are_balanced_unless_switched_off(tmp_path, tokenizer, rows):
         )
 
 
-def small_experts(name, tokenizer):
-    import transformers
+def small_llama4(tokenizer):
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
 
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}  # fmt: skip
-    if name == "Llama4":
-        more = {"head_dim": 8, "intermediate_size_mlp": 32, "num_local_experts": 2, "num_experts_per_tok": 1}
-        config = transformers.Llama4TextConfig(**sizes, **more)
-    else:
-        config = transformers.DogeConfig(**sizes, head_dim=8)
     torch.manual_seed(0)
-    return getattr(transformers, f"{name}ForCausalLM")(config)
+    return Llama4ForCausalLM(
+        Llama4TextConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, intermediate_size_mlp=32, head_dim=8,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_local_experts=2,
+            num_experts_per_tok=1, pad_token_id=0,
+        )
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["Llama4", "Doge"])
-def test_a_model_that_returns_no_auxiliary_loss_trains_and_cannot_be_asked_for_it(tmp_path, tokenizer, rows, name):
-    def trainer(**fields):
+def small_dense_doge(tokenizer):
+    from transformers import DogeConfig, DogeForCausalLM
+
+    torch.manual_seed(0)
+    return DogeForCausalLM(
+        DogeConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, head_dim=8, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (small_llama4, "the model does not return an auxiliary loss of its experts"),
+        (small_dense_doge, "DogeForCausalLM has no experts to balance"),
+    ],
+)
+def test_a_model_that_returns_no_auxiliary_loss_trains_and_cannot_be_asked_for_it(
+    tmp_path, tokenizer, rows, make, said
+):
+    def trained(**fields):
         args = config(tmp_path, plugins={"attention": "sdpa"}, **fields)
-        return SFTTrainer(small_experts(name, tokenizer), args, train_dataset=rows, processing_class=tokenizer)
+        trainer = SFTTrainer(make(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
+        trainer.train()
+        return trainer
 
-    plain = trainer()
-    assert plain.aux_loss_enabled  # as its configuration says
-    plain.train()
-    off = trainer(router_aux_loss_coef=0.0)
-    off.train()
+    plain, off = trained(), trained(router_aux_loss_coef=0.0)
     assert losses(plain) == losses(off)
     assert "aux_loss" not in plain.state.log_history[0]
-    with pytest.raises(ConflictError, match="and the model does not return an auxiliary loss of its experts"):
-        trainer(router_aux_loss_coef=0.5).train()
+    with pytest.raises(ConflictError, match=said):
+        trained(router_aux_loss_coef=0.5)
 
 
 def test_resume_continues_where_the_checkpoint_stands(tmp_path, tokenizer, rows):
