@@ -246,7 +246,8 @@ class HiddenConversation:
             calls = [_hidden_call(call, i, number, sentinel) for number, call in enumerate(turn.tool_calls)]
             ids |= {str(call.get("id")): new.get("id") for call, new in zip(turn.tool_calls, calls, strict=True)}
             answered = ids.get(turn.tool_call_id or "", turn.tool_call_id)
-            hidden.append(attrs.evolve(turn, tool_calls=calls, tool_call_id=answered))
+            same = not calls and answered == turn.tool_call_id
+            hidden.append(turn if same else attrs.evolve(turn, tool_calls=calls, tool_call_id=answered))
             if i in filled:
                 originals.append(Original(i, "content", ""))
                 hidden[i] = ending_with(self.sentinels.word(len(originals) - 1), turn)
@@ -288,13 +289,15 @@ def _hidden_call(call: Mapping[str, Any], index: int, number: int, sentinel: Cal
 
 
 def _hidden_value(value: Any, sentinel: Callable[[Any], Any]) -> Any:
+    if isinstance(value, str):
+        return sentinel(value) if value.strip() else value
+    if isinstance(value, (int, float)):
+        return value if isinstance(value, bool) else sentinel(value)
     if isinstance(value, Mapping):
         return {key: _hidden_value(part, sentinel) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_hidden_value(part, sentinel) for part in value]
-    if isinstance(value, str):
-        return sentinel(value) if value.strip() else value
-    return sentinel(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    return value
 
 
 def _aligned(

@@ -185,6 +185,10 @@ def learn(
 
 def _as_python(talk: HiddenConversation, variant: Variant) -> bool:
     """Whether the calls, or their arguments, stand in the rendering as Python shows mappings."""
+    calls = [call.get("function", call) for turn in talk.turns for call in turn.tool_calls]
+    keys = (str(next(iter(part), "")) for call in calls for part in (call, call.get("arguments") or ()))
+    if "{'" not in talk.rendering.text and not any("'" in key for key in keys):
+        return False
     for turn in as_turns(talk.turns, variant) if any(turn.tool_calls for turn in talk.turns) else ():
         for call in turn.get("tool_calls", ()) if isinstance(turn.get("tool_calls"), list) else ():
             function = call.get("function", call)

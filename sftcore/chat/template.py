@@ -306,7 +306,7 @@ def json_data(value: Any) -> Any:
     """The value made of JSON's types alone: a template is foreign code, and objects have methods that it could call."""
     if value is None or isinstance(value, (str, int, float)):
         return value
-    if isinstance(value, Mapping):
+    if type(value) is dict or isinstance(value, Mapping):  # abstract classes are slow to ask
         return {key: json_data(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_data(part) for part in value]
