@@ -15,6 +15,7 @@ import attrs
 
 from sftcore.core.errors import RowError, nearest
 from sftcore.core.types import Message, Part, Row
+from sftcore.util.shown import kind_of, shortened
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that chat templates know."""
@@ -55,7 +56,7 @@ def text_of(row: Row, column: str) -> str:
     """The row's text in this column."""
     value = value_of(row, column)
     if not isinstance(value, str):
-        raise RowError(f'the column "{column}" holds {_kind(value)}, not a text: {_short(value)}.')
+        raise RowError(f'the column "{column}" holds {kind_of(value)}, not a text: {shortened(value)}.')
     return value
 
 
@@ -75,7 +76,7 @@ def read_messages(
     """Like `messages_of`, for a value that the format has already taken from its column."""
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise RowError(
-            f'the column "{column}" is {_kind(value)}, not a list of messages: {_short(value)}.',
+            f'the column "{column}" is {kind_of(value)}, not a list of messages: {shortened(value)}.',
             fix='Each row needs [{"role": "user", "content": "…"}, …].',
         )
     if not value:
@@ -127,7 +128,7 @@ def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
     if value is None or value == []:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise RowError(f'the column "{column}" is not a list of tool schemas: {_short(value)}.')
+        raise RowError(f'the column "{column}" is not a list of tool schemas: {shortened(value)}.')
     return [_schema(tool) for tool in value]
 
 
@@ -147,7 +148,7 @@ def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[s
     if isinstance(found, str):
         found = _from_json(found, f'the column "{column}"', fix="Give a mapping, or JSON of one.") or {}
     if not isinstance(found, Mapping):
-        raise RowError(f'the column "{column}" holds {_kind(value)}, not a mapping.')
+        raise RowError(f'the column "{column}" holds {kind_of(value)}, not a mapping.')
     return dict(found)
 
 
@@ -218,7 +219,7 @@ def _simple_message(turn: Any, roles: Mapping[str, str] | None) -> Message | Non
 
 def _message(turn: Any, where: str, roles: Mapping[str, str], format_name: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise RowError(f"{where} is {_kind(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
+        raise RowError(f"{where} is {kind_of(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
     turn = {key: value for key, value in turn.items() if value is not None}
     role = _role(turn, where, roles, format_name)
     where = f"{where} ({role})"
@@ -227,7 +228,7 @@ def _message(turn: Any, where: str, roles: Mapping[str, str], format_name: str) 
     if content is None and not calls and not any(key in turn for key in _SAYS):
         raise RowError(f'{where} has no "content".', fix="Give it a text, or drop the row.")
     if content is not None and not isinstance(content, (str, list, tuple)):
-        raise RowError(f"{where}: content is {_kind(content)}, not a text: {_short(content)}.")
+        raise RowError(f"{where}: content is {kind_of(content)}, not a text: {shortened(content)}.")
     weight = turn.get("weight")
     if weight is not None and not (isinstance(weight, (int, float)) and 0 <= weight <= 1):
         raise RowError(f"{where}: weight must be a number from 0.0 to 1.0, got {weight!r}.")
@@ -252,7 +253,7 @@ def _role(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], format_
     if role is None:
         raise RowError(f'{where} has no "role".', fix=f"It has: {', '.join(map(str, turn)) or 'nothing'}.")
     if not isinstance(role, str):
-        raise RowError(f"{where}: role is {_kind(role)}, not a text: {_short(role)}.")
+        raise RowError(f"{where}: role is {kind_of(role)}, not a text: {shortened(role)}.")
     role = roles.get(role, role)
     if role not in _ROLES:
         raise RowError(
@@ -275,7 +276,7 @@ def _reasoning(turn: Mapping[str, Any], where: str) -> str | None:
     found = {name: turn[name] for name in REASONING if name in turn}
     for name, value in found.items():
         if not isinstance(value, str):
-            raise RowError(f"{where}: {name} is {_kind(value)}, not a text: {_short(value)}.")
+            raise RowError(f"{where}: {name} is {kind_of(value)}, not a text: {shortened(value)}.")
     if len(set(found.values())) > 1:
         raise RowError(f"{where}: {' and '.join(found)} differ.", fix="Keep one of them.")
     return next(iter(found.values()), None)
@@ -285,7 +286,7 @@ def _part(part: Any, where: str) -> Part:
     if isinstance(part, str):
         return Part("text", part)
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-        raise RowError(f"{where}: a part of the content has no type: {_short(part)}.")
+        raise RowError(f"{where}: a part of the content has no type: {shortened(part)}.")
     clean = without_nulls(part)
     return Part(
         clean["type"], clean.get("text"), {key: got for key, got in clean.items() if key not in ("type", "text")}
@@ -299,7 +300,7 @@ def _calls(value: Any, where: str) -> list[Mapping[str, Any]]:
     if not value:
         return []
     if not isinstance(value, (list, tuple)) or not all(isinstance(call, Mapping) for call in value):
-        raise RowError(f"{where}: tool_calls is not a list of tool calls: {_short(value)}.")
+        raise RowError(f"{where}: tool_calls is not a list of tool calls: {shortened(value)}.")
     calls = value if is_json else without_nulls(value)
     return [_call(call, f"{where}: tool_calls[{i}]") for i, call in enumerate(calls)]
 
@@ -323,7 +324,7 @@ def _call(call: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     function = clean["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowError(
-            f"{where} does not name a function: {_short(call)}.",
+            f"{where} does not name a function: {shortened(call)}.",
             fix='A call is {"function": {"name": …, "arguments": …}}.',
         )
     arguments = function.get("arguments", {})
@@ -394,20 +395,3 @@ def _without_held(message: Message) -> Message:
     """The message as templates read it, without the images themselves."""
     parts = [attrs.evolve(part, extra={}) if part.type == "image" else part for part in _parts(message)]
     return attrs.evolve(message, content=parts) if parts else message
-
-
-def _kind(value: Any) -> str:
-    names = {
-        str: "a text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "a mapping",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-def _short(value: Any, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}…"
