@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import bisect
 import copy
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -131,28 +132,41 @@ class HiddenConversation:
     """
 
     def __init__(
-        self, turns: Sequence[Message], text: str, originals: Sequence[Original], sentinels: Sentinels, render: Render
+        self, turns: Sequence[Message], originals: Sequence[Original], sentinels: Sentinels, render: Render
     ) -> None:
-        self._visible_text = text
+        self._given = turns
         self._contents = list(originals)
         self._render = render
         self.sentinels = sentinels
         self.turns: list[Message] = list(turns)
         self.originals: list[Original] = list(originals)
-        self.rendering = sentinels.found_in(text)
+        self.text = ""
+        self.rendering = Rendering("", ())
         self._ends: list[tuple[int, int]] = []
         self._own: dict[int, list[Anchor]] | None = None
         self._names = [[str(call.get("function", call).get("name", "")) for call in turn.tool_calls] for turn in turns]
         calls: list[Sequence[Kind]] = [()]
-        if any(turn.tool_calls for turn in turns):
+        if any(self._names):
             calls = [("name", "argument"), ("argument",), ("name",), ()]
-        wordless = [i for i, turn in enumerate(turns) if _is_wordless(turn)]
-        of_others = [i for i in wordless if turns[i].role != "assistant"]
-        ways = ((kinds, filled) for kinds in calls for filled in ((wordless, of_others, ()) if wordless else ((),)))
-        kinds, filled = next((way for way in ways if any(way) and self._hide(turns, *way)), ((), ()))
-        self._with_ids: list[tuple[Sequence[Message], Sequence[Kind], Sequence[int]]] = [
-            (turns, (*kinds, "id"), filled)
-        ]
+        wordless = tuple(i for i, turn in enumerate(turns) if _is_wordless(turn))
+        of_others = tuple(i for i in wordless if turns[i].role != "assistant")
+        fillings = (wordless, of_others, ()) if wordless else ((),)
+        self._ways = [way for way in itertools.product(calls, fillings) if any(way)]
+        self._made: dict[Hashable, tuple[list[Message], list[Original], Rendering | None]] = {}
+        self._with_ids: list[tuple[Sequence[Kind], Sequence[int]]] = [(("id",), ())]
+
+    def hide_at_once(self, row: str) -> bool:
+        """Hide all parts of the calls in one rendering, which tells `text` as well; False if it cannot be told.
+
+        Args:
+            row: the conversation's rendering with nothing hidden.
+        """
+        return bool(self._ways) and self._hide(*self._ways[0], row)
+
+    def hide_in(self, text: str) -> None:
+        """Hide as many parts of the calls as can be, given the rendering in which only the texts are hidden."""
+        self.text, self.rendering = text, self.sentinels.found_in(text)
+        any(self._hide(*way) for way in self._ways)
 
     def __call__(self, turns: Sequence[Message], generation_prompt: bool = False) -> Rendering | None:
         """A rendering of hidden messages; None if the template refuses them."""
@@ -188,6 +202,15 @@ class HiddenConversation:
         hidden, seen = self._ends[passed - 1] if passed else (0, 0)
         return seen + at - hidden
 
+    def texts(self) -> list[Anchor]:
+        """The sentinels of texts, where they stand in `text`."""
+        shown = zip(self.rendering.anchors, self._ends, strict=True)
+        return [
+            Anchor(end - one.end + one.start, end, one.number, one.nth)
+            for one, (_, end) in shown
+            if one.number < len(self._contents)
+        ]
+
     def original(self, number: int) -> Original | None:
         """What a sentinel stands for; None for one that is only tried."""
         return self.originals[number] if number < len(self.originals) else None
@@ -217,7 +240,11 @@ class HiddenConversation:
 
     def hide_ids(self) -> bool:
         """Hide the ids of calls as well, where nothing else shows a call; False if they are, or cannot be."""
-        return bool(self._with_ids) and self._hide(*self._with_ids.pop())
+        if not self._with_ids:
+            return False
+        hidden = self._hide(*self._with_ids.pop())
+        self._with_ids = []
+        return hidden
 
     def probe(self, role: str, like: Message | None = None) -> Message:
         """A turn of this role that is only tried; a tool answers the last call of `like`."""
@@ -228,8 +255,33 @@ class HiddenConversation:
         name = str(call.get("function", call).get("name", ""))
         return Message("tool", words, name=name, tool_call_id=call.get("id"))
 
-    def _hide(self, turns: Sequence[Message], kinds: Sequence[Kind], filled: Sequence[int]) -> bool:
+    def _hide(self, kinds: Sequence[Kind], filled: Sequence[int], row: str | None = None) -> bool:
         """Hide these parts of calls, and let these messages without words end with one; False if others then differ."""
+        if (kinds, filled) not in self._made:
+            self._made[kinds, filled] = self._hidden(kinds, filled)
+        turns, originals, rendering = self._made[kinds, filled]
+        if rendering is None:
+            return False
+        count = len(self._contents)
+        spelled = _spelled(rendering, self.text if row is None else row, originals, count if row is None else 0)
+        if spelled is None:
+            return False
+        pieces: list[str] = []
+        ends: list[tuple[int, int]] = []
+        at = seen = 0
+        for anchor, spelling in zip(rendering.anchors, spelled, strict=True):
+            shown = rendering.text[anchor.start : anchor.end] if anchor.number < count else spelling
+            pieces += (rendering.text[at : anchor.start], shown)
+            at, seen = anchor.end, seen + anchor.start - at + len(shown)
+            ends.append((at, seen))
+        self.text = "".join((*pieces, rendering.text[at:]))
+        self.turns, self.originals, self.rendering, self._ends, self._own = turns, originals, rendering, ends, None
+        self._with_ids = [((*kinds, "id"), filled)]
+        return True
+
+    def _hidden(
+        self, kinds: Sequence[Kind], filled: Sequence[int]
+    ) -> tuple[list[Message], list[Original], Rendering | None]:
         originals = list(self._contents)
         ids: dict[str, Any] = {}
 
@@ -242,7 +294,10 @@ class HiddenConversation:
             return self.sentinels.figure(len(originals) - 1)
 
         hidden = []
-        for i, turn in enumerate(turns):
+        for i, turn in enumerate(self._given):
+            if not turn.tool_calls and turn.tool_call_id is None and i not in filled:
+                hidden.append(turn)
+                continue
             calls = [_hidden_call(call, i, number, sentinel) for number, call in enumerate(turn.tool_calls)]
             ids |= {str(call.get("id")): new.get("id") for call, new in zip(turn.tool_calls, calls, strict=True)}
             answered = ids.get(turn.tool_call_id or "", turn.tool_call_id)
@@ -251,14 +306,7 @@ class HiddenConversation:
             if i in filled:
                 originals.append(Original(i, "content", ""))
                 hidden[i] = ending_with(self.sentinels.word(len(originals) - 1), turn)
-        rendering = self(hidden)
-        if rendering is None:
-            return False
-        ends = _aligned(rendering, self._visible_text, originals, len(self._contents))
-        if ends is None:
-            return False
-        self.turns, self.originals, self.rendering, self._ends, self._own = hidden, originals, rendering, ends, None
-        return True
+        return hidden, originals, self(hidden)
 
 
 def _is_wordless(turn: Message) -> bool:
@@ -300,30 +348,33 @@ def _hidden_value(value: Any, sentinel: Callable[[Any], Any]) -> Any:
     return value
 
 
-def _aligned(
-    rendering: Rendering, visible: str, originals: Sequence[Original], contents: int
-) -> list[tuple[int, int]] | None:
-    """The ends of hidden names and arguments, here and in the visible text; None if the texts differ elsewhere."""
-    ends: list[tuple[int, int]] = []
-    at = seen = 0
-    hidden = [anchor for anchor in rendering.anchors if contents <= anchor.number < len(originals)]
-    for i, anchor in enumerate(hidden):
-        following = hidden[i + 1] if i + 1 < len(hidden) else None
-        literal = rendering.text[at : anchor.start]
-        if not visible.startswith(literal, seen):
+def _spelled(rendering: Rendering, other: str, originals: Sequence[Original], shown: int) -> list[str] | None:
+    """How another text spells what each sentinel stands for; None if the texts differ elsewhere.
+
+    The first `shown` sentinels stand in the other text as they are.
+    """
+    found: list[str] = []
+    text, anchors = rendering.text, rendering.anchors
+    seen = anchors[0].start if anchors else len(text)
+    if not other.startswith(text[:seen]):
+        return None
+    for anchor, following in itertools.zip_longest(anchors, anchors[1:]):
+        literal = text[anchor.end : following.start if following else len(text)]
+        original = originals[anchor.number]
+        if anchor.number < shown:
+            spellings: Iterable[str] = (text[anchor.start : anchor.end],)
+        elif original.call is None:
+            spellings = (str(original.value),)
+        else:
+            spellings = _spellings(original.value)
+        for one in spellings:
+            if other.startswith(one, seen) and other.startswith(literal, seen + len(one)):
+                break
+        else:
             return None
-        seen += len(literal)
-        next_literal = rendering.text[anchor.end : following.start if following else len(rendering.text)]
-        spelled = (
-            one
-            for one in _spellings(originals[anchor.number].value)
-            if visible.startswith(one, seen) and visible.startswith(next_literal, seen + len(one))
-        )
-        if (chosen := next(spelled, None)) is None:
-            return None
-        at, seen = anchor.end, seen + len(chosen)
-        ends.append((at, seen))
-    return ends if rendering.text[at:] == visible[seen:] else None
+        seen += len(one) + len(literal)
+        found.append(one)
+    return found if seen == len(other) else None
 
 
 def _spellings(value: str | int | float) -> Iterator[str]:

@@ -141,6 +141,8 @@ def marked(turn: Message, index: int, mark: Mark) -> Message:
         content = [
             part if part.text is None else attrs.evolve(part, text=_marked_text(part.text, put)) for part in content
         ]
+    if content is turn.content and reasoning is turn.reasoning:
+        return turn
     return attrs.evolve(turn, content=content, reasoning=reasoning)
 
 

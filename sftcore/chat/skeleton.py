@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate
 
-import attrs
 from attrs import frozen
 
 from sftcore.chat.comparisons import Edges, NotLocatedError, refused
@@ -147,7 +146,10 @@ def learn(
     marks = None
     if render_marked is not None:
         marks = proven_marks(talk, turns_found, render_marked, traits, special, stops=bool(finder.stop))
-    found = [attrs.evolve(turn, start=talk.visible(turn.start), end=talk.visible(turn.end)) for turn in turns_found]
+    found = [
+        TurnSpan(turn.message, talk.visible(turn.start), talk.visible(turn.end), turn.header, turn.ender)
+        for turn in turns_found
+    ]
     left_out = sentinels.left_out(turns)
     notes = [
         *left_out,
@@ -242,13 +244,26 @@ class _Sentinels:
         self._real = text
         self.count = len(self._originals)
         self.escaped: tuple[bool, ...] = ()
-        self.text = render(self._turns, False)
-        self.slots = self._slots(self.text)
+        self._talk: HiddenConversation | None = None
+        if everyone and any(turn.tool_calls for turn in turns) and not self._lacking(text):
+            talk = self._hiding()
+            self._talk = talk if talk.hide_at_once(text) else None
+        self.text = self._talk.text if self._talk else render(self._turns, False)
+        found = self._made.found_in(self.text).anchors if self._talk is None else self._talk.texts()
+        self.slots = [Slot(one.start, one.end, one.number, self._originals[one.number][0]) for one in found]
         self._hidden_before = list(accumulate((slot.end - slot.start for slot in self.slots), initial=0))
         ends = [0, *(slot.end for slot in self.slots)]
         starts = [*(slot.start for slot in self.slots), len(self.text)]
         self.literals = tuple(self.text[end:start] for end, start in zip(ends, starts, strict=True))
         self.rebuilds = self._rebuilds(text, turns)
+
+    def _lacking(self, text: str) -> bool:
+        """Whether a rendering lacks words of the assistant, so that the row will be refused."""
+        contents = (words for index, words, kind in self._originals if kind == "content" and self._is_said(index))
+        return any(words not in text for words in contents)
+
+    def _is_said(self, index: int) -> bool:
+        return self._turns[index].role == "assistant"
 
     def _rebuilds(self, text: str, turns: Sequence[Message]) -> bool:
         words = [self._originals[slot.original][1] for slot in self.slots]
@@ -265,10 +280,6 @@ class _Sentinels:
             return True
         return False
 
-    def _slots(self, text: str) -> list[Slot]:
-        found = self._made.found_in(text).anchors
-        return [Slot(one.start, one.end, one.number, self._originals[one.number][0]) for one in found]
-
     def prefix(self, count: int, generation_prompt: bool) -> str | None:
         """The first messages alone."""
         try:
@@ -278,8 +289,14 @@ class _Sentinels:
 
     def hidden(self) -> HiddenConversation:
         """The same conversation with its calls hidden as well."""
+        if self._talk is None:
+            self._talk = self._hiding()
+            self._talk.hide_in(self.text)
+        return self._talk
+
+    def _hiding(self) -> HiddenConversation:
         originals = [Original(index, kind, words) for index, words, kind in self._originals]
-        return HiddenConversation(self._turns, self.text, originals, self._made, self._render)
+        return HiddenConversation(self._turns, originals, self._made, self._render)
 
     def position(self, at: int) -> Position:
         """An index into the rendering with sentinels, as a position in any filled skeleton."""
@@ -292,7 +309,7 @@ class _Sentinels:
         return [
             (number, index, kind)
             for number, (index, _, kind) in enumerate(self._originals)
-            if number not in there and (self.everyone or self._turns[index].role == "assistant")
+            if number not in there and (self.everyone or self._is_said(index))
         ]
 
     def refuse_left_out(self, turns: Sequence[Message]) -> None:
@@ -302,7 +319,7 @@ class _Sentinels:
             there = not self.rebuilds and (
                 self._originals[number][1] in self._real or self._made.word(number).lower() in self.text.lower()
             )
-            if turns[index].role == "assistant" and kind == "content" and not there:
+            if self._is_said(index) and kind == "content" and not there:
                 raise refused(index, LEFT_OUT)
 
     def left_out(self, turns: Sequence[Message]) -> list[str]:
@@ -313,7 +330,7 @@ class _Sentinels:
     def reasoning_left_out(self, turns: Sequence[Message]) -> list[str]:
         """Notes on missing reasoning of the assistant."""
         last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
-        missing = [index for _, index, _ in self._missing() if turns[index].role == "assistant"]
+        missing = [index for _, index, _ in self._missing() if self._is_said(index)]
         return list(dict.fromkeys(REASONING_LAST if index == last else REASONING_EARLIER for index in missing))
 
 

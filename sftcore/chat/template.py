@@ -307,7 +307,7 @@ def json_data(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float)):
         return value
     if type(value) is dict or isinstance(value, Mapping):  # abstract classes are slow to ask
-        return {key: json_data(part) for key, part in value.items()}
+        return {key: part if type(part) is str else json_data(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_data(part) for part in value]
     return f"<{type(value).__name__}>"
