@@ -12,34 +12,8 @@ from sftcore.core.errors import ConflictError, ModelError
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, LossFunction, Plan, Selection
 from sftcore.model.kernels import Kernels
-from sftcore.model.precision import cast_adapter, dtype_notes, keep_gradients, quantisation_of
+from sftcore.model.precision import cast_adapter, dtype_notes, forget_unpacked, keep_gradients, quantisation_of
 from sftcore.model.unwrap import is_peft_model
-
-_PROCESSOR_NEEDS = ("torchvision", "num2words", "pillow", "sentencepiece", "tiktoken", "protobuf", "av")
-"""Libraries that some processors and tokenizers need, as transformers names them in its errors."""
-
-
-def load_processor(plan: Plan, plugins: ActivePlugins) -> Any:
-    """The tokenizer or processor of the model, before any weight is read.
-
-    Raises:
-        ModelError: there is none, or it cannot be loaded.
-    """
-    try:
-        return plugins.one("load_processor", request=plan.model)
-    except ImportError as error:
-        named = next((name for name in _PROCESSOR_NEEDS if name in str(error).lower()), "")
-        raise ModelError(
-            f"its processor needs a library that is not installed: {named or _first_line(error)}.",
-            where=f"model {plan.model.name}",
-            fix=f"Install it: pip install {named}" if named else "Install it, or pass processing_class.",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the tokenizer cannot be loaded: {_first_line(error)}",
-            where=f"model {plan.model.name}",
-            fix="Give a model with a tokenizer, or pass processing_class.",
-        ) from error
 
 
 def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedModel:
@@ -103,13 +77,15 @@ def refuse_unsupported(plan: Plan, plugins: ActivePlugins, model: Any, dtype: st
 def adopt_model(model: Any, processor: Any, plan: Plan, plugins: ActivePlugins) -> LoadedModel:
     """A ready model object; an attention that was chosen explicitly is set on it, the default leaves it as it is."""
     notes: tuple[str, ...] = ()
+    if forget_unpacked(model):
+        notes = (f"the model's weights were turned back into {model.dtype}, floats that train, when it was loaded",)
     attention = attention_of(plan, plugins)
     if attention is not None and not attention[0].default:
         try:
             model.set_attn_implementation(attention[1].implementation)
         except (ValueError, KeyError, ImportError) as error:
             raise _no_such_attention(attention[0], type(model).__name__, _first_line(error)) from error
-        notes = _taken_attention(model, attention) or (
+        notes += _taken_attention(model, attention) or (
             f"attention of the given model set to {attention[1].implementation}",
         )
     return LoadedModel(model, processor, plan.model, notes)

@@ -76,6 +76,22 @@ def quantisation_of(model: Any) -> str:
     return str(getattr(config.quant_method, "value", config.quant_method))
 
 
+def forget_unpacked(model: Any) -> bool:
+    """Whether a file's packed weights were turned back into floats; such a model is then an ordinary one.
+
+    While transformers holds it for quantised, it refuses to train or save it.
+    """
+    base = causal_model(model)
+    quantiser = getattr(base, "hf_quantizer", None)
+    if quantiser is None:
+        return False
+    method = getattr(quantiser.quantization_config, "quant_method", None)
+    if getattr(method, "value", method) != "gguf" or not all(one.dtype.is_floating_point for one in base.parameters()):
+        return False
+    quantiser.remove_quantization_config(base)
+    return True
+
+
 def weights_bytes(model: Any) -> tuple[int, int]:
     """The bytes that the base's weights take, including quantisation scales, and would take in bfloat16."""
     used = count = 0

@@ -30,7 +30,7 @@ def load_tokenizer(run: SavedRun) -> Any:
                 return AutoTokenizer.from_pretrained(folder, trust_remote_code=run.base.trust_remote_code)
             except (OSError, ValueError) as error:
                 raise ModelError(f"the tokenizer cannot be loaded: {error}", where=str(folder)) from error
-    from sftcore.model.build import load_processor
+    from sftcore.model.processor import load_processor
 
     setup = _setup(run.base, run.loader)
     found = load_processor(setup.plan, setup.plugins)

@@ -128,7 +128,7 @@ class PreparationFactory:
         """
         from sftcore.config.sft_config import SFTConfig
         from sftcore.data.sets import DataPreparation
-        from sftcore.model.build import load_processor
+        from sftcore.model.processor import load_processor
         from sftcore.train.arguments import max_length_of, prepare_tokenizer
         from sftcore.train.run import config_of
 

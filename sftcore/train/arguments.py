@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -102,6 +103,26 @@ def current_name(processing_class: Any, tokenizer: Any) -> Any:
     return tokenizer
 
 
+def model_argument(model: Any) -> Any:
+    """The model that was given: a name, also where it was given as a path, or a model object.
+
+    Raises:
+        OptionTypeError: it is neither.
+    """
+    if isinstance(model, os.PathLike):
+        return os.fspath(model)
+    is_object = not isinstance(model, type) and hasattr(model, "config") and hasattr(model, "named_parameters")
+    if isinstance(model, str) or is_object:
+        return model
+    several = isinstance(model, (tuple, list))
+    found = f"{model.__name__}, a class" if isinstance(model, type) else f"a {type(model).__name__}"
+    raise OptionTypeError(
+        f"model is a hub id, the name of a folder, a PreTrainedModel or a PeftModel, got {found}.",
+        where="SFTTrainer",
+        fix="Pass the tokenizer as processing_class." if several else "",
+    )
+
+
 def model_request(model: Any, args: SFTConfig, quantization_config: Any, processor: Any = None) -> ModelRequest:
     kwargs = mapping_of(args.model_init_kwargs, "model_init_kwargs")
     vision = None if processor is None else is_vision(processor)
@@ -163,6 +184,12 @@ def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list
     """The tokenizer with what the configuration sets on it, and the ids of tokens that a cloned template brought."""
     new_ids: list[int] = []
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if not hasattr(tokenizer, "convert_tokens_to_ids"):
+        raise OptionTypeError(
+            f"processing_class is a tokenizer, or a processor with one, got a {type(processing_class).__name__}.",
+            where="SFTTrainer",
+            fix="Pass AutoTokenizer.from_pretrained(…), or leave it out to use the model's own.",
+        )
     if is_vision(processing_class) and getattr(processing_class, "chat_template", None):
         # a processor's template knows images, and may be the only one
         tokenizer.chat_template = processing_class.chat_template

@@ -21,10 +21,10 @@ from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
 from sftcore.documents.shared_rows import SharedRows
 from sftcore.model.bound_loss import BoundLoss
-from sftcore.model.build import load_processor
 from sftcore.model.embeddings import num_rows, save_grown_rows
 from sftcore.model.memory.spared import spared_memory
 from sftcore.model.precision import add_master_weights, wants_master_weights
+from sftcore.model.processor import processor_of
 from sftcore.model.unwrap import causal_model, is_peft_model
 from sftcore.train.arguments import (
     RAW_COLUMNS,
@@ -33,6 +33,7 @@ from sftcore.train.arguments import (
     current_name,
     kept,
     max_length_of,
+    model_argument,
     model_request,
     prepare_tokenizer,
     refuse_data,
@@ -113,15 +114,16 @@ class SFTTrainer(OpenLayout):
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        processing_class = current_name(processing_class, tokenizer)
+        model, processing_class = model_argument(model), current_name(processing_class, tokenizer)
         args = as_sft_config(args, model if isinstance(model, str) else model.config._name_or_path or "model")
         request = model_request(model, args, quantization_config, processing_class)
         refuse_data(train_dataset)
         by_row = reads_by_row(type(self), SFTTrainer, compute_loss_func)
-        self.setup = set_up_trainer(request, args, peft_config, data_collator, attention_in(model), by_row)
+        chosen = args, peft_config, data_collator, attention_in(model), by_row
+        self.setup = set_up_trainer(request, *chosen)
         check_trainer(self.setup, args, compute_loss_func, needs_tokenizer=processing_class is None)
         begin_run(args)
-        processor, new_ids = self._load_processor(processing_class, args, peft_config, data_collator)
+        processor, new_ids = self._load_processor(model, processing_class, *chosen)
         self._make_preparation(processor, args, formatting_func)
         self._skip_prepare = skips_preparation(args, train_dataset, data_collator)
         train_dataset = self._prepare(train_dataset, "train_dataset", data_collator)
@@ -140,15 +142,12 @@ class SFTTrainer(OpenLayout):
         self._make_parts()
 
     # --- Construction, step by step ---------------------------------------------------------------------------------
-    def _load_processor(
-        self, processing_class: Any, args: SFTConfig, peft_config: Any, data_collator: Any
-    ) -> tuple[Any, list[int]]:
+    def _load_processor(self, model: Any, processor: Any, args: SFTConfig, *chosen: Any) -> tuple[Any, list[int]]:
         """Tokenizer or processor with the run's chat template and tokens, and the ids of tokens that came with it."""
-        processor = processing_class or load_processor(self.setup.plan, self.setup.plugins)
+        processor = processor_of(model, self.setup) if processor is None else processor
         if is_vision(processor) and self.setup.plan.model.vision is None:
-            # only the processor could tell that a model from the hub reads images
-            request = attrs.evolve(self.setup.plan.model, vision=True)
-            self.setup = set_up_trainer(request, args, peft_config, data_collator)
+            # only the processor could tell that a model reads images
+            self.setup = set_up_trainer(attrs.evolve(self.setup.plan.model, vision=True), args, *chosen)
         self._tokenizer, new_ids = prepare_tokenizer(processor, args)
         return processor, new_ids
 

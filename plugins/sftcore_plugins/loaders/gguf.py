@@ -17,7 +17,7 @@ class GGUF:
 
     @hookimpl
     def loads(self, request: ModelRequest) -> bool:
-        return (request.name or "").lower().endswith(".gguf")
+        return (request.name or "").lower().endswith(".gguf") or _only_file(request.name) is not None
 
     @hookimpl
     def claims(self) -> Iterable[str]:
@@ -46,7 +46,7 @@ class GGUF:
         name = request.name or ""
         if self.file is not None:
             return name, self.file
-        path = Path(name).expanduser()
+        path = _only_file(name) or Path(name).expanduser()
         if path.suffix.lower() != ".gguf":
             raise RecipeError(
                 f'"{name}" is not a .gguf file.',
@@ -54,3 +54,12 @@ class GGUF:
                 fix="Name the file inside it: loader: {gguf: {file: …}}",
             )
         return str(path.parent), path.name
+
+
+def _only_file(name: str | None) -> Path | None:
+    """The one GGUF file of a folder that holds no model beside it; None where there is no such folder."""
+    folder = Path(name).expanduser() if name else None
+    if folder is None or not folder.is_dir() or (folder / "config.json").is_file():
+        return None
+    found = list(folder.glob("*.gguf"))
+    return found[0] if len(found) == 1 else None

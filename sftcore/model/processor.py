@@ -1,0 +1,105 @@
+"""The tokenizer or processor of a run's model: of one that is loaded by name, and of a ready object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sftcore.config.installed import Installed
+from sftcore.config.selections import default_selections
+from sftcore.core.errors import ModelError
+from sftcore.core.registry import ActivePlugins, bind
+from sftcore.core.types import KINDS, ModelRequest, Plan
+from sftcore.model.unwrap import causal_model
+
+if TYPE_CHECKING:
+    from sftcore.config.setup import Setup
+
+_PROCESSOR_NEEDS = ("torchvision", "num2words", "pillow", "sentencepiece", "tiktoken", "protobuf", "av")
+"""Libraries that some processors and tokenizers need, as transformers names them in its errors."""
+
+_GIVE_ONE = "pass processing_class=AutoTokenizer.from_pretrained(…)"
+
+
+def load_processor(plan: Plan, plugins: ActivePlugins) -> Any:
+    """The tokenizer or processor of a model that is named, before any weight is read.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    return _loaded(plan.model, plugins)
+
+
+def processor_of(model: Any, setup: Setup) -> Any:
+    """The tokenizer or processor of a run's model, which is a name or a ready object.
+
+    A ready model has the one that it carries, else that of the name it was loaded by. If it reads no images, it gets
+    the tokenizer alone, also where its name is that of a model that does.
+
+    Raises:
+        ModelError: a ready model says no name; there is no tokenizer, or it cannot be loaded.
+    """
+    if isinstance(model, str):
+        return load_processor(setup.plan, setup.plugins)
+    carried = next(_carried(model), None)
+    if carried is not None:
+        return carried
+    name, revision = _named_by(model)
+    if not name:
+        raise ModelError(
+            f"{type(causal_model(model)).__name__} does not say where its tokenizer is: its config._name_or_path is "
+            "empty.",
+            where="model",
+            fix=f"{_GIVE_ONE[0].upper()}{_GIVE_ONE[1:]} to SFTTrainer.",
+        )
+    request = ModelRequest(name, revision, trust_remote_code=setup.plan.model.trust_remote_code)
+    found = _loaded(request, _loader_of(request, setup))
+    return found if hasattr(causal_model(model).config, "vision_config") else getattr(found, "tokenizer", found)
+
+
+def _carried(model: Any) -> Iterator[Any]:
+    """What hangs on the model, or on the one that an adapter wraps, as models loaded by Unsloth have it."""
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+    for one in (model, causal_model(model)):
+        yield from (each for each in vars(one).values() if isinstance(each, (PreTrainedTokenizerBase, ProcessorMixin)))
+
+
+def _named_by(model: Any) -> tuple[str, str | None]:
+    """The name that a model was loaded by, or that its adapter has for it, and the revision; both may be empty."""
+    config = causal_model(model).config
+    if name := getattr(config, "_name_or_path", None):
+        return str(name), getattr(config, "_commit_hash", None)
+    for adapter in getattr(model, "peft_config", {}).values():
+        if name := getattr(adapter, "base_model_name_or_path", None):
+            return str(name), getattr(adapter, "revision", None)
+    return "", None
+
+
+def _loader_of(request: ModelRequest, setup: Setup) -> ActivePlugins:
+    """The loader that a run of this name has where it chooses none."""
+    installed = Installed(setup.catalog, setup.blocked)
+    (loader,) = default_selections(request, installed, set(KINDS) - {"loader"})
+    return ActivePlugins([bind(loader, setup.catalog, setup.blocked)])
+
+
+def _loaded(request: ModelRequest, plugins: ActivePlugins) -> Any:
+    try:
+        return plugins.one("load_processor", request=request)
+    except ImportError as error:
+        named = next((name for name in _PROCESSOR_NEEDS if name in str(error).lower()), "")
+        raise ModelError(
+            f"its processor needs a library that is not installed: {named or _first_line(error)}.",
+            where=f"model {request.name}",
+            fix=f"Install it: pip install {named}" if named else "Install it, or pass processing_class.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the tokenizer cannot be loaded: {_first_line(error)}",
+            where=f"model {request.name}",
+            fix=f"Give a model with a tokenizer, or {_GIVE_ONE}.",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

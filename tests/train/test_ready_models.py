@@ -1,0 +1,138 @@
+"""A ready model brings its own tokenizer or processor, as a model that is named does."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaForCausalLM
+
+from sftcore import ModelError, SFTConfig, SFTTrainer
+from sftcore.core.errors import OptionTypeError
+from tests.conftest import alpaca_rows, make_llama, make_tokenizer
+from tests.plugins.vlm.tiny import make_vlm, save
+
+
+def config(folder, **fields) -> SFTConfig:
+    defaults = {
+        "max_steps": 1, "per_device_train_batch_size": 2, "save_strategy": "no", "gradient_checkpointing": False,
+        "use_cpu": True, "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
+    return SFTConfig(str(folder / "out"), **{**defaults, **fields})
+
+
+@pytest.fixture
+def rows() -> Dataset:
+    return Dataset.from_list(alpaca_rows(4))
+
+
+def lora():
+    return LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+
+
+def reloaded_adapter(folder, model_folder):
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), lora()).save_pretrained(folder)
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), folder, is_trainable=True)
+
+
+def base_without_a_name(folder, model_folder):
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model = get_peft_model(model, lora())
+    model.get_base_model().config._name_or_path = ""
+    return model
+
+
+READY = {
+    "loaded": lambda folder, model: AutoModelForCausalLM.from_pretrained(model),
+    "wrapped by PEFT": lambda folder, model: get_peft_model(AutoModelForCausalLM.from_pretrained(model), lora()),
+    "an adapter that was loaded": reloaded_adapter,
+    "an adapter whose base alone says its name": base_without_a_name,
+}
+
+
+@pytest.mark.parametrize("way", READY)
+def test_a_ready_model_is_trained_with_its_own_tokenizer(tmp_path, model_folder, rows, way):
+    trainer = SFTTrainer(READY[way](tmp_path / "adapter", model_folder), config(tmp_path), train_dataset=rows)
+    named = SFTTrainer(str(model_folder), config(tmp_path), train_dataset=rows)
+    assert trainer.processing_class.get_vocab() == named.processing_class.get_vocab()
+    assert trainer.processing_class.chat_template == named.processing_class.chat_template
+    assert trainer.train_dataset["input_ids"] == named.train_dataset["input_ids"]
+    trainer.train()
+
+
+def test_the_tokenizer_that_a_model_carries_comes_before_that_of_its_name(tmp_path, model_folder, rows):
+    """Unsloth hands out models that carry their tokenizer, on the model that its adapter wraps."""
+    own = make_tokenizer(template="{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model._saved_temp_tokenizer = own
+    for given in (model, get_peft_model(model, lora())):
+        assert SFTTrainer(given, config(tmp_path), train_dataset=rows).processing_class is own
+
+
+def test_a_ready_model_that_reads_images_brings_its_processor(tmp_path):
+    from tests.plugins.vlm.test_training import MIXED
+
+    folder = save("llava", tmp_path / "model")
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
+    trainer = SFTTrainer(model, config(tmp_path), train_dataset=Dataset.from_list(MIXED))
+    assert trainer.processing_class.image_processor is not None
+    assert [one.label for one in trainer.setup.plan.selected("collator")] == ['collator "vlm"']
+    trainer.train()
+    assert model.config._attn_implementation == "eager"  # it stays as it is
+
+
+def test_of_a_processor_a_model_that_reads_no_images_takes_the_tokenizer(tmp_path, rows):
+    """The text part of a vision-language model names the repository of the whole."""
+    folder = save("gemma3", tmp_path / "model")
+    processor = make_vlm("gemma3")[1]
+    model = make_llama(processor.tokenizer)
+    model.config._name_or_path = str(folder)
+    trainer = SFTTrainer(model, config(tmp_path), train_dataset=rows)
+    assert trainer.processing_class.get_vocab() == processor.tokenizer.get_vocab()
+    assert not trainer.setup.plan.model.vision
+    trainer.train()
+
+
+def test_a_model_made_from_a_configuration_asks_for_its_tokenizer(tmp_path, llama, rows):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM.*_name_or_path.*processing_class=") as error:
+        SFTTrainer(llama, config(tmp_path), train_dataset=rows)
+    assert "None" not in str(error.value)
+
+
+def test_a_model_whose_folder_has_no_tokenizer_asks_for_it(tmp_path, llama, rows):
+    llama.save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"model .*/model: .*tokenizer.*processing_class"):
+        SFTTrainer(model, config(tmp_path), train_dataset=rows)
+
+
+def test_a_model_whose_folder_is_gone_asks_for_its_tokenizer(tmp_path, model_folder, rows):
+    shutil.copytree(model_folder, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"model .*/model: .*processing_class") as error:
+        SFTTrainer(model, config(tmp_path), train_dataset=rows)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_may_be_given_as_a_path(tmp_path, model_folder, rows):
+    trainer = SFTTrainer(model_folder, config(tmp_path), train_dataset=rows)
+    assert trainer.setup.plan.model.name == str(model_folder)
+
+
+@pytest.mark.parametrize("given", [None, 3, AutoModelForCausalLM, LlamaForCausalLM])
+def test_what_is_not_a_model_is_refused(tmp_path, rows, given):
+    with pytest.raises(OptionTypeError, match=r"SFTTrainer: model is a .*name.*, got "):
+        SFTTrainer(given, config(tmp_path), train_dataset=rows)
+
+
+def test_model_and_tokenizer_in_one_argument_are_taken_apart_in_the_error(tmp_path, tokenizer, llama, rows):
+    with pytest.raises(OptionTypeError, match=r"model is a .*got a tuple.*processing_class"):
+        SFTTrainer((llama, tokenizer), config(tmp_path), train_dataset=rows)
+
+
+def test_what_is_not_a_tokenizer_is_refused(tmp_path, llama, rows):
+    with pytest.raises(OptionTypeError, match=r"processing_class is a tokenizer.*got a str"):
+        SFTTrainer(llama, config(tmp_path), train_dataset=rows, processing_class="name")
