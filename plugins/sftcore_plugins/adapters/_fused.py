@@ -63,15 +63,15 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     dropout, device = self.lora_dropout[name], x.device.type
     dropped = self.training and not isinstance(dropout, torch.nn.Identity)
     autocast = torch.is_autocast_enabled(device)
-    # what is not part of the graph may be added to in place, and its gradient is computed together with the adapter's
-    own = not (dropped or autocast) and _is_frozen_product(self.base_layer, x)
-    with torch.no_grad() if own else contextlib.nullcontext():
+    dtype = torch.get_autocast_dtype(device) if autocast else weight_a.dtype
+    base, frozen = None, (None, None)
+    if not (dropped or autocast) and _is_frozen_product(self.base_layer, x):
+        frozen = self.base_layer.weight, self.base_layer.bias
+    else:
         base = self.base_layer(x)
     if dropped:
         x = dropout(x.to(weight_a.dtype))
-    dtype = torch.get_autocast_dtype(device) if autocast else weight_a.dtype
-    weight = self.base_layer.weight if own else None
-    added: torch.Tensor = _function().apply(base, weight, x, weight_a, weight_b, self.scaling[name], dtype)
+    added: torch.Tensor = _function().apply(base, *frozen, x, weight_a, weight_b, self.scaling[name], dtype)
     return added
 
 
@@ -103,23 +103,27 @@ def _function() -> Any:
     class AddLowRank(torch.autograd.Function):  # type: ignore[misc]
         """base (..., O) + scaling * x (..., I) A^T (I, R) B^T (R, O), multiplied in dtype, in base's dtype.
 
-        With `weight` (O, I), base is x W^T outside the graph: it is written over, and x gets the gradient of both.
+        Without `base`, it is x W^T plus the bias of frozen weights (O, I): it is added to in place, and x gets the
+        gradient of both.
         """
 
         @staticmethod
         def forward(
             ctx: Any,
-            base: torch.Tensor,
+            base: torch.Tensor | None,
             weight_OI: torch.Tensor | None,
+            bias_O: torch.Tensor | None,
             x: torch.Tensor,
             a_RI: torch.Tensor,
             b_OR: torch.Tensor,
             scaling: float,
             dtype: torch.dtype,
         ) -> torch.Tensor:
-            x_NI = x.flatten(0, -2)
-            added = base.clone(memory_format=torch.contiguous_format) if weight_OI is None else base
-            added_NO = added.view(-1, base.shape[-1])
+            x_NI = x.reshape(-1, x.shape[-1])
+            if base is None:
+                added_NO = torch.nn.functional.linear(x_NI, weight_OI, bias_O)
+            else:
+                added_NO = base.clone(memory_format=torch.contiguous_format).view(-1, base.shape[-1])
             down_IR, up_RO = a_RI.to(dtype).T, b_OR.to(dtype).T
             inner_NR = torch.empty(len(x_NI), len(a_RI), dtype=dtype, device=x.device)
             with without_autocast(x):
@@ -129,20 +133,19 @@ def _function() -> Any:
                     _add_product(added_NO[rows], inner_NR[rows], up_RO, scaling)
             ctx.save_for_backward(x, inner_NR, a_RI, b_OR, weight_OI)
             ctx.scaling, ctx.dtype = scaling, dtype
-            if weight_OI is not None:
-                ctx.mark_dirty(base)
-            return added
+            # as torch's own linear does: what a function gives as a view may not be changed in place
+            return torch.ops.aten._unsafe_view(added_NO, [*x.shape[:-1], added_NO.shape[-1]])
 
         @staticmethod
         @once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             x, inner_NR, a_RI, b_OR, weight_OI = ctx.saved_tensors
             dtype, needs = ctx.dtype, ctx.needs_input_grad
-            grad_NO, x_NI = grad.flatten(0, -2), x.flatten(0, -2)
+            grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
             down_RI, up_OR = a_RI.to(dtype), b_OR.to(dtype)
             grad_a, grad_b = torch.zeros_like(down_RI), torch.zeros_like(up_OR)
             grad_x_NI = None
-            if needs[2]:
+            if needs[3]:
                 grad_x_NI = torch.zeros_like(x_NI) if weight_OI is None else grad_NO @ weight_OI
             with without_autocast(x):
                 for rows in _rows_at_once(x_NI, dtype):
@@ -150,16 +153,17 @@ def _function() -> Any:
                     narrow = (wide @ up_OR).mul_(ctx.scaling)
                     if grad_x_NI is not None:
                         _add_product(grad_x_NI[rows], narrow, down_RI, 1.0)
-                    if needs[3]:
-                        grad_a.addmm_(narrow.T, x_NI[rows].to(dtype))
                     if needs[4]:
+                        grad_a.addmm_(narrow.T, x_NI[rows].to(dtype))
+                    if needs[5]:
                         grad_b.addmm_(wide.T, inner_NR[rows], alpha=ctx.scaling)
             return (
-                grad if needs[0] and weight_OI is None else None,
+                grad if needs[0] else None,
+                None,
                 None,
                 None if grad_x_NI is None else grad_x_NI.view_as(x),
-                grad_a.to(a_RI.dtype) if needs[3] else None,
-                grad_b.to(b_OR.dtype) if needs[4] else None,
+                grad_a.to(a_RI.dtype) if needs[4] else None,
+                grad_b.to(b_OR.dtype) if needs[5] else None,
                 None,
                 None,
             )

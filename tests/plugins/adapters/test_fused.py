@@ -19,18 +19,18 @@ from tests.train.test_trainer import config
 IDS = torch.arange(4, 36).reshape(2, 16)
 
 
-def pair(tokenizer, dtype=torch.float32, **options):
+def pair(tokenizer, dtype=torch.float32, config=None, **options):
     """The same adapted model twice: as PEFT makes it, and fused; with B away from the zero at which PEFT starts it."""
     made = []
     for fused in (False, True):
         torch.manual_seed(0)
-        base = make_llama(tokenizer, hidden_size=64, intermediate_size=128).to(dtype)
+        base = make_llama(tokenizer, **{"hidden_size": 64, "intermediate_size": 128, **(config or {})}).to(dtype)
         adapted = get_peft_model(
             base, LoraConfig(**{"r": 4, "task_type": "CAUSAL_LM", "target_modules": "all-linear", **options})
         )
         with torch.no_grad():
             for name, one in adapted.named_parameters():
-                if "lora_B" in name:
+                if "lora_B" in name or name.endswith(".bias"):
                     one.normal_(0, 0.2)
         if fused:
             assert fuse(adapted) == 14
@@ -58,7 +58,11 @@ def same(ours, theirs, tolerance):
         assert (ours[2][name] - wanted).norm() <= tolerance * wanted.norm() + 1e-12, name
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
+BIASES = {"attention_bias": True, "mlp_bias": True}
+"""As Qwen2 and others have them."""
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"config": BIASES}])
 def test_loss_and_gradients_are_those_of_peft(tokenizer, options):
     theirs, ours = pair(tokenizer, **options)
     same(step(ours), step(theirs), 1e-5)
@@ -106,6 +110,32 @@ def test_what_a_hook_of_the_base_is_given_stays_as_it_is(tokenizer, kind):
         step(model)
     assert len(seen[0]) == len(seen[1]) >= 11  # nothing flows back from the first three
     for theirs, ours in zip(*seen, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 8), (2, 3, 8), (1, 3, 8), (2, 1, 3, 8), (0, 3, 8), (8,)])
+@pytest.mark.parametrize("made", ["as it is", "transposed", "needs no gradient"])
+def test_any_input_of_a_linear_layer_gives_pefts_output_which_may_be_changed_in_place(bias, shape, made):
+    torch.manual_seed(0)
+    layer = get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(8, 6, bias=bias)), LoraConfig(r=2, target_modules=["0"], lora_alpha=3)
+    )
+    torch.nn.init.normal_(layer.base_model.model[0].lora_B["default"].weight)
+    given = torch.randn(shape)
+    found = []
+    for fused in (0, 1):
+        x = given.clone()
+        if made == "transposed" and x.ndim > 1:
+            x = x.transpose(0, -2).contiguous().transpose(0, -2)
+        x.requires_grad_(made != "needs no gradient")
+        layer.zero_grad()
+        assert fuse(layer) == 1 if fused else True
+        out = layer(x)
+        out.mul_(2)
+        out.square().sum().backward()
+        found.append([out.detach(), x.grad, *(one.grad for one in layer.parameters())])
+    for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
