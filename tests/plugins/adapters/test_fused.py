@@ -10,10 +10,11 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from sftcore_plugins.adapters import _fused
 from sftcore_plugins.adapters._fused import fuse
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen2Config, Qwen2ForCausalLM
 
 from sftcore import SFTTrainer
 from tests.conftest import alpaca_rows, make_llama
+from tests.documents.architectures import ARCHITECTURES, GROUPED, build
 from tests.train.test_trainer import config
 
 IDS = torch.arange(4, 36).reshape(2, 16)
@@ -137,6 +138,30 @@ def test_any_input_of_a_linear_layer_gives_pefts_output_which_may_be_changed_in_
         found.append([out.detach(), x.grad, *(one.grad for one in layer.parameters())])
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+# PEFT itself cannot adapt the routers of Llama 4
+@pytest.mark.parametrize("name", [*(name for name in ARCHITECTURES if name != "Llama4"), "Qwen2"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_each_architecture_gets_pefts_gradients(name, dropout):
+    """Biases, norms on queries, experts, residuals that are added in place: what a Llama does not have."""
+    found = []
+    for fused in (False, True):
+        base = build(name, "eager") if name in ARCHITECTURES else Qwen2ForCausalLM(Qwen2Config(**GROUPED))
+        torch.manual_seed(1)
+        for key, weight in base.named_parameters():
+            if name == "Qwen2" or key.endswith("bias"):
+                torch.nn.init.normal_(weight, 0, 0.1)
+        adapted = get_peft_model(
+            base, LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear", lora_dropout=dropout)
+        )
+        for key, weight in adapted.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(weight, 0, 0.1)
+        if fused and name not in ("GPT2",):  # whose layers are convolutions
+            assert fuse(adapted)
+        found.append(step(adapted.train()))
+    same(found[1], found[0], 1e-4)
 
 
 def test_a_second_backward_pass_over_a_kept_graph_gives_the_same(tokenizer):
