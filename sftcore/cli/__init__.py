@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from sftcore.core.visible import visible
+from sftcore.core.visible import unstyled, visible
 
 _VERBS = {
     "quickstart": "Fine-tune a small model on your machine and compare its answers before and after.",
@@ -27,6 +27,8 @@ _VERBS = {
     "chat": "Chat with a trained model in the terminal, with or without its adapter.",
     "quantize": "Quantise a trained model, calibrated on its own training rows, and measure the effect.",
 }
+_AFTER = ("parity", "replay", "merge", "chat", "quantize")
+"""The verbs for a trained run, whose modules are in the folder `after`."""
 
 
 class _LazyGroup(click.Group):
@@ -40,18 +42,37 @@ class _LazyGroup(click.Group):
             from sftcore.core.errors import nearest
 
             ctx.fail(f'There is no verb "{cmd_name}".{nearest(cmd_name, _VERBS)}')
-        command: click.Command = importlib.import_module(f"sftcore.cli.{cmd_name.replace('-', '_')}").command
+        folder = "after." if cmd_name in _AFTER else ""
+        command: click.Command = importlib.import_module(f"sftcore.cli.{folder}{cmd_name.replace('-', '_')}").command
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.UsageError as error:  # it quotes words that may be file names which the shell expanded
-            raise click.UsageError(visible(error.format_message()), error.ctx) from None
+            advice = _as_setting(error) if isinstance(error, click.NoSuchOption) else ""
+            raise click.UsageError(visible(advice or error.format_message()), error.ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(_VERBS.items()))
+
+
+def _as_setting(error: click.NoSuchOption) -> str:
+    """What to write instead of an option that is a setting of the recipe; empty if it is none."""
+    if error.ctx is None or not any(one.name == "words" for one in error.ctx.command.params):
+        return ""
+    from sftcore.config.fields import config_fields
+    from sftcore.config.near_names import ELSEWHERE
+    from sftcore.config.recipe import SECTIONS
+
+    key = error.option_name.lstrip("-").replace("-", "_")
+    if key in ("config", "recipe", "c"):
+        return f"The recipe is given without an option: sftcore {error.ctx.command.name} recipe.yaml"
+    key = ELSEWHERE.get(key, key)
+    if key.partition(".")[0] not in {*SECTIONS, *config_fields()}:
+        return ""
+    return f"There is no option {error.option_name}. Settings are written key=value: {key}=…"
 
 
 @functools.cache
@@ -61,10 +82,10 @@ def _warn_once(text: str) -> None:
 
 
 class _EscapedLogRecord(logging.LogRecord):
-    """Escapes control characters in log messages, since libraries may quote a model's or a tokenizer's files."""
+    """Log messages without colours or control characters, since libraries may quote a model's or tokenizer's files."""
 
     def getMessage(self) -> str:
-        return visible(super().getMessage())
+        return visible(unstyled(super().getMessage()))
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,7 +98,7 @@ def main() -> None:
     """Run the command line; an error of our own is shown as one message, and the exit code is 1."""
     from sftcore.core.errors import SFTCoreError
 
-    warnings.showwarning = lambda message, *_, **__: _warn_once(visible(str(message)))
+    warnings.showwarning = lambda message, *_, **__: _warn_once(visible(" ".join(unstyled(str(message)).split())))
     logging.setLogRecordFactory(_EscapedLogRecord)
     try:
         cli(prog_name="sftcore")

@@ -63,9 +63,9 @@ def _show(console: Console, one: Preview) -> None:
     from sftcore.tools.preview import CUT_SHOWN
     from sftcore.tools.preview_page import document_heading
 
-    console.print(Text(one.caption, "bold"))
+    console.print(Text(one.caption, "bold"), soft_wrap=True)
     if one.dropped:
-        console.print(Text(visible(f"A run drops this row: {one.dropped}."), "yellow"))
+        console.print(Text(visible(f"A run drops this row: {one.dropped}."), "yellow"), soft_wrap=True)
     for note in one.notes:
         console.print(Text(visible(note), "yellow"), soft_wrap=True)
     for line in one.proof:
@@ -78,7 +78,7 @@ def _show(console: Console, one: Preview) -> None:
         show = _coloured if console.color_system else _uncoloured
         console.print(show(document.segments), soft_wrap=True)
     if one.cut > CUT_SHOWN:
-        console.print(Text(f"{one.cut - CUT_SHOWN:,} more tokens are cut away.", "red"))
+        console.print(Text(f"{one.cut - CUT_SHOWN:,} more tokens are cut away.", "red"), soft_wrap=True)
 
 
 def _coloured(segments: tuple[Piece, ...]) -> Text:

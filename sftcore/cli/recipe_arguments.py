@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
@@ -15,13 +15,20 @@ import click
 from sftcore.cli.quiet import quiet
 from sftcore.config.recipe import Recipe, load_recipe
 from sftcore.core.types import ModelRequest
+from sftcore.data.source.files import BUILDERS
 
 if TYPE_CHECKING:
     from sftcore.tools.saved import SavedRun
-
-F = TypeVar("F", bound=Callable[..., Any])
-
 _BLOCK = click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin; may be repeated.")
+
+
+def _model(text: str) -> Any:
+    return click.option("--model", metavar="MODEL", help=text)
+
+
+def _data(text: str) -> Any:
+    return click.option("--data", multiple=True, metavar="DATA", help=text)
+
 
 takes_dtype = click.option(
     "--dtype",
@@ -55,26 +62,44 @@ def takes_run(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def takes_recipe(function: F) -> F:
-    """Add `[RECIPE] [KEY=VALUE]... --block`; the function gets them as `words` and `block`."""
-    return click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")(_BLOCK(function))
+def takes_recipe(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `[RECIPE] [KEY=VALUE]... --model --data --block`; the function gets `block`, and all the rest as `words`."""
+
+    @functools.wraps(function)
+    def command(words: tuple[str, ...], model: str | None, data: tuple[str, ...], **others: Any) -> None:
+        function(words=_with_given(words, model, data), **others)
+
+    for option in (
+        _BLOCK,
+        _data("Data to train on, instead of data=…; may be repeated."),
+        _model("Hub id, folder or .gguf file of the model, instead of model=…"),
+        click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]..."),
+    ):
+        command = option(command)
+    return command
 
 
 def takes_data(function: Callable[..., None]) -> Callable[..., None]:
-    """Add `DATA|RECIPE [KEY=VALUE]... --model --format --block`; the function gets the recipe that they describe."""
+    """Add `DATA|RECIPE [KEY=VALUE]... --model --data --format --block`; the function gets the recipe of all these."""
 
     @functools.wraps(function)
     def command(
-        words: tuple[str, ...], model: str | None, format_choice: str | None, block: tuple[str, ...], **others: Any
+        words: tuple[str, ...],
+        model: str | None,
+        data: tuple[str, ...],
+        format_choice: str | None,
+        block: tuple[str, ...],
+        **others: Any,
     ) -> None:
-        function(_recipe_from_data(words, model, format_choice, block), **others)
+        function(_recipe_from_data(words, data, model, format_choice, block), **others)
 
     for option in (
         _BLOCK,
         click.option(
             "--format", "format_choice", metavar="FORMAT", help="Read the rows in this format instead of detecting it."
         ),
-        click.option("--model", metavar="MODEL", help="Hub id, folder or .gguf file whose tokenizer is used."),
+        _data("The same as DATA; may be repeated."),
+        _model("Hub id, folder or .gguf file whose tokenizer is used."),
         click.argument("words", nargs=-1, metavar="DATA|RECIPE [KEY=VALUE]..."),
     ):
         command = option(command)
@@ -84,22 +109,45 @@ def takes_data(function: Callable[..., None]) -> Callable[..., None]:
 def recipe_from(words: tuple[str, ...], block: tuple[str, ...]) -> Recipe:
     """The recipe that the arguments describe: an optional file, followed by overrides."""
     if not words:
-        raise click.UsageError("Give a recipe file, key=value pairs or both: sftcore train model=… data=train.jsonl")
+        raise click.UsageError(
+            "Give a recipe file, key=value pairs or both: sftcore train --model MODEL --data train.jsonl max_length=512"
+        )
     first, rest = words[0], words[1:]
-    is_file = "=" not in first or Path(first).is_file()
-    return load_recipe(first, rest, block=block) if is_file else load_recipe(None, words, block=block)
+    if not _is_file_or_name(first):
+        return load_recipe(None, words, block=block)
+    if Path(first).suffix.lower() in BUILDERS:
+        raise click.UsageError(f"{first} is data, not a recipe. Write: --data {first}")
+    return load_recipe(first, rest, block=block)
+
+
+def _with_given(words: tuple[str, ...], model: str | None, data: tuple[str, ...]) -> tuple[str, ...]:
+    """The words with model and data among them as key=value, before the overrides."""
+    given = []
+    for key, inner, value in (("model", "name", model), ("data", "train", data[0] if len(data) == 1 else list(data))):
+        if not value:
+            continue
+        if twice := [word for word in words if word.startswith((f"{key}=", f"{key}.{inner}="))]:
+            raise click.UsageError(f"The {key} is given twice: --{key} and {twice[0]}. Keep one of them.")
+        given.append(f"{key}={_as_yaml(value)}")
+    has_file = bool(words) and _is_file_or_name(words[0])
+    return (*words[:has_file], *given, *words[has_file:])
 
 
 def _recipe_from_data(
-    words: tuple[str, ...], model: str | None, format_choice: str | None, block: tuple[str, ...]
+    words: tuple[str, ...],
+    named: tuple[str, ...],
+    model: str | None,
+    format_choice: str | None,
+    block: tuple[str, ...],
 ) -> Recipe:
     """The recipe that the arguments describe: a recipe file, or data (a pattern, a folder, a hub id or several files).
 
-    If no model is given, the recipe's model has no name.
+    `named` are the data given by --data. If no model is given, the recipe's model has no name.
     """
     data = list(itertools.takewhile(_is_path_or_name, words))
+    overrides = list(words[len(data) :])
     path = data.pop() if len(data) == 1 and _is_recipe(data[0]) else None
-    overrides = list(words[len(data) + (path is not None) :])
+    data += named
     if not data and path is None and not any(word.startswith(("data=", "data.")) for word in overrides):
         raise click.UsageError(
             "Give data or a recipe first, such as train.jsonl, 'data/*.jsonl', owner/name, recipe.yaml"
@@ -113,6 +161,10 @@ def _recipe_from_data(
         return load_recipe(path, [*given, *overrides], block=block)
     recipe = load_recipe(None, ["model=none", *given, *overrides], block=block)
     return attrs.evolve(recipe, model=ModelRequest())
+
+
+def _is_file_or_name(word: str) -> bool:
+    return "=" not in word or Path(word).is_file()
 
 
 def _is_path_or_name(word: str) -> bool:

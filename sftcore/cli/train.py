@@ -18,28 +18,36 @@ from sftcore.train.guard.signals import exits_cleanly
 @click.option(
     "--nproc", type=click.IntRange(min=1), default=1, metavar="N", help="Number of processes to start on this machine."
 )
+@click.option("--dry-run", is_flag=True, help="Show the plan of the run, and train and write nothing.")
 @exits_cleanly()
-def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int) -> None:
+def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run: bool) -> None:
     """Train a model from a recipe.
 
     RECIPE is a YAML file. KEY=VALUE pairs override its settings or replace the file altogether; dotted keys reach
     nested settings, as in adapter.lora.r=8. Mistakes in the recipe are reported before anything heavy is loaded. With
     --nproc, accelerate's launcher starts several processes.
     """
-    from sftcore.train.run import check_recipe, run_recipe
+    from sftcore.train import run
 
     no_bars()
     is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
         warnings.simplefilter("ignore")  # the first process shows the same warnings
-    checked = check_recipe(recipe_from(words, block))
+    checked = run.check_recipe(recipe_from(words, block))
+    if not dry_run:
+        run.refuse_other_run(checked.recipe)
     if nproc > 1:
         from sftcore.train.launch import launch
 
-        launch(nproc, [*words, *(f"--block={one}" for one in block)], checked.recipe.training)
+        options = [*(f"--block={one}" for one in block), *(["--dry-run"] if dry_run else [])]
+        launch(nproc, [*words, *options], checked.recipe.training)
 
     from rich.console import Console
 
-    outcome = run_recipe(checked, Console(quiet=not is_first))
+    console = Console(quiet=not is_first)
+    if dry_run:
+        run.dry_run(checked, console)
+        return
+    outcome = run.run_recipe(checked, console)
     if is_first:
         click.echo(visible(outcome.sentence))

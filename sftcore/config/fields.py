@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from sftcore.config.near_names import meant
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError
 
 _SIMPLE: dict[str, Any] = {
@@ -25,19 +26,8 @@ RENAMED = {"max_seq_length": "max_length"}
 """Older names of fields that are still in use: they work, and a warning gives the new name."""
 
 
-DECLARED_OTHERWISE: dict[str, Any] = {"fsdp": bool | str | None}
-"""Types of fields that transformers (5.17, 5.24) declares for its command line: `fsdp` is true, or an older string."""
-
-
-ELSEWHERE = {
-    "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
-    "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
-    "sequence_len": "max_length", "cutoff_len": "max_length", "block_size": "max_length",
-    "lr_scheduler": "lr_scheduler_type", "optimizer": "optim", "base_model": "model", "model_name_or_path": "model",
-    "datasets": "data", "dataset": "data", "dataset_name": "data", "sample_packing": "packing",
-    "flash_attention": "attention", "attn_implementation": "attention", "peft_config": "adapter",
-}  # fmt: skip
-"""Names of other tools for our keys, suggested when an unknown key is refused."""
+DECLARED_OTHERWISE: dict[str, Any] = {"fsdp": bool | str | None, "callbacks": dict | list | str | None}
+"""Types of fields that are declared for the command line of scripts (transformers 5.17, 5.24, and ours)."""
 
 
 def use_current_names(settings: dict[str, Any], *, where: str) -> None:
@@ -80,7 +70,7 @@ def check_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...]
     known = config_fields()
     for key, value in values.items():
         if key not in known:
-            raise UnknownKeyError(key, (*known, *also), where=where, meant=ELSEWHERE.get(key))
+            raise UnknownKeyError(key, (*known, *also), where=where, meant=meant(key, (*known, *also)) or None)
         if (wanted := known[key]) is None:
             continue
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -82,7 +81,7 @@ class Installed:
                 answer = by_itself(entry).declared(hook, **arguments)
             except SFTCoreError as error:
                 if not entry.missing:  # its module may well need what is missing
-                    warnings.warn(f"a broken plugin is passed over. {error}", stacklevel=2)
+                    entry.warn_broken(error)
                 continue
             yield entry, answer
 

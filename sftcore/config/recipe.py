@@ -16,7 +16,8 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from sftcore.config import yaml12
-from sftcore.config.fields import check_fields, use_current_names
+from sftcore.config.fields import RENAMED, check_fields, config_fields, use_current_names
+from sftcore.config.near_names import refuse_unknown
 from sftcore.config.selections import parse_choice
 from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError
 from sftcore.core.options import structure
@@ -92,9 +93,7 @@ def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterable[str] = ()) -> Recipe:
     """Parse a recipe from plain values; `block` extends the recipe's own blocklist."""
-    for section, example in (("model", "model: HuggingFaceTB/SmolLM2-135M-Instruct"), ("data", "data: train.jsonl")):
-        if raw.get(section) in (None, ""):
-            raise RecipeError(f'the key "{section}" is missing.', where=place, fix=f"Add a line such as: {example}")
+    refuse_unknown(raw, (*SECTIONS, *_FIELDS_WITH_A_KEY, *RENAMED, *config_fields()), where=place)
     training = {key: value for key, value in raw.items() if key not in SECTIONS}
     use_current_names(training, where=place)
     for key, instead in _FIELDS_WITH_A_KEY.items():

@@ -38,6 +38,7 @@ class SFTConfig(TrainingArguments):
         "dataset_kwargs",
         "plugins",
         "prepare_in_int8_kwargs",
+        "callbacks",
     ]
 
     # --- Other defaults than in TrainingArguments ---
@@ -114,6 +115,17 @@ class SFTConfig(TrainingArguments):
     divergence_factor: float | None = None
     """Stop where the mean loss of ten steps is this many times the lowest such mean and 1 nat above it. None: never."""
 
+    # --- Stopping early, callbacks and the output folder ---
+    early_stopping_patience: int | None = None
+    """Stop after so many evaluations in a row whose `metric_for_best_model` (the loss, if none is named) is no better
+    than the best. None: never. `load_best_model_at_end` then keeps the best model."""
+    early_stopping_threshold: float = 0.0
+    """By how much the metric has to be better than the best to count."""
+    callbacks: dict[str, Any] | str | None = None
+    """Callbacks by name, or a list or mapping of them with options: transformers' own, or a distribution's."""
+    overwrite_output_dir: bool = False
+    """Let the command line replace another run in `output_dir`: its checkpoints and model are removed."""
+
     # --- The loss ---
     completion_only_loss: bool | None = None
     """Loss on the completion alone. None: where the rows have a prompt and a completion."""
@@ -157,6 +169,8 @@ class SFTConfig(TrainingArguments):
             raise OptionTypeError(
                 f"divergence_factor is a number above 1, got {self.divergence_factor}.", where="SFTConfig"
             )
+        if self.early_stopping_patience is not None and self.metric_for_best_model is None:  # type: ignore[has-type]
+            self.metric_for_best_model = "loss"
         if self.packing_strategy == "bfd-requeue":
             warnings.warn('packing_strategy "bfd-requeue" is now "bfd_split".', FutureWarning, stacklevel=3)
             self.packing_strategy = "bfd_split"

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from attrs import frozen
 from sftcore.core.errors import (
     BrokenPluginError,
     DuplicatePluginError,
+    SFTCoreError,
     UnavailablePluginError,
     UnknownPluginError,
     nearest,
@@ -53,6 +55,12 @@ class PluginEntry:
                 f'{self.kind} "{self.name}" needs {", ".join(self.missing)}.',
                 fix=f'Install: pip install "{self.distribution}[{self.name}]"',
             )
+
+    def warn_broken(self, error: Exception) -> None:
+        """Say that a run goes on without this plugin, in one short line that is the same each time."""
+        why = error.what if isinstance(error, SFTCoreError) else f"{type(error).__name__}: {error}"
+        why = " ".join(why.replace(self.label, "").split())
+        warnings.warn(f"{self.label} is broken and ignored: {why[:160]}", stacklevel=3)
 
     def load(self) -> type[Any]:
         """Import the plugin's module and return its class.

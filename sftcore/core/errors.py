@@ -12,10 +12,25 @@ if TYPE_CHECKING:
     from sftcore.core.types import Problem
 
 
+def near_name(word: str, known: Iterable[str]) -> str:
+    """The closest known name: one that is spelt almost so, or is the last part of the word or its first letter.
+
+    >>> near_name("lorra", ["lora", "loss"]), near_name("lora_r", ["r", "lora_alpha"]), near_name("rank", ["r", "x"])
+    ('lora', 'r', 'r')
+    """
+    names, last = sorted(known), word.rpartition("_")[2]
+
+    def alike(text: str, cutoff: float) -> str:
+        return next(iter(difflib.get_close_matches(text, names, n=1, cutoff=cutoff)), "")
+
+    letter = last[:1] if last[:1] in names else ""
+    return alike(word, 0.8) or alike(last, 0.6) or letter or alike(word, 0.6)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean "…"?` for the closest known name, else an empty string."""
-    match = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f' Did you mean "{match[0]}"?' if match else ""
+    found = near_name(word, known)
+    return f' Did you mean "{found}"?' if found else ""
 
 
 def quoted(names: Iterable[object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 LONGEST = 20_000
@@ -25,6 +26,18 @@ def visible(text: str) -> str:
         else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
     )
+
+
+_STYLE = re.compile("\x1b\\[[0-9;:]*m")
+
+
+def unstyled(text: str) -> str:
+    """A library's report without the codes that colour it, which would be spelled out.
+
+    >>> unstyled("\\x1b[1mLOAD REPORT\\x1b[0m")
+    'LOAD REPORT'
+    """
+    return _STYLE.sub("", text)
 
 
 def message(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,7 +110,7 @@ def _candidate(
         one = bind(selection, catalog, blocked, plan.settings)
         plugins.having(one)  # raises if a hook does not fit
     except SFTCoreError as error:
-        warnings.warn(f"format: auto ignores a broken plugin. {error}", stacklevel=2)
+        entry.warn_broken(error)
         return None
     return one
 
@@ -126,7 +125,7 @@ def _asked(one: Bound, plugins: ActivePlugins, hook: str, columns: tuple[str, ..
     try:
         return next(iter(plugins.having(one).ask(one, hook, columns=columns)), None)
     except Exception as error:  # one broken format must not stop the others
-        warnings.warn(f"format: auto ignores {one.entry.label}: {type(error).__name__}: {error}", stacklevel=2)
+        one.entry.warn_broken(error)
         return None
 
 

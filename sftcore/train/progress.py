@@ -80,7 +80,7 @@ class RichProgress(TrainerCallback):
             return
         if "eval_loss" in logs:
             accuracy = logs.get("eval_mean_token_accuracy")
-            self._console.print(
+            self._say(
                 f"step {state.global_step}: eval_loss {logs['eval_loss']:.4f}"
                 + (f", accuracy {accuracy:.3f}" if accuracy is not None else "")
             )
@@ -94,9 +94,11 @@ class RichProgress(TrainerCallback):
         else:
             done = max(state.global_step - self._first_step, 1)
             left = self._trained() / done * (state.max_steps - state.global_step)
-            self._console.print(
-                f"step {state.global_step}/{state.max_steps}  {figures}  left {_clock(left)}", highlight=False
-            )
+            self._say(f"step {state.global_step}/{state.max_steps}  {figures}  left {_clock(left)}")
+
+    def _say(self, line: str) -> None:
+        """One line, however narrow the console is taken to be: a file or a pipe has no width."""
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the bar away."""

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import frozen
 
+from sftcore.config.processes import world_size
 from sftcore.config.recipe import AUTO, LAST, Recipe
 from sftcore.config.setup import check, set_up_recipe
 from sftcore.core.errors import ConflictError, RecipeError
 from sftcore.core.types import KINDS
+from sftcore.core.visible import visible
 from sftcore.data.source.load import inspect
+from sftcore.data.store.cache import cache_folder
 from sftcore.train.checked import Checked
+from sftcore.train.checkpoint.folders import choose, held_run, remove_run
+from sftcore.train.parts.callbacks import check_callbacks
 from sftcore.train.row_locations import named_by_file
+from sftcore.util.disk import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,10 +74,84 @@ def check_recipe(recipe: Recipe) -> Checked:
             where=recipe.place,
             fix="Add max_steps, or drop data.streaming.",
         )
+    check_callbacks(recipe.training, evaluates=has_eval and strategy != "no", where=recipe.place)
     _checkpoint(recipe)
     check(setup)
     train = inspect(recipe.data.train, setup)
     return Checked(recipe, setup, train, inspect(recipe.data.eval, setup) if recipe.data.eval is not None else None)
+
+
+def refuse_other_run(recipe: Recipe) -> None:
+    """Refuse an output folder that holds the model or the checkpoints of another run, which this one would replace.
+
+    Raises:
+        ConflictError: it does, and the recipe neither resumes from it nor says that it may be replaced.
+    """
+    folder = _output_dir(recipe)
+    if recipe.training.get("overwrite_output_dir") or _resumes(recipe, folder) or not (held := held_run(folder)):
+        return
+    names = [path.name for path in held]
+    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    raise ConflictError(
+        f"the folder holds another run: {', '.join(names[:3])}{others}.",
+        where=f"output_dir {folder}",
+        fix="Name another output_dir, resume with resume_from_checkpoint=auto, or replace it with "
+        "overwrite_output_dir=true.",
+    )
+
+
+def _output_dir(recipe: Recipe) -> Path:
+    return Path(config_of(recipe)["output_dir"]).expanduser()
+
+
+def _resumes(recipe: Recipe, folder: Path) -> bool:
+    """Whether the run continues the one in its folder."""
+    wanted = _checkpoint(recipe)
+    return wanted in (AUTO, LAST) or (wanted is not None and folder.resolve() in Path(wanted).resolve().parents)
+
+
+def _remove_other_run(recipe: Recipe) -> None:
+    """Make room for a run that may replace another; what it starts from itself is never removed."""
+    folder = _output_dir(recipe)
+    if not recipe.training.get("overwrite_output_dir") or _resumes(recipe, folder):
+        return
+    starts_from = [recipe.model.name, recipe.training.get("resume_from_checkpoint")]
+    if any(name and folder.resolve() in (Path(name).resolve(), *Path(name).resolve().parents) for name in starts_from):
+        return
+    with writing("the new run", folder):
+        gone = remove_run(folder)
+    if gone:
+        print(visible(f"output     {folder}: removed {', '.join(path.name for path in gone)}"), file=sys.stderr)
+
+
+def dry_run(checked: Checked, console: Console) -> None:
+    """Load and prepare everything, show the plan of the run as `run_recipe` would, and train and write nothing."""
+    from sftcore.train.record.dry_run import WRITES_NOTHING, PlanShownError, StopBeforeTraining
+
+    folder = _output_dir(checked.recipe)
+    resume = _checkpoint(checked.recipe)
+    found = choose(resume, folder).folder if resume in (AUTO, LAST) else resume
+    checked.setup.plugins.all("prepare", plan=checked.setup.plan)
+    with named_by_file(checked), _aside() as aside:
+        trainer = _trainer(checked, console, {**WRITES_NOTHING, "output_dir": aside})
+        trainer.remove_callback(trainer.recorder)
+        trainer.add_callback(StopBeforeTraining(trainer, str(folder)))
+        with suppress(PlanShownError):
+            trainer.train(resume_from_checkpoint=found)
+
+
+@contextmanager
+def _aside() -> Iterator[str]:
+    """A folder that is gone afterwards, the same for all processes of a launch, which may share files through it."""
+    if world_size() == 1:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+        return
+    shared = cache_folder() / f"dry-run-{os.environ.get('MASTER_PORT', '')}-{os.environ.get('TORCHELASTIC_RUN_ID', '')}"
+    try:
+        yield str(shared)
+    finally:
+        shutil.rmtree(shared, ignore_errors=True)
 
 
 def run_recipe(
@@ -84,6 +169,8 @@ def run_recipe(
         trainer = _trainer(checked, console)
         if before_training is not None:
             before_training(trainer)
+        if trainer.is_world_process_zero():
+            _remove_other_run(checked.recipe)
         start = time.monotonic()
         result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
     trainer.save_model()
@@ -92,7 +179,7 @@ def run_recipe(
     return Outcome(trainer, losses or (result.training_loss,), seconds, Path(trainer.args.output_dir))
 
 
-def _trainer(checked: Checked, console: Console) -> SFTTrainer:
+def _trainer(checked: Checked, console: Console, changed: Mapping[str, Any] | None = None) -> SFTTrainer:
     from transformers import PrinterCallback, ProgressCallback
 
     from sftcore.config.sft_config import SFTConfig
@@ -102,7 +189,7 @@ def _trainer(checked: Checked, console: Console) -> SFTTrainer:
     from sftcore.util.plain import plain
 
     recipe = checked.recipe
-    args = SFTConfig(**config_of(recipe))
+    args = SFTConfig(**{**config_of(recipe), **(changed or {})})
     train = load(checked.train, recipe.data, recipe.data.split, streaming=recipe.data.streaming)
     evaluation = load(checked.eval, recipe.data, recipe.data.eval_split) if checked.eval else None
     if recipe.data.eval_fraction is not None:

@@ -54,6 +54,7 @@ from sftcore.train.guard.signals import Listener
 from sftcore.train.guard.steps import StepGuard
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
+from sftcore.train.parts.callbacks import callbacks_of
 from sftcore.train.parts.evaluation import EvaluationLoss
 from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_balance
 from sftcore.train.parts.metrics import Metrics
@@ -135,7 +136,8 @@ class SFTTrainer(OpenLayout):
         super().__init__(
             model=self.loaded.model, args=args, data_collator=collator, train_dataset=train_dataset,
             eval_dataset=eval_dataset, processing_class=processor, compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics, callbacks=[self.recorder, *(callbacks or [])], optimizers=optimizers,
+            compute_metrics=compute_metrics, optimizers=optimizers,
+            callbacks=[self.recorder, *callbacks_of(args), *(callbacks or [])],
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )  # fmt: skip

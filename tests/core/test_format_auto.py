@@ -64,11 +64,13 @@ def test_the_choice_that_a_clash_of_two_formats_proposes_resolves_it(install, ch
 )
 def test_a_broken_format_is_passed_over_with_a_warning_that_names_it(install, choose, distribution, label, cause):
     install(distribution)
-    with pytest.warns(UserWarning, match="format: auto ignores") as caught:
+    with pytest.warns(UserWarning, match="is broken and ignored: ") as caught:
         assert choose("messages") == ("chat", "sftcore")
     (text,) = [str(one.message) for one in caught]
-    assert label in text
+    assert text.startswith(label)
+    assert text.count(label) == 1
     assert cause in text
+    assert len(text) < 240
 
 
 def test_a_format_whose_library_is_missing_is_named_with_what_installs_it(set_up):

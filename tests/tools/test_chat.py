@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftcore import SFTTrainer
-from sftcore.cli.chat import command
+from sftcore.cli.after.chat import command
 from sftcore.core.errors import CheckError, ModelError
 from sftcore.tools.chat_loop import Chat
 from sftcore.tools.chat_model import ChatModel, Reply, Sampling, _Streamer, load_chat_model

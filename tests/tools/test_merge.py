@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from sftcore import SFTTrainer
-from sftcore.cli.merge import command
+from sftcore.cli.after.merge import command
 from sftcore.core.errors import ModelError
 from sftcore.tools import agreement
 from sftcore.tools.merge import merge

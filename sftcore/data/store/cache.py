@@ -78,7 +78,7 @@ def find_or_make(
             shutil.rmtree(aside, ignore_errors=True)
         found = _load(entry)
         assert found is not None
-        return *found, f"prepared in {time.monotonic() - start:.1f} s, {reason} ({entry})"
+        return *found, f"prepared in {time.monotonic() - start:.1f} s, {reason}"
 
 
 def wrapped(table: pa.Table) -> Dataset:

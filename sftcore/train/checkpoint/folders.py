@@ -120,6 +120,35 @@ def _step(folder: Path) -> int | None:
     return step if isinstance(step, int) else None
 
 
+def held_run(folder: Path) -> list[Path]:
+    """What another run has left in a folder, and a new one would replace or leave beside its own: models, checkpoints.
+
+    A run that ended before its first save leaves nothing that counts.
+    """
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if _is_checkpoint(path) or _is_of_model(path)]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.name.startswith("checkpoint-") and (path / _STATE).is_file()
+
+
+def _is_of_model(path: Path) -> bool:
+    return path.is_file() and (path.suffix == ".safetensors" or path.name in ("pytorch_model.bin", "adapter_model.bin"))
+
+
+def remove_run(folder: Path) -> list[Path]:
+    """Remove what `held_run` finds, and the configurations without which no model is loaded; what was removed."""
+    gone = held_run(folder)
+    for path in [*gone, *(folder / name for name in _MODEL_CONFIGS)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return gone
+
+
 def final_place(folder: Path) -> Path:
     """Where what is being written into `folder` will be in the end."""
     return Path(*(part for part in folder.parts if not part.startswith(PREFIX)))

@@ -1,0 +1,1 @@
+"""Verbs for a run that has been trained."""
