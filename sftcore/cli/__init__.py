@@ -23,11 +23,12 @@ _VERBS = {
     "selftest": "Verify that a run computes the same loss and gradients as plain transformers.",
     "parity": "Check that a saved model will be served with the template and tokens it was trained with.",
     "replay": "Repeat a run from its manifest and compare the weights bit by bit.",
+    "evaluate": "Evaluate a trained model: loss, perplexity and accuracy on rows of your choice.",
     "merge": "Merge a run's adapter into its base model, so that it loads without PEFT.",
     "chat": "Chat with a trained model in the terminal, with or without its adapter.",
     "quantize": "Quantise a trained model, calibrated on its own training rows, and measure the effect.",
 }
-_AFTER = ("parity", "replay", "merge", "chat", "quantize")
+_AFTER = ("parity", "replay", "evaluate", "merge", "chat", "quantize")
 """The verbs for a trained run, whose modules are in the folder `after`."""
 
 

@@ -37,6 +37,24 @@ def load_tokenizer(run: SavedRun) -> Any:
     return getattr(found, "tokenizer", found)
 
 
+def load_processor_of(run: SavedRun) -> Any | None:
+    """The run's own processor, or else that of its base; None for a model that reads text alone.
+
+    Raises:
+        ModelError: the processor cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    if "vision_config" not in saved_config(run):
+        return None
+    folders = [folder for folder in (run.folder, run.adapter) if folder and any(folder.glob("*processor_config.json"))]
+    place = folders[0] if folders else run.base.name
+    try:
+        return AutoProcessor.from_pretrained(place, trust_remote_code=run.base.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the processor cannot be loaded: {error}", where=str(place)) from error
+
+
 def load_base(run: SavedRun, dtype: str = "float32") -> Any:
     """The base, or the whole model, without quantisation; a base that was saved quantised is dequantised.
 

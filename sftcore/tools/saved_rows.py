@@ -58,7 +58,7 @@ def rows_of_run(
         raise DataError("there is no manifest.json with a recipe, so the run's data are not known.", where=where)
     recipe = parse_recipe(raw, place=f"{where}/manifest.json")
     try:
-        source, dataset = _dataset(recipe, run, part)
+        source, dataset = dataset_of_run(recipe, run, part)
         rows = _tokenized(recipe, dataset, tokenizer, limit, max_length, seed)
     except (SFTCoreError, OSError) as error:
         raise DataError(f"the run's data cannot be read again: {error}", where=where) from error
@@ -67,7 +67,12 @@ def rows_of_run(
     return RunRows(tuple(rows), source.label)
 
 
-def _dataset(recipe: Recipe, run: SavedRun, part: str) -> tuple[Source, Dataset]:
+def dataset_of_run(recipe: Recipe, run: SavedRun, part: str) -> tuple[Source, Dataset]:
+    """The raw rows of a run's "train" or "eval" set, and where they are.
+
+    Raises:
+        DataError: the run has no such set, or it cannot be read.
+    """
     from sftcore.data.source.files import local_files
 
     data = recipe.data
