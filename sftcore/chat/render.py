@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sftcore.chat.content import as_templates_read, says_otherwise
 from sftcore.chat.conversation import Conversations, RenderedConversation
@@ -17,6 +17,16 @@ from sftcore.core.types import Example, Span, Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+WITHOUT_TEMPLATE = (
+    "prompt and completion are joined as they are, while `sftcore chat` will ask with the model's chat template; write "
+    "them as lists of messages to train with it"
+)
+EVERY_TURN = (
+    "users' and system turns are trained on like answers; assistant_only_loss: true trains on the answers alone"
+)
+"""Notes on what is as it was asked for, and often not as it was meant."""
 
 
 @frozen
@@ -83,13 +93,21 @@ class Renderer:
         if example.messages is not None:
             self._refuse_completion_only("messages")
             turns = self._as_templates_read(example.messages, example)
-            return self._conversation(turns, example)
+            conversation = self._conversation(turns, example)
+            several = len({turn.role == "assistant" for turn in turns}) > 1
+            if conversation.spans is None and several:
+                return evolve(conversation, notes=(*conversation.notes, EVERY_TURN))
+            return conversation
         if isinstance(example.prompt, str):
             self._refuse_assistant_only()
             text = self._with_eos(example.prompt + str(example.completion))
             spans = None if self._completion_only is False else (Span(len(example.prompt), len(text)),)
-            return Rendered(text, spans, True)
+            return Rendered(text, spans, True, (WITHOUT_TEMPLATE,) if self._misses_template(example.prompt) else ())
         return self._prompt_and_completion(example)
+
+    def _misses_template(self, prompt: str) -> bool:
+        """Whether the tokenizer has a chat template, and the prompt has none of the tokens that it would add."""
+        return bool(self.tokenizer.chat_template) and self._special.added.search(prompt) is None
 
     def _as_templates_read(self, turns: Turns, example: Example) -> Turns:
         if not says_otherwise(turns):

@@ -132,10 +132,14 @@ def _facts(report: SetReport) -> Iterator[tuple[str, str]]:
     if report.model is not None:
         at = f", max_length {report.max_length:,}" if report.max_length is not None else ""
         yield "model", f"{Path(report.model).name}{at}"
+    from sftcore.data.ledger import MANY_CUT
+
     rows = report.rows
     parts = [f"{rows.read:,} read", f"{rows.broken:,} broken", f"{rows.refused:,} refused"]
     if report.tokens is not None:
         parts += [f"{rows.dropped:,} dropped", f"{rows.kept:,} kept", f"{rows.cut:,} of them cut"]
+        if rows.cut >= MANY_CUT * rows.kept > 0:
+            parts[-1] += f" ({rows.cut / rows.kept:.0%}: raise max_length or split them)"
     yield "rows", ", ".join(parts)
     if (tokens := report.tokens) is not None:
         share = f" ({tokens.supervised / tokens.kept:.1%} of them)" if tokens.kept else ""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 WELL_FILLED = 0.97
 """If blocks are filled less than this on average, the report gives a reason."""
 
+MANY_CUT = 1 / 3
+"""From this share of the rows on, the report says that they are too many to be cut."""
+
 
 @frozen
 class PackingCounts:
@@ -155,7 +158,13 @@ class Ledger:
             f"{self.tokens_kept:,} tokens, {self.tokens_supervised:,} supervised"
         ]
         if self.rows_cut:
-            lines.append(f"{self.name}: {self.rows_cut:,} rows cut to length, {self.tokens_cut:,} tokens removed")
+            share = self.rows_cut / self.rows_kept if self.rows_kept else 0
+            advice = (
+                f"; that is {share:.0%} of the rows, so raise max_length or split them" if share >= MANY_CUT else ""
+            )
+            lines.append(
+                f"{self.name}: {self.rows_cut:,} rows cut to length, {self.tokens_cut:,} tokens removed{advice}"
+            )
         lines += [
             f"{self.name}: {len(rows):,} rows dropped, {reason} (first: row {rows[0]})"
             for reason, rows in self.dropped_rows.items()
