@@ -10,6 +10,7 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 | collators of images | `DOCUMENTS`, `MAX_PIXELS`, `open_image` |
 | attentions | `edges_of`*, `planned_device`, `unsupported` |
 | kernels | `decoder_layers`* |
+| kernels, losses | `triton_is_interpreted` |
 | loaders, adapters | `adapter_folder`, `quantisation_asked_for`, `quantisation_of`*, `prepare_quantised`* |
 | adapters | `selective_of`, `vision_parts`* |
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sftcore.model.memory.layers import decoder_layers
     from sftcore.model.precision import prepare_quantised, quantisation_of
     from sftcore.model.vision import vision_parts
+    from sftcore.util.triton import triton_is_interpreted
 
 __all__ = [
     "DOCUMENTS",
@@ -51,6 +53,7 @@ __all__ = [
     "quantisation_asked_for",
     "quantisation_of",
     "selective_of",
+    "triton_is_interpreted",
     "unsupported",
     "vision_parts",
 ]

@@ -35,7 +35,8 @@ def test_the_names_of_plugin_api_are_frozen():
     names = {
         "DOCUMENTS", "IGNORED", "IMAGE", "MAX_PIXELS", "adapter_folder", "decoder_layers", "edges_of", "filler_of",
         "flatten_rows", "multiple_of", "open_image", "pad_rows", "planned_device", "prepare_quantised",
-        "quantisation_asked_for", "quantisation_of", "selective_of", "unsupported", "vision_parts",
+        "quantisation_asked_for", "quantisation_of", "selective_of", "triton_is_interpreted", "unsupported",
+        "vision_parts",
     }  # fmt: skip
     assert set(sftcore.plugin_api.__all__) == names
     assert len(sftcore.plugin_api.__all__) == len(names)

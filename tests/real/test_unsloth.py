@@ -161,12 +161,13 @@ def test_a_model_of_unsloths_own_trains_like_that_of_transformers(folder):
 
         folder = sys.argv[1]
         names = dict(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
-        rows, tokenizer = Dataset.from_list(alpaca_rows(24)), AutoTokenizer.from_pretrained(folder + "/model")
+        rows, own = Dataset.from_list(alpaca_rows(24)), AutoTokenizer.from_pretrained(folder + "/model")
 
         def losses(model, **settings):
             args = SFTConfig(folder + "/own", max_steps=3, logging_steps=1, per_device_train_batch_size=2,
                              max_length=64, learning_rate=1e-2, use_cpu=True, report_to="none", **settings)
-            trainer = SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+            trainer = SFTTrainer(model, args, train_dataset=rows)
+            assert trainer.processing_class.get_vocab() == own.get_vocab()
             trainer.train()
             return trainer, [row["loss"] for row in trainer.state.log_history if "loss" in row]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftcore import LoadedModel, ModelError, PatchReport, Plan, Probe, Problem, hookimpl, plugin
+from sftcore.plugin_api import triton_is_interpreted
 from sftcore_plugins.kernels._patching import InstancePatch, confined_to
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ class Liger:
             for switch in switches:
                 # off by default means that Liger only keeps the name for the sake of its callers
                 why = "Liger has none for it" if not known[switch].default else _why_not(switch, model)
-                count = 0 if why else _apply(switch, model, patch)
+                count = 0
+                if not why:
+                    count, why = _apply(switch, model, patch)
                 if count:
                     replaced.append(f"{switch} of {count} modules")
                 else:
@@ -78,15 +81,21 @@ class Liger:
         return PatchReport(tuple(replaced), skipped, patch.undo)
 
 
-def _apply(switch: str, model: torch.nn.Module, patch: InstancePatch) -> int:
-    """Have Liger replace one thing in this model; how many of its modules changed."""
+def _apply(switch: str, model: torch.nn.Module, patch: InstancePatch) -> tuple[int, str]:
+    """Have Liger replace one thing in this model: how many of its modules changed, or why Liger cannot."""
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     one = InstancePatch()
-    with confined_to(model, one):
-        _apply_liger_kernel_to_instance(model, **{name: name == switch for name in KERNELS})
+    try:
+        with confined_to(model, one):
+            _apply_liger_kernel_to_instance(model, **{name: name == switch for name in KERNELS})
+    except (ImportError, AttributeError, TypeError, KeyError) as error:
+        # it reads names of transformers' modules, which differ between versions
+        one.undo()
+        versions = [importlib.metadata.version(name) for name in ("liger-kernel", "transformers")]
+        return 0, f"Liger {versions[0]} cannot patch it in transformers {versions[1]} ({error})"
     patch.extend(one)
-    return one.modules
+    return one.modules, ""
 
 
 def _why_not(switch: str, model: Any) -> str:
@@ -96,7 +105,7 @@ def _why_not(switch: str, model: Any) -> str:
         activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
         if activation not in MLPS[switch]:
             return f"it computes {MLPS[switch][0]}, and the model {activation}"
-    return _interpreter_fails(switch) if _is_interpreted() else ""
+    return _interpreter_fails(switch) if triton_is_interpreted() else ""
 
 
 def _interpreter_fails(switch: str) -> str:
@@ -104,12 +113,14 @@ def _interpreter_fails(switch: str) -> str:
     import torch
     from liger_kernel.ops import LigerGELUMulFunction, LigerSiLUMulFunction
     from liger_kernel.transformers import LigerRMSNorm
+    from liger_kernel.transformers.relu_squared import LigerReLUSquared
 
     ones = torch.ones(1, 4)
     trials: dict[str, Any] = {
         "rms_norm": lambda: LigerRMSNorm(4)(ones.clone()),
         "swiglu": lambda: LigerSiLUMulFunction.apply(ones, ones, 1.0, 1.0),
         "geglu": lambda: LigerGELUMulFunction.apply(ones, ones),
+        "relu_squared": lambda: LigerReLUSquared()(ones),
     }
     try:
         trials.get(switch, str)()
@@ -119,14 +130,9 @@ def _interpreter_fails(switch: str) -> str:
 
 
 # --- Devices, as in the loss of the same name -----------------------------------------------------------------------
-def _is_interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, on any device, as TRITON_INTERPRET=1 asks before its import."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
 def _check_device(plan: Plan) -> Iterator[Problem]:
     """On a CPU, Triton runs in its interpreter only."""
-    if plan.settings.get("use_cpu") and not _is_interpreted():
+    if plan.settings.get("use_cpu") and not triton_is_interpreted():
         what = "Liger's kernels need a GPU, and the run asks for the CPU (use_cpu)."
         yield Problem(what, "kernel: liger", fix=WITHOUT_GPU)
 
@@ -139,11 +145,14 @@ def _refuse_device() -> None:
     """
     import torch
 
-    if not torch.accelerator.is_available() and not _is_interpreted():
+    if not torch.accelerator.is_available() and not triton_is_interpreted():
         raise ModelError('kernel "liger" needs a GPU, and there is none.', fix=WITHOUT_GPU)
 
 
-WITHOUT_GPU = "Drop it (use_liger_kernel), or set TRITON_INTERPRET=1 to try it slowly in Triton's interpreter."
+WITHOUT_GPU = (
+    "Drop it (use_liger_kernel), or set TRITON_INTERPRET=1 before Triton is imported, to try it slowly in Triton's "
+    "interpreter."
+)
 
 
 def _causal_of(model: Any) -> Any:

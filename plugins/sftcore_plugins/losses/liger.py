@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from sftcore import (
     hookimpl,
     plugin,
 )
+from sftcore.plugin_api import triton_is_interpreted
 from sftcore_plugins.losses._linear_head import adapted_head, plain_linear
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class LigerLoss:
 
     @hookimpl
     def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:
-        if plan.settings.get("use_cpu") and not _is_interpreted():
+        if plan.settings.get("use_cpu") and not triton_is_interpreted():
             what = "Liger's loss needs a GPU, and the run asks for the CPU (use_cpu)."
             yield Problem(what, "loss: liger", fix=WITHOUT_GPU)
         yield from _wrong_version()
@@ -78,12 +78,15 @@ class LigerLoss:
     def make_loss(self, loaded: LoadedModel, plan: Plan) -> LossFunction:
         import torch
 
-        if not torch.accelerator.is_available() and not _is_interpreted():
+        if not torch.accelerator.is_available() and not triton_is_interpreted():
             raise ModelError('loss "liger" needs a GPU, and there is none.', fix=WITHOUT_GPU)
         return LigerCrossEntropy(self.fused, self.accumulate_in_float32)
 
 
-WITHOUT_GPU = "Drop it (use_liger_kernel), or set TRITON_INTERPRET=1 to try it slowly in Triton's interpreter."
+WITHOUT_GPU = (
+    "Drop it (use_liger_kernel), or set TRITON_INTERPRET=1 before Triton is imported, to try it slowly in Triton's "
+    "interpreter."
+)
 NOT_FUSED = (
     "Use loss: {liger: {fused: false}} (with use_liger_kernel, liger_kernel_config: {cross_entropy: true}), "
     'or loss "nll".'
@@ -151,8 +154,3 @@ def _wrong_version() -> Iterator[Problem]:
     if version in WRONG_VERSIONS:
         what = f"liger-kernel {version} scales the gradients of all tokens by the weight of the first one."
         yield Problem(what, "loss: liger", 'Install a later one: pip install "sftcore[liger]".')
-
-
-def _is_interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, on any device, as TRITON_INTERPRET=1 asks before its import."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"

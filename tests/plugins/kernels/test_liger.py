@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import inspect
+import os
+import subprocess
 import sys
 
 import pytest
@@ -172,23 +176,27 @@ def shared_names():
             found[name, key] = value
             if isinstance(value, type) and value.__module__ == name:
                 found |= {(name, key, inner): one for inner, one in vars(value).items()}
+            if isinstance(value, dict):
+                found |= {(name, key, inner): dict.__getitem__(value, inner) for inner in dict.keys(value)}
     return found
 
 
-@pytest.mark.parametrize("name", [*SHAPES, "Mixtral", "Granite", "Phi3", "Olmo2", "Gemma3Text", "SmolLM3", "Glm4"])
+@pytest.mark.parametrize(
+    "name", [*SHAPES, "Mixtral", "Granite", "Phi3", "Olmo2", "Gemma3Text", "SmolLM3", "Glm4", "Nemotron"]
+)
 def test_no_other_model_of_the_process_sees_the_kernels_before_or_after(name, taught_interpreter):
     small = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}  # fmt: skip
     config = getattr(transformers, f"{name}Config")(**small)
     model = transformers.AutoModelForCausalLM.from_config(config)
     before = shared_names()
-    keys = [set(vars(module)) for module in model.modules()]
+    keys = [(set(vars(module)), dict(module._modules)) for module in model.modules()]
     _, report = patched(model)
     after = shared_names()
     assert {key for key in before if after.get(key) is not before[key]} == set()
     assert report.replaced
     report.undo()
-    assert [set(vars(module)) for module in model.modules()] == keys
+    assert [(set(vars(module)), dict(module._modules)) for module in model.modules()] == keys
 
 
 def test_rope_reaches_the_attention_of_this_model_alone():
@@ -199,21 +207,47 @@ def test_rope_reaches_the_attention_of_this_model_alone():
     _, report = patched(one, **{**OFF, "rope": True})
     assert report.replaced == ("rope of 2 modules",)
     forward = one.model.layers[0].self_attn.forward
-    assert forward.__globals__["apply_rotary_pos_emb"] is liger_rotary_pos_emb
+    assert inspect.unwrap(forward).__globals__["apply_rotary_pos_emb"] is liger_rotary_pos_emb
     assert "forward" not in vars(other.model.layers[0].self_attn)
     assert modeling_llama.apply_rotary_pos_emb is not liger_rotary_pos_emb
 
 
-def test_upstream_still_has_the_names_that_the_patch_relies_on():
-    import inspect
+def test_an_activation_in_a_layer_of_its_own_is_replaced_and_taken_back(monkeypatch):
+    monkeypatch.setattr("sftcore_plugins.kernels.liger._interpreter_fails", lambda switch: "")
+    config = transformers.NemotronConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.NemotronForCausalLM(config)
+    own = model.model.layers[0].mlp.act_fn
+    _, report = patched(model)
+    assert report.replaced == ("relu_squared of 2 modules",)
+    assert type(model.model.layers[0].mlp.act_fn).__module__.startswith("liger_kernel.")
+    report.undo()
+    assert model.model.layers[0].mlp.act_fn is own
+    assert type(transformers.NemotronForCausalLM(config).model.layers[0].mlp.act_fn) is type(own)
 
+
+def test_what_liger_cannot_patch_in_this_transformers_is_skipped_with_its_reason(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    model = build("Llama")
+    monkeypatch.delattr(modeling_llama, "LlamaModel")
+    monkeypatch.setattr("sftcore_plugins.kernels.liger._interpreter_fails", lambda switch: "")
+    _, report = patched(model, rope=False, mlp=False)
+    assert report.replaced == ()
+    assert "cannot patch it in transformers" in report.skipped["rms_norm"]
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_upstream_still_has_the_names_that_the_patch_relies_on():
     from liger_kernel.transformers import _apply_liger_kernel_to_instance, monkey_patch
     from transformers.models.llama import modeling_llama
 
     assert list(inspect.signature(_apply_liger_kernel_to_instance).parameters) == ["model", "kwargs"]
     switches = inspect.signature(monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN["llama"]).parameters
     assert {"rope", "rms_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy", "model"} <= switches.keys()
-    assert "apply_rotary_pos_emb" in modeling_llama.LlamaAttention.forward.__code__.co_names
+    assert "apply_rotary_pos_emb" in inspect.unwrap(modeling_llama.LlamaAttention.forward).__code__.co_names
 
 
 def test_an_mlp_with_another_activation_is_left_alone():
@@ -258,6 +292,7 @@ def test_liger_kernel_config_can_leave_the_loss_to_another_plugin():
     assert plan.selected("loss")[0].name == "nll"
 
 
+@pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed")
 def test_the_kernels_conflict_with_those_of_unsloth():
     chosen = [Selection("loader", "unsloth"), Selection("kernel", "liger")]
     with pytest.raises(ConflictError, match=r'both claim the slot "kernel\.rms_norm"'):
@@ -282,21 +317,41 @@ def test_without_gpu_and_interpreter_the_run_is_refused(monkeypatch):
             LigerLoss().make_loss(loaded=None, plan=Plan(()))
 
 
+@pytest.mark.parametrize(
+    ("lines", "interpreted"),
+    [
+        (["os.environ['TRITON_INTERPRET'] = '1'"], True),
+        (["os.environ['TRITON_INTERPRET'] = '1'", "import triton"], True),
+        (["import triton", "os.environ['TRITON_INTERPRET'] = '1'"], False),
+        (["import triton", "triton.knobs.runtime.interpret = True"], False),
+        (["os.environ['TRITON_INTERPRET'] = '1'", "import triton", "triton.knobs.runtime.interpret = False"], False),
+    ],
+)
+def test_whether_kernels_are_interpreted_is_what_triton_has_decided(lines, interpreted):
+    code = ["import os", *lines, "from sftcore.plugin_api import triton_is_interpreted as asked", "print(asked())"]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout == f"{interpreted}\n"
+
+
 def test_a_run_with_liger_has_the_losses_of_one_without_and_leaves_a_plain_model(
     tokenizer, tmp_path, taught_interpreter
 ):
     from datasets import Dataset
 
     from sftcore import SFTConfig, SFTTrainer
-    from tests.conftest import alpaca_rows, make_llama
+    from tests.conftest import make_llama
 
     def losses(**settings):
         model = make_llama(tokenizer)
         args = SFTConfig(
-            str(tmp_path / "run"), max_steps=2, per_device_train_batch_size=2, logging_steps=1, report_to="none",
-            learning_rate=1e-2, use_cpu=True, eval_strategy="steps", eval_steps=2, max_length=24, **settings,
+            str(tmp_path / "run"), max_steps=2, per_device_train_batch_size=1, logging_steps=1, report_to="none",
+            learning_rate=1e-2, use_cpu=True, eval_strategy="steps", eval_steps=2, max_length=12, padding_free=False,
+            gradient_checkpointing=False, **settings,
         )  # fmt: skip
-        rows = Dataset.from_list(alpaca_rows(4))
+        rows = Dataset.from_list([{"prompt": "say", "completion": " hello"}] * 2)
         trainer = SFTTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
         trainer.train()
         logged = trainer.state.log_history
