@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -76,12 +78,6 @@ def _as_setting(error: click.NoSuchOption) -> str:
     return f"There is no option {error.option_name}. Settings are written key=value: {key}=…"
 
 
-@functools.cache
-def _warn_once(text: str) -> None:
-    """Show each warning once, on one line: a run is checked twice, from the recipe and in the trainer."""
-    click.echo(f"warning: {text}", err=True)
-
-
 class _EscapedLogRecord(logging.LogRecord):
     """Log messages without colours or control characters, since libraries may quote a model's or tokenizer's files."""
 
@@ -99,10 +95,27 @@ def main() -> None:
     """Run the command line; an error of our own is shown as one message, and the exit code is 1."""
     from sftcore.core.errors import SFTCoreError
 
-    warnings.showwarning = lambda message, *_, **__: _warn_once(visible(" ".join(unstyled(str(message)).split())))
+    with _plain_reports():
+        try:
+            cli(prog_name="sftcore")
+        except SFTCoreError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+
+
+@contextlib.contextmanager
+def _plain_reports() -> Iterator[None]:
+    """Warnings and what libraries log without control characters, as they were afterwards."""
+
+    @functools.cache
+    def show_once(text: str) -> None:  # a run is checked twice, from the recipe and in the trainer
+        click.echo(f"warning: {text}", err=True)
+
+    before = warnings.showwarning, logging.getLogRecordFactory()
+    warnings.showwarning = lambda message, *_, **__: show_once(visible(" ".join(unstyled(str(message)).split())))
     logging.setLogRecordFactory(_EscapedLogRecord)
     try:
-        cli(prog_name="sftcore")
-    except SFTCoreError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        yield
+    finally:
+        warnings.showwarning = before[0]
+        logging.setLogRecordFactory(before[1])

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import shutil
 import subprocess
 import sys
-import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -33,14 +31,10 @@ STEERS = ("\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\u200b", "\u2028")
 def run_sftcore(*words: str, code: int = 0) -> str:
     """Run the command in this process, which has imported torch by now; what it printed, both streams."""
     printed = io.StringIO()
-    before = sys.argv, warnings.showwarning, logging.getLogRecordFactory()
-    sys.argv = ["sftcore", *words]
-    try:
-        with redirect_stdout(printed), redirect_stderr(printed), pytest.raises(SystemExit) as ended:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
+        patch.setattr(sys, "argv", ["sftcore", *words])
+        with pytest.raises(SystemExit) as ended:
             cli.main()
-    finally:
-        sys.argv, warnings.showwarning = before[:2]
-        logging.setLogRecordFactory(before[2])
     assert (ended.value.code or 0) == code, printed.getvalue()
     return printed.getvalue()
 
