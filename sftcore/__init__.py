@@ -32,7 +32,8 @@ if TYPE_CHECKING:
         init_zero_verbose,
     )
     from sftcore.compat.vision_collator import DataCollatorForVisionLanguageModeling
-    from sftcore.config.sft_config import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
+    from sftcore.config.model_config import ModelConfig, get_peft_config, get_quantization_config
+    from sftcore.config.sft_config import SFTConfig
     from sftcore.core.errors import (
         CheckError,
         ConflictError,

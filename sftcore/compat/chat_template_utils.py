@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sftcore.core.errors import DataError, ModelError, OptionTypeError
 from sftcore.core.types import Example, Message
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -64,7 +64,7 @@ def get_training_chat_template(
             raise OptionTypeError(
                 "processing_class and tokenizer are two names of the same argument.", fix="Give only processing_class."
             )
-        warnings.warn("The argument tokenizer is now called processing_class.", FutureWarning, stacklevel=2)
+        warn("The argument tokenizer is now called processing_class.", FutureWarning)
         processing_class = tokenizer
     if processing_class is None:
         raise OptionTypeError("get_training_chat_template needs a processing_class.")

@@ -7,13 +7,13 @@ filled with null count as absent.
 from __future__ import annotations
 
 import os.path
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sftcore.chat.template import refuse_unbounded
 from sftcore.core.errors import DataError, OptionTypeError, quoted
 from sftcore.rows import ROLES, template_kwargs_of, without_nulls
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -204,7 +204,7 @@ def pack_dataset(
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     if strategy == "bfd-requeue":
-        warnings.warn('The packing strategy "bfd-requeue" is now called "bfd_split".', FutureWarning, stacklevel=2)
+        warn('The packing strategy "bfd-requeue" is now called "bfd_split".', FutureWarning)
         strategy = "bfd_split"
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         return type(dataset)(

@@ -93,8 +93,11 @@ def refuse_unknown(raw: Mapping[str, Any], known: Iterable[str], *, where: str) 
 def meant(key: str, known: Sequence[str], missing: Sequence[str] = ()) -> str:
     """The key that was probably meant, one of the missing where it is near; empty if none is.
 
-    >>> meant("mdoel", ["model", "mode"], ["model"]), meant("lora_rank", []), meant("zzz", ["model"])
+    >>> meant("mdoel", ["model", "mode"], ["model"]), meant("lora_rank", ["adapter"]), meant("zzz", ["model"])
     ('model', 'adapter.lora.r', '')
     """
     short = key.lower().replace("-", "_")
-    return ELSEWHERE.get(short) or near_name(short, missing) or near_name(short, known)
+    ours = ELSEWHERE.get(short, "")
+    if ours.partition(".")[0] in known:
+        return ours
+    return near_name(short, missing) or near_name(short, known)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftcore.config.checks import ADAPTER_DTYPES, memory_problems
+from sftcore.config.checks import memory_problems
 from sftcore.config.processes import process_problems, uses_deepspeed, uses_fsdp, world_size
+from sftcore.config.settings.combined import combined_problems
 from sftcore.core.errors import RecipeError, nearest
-from sftcore.core.types import PACKING_STRATEGIES, ModelRequest, Plan, Probe, Problem
+from sftcore.core.types import ModelRequest, Plan, Probe, Problem
 from sftcore.util.disk import output_problems
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -69,6 +70,7 @@ def core_problems(plan: Plan, probe: Probe, *, needs_tokenizer: bool = True) -> 
         *model_problems(plan.model, needs_tokenizer, allow_pickle),
         *_loading_problems(plan, probe),
         *_setting_problems(plan.settings),
+        *_task_problems(plan),
         *process_problems(plan),
         *output_problems(plan.settings),
     ]
@@ -109,6 +111,21 @@ def _loading_problems(plan: Plan, probe: Probe) -> Iterator[Problem]:
     yield from _precision_problems(plan)
 
 
+def _task_problems(plan: Plan) -> Iterator[Problem]:
+    """Adapters for another task than the next token."""
+    for one in plan.selected("adapter"):
+        arguments = one.options.get("arguments")
+        named = {**one.options, **(arguments if isinstance(arguments, Mapping) else {})}
+        task = getattr(named.get("config"), "task_type", None) or named.get("task_type")
+        name = str(getattr(task, "value", task))
+        if task is not None and name != "CAUSAL_LM":
+            yield Problem(
+                f'task_type is "{name}", and what is trained is a causal language model.{nearest(name, ["CAUSAL_LM"])}',
+                one.path or "adapter",
+                'Write "CAUSAL_LM", or leave it out.',
+            )
+
+
 def _precision_problems(plan: Plan) -> Iterator[Problem]:
     settings = plan.settings
     if settings.get("fp16") and settings.get("use_cpu"):
@@ -118,11 +135,8 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
             "fp16 scales the gradients of float32 weights, but the model's weights are float16.",
             fix="Load it in float32 (dtype: float32).",
         )
-    wanted = settings.get("adapter_dtype")
-    if wanted not in (None, *ADAPTER_DTYPES):
-        yield Problem(f'adapter_dtype "{wanted}" is not known.', fix=f"Use one of: {', '.join(ADAPTER_DTYPES)}.")
     sharded = [name for name, uses in (("fsdp", uses_fsdp), ("deepspeed", uses_deepspeed)) if uses(settings)]
-    if sharded and (wanted == "bfloat16" or settings.get("master_weights")):
+    if sharded and (settings.get("adapter_dtype") == "bfloat16" or settings.get("master_weights")):
         yield Problem(
             f"{sharded[0]} shards the weights and keeps its own master copies.",
             fix="Set adapter_dtype: float32 and drop master_weights.",
@@ -189,28 +203,10 @@ def _a_pickle(name: str, where: str) -> Problem:
 
 
 def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
-    given: Any = settings.get
-    if given("fp16") and given("bf16"):
-        yield Problem("fp16 and bf16 contradict each other.", fix="Keep one of the two.")
-    max_length = given("max_length")
-    if max_length is not None and max_length < 2:
-        yield Problem(
-            f"max_length is {max_length}, which leaves no token to predict.", fix="Set it to at least 2, or to null."
-        )
-    if given("truncation_mode") not in (None, "keep_start", "keep_end"):
-        yield Problem(f'truncation_mode "{given("truncation_mode")}" is not known.', fix="Use keep_start or keep_end.")
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if given(name) is not None and given(name) < 1:
-            yield Problem(f"{name} is {given(name)}.", fix="Set it to at least 1.")
-    if (given("packing") or given("eval_packing")) and max_length is None and "max_length" in settings:
+    if (settings.get("packing") or settings.get("eval_packing")) and settings.get("max_length", 0) is None:
         yield Problem(
             "packing needs the length of a block, but max_length is null.",
             fix="Set max_length to the tokens of a block.",
         )
-    strategy = given("packing_strategy")
-    if strategy not in (None, *PACKING_STRATEGIES):
-        yield Problem(
-            f'packing_strategy "{strategy}" is not known.{nearest(str(strategy), PACKING_STRATEGIES)}',
-            fix=f"Use one of: {', '.join(PACKING_STRATEGIES)}.",
-        )
+    yield from combined_problems(settings)
     yield from memory_problems(settings)

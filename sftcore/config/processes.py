@@ -64,12 +64,6 @@ def _unkept_order(config: Any) -> Iterator[Problem]:
 
 
 def _split_sequences(config: Any) -> Iterator[Problem]:
-    if isinstance(config, Mapping):
-        yield Problem(
-            f"expected accelerate's ParallelismConfig, got a mapping of {', '.join(map(str, config))}.",
-            "parallelism_config",
-            "Leave it to accelerate launch, or build one in Python.",
-        )
     for size, name in SPLIT_SEQUENCES.items():
         if getattr(config, size, 1) > 1 or int(os.environ.get(f"PARALLELISM_CONFIG_{size.upper()}", "1")) > 1:
             yield Problem(

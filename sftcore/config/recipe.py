@@ -16,12 +16,15 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from sftcore.config import yaml12
-from sftcore.config.fields import RENAMED, check_fields, config_fields, use_current_names
+from sftcore.config.fields import check_fields, config_fields
 from sftcore.config.near_names import refuse_unknown
 from sftcore.config.selections import parse_choice
+from sftcore.config.settings.older_names import OLDER, use_current_names
+from sftcore.config.settings.values import wrong_dtype
 from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError
 from sftcore.core.options import structure
 from sftcore.core.types import KINDS, ModelRequest, Selection
+from sftcore.util.warned import warn
 
 SECTIONS = ("model", "data", *KINDS, "block")
 LAST = "last"
@@ -93,7 +96,7 @@ def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterable[str] = ()) -> Recipe:
     """Parse a recipe from plain values; `block` extends the recipe's own blocklist."""
-    refuse_unknown(raw, (*SECTIONS, *_FIELDS_WITH_A_KEY, *RENAMED, *config_fields()), where=place)
+    refuse_unknown(raw, (*SECTIONS, *_FIELDS_WITH_A_KEY, *OLDER, *config_fields()), where=place)
     training = {key: value for key, value in raw.items() if key not in SECTIONS}
     use_current_names(training, where=place)
     for key, instead in _FIELDS_WITH_A_KEY.items():
@@ -102,10 +105,13 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
     if isinstance(resume := training.get("resume_from_checkpoint"), bool):
         training["resume_from_checkpoint"] = LAST if resume else None
     check_fields(training, where=place, also=SECTIONS)
+    data = _data(raw["data"], place)
+    if data.eval is not None or data.eval_fraction is not None:
+        training.setdefault("eval_strategy", "epoch")
     blocked = raw.get("block") or ()
     return Recipe(
         model=_model(raw["model"], place),
-        data=_data(raw["data"], place),
+        data=data,
         chosen=tuple(one for kind in KINDS if kind in raw for one in parse_choice(kind, raw[kind], where=place)),
         training=training,
         block=(
@@ -157,9 +163,16 @@ def _model(value: Any, place: str) -> ModelRequest:
     if not isinstance(value, Mapping):
         raise OptionTypeError(f"expected a name or a mapping, got {type(value).__name__} {value!r}.", where=where)
     types = {"name": str, "revision": str, "dtype": str, "init_kwargs": dict[str, Any]}
-    known = _typed(value, types, where)
+    given = dict(value)
+    if "torch_dtype" in given:
+        warn(f"{where}: torch_dtype is now dtype.", FutureWarning)
+        given.setdefault("dtype", given.pop("torch_dtype"))
+    known = _typed(given, types, where)
     if "name" not in known:
         raise RecipeError('the key "name" is missing.', where=where, fix="Write model: {name: …}.")
+    for dtype in (known.get("dtype"), known.get("init_kwargs", {}).get("dtype")):
+        if error := wrong_dtype(dtype, where):
+            raise error
     return evolve(ModelRequest(dtype="float32"), **known)
 
 

@@ -6,7 +6,6 @@ below are the one place that names plugins: the documented defaults, and what fi
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from attrs import evolve
 from sftcore.config.installed import Installed
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError
 from sftcore.core.types import AUTO, KINDS, REPEATABLE_KINDS, ModelRequest, Selection
+from sftcore.util.warned import warn
 
 DEFAULTS = {"format": AUTO, "collator": "padded", "loader": "hf", "attention": AUTO, "loss": "nll"}
 """What a run uses where nothing else is asked for. Each yields to an explicit choice."""
@@ -159,7 +159,7 @@ def _from_fields(
 ) -> Iterator[Selection]:
     loss = settings.get("loss_type")
     if loss in RENAMED_LOSSES:
-        warnings.warn(f'loss_type "{loss}" is now "{RENAMED_LOSSES[loss]}".', FutureWarning, stacklevel=2)
+        warn(f'loss_type "{loss}" is now "{RENAMED_LOSSES[loss]}".', FutureWarning)
         loss = RENAMED_LOSSES[loss]
     if loss is not None and loss != DEFAULTS["loss"]:
         yield Selection("loss", loss, path=_at(where, "loss_type"))

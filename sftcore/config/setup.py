@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,8 @@ from sftcore.config.selections import default_selections, selections_for
 from sftcore.core.discovery import Catalog, discover
 from sftcore.core.errors import CheckError, ConflictError
 from sftcore.core.registry import ActivePlugins, Blocklist, resolve
-from sftcore.core.types import AUTO, KINDS, ModelRequest, Plan, Selection
+from sftcore.core.types import AUTO, KINDS, ModelRequest, Plan, Problem, Selection
+from sftcore.util.warned import warn
 
 
 @frozen
@@ -105,19 +105,22 @@ def set_up_recipe(recipe: Recipe) -> Setup:
     return set_up(recipe.chosen, recipe.training, recipe.model, where=recipe.place, block=recipe.block)
 
 
-def check(setup: Setup, *, columns: Sequence[str] | None = None, needs_tokenizer: bool = True) -> None:
+def check(
+    setup: Setup, *, columns: Sequence[str] | None = None, needs_tokenizer: bool = True, also: Iterable[Problem] = ()
+) -> None:
     """Ask the core and every plugin for problems; warnings are shown, errors stop the run, all at once.
+
+    `also` are problems that the caller has found.
 
     Raises:
         CheckError: with every problem found.
     """
     probe = probe_run(setup.plan.model, columns)
-    problems = core_problems(setup.plan, probe, needs_tokenizer=needs_tokenizer) + setup.plugins.problems(
-        setup.plan, probe
-    )
+    own = core_problems(setup.plan, probe, needs_tokenizer=needs_tokenizer)
+    problems = [*also, *own, *setup.plugins.problems(setup.plan, probe)]
     for problem in problems:
         if problem.severity == "warning":
-            warnings.warn(str(problem), stacklevel=2)
+            warn(str(problem))
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         raise CheckError(errors)

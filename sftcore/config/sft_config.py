@@ -5,27 +5,31 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import difflib
 import functools
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_bf16_gpu_available
 
-from sftcore.config.fields import use_current_names
+from sftcore.config.fields import config_fields, raise_all, wrong_fields
+from sftcore.config.near_names import meant
 from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
-from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError
+from sftcore.config.settings.combined import combined_problems
+from sftcore.config.settings.later import Made, snapshot
+from sftcore.config.settings.older_names import GONE, OLDER, use_current_names
+from sftcore.config.settings.values import plain_value, wrong_dtype
+from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError
+from sftcore.util.foreign import in_our_words
 from sftcore.util.secrets import masked
+from sftcore.util.warned import warn
 
-if TYPE_CHECKING:
-    from peft import PeftConfig
-    from transformers import BitsAndBytesConfig
-
-
-_ON_NONFINITE = ("stop", "skip", "continue")
+_OF_DEVICES = ("use_cpu", "bf16", "bf16_full_eval", "ddp_backend", "ddp_timeout", "deepspeed", "accelerator_config")
+"""Fields on which it depends what devices a run has."""
 
 
 @dataclass
@@ -72,8 +76,8 @@ class SFTConfig(TrainingArguments):
     """A .jinja or .j2 file with the chat template, or a tokenizer whose template, tokens and EOS are taken over."""
 
     # --- The data ---
-    dataset_text_field: str = "text"
-    """The column of plain texts."""
+    dataset_text_field: str | None = "text"
+    """The column of plain texts; None: text."""
     dataset_kwargs: dict[str, Any] | str | None = None
     """{"skip_prepare_dataset": True} hands the data to the collator as they are."""
     dataset_num_proc: int | None = None
@@ -147,47 +151,85 @@ class SFTConfig(TrainingArguments):
     """Plugins that must not be used, as kind:name."""
 
     def __post_init__(self) -> None:
+        given = snapshot(self, config_fields())
+        self._check_values()
+        for name, instead in (("pad_token", "tokenizer.pad_token"), ("label_smoothing_factor", "a loss plugin")):
+            if getattr(self, name):
+                warn(f"{name} is deprecated, use {instead}.", FutureWarning)
+        self._derive()
+        self._made = Made.of(given, self)
+
+    def settle(self) -> None:
+        """Check and translate what was set since the configuration was made, as the constructor does.
+
+        Raises:
+            RecipeError, SettingsError: what is wrong with it.
+        """
+        older = {name: self.__dict__.pop(name) for name in [*self.__dict__] if name in OLDER - GONE.keys()}
+        use_current_names(older, where="SFTConfig")
+        self.__dict__.update(older)
+        changed = self._made.changed(self)
+        for name in self.__dict__.keys() - self._made.fields.keys() - self._made.attributes:
+            if close := difflib.get_close_matches(name, self._made.fields, n=1, cutoff=0.85):
+                warn(f'SFTConfig: nothing reads the attribute {name}. Did you mean "{close[0]}"?')
+        if not changed:
+            return
+        self.__dict__.update(self._made.as_given(self))
+        if set(changed) & set(_OF_DEVICES):
+            self.__dict__.pop("_setup_devices", None)
+        SFTConfig.__post_init__(self)
+
+    def _check_values(self) -> None:
+        """Refuse what is wrong with the fields, each and together, before transformers reads them.
+
+        Raises:
+            RecipeError: one thing is.
+            SettingsError: several are.
+        """
+        known = config_fields()
+        for name, wanted in known.items():
+            setattr(self, name, plain_value(getattr(self, name), wanted))
+        values = {name: getattr(self, name) for name in known if not isinstance(getattr(self, name), AcceleratorConfig)}
+        if self.packing_strategy == "bfd-requeue":
+            warn('packing_strategy "bfd-requeue" is now "bfd_split".', FutureWarning)
+            self.packing_strategy = values["packing_strategy"] = "bfd_split"
+        raise_all(wrong_fields(values, where="SFTConfig"))
+        raise_all(
+            RecipeError(one.what, where=one.where or "SFTConfig", fix=one.fix) for one in combined_problems(values)
+        )
+
+    def _derive(self) -> None:
+        """What the fields make of each other, transformers' own part included."""
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())  # type: ignore[has-type]
-        elif self.bf16 and not torch.accelerator.is_available():
+        if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
             # transformers refuses bf16 without a GPU until it is told so, though a CPU has it
             self.use_cpu = True
         if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:  # type: ignore[has-type]
             # newer transformers warn about the name that everybody uses; both mean the same
             self.activation_checkpointing = self.gradient_checkpointing
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-        if isinstance(self.pad_to_multiple_of, str):
-            self.pad_to_multiple_of = _multiple(self.pad_to_multiple_of)
-        for name, instead in (("pad_token", "tokenizer.pad_token"), ("label_smoothing_factor", "a loss plugin")):
-            if getattr(self, name):
-                warnings.warn(f"{name} is deprecated, use {instead}.", FutureWarning, stacklevel=3)
-        if self.on_nonfinite not in _ON_NONFINITE:
-            raise OptionTypeError(
-                f'on_nonfinite is {", ".join(_ON_NONFINITE)}, got "{self.on_nonfinite}".', where="SFTConfig"
-            )
-        if self.divergence_factor is not None and self.divergence_factor <= 1:
-            raise OptionTypeError(
-                f"divergence_factor is a number above 1, got {self.divergence_factor}.", where="SFTConfig"
-            )
+        if isinstance(self.pad_to_multiple_of, str) and self.pad_to_multiple_of != "auto":
+            self.pad_to_multiple_of = int(self.pad_to_multiple_of) if self.pad_to_multiple_of.isdigit() else None
+        if self.report_to is None:  # type: ignore[has-type]
+            self.report_to = "none"  # transformers takes the value None for the name of a tracker
         if self.early_stopping_patience is not None and self.metric_for_best_model is None:  # type: ignore[has-type]
             self.metric_for_best_model = "loss"
-        if self.packing_strategy == "bfd-requeue":
-            warnings.warn('packing_strategy "bfd-requeue" is now "bfd_split".', FutureWarning, stacklevel=3)
-            self.packing_strategy = "bfd_split"
         refuse_missing_deepspeed(self.deepspeed)
         # Unsloth on a CPU patches TrainingArguments to turn TRL's packing off; here packed documents are proven apart
         own = {name: getattr(self, name) for name in ("packing", "eval_packing", "padding_free")}
-        super().__post_init__()
+        with in_our_words("transformers does not take these settings", RecipeError, where="SFTConfig"):
+            super().__post_init__()
         self.__dict__.update(own)
         start_deepspeed(self)
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
-        if isinstance(self.model_init_kwargs, dict):
-            self.model_init_kwargs = current_init_kwargs(self.model_init_kwargs)
+        self.model_init_kwargs = current_init_kwargs(self.model_init_kwargs, where="SFTConfig.model_init_kwargs")
         given = self.dataset_kwargs if isinstance(self.dataset_kwargs, dict) else {}
         if unknown := set(given) - {"skip_prepare_dataset"}:
             raise RecipeError(
-                f"dataset_kwargs knows only skip_prepare_dataset, got {', '.join(sorted(unknown))}.", where="SFTConfig"
+                f"dataset_kwargs knows only skip_prepare_dataset, got {', '.join(sorted(map(str, unknown)))}.",
+                where="SFTConfig",
             )
 
     @functools.cached_property
@@ -198,10 +240,9 @@ class SFTConfig(TrainingArguments):
         visible = self.__dict__.get("_n_gpu", 1)
         if visible > 1:
             # nn.DataParallel copies the model at every step and breaks a bound forward
-            warnings.warn(
+            warn(
                 f"{visible} GPUs are visible and one is used. To use all: sftcore train --nproc {visible}, or "
-                f"accelerate launch --num_processes {visible} your_script.py",
-                stacklevel=2,
+                f"accelerate launch --num_processes {visible} your_script.py"
             )
             self._n_gpu = 1
         return device
@@ -211,6 +252,7 @@ class SFTConfig(TrainingArguments):
         copied = copy.copy(self)
         for key, value in vars(self).items():
             setattr(copied, key, None if key.endswith("hub_token") else masked(value))
+        copied._made = Made({}, {})
         return copied
 
     def to_dict(self) -> dict[str, Any]:
@@ -231,6 +273,9 @@ def _accept_older_names(init: Any) -> Any:
     @functools.wraps(init)
     def accept(self: SFTConfig, *args: Any, **kwargs: Any) -> None:
         use_current_names(kwargs, where="SFTConfig")
+        named = {one.name for one in dataclasses.fields(self) if one.init}
+        for name in kwargs.keys() - named:
+            raise UnknownKeyError(name, named, where="SFTConfig", meant=meant(name, named) or None)
         init(self, *args, **kwargs)
 
     return accept
@@ -240,10 +285,11 @@ SFTConfig.__init__ = _accept_older_names(SFTConfig.__init__)  # type: ignore[met
 
 
 def as_sft_config(args: TrainingArguments | None, model_name: str) -> SFTConfig:
-    """The given configuration, a plain TrainingArguments converted, or the default for this model."""
+    """The given configuration with what was set in it since, a plain TrainingArguments converted, or the default."""
     if args is None:
         return SFTConfig(f"{model_name.rpartition('/')[2]}-SFT")
     if isinstance(args, SFTConfig):
+        args.settle()
         return args
     if not isinstance(args, TrainingArguments):
         raise OptionTypeError(f"args is an SFTConfig, got {type(args).__name__}.", where="SFTTrainer")
@@ -267,16 +313,21 @@ def secrets_kept_out_of_files(trainer: Any) -> Iterator[None]:
         trainer.args = args
 
 
-def current_init_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def current_init_kwargs(kwargs: dict[str, Any] | str | None, *, where: str) -> dict[str, Any] | None:
     """`from_pretrained` arguments in today's spelling; older ones are translated and say so.
 
     Raises:
+        RecipeError: a dtype that torch does not have.
         ConflictError: 8-bit and 4-bit at once, or beside a quantization_config.
     """
+    if not isinstance(kwargs, dict):
+        return None
     current = dict(kwargs)
     if "torch_dtype" in current:
-        warnings.warn("torch_dtype is now dtype.", FutureWarning, stacklevel=3)
+        warn("torch_dtype is now dtype.", FutureWarning)
         current.setdefault("dtype", current.pop("torch_dtype"))
+    if error := wrong_dtype(current.get("dtype"), where):
+        raise error
     bits = [name for name in ("load_in_8bit", "load_in_4bit") if current.pop(name, False)]
     if bits:
         if len(bits) > 1 or current.get("quantization_config") is not None:
@@ -285,111 +336,6 @@ def current_init_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
             )
         from transformers import BitsAndBytesConfig
 
-        warnings.warn(
-            f"{bits[0]} is now quantization_config=BitsAndBytesConfig({bits[0]}=True).", FutureWarning, stacklevel=3
-        )
+        warn(f"{bits[0]} is now quantization_config=BitsAndBytesConfig({bits[0]}=True).", FutureWarning)
         current["quantization_config"] = BitsAndBytesConfig(**{bits[0]: True})
     return current
-
-
-def _multiple(text: str) -> int | str | None:
-    if text == "auto":
-        return text
-    if text.lower() in ("none", "null"):
-        return None
-    if text.isdigit() and int(text) > 0:
-        return int(text)
-    raise OptionTypeError(f'pad_to_multiple_of is a number, "auto" or "none", got "{text}".', where="SFTConfig")
-
-
-@dataclass
-class ModelConfig:
-    """The model's part of a script's command line; `HfArgumentParser` makes options of its fields."""
-
-    model_name_or_path: str | None = None
-    """Hub id or folder."""
-    model_revision: str = "main"
-    """Branch, tag or commit."""
-    dtype: str | None = "float32"
-    """auto, bfloat16, float16 or float32."""
-    attn_implementation: str | None = None
-    """Attention plugin, or transformers' name for one."""
-    use_peft: bool = False
-    """Make `get_peft_config` return a LoraConfig."""
-    lora_r: int = 16
-    """Rank."""
-    lora_alpha: int = 32
-    """Scale."""
-    lora_dropout: float = 0.05
-    """Dropout on the adapter's input."""
-    lora_target_modules: list[str] | None = None
-    """Modules to adapt; a list of one becomes that text, so that all-linear works."""
-    lora_target_parameters: list[str] | None = None
-    """Parameters to adapt, such as those of experts."""
-    lora_modules_to_save: list[str] | None = None
-    """Modules trained in full."""
-    lora_task_type: str = "CAUSAL_LM"
-    """PEFT's task type."""
-    use_rslora: bool = False
-    """Scale by the square root of the rank (arXiv:2312.03732)."""
-    use_dora: bool = False
-    """Weight-decomposed LoRA (arXiv:2402.09353)."""
-    load_in_8bit: bool = False
-    """Quantise the base model to 8 bits."""
-    load_in_4bit: bool = False
-    """Quantise the base model to 4 bits."""
-    bnb_4bit_quant_type: str = "nf4"
-    """nf4 or fp4."""
-    use_bnb_nested_quant: bool = False
-    """Quantise the quantisation constants too."""
-    bnb_4bit_quant_storage: str | None = None
-    """dtype in which the packed weights are stored."""
-    torch_dtype: str | None = None
-    """Older name of `dtype`."""
-
-    def __post_init__(self) -> None:
-        if self.torch_dtype is not None:
-            warnings.warn("torch_dtype is now dtype.", FutureWarning, stacklevel=3)
-            self.dtype, self.torch_dtype = self.torch_dtype, None
-        if self.load_in_8bit and self.load_in_4bit:
-            raise ConflictError(
-                "load_in_8bit and load_in_4bit exclude each other.", where="ModelConfig", fix="Keep one."
-            )
-        if isinstance(self.lora_target_modules, list) and len(self.lora_target_modules) == 1:
-            self.lora_target_modules = self.lora_target_modules[0]  # type: ignore[assignment]
-
-
-def get_peft_config(model_config: ModelConfig) -> PeftConfig | None:
-    """The LoraConfig that the model's options describe, or None without `use_peft`."""
-    if not model_config.use_peft:
-        return None
-    from peft import LoraConfig
-
-    parameters = model_config.lora_target_parameters
-    return LoraConfig(
-        task_type=model_config.lora_task_type,
-        r=model_config.lora_r,
-        lora_alpha=model_config.lora_alpha,
-        lora_dropout=model_config.lora_dropout,
-        target_modules=model_config.lora_target_modules,
-        modules_to_save=model_config.lora_modules_to_save,
-        use_rslora=model_config.use_rslora,
-        use_dora=model_config.use_dora,
-        bias="none",
-        **({"target_parameters": parameters} if parameters is not None else {}),
-    )
-
-
-def get_quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | None:
-    """The bitsandbytes configuration that the model's options describe, or None."""
-    from transformers import BitsAndBytesConfig
-
-    if model_config.load_in_4bit:
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_compute_dtype=model_config.dtype,
-            bnb_4bit_quant_type=model_config.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=model_config.use_bnb_nested_quant,
-            bnb_4bit_quant_storage=model_config.bnb_4bit_quant_storage,
-        )
-    return BitsAndBytesConfig(load_in_8bit=True) if model_config.load_in_8bit else None

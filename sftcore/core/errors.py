@@ -106,6 +106,10 @@ class CheckError(SFTCoreError):
         super().__init__("\n".join(filter(None, [head, *(str(problem) for problem in self.problems)])))
 
 
+class SettingsError(CheckError, RecipeError):
+    """Several things are wrong with a recipe or with a configuration's fields."""
+
+
 class DataError(SFTCoreError):
     """A data set cannot be read, recognised or used."""
 

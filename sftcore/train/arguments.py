@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from sftcore.chat.tokens import clone_tokens, clones_tokenizer, set_chat_templat
 from sftcore.config.selections import parse_plugins
 from sftcore.config.setup import Setup, check, set_up
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError
-from sftcore.core.types import ModelRequest
+from sftcore.core.types import ModelRequest, Problem
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import has_images
 from sftcore.model.memory.offload import refuse_offloading
@@ -59,8 +58,10 @@ def refuse_unlabelled(dataset: Any, name: str) -> None:
             )
 
 
-def check_trainer(setup: Setup, args: SFTConfig, compute_loss_func: Any, *, needs_tokenizer: bool) -> None:
-    """Find everything that is wrong before a weight is read.
+def check_trainer(
+    setup: Setup, args: SFTConfig, compute_loss_func: Any, found: Iterable[Problem], *, needs_tokenizer: bool
+) -> None:
+    """Find everything that is wrong before a weight is read; `found` are problems that are known already.
 
     Raises:
         ConflictError: a loss function of the user's and a loss plugin that was chosen.
@@ -69,7 +70,7 @@ def check_trainer(setup: Setup, args: SFTConfig, compute_loss_func: Any, *, need
     chosen = [one.label for one in setup.plan.selected("loss") if not one.default]
     if compute_loss_func is not None and chosen:
         raise ConflictError(f"compute_loss_func would replace {chosen[0]}, which was chosen.", fix="Drop one of them.")
-    check(setup, needs_tokenizer=needs_tokenizer)
+    check(setup, needs_tokenizer=needs_tokenizer, also=found)
     refuse_offloading(args)
 
 
@@ -91,16 +92,6 @@ def kept(args: Any, *names: str) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(args, name, value)
-
-
-def current_name(processing_class: Any, tokenizer: Any) -> Any:
-    """`processing_class`, given under that name or the older one."""
-    if tokenizer is None:
-        return processing_class
-    if processing_class is not None:
-        raise ConflictError("tokenizer and processing_class are the same argument.", fix="Keep processing_class.")
-    warnings.warn("tokenizer= is now processing_class=.", FutureWarning, stacklevel=3)
-    return tokenizer
 
 
 def model_argument(model: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -20,6 +19,8 @@ from sftcore.model.precision import running_dtype
 from sftcore.model.tokens import fit_model, supervised_ids, untrained_tokens
 from sftcore.model.unwrap import causal_model
 from sftcore.model.vision import freeze_vision
+from sftcore.train.refusals import refuse_unsavable
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     from sftcore.config.setup import Setup
@@ -57,7 +58,7 @@ def load_for_run(
         rows: the prepared training set, whose labels tell what ends an answer.
 
     Raises:
-        ModelError: it cannot be loaded, or not be trained.
+        ModelError: it cannot be loaded, trained or saved.
         ConflictError: options of `from_pretrained` with two values; experts that it does not have.
     """
     plan, plugins = setup.plan, setup.plugins
@@ -73,8 +74,9 @@ def load_for_run(
     kernels.off()
     untrained = decided_by_first(lambda: untrained_tokens(loaded.model, tokenizer, new_ids, supervised_ids(rows)))
     if untrained is not None:
-        warnings.warn(untrained, stacklevel=5)
+        warn(untrained)
         loaded = attrs.evolve(loaded, notes=(*loaded.notes, untrained))
+    refuse_unsavable(loaded.model)
     if kept := take_selective(args):
         checkpoint_selectively(causal_model(loaded.model), kept)
     return ModelOfRun(loaded, loss, kernels, rows_as_loaded, balance, offloading_of(loaded.model, args))

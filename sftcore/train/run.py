@@ -17,6 +17,7 @@ from attrs import frozen
 
 from sftcore.config.processes import world_size
 from sftcore.config.recipe import AUTO, LAST, Recipe
+from sftcore.config.settings.combined import metric_problems, package_problems
 from sftcore.config.setup import check, set_up_recipe
 from sftcore.core.errors import ConflictError, RecipeError
 from sftcore.core.types import KINDS
@@ -76,7 +77,7 @@ def check_recipe(recipe: Recipe) -> Checked:
         )
     check_callbacks(recipe.training, evaluates=has_eval and strategy != "no", where=recipe.place)
     _checkpoint(recipe)
-    check(setup)
+    check(setup, also=[*package_problems(recipe.training), *metric_problems(recipe.training)])
     train = inspect(recipe.data.train, setup)
     return Checked(recipe, setup, train, inspect(recipe.data.eval, setup) if recipe.data.eval is not None else None)
 

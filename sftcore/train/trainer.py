@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
-from sftcore.config.sft_config import SFTConfig, as_sft_config
+from sftcore.config.sft_config import SFTConfig
 from sftcore.data.host_facts import facts_of
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
@@ -26,11 +26,11 @@ from sftcore.model.memory.spared import spared_memory
 from sftcore.model.precision import add_master_weights, wants_master_weights
 from sftcore.model.processor import processor_of
 from sftcore.model.unwrap import causal_model, is_peft_model
+from sftcore.train import refusals
 from sftcore.train.arguments import (
     RAW_COLUMNS,
     begin_run,
     check_trainer,
-    current_name,
     kept,
     max_length_of,
     model_argument,
@@ -114,33 +114,38 @@ class SFTTrainer(OpenLayout):
         formatting_func: Callable[[Any], Any] | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        **older: Any,
     ) -> None:
-        model, processing_class = model_argument(model), current_name(processing_class, tokenizer)
-        args = as_sft_config(args, model if isinstance(model, str) else model.config._name_or_path or "model")
+        model = model_argument(model)
+        args, processing_class = refusals.accepted(locals())
         request = model_request(model, args, quantization_config, processing_class)
         refuse_data(train_dataset)
         by_row = reads_by_row(type(self), SFTTrainer, compute_loss_func)
         chosen = args, peft_config, data_collator, attention_in(model), by_row
         self.setup = set_up_trainer(request, *chosen)
-        check_trainer(self.setup, args, compute_loss_func, needs_tokenizer=processing_class is None)
+        measured = refusals.adds_metrics(type(self), SFTTrainer, compute_metrics, callbacks)
+        found = refusals.run_problems(args, train_dataset, eval_dataset, measured, callbacks)
+        check_trainer(self.setup, args, compute_loss_func, found, needs_tokenizer=processing_class is None)
         begin_run(args)
         processor, new_ids = self._load_processor(model, processing_class, *chosen)
         self._make_preparation(processor, args, formatting_func)
         self._skip_prepare = skips_preparation(args, train_dataset, data_collator)
         train_dataset = self._prepare(train_dataset, "train_dataset", data_collator)
         eval_dataset = self._prepare(eval_dataset, "eval_dataset", data_collator)
+        refusals.refuse_no_batch(args, train_dataset, eval_dataset)
         self._load_model(model, processor, args, new_ids, train_dataset)
         collator = self._make_collator(processor, args, data_collator, train_dataset, eval_dataset)
         prepare_processes(args, self.loaded.model, train_dataset)
         self.recorder = RunRecorder(self)
-        super().__init__(
-            model=self.loaded.model, args=args, data_collator=collator, train_dataset=train_dataset,
-            eval_dataset=eval_dataset, processing_class=processor, compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics, optimizers=optimizers,
-            callbacks=[self.recorder, *callbacks_of(args), *(callbacks or [])],
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )  # fmt: skip
+        with refusals.of_transformers():
+            super().__init__(
+                model=self.loaded.model, args=args, data_collator=collator, train_dataset=train_dataset,
+                eval_dataset=eval_dataset, processing_class=processor, compute_loss_func=compute_loss_func,
+                compute_metrics=compute_metrics, optimizers=optimizers,
+                callbacks=[self.recorder, *callbacks_of(args), *(callbacks or [])],
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            )  # fmt: skip
         self._make_parts()
 
     # --- Construction, step by step ---------------------------------------------------------------------------------
@@ -270,6 +275,7 @@ class SFTTrainer(OpenLayout):
             spared_memory(self.loaded.model, self.setup.plan),
             self.signals.listening(),
             reading(checkpoint),
+            refusals.until_first_step(args, self.callback_handler.callbacks),
         ):
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 

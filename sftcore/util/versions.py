@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import platform
-import warnings
 
 from packaging.version import Version
+
+from sftcore.util.warned import warn
 
 LIBRARIES = (
     "sftcore", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "safetensors", "pluggy",
@@ -29,8 +30,7 @@ def warn_if_untested(version: str | None = None) -> None:
     """Say at the start of a run that its transformers is newer than those that were tested."""
     found = version or importlib.metadata.version("transformers")
     if Version(found).release[:2] > Version(TESTED[1]).release:
-        warnings.warn(
+        warn(
             f"transformers {found} is newer than {TESTED[1]}, the newest that sftcore was tested with, and may have "
-            "changed what sftcore relies on.",
-            stacklevel=3,
+            "changed what sftcore relies on."
         )

@@ -90,7 +90,6 @@ def any_tokenizer():
     return make_tokenizer(bos=True)
 
 
-CONFIG = "config.sft_config"
 SHARED = sorted(set(sftcore.__all__) & set(trl.__all__ if hasattr(trl, "__all__") else dir(trl)) - {"__version__"})
 
 
@@ -109,7 +108,7 @@ def test_the_names_that_scripts_import_are_there():
     [
         name
         for name in SHARED
-        if inspect.isroutine(getattr(trl, name)) and getattr(sftcore, name).__module__ != "sftcore.config.sft_config"
+        if inspect.isroutine(getattr(trl, name)) and getattr(sftcore, name).__module__ != "sftcore.config.model_config"
     ],
 )
 def test_functions_take_the_arguments_of_trls_in_their_order(name):

@@ -86,7 +86,8 @@ def test_types_read_from_source_accept_what_the_real_class_is_annotated_with():
         is_union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
         arms = set(typing.get_args(hints[name])) if is_union else {hints[name]}
         wanted = {typing.get_origin(arm) or arm for arm in arms}
-        read = {typing.get_origin(arm) or arm for arm in typing.get_args(known) or (known,)}
+        of_union = typing.get_origin(known) in (typing.Union, types.UnionType)
+        read = {typing.get_origin(arm) or arm for arm in (typing.get_args(known) if of_union else (known,))}
         assert read & simple == wanted & simple, name
 
 

@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from sftcore import SFTConfig
 from sftcore.config.processes import process_problems
 from sftcore.config.recipe import load_recipe
-from sftcore.core.errors import CheckError, ConflictError
+from sftcore.core.errors import CheckError, ConflictError, RecipeError
 from sftcore.model.precision import wants_master_weights
 from sftcore.train.launch import launch
 from sftcore.train.run import check_recipe, config_of
@@ -115,7 +115,7 @@ def test_an_order_of_rows_that_no_checkpoint_keeps_is_refused_for_several_proces
 
 
 def test_a_recipe_cannot_hold_the_parallelism_of_accelerate(recipe):
-    with pytest.raises(CheckError, match="expected accelerate's ParallelismConfig, got a mapping of tp_size"):
+    with pytest.raises(RecipeError, match="takes accelerate's ParallelismConfig, got dict"):
         check_recipe(load_recipe(str(recipe), ["parallelism_config={tp_size: 2}"]))
 
 

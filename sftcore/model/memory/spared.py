@@ -24,8 +24,14 @@ def spared_memory(model: Any, plan: Plan) -> Iterator[None]:
     """
     causal = causal_model(model)
     decided = any(plan.settings.get(name) for name in DECIDED_BY) or bool(plan.selected("kernel"))
-    if decided or getattr(causal, "is_gradient_checkpointing", False):
+    if decided or _is_checkpointed(causal):
         yield
         return
     with keeping_less(causal):
         yield
+
+
+def _is_checkpointed(causal: Any) -> bool:
+    """Whether the model's layers are checkpointed; newer transformers warn about the older name."""
+    found = getattr(causal, "is_activation_checkpointing", None)
+    return bool(getattr(causal, "is_gradient_checkpointing", False) if found is None else found)

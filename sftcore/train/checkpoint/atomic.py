@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from sftcore.core.errors import CheckpointError
 from sftcore.train.checkpoint.checksums import seal
 from sftcore.train.checkpoint.folders import PREFIX, Chosen, choose, clear_leftovers, newest, place, place_model, rotate
 from sftcore.util.disk import disk_error, free_space
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -168,9 +168,9 @@ def _unwritten(what: str, folder: Path, output_dir: Path, said: str) -> Checkpoi
 
 def _announce(found: Chosen, wanted: Any, output_dir: str) -> None:
     for one in found.passed_over:
-        warnings.warn(f"{Path(output_dir) / one} was passed over.", stacklevel=2)
+        warn(f"{Path(output_dir) / one} was passed over.")
     if not found.sealed:
-        warnings.warn(f"{found.folder} has no checksums, so nothing can tell whether it is whole.", stacklevel=2)
+        warn(f"{found.folder} has no checksums, so nothing can tell whether it is whole.")
     if found.folder is None:
         print(f"resume     {output_dir} holds no whole checkpoint: the run starts from scratch", file=sys.stderr)
     elif wanted != str(found.folder):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from sftcore.train.checkpoint.state import (
     torch_random,
 )
 from sftcore.train.parts.part import Part
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -97,10 +97,9 @@ class Resumption(Part):
         self.saved = RunState.read(Path(folder), self._accelerator.process_index)
         self.folder = folder
         if self.saved is None:
-            warnings.warn(
+            warn(
                 f"{folder} does not say what was logged last, nor what it was trained on: sums start at zero, and "
-                "the run is not compared with it.",
-                stacklevel=2,
+                "the run is not compared with it."
             )
             return
         require_same(self.saved.facts, facts(), folder, anyway=anyway)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from sftcore.core.types import AUTO
 from sftcore.model.unwrap import num_weights
 from sftcore.util.plain import describe_plugin, plain
 from sftcore.util.versions import versions
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     from sftcore.core.registry import Bound
@@ -81,7 +81,7 @@ def require_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: str, *
             fix="Set them back, start again without resume_from_checkpoint, or resume all the same with "
             "resume_changed: true.",
         )
-    warnings.warn(f"resuming from {folder} although the run has changed:{listed}", stacklevel=2)
+    warn(f"resuming from {folder} although the run has changed:{listed}")
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from sftcore.core.errors import DivergenceError
 from sftcore.train.guard.divergence import LossLevel, Nonfinite, RememberedBatches
 from sftcore.train.parts.loss import on_device
 from sftcore.train.parts.part import Part
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -159,7 +159,7 @@ class StepGuard(Part):
             self._undo()
         if self._accelerator.is_main_process:
             done = "the step was left out" if skip else "the model was trained on it all the same"
-            warnings.warn(f"step {step}: {what}, on {seen}; {done}.", stacklevel=2)
+            warn(f"step {step}: {what}, on {seen}; {done}.")
 
     def _suspects(self, bad_losses: list[bool], norm: torch.Tensor | float | None) -> tuple[bool, list[int], list[int]]:
         """Whether it was a loss, and the rows and batches of all processes in which it was found."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from sftcore.train.record.summary import plan_lines
 from sftcore.util.disk import replace_text, writing
 from sftcore.util.plain import describe_plugin, public
 from sftcore.util.versions import versions
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     from sftcore.train.view import RunView
@@ -83,7 +83,7 @@ class RunRecorder(TrainerCallback):
         for check in checks:
             if check.state == "differs":
                 saved = final_place(folder)
-                warnings.warn(f"serving {saved} would differ from training: {check}", stacklevel=2)
+                warn(f"serving {saved} would differ from training: {check}")
 
     def write_manifest(self, folder: Path) -> None:
         """Write the manifest as it stands now."""

@@ -1,0 +1,1 @@
+"""What the fields of SFTConfig may hold, alone and together."""

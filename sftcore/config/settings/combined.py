@@ -1,0 +1,220 @@
+"""Fields of SFTConfig that do not go together, or that need a package: what transformers would find, but later."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sftcore.config.settings.declared import fields_of, schedule_arguments, source
+from sftcore.core.errors import nearest
+from sftcore.core.types import Problem
+
+PACKAGES_OF_TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "azure_ml": (("azureml",), "azureml-sdk"), "comet_ml": (("comet_ml",), "comet-ml"), "mlflow": (("mlflow",), ""),
+    "neptune": (("neptune",), ""), "tensorboard": (("tensorboard", "tensorboardX"), ""), "trackio": (("trackio",), ""),
+    "wandb": (("wandb",), ""), "codecarbon": (("codecarbon",), ""), "clearml": (("clearml",), ""),
+    "dagshub": (("dagshub",), ""), "flyte": (("flytekit",), ""), "dvclive": (("dvclive",), ""),
+    "swanlab": (("swanlab",), ""), "kubeflow": (("kubeflow",), ""),
+}  # fmt: skip
+"""The modules of which each tracker needs one, and what to install where that has another name."""
+
+PACKAGES_OF_OPTIMIZERS: Mapping[str, tuple[str, str]] = {
+    "bnb": ("bitsandbytes", ""), "_8bit": ("bitsandbytes", ""), "paged": ("bitsandbytes", ""),
+    "lion": ("bitsandbytes", ""), "ademamix": ("bitsandbytes", ""), "adamw_torch_4bit": ("torchao", ""),
+    "adamw_torch_8bit": ("torchao", ""), "galore": ("galore_torch", "galore-torch"),
+    "apollo": ("apollo_torch", "apollo-torch"), "lomo": ("lomo_optim", "lomo-optim"), "grokadamw": ("grokadamw", ""),
+    "schedule_free": ("schedulefree", ""), "stable_adamw": ("optimi", "torch-optimi"),
+    "anyprecision": ("torchdistx", ""), "xla": ("torch_xla", ""), "npu": ("torch_npu", ""),
+}  # fmt: skip
+"""What is part of an optimizer's name, the module that it needs, and what to install where that has another name."""
+
+METRICS = (
+    "loss", "entropy", "mean_token_accuracy", "num_tokens", "num_supervised_tokens", "aux_loss", "runtime",
+    "samples_per_second", "steps_per_second",
+)  # fmt: skip
+"""What an evaluation without `compute_metrics` measures."""
+
+_STRATEGIES = ("logging", "eval", "save")
+_DEFAULTS: Mapping[str, Any] = {
+    "logging_strategy": "steps", "save_strategy": "steps", "eval_strategy": "no", "logging_steps": 10,
+    "save_steps": 500, "gradient_accumulation_steps": 1, "optim": "adamw_torch", "lr_scheduler_type": "linear",
+}  # fmt: skip
+_PLATEAUS = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that follow evaluations."""
+_OF_WORKERS = ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context")
+
+
+def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    """Problems of fields with each other; each field's value has been found right."""
+    yield from _precisions(settings)
+    yield from _intervals(settings)
+    yield from _best_model(settings)
+    yield from _schedule(settings)
+    yield from _optimizer(settings)
+    yield from _accelerator(settings.get("accelerator_config"))
+    if "underflow_overflow" in str(settings.get("debug") or ""):
+        yield Problem(
+            'debug "underflow_overflow" reads the output of every layer, and the head has none in a training.',
+            fix="Drop it: on_nonfinite names the step and the rows where loss or gradients are not finite.",
+        )
+    if not settings.get("dataloader_num_workers"):
+        for name in _OF_WORKERS:
+            if settings.get(name):
+                yield Problem(
+                    f"{name} is of workers, and dataloader_num_workers is 0.",
+                    fix=f"Set dataloader_num_workers to at least 1, or drop {name}.",
+                )
+
+
+def package_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    """Packages that a training with these settings needs, and that are not installed."""
+    name = _of(settings, "optim")
+    parts = sorted(PACKAGES_OF_OPTIMIZERS, key=len, reverse=True)
+    module, package = next((PACKAGES_OF_OPTIMIZERS[part] for part in parts if part in name), ("", ""))
+    if module and importlib.util.find_spec(module) is None:
+        yield Problem(f'optim "{name}" needs {package or module}.', fix=f"Install: pip install {package or module}")
+    given = settings.get("report_to")
+    for tracker in [given] if isinstance(given, str) else given or []:
+        modules, package = PACKAGES_OF_TRACKERS.get(tracker, ((), ""))
+        if modules and not any(importlib.util.find_spec(one) for one in modules):
+            install = package or modules[0]
+            yield Problem(f'report_to "{tracker}" needs {install}.', fix=f"Install: pip install {install}")
+
+
+def metric_problems(settings: Mapping[str, Any], sets: tuple[str, ...] | None = None) -> Iterator[Problem]:
+    """A `metric_for_best_model` that no evaluation measures.
+
+    Args:
+        settings: fields of SFTConfig.
+        sets: names of the evaluation sets, where they are several.
+    """
+    name = settings.get("metric_for_best_model")
+    if name is None and (settings.get("load_best_model_at_end") or settings.get("lr_scheduler_type") in _PLATEAUS):
+        name = "loss"  # what transformers takes
+    if name is None or _of(settings, "eval_strategy") == "no":
+        return
+    measured = [f"{one}_{metric}" for one in sets for metric in METRICS] if sets is not None else list(METRICS)
+    bare = str(name).removeprefix("eval_")
+    if bare not in measured:
+        of = f" of {', '.join(sets)}" if sets is not None else ""
+        yield Problem(
+            f'no evaluation{of} measures "{name}".{nearest(bare, measured)}',
+            "metric_for_best_model",
+            f"Use one of: {', '.join(f'{one}_loss' for one in sets) if sets is not None else ', '.join(METRICS[:3])}; "
+            "others come from compute_metrics.",
+        )
+
+
+def _of(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting, or its default where that is not None."""
+    value = settings.get(name)
+    value = _DEFAULTS[name] if value is None else value
+    return getattr(value, "value", value)  # of transformers' enumerations
+
+
+def _precisions(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    for half, other in (("fp16", "bf16"), ("fp16_full_eval", "bf16_full_eval")):
+        if settings.get(half) and settings.get(other):
+            yield Problem(f"{half} and {other} contradict each other.", fix="Keep one of the two.")
+
+
+def _intervals(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    for kind in _STRATEGIES:
+        steps = settings.get(f"{kind}_steps")
+        if steps is None or _of(settings, f"{kind}_strategy") != "steps":
+            continue
+        if steps == 0 and kind != "eval":  # 0 evaluates as often as is logged
+            yield Problem(
+                f'{kind}_steps is 0, and {kind}_strategy is "steps".',
+                fix=f'Set it to a number of steps or a share of all below 1, or {kind}_strategy to "no".',
+            )
+        elif steps > 1 and steps != int(steps):
+            yield Problem(f"{kind}_steps is {steps}.", fix="Set it to a whole number, or to a share of all below 1.")
+
+
+def _best_model(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    evaluated, saved = _of(settings, "eval_strategy"), _of(settings, "save_strategy")
+    metric = settings.get("metric_for_best_model")
+    if saved == "best" and metric is None and not settings.get("load_best_model_at_end"):
+        yield Problem(
+            'save_strategy "best" needs to know what is best.', fix="Set metric_for_best_model, such as loss."
+        )
+    if evaluated == "no" and (saved == "best" or settings.get("load_best_model_at_end")):
+        cause = "load_best_model_at_end" if settings.get("load_best_model_at_end") else 'save_strategy "best"'
+        yield Problem(
+            f'{cause} compares evaluations, and eval_strategy is "no".', fix='Set eval_strategy to "steps" or "epoch".'
+        )
+    elif settings.get("load_best_model_at_end") and saved != "best":
+        yield from _of_one_rhythm(settings, evaluated, saved)
+
+
+def _of_one_rhythm(settings: Mapping[str, Any], evaluated: str, saved: str) -> Iterator[Problem]:
+    """Problems with `load_best_model_at_end`, which needs a checkpoint of each best evaluation."""
+    if evaluated != saved:
+        yield Problem(
+            f'load_best_model_at_end needs a checkpoint at every evaluation; eval_strategy is "{evaluated}", '
+            f'save_strategy "{saved}".',
+            fix='Set both to the same, or save_strategy to "best".',
+        )
+    elif evaluated == "steps":
+        every, save = settings.get("eval_steps") or _of(settings, "logging_steps"), _of(settings, "save_steps")
+        mixed = (every < 1) != (save < 1)
+        if every and (mixed or round(save * 1_000_000) % round(every * 1_000_000)):
+            yield Problem(
+                f"load_best_model_at_end needs save_steps to be a multiple of eval_steps, and they are {save:g} "
+                f"and {every:g}.",
+                fix=f"Set save_steps to {every:g}, or to a multiple of it.",
+            )
+
+
+def _accelerator(given: Any) -> Iterator[Problem]:
+    if not isinstance(given, Mapping):
+        return
+    known = fields_of(source("transformers.trainer_pt_utils"), "AcceleratorConfig")
+    for key in given:
+        if key not in known:
+            yield Problem(
+                f'there is no option "{key}".{nearest(str(key), known)}',
+                "accelerator_config",
+                f"It takes: {', '.join(known)}.",
+            )
+
+
+def _schedule(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    name, given = _of(settings, "lr_scheduler_type"), settings.get("lr_scheduler_kwargs")
+    if name in _PLATEAUS and _of(settings, "eval_strategy") == "no":
+        yield Problem(
+            f'lr_scheduler_type "{name}" follows evaluations, and eval_strategy is "no".',
+            fix='Set eval_strategy to "steps" or "epoch".',
+        )
+    known = schedule_arguments(name)
+    given = given if isinstance(given, Mapping) else {}
+    if known is None:
+        return
+    where = "lr_scheduler_kwargs"
+    for key in given:
+        if key not in known:
+            listed = f"It takes: {', '.join(known)}." if known else "Drop lr_scheduler_kwargs."
+            yield Problem(f'the schedule "{name}" has no "{key}".{nearest(str(key), known)}', where, listed)
+    missing = [key for key, needed in known.items() if needed and key not in given]
+    if {"min_lr", "min_lr_rate"} <= set(known) and not {"min_lr", "min_lr_rate"} & set(given):
+        missing.append("min_lr_rate")
+    if {"min_lr", "min_lr_rate"} <= set(given):
+        yield Problem("min_lr and min_lr_rate exclude each other.", where, "Keep one of the two.")
+    if missing:
+        example = ", ".join(f"{key}: {'0.1' if 'rate' in key else '100'}" for key in missing)
+        yield Problem(f'the schedule "{name}" needs {", ".join(missing)}.', where, f"Write {where}: {{{example}}}.")
+
+
+def _optimizer(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    name, arguments = _of(settings, "optim"), settings.get("optim_args")
+    if arguments and any(part.count("=") != 1 for part in str(arguments).replace(" ", "").split(",")):
+        yield Problem(f'optim_args is "{arguments}".', fix="Write key=value, with commas between several.")
+    if name.startswith(("galore", "apollo")) and not settings.get("optim_target_modules"):
+        yield Problem(f'optim "{name}" needs optim_target_modules.', fix="Name the layers, such as all-linear.")
+    if name.endswith("_layerwise") and _of(settings, "gradient_accumulation_steps") > 1:
+        yield Problem(
+            f'optim "{name}" steps in each backward pass, so that no gradients are accumulated.',
+            fix="Set gradient_accumulation_steps to 1.",
+        )

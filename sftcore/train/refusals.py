@@ -1,0 +1,240 @@
+"""What transformers would find in the first step, the first evaluation or the last save, found before all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sftcore.config.fields import config_fields
+from sftcore.config.near_names import meant
+from sftcore.config.settings.combined import metric_problems, package_problems
+from sftcore.config.settings.older_names import use_current_names
+from sftcore.core.errors import CheckError, ConflictError, DataError, ModelError, OptionTypeError, UnknownKeyError
+from sftcore.core.types import Problem
+from sftcore.model.unwrap import is_peft_model
+from sftcore.util.foreign import in_our_words
+from sftcore.util.shown import shortened
+from sftcore.util.warned import warn
+
+if TYPE_CHECKING:
+    from sftcore.config.sft_config import SFTConfig
+
+OF_FROM_PRETRAINED = (
+    "load_in_8bit", "load_in_4bit", "torch_dtype", "dtype", "device_map", "attn_implementation", "revision",
+)  # fmt: skip
+"""Arguments of `from_pretrained` that older trainers took themselves."""
+
+
+_CALLED = (
+    "data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func",
+    "processing_class", "tokenizer",
+)  # fmt: skip
+
+
+def _refuse_kinds(given: Mapping[str, Any]) -> None:
+    """Refuse arguments of the trainer that are of another kind than it takes.
+
+    Raises:
+        OptionTypeError: with the name of the argument.
+    """
+    expected = {name: ("something that is called", callable(given[name])) for name in _CALLED}
+    callbacks, optimizers, made = given["callbacks"], given["optimizers"], given["optimizer_cls_and_kwargs"]
+    expected["callbacks"] = ("a list of callbacks", isinstance(callbacks, (list, tuple)))
+    expected["optimizers"] = ("an optimizer and a schedule", isinstance(optimizers, tuple) and len(optimizers) == 2)
+    expected["optimizer_cls_and_kwargs"] = ("a class and a mapping", isinstance(made, tuple) and len(made) == 2)
+    for name, (what, right) in expected.items():
+        if given[name] is not None and not right:
+            raise OptionTypeError(
+                f"{name} is {what}, got {type(given[name]).__name__} {shortened(given[name])}.", where="SFTTrainer"
+            )
+
+
+def accepted(given: Mapping[str, Any]) -> tuple[SFTConfig, Any]:
+    """A trainer's configuration and its processing class, with what was given under an older name or elsewhere.
+
+    Args:
+        given: the arguments of the constructor by name, `older` those that it does not have.
+
+    Raises:
+        OptionTypeError: an argument is of another kind than the trainer takes.
+        ConflictError: an argument has two values.
+        UnknownKeyError: nobody knows an argument's name.
+    """
+    from sftcore.config.sft_config import as_sft_config
+
+    _refuse_kinds(given)
+    model, processing_class, tokenizer = given["model"], given["processing_class"], given["tokenizer"]
+    if tokenizer is not None:
+        if processing_class is not None:
+            raise ConflictError("tokenizer and processing_class are the same argument.", fix="Keep processing_class.")
+        warn("tokenizer= is now processing_class=.", FutureWarning)
+    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
+    made = as_sft_config(given["args"], name)
+    if given["older"]:
+        _put_in_place(made, given["older"], given)
+        made.settle()
+    return made, processing_class if processing_class is not None else tokenizer
+
+
+def _put_in_place(args: SFTConfig, older: Mapping[str, Any], own: Iterable[str]) -> None:
+    """Set arguments of other trainers where they belong, with a warning."""
+    current = dict(older)
+    use_current_names(current, where="SFTTrainer")
+    for name, value in current.items():
+        if name in OF_FROM_PRETRAINED:
+            inside = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+            before, now, place = inside.get(name), {**inside, name: value}, "model_init_kwargs"
+            spelled = f"SFTConfig(model_init_kwargs={{{name!r}: …}})"
+        elif name in config_fields():
+            default = type(args).__dataclass_fields__[name].default
+            before, now, place = getattr(args, name), value, name
+            before = None if before == default else before
+            spelled = f"SFTConfig({name}=…)"
+        else:
+            known = (*own, *config_fields(), *OF_FROM_PRETRAINED)
+            raise UnknownKeyError(name, known, where="SFTTrainer", meant=meant(name, known) or None)
+        if before is not None and before != value:
+            raise ConflictError(
+                f"{name} is {value!r} here, and {before!r} in args.", where="SFTTrainer", fix="Keep args."
+            )
+        if name in older:
+            warn(f"SFTTrainer: {name} goes in args={spelled}.", FutureWarning)
+        setattr(args, place, now)
+
+
+def run_problems(
+    args: SFTConfig, train_dataset: Any, eval_dataset: Any, own_metrics: bool, callbacks: Any
+) -> Iterator[Problem]:
+    """Problems of the settings with what the trainer was given.
+
+    Args:
+        args: of the run.
+        train_dataset, eval_dataset: as they were given.
+        own_metrics: whether something of the user's adds metrics to those of an evaluation.
+        callbacks: of the user, or None.
+    """
+    settings = args.to_settings()
+    yield from package_problems(settings)
+    if not isinstance(train_dataset, Sized) and args.max_steps < 1:
+        yield Problem(
+            "how many rows a stream has is not known before its end, so epochs have no length.", fix="Set max_steps."
+        )
+    if eval_dataset is None and (strategy := str(args.eval_strategy.value)) != "no":
+        yield Problem(
+            f'eval_strategy is "{strategy}", and there is no eval_dataset.', fix="Pass eval_dataset, or drop it."
+        )
+    elif eval_dataset is None and args.eval_on_start:
+        yield Problem("eval_on_start is set, and there is no eval_dataset.", fix="Pass eval_dataset, or drop it.")
+    elif not own_metrics:
+        sets = tuple(map(str, eval_dataset)) if isinstance(eval_dataset, Mapping) else None
+        yield from metric_problems(settings, sets)
+    elif isinstance(eval_dataset, Mapping) and settings.get("metric_for_best_model"):
+        yield from _of_no_set(str(settings["metric_for_best_model"]), tuple(map(str, eval_dataset)))
+    yield from callback_problems(args, callbacks or ())
+
+
+def _of_no_set(metric: str, sets: tuple[str, ...]) -> Iterator[Problem]:
+    """A metric of the user's that none of several sets has: each one's begin with its name."""
+    bare = metric.removeprefix("eval_")
+    if not any(bare.startswith(f"{one}_") for one in sets):
+        yield Problem(
+            f'there are several evaluation sets, and "{metric}" is of none of them.',
+            "metric_for_best_model",
+            f"Write the name of the set before it: {' or '.join(f'{one}_{bare}' for one in sets)}.",
+        )
+
+
+def callback_problems(args: SFTConfig, callbacks: Iterable[Any]) -> Iterator[Problem]:
+    """Callbacks that would stop the run at its start."""
+    from transformers import EarlyStoppingCallback
+
+    for one in callbacks:
+        kind = one if isinstance(one, type) else type(one)
+        if not issubclass(kind, EarlyStoppingCallback):
+            continue
+        if args.metric_for_best_model is None:
+            yield Problem(
+                "early stopping needs to know what is best.",
+                "EarlyStoppingCallback",
+                'Set metric_for_best_model, such as "loss".',
+            )
+        if args.eval_strategy == "no":
+            yield Problem(
+                'early stopping follows evaluations, and eval_strategy is "no".',
+                "EarlyStoppingCallback",
+                'Set eval_strategy to "steps" or "epoch".',
+            )
+
+
+def adds_metrics(trainer: type, base: type, compute_metrics: Any, callbacks: Any) -> bool:
+    """Whether a user's code adds to the metrics of an evaluation: a function, a method or a callback of their own."""
+    methods = ("evaluate", "evaluation_loop", "log", "prediction_step", "compute_loss")
+    if compute_metrics is not None or any(getattr(trainer, name) is not getattr(base, name) for name in methods):
+        return True
+    kinds = [one if isinstance(one, type) else type(one) for one in callbacks or ()]
+    owners = [next((base for base in kind.__mro__ if "on_evaluate" in vars(base)), kind) for kind in kinds]
+    return any(owner.__module__.partition(".")[0] not in ("transformers", "sftcore") for owner in owners)
+
+
+def of_transformers() -> AbstractContextManager[None]:
+    """Around transformers' constructor, whose errors become ours."""
+    return in_our_words("transformers does not take these arguments", ConflictError, where="SFTTrainer")
+
+
+@contextmanager
+def until_first_step(args: SFTConfig, callbacks: Iterable[Any]) -> Iterator[None]:
+    """Around a training: what stops it before its first step is said in our words.
+
+    Raises:
+        CheckError: a callback that was added since the trainer was made would stop it.
+        ModelError: a library did.
+    """
+    if found := list(callback_problems(args, callbacks)):
+        raise CheckError(found)
+    with in_our_words("the training cannot begin", ModelError, until="_run_epoch"):
+        yield
+
+
+def refuse_no_batch(args: SFTConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    """Refuse prepared data that give no batch, because the last one is dropped where it is not full.
+
+    Raises:
+        DataError: with the name of the data set.
+    """
+    if not args.dataloader_drop_last:
+        return
+    evaluated = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval_dataset": eval_dataset}
+    evaluated = evaluated if args.eval_strategy != "no" else {}
+    for name, rows, size in (
+        ("train_dataset", train_dataset, args.per_device_train_batch_size),
+        *((str(name), rows, args.per_device_eval_batch_size) for name, rows in evaluated.items()),
+    ):
+        split = getattr(args.accelerator_config, "split_batches", False)
+        full = size if split else size * args.world_size
+        if isinstance(rows, Sized) and len(rows) < full:
+            raise DataError(
+                f"dataloader_drop_last leaves no batch: {len(rows)} rows, and a batch of all processes has {full}.",
+                where=name,
+                fix="Drop dataloader_drop_last, or use smaller batches.",
+            )
+
+
+def refuse_unsavable(model: Any) -> None:
+    """Refuse a generation configuration that transformers would not save with the model, after all of the training.
+
+    Raises:
+        ModelError: with what transformers finds wrong.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None or is_peft_model(model):
+        return
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise ModelError(
+            f"the model's generation configuration could not be saved with it: {said}",
+            where="generation_config",
+            fix="Set model.generation_config.do_sample = True, or mend the model's generation_config.json.",
+        ) from error

@@ -1,0 +1,109 @@
+"""Fields that are set after the configuration was made count as if its constructor had been given them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainingArguments
+
+from sftcore import RecipeError, SFTConfig, SFTCoreError, SFTTrainer
+
+
+@pytest.fixture
+def trainer(tmp_path, model_folder, prompt_rows):
+    """Makes a trainer whose arguments are changed before it gets them."""
+
+    def make(change, *, first=None, **others):
+        args = SFTConfig(str(tmp_path), use_cpu=True, max_steps=1, per_device_train_batch_size=2, **(first or {}))
+        for name, value in change.items():
+            setattr(args, name, value)
+        return SFTTrainer(str(model_folder), args, **{"train_dataset": prompt_rows, **others})
+
+    return make
+
+
+@pytest.fixture
+def prompt_rows() -> Dataset:
+    return Dataset.from_list([{"prompt": f"say {i}", "completion": f" The answer is {i}"} for i in range(4)])
+
+
+@pytest.mark.parametrize("value", [{"torch_dtype": "bfloat16"}, {"dtype": torch.bfloat16}, '{"dtype": "bfloat16"}'])
+@pytest.mark.filterwarnings("ignore:torch_dtype is now dtype")
+def test_arguments_of_from_pretrained(trainer, value):
+    assert trainer({"model_init_kwargs": value}).model.dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:load_in_8bit is now")
+def test_a_quantised_base(trainer):
+    made = trainer({"model_init_kwargs": {"load_in_8bit": True}}, peft_config=LoraConfig())
+    assert made.model.base_model.model.is_loaded_in_8bit
+
+
+def test_a_mapping_that_is_changed_in_place(trainer, tmp_path, model_folder, prompt_rows):
+    args = SFTConfig(str(tmp_path), use_cpu=True, model_init_kwargs={"dtype": "float32"})
+    args.model_init_kwargs["dtype"] = "bfloat16"
+    assert SFTTrainer(str(model_folder), args, train_dataset=prompt_rows).model.dtype == torch.bfloat16
+    args.model_init_kwargs["dtype"] = "bfloat61"
+    with pytest.raises(RecipeError, match='Did you mean "bfloat16"'):
+        SFTTrainer(str(model_folder), args, train_dataset=prompt_rows)
+
+
+def test_rows_that_are_not_prepared(trainer):
+    ready = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 2)
+    made = trainer({"dataset_kwargs": {"skip_prepare_dataset": True}}, train_dataset=ready)
+    assert made.train_dataset is ready
+
+
+def test_a_value_that_others_were_derived_from(trainer):
+    made = trainer({"bf16": True})
+    assert (made.args.mixed_precision, made.accelerator.mixed_precision) == ("bf16", "bf16")
+    assert trainer({"fp16": False, "bf16": False}, first={"bf16": True}).accelerator.mixed_precision == "no"
+    made = trainer({"gradient_checkpointing": False})
+    assert not getattr(made.args, "activation_checkpointing", made.args.gradient_checkpointing)
+    evaluated = trainer({"eval_strategy": "steps"}, eval_dataset=Dataset.from_list([{"text": "hello, world"}]))
+    assert evaluated.args.eval_steps == evaluated.args.logging_steps == 10
+    assert trainer({"metric_for_best_model": "mean_token_accuracy"}).args.greater_is_better is True
+
+
+def test_texts_and_older_names(trainer):
+    assert trainer({"pad_to_multiple_of": "8"}).args.pad_to_multiple_of == 8
+    with pytest.warns(FutureWarning, match="max_seq_length is now max_length"):
+        assert trainer({"max_seq_length": 9}).args.max_length == 9
+    with pytest.warns(UserWarning, match='nothing reads the attribute packng. Did you mean "packing"'):
+        trainer({"packng": True})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lr_scheduler_type": "cosin"}, 'Did you mean "cosine"'),
+        ({"learning_rate": "2e-5"}, "Write 2e-05 without quotes"),
+        ({"max_length": "512"}, "max_length takes int"),
+        ({"logging_steps": 0}, "logging_steps is 0"),
+        ({"model_init_kwargs": {"dtype": "bf16"}}, 'Did you mean "bfloat16"'),
+        ({"model_init_kwargs": "bfloat16"}, "model_init_kwargs is a mapping"),
+        ({"dataset_kwargs": {"add_special_tokens": False}}, "dataset_kwargs knows only skip_prepare_dataset"),
+        ({"eval_strategy": "steps"}, "there is no eval_dataset"),
+        ({"fp16": True, "bf16": True}, "contradict each other"),
+        ({"plugins": {"los": "nll"}}, 'Did you mean "loss"'),
+    ],
+)
+def test_a_mistake_is_found(trainer, change, said):
+    with pytest.raises(SFTCoreError, match=said):
+        trainer(change)
+
+
+def test_arguments_that_nobody_changed_are_the_same_object(trainer, tmp_path, model_folder, prompt_rows):
+    args = SFTConfig(str(tmp_path), use_cpu=True)
+    before = dict(vars(args))
+    args.settle()
+    assert vars(args) == before
+    assert SFTTrainer(str(model_folder), args, train_dataset=prompt_rows).args is args
+
+
+def test_plain_arguments_of_transformers_are_converted_with_what_was_set_later(tmp_path, model_folder, prompt_rows):
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
+    args.learning_rate = 3e-4
+    assert SFTTrainer(str(model_folder), args, train_dataset=prompt_rows).args.learning_rate == 3e-4
