@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     Processor: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 
 _CONVERSATIONS = ("prompt", "chosen", "rejected", "completion", "messages")
+_RENDERED: tuple[set[str], ...] = (
+    {"messages"}, {"prompt"}, {"prompt", "completion"}, {"prompt", "chosen", "rejected"}, {"chosen", "rejected"},
+)  # fmt: skip
+"""The columns of conversations that a row may have."""
 _WINDOW = 1000
 """How many rows of a stream are packed together, unless `map_kwargs` contains `batch_size`."""
 
@@ -77,21 +81,24 @@ def apply_chat_template(
     tools: Sequence[dict[str, Any] | Callable[..., Any]] | None = None,
     **template_kwargs: Any,
 ) -> dict[str, str]:
-    """Render a row's conversations as texts: `messages` becomes `text`; `prompt` and `completion` keep their names.
+    """Render a row's conversations as texts: `messages` becomes `text`; the other columns keep their names.
+
+    A row has `messages`, a `prompt` alone, a `prompt` and a `completion` (with or without a `label`), or answers that
+    were `chosen` and `rejected`, with a `prompt` or as whole conversations.
 
     A prompt that ends with a user's or a tool's message gets the generation prompt. One that ends with an assistant's
-    message is left open, so that the model continues it. With a completion, the prompt is the common prefix of the
-    rendered prompt and the rendered whole. `template_kwargs` override the row's own `chat_template_kwargs`.
+    message is left open, so that the model continues it. With answers, the prompt is the common prefix of the rendered
+    prompt and of each rendered whole. `template_kwargs` override the row's own `chat_template_kwargs`.
 
     Raises:
         DataError: the row has no such columns, or its prompt ends with another role.
     """
     turns = {key: _turns(example[key]) for key in _CONVERSATIONS if example.get(key) is not None}
-    if set(turns) not in ({"messages"}, {"prompt"}, {"prompt", "completion"}):
+    if set(turns) not in _RENDERED:
         raise DataError(
-            "a chat template can be applied to messages, prompt, or prompt and completion, but the row has the columns "
-            f"{quoted(example)}.",
-            fix="Rename the columns. Preference data cannot be used for supervised fine-tuning.",
+            "a chat template can be applied to messages, to a prompt (alone or with a completion), or to chosen and "
+            f"rejected (alone or with a prompt), but the row has the columns {quoted(example)}.",
+            fix="Rename the columns.",
         )
     options = {"tools": list(tools) if tools else None, **template_kwargs_of(example), **template_kwargs}
 
@@ -100,23 +107,25 @@ def apply_chat_template(
         text: str = processing_class.apply_chat_template(conversation, tokenize=False, **more, **options)
         return text
 
+    label = {"label": example["label"]} if "label" in example else {}
     if "messages" in turns:
         return {"text": rendered(turns["messages"])}
-    last = turns["prompt"][-1].get("role") if turns["prompt"] else None
+    if "prompt" not in turns:
+        return {name: rendered(conversation) for name, conversation in turns.items()}
+    asked = turns.pop("prompt")
+    last = asked[-1].get("role") if asked else None
     if last not in ("user", "tool", "assistant"):
         raise DataError(
             f'the prompt ends with a message of the role "{last}", which the model cannot answer.',
             fix="End it with a message of a user, a tool or an assistant.",
         )
     answered = last != "assistant"
-    prompt = rendered(turns["prompt"], add_generation_prompt=answered, continue_final_message=not answered)
-    if "completion" not in turns:
-        return {"prompt": prompt}
-    whole = rendered(turns["prompt"] + turns["completion"])
+    prompt = rendered(asked, add_generation_prompt=answered, continue_final_message=not answered)
+    wholes = {name: rendered(asked + answer) for name, answer in turns.items()}
     # some templates open the answer only in the generation prompt (DeepSeek-R1's <think>)
-    prompt = os.path.commonprefix([prompt, whole])  # noqa: RUF071 - characters are meant
-    label = {"label": example["label"]} if "label" in example else {}
-    return {"prompt": prompt, "completion": whole[len(prompt) :], **label}
+    prompt = os.path.commonprefix([prompt, *wholes.values()])  # noqa: RUF071 - characters are meant
+    answers = {name: whole[len(prompt) :] for name, whole in wholes.items()}
+    return {"prompt": prompt, **answers, **(label if answers else {})}
 
 
 def maybe_apply_chat_template(

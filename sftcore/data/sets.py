@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
     from sftcore.config.setup import Setup
+
+
+PREDICTED = "test_dataset"
+"""The name of the set whose rows are predicted: each by itself, and in the order in which they are given."""
 
 
 @define
@@ -92,7 +97,7 @@ class DataPreparation:
         packing = self._packing(name)
         self.numberings[name] = numbering = numbers_of(dataset)
         pipeline = evolve(self.pipeline(columns_of(dataset), name), numbering=numbering)
-        seed = self._shuffle_seed
+        seed = None if name == PREDICTED else self._shuffle_seed
         if isinstance(dataset, IterableDataset):
             self.notes.append(f"{name}: a stream, which is prepared as it is read; its rows are not counted")
             source = dataset.shuffle(seed=seed) if packing and seed is not None else dataset
@@ -101,6 +106,8 @@ class DataPreparation:
             self.shards.append((stream, prepare_stream(source, pipeline, packing=packing)))
             return stream
         prepared = self._built(dataset, pipeline, packing, name)
+        if name == PREDICTED:
+            _say_what_is_left_out(self.ledgers[-1])
         return prepared.shuffle(seed=seed) if seed is not None else prepared
 
     def pipeline(self, columns: list[str], name: str) -> Pipeline:
@@ -146,7 +153,7 @@ class DataPreparation:
         wanted = settings.get("packing")
         if name.startswith("eval") and settings.get("eval_packing") is not None:
             wanted = settings["eval_packing"]
-        if not wanted:
+        if not wanted or name == PREDICTED:
             return None
         if self.max_length is None:
             raise ConflictError(
@@ -207,6 +214,12 @@ class DataPreparation:
         bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, name)
         self.formats[name] = bound
         return reader_for(bound, columns, name, setup.plugins)
+
+
+def _say_what_is_left_out(ledger: Ledger) -> None:
+    for reason, rows in ledger.dropped_rows.items():
+        which = f"{', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''}"
+        warnings.warn(f"predictions leave out {len(rows):,} rows ({which}): {reason}", stacklevel=5)
 
 
 def _by_function(function: Callable[[Row], Any]) -> Formatter:

@@ -18,7 +18,7 @@ from sftcore.data.host_facts import facts_of
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
-from sftcore.data.sets import DataPreparation
+from sftcore.data.sets import PREDICTED, DataPreparation
 from sftcore.documents.shared_rows import SharedRows
 from sftcore.model.bound_loss import BoundLoss
 from sftcore.model.embeddings import num_rows, save_grown_rows
@@ -340,8 +340,7 @@ class SFTTrainer(OpenLayout):
         return self.guard.nonfinite
 
     @property
-    def tags(self) -> tuple[str, ...]:
-        """Those of the model card."""
+    def tags(self) -> tuple[str, ...]:  # of the model card
         return tuple(self._tag_names)
 
     # --- Evaluation -------------------------------------------------------------------------------------------------
@@ -354,6 +353,12 @@ class SFTTrainer(OpenLayout):
         with self.noise.paused():
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         return metrics
+
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """Logits and labels of a data set, raw or prepared; raw rows each by themselves, in the order given."""
+        test_dataset = self._prepared_for_evaluation(test_dataset, PREDICTED)
+        with self.noise.paused():
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The loop of `evaluate` and `predict`, with the run's kernels on."""
@@ -371,13 +376,13 @@ class SFTTrainer(OpenLayout):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return loss.detach(), outputs.logits.detach(), inputs["labels"]
 
-    def _prepared_for_evaluation(self, dataset: Any) -> Any:
-        if isinstance(dataset, Mapping):
+    def _prepared_for_evaluation(self, dataset: Any, name: str = "eval_dataset") -> Any:
+        if isinstance(dataset, Mapping) and name != PREDICTED:
             return {key: self._prepared_for_evaluation(one) for key, one in dataset.items()}
         known = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
         if self._skip_prepare or any(dataset is one for one in (*known, self.train_dataset)):
             return dataset
-        return self.data.prepare(dataset, "eval_dataset")
+        return self.data.prepare(dataset, name)
 
     def columns_for_collator(self) -> list[str]:
         """Columns of prepared rows; with a processor also those of rows that were not prepared."""

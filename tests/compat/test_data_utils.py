@@ -48,7 +48,7 @@ def in_parts(turns: list[dict]) -> list[dict]:
     return [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
 
 
-KEYS = ("messages", "prompt", "completion")
+KEYS = ("messages", "prompt", "completion", "chosen", "rejected")
 SYSTEM = {"role": "system", "content": "Be brief."}
 CALL = assistant("", tool_calls=[{"type": "function", "function": {"name": "now", "arguments": {"zone": "UTC"}}}])
 ANSWER = {"role": "tool", "name": "now", "content": "12:00"}
@@ -68,8 +68,22 @@ EXAMPLES = {
     "tool, then completion": {"prompt": [user("time?"), CALL, ANSWER], "completion": [assistant("Noon.")]},
     "reasoning": {"prompt": [user("2+2")], "completion": [assistant("4", reasoning_content="two and two")]},
     "thinking": {"messages": [user("2+2"), assistant("4", thinking="two and two")]},
+    "a label of False": {"prompt": [user("a")], "completion": [assistant("b")], "label": False},
+    "preference": {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]},
+    "preference gone on with": {
+        "prompt": [user("a"), assistant("b")], "chosen": [assistant("c")], "rejected": [user("d"), assistant("e")],
+    },
+    "preference after a tool": {
+        "prompt": [user("time?"), CALL, ANSWER], "chosen": [assistant("Noon.")], "rejected": [CALL],
+    },
+    "preference with an implicit prompt": {
+        "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c"), user("d")],
+    },
+    "preference with reasoning": {
+        "prompt": [user("2+2")], "chosen": [assistant("4", reasoning_content="two")], "rejected": [assistant("5")],
+    },
     "arguments of its own": {"prompt": [user("a")], "chat_template_kwargs": {"enable_thinking": False}},
-}
+}  # fmt: skip
 
 PARTS = {
     f"{name}, in parts": {key: in_parts(value) if key in KEYS else value for key, value in example.items()}
@@ -130,7 +144,7 @@ def test_every_template_of_trl_renders_every_example_as_trl_renders_it(any_token
             assert outcome(sftcore.apply_chat_template, example, any_tokenizer, tools) == wanted, name
             assert example == before
             rendered += wanted != "raised"
-    assert rendered > 15
+    assert rendered > 25
 
 
 role = st.sampled_from(["system", "user", "assistant", "tool"])
@@ -143,6 +157,11 @@ talk = st.lists(turn, min_size=1, max_size=5)
         st.fixed_dictionaries({"messages": talk}),
         st.fixed_dictionaries({"prompt": talk}),
         st.fixed_dictionaries({"prompt": talk, "completion": talk}),
+        st.fixed_dictionaries({"prompt": talk, "completion": talk, "label": st.booleans()}),
+        st.fixed_dictionaries({"prompt": talk, "chosen": talk, "rejected": talk}),
+        st.fixed_dictionaries({"chosen": talk, "rejected": talk}),
+        st.fixed_dictionaries({"prompt": talk, "rejected": talk}),
+        st.fixed_dictionaries({"chosen": st.text(), "rejected": st.text()}),
         st.fixed_dictionaries({"prompt": st.text(), "completion": st.text()}),
         st.fixed_dictionaries({"text": st.text()}),
     ),
