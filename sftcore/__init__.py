@@ -91,7 +91,16 @@ __all__ = [  # noqa: RUF022 - grouped by module, as above
     "Span", "TokenizedRow",
 ]  # fmt: skip
 
-__getattr__, __dir__ = lazy_names(__name__)
+_GONE = {
+    "DataCollatorForCompletionOnlyLM": "Give rows with the columns prompt and completion, or conversations with "
+    "assistant_only_loss=True: no response_template is needed.",
+    "ConstantLengthDataset": 'Use SFTConfig(packing=True); packing_strategy="wrapped" cuts rows as it did.',
+    "setup_chat_format": 'Use clone_chat_template(model, tokenizer, "a tokenizer with ChatML"), or '
+    "SFTConfig(chat_template_path=…).",
+}
+"""Names of TRL before 1.0, and what to write today."""
+
+__getattr__, __dir__ = lazy_names(__name__, _GONE)
 
 
 def _alias(name: str, module: str) -> None:

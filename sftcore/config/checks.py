@@ -33,10 +33,10 @@ def memory_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(f'there is no option "{key}".{nearest(str(key), known)}', CHECKPOINTING_FIELDS[1], listed)
     if (selective := selective_of(settings)) is None:
         return
-    where, known = 'gradient_checkpointing_kwargs: "selective"', ("true", *KEPT)
+    where, choices = 'gradient_checkpointing_kwargs: "selective"', ("true", *KEPT)
     if selective is not True and selective not in KEPT:
         close = nearest(str(selective), KEPT)
-        yield Problem(f"{selective!r} is not known.{close}", where, fix=f"Use one of: {', '.join(known)}.")
+        yield Problem(f"{selective!r} is not known.{close}", where, fix=f"Use one of: {', '.join(choices)}.")
     if any(one.get("use_reentrant") for one in _options(settings)):
         yield Problem("reentrant checkpointing always recomputes the whole layer.", where, fix="Drop use_reentrant.")
     on = [settings.get(name) for name in ("activation_checkpointing", "gradient_checkpointing")]

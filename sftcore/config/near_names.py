@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sftcore.core.errors import RecipeError, UnknownKeyError, near_name
@@ -90,7 +90,7 @@ def refuse_unknown(raw: Mapping[str, Any], known: Iterable[str], *, where: str) 
     raise RecipeError(f"{'; '.join(wrong)}.", where=where, fix=fix)
 
 
-def meant(key: str, known: Sequence[str], missing: Sequence[str] = ()) -> str:
+def meant(key: str, known: Collection[str], missing: Collection[str] = ()) -> str:
     """The key that was probably meant, one of the missing where it is near; empty if none is.
 
     >>> meant("mdoel", ["model", "mode"], ["model"]), meant("lora_rank", ["adapter"]), meant("zzz", ["model"])

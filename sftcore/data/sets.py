@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, evolve, field
 
 from sftcore.chat.render import Renderer
-from sftcore.core.errors import ConflictError, DataError, OptionTypeError
+from sftcore.core.errors import ConflictError, DataError, OptionTypeError, RowError
 from sftcore.core.registry import Bound
 from sftcore.core.types import Example, Formatter, Row
 from sftcore.data.format import RowReader, choose_format, reader_for, refuse_images
@@ -224,10 +224,33 @@ def _say_what_is_left_out(ledger: Ledger) -> None:
 
 def _by_function(function: Callable[[Row], Any]) -> Formatter:
     def read(row: Row) -> list[Example]:
-        found = function(row)
+        try:
+            found = function(row)
+        except IndexError as error:
+            raise RowError(f"formatting_func failed: IndexError: {error}.", fix=_ONE_ROW) from error
         texts = found if isinstance(found, (list, tuple)) else [found]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError(f"it returned {type(found).__name__}, not a text or a list of texts")
+        if (column := _by_letters(function, row, len(texts))) is not None:
+            raise RowError(
+                f'formatting_func returned {len(texts)} texts, one for each character of the column "{column}".',
+                fix=_ONE_ROW,
+            )
         return [Example(text=text) for text in texts]
 
     return read
+
+
+_ONE_ROW = (
+    "It is called with one row, whose columns are single values, and not with a batch of rows, whose columns are "
+    "lists: return the text of that row."
+)
+
+
+def _by_letters(function: Callable[[Row], Any], row: Row, count: int) -> str | None:
+    """The column whose characters the function takes for rows of a batch, as functions written for older TRL do."""
+    column = next((key for key, value in row.items() if isinstance(value, str) and len(value) == count > 1), None)
+    if column is None:
+        return None
+    longer = {key: value * 2 if isinstance(value, str) else value for key, value in row.items()}
+    return column if len(function(longer)) == 2 * count else None

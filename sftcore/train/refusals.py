@@ -13,6 +13,7 @@ from sftcore.config.settings.older_names import use_current_names
 from sftcore.core.errors import CheckError, ConflictError, DataError, ModelError, OptionTypeError, UnknownKeyError
 from sftcore.core.types import Problem
 from sftcore.model.unwrap import is_peft_model
+from sftcore.train.arguments import model_argument
 from sftcore.util.foreign import in_our_words
 from sftcore.util.shown import shortened
 from sftcore.util.warned import warn
@@ -28,7 +29,6 @@ OF_FROM_PRETRAINED = (
 
 _CALLED = (
     "data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func",
-    "processing_class", "tokenizer",
 )  # fmt: skip
 
 
@@ -50,8 +50,8 @@ def _refuse_kinds(given: Mapping[str, Any]) -> None:
             )
 
 
-def accepted(given: Mapping[str, Any]) -> tuple[SFTConfig, Any]:
-    """A trainer's configuration and its processing class, with what was given under an older name or elsewhere.
+def accepted(given: Mapping[str, Any]) -> tuple[Any, SFTConfig, Any]:
+    """A trainer's model, configuration and processing class, with what was given under an older name or elsewhere.
 
     Args:
         given: the arguments of the constructor by name, `older` those that it does not have.
@@ -64,7 +64,7 @@ def accepted(given: Mapping[str, Any]) -> tuple[SFTConfig, Any]:
     from sftcore.config.sft_config import as_sft_config
 
     _refuse_kinds(given)
-    model, processing_class, tokenizer = given["model"], given["processing_class"], given["tokenizer"]
+    model, processing_class, tokenizer = model_argument(given["model"]), given["processing_class"], given["tokenizer"]
     if tokenizer is not None:
         if processing_class is not None:
             raise ConflictError("tokenizer and processing_class are the same argument.", fix="Keep processing_class.")
@@ -74,7 +74,7 @@ def accepted(given: Mapping[str, Any]) -> tuple[SFTConfig, Any]:
     if given["older"]:
         _put_in_place(made, given["older"], given)
         made.settle()
-    return made, processing_class if processing_class is not None else tokenizer
+    return model, made, processing_class if processing_class is not None else tokenizer
 
 
 def _put_in_place(args: SFTConfig, older: Mapping[str, Any], own: Iterable[str]) -> None:
@@ -153,13 +153,14 @@ def callback_problems(args: SFTConfig, callbacks: Iterable[Any]) -> Iterator[Pro
         kind = one if isinstance(one, type) else type(one)
         if not issubclass(kind, EarlyStoppingCallback):
             continue
-        if args.metric_for_best_model is None:
+        metric: str | None = args.metric_for_best_model
+        if metric is None:
             yield Problem(
                 "early stopping needs to know what is best.",
                 "EarlyStoppingCallback",
                 'Set metric_for_best_model, such as "loss".',
             )
-        if args.eval_strategy == "no":
+        if str(args.eval_strategy.value) == "no":
             yield Problem(
                 'early stopping follows evaluations, and eval_strategy is "no".',
                 "EarlyStoppingCallback",

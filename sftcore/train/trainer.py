@@ -33,7 +33,6 @@ from sftcore.train.arguments import (
     check_trainer,
     kept,
     max_length_of,
-    model_argument,
     model_request,
     prepare_tokenizer,
     refuse_data,
@@ -116,8 +115,7 @@ class SFTTrainer(OpenLayout):
         tokenizer: PreTrainedTokenizerBase | None = None,
         **older: Any,
     ) -> None:
-        model = model_argument(model)
-        args, processing_class = refusals.accepted(locals())
+        model, args, processing_class = refusals.accepted(locals())
         request = model_request(model, args, quantization_config, processing_class)
         refuse_data(train_dataset)
         by_row = reads_by_row(type(self), SFTTrainer, compute_loss_func)
@@ -141,9 +139,8 @@ class SFTTrainer(OpenLayout):
             super().__init__(
                 model=self.loaded.model, args=args, data_collator=collator, train_dataset=train_dataset,
                 eval_dataset=eval_dataset, processing_class=processor, compute_loss_func=compute_loss_func,
-                compute_metrics=compute_metrics, optimizers=optimizers,
-                callbacks=[self.recorder, *callbacks_of(args), *(callbacks or [])],
-                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                compute_metrics=compute_metrics, callbacks=[self.recorder, *callbacks_of(args), *(callbacks or [])],
+                optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )  # fmt: skip
         self._make_parts()

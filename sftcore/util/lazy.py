@@ -5,15 +5,18 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_names(
+    package: str, gone: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package that imports its names under TYPE_CHECKING alone.
 
-    Which module each name is from is read from these imports in the package's own source.
+    Which module each name is from is read from these imports in the package's own source. `gone` holds names that
+    scripts may still import, with what to write instead.
     """
     module = sys.modules[package]
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
@@ -25,6 +28,9 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     }
 
     def get(name: str) -> Any:
+        if gone and name in gone:
+            # an AttributeError would become an ImportError that says nothing but the name
+            raise ImportError(f"{package} has no {name}. {gone[name]}", name=name)
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(module_of[name]), name)

@@ -57,7 +57,8 @@ RANGES: Mapping[str, Range] = {
     "dataloader_num_workers": _NOT_NEGATIVE, "dataloader_prefetch_factor": _COUNT, "ddp_bucket_cap_mb": _COUNT,
     "ddp_timeout": _COUNT, "local_rank": Range(-1), "router_aux_loss_coef": _NOT_NEGATIVE, "dataset_num_proc": _COUNT,
     "max_image_pixels": _COUNT, "max_length": Range(2), "pad_to_multiple_of": _COUNT,
-    "divergence_factor": Range(1, above=True),
+    "divergence_factor": Range(1, above=True), "early_stopping_patience": _COUNT,
+    "early_stopping_threshold": _NOT_NEGATIVE,
 }  # fmt: skip
 """The range of each field that holds a number."""
 
@@ -221,7 +222,8 @@ def _unknown(field: str, word: str, known: tuple[str, ...]) -> tuple[str, str]:
 def _wrong_mapping(field: str, value: Any, wanted: Any) -> tuple[str, str] | None:
     """What is wrong with a text that stands for a mapping: JSON, or for some fields a file of it."""
     arms = get_args(wanted)
-    if not isinstance(value, str) or dict not in {_origin(arm) for arm in arms}:
+    named = field == "callbacks"  # by a name, too
+    if named or not isinstance(value, str) or dict not in {_origin(arm) for arm in arms}:
         return None
     if value.strip().startswith("{"):
         return _wrong_json(field, value)

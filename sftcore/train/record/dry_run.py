@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from sftcore.core.errors import SFTCoreError
 from sftcore.core.visible import visible
 from sftcore.train.record.summary import plan_lines
 
@@ -17,7 +18,7 @@ WRITES_NOTHING = {"report_to": "none", "callbacks": None, "push_to_hub": False}
 """Settings of a run that is not to leave anything: no tracker, no repository, no callback of somebody's own."""
 
 
-class PlanShownError(Exception):
+class PlanShownError(SFTCoreError):
     """Raised instead of the first step."""
 
 
@@ -34,7 +35,7 @@ class StopBeforeTraining(TrainerCallback):
             args.output_dir = self._output_dir
             for line in (*plan_lines(self._trainer), f"dry run    {self._extent(state, train_dataloader)}"):
                 print(visible(line), file=sys.stderr)
-        raise PlanShownError
+        raise PlanShownError("a dry run ends before its first step.")
 
     def _extent(self, state: Any, loader: Any) -> str:
         ledger = self._trainer.data.ledger_of("train_dataset")
