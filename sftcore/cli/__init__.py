@@ -18,6 +18,7 @@ from sftcore.core.visible import unstyled, visible
 _VERBS = {
     "quickstart": "Fine-tune a small model on your machine and compare its answers before and after.",
     "train": "Train a model from a recipe file, from settings on the command line, or both.",
+    "sft": "Train a model with the arguments of `trl sft`.",
     "check": "Check a whole data set without training: report what a run would keep, cut and refuse.",
     "preview": "Show a row as the model will see it, with the supervised tokens marked.",
     "list-plugins": "List the installed plugins, and say why any of them cannot be used.",

@@ -40,13 +40,13 @@ def command(model: str | None, output: str, steps: int) -> None:
     This takes about two minutes on two CPU cores.
     """
     from sftcore.config.recipe import parse_recipe
-    from sftcore.train.run import check_recipe, refuse_other_run, run_recipe
+    from sftcore.train.run import check_recipe, refuse_folder, run_recipe
 
     no_bars()
     raw = recipe(model or find_model(), output, steps)
     raw["overwrite_output_dir"] = _is_of_quickstart(Path(output))
     checked = check_recipe(parse_recipe(raw, place="quickstart"))
-    refuse_other_run(checked.recipe)
+    refuse_folder(checked.recipe)
 
     from rich.console import Console
 

@@ -35,7 +35,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run:
         warnings.simplefilter("ignore")  # the first process shows the same warnings
     checked = run.check_recipe(recipe_from(words, block))
     if not dry_run:
-        run.refuse_other_run(checked.recipe)
+        run.refuse_folder(checked.recipe)
     if nproc > 1:
         from sftcore.train.launch import launch
 

@@ -21,6 +21,7 @@ from transformers import HfArgumentParser  # noqa: TID253 - scripts alone import
 from sftcore.config import yaml12
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError, RecipeError, UnknownKeyError, nearest, quoted
 from sftcore.data.source.files import BUILDERS, local_files
+from sftcore.data.source.load import Source, explained
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -106,7 +107,7 @@ def get_dataset(mixture_config: DatasetMixtureConfig) -> DatasetDict:
         raise DataError(
             "the mixture does not name any data set.",
             where="datasets",
-            fix="Name at least one: datasets: [{path: train.jsonl}]",
+            fix="Name one: --dataset_name train.jsonl, or in a YAML file datasets: [{path: train.jsonl}]",
         )
     parts = [_loaded(one, streaming=mixture_config.streaming) for one in chosen]
     if fractions:
@@ -119,8 +120,8 @@ def get_dataset(mixture_config: DatasetMixtureConfig) -> DatasetDict:
             where="datasets",
             fix="Choose the same columns from each with `columns`.",
         ) from error
-    if mixture_config.test_split_size is not None:
-        return whole.train_test_split(test_size=mixture_config.test_split_size, seed=SPLIT_SEED)
+    if (size := mixture_config.test_split_size) is not None:
+        return whole.train_test_split(test_size=_test_size(size, len(whole)), seed=SPLIT_SEED)
     return datasets.DatasetDict({"train": whole})
 
 
@@ -232,7 +233,7 @@ def _dataset_config(given: Any, index: int) -> DatasetConfig:
 def _loaded(one: DatasetConfig, *, streaming: bool) -> Dataset | IterableDataset:
     import datasets
 
-    path, files = one.path, one.data_files
+    path, files, found = one.path, one.data_files, None
     if files is None and Path(path).suffix.lower() in BUILDERS and (found := local_files(path)):
         path, files = found.builder, [str(file) for file in found.paths]
     try:
@@ -240,12 +241,31 @@ def _loaded(one: DatasetConfig, *, streaming: bool) -> Dataset | IterableDataset
             path, one.name, data_dir=one.data_dir, data_files=files, split=one.split, streaming=streaming
         )
     except Exception as error:  # the hub's client and the builders raise many types of error
+        if found and error.__cause__ is not None:  # a builder could not read a file: its line may be found
+            raise explained(error, Source(one.path, found)) from error
+        reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
         raise DataError(
-            f"the data set cannot be loaded: {str(error.__cause__ or error).partition(chr(10))[0]}",
+            f"the data set cannot be loaded: {reason}.",
             where=one.path,
             fix="Check path, name and split; without a network connection, give a local file.",
         ) from error
     return loaded if one.columns is None else loaded.select_columns(one.columns)
+
+
+def _test_size(size: float, rows: int) -> float | int:
+    """A share below 1, or a whole number of rows, of which some are left to train on.
+
+    Raises:
+        DataError: it is neither.
+    """
+    count = size if size < 1 else int(size)
+    if count <= 0 or count != size or count >= rows:
+        raise DataError(
+            f"test_split_size is a share between 0 and 1, or a number of rows below the {rows:,} that there are, "
+            f"got {size:g}.",
+            where="datasets",
+        )
+    return count
 
 
 def _shares(parts: Sequence[Dataset], fractions: Sequence[float]) -> Iterator[Dataset]:

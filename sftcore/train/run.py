@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,14 +20,12 @@ from sftcore.config.settings.combined import metric_problems, package_problems
 from sftcore.config.setup import check, set_up_recipe
 from sftcore.core.errors import ConflictError, RecipeError
 from sftcore.core.types import KINDS
-from sftcore.core.visible import visible
 from sftcore.data.source.load import inspect
 from sftcore.data.store.cache import cache_folder
 from sftcore.train.checked import Checked
-from sftcore.train.checkpoint.folders import choose, held_run, remove_run
+from sftcore.train.checkpoint.folders import choose, make_room, refuse_other_run
 from sftcore.train.parts.callbacks import check_callbacks
 from sftcore.train.row_locations import named_by_file
-from sftcore.util.disk import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,47 +79,17 @@ def check_recipe(recipe: Recipe) -> Checked:
     return Checked(recipe, setup, train, inspect(recipe.data.eval, setup) if recipe.data.eval is not None else None)
 
 
-def refuse_other_run(recipe: Recipe) -> None:
-    """Refuse an output folder that holds the model or the checkpoints of another run, which this one would replace.
+def refuse_folder(recipe: Recipe) -> None:
+    """Refuse an output folder with another run; see `refuse_other_run`."""
+    refuse_other_run(_output_dir(recipe), _checkpoint(recipe), overwrite=_overwrites(recipe))
 
-    Raises:
-        ConflictError: it does, and the recipe neither resumes from it nor says that it may be replaced.
-    """
-    folder = _output_dir(recipe)
-    if recipe.training.get("overwrite_output_dir") or _resumes(recipe, folder) or not (held := held_run(folder)):
-        return
-    names = [path.name for path in held]
-    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    raise ConflictError(
-        f"the folder holds another run: {', '.join(names[:3])}{others}.",
-        where=f"output_dir {folder}",
-        fix="Name another output_dir, resume with resume_from_checkpoint=auto, or replace it with "
-        "overwrite_output_dir=true.",
-    )
+
+def _overwrites(recipe: Recipe) -> bool:
+    return bool(recipe.training.get("overwrite_output_dir"))
 
 
 def _output_dir(recipe: Recipe) -> Path:
     return Path(config_of(recipe)["output_dir"]).expanduser()
-
-
-def _resumes(recipe: Recipe, folder: Path) -> bool:
-    """Whether the run continues the one in its folder."""
-    wanted = _checkpoint(recipe)
-    return wanted in (AUTO, LAST) or (wanted is not None and folder.resolve() in Path(wanted).resolve().parents)
-
-
-def _remove_other_run(recipe: Recipe) -> None:
-    """Make room for a run that may replace another; what it starts from itself is never removed."""
-    folder = _output_dir(recipe)
-    if not recipe.training.get("overwrite_output_dir") or _resumes(recipe, folder):
-        return
-    starts_from = [recipe.model.name, recipe.training.get("resume_from_checkpoint")]
-    if any(name and folder.resolve() in (Path(name).resolve(), *Path(name).resolve().parents) for name in starts_from):
-        return
-    with writing("the new run", folder):
-        gone = remove_run(folder)
-    if gone:
-        print(visible(f"output     {folder}: removed {', '.join(path.name for path in gone)}"), file=sys.stderr)
 
 
 def dry_run(checked: Checked, console: Console) -> None:
@@ -171,7 +138,9 @@ def run_recipe(
         if before_training is not None:
             before_training(trainer)
         if trainer.is_world_process_zero():
-            _remove_other_run(checked.recipe)
+            recipe, resume = checked.recipe, _checkpoint(checked.recipe)
+            names = [recipe.model.name]
+            make_room(_output_dir(recipe), resume, overwrite=_overwrites(recipe), starts_from=names)
         start = time.monotonic()
         result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
     trainer.save_model()

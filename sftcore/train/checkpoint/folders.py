@@ -10,14 +10,18 @@ import json
 import os
 import re
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
 from sftcore.config.recipe import AUTO, LAST
-from sftcore.core.errors import CheckpointError
+from sftcore.core.errors import CheckpointError, ConflictError
+from sftcore.core.visible import visible
 from sftcore.train.checkpoint.checksums import SEAL, fault, is_sealed
-from sftcore.util.disk import sync
+from sftcore.util.disk import sync, writing
 
 PREFIX = ".tmp-"
 _REPLACED = PREFIX + "replaced-"
@@ -147,6 +151,50 @@ def remove_run(folder: Path) -> list[Path]:
         else:
             path.unlink(missing_ok=True)
     return gone
+
+
+def refuse_other_run(folder: Path, resume: Any, *, overwrite: bool) -> None:
+    """Refuse an output folder that holds the model or the checkpoints of another run, which a new one would replace.
+
+    Args:
+        folder: output_dir.
+        resume: what the run resumes from: a folder, "last", "auto" or None.
+        overwrite: whether the other run may be replaced.
+
+    Raises:
+        ConflictError: it holds one, and the run neither continues it nor may replace it.
+    """
+    if overwrite or _continues(folder, resume) or not (held := held_run(folder)):
+        return
+    names = [path.name for path in held]
+    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    raise ConflictError(
+        f"the folder holds another run: {', '.join(names[:3])}{others}.",
+        where=f"output_dir {folder}",
+        fix=f"Name another output_dir, continue with {_RESUME}={AUTO}, or replace it with overwrite_output_dir=true.",
+    )
+
+
+def make_room(folder: Path, resume: Any, *, overwrite: bool, starts_from: Sequence[str | None]) -> None:
+    """Remove the run that a new one may replace, and say so; never what the new one starts from.
+
+    Raises:
+        WriteError: it cannot be removed.
+    """
+    if not overwrite or _continues(folder, resume):
+        return
+    needed = [Path(name).resolve() for name in (*starts_from, resume) if name]
+    if any(folder.resolve() in (path, *path.parents) for path in needed):
+        return
+    with writing("the new run", folder):
+        gone = remove_run(folder)
+    if gone:
+        print(visible(f"output     {folder}: removed {', '.join(path.name for path in gone)}"), file=sys.stderr)
+
+
+def _continues(folder: Path, resume: Any) -> bool:
+    """Whether a run continues the one in its folder."""
+    return resume in (AUTO, LAST, True) or (bool(resume) and folder.resolve() in Path(str(resume)).resolve().parents)
 
 
 def final_place(folder: Path) -> Path:

@@ -1,0 +1,284 @@
+"""The program behind `sftcore sft`: TRL's script for supervised fine-tuning, with its arguments.
+
+`examples/scripts/sft.py` is the same program to read and to change.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from attrs import frozen
+
+from sftcore.compat.script_arguments import (
+    DatasetConfig,
+    DatasetMixtureConfig,
+    ScriptArguments,
+    TrlParser,
+    get_dataset,
+)
+from sftcore.config.sft_config import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
+from sftcore.core.errors import DataError, RecipeError, nearest
+from sftcore.core.visible import visible
+from sftcore.train.checkpoint.folders import make_room, refuse_other_run
+from sftcore.util.secrets import masked
+
+if TYPE_CHECKING:
+    from sftcore.train.trainer import SFTTrainer
+
+_LAUNCHED = "SFTCORE_SFT_LAUNCHED"
+"""Set for the processes of a launch, which are given the same words again."""
+
+_FSDP = ["--use_fsdp", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
+_DEEPSPEED = ["--use_deepspeed", "--zero3_save_16bit_model", "true", "--zero_stage"]
+ACCELERATE_CONFIGS = {
+    "single_gpu": ["--num_processes", "1"],
+    "multi_gpu": ["--multi_gpu"],
+    "fsdp1": [*_FSDP, "--fsdp_version", "1", "--fsdp_reshard_after_forward", "FULL_SHARD"],
+    "fsdp2": [*_FSDP, "--fsdp_version", "2", "--fsdp_reshard_after_forward", "true"],
+    "zero1": [*_DEEPSPEED, "1", "--zero3_init_flag", "false"],
+    "zero2": [*_DEEPSPEED, "2", "--zero3_init_flag", "false"],
+    "zero3": [*_DEEPSPEED, "3", "--zero3_init_flag", "true"],
+}
+"""TRL's names for ways of launching, as options of accelerate's launcher."""
+_KINDS = {"--cpu", "--multi_gpu", "--tpu", "--use_deepspeed", "--use_fsdp", "--use_megatron_lm"}
+
+
+@frozen
+class Arguments:
+    """What the command line and its YAML file say; `launch` are the options for accelerate's launcher."""
+
+    script: ScriptArguments
+    training: SFTConfig
+    model: ModelConfig
+    mixture: DatasetMixtureConfig
+    launch: tuple[str, ...] = ()
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, where argparse would print all of some three hundred options before it."""
+        raise RecipeError(f"{message}.", where="command line", fix="All options: sftcore sft --help")
+
+
+def parse(words: Sequence[str]) -> Arguments:
+    """Read the arguments of `trl sft`, a YAML file among them, and those of `accelerate launch`.
+
+    Raises:
+        RecipeError: an option is not known, lacks its value, or no model is named.
+        DataError: no data set is named.
+    """
+    parser = _Parser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig), prog="sftcore sft")
+    script, training, model, mixture, from_file, rest = parser.parse_args_and_config(
+        words, return_remaining_strings=True, fail_with_unknown_args=False, separate_remaining_strings=True
+    )
+    launch = _launch_options([*_as_options(from_file), *rest], [one.dest for one in parser._actions])
+    if model.model_name_or_path is None:
+        raise RecipeError("no model is named.", where="command line", fix="Add: --model_name_or_path MODEL")
+    if not (mixture.datasets or script.dataset_name):
+        raise DataError("no data set is named.", where="command line", fix="Add: --dataset_name train.jsonl")
+    return Arguments(script, training, model, mixture, launch)
+
+
+def run(words: Sequence[str], watch: Callable[[SFTTrainer], object] = lambda _: None) -> Path:
+    """Train as the arguments say, in as many processes as they say; the folder of the model.
+
+    Args:
+        words: the command line without the program's name.
+        watch: called with the trainer before it trains.
+
+    Raises:
+        SFTCoreError: the arguments, the data or the model are wrong.
+    """
+    arguments = parse(words)
+    launched = _LAUNCHED in os.environ or "RANK" in os.environ
+    if not launched and (arguments.launch or _several_gpus(arguments.training)):
+        _launch(arguments.launch or ("--multi_gpu",), words)
+    args = arguments.training
+    folder, resume = Path(args.output_dir), args.resume_from_checkpoint
+    refuse_other_run(folder, resume, overwrite=args.overwrite_output_dir)
+    trainer = trainer_of(arguments)
+    watch(trainer)
+    if trainer.is_world_process_zero():
+        starts_from = [arguments.model.model_name_or_path]
+        make_room(folder, resume, overwrite=args.overwrite_output_dir, starts_from=starts_from)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
+    return folder
+
+
+def trainer_of(arguments: Arguments) -> SFTTrainer:
+    """The trainer, with its data loaded and prepared.
+
+    Raises:
+        SFTCoreError: the data or the model are wrong.
+    """
+    from sftcore.train.trainer import SFTTrainer
+
+    args, model = arguments.training, arguments.model
+    given = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    chosen = {
+        "revision": model.model_revision,
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+    }
+    args.model_init_kwargs = {**{key: value for key, value in chosen.items() if value is not None}, **given}
+    train, evaluation = datasets_of(arguments)
+    trainer = SFTTrainer(
+        model.model_name_or_path,
+        args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    if arguments.script.ignore_bias_buffers:
+        ignore_bool_buffers(trainer.model)
+    return trainer
+
+
+def datasets_of(arguments: Arguments) -> tuple[Any, Any]:
+    """The rows to train on and, where the run evaluates, those to evaluate on.
+
+    Raises:
+        DataError: they cannot be loaded, or there are no evaluation rows.
+    """
+    script, mixture = arguments.script, arguments.mixture
+    evaluates = arguments.training.eval_strategy != "no"
+    if mixture.datasets and script.dataset_name:
+        warnings.warn(f"datasets are given, so dataset_name={script.dataset_name} is left out.", stacklevel=2)
+    if mixture.datasets:
+        found = get_dataset(mixture)
+    else:
+        found = get_dataset(_mixture_of(script, script.dataset_train_split, mixture))
+    if not evaluates:
+        return found["train"], None
+    if "test" in found:
+        return found["train"], found["test"]
+    advice = "Add --test_split_size 0.1, name the split with --dataset_test_split, or leave out eval_strategy."
+    if mixture.datasets:
+        raise DataError("the run evaluates, and the data have no evaluation rows.", where="eval_strategy", fix=advice)
+    try:
+        held = get_dataset(_mixture_of(script, script.dataset_test_split, DatasetMixtureConfig()))
+    except DataError as error:
+        what = f"the run evaluates, and there are no evaluation rows: {error.what}"
+        raise DataError(what, where=f"dataset_test_split {script.dataset_test_split}", fix=advice) from error
+    return found["train"], held["train"]
+
+
+def _mixture_of(script: ScriptArguments, split: str, mixture: DatasetMixtureConfig) -> DatasetMixtureConfig:
+    assert script.dataset_name is not None
+    one = DatasetConfig(script.dataset_name, name=script.dataset_config, split=split)
+    streaming = script.dataset_streaming or mixture.streaming
+    return DatasetMixtureConfig([one], streaming=streaming, test_split_size=mixture.test_split_size)
+
+
+def ignore_bool_buffers(model: Any) -> None:
+    """Leave boolean buffers, such as masks of old GPT models, out of what DDP copies between processes."""
+    import torch
+
+    names = [name for name, buffer in model.named_buffers() if buffer.dtype == torch.bool]
+    model._ddp_params_and_buffers_to_ignore = names
+
+
+# --- Several processes ----------------------------------------------------------------------------------------------
+def _launch_options(words: Sequence[str], ours: Sequence[str]) -> tuple[str, ...]:
+    """What is left of the command line, as options of accelerate's launcher.
+
+    Raises:
+        RecipeError: the launcher does not know an option either.
+    """
+    if not words:
+        return ()
+    from accelerate.commands.launch import launch_command_parser
+
+    launcher = launch_command_parser()
+    found: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, _, value = word.partition("=")
+        if name == "--accelerate_config":
+            found += _named_config(value or (rest.pop(0) if rest else ""))
+            continue
+        action = launcher._option_string_actions.get(name)
+        if action is None or name in ("-h", "--help"):
+            known = [*ours, "accelerate_config", *(one.dest for one in launcher._actions)]
+            raise RecipeError(
+                f"there is no option {name}.{nearest(name.lstrip('-'), known)}",
+                where="command line",
+                fix="All options: sftcore sft --help",
+            )
+        found.append(word)
+        if action.nargs != 0 and not value and rest:
+            found.append(rest.pop(0))
+    return tuple(found)
+
+
+def _as_options(words: Sequence[str]) -> list[str]:
+    """Pairs of a file, in which a flag is `key: true`, as options."""
+    found = []
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        found += {"True": [name], "False": []}.get(value, [name, value])
+    return found
+
+
+def _named_config(name: str) -> list[str]:
+    if name in ACCELERATE_CONFIGS:
+        return ACCELERATE_CONFIGS[name]
+    if not Path(name).is_file():
+        raise RecipeError(
+            f'"{name}" is neither a file nor one of {", ".join(ACCELERATE_CONFIGS)}.'
+            f"{nearest(name, ACCELERATE_CONFIGS)}",
+            where="--accelerate_config",
+        )
+    return ["--config_file", name]
+
+
+def _several_gpus(args: SFTConfig) -> bool:
+    import torch
+
+    return not args.use_cpu and torch.accelerator.is_available() and torch.accelerator.device_count() > 1
+
+
+def _launch(options: Sequence[str], words: Sequence[str]) -> NoReturn:
+    """Become accelerate's launcher of this program with the same words, and say so."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *launcher_options(options), "-m", "sftcore", "sft"]
+    shown = shlex.join(["python", *_without_secrets([*launcher[1:], *words])])
+    print(f"launch     {visible(shown)}", file=sys.stderr, flush=True)
+    os.execve(launcher[0], [*launcher, *words], {**os.environ, _LAUNCHED: "1"})
+
+
+def launcher_options(given: Sequence[str]) -> list[str]:
+    """The options with what the launcher would else ask for, or pass over.
+
+    >>> launcher_options(["--num_processes", "2"])[:2], launcher_options(["--config_file", "a.yaml"])
+    (['--multi_gpu', '--num_machines'], ['--config_file', 'a.yaml'])
+    """
+    names = {word.partition("=")[0] for word in given}
+    if "--config_file" in names:
+        return list(given)
+    # --multi_gpu is accelerate's word for several processes, on a CPU too: without it there would be one
+    pairs = dict(itertools.pairwise([part for word in given for part in word.split("=", 1)]))
+    several = [] if names & _KINDS or pairs.get("--num_processes", "1") == "1" else ["--multi_gpu"]
+    defaults = {"--num_machines": "1", "--mixed_precision": "no", "--dynamo_backend": "no"}
+    added = [word for name, value in defaults.items() if name not in names for word in (name, value)]
+    return [*several, *added, *given]
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """The words as they may be printed: values of options that hold a token or a key are left out."""
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        name, _, value = word.partition("=") if "=" in word else (before, "", word)
+        safe = masked({name.lstrip("-"): value})[name.lstrip("-")]
+        found.append(f"{name}={safe}" if "=" in word else safe)
+    return found
