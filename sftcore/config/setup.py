@@ -106,16 +106,21 @@ def set_up_recipe(recipe: Recipe) -> Setup:
 
 
 def check(
-    setup: Setup, *, columns: Sequence[str] | None = None, needs_tokenizer: bool = True, also: Iterable[Problem] = ()
+    setup: Setup,
+    *,
+    columns: Sequence[str] | None = None,
+    needs_tokenizer: bool = True,
+    also: Iterable[Problem] = (),
+    module_names: tuple[str, ...] | None = None,
 ) -> None:
     """Ask the core and every plugin for problems; warnings are shown, errors stop the run, all at once.
 
-    `also` are problems that the caller has found.
+    `also` are problems that the caller has found, `module_names` those of the model where they are known.
 
     Raises:
         CheckError: with every problem found.
     """
-    probe = probe_run(setup.plan.model, columns)
+    probe = attrs.evolve(probe_run(setup.plan.model, columns), module_names=module_names)
     own = core_problems(setup.plan, probe, needs_tokenizer=needs_tokenizer)
     problems = [*also, *own, *setup.plugins.problems(setup.plan, probe)]
     for problem in problems:

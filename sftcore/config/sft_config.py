@@ -94,7 +94,8 @@ class SFTConfig(TrainingArguments):
     eos_token: str | None = None
     """The token that ends a turn or text, set on tokenizer, model and generation configuration."""
     max_length: int | None = 1024
-    """Rows are cut to this many tokens, or to what the tokenizer allows where that is less. None: no cut."""
+    """Rows are cut to this many tokens, or to what tokenizer and learned positions allow where that is less. None: to
+    the positions that the model has learned, if it has."""
     truncation_mode: str = "keep_start"
     """Which end of a long row is kept: keep_start or keep_end."""
     shuffle_dataset: bool = False

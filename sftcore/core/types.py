@@ -231,12 +231,14 @@ class Probe:
     """What `check` may look at: read from files and metadata, without importing torch or reading weights.
 
     `model_config` is the parsed `config.json` where the model is a local folder. `columns` are those of the training
-    set, where they are known.
+    set, where they are known. `module_names` are those of the model's modules, as in `named_modules`, where they are
+    known: not before torch is imported, and then of a ready model, or by its configuration.
     """
 
     model_config: Mapping[str, Any] | None = None
     columns: tuple[str, ...] | None = None
     ready_model: bool = False
+    module_names: tuple[str, ...] | None = None
 
 
 @frozen

@@ -47,6 +47,7 @@ class DataPreparation:
     shared: a folder of the run, through which one process shares sets that the cache does not keep.
     ledgers: what became of the rows of each map-style set. formats: the plugin that read each set.
     notes: what else the run reports. numberings: the numbers of each set's rows. label: the training set's name.
+    given_tokens: the sets whose rows came as token ids.
     """
 
     setup: Setup
@@ -62,6 +63,7 @@ class DataPreparation:
     shards: list[tuple[IterableDataset, IterableDataset]] = field(factory=list)
     numberings: dict[str, Sequence[int] | None] = field(factory=dict)
     label: str = "the training data"
+    given_tokens: set[str] = field(factory=set)
 
     def ledger_of(self, name: str) -> Ledger | None:
         """The ledger of the map-style set that was prepared under this name."""
@@ -96,7 +98,10 @@ class DataPreparation:
             )
         packing = self._packing(name)
         self.numberings[name] = numbering = numbers_of(dataset)
-        pipeline = evolve(self.pipeline(columns_of(dataset), name), numbering=numbering)
+        columns = columns_of(dataset)
+        if "input_ids" in columns:
+            self.given_tokens.add(name)
+        pipeline = evolve(self.pipeline(columns, name), numbering=numbering)
         seed = None if name == PREDICTED else self._shuffle_seed
         if isinstance(dataset, IterableDataset):
             self.notes.append(f"{name}: a stream, which is prepared as it is read; its rows are not counted")

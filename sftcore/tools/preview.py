@@ -129,7 +129,8 @@ class PreparationFactory:
         from sftcore.config.sft_config import SFTConfig
         from sftcore.data.sets import DataPreparation
         from sftcore.model.processor import load_processor
-        from sftcore.train.arguments import max_length_of, prepare_tokenizer
+        from sftcore.model.skeleton import skeleton_of
+        from sftcore.train.arguments import max_length_of, positions_for, prepare_tokenizer
         from sftcore.train.run import config_of
 
         if self._loaded is None:
@@ -138,7 +139,9 @@ class PreparationFactory:
             self._loaded = args, processor, prepare_tokenizer(processor, args)[0]
         args, processor, tokenizer = self._loaded
         setup = attrs.evolve(setup, plan=attrs.evolve(setup.plan, settings=args.to_settings()))
-        return DataPreparation(setup, tokenizer, max_length_of(args, tokenizer), processor=processor)
+        name = setup.plan.model.name
+        positions = positions_for(skeleton_of(name, setup.plan), name, setup.plan)
+        return DataPreparation(setup, tokenizer, max_length_of(args, tokenizer, positions), processor=processor)
 
 
 # --- From a recipe to a row -----------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ from sftcore.chat.tokens import clone_tokens, clones_tokenizer, set_chat_templat
 from sftcore.config.selections import parse_plugins
 from sftcore.config.setup import Setup, check, set_up
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError
-from sftcore.core.types import ModelRequest, Problem
+from sftcore.core.types import ModelRequest, Plan, Problem
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import has_images
 from sftcore.model.memory.offload import refuse_offloading
+from sftcore.model.skeleton import learned_positions, module_names, virtual_tokens
 from sftcore.util.disk import make_output_dir
 from sftcore.util.versions import warn_if_untested
 
@@ -59,7 +60,13 @@ def refuse_unlabelled(dataset: Any, name: str) -> None:
 
 
 def check_trainer(
-    setup: Setup, args: SFTConfig, compute_loss_func: Any, found: Iterable[Problem], *, needs_tokenizer: bool
+    setup: Setup,
+    args: SFTConfig,
+    compute_loss_func: Any,
+    found: Iterable[Problem],
+    *,
+    needs_tokenizer: bool,
+    skeleton: Any = None,
 ) -> None:
     """Find everything that is wrong before a weight is read; `found` are problems that are known already.
 
@@ -70,7 +77,7 @@ def check_trainer(
     chosen = [one.label for one in setup.plan.selected("loss") if not one.default]
     if compute_loss_func is not None and chosen:
         raise ConflictError(f"compute_loss_func would replace {chosen[0]}, which was chosen.", fix="Drop one of them.")
-    check(setup, needs_tokenizer=needs_tokenizer, also=found)
+    check(setup, needs_tokenizer=needs_tokenizer, also=found, module_names=module_names(skeleton))
     refuse_offloading(args)
 
 
@@ -197,10 +204,21 @@ def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list
     return tokenizer, new_ids
 
 
-def max_length_of(args: SFTConfig, tokenizer: Any) -> int | None:
+def max_length_of(args: SFTConfig, tokenizer: Any, positions: int | None = None) -> int | None:
+    """To how many tokens rows are cut: the smallest of max_length, the tokenizer's limit and the model's positions."""
+    multiple = args.pad_to_multiple_of
+    if positions is not None and isinstance(multiple, int) and 0 < multiple <= positions:
+        positions -= positions % multiple  # padding takes positions too
     if args.max_length is None:
-        return None
-    return min(args.max_length, int(tokenizer.model_max_length))
+        return positions
+    limits = [args.max_length, int(tokenizer.model_max_length), positions]
+    return min(one for one in limits if one is not None)
+
+
+def positions_for(skeleton: Any, model: Any, plan: Plan) -> int | None:
+    """How many positions are left for a row where the model has a table of them, beside an adapter's virtual tokens."""
+    found = learned_positions(skeleton)
+    return None if found is None else found - virtual_tokens(model, plan)
 
 
 def mapping_of(value: Any, name: str) -> dict[str, Any]:

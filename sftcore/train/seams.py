@@ -28,6 +28,7 @@ from sftcore.train.checkpoint.resume import Resumption, is_stream
 from sftcore.train.checkpoint.same_run import RunFacts
 from sftcore.train.checkpoint.state import Randomness
 from sftcore.train.distributed import is_taken_apart, not_sharded_yet, nothing_sharded
+from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
 from sftcore.train.parts.evaluation import EvaluationLoss, is_padded, rows_in, without_padding
@@ -114,7 +115,7 @@ class TrainerSeams(Trainer):
         loader = self.rows.loader(make, dataset, batch_size=batch_size, training=training)
         base = getattr(loader, "base_dataloader", loader)
         base = base.loader if isinstance(base, SyncedLoader) else base
-        base.collate_fn = WithFacts(base.collate_fn)
+        base.collate_fn = WithFacts(WithinLimits(base.collate_fn, TokenLimits.of(self.model)))
         return loader
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:

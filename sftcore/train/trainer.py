@@ -25,6 +25,7 @@ from sftcore.model.embeddings import num_rows, save_grown_rows
 from sftcore.model.memory.spared import spared_memory
 from sftcore.model.precision import add_master_weights, wants_master_weights
 from sftcore.model.processor import processor_of
+from sftcore.model.skeleton import skeleton_of
 from sftcore.model.unwrap import causal_model, is_peft_model
 from sftcore.train import refusals
 from sftcore.train.arguments import (
@@ -34,6 +35,7 @@ from sftcore.train.arguments import (
     kept,
     max_length_of,
     model_request,
+    positions_for,
     prepare_tokenizer,
     refuse_data,
     refuse_text_collator,
@@ -48,6 +50,7 @@ from sftcore.train.checkpoint.state import Randomness
 from sftcore.train.checkpoint.untrusted import reading
 from sftcore.train.distributed import prepare_processes
 from sftcore.train.guard.divergence import LossLevel, Nonfinite
+from sftcore.train.guard.limits import refuse_beyond_tables
 from sftcore.train.guard.named_rows import named_rows
 from sftcore.train.guard.signals import Listener
 from sftcore.train.guard.steps import StepGuard
@@ -123,10 +126,11 @@ class SFTTrainer(OpenLayout):
         self.setup = set_up_trainer(request, *chosen)
         measured = refusals.adds_metrics(type(self), SFTTrainer, compute_metrics, callbacks)
         found = refusals.run_problems(args, train_dataset, eval_dataset, measured, callbacks)
-        check_trainer(self.setup, args, compute_loss_func, found, needs_tokenizer=processing_class is None)
+        named, skeleton = processing_class is None, skeleton_of(model, self.setup.plan)
+        check_trainer(self.setup, args, compute_loss_func, found, needs_tokenizer=named, skeleton=skeleton)
         begin_run(args)
         processor, new_ids = self._load_processor(model, processing_class, *chosen)
-        self._make_preparation(processor, args, formatting_func)
+        self._make_preparation(processor, args, formatting_func, positions_for(skeleton, model, self.setup.plan))
         self._skip_prepare = skips_preparation(args, train_dataset, data_collator)
         train_dataset = self._prepare(train_dataset, "train_dataset", data_collator)
         eval_dataset = self._prepare(eval_dataset, "eval_dataset", data_collator)
@@ -155,8 +159,8 @@ class SFTTrainer(OpenLayout):
         self._tokenizer, new_ids = prepare_tokenizer(processor, args)
         return processor, new_ids
 
-    def _make_preparation(self, processor: Any, args: SFTConfig, formatting_func: Any) -> None:
-        length = max_length_of(args, self._tokenizer)
+    def _make_preparation(self, processor: Any, args: SFTConfig, formatting_func: Any, positions: int | None) -> None:
+        length = max_length_of(args, self._tokenizer, positions)
         places = rank_of(args), shared_folder(args)
         self.data = DataPreparation(self.setup, self._tokenizer, length, formatting_func, processor, *places)
 
@@ -182,6 +186,7 @@ class SFTTrainer(OpenLayout):
         self.packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
         self.layouts = layouts_of(self.setup, processor, own, packed=self.packed)
         refuse_text_collator(self.layouts.taken, *datasets, own=own is not None)
+        refuse_beyond_tables(self.loaded.model, self.data, *datasets)
         return self.shown_collator()
 
     def _make_parts(self) -> None:

@@ -134,5 +134,5 @@ def test_model_and_tokenizer_in_one_argument_are_taken_apart_in_the_error(tmp_pa
 
 
 def test_what_is_not_a_tokenizer_is_refused(tmp_path, llama, rows):
-    with pytest.raises(OptionTypeError, match=r"processing_class is a tokenizer.*got a str"):
+    with pytest.raises(OptionTypeError, match=r"processing_class is .*got (a )?str"):
         SFTTrainer(llama, config(tmp_path), train_dataset=rows, processing_class="name")

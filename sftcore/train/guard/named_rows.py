@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sftcore.core.visible import visible
 
 if TYPE_CHECKING:
-    from sftcore.data.ledger import Ledger
+    from sftcore.data.sets import DataPreparation
 
 _LISTED = 20
 _BEGINNINGS = 3
@@ -23,7 +23,7 @@ def named_rows(trainer: Any, rows: Sequence[int]) -> str:
         rows: their numbers there, counted from 0.
     """
     rows = sorted(set(rows))
-    if (given := _given(trainer, rows)) is not None:
+    if (given := numbers_given(trainer.data, trainer.train_dataset, "train_dataset", rows)) is not None:
         given, rows = map(list, zip(*sorted(zip(given, rows, strict=True)), strict=True))
     ledger = trainer.data.ledger_of("train_dataset")
     if given is not None:
@@ -37,15 +37,14 @@ def named_rows(trainer: Any, rows: Sequence[int]) -> str:
     return f"{text}, beginning {', '.join(shown)}{more}" if shown else text
 
 
-def _given(trainer: Any, rows: Sequence[int]) -> list[int] | None:
-    """Their numbers in the data that were given; None where a row there is not a row here."""
-    ledger: Ledger | None = trainer.data.ledger_of("train_dataset")
-    dataset = trainer.train_dataset
+def numbers_given(data: DataPreparation, dataset: Any, name: str, rows: Sequence[int]) -> list[int] | None:
+    """Their numbers in the data that were given under this name; None where a row there is not a row here."""
+    ledger = data.ledger_of(name)
     if ledger is None or ledger.packing or len(dataset) != ledger.rows_kept or not ledger.one_each:
         return None
     order = getattr(dataset, "_indices", None)  # of a set that was shuffled once it was prepared
     kept = rows if order is None else [order.column(0)[row].as_py() for row in rows]
-    return ledger.given_rows(kept, trainer.data.numberings.get("train_dataset"))
+    return ledger.given_rows(kept, data.numberings.get(name))
 
 
 def _beginning(trainer: Any, row: int) -> str:

@@ -43,6 +43,8 @@ def _length(trainer: RunView) -> str:
         return "rows are not cut (max_length is None)"
     if wanted == taken:
         return f"max_length {taken}"
+    if taken != trainer.data.tokenizer.model_max_length:
+        return f"max_length {taken}: the model has learned no more positions (configured: {wanted})"
     return f"max_length {taken}: the smaller of the configured {wanted} and the tokenizer's {taken}"
 
 
