@@ -23,7 +23,8 @@ from sftcore.compat.script_arguments import (
     TrlParser,
     get_dataset,
 )
-from sftcore.config.sft_config import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
+from sftcore.config.model_config import ModelConfig, get_peft_config, get_quantization_config
+from sftcore.config.sft_config import SFTConfig
 from sftcore.core.errors import DataError, RecipeError, nearest
 from sftcore.core.visible import visible
 from sftcore.train.checkpoint.folders import make_room, refuse_other_run

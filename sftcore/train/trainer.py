@@ -21,12 +21,11 @@ from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import PREDICTED, DataPreparation
 from sftcore.documents.shared_rows import SharedRows
 from sftcore.model.bound_loss import BoundLoss
-from sftcore.model.embeddings import num_rows, save_grown_rows
 from sftcore.model.memory.spared import spared_memory
 from sftcore.model.precision import add_master_weights, wants_master_weights
 from sftcore.model.processor import processor_of
 from sftcore.model.skeleton import skeleton_of
-from sftcore.model.unwrap import causal_model, is_peft_model
+from sftcore.model.unwrap import causal_model
 from sftcore.train import refusals
 from sftcore.train.arguments import (
     RAW_COLUMNS,
@@ -62,6 +61,7 @@ from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_bal
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.rows import RowDistribution
+from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder
 from sftcore.train.settled import OpenLayout, attention_in, layouts_of, reads_by_row, settle
@@ -160,9 +160,8 @@ class SFTTrainer(OpenLayout):
         return processor, new_ids
 
     def _make_preparation(self, processor: Any, args: SFTConfig, formatting_func: Any, positions: int | None) -> None:
-        length = max_length_of(args, self._tokenizer, positions)
-        places = rank_of(args), shared_folder(args)
-        self.data = DataPreparation(self.setup, self._tokenizer, length, formatting_func, processor, *places)
+        made = self._tokenizer, max_length_of(args, self._tokenizer, positions), formatting_func, processor
+        self.data = DataPreparation(self.setup, *made, rank_of(args), shared_folder(args))
 
     def _prepare(self, dataset: Any, name: str, data_collator: Any) -> Any:
         """Rows as tokens and labels: of one data set, a mapping of several, or None."""
@@ -180,7 +179,7 @@ class SFTTrainer(OpenLayout):
         self.loaded, self.kernels, self.offloading = made.loaded, made.kernels, made.offloading
         self.bound_loss = BoundLoss(made.loss)
         self.router_aux_loss_coef, self.aux_loss_enabled = made.balance
-        self._rows_as_loaded = made.num_rows
+        self.rows_as_loaded = made.num_rows
 
     def _make_collator(self, processor: Any, args: SFTConfig, own: Any, *datasets: Any) -> Any:
         self.packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
@@ -394,16 +393,7 @@ class SFTTrainer(OpenLayout):
     # --- Saving -----------------------------------------------------------------------------------------------------
     def add_to_saved(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
         """Write what else belongs to a saved model: grown rows, plugins' files, stops, card, parity and manifest."""
-        model = self.loaded.model
-        if is_peft_model(model) and num_rows(model) != self._rows_as_loaded:
-            save_grown_rows(model, folder, state_dict)
-        self.setup.plugins.all("save_model", loaded=self.loaded, folder=str(folder))
-        if is_peft_model(model) and model.generation_config is not None:
-            # PEFT saves the adapter alone, and the base's own stops may be others
-            model.generation_config.to_json_file(folder / "generation_config.json")
-        write_card(self, folder)
-        self.recorder.check_parity(folder)
-        self.recorder.write_manifest(folder)
+        write_beside(self, folder, state_dict)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card into the output folder."""
