@@ -274,6 +274,7 @@ NAMES_WITH_A_REASON = {
     ("config/sft_config.py", "loss_type"),  # the default of a field of TRL
     ("cli/quickstart.py", ""),  # the recipe that it writes
     ("model/build.py", ""),  # eager and sdpa: names of transformers' own attentions
+    ("model/precision.py", ""),  # gguf: what transformers calls such a file's quantisation
     ("documents/ways.py", ""),
     ("selftest/features.py", "REFERENCE_ATTENTION"),
     ("data/images/reference.py", ""),  # hf: the scheme of an address
