@@ -13,6 +13,7 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 | kernels, losses | `triton_is_interpreted` |
 | loaders, adapters | `adapter_folder`, `quantisation_asked_for`, `quantisation_of`*, `prepare_quantised`* |
 | adapters | `selective_of`, `vision_parts`* |
+| errors | `nearest`, the closest of some names, as a question |
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sftcore.config.attention import planned_device, unsupported
     from sftcore.config.checks import selective_of
     from sftcore.config.probe import adapter_folder, quantisation_asked_for
+    from sftcore.core.errors import nearest
     from sftcore.core.types import IGNORED, IMAGE
     from sftcore.data.collate import filler_of, flatten_rows, multiple_of, pad_rows
     from sftcore.data.host_facts import edges_of
@@ -46,6 +48,7 @@ __all__ = [
     "filler_of",
     "flatten_rows",
     "multiple_of",
+    "nearest",
     "open_image",
     "pad_rows",
     "planned_device",

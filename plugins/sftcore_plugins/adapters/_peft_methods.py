@@ -18,6 +18,7 @@ from sftcore.plugin_api import (
     vision_parts,
 )
 from sftcore_plugins.adapters._fused import fuse
+from sftcore_plugins.adapters._module_names import unknown_names
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -71,6 +72,8 @@ def check_method(
             "the model is a saved adapter, which trains on, and the run asks for another around it.",
             fix="Drop the adapter (peft_config), or name the adapter's base as the model.",
         )
+    if probe.module_names is not None:
+        yield from unknown_names(config, probe.module_names)
     if asked := quantised or quantisation_asked_for(plan.model, probe):
         yield from check_on_quantised(config, asked)
         yield from _check_sharded(plan, asked)
@@ -158,6 +161,9 @@ def wrap(
         )
     if getattr(config, "task_type", None) is None:
         config.task_type = "CAUSAL_LM"  # without it PEFT's wrapper does not pass labels on
+    names = [name for name, _ in loaded.model.named_modules(remove_duplicate=False) if name]
+    for problem in unknown_names(peft_values(config), names):
+        raise ModelError(problem.what, where=where, fix=problem.fix)
     notes: tuple[str, ...] = _keep_tied(loaded.model, config)
     wanted = plan.settings.get("freeze_vision_tower")
     if wanted or (wanted is None and not ready):

@@ -48,7 +48,8 @@ class UnslothLoRA:
                 where,
                 "Drop offload_checkpoints, or selective from gradient_checkpointing_kwargs.",
             )
-        yield from check_method({"peft_type": "LORA", "modules_to_save": self.modules_to_save}, plan, probe)
+        named = {"target_modules": self.target_modules, "modules_to_save": self.modules_to_save}
+        yield from check_method({"peft_type": "LORA", **named}, plan, probe)
 
     @hookimpl
     def wrap_model(self, loaded: LoadedModel, plan: Plan) -> LoadedModel:
