@@ -65,7 +65,7 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
     named = recipe.model.name is not None
     without = () if named else [kind for kind in KINDS if kind != "format"]
     setup = set_up(
-        recipe.chosen, recipe.training, recipe.model, where=recipe.place, block=recipe.block, without=without
+        recipe.chosen, recipe.settings, recipe.model, where=recipe.place, block=recipe.block, without=without
     )
     check(setup)
     prepare = PreparationFactory(recipe) if named else None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import HfArgumentParser  # noqa: TID253 - scripts alone import this module
 
 from sftcore.config import yaml12
+from sftcore.config.settings.older_names import OLDER, use_current_names
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError, RecipeError, UnknownKeyError, nearest, quoted
 from sftcore.data.source.files import BUILDERS, local_files
 from sftcore.data.source.load import Source, explained
@@ -172,7 +173,9 @@ class TrlParser(HfArgumentParser):  # type: ignore[misc]
         first.add_argument("--config", nargs="?", const="")
         given, words = first.parse_known_args(None if args is None else list(args))
         path = given.config
-        values = {} if path is None else _read_config(path)
+        values = {} if path is None else self._current(_read_config(path), where=path)
+        older, words = self._older(words)
+        values |= self._current(older, where="command line")
         from_file = self.set_defaults_with_config(**values)
         if from_file and fail_with_unknown_args and not return_remaining_strings:
             raise UnknownKeyError(from_file[0].removeprefix("--"), self._names(), where=path)
@@ -195,6 +198,34 @@ class TrlParser(HfArgumentParser):  # type: ignore[misc]
                 action.default, action.required = kwargs[action.dest], False
         known = self._names()
         return [word for key, value in kwargs.items() if key not in known for word in (f"--{key}", str(value))]
+
+    def _older(self, words: list[str]) -> tuple[dict[str, Any], list[str]]:
+        """The options of a command line that stand under an older name, with their values, and what is left of it."""
+        found: dict[str, list[str]] = {}
+        left: list[str] = []
+        into = left
+        for word in words:
+            name, equals, value = word.removeprefix("--").partition("=")
+            name = name.replace("-", "_")
+            if not word.startswith("--"):
+                into.append(word)
+            elif self._is_older(name):
+                into = found[name] = [value] if equals else []
+            else:
+                into = left
+                into.append(word)
+        texts = {name: " ".join(given) if given else "true" for name, given in found.items()}
+        return {name: yaml12.load(text, where=f"--{name}") for name, text in texts.items()}, left
+
+    def _current(self, values: dict[str, Any], *, where: str) -> dict[str, Any]:
+        """The values, with older names of SFTConfig's fields replaced."""
+        older = {name: value for name, value in values.items() if self._is_older(name)}
+        use_current_names(older, where=where)
+        return {**{name: value for name, value in values.items() if not self._is_older(name)}, **older}
+
+    def _is_older(self, name: str) -> bool:
+        """Whether it is the older name of a field of SFTConfig, where that is among the dataclasses."""
+        return name in OLDER and name not in self._names() and "max_length" in self._names()
 
     def _names(self) -> list[str]:
         return [action.dest for action in self._actions]

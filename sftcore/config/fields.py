@@ -13,9 +13,10 @@ from sftcore.core.errors import RecipeError, SettingsError, UnknownKeyError
 from sftcore.core.types import Problem
 
 DECLARED_OTHERWISE: dict[str, Any] = {
-    "fsdp": bool | str | list[str] | None, "debug": str | list | None,
+    "fsdp": bool | str | list[str] | None,
+    "debug": str | list | None,
     "callbacks": dict[str, Any] | list[str | dict[str, Any]] | str | None,
-}  # fmt: skip
+}
 """Types of fields that are declared for the command line of scripts, and take more (transformers 5.17, 5.24, ours)."""
 
 

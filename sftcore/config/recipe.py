@@ -67,6 +67,12 @@ class Recipe:
     raw: Mapping[str, Any] = field(factory=dict, eq=False)
     """The recipe as plain values after overrides, which the manifest records."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of SFTConfig with what evaluation data imply: an evaluation after each epoch."""
+        evaluated = self.data.eval is not None or self.data.eval_fraction is not None
+        return {**({"eval_strategy": "epoch"} if evaluated else {}), **self.training}
+
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, block: Iterable[str] = ()) -> Recipe:
     """Read a recipe file, apply `key=value` overrides (dotted keys reach into mappings), and check its shape.
@@ -105,13 +111,10 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
     if isinstance(resume := training.get("resume_from_checkpoint"), bool):
         training["resume_from_checkpoint"] = LAST if resume else None
     check_fields(training, where=place, also=SECTIONS)
-    data = _data(raw["data"], place)
-    if data.eval is not None or data.eval_fraction is not None:
-        training.setdefault("eval_strategy", "epoch")
     blocked = raw.get("block") or ()
     return Recipe(
         model=_model(raw["model"], place),
-        data=data,
+        data=_data(raw["data"], place),
         chosen=tuple(one for kind in KINDS if kind in raw for one in parse_choice(kind, raw[kind], where=place)),
         training=training,
         block=(

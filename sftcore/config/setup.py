@@ -102,7 +102,7 @@ def _refuse_padding(plan: Plan, where: str) -> None:
 
 def set_up_recipe(recipe: Recipe) -> Setup:
     """The setup of a recipe."""
-    return set_up(recipe.chosen, recipe.training, recipe.model, where=recipe.place, block=recipe.block)
+    return set_up(recipe.chosen, recipe.settings, recipe.model, where=recipe.place, block=recipe.block)
 
 
 def check(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from sftcore.data.store.keys import key_of
 from sftcore.data.store.mapstyle import build
 from sftcore.data.store.stream import columns_of, prepare_stream
 from sftcore.data.tokenize import Tokenizer
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -224,7 +224,7 @@ class DataPreparation:
 def _say_what_is_left_out(ledger: Ledger) -> None:
     for reason, rows in ledger.dropped_rows.items():
         which = f"{', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''}"
-        warnings.warn(f"predictions leave out {len(rows):,} rows ({which}): {reason}", stacklevel=5)
+        warn(f"predictions leave out {len(rows):,} rows ({which}): {reason}")
 
 
 def _by_function(function: Callable[[Row], Any]) -> Formatter:

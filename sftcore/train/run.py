@@ -74,7 +74,7 @@ def check_recipe(recipe: Recipe) -> Checked:
         )
     check_callbacks(recipe.training, evaluates=has_eval and strategy != "no", where=recipe.place)
     _checkpoint(recipe)
-    check(setup, also=[*package_problems(recipe.training), *metric_problems(recipe.training)])
+    check(setup, also=[*package_problems(recipe.settings), *metric_problems(recipe.settings)])
     train = inspect(recipe.data.train, setup)
     return Checked(recipe, setup, train, inspect(recipe.data.eval, setup) if recipe.data.eval is not None else None)
 

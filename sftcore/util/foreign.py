@@ -31,10 +31,9 @@ def in_our_words(what: str, kind: type[SFTCoreError], *, where: str = "", until:
     """
     try:
         yield
-    except SFTCoreError:
-        raise
     except Exception as error:
-        if out_of_memory(error) or not _by_libraries_alone(error.__traceback__, until):
+        ours = type(error).__module__.startswith("sftcore")
+        if ours or out_of_memory(error) or not _by_libraries_alone(error.__traceback__, until):
             raise
         said = str(error).strip().partition("\n")[0]
         raise kind(f"{what}: {type(error).__name__}: {said}", where=where) from error

@@ -236,3 +236,25 @@ def test_warnings_go_to_the_log_and_the_log_shows_errors(monkeypatch):
     logging.root.setLevel(logging.WARNING)
     warnings.showwarning("odd", UserWarning, "script.py", 3)
     assert [record.getMessage() for record in seen] == ["script.py:3: UserWarning: odd"]
+
+
+# --- Older names ------------------------------------------------------------------------------------------------------
+def test_older_names_of_fields_work_in_a_file_and_on_the_command_line(write):
+    parser = sftcore.TrlParser((sftcore.SFTConfig, sftcore.ModelConfig))
+    file = write("c.yaml", "output_dir: o\nmax_seq_length: 99\nwarmup_ratio: 0.1\n")
+    words = ["--config", str(file), "--evaluation_strategy", "steps", "--group-by-length", "--no_cuda=true"]
+    with pytest.warns(FutureWarning) as seen:
+        args, _ = parser.parse_args_and_config([*words, "--seed", "3"])
+    assert (args.max_length, args.warmup_steps, args.eval_strategy, args.seed) == (99, 0.1, "steps", 3)
+    assert (args.train_sampling_strategy, args.use_cpu) == ("group_by_length", True)
+    assert "command line: evaluation_strategy is now eval_strategy." in [str(one.message) for one in seen]
+    with pytest.raises(RecipeError, match=r"command line: logging_dir is not a field of SFTConfig\. .*TENSORBOARD"):
+        parser.parse_args_and_config(["--output_dir", "o", "--logging_dir", "logs"])
+
+
+def test_a_dataclass_of_ones_own_may_have_a_field_of_an_older_name(parse):
+    own = dataclasses.make_dataclass("Own", [("tokenizer", str, "t"), ("logging_dir", str, "l")])
+    args, mine = parse("--output_dir", "o", "--tokenizer", "x", "--use_cpu", classes=(sftcore.SFTConfig, own))
+    assert (args.output_dir, mine.tokenizer, mine.logging_dir) == ("o", "x", "l")
+    with pytest.raises(RecipeError, match="unknown arguments"):
+        parse("--size", "3", "--evaluation_strategy", "steps")

@@ -87,13 +87,20 @@ def test_deepspeed_asked_for_by_the_launcher_is_missing_too(recipe, monkeypatch)
         check_recipe(load_recipe(str(recipe), []))
 
 
-def test_deepspeed_does_not_train_on_what_is_not_finite(recipe):
+@pytest.fixture
+def zero3(tmp_path, monkeypatch):
+    """A file of DeepSpeed's in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}')
+
+
+def test_deepspeed_does_not_train_on_what_is_not_finite(recipe, zero3):
     with pytest.raises(CheckError, match="DeepSpeed itself skips a step whose gradients are NaN or Inf"):
         check_recipe(load_recipe(str(recipe), ["deepspeed=zero3.json", "on_nonfinite=continue"]))
 
 
 @pytest.mark.parametrize("given", [{"zero_optimization": {"stage": 3}, "bf16": {"enabled": "auto"}}, "zero3.json"])
-def test_a_deepspeed_configuration_is_handed_on_as_it_is(recipe, given):
+def test_a_deepspeed_configuration_is_handed_on_as_it_is(recipe, zero3, given):
     spelled = given if isinstance(given, str) else json.dumps(given)
     assert config_of(load_recipe(str(recipe), [f"deepspeed={spelled}"]))["deepspeed"] == given
 

@@ -92,8 +92,8 @@ def metric_problems(settings: Mapping[str, Any], sets: tuple[str, ...] | None = 
     name = settings.get("metric_for_best_model")
     if name is None and (settings.get("load_best_model_at_end") or settings.get("lr_scheduler_type") in _PLATEAUS):
         name = "loss"  # what transformers takes
-    if name is None or _of(settings, "eval_strategy") == "no":
-        return
+    if name is None or _of(settings, "eval_strategy") == "no" or settings.get("callbacks"):
+        return  # nothing is measured; or a callback that settings name may add to what is
     measured = [f"{one}_{metric}" for one in sets for metric in METRICS] if sets is not None else list(METRICS)
     bare = str(name).removeprefix("eval_")
     if bare not in measured:

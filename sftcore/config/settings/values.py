@@ -92,6 +92,13 @@ _MEANT = {
 _MAPPINGS_FROM_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 
+_INSTEAD = {
+    ("bf16", "auto"): "Leave it out: it is on where a GPU has it. The weights' dtype is the model's own setting.",
+    ("gradient_checkpointing", "unsloth"): "Use true.",
+}
+"""What to write instead of values that other tools take."""
+
+
 def names_of(field: str) -> tuple[str, ...]:
     """The names out of which a field is chosen; none where it may be any text."""
     if field in _OWN:
@@ -184,6 +191,10 @@ def _wrong_type(field: str, value: Any, wanted: Any, where: str) -> OptionTypeEr
         with suppress(ValueError):
             number = float(value) if float in arms else int(value)
             fix = f"Write {number!r} without quotes."
+    elif isinstance(value, str) and (field, value.lower()) in _INSTEAD:
+        fix = _INSTEAD[field, value.lower()]
+    elif bool in arms and not isinstance(value, (list, Mapping)):
+        fix = "Use true or false."
     elif names := names_of(field):
         fix = f"Use one of: {', '.join(names)}." if len(names) <= 20 else ""
     return OptionTypeError(
@@ -221,9 +232,8 @@ def _unknown(field: str, word: str, known: tuple[str, ...]) -> tuple[str, str]:
 
 def _wrong_mapping(field: str, value: Any, wanted: Any) -> tuple[str, str] | None:
     """What is wrong with a text that stands for a mapping: JSON, or for some fields a file of it."""
-    arms = get_args(wanted)
-    named = field == "callbacks"  # by a name, too
-    if named or not isinstance(value, str) or dict not in {_origin(arm) for arm in arms}:
+    kinds = {_origin(arm) for arm in get_args(wanted)}
+    if not isinstance(value, str) or dict not in kinds or (list in kinds and not value.startswith("{")):
         return None
     if value.strip().startswith("{"):
         return _wrong_json(field, value)
