@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,8 +22,9 @@ from sftcore.train.guard.signals import exits_cleanly
     "--nproc", type=click.IntRange(min=1), default=1, metavar="N", help="Number of processes to start on this machine."
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan of the run, and train and write nothing.")
+@click.option("--push-dry-run", is_flag=True, help="Train, upload nothing, and list what a push would upload.")
 @exits_cleanly()
-def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run: bool) -> None:
+def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run: bool, push_dry_run: bool) -> None:
     """Train a model from a recipe.
 
     RECIPE is a YAML file. KEY=VALUE pairs override its settings or replace the file altogether; dotted keys reach
@@ -39,8 +43,8 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run:
     if nproc > 1:
         from sftcore.train.launch import launch
 
-        options = [*(f"--block={one}" for one in block), *(["--dry-run"] if dry_run else [])]
-        launch(nproc, [*words, *options], checked.recipe.training)
+        flags = [name for name, given in (("--dry-run", dry_run), ("--push-dry-run", push_dry_run)) if given]
+        launch(nproc, [*words, *(f"--block={one}" for one in block), *flags], checked.recipe.training)
 
     from rich.console import Console
 
@@ -48,6 +52,22 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run:
     if dry_run:
         run.dry_run(checked, console)
         return
-    outcome = run.run_recipe(checked, console)
+    outcome = run.run_recipe(checked, console, changed={"push_to_hub": False} if push_dry_run else {})
     if is_first:
         click.echo(visible(outcome.sentence))
+    if is_first and push_dry_run:
+        _list_push(outcome.folder, checked.recipe.training)
+
+
+def _list_push(folder: Path, settings: Mapping[str, Any]) -> None:
+    """What transformers would have uploaded of the run's folder: all but checkpoints, unless those are asked for."""
+    from sftcore.tools.push import would_push
+
+    repository = settings.get("hub_model_id") or folder.name
+    strategy = settings.get("hub_strategy") or "every_save"
+    leave_out = ["_*", *([] if strategy == "all_checkpoints" else ["checkpoint-*"])]
+    private = bool(settings.get("hub_private_repo"))
+    for line in would_push(folder, repository, private=private, leave_out=leave_out):
+        click.echo(visible(line))
+    if strategy == "checkpoint":
+        click.echo("  and the newest checkpoint as last-checkpoint/, at every save")

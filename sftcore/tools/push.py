@@ -4,11 +4,54 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sftcore.core.errors import ModelError
 
 _REPOSITORY = re.compile(r"([\w.-]+/)?[\w.-]+")
+
+
+def would_push(folder: Path, repo_id: str, *, private: bool, leave_out: Sequence[str] = ()) -> Iterator[str]:
+    """What a push of this folder would upload, a line for each file; the hub is not asked.
+
+    Args:
+        folder: what would be uploaded.
+        repo_id: where to.
+        private: whether the repository would be made private, if it does not exist.
+        leave_out: patterns of names that are not uploaded.
+    """
+    from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
+
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    kept = list(filter_repo_objects(names, ignore_patterns=[*DEFAULT_IGNORE_PATTERNS, *leave_out]))
+    sizes = {name: (folder / name).stat().st_size for name in kept}
+    whole = f"{len(kept)} files, {_size(sum(sizes.values()))}"
+    yield f"would push to {repo_id} ({'private' if private else 'public'}): {whole}"
+    for name, size in sizes.items():
+        cleaned = ", without tokens and the folders of this machine" if Path(name).name == "manifest.json" else ""
+        yield f"  {name}  {_size(size)}{cleaned}"
+
+
+def _size(count: int) -> str:
+    """
+    >>> _size(900), _size(3 * 2**20)
+    ('900 bytes', '3.0 MiB')
+    """
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count} bytes"
+
+
+def refuse_name(repo_id: str, *, where: str) -> None:
+    """Refuse what is no name of a repository.
+
+    Raises:
+        ModelError: with how one is written.
+    """
+    if not _REPOSITORY.fullmatch(repo_id):
+        raise ModelError("this is not a valid repository name.", where=where, fix="Write owner/name.")
 
 
 def refuse_push(repo_id: str) -> None:
@@ -21,8 +64,7 @@ def refuse_push(repo_id: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     where = f"--push-to-hub {repo_id}"
-    if not _REPOSITORY.fullmatch(repo_id):
-        raise ModelError("this is not a valid repository name.", where=where, fix="Write owner/name.")
+    refuse_name(repo_id, where=where)
     if constants.HF_HUB_OFFLINE:
         raise ModelError(
             "access to the hub is switched off by HF_HUB_OFFLINE.",

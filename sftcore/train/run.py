@@ -123,7 +123,11 @@ def _aside() -> Iterator[str]:
 
 
 def run_recipe(
-    checked: Checked, console: Console, *, before_training: Callable[[SFTTrainer], None] | None = None
+    checked: Checked,
+    console: Console,
+    *,
+    before_training: Callable[[SFTTrainer], None] | None = None,
+    changed: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Load, train and save.
 
@@ -131,10 +135,11 @@ def run_recipe(
         checked: from `check_recipe`.
         console: where progress is shown.
         before_training: called with the trainer when model and data are ready.
+        changed: settings with which the run differs from its recipe.
     """
     checked.setup.plugins.all("prepare", plan=checked.setup.plan)
     with named_by_file(checked):
-        trainer = _trainer(checked, console)
+        trainer = _trainer(checked, console, changed)
         if before_training is not None:
             before_training(trainer)
         if trainer.is_world_process_zero():

@@ -127,6 +127,49 @@ def test_what_a_run_pushes_at_each_checkpoint_holds_no_token(tmp_path, hub, mode
     assert hub.tokens == {f"Bearer {TOKEN}"}
 
 
+# --- Without a push -------------------------------------------------------------------------------------------------
+def listed(printed: str) -> set[str]:
+    """The files that a push would upload, by the lines below the first."""
+    _, _, below = printed.partition("would push to ")
+    return {line.split()[0] for line in below.splitlines()[1:] if line.startswith("  ")}
+
+
+def test_a_dry_run_lists_the_files_that_a_push_of_a_merged_model_uploads(tmp_path, hub, adapter):
+    dry = sftcore(hub, "merge", adapter, "--push-to-hub", "me/merged", "--private", "--push-dry-run", token=None)
+    assert dry.returncode == 0, dry.stderr
+    assert hub.calls == []
+    head = next(line for line in dry.stdout.splitlines() if line.startswith("would push"))
+    assert head.startswith("would push to me/merged (private): ")
+    wet = sftcore(hub, "merge", adapter, "--push-to-hub", "me/merged", "--overwrite")
+    assert wet.returncode == 0, wet.stderr
+    assert listed(dry.stdout) == set(hub.files)
+    assert f"{len(hub.files)} files" in head
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "all_checkpoints"])
+def test_a_dry_run_of_a_runs_push_lists_what_the_run_uploads(tmp_path, hub, model_folder, strategy):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in alpaca_rows(8)))
+    words = [
+        "train", f"model={model_folder}", f"data={data}", "adapter.lora.r=4", "max_steps=1", "save_steps=1",
+        f"output_dir={tmp_path / 'out'}", "push_to_hub=true", "hub_model_id=me/run", f"hub_strategy={strategy}",
+        "hub_always_push=true",
+    ]  # fmt: skip
+    dry = sftcore(hub, *words, "--push-dry-run", token=None, HF_HUB_OFFLINE="1")
+    assert dry.returncode == 0, dry.stderr
+    assert hub.calls == []
+    assert "would push to me/run (public): " in dry.stdout
+    wet = sftcore(hub, *words, "overwrite_output_dir=true")
+    assert wet.returncode == 0, wet.stderr
+    assert listed(dry.stdout) == {name for name in hub.files if not name.startswith(".")}
+
+
+def test_a_dry_run_of_no_push_is_refused(hub, adapter):
+    assert "--push-dry-run needs --push-to-hub" in sftcore(hub, "merge", adapter, "--push-dry-run").stderr
+    done = sftcore(hub, "merge", adapter, "--push-to-hub", "a/b/c", "--push-dry-run")
+    assert "this is not a valid repository name" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
