@@ -21,7 +21,7 @@ def would_push(folder: Path, repo_id: str, *, private: bool, leave_out: Sequence
         private: whether the repository would be made private, if it does not exist.
         leave_out: patterns of names that are not uploaded.
     """
-    from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
+    from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects  # type: ignore[attr-defined]
 
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     kept = list(filter_repo_objects(names, ignore_patterns=[*DEFAULT_IGNORE_PATTERNS, *leave_out]))
