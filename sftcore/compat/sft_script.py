@@ -9,7 +9,6 @@ import itertools
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,6 +28,7 @@ from sftcore.core.errors import DataError, RecipeError, nearest
 from sftcore.core.visible import visible
 from sftcore.train.checkpoint.folders import make_room, refuse_other_run
 from sftcore.util.secrets import masked
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     from sftcore.train.trainer import SFTTrainer
@@ -155,7 +155,7 @@ def datasets_of(arguments: Arguments) -> tuple[Any, Any]:
     script, mixture = arguments.script, arguments.mixture
     evaluates = arguments.training.eval_strategy != "no"
     if mixture.datasets and script.dataset_name:
-        warnings.warn(f"datasets are given, so dataset_name={script.dataset_name} is left out.", stacklevel=2)
+        warn(f"datasets are given, so dataset_name={script.dataset_name} is left out.")
     if mixture.datasets:
         found = get_dataset(mixture)
     else:
