@@ -13,12 +13,13 @@ import attrs
 import click
 
 from sftcore.cli.quiet import quiet
-from sftcore.config.recipe import Recipe, load_recipe
+from sftcore.config.recipe import SECTIONS, Recipe, load_recipe
 from sftcore.core.types import ModelRequest
 from sftcore.data.source.files import BUILDERS
 
 if TYPE_CHECKING:
     from sftcore.tools.saved import SavedRun
+_RECIPES = (".yaml", ".yml")
 _BLOCK = click.option("--block", multiple=True, metavar="KIND:NAME", help="Never use this plugin; may be repeated.")
 
 
@@ -115,9 +116,26 @@ def recipe_from(words: tuple[str, ...], block: tuple[str, ...]) -> Recipe:
     first, rest = words[0], words[1:]
     if not _is_file_or_name(first):
         return load_recipe(None, words, block=block)
-    if Path(first).suffix.lower() in BUILDERS:
-        raise click.UsageError(f"{first} is data, not a recipe. Write: --data {first}")
+    if advice := _not_a_recipe(first):
+        raise click.UsageError(advice)
     return load_recipe(first, rest, block=block)
+
+
+def _not_a_recipe(word: str) -> str:
+    """What to write instead of a first word that is data, a model or a setting; empty if it may be a recipe."""
+    path = Path(word)
+    if path.suffix.lower() in BUILDERS:
+        return f"{word} is data, not a recipe. Write: --data {word}"
+    if path.is_dir() or path.suffix.lower() == ".gguf":
+        return f"{word} is a {'folder' if path.is_dir() else 'model'}, not a recipe. If it is the model: --model {word}"
+    if path.exists() or path.suffix.lower() in _RECIPES:
+        return ""
+    from sftcore.config.fields import config_fields
+
+    key = word.rstrip(":").replace("-", "_")
+    if key in {*SECTIONS, *config_fields()}:
+        return f"{word} is a setting, and settings are written key=value: {key}=…"
+    return f"there is no recipe at {word}. If it is the model: --model {word}" if word.count("/") == 1 else ""
 
 
 def _with_given(words: tuple[str, ...], model: str | None, data: tuple[str, ...]) -> tuple[str, ...]:
@@ -172,7 +190,7 @@ def _is_path_or_name(word: str) -> bool:
 
 
 def _is_recipe(word: str) -> bool:
-    return word.lower().endswith((".yaml", ".yml")) or (Path(word).is_file() and not Path(word).suffix)
+    return word.lower().endswith(_RECIPES) or (Path(word).is_file() and not Path(word).suffix)
 
 
 def _as_yaml(value: str | list[str]) -> str:

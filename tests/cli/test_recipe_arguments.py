@@ -76,6 +76,29 @@ def test_data_in_place_of_a_recipe_says_how_to_give_them(data):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["{model}"], "{model} is a folder, not a recipe. If it is the model: --model {model}"),
+        (["base.gguf"], "base.gguf is a model, not a recipe. If it is the model: --model base.gguf"),
+        (["owner/name"], "there is no recipe at owner/name. If it is the model: --model owner/name"),
+        (["learning_rate", "1e-4"], "learning_rate is a setting, and settings are written key=value: learning_rate=…"),
+        (["max-steps:", "3"], "settings are written key=value: max_steps=…"),
+    ],
+)
+def test_a_first_word_that_is_no_recipe_is_answered_with_what_it_may_be(words, said, model_folder, data):
+    shown = printed("train", *(word.format(model=model_folder) for word in words), "--data", data, code=2)
+    assert said.format(model=model_folder) in shown
+
+
+def test_a_recipe_that_is_not_there_is_one(data):
+    assert "there is no recipe at runs/r.yaml" in printed("train", "runs/r.yaml", "--data", data, code=1)
+
+
+def test_what_evaluate_takes_is_told():
+    assert "RUN and DATA are given without an option" in printed("evaluate", "--model", "out", "--data", "d", code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (["--learning_rate", "1e-4"], "no option --learning_rate. Settings are written key=value: learning_rate=…"),
         (["--learning-rate=1e-4"], "no option --learning-rate. Settings are written key=value: learning_rate=…"),
         (["--lr", "1"], "Settings are written key=value: learning_rate=…"),
