@@ -11,8 +11,16 @@ from sftcore.config.attention import pads, shortcomings
 from sftcore.core.errors import ConflictError, ModelError
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, LossFunction, Plan, Selection
+from sftcore.model.attention import replaced_attention
 from sftcore.model.kernels import Kernels
-from sftcore.model.precision import cast_adapter, dtype_notes, forget_unpacked, keep_gradients, quantisation_of
+from sftcore.model.precision import (
+    cast_adapter,
+    dtype_notes,
+    forget_unpacked,
+    keep_gradients,
+    other_dtype,
+    quantisation_of,
+)
 from sftcore.model.unwrap import is_peft_model
 
 
@@ -21,13 +29,20 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
 
     Raises:
         ConflictError: two plugins, or a plugin and the user, want different values for one argument.
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or the loader did not keep the dtype that was asked for.
     """
     attention = attention_of(plan, plugins)
     options = merged_options(plan, plugins, attention)
     try:
         loaded: LoadedModel = plugins.one("load_model", request=plan.model, options=options)
     except (OSError, ImportError) as error:
+        if "use_safetensors" in str(error) and not plan.settings.get("allow_pickle"):
+            raise ModelError(
+                "there is no safetensors file; other weights are pickle files (*.bin), which can run code when they "
+                "are read.",
+                where=f"model {plan.model.name}",
+                fix="Set allow_pickle: true if you trust them, or name a model with safetensors.",
+            ) from error
         raise ModelError(
             f"the model cannot be loaded: {_first_line(error)}",
             where=f"model {plan.model.name}",
@@ -43,6 +58,12 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         code = f" {fix}" if "custom code" in str(error) else ""
         what = f"the model cannot be loaded: {_first_line(error)}{code}"
         raise ModelError(what, where=f"model {plan.model.name}") from error
+    if (held := other_dtype(loaded.model, plan)) and (loaders := plugins.answers("load_model")):
+        raise ModelError(
+            f"{loaders[0].selection.label} loaded the weights in {held}, and the run asks for {plan.model.dtype}.",
+            where=f"model {plan.model.name}",
+            fix=f"Set the dtype to {held} (model: {{dtype: {held}}}, or model_init_kwargs), or use another loader.",
+        )
     notes = () if plan.candidates else _taken_attention(loaded.model, attention)
     return attrs.evolve(loaded, processor=processor, notes=(*loaded.notes, *notes))
 
@@ -81,6 +102,12 @@ def adopt_model(model: Any, processor: Any, plan: Plan, plugins: ActivePlugins) 
         notes = (f"the model's weights were turned back into {model.dtype}, floats that train, when it was loaded",)
     attention = attention_of(plan, plugins)
     if attention is not None and not attention[0].default:
+        if replaced := replaced_attention(model):
+            raise ModelError(
+                f"{type(model).__name__} computes attention by {replaced}, whatever {attention[0].label} says.",
+                where=attention[0].path,
+                fix="Leave the attention out, or load the model with transformers.",
+            )
         try:
             model.set_attn_implementation(attention[1].implementation)
         except (ValueError, KeyError, ImportError) as error:

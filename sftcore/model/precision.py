@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sftcore.config.checks import ADAPTER_DTYPES
 from sftcore.config.processes import uses_deepspeed, uses_fsdp
 from sftcore.core.errors import ModelError, OptionTypeError
-from sftcore.model.unwrap import causal_model
+from sftcore.core.types import Plan
+from sftcore.model.unwrap import causal_model, num_weights
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,22 @@ def dtype_notes(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:
             "master_weights: true keeps them"
         )
     return tuple(notes)
+
+
+def other_dtype(model: Any, plan: Plan) -> str:
+    """The dtype of most of a loaded model's weights, where the run asks for another; empty if it is that one.
+
+    A few weights may differ: transformers keeps some in float32. DeepSpeed makes them in a dtype of its own.
+    """
+    asked = _name(plan.model.dtype)
+    if plan.model.dtype is None or asked == "auto" or quantisation_of(model) or uses_deepspeed(plan.settings):
+        return ""
+    held: Counter[str] = Counter()
+    for parameter in _frozen_or_all(model):
+        if parameter.dtype.is_floating_point:
+            held[_name(parameter.dtype)] += num_weights(parameter)
+    most = next((name for name, _ in held.most_common(1)), asked)
+    return "" if most == {"half": "float16", "float": "float32", "double": "float64"}.get(asked, asked) else most
 
 
 def quantisation_of(model: Any) -> str:

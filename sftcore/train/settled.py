@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from sftcore.documents.layouts import RowLayouts, layout_of
 from sftcore.documents.settle import Settling
+from sftcore.model.attention import replaced_attention
 from sftcore.model.build import attention_of
 from sftcore.model.precision import running_dtype
 from sftcore.model.unwrap import causal_model
@@ -72,9 +73,10 @@ class OpenLayout(TrainerSeams):
 
 
 def attention_in(model: Any) -> str | None:
-    """transformers' name of the attention of a ready model; None for the name of one."""
-    config = getattr(model, "config", None)
-    return None if isinstance(model, str) else getattr(config, "_attn_implementation", None)
+    """What a ready model computes attention with, as transformers names it; None for the name of a model."""
+    if isinstance(model, str):
+        return None
+    return replaced_attention(model) or getattr(model.config, "_attn_implementation", None)
 
 
 def reads_by_row(trainer: type, own: type, compute_loss_func: Any) -> str:

@@ -69,6 +69,56 @@ def test_weights_in_a_pickle_are_refused_before_they_are_read(tmp_path, tokenize
     torch.testing.assert_close(trainer.model.lm_head.weight, model.lm_head.weight)
 
 
+def test_a_hub_model_with_pickles_alone_names_allow_pickle(tmp_path, tokenizer, rows, monkeypatch):
+    name, commit = "owner/pickled", "0" * 40
+    cache = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    model, folder = make_llama(tokenizer), cache / "snapshots" / commit
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    for constants in (
+        "huggingface_hub.constants",
+        "huggingface_hub.file_download.constants",
+        "transformers.utils.hub.constants",
+    ):
+        monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ModelError, match=rf"model {name}: there is no safetensors file.*Set allow_pickle: true"):
+        SFTTrainer(name, config(tmp_path), train_dataset=rows)
+
+
+def test_a_dtype_that_a_loader_does_not_keep_is_an_error(tmp_path, model_folder, rows, monkeypatch):
+    from sftcore_plugins.loaders.hf import HuggingFace
+
+    from sftcore import LoadedModel, hookimpl
+
+    @hookimpl
+    def load_model(self, request, options):
+        return LoadedModel(AutoModelForCausalLM.from_pretrained(request.name, dtype="bfloat16"), None, request)
+
+    monkeypatch.setattr(HuggingFace, "load_model", load_model)
+    for asked in ("float32", "float16"):
+        args = config(tmp_path, model_init_kwargs={"dtype": asked})
+        with pytest.raises(
+            ModelError, match=rf'loader "hf" loaded the weights in bfloat16, and the run asks for {asked}'
+        ):
+            SFTTrainer(str(model_folder), args, train_dataset=rows)
+    for kept in ("bfloat16", "auto"):
+        args = config(tmp_path, model_init_kwargs={"dtype": kept})
+        assert SFTTrainer(str(model_folder), args, train_dataset=rows).model.dtype == torch.bfloat16
+
+
+def test_a_few_weights_that_transformers_keeps_in_float32_are_no_other_dtype(tmp_path, model_folder, rows, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"norm"}, raising=False)
+    args = config(tmp_path, model_init_kwargs={"dtype": "bfloat16"})
+    trainer = SFTTrainer(str(model_folder), args, train_dataset=rows)
+    assert trainer.model.lm_head.weight.dtype == torch.bfloat16
+    assert trainer.model.model.norm.weight.dtype == torch.float32
+
+
 def test_reading_pickles_takes_more_than_an_argument(tmp_path, model_folder, rows):
     args = config(tmp_path, model_init_kwargs={"use_safetensors": False})
     with pytest.raises(ValueError, match="use_safetensors: false reads pickle files"):

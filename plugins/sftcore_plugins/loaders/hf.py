@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sftcore import LoadedModel, LoadOptions, ModelRequest, hookimpl, plugin
+from sftcore import LoadedModel, LoadOptions, ModelError, ModelRequest, hookimpl, plugin
 from sftcore_plugins.loaders._saved import base_of, has, is_adapter, load_processor
 
 
@@ -41,7 +41,12 @@ class HuggingFace:
         from peft import PeftModel
 
         if options.kwargs.get("use_safetensors") and not has(request, "adapter_model.safetensors"):
-            raise OSError("the adapter's weights are a pickle file, which can run code when it is read")
+            raise ModelError(
+                "there is no adapter_model.safetensors; other weights are a pickle file, which can run code when it is "
+                "read.",
+                where=f"model {request.name}",
+                fix="Set allow_pickle: true if you trust it, or save the adapter again.",
+            )
         base = self.load_model(base_of(request), options)
         rows = _saved_embedding_rows(request)
         notes: tuple[str, ...] = (f"adapter {request.name} trains on, on its base {base.request.name}",)

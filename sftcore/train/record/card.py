@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from sftcore.chat.tokens import clones_tokenizer
+from sftcore.model.attention import running_attention
 
 if TYPE_CHECKING:
     from sftcore.train.view import RunView
@@ -122,6 +123,7 @@ def _facts(trainer: RunView) -> list[str]:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     facts = [
         f"Plugins: {plugins}",
+        f"Attention: {running_attention(trainer.loaded.model)}",
         f"{trainer.state.global_step} steps of {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} "
         f"rows on each of {args.world_size} process(es), learning rate {args.learning_rate:g}, seed {args.seed}",
     ]

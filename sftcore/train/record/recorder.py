@@ -15,6 +15,7 @@ from sftcore.chat.parity import record_of, saved_parity
 from sftcore.chat.stops import trained_stop
 from sftcore.config.recipe import AUTO
 from sftcore.core.visible import visible
+from sftcore.model.attention import running_attention
 from sftcore.model.tokens import supervised_ids
 from sftcore.train.checkpoint.folders import final_place
 from sftcore.train.checkpoint.state import rewind_log
@@ -99,6 +100,7 @@ class RunRecorder(TrainerCallback):
                     "sources_sha256": sources([*trainer.setup.plugins.bound, *trainer.data.formats.values()]),
                     **manifest.describe(trainer.setup),
                     "model_class": type(trainer.loaded.model).__name__,
+                    "attention": running_attention(trainer.loaded.model),
                     "notes": list(trainer.loaded.notes),
                     "model_sha256": self._model_sha256,
                     "seed": trainer.args.seed,

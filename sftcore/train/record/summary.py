@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sftcore.model.attention import running_attention
 from sftcore.model.unwrap import num_weights
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def plan_lines(trainer: RunView) -> list[str]:
     return [
         f"model      {name}: {total / 1e6:,.1f}M parameters, {trainable / 1e6:,.2f}M trained, {model.dtype}",
         f"plugins    {', '.join(plugins)}",
+        *(f"attention  {one}" for one in attention_lines(trainer)),
         *(f"note       {note}" for note in trainer.loaded.notes),
         *(f"data       {line}" for ledger in trainer.data.ledgers for line in ledger.lines()),
         *(f"data       {note}" for note in trainer.data.notes),
@@ -35,6 +37,12 @@ def plan_lines(trainer: RunView) -> list[str]:
         f"precision  {_precision(trainer)} on {args.device}",
         f"output     {args.output_dir}",
     ]
+
+
+def attention_lines(trainer: RunView) -> list[str]:
+    """The attention that the model runs, where the run's plugin does not say it all."""
+    running, backend = running_attention(trainer.loaded.model), trainer.setup.plan.attention
+    return [] if backend is not None and backend.implementation == running else [f"{running}, the model's own"]
 
 
 def _length(trainer: RunView) -> str:
