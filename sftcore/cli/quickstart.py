@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sftcore.cli.quiet import no_bars
+from sftcore.cli.quiet import no_bars, table_width
 from sftcore.core.visible import visible
 from sftcore.train.guard.signals import exits_cleanly
 
@@ -50,7 +50,7 @@ def command(model: str | None, output: str, steps: int) -> None:
 
     from rich.console import Console
 
-    console = Console()
+    console = Console(width=table_width())
     console.print("Loading the model and asking it three questions …")
     before: list[str] = []
     outcome = run_recipe(checked, console, before_training=lambda trainer: before.extend(answers(trainer)))

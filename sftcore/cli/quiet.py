@@ -12,6 +12,9 @@ import sys
 
 import click
 
+LOG_WIDTH = 130
+"""Width of tables in characters when stdout is not a terminal."""
+
 
 def no_bars(*, always: bool = False) -> None:
     """Hide offers to download kernels, and hide progress bars: `always`, or if stderr cannot redraw them."""
@@ -20,6 +23,11 @@ def no_bars(*, always: bool = False) -> None:
     logger.setLevel(logging.ERROR)
     if always or not sys.stderr.isatty():
         _set_for_this_verb("TQDM_DISABLE", "1")
+
+
+def table_width() -> int | None:
+    """The width for tables: the terminal's own, or where there is none, wide enough for each row to be a line."""
+    return None if sys.stdout.isatty() else LOG_WIDTH
 
 
 def quiet() -> None:

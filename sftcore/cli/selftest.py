@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sftcore.cli.quiet import no_bars
+from sftcore.cli.quiet import no_bars, table_width
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
 from sftcore.util.disk import writing
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from sftcore.selftest.equivalence import Line, Report
 
-LOG_WIDTH = 130
-"""Width of the table in characters when stdout is not a terminal."""
 _COLOURS = {"same": "green", "FAILED": "bold red", "not applicable": "dim"}
 
 
@@ -65,7 +63,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], rows: int, file: Pat
     click.echo(f"{Path(report.model).name}: {counts}")
     click.echo(f"compared with plain transformers: {report.reference}; loss {report.loss:.4f}")
     click.echo(f"allowed relative difference ({report.dtype}): {report.tolerance:g} in loss and gradients")
-    Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(_table(report))
+    Console(width=table_width()).print(_table(report))
     for note in report.notes:
         click.echo(f"note: {note}")
     compared = sum(line.verdict != "not applicable" for line in report.lines)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sftcore.cli.quiet import table_width
 from sftcore.cli.recipe_arguments import takes_run
 from sftcore.core.visible import visible
 
@@ -73,7 +74,7 @@ def command(run: str, opened: Callable[[], SavedRun], output: Path | None, **cho
         click.echo(visible(f"note: {note}"), err=True)
     from rich.console import Console
 
-    Console().print(_table(outcome, options))
+    Console(width=table_width()).print(_table(outcome, options))
     click.echo(visible(f"saved in {outcome.folder} after {outcome.seconds:.0f} s"))
 
 

@@ -57,8 +57,8 @@ def check_callbacks(settings: Mapping[str, Any], *, evaluates: bool, where: str)
         SFTCoreError: with the setting.
     """
     patience = settings.get("early_stopping_patience")
-    if patience is not None and patience < 1:
-        raise OptionTypeError(f"early_stopping_patience is 1 or more, got {patience}.", where=where)
+    if patience is not None and (type(patience) is not int or patience < 1):
+        raise OptionTypeError(f"early_stopping_patience is a whole number, 1 or more, got {patience!r}.", where=where)
     if patience is not None and not evaluates:
         raise ConflictError(
             "early_stopping_patience counts evaluations, and this run makes none.",
