@@ -203,6 +203,9 @@ def _a_pickle(name: str, where: str) -> Problem:
 
 
 def _setting_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    template = settings.get("chat_template_path")
+    if template is not None and template.endswith((".jinja", ".j2")) and not Path(template).expanduser().is_file():
+        yield Problem("no such file.", f"chat_template_path {template}")
     if (settings.get("packing") or settings.get("eval_packing")) and settings.get("max_length", 0) is None:
         yield Problem(
             "packing needs the length of a block, but max_length is null.",

@@ -191,6 +191,8 @@ HELD_BACK = "data.eval_fraction=0.5"
         (["fp16_full_eval=true", "bf16_full_eval=true"], "contradict each other"),
         (["adapter.lora.task_type=SEQ_CLS"], 'task_type is "SEQ_CLS"'),
         (["model.dtype=bf16"], 'Did you mean "bfloat16"'),
+        (["chat_template_path=nowhere.jinja"], "chat_template_path nowhere.jinja: no such file"),
+        (["hub_model_id=a/b/c"], "hub_model_id is 'a/b/c'. Write name, or owner/name."),
         (["model.init_kwargs.dtype=fp16"], 'Did you mean "float16"'),
     ],
 )

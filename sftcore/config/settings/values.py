@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -153,6 +154,8 @@ def wrong_value(field: str, value: Any, wanted: Any, where: str) -> RecipeError 
         return _wrong_type(field, value, wanted, where)
     if field == "output_dir" and value == "":
         return RecipeError("output_dir is empty.", where=where, fix="Name a folder.")
+    if field == "hub_model_id" and value is not None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
+        return RecipeError(f"hub_model_id is {shortened(value)}.", where=where, fix="Write name, or owner/name.")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and field in RANGES:
         limits = RANGES[field]
         if value in limits:
