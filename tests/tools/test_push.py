@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from sftcore.tools.push import would_push
 from sftcore.util.plain import public
 from tests.conftest import alpaca_rows
 from tests.plugins.adapters.test_adapters import stirred
@@ -146,13 +147,20 @@ def test_a_dry_run_lists_the_files_that_a_push_of_a_merged_model_uploads(tmp_pat
     assert f"{len(hub.files)} files" in head
 
 
-@pytest.mark.parametrize("strategy", ["every_save", "all_checkpoints"])
-def test_a_dry_run_of_a_runs_push_lists_what_the_run_uploads(tmp_path, hub, model_folder, strategy):
+def test_checkpoints_and_hidden_files_are_left_out(tmp_path):
+    for name in ("README.md", "checkpoint-3/model.safetensors", "_log", ".git/config", ".cache/huggingface/x", "a/b"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x" * 2048)
+    lines = list(would_push(tmp_path, "me/run", private=False, leave_out=["_*", "checkpoint-*"]))
+    assert lines == ["would push to me/run (public): 2 files, 4.0 KiB", "  README.md  2.0 KiB", "  a/b  2.0 KiB"]
+
+
+def test_a_dry_run_of_a_runs_push_lists_what_the_run_uploads(tmp_path, hub, model_folder):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in alpaca_rows(8)))
     words = [
         "train", f"model={model_folder}", f"data={data}", "adapter.lora.r=4", "max_steps=1", "save_steps=1",
-        f"output_dir={tmp_path / 'out'}", "push_to_hub=true", "hub_model_id=me/run", f"hub_strategy={strategy}",
+        f"output_dir={tmp_path / 'out'}", "push_to_hub=true", "hub_model_id=me/run", "hub_strategy=all_checkpoints",
         "hub_always_push=true",
     ]  # fmt: skip
     dry = sftcore(hub, *words, "--push-dry-run", token=None, HF_HUB_OFFLINE="1")
