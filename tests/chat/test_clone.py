@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from sftcore import ModelError, RecipeError, SFTTrainer, clone_chat_template
+from sftcore import CheckError, ModelError, SFTTrainer, clone_chat_template
 from tests.chat.made import answer, base_tokenizer, chat_tokenizer, qwen_like, saved
 from tests.conftest import CHATML, alpaca_rows, make_llama
 from tests.train.test_trainer import config
@@ -162,7 +162,7 @@ def test_a_path_that_is_neither_template_nor_tokenizer_is_refused_before_the_mod
     rows = Dataset.from_list(alpaca_rows(4))
     with pytest.raises(ModelError, match=r"chat_template_path \./nothing: no such folder"):
         SFTTrainer(str(base), config(tmp_path, chat_template_path="./nothing"), train_dataset=rows)
-    with pytest.raises(RecipeError, match="no such file"):
+    with pytest.raises(CheckError, match="no such file"):
         SFTTrainer(str(base), config(tmp_path, chat_template_path="nothing.jinja"), train_dataset=rows)
 
 
