@@ -54,7 +54,8 @@ def train(folder: Path, name: str, **recipe) -> tuple[list[float], str]:
     settings = {
         "model": {"name": str(folder / "model"), "dtype": recipe.pop("dtype", "float32")},
         "data": {"train": str(folder / "rows.jsonl")},
-        "use_cpu": True, "report_to": "none", "output_dir": str(folder / name), **STEPS, **recipe,
+        "use_cpu": True, "report_to": "none", "output_dir": str(folder / name), "overwrite_output_dir": True,
+        **STEPS, **recipe,
     }  # fmt: skip
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(settings), encoding="utf-8")

@@ -95,7 +95,6 @@ _MAPPINGS_FROM_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 _INSTEAD = {
     ("bf16", "auto"): "Leave it out: it is on where a GPU has it. The weights' dtype is the model's own setting.",
-    ("gradient_checkpointing", "unsloth"): "Use true.",
 }
 """What to write instead of values that other tools take."""
 
