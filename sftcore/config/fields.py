@@ -31,20 +31,8 @@ def config_fields() -> Mapping[str, Any]:
     return {name: DECLARED_OTHERWISE.get(name, type_of(node.annotation)) for name, node in nodes.items()}
 
 
-def check_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...] = ()) -> None:
-    """Refuse unknown fields, values of the wrong type, unknown names and numbers out of range.
-
-    Raises:
-        UnknownKeyError: there is no such field; the nearest of the fields and of `also` is suggested.
-        OptionTypeError: a value has the wrong type.
-        RecipeError: it is not one of the field's names, or not in its range.
-        SettingsError: several of these.
-    """
-    raise_all(wrong_fields(values, where=where, also=also))
-
-
 def wrong_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...] = ()) -> Iterator[RecipeError]:
-    """The errors of `check_fields`, one for each field that is wrong."""
+    """An error for each unknown field, value of the wrong type, unknown name and number out of range."""
     from sftcore.config.settings.values import wrong_value
 
     known = config_fields()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from sftcore.core.errors import RecipeError, UnknownKeyError, near_name
@@ -62,17 +62,16 @@ ELSEWHERE = {
 """Names of other tools, and short ones, for our keys: they are offered when an unknown key is refused."""
 
 
-def refuse_unknown(raw: Mapping[str, Any], known: Iterable[str], *, where: str) -> None:
-    """Refuse what lacks `model` or `data`, or has keys that nobody reads; all of it is named in one error.
+def wrong_keys(raw: Mapping[str, Any], known: Iterable[str], *, where: str) -> Iterator[RecipeError]:
+    """The error of a recipe that lacks `model` or `data`, or has keys that nobody reads: one for all of them.
 
     Args:
         raw: the recipe's plain values.
         known: the keys that somebody reads.
         where: the recipe, in errors.
 
-    Raises:
-        UnknownKeyError: one key is unknown, and nothing else is wrong.
-        RecipeError: a section is missing, or several keys are unknown.
+    Yields:
+        nothing, an UnknownKeyError where one key is unknown and none is missing, or else a RecipeError.
     """
     names = tuple(known)
     missing = [section for section in REQUIRED if raw.get(section) in (None, "")]
@@ -81,13 +80,14 @@ def refuse_unknown(raw: Mapping[str, Any], known: Iterable[str], *, where: str) 
         return
     if not missing and len(unknown) == 1:
         ((key, offer),) = unknown.items()
-        raise UnknownKeyError(key, names, where=where, meant=offer or None)
+        yield UnknownKeyError(key, names, where=where, meant=offer or None)
+        return
     wrong = [f'the key "{section}" is missing' for section in missing]
     wrong += [f'unknown key "{key}"' + (f' (did you mean "{near}"?)' if near else "") for key, near in unknown.items()]
     offered = {near.partition(".")[0] for near in unknown.values()}
     examples = [REQUIRED[section] for section in missing if section not in offered]
     fix = f"Add {'a line' if len(examples) == 1 else 'lines'} such as: {' and '.join(examples)}" if examples else ""
-    raise RecipeError(f"{'; '.join(wrong)}.", where=where, fix=fix)
+    yield RecipeError(f"{'; '.join(wrong)}.", where=where, fix=fix)
 
 
 def meant(key: str, known: Collection[str], missing: Collection[str] = ()) -> str:

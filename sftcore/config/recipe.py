@@ -16,8 +16,8 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from sftcore.config import yaml12
-from sftcore.config.fields import check_fields, config_fields
-from sftcore.config.near_names import refuse_unknown
+from sftcore.config.fields import config_fields, raise_all, wrong_fields
+from sftcore.config.near_names import wrong_keys
 from sftcore.config.selections import parse_choice
 from sftcore.config.settings.older_names import OLDER, use_current_names
 from sftcore.config.settings.values import wrong_dtype
@@ -102,15 +102,16 @@ def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterable[str] = ()) -> Recipe:
     """Parse a recipe from plain values; `block` extends the recipe's own blocklist."""
-    refuse_unknown(raw, (*SECTIONS, *_FIELDS_WITH_A_KEY, *OLDER, *config_fields()), where=place)
-    training = {key: value for key, value in raw.items() if key not in SECTIONS}
+    known = {*SECTIONS, *_FIELDS_WITH_A_KEY, *OLDER, *config_fields()}
+    errors = list(wrong_keys(raw, known, where=place))
+    training = {key: value for key, value in raw.items() if key not in SECTIONS and key in known}
     use_current_names(training, where=place)
     for key, instead in _FIELDS_WITH_A_KEY.items():
         if key in training:
             raise RecipeError(f'"{key}" is only for Python; in a recipe, use {instead}.', where=place)
     if isinstance(resume := training.get("resume_from_checkpoint"), bool):
         training["resume_from_checkpoint"] = LAST if resume else None
-    check_fields(training, where=place, also=SECTIONS)
+    raise_all(iter([*errors, *wrong_fields(training, where=place, also=SECTIONS)]))
     blocked = raw.get("block") or ()
     return Recipe(
         model=_model(raw["model"], place),

@@ -21,7 +21,6 @@ from sftcore.config.setup import check, set_up_recipe
 from sftcore.core.errors import ConflictError, RecipeError
 from sftcore.core.types import KINDS
 from sftcore.data.source.load import inspect
-from sftcore.data.store.cache import cache_folder
 from sftcore.train.checked import Checked
 from sftcore.train.checkpoint.folders import choose, make_room, refuse_other_run
 from sftcore.train.parts.callbacks import check_callbacks
@@ -115,6 +114,8 @@ def _aside() -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield folder
         return
+    from sftcore.data.store.cache import cache_folder  # it imports numpy
+
     shared = cache_folder() / f"dry-run-{os.environ.get('MASTER_PORT', '')}-{os.environ.get('TORCHELASTIC_RUN_ID', '')}"
     try:
         yield str(shared)

@@ -139,6 +139,12 @@ def test_an_unknown_key_is_named_beside_what_is_missing(words, said):
     assert "\n" not in done
 
 
+def test_unknown_keys_and_wrong_values_are_named_together():
+    done = printed("train", "mdoel=M", "data=d", "lr=1", "lr_scheduler_type=cosin", "max_steps=many", code=1)
+    said = ['the key "model" is missing', '"lr" (did you mean "learning_rate"?)', '"cosine"', "max_steps takes int"]
+    assert [part for part in said if part not in done] == []
+
+
 def test_every_name_of_another_tool_is_answered_with_a_key_that_exists():
     known = {*SECTIONS, *config_fields()}
     assert known & set(ELSEWHERE) == set()
