@@ -247,6 +247,8 @@ class Hooks:
     def load_model(self, request: ModelRequest, options: LoadOptions) -> LoadedModel:  # type: ignore[empty-body]
         """The model with its processor. Asked of one plugin, the loader; `options` are already merged.
 
+        Its weights have `request.dtype`, unless that is "auto" or they are quantised; the run is refused otherwise.
+
         >>> from sftcore import LoadedModel, LoadOptions, ModelRequest, hookimpl, plugin
         >>> @plugin
         ... class Ready:

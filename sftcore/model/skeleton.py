@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sftcore.config.probe import adapter_folder
+from sftcore.config.processes import uses_deepspeed
 from sftcore.config.selections import DEFAULTS
 from sftcore.core.types import Plan
 from sftcore.model.unwrap import causal_model
-
-if TYPE_CHECKING:
-    pass
 
 _NOT_OF_A_CONFIG = ("config", "subfolder", "gguf_file", "_from_auto")
 """Arguments of `from_pretrained` that change which configuration is read."""
@@ -25,7 +23,7 @@ def skeleton_of(model: Any, plan: Plan) -> Any:
     """The modules of a run's model: a ready model itself, else one made on torch's meta device, without weights.
 
     None where only loading tells: another loader than the default one, a saved adapter, a GGUF file, code of its own,
-    or a configuration that cannot be read.
+    DeepSpeed, or a configuration that cannot be read.
     """
     if not isinstance(model, str):
         return causal_model(model)
@@ -33,6 +31,8 @@ def skeleton_of(model: Any, plan: Plan) -> Any:
     loaders = [one.name for one in plan.selected("loader")]
     special = request.trust_remote_code or any(name in request.init_kwargs for name in _NOT_OF_A_CONFIG)
     if loaders != [DEFAULTS["loader"]] or special or adapter_folder(request) is not None:
+        return None
+    if uses_deepspeed(plan.settings):  # under ZeRO-3 whatever is made is partitioned among the processes
         return None
     import torch
     import transformers
