@@ -107,7 +107,8 @@ def test_on_a_cpu_unsloths_models_run_transformers_own_layers(folder):
 def test_full_training_has_the_losses_of_transformers(folder, dtype, packing):
     common = {"dtype": dtype, "packing": packing}
     found, output = train(folder, "unsloth", loader={"unsloth": {"full_finetuning": True}}, **common)
-    wanted, _ = train(folder, "plain", **common)
+    # the attention that Unsloth leaves its model on a CPU; the fastest one rounds otherwise in bfloat16
+    wanted, _ = train(folder, "plain", attention="sdpa", padding_free=False, **common)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-5, atol=0)
     assert found[-1] < found[0]
     assert "loaded by Unsloth" in output
