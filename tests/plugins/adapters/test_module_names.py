@@ -104,7 +104,7 @@ def test_where_only_loading_tells_it_is_refused_then(tmp_path, model_folder, row
         LoraConfig(),
         IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
     ],
-    ids=str,
+    ids=["all linear", "by ends", "a pattern", "rows", "by default", "IA3"],
 )
 def test_what_peft_finds_is_accepted(tmp_path, model_folder, rows, peft_config):
     peft_config.task_type = "CAUSAL_LM"
