@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasets import IterableDataset
-
 from sftcore.core.errors import ConflictError
 
 
-def prepare_processes(args: Any, model: Any, train_dataset: Any) -> None:
+def prepare_processes(args: Any, model: Any) -> None:
     """Before transformers' Trainer is made: what DDP looks for, who reads a stream, and sharding without processes.
 
     Raises:
@@ -17,8 +15,9 @@ def prepare_processes(args: Any, model: Any, train_dataset: Any) -> None:
     """
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = may_leave_some_unused(model)
-    if isinstance(train_dataset, IterableDataset) and args.accelerator_config.dispatch_batches is None:
-        args.accelerator_config.dispatch_batches = False  # each process reads its own rows
+    if args.accelerator_config.dispatch_batches is None:
+        # each process reads its own rows of a stream, which may come later too, in evaluate and predict
+        args.accelerator_config.dispatch_batches = False
     if args.fsdp and args.world_size == 1:
         raise nothing_sharded(args)
 

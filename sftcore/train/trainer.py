@@ -137,7 +137,7 @@ class SFTTrainer(OpenLayout):
         refusals.refuse_no_batch(args, train_dataset, eval_dataset)
         self._load_model(model, processor, args, new_ids, train_dataset)
         collator = self._make_collator(processor, args, data_collator, train_dataset, eval_dataset)
-        prepare_processes(args, self.loaded.model, train_dataset)
+        prepare_processes(args, self.loaded.model)
         self.recorder = RunRecorder(self)
         with refusals.of_transformers():
             super().__init__(

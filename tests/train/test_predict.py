@@ -1,4 +1,4 @@
-"""`trainer.predict` on rows as they are before a run prepares them."""
+"""`trainer.predict` and `trainer.evaluate` on rows as they are before a run prepares them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def make(tmp_path, model_folder):
             str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=1, save_strategy="no",
             gradient_checkpointing=False, per_device_eval_batch_size=2, **fields,
         )  # fmt: skip
-        return SFTTrainer(str(model_folder), args, train_dataset=Dataset.from_list([{"text": "say hello"}] * 4))
+        stream = IterableDataset.from_generator(lambda: iter(ROWS)) if args.eval_strategy != "no" else None
+        train = Dataset.from_list([{"text": "say hello"}] * 4)
+        return SFTTrainer(str(model_folder), args, train_dataset=train, eval_dataset=stream)
 
     return made
 
@@ -65,6 +67,27 @@ def test_prepared_rows_and_other_names_of_metrics_are_taken_as_before(make):
 def test_a_stream_is_predicted(make):
     found = make().predict(IterableDataset.from_generator(lambda: iter(ROWS)))
     assert found.predictions.shape[0] == len(ROWS)
+
+
+@pytest.mark.parametrize("padding_free", [None, False], ids=["by-default", "padded"])
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_a_stream_is_evaluated_as_its_rows_are_one_by_one(make, padding_free, several):
+    trainer = make(padding_free=padding_free)
+    stream = IterableDataset.from_generator(lambda: iter(ROWS))
+    found = trainer.evaluate({"a": stream} if several else stream)["eval_a_loss" if several else "eval_loss"]
+    losses = []
+    for row in ROWS:
+        ids, logits = expected(trainer, row)
+        losses += torch.nn.functional.cross_entropy(
+            torch.tensor(logits), torch.tensor(ids), reduction="none"
+        ).tolist()
+    assert found == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_a_map_style_set_is_trained_on_and_a_stream_evaluated_within_training(make):
+    trainer = make(eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    assert "eval_loss" in trainer.state.log_history[-2]
 
 
 def test_rows_that_are_left_out_are_named(make):
