@@ -9,7 +9,7 @@ from typing import Any
 from sftcore.config.probe import adapter_folder
 from sftcore.config.processes import uses_deepspeed
 from sftcore.config.selections import DEFAULTS
-from sftcore.core.types import Plan
+from sftcore.core.types import Plan, Problem
 from sftcore.model.unwrap import causal_model
 
 _NOT_OF_A_CONFIG = ("config", "subfolder", "gguf_file", "_from_auto")
@@ -17,6 +17,16 @@ _NOT_OF_A_CONFIG = ("config", "subfolder", "gguf_file", "_from_auto")
 
 _OFFSETS = 4
 """How many rows a table of positions may have before the first position (two in OPT and BART)."""
+
+_CAUSAL = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+_NOT_CAUSAL = {
+    "SEQUENCE_CLASSIFICATION": "classifies texts",
+    "TOKEN_CLASSIFICATION": "classifies tokens",
+    "QUESTION_ANSWERING": "marks answers in a text",
+    "MULTIPLE_CHOICE": "chooses among answers",
+    "MASKED_LM": "fills in masked tokens",
+}
+"""Tasks of which transformers lists the classes."""
 
 
 def skeleton_of(model: Any, plan: Plan) -> Any:
@@ -46,6 +56,37 @@ def skeleton_of(model: Any, plan: Plan) -> Any:
         named = getattr(transformers, (config.architectures or [""])[0], None)
         return named._from_config(config) if named else transformers.AutoModelForCausalLM.from_config(config)
     return None
+
+
+def task_problems(model: Any) -> Iterator[Problem]:
+    """A model of transformers' that does not predict the next token: it has no head, or one for another task.
+
+    Classes that transformers does not list, and those of others, are taken as they are.
+    """
+    if model is None:
+        return
+    kind = type(model)
+    if not kind.__module__.startswith("transformers.") or any(kind.__name__ in _listed(f"FOR_{one}") for one in _CAUSAL):
+        return
+    tasks = [does for task, does in _NOT_CAUSAL.items() if kind.__name__ in _listed(f"FOR_{task}")]
+    if model.config.is_encoder_decoder and kind.__name__ in _listed("FOR_SEQ_TO_SEQ_CAUSAL_LM"):
+        tasks = ["has an encoder and a decoder"]
+    elif kind.__name__ in _listed("") and model.get_output_embeddings() is None:
+        tasks = ["has no head"]
+    if tasks:
+        yield Problem(
+            f"{kind.__name__} {tasks[0]}, and what is trained here is a causal language model.",
+            "model",
+            "Load one: AutoModelForCausalLM.from_pretrained(…).",
+        )
+
+
+def _listed(task: str) -> set[str]:
+    """The names of the classes that transformers lists for a task; of an empty one those without a head."""
+    from transformers.models.auto import modeling_auto
+
+    named = getattr(modeling_auto, f"MODEL_{task}_MAPPING_NAMES".replace("__", "_"), {})
+    return {name for names in named.values() for name in ([names] if isinstance(names, str) else names)}
 
 
 def module_names(skeleton: Any) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from sftcore.core.types import ModelRequest, Plan, Problem
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import has_images
 from sftcore.model.memory.offload import refuse_offloading
-from sftcore.model.skeleton import learned_positions, module_names, virtual_tokens
+from sftcore.model.skeleton import learned_positions, module_names, task_problems, virtual_tokens
 from sftcore.util.disk import make_output_dir
 from sftcore.util.versions import warn_if_untested
 
@@ -77,6 +77,7 @@ def check_trainer(
     chosen = [one.label for one in setup.plan.selected("loss") if not one.default]
     if compute_loss_func is not None and chosen:
         raise ConflictError(f"compute_loss_func would replace {chosen[0]}, which was chosen.", fix="Drop one of them.")
+    found = [*found, *task_problems(skeleton)]
     check(setup, needs_tokenizer=needs_tokenizer, also=found, module_names=module_names(skeleton))
     refuse_offloading(args)
 

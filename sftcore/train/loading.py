@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import frozen
 
+from sftcore.core.errors import ModelError
 from sftcore.core.types import LoadedModel, LossFunction
 from sftcore.data.ranks import decided_by_first
 from sftcore.model.build import adopt_model, finish_model, load_model, refuse_unsupported
@@ -16,6 +17,7 @@ from sftcore.model.kernels import Kernels
 from sftcore.model.memory.checkpointing import checkpoint_selectively, take_selective
 from sftcore.model.memory.offload import ActivationOffloading, offloading_of
 from sftcore.model.precision import running_dtype
+from sftcore.model.skeleton import task_problems
 from sftcore.model.tokens import fit_model, supervised_ids, untrained_tokens
 from sftcore.model.unwrap import causal_model
 from sftcore.model.vision import freeze_vision
@@ -58,12 +60,14 @@ def load_for_run(
         rows: the prepared training set, whose labels tell what ends an answer.
 
     Raises:
-        ModelError: it cannot be loaded, trained or saved.
+        ModelError: it cannot be loaded, trained or saved, or is not a causal language model.
         ConflictError: options of `from_pretrained` with two values; experts that it does not have.
     """
     plan, plugins = setup.plan, setup.plugins
     is_name = isinstance(model, str)
     loaded = load_model(plan, plugins, processor) if is_name else adopt_model(model, processor, plan, plugins)
+    for problem in task_problems(causal_model(loaded.model)):
+        raise ModelError(problem.what, where=problem.where, fix=problem.fix)
     rows_as_loaded = num_rows(loaded.model)
     notes = fit_model(loaded.model, tokenizer, args, new_ids, rows)
     notes = (*loaded.notes, *notes, *freeze_vision(loaded.model, args.freeze_vision_tower))

@@ -7,9 +7,20 @@ import shutil
 import pytest
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    LlamaModel,
+)
 
-from sftcore import ModelError, SFTConfig, SFTTrainer
+from sftcore import CheckError, ModelError, SFTConfig, SFTTrainer
 from sftcore.core.errors import OptionTypeError
 from tests.conftest import alpaca_rows, make_llama, make_tokenizer
 from tests.plugins.vlm.tiny import make_vlm, save
@@ -136,3 +147,48 @@ def test_model_and_tokenizer_in_one_argument_are_taken_apart_in_the_error(tmp_pa
 def test_what_is_not_a_tokenizer_is_refused(tmp_path, llama, rows):
     with pytest.raises(OptionTypeError, match=r"processing_class is .*got (a )?str"):
         SFTTrainer(llama, config(tmp_path), train_dataset=rows, processing_class="name")
+
+
+SMALL = {"vocab_size": 400, "num_hidden_layers": 1, "num_attention_heads": 2}
+BART = {"vocab_size": 400, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+OTHER_TASKS = {
+    "no head": (lambda config: LlamaModel(config), "LlamaModel has no head"),
+    "texts": (lambda config: LlamaForSequenceClassification(config), "classifies texts"),
+    "tokens": (lambda config: LlamaForTokenClassification(config), "classifies tokens"),
+    "masked": (
+        lambda _: BertForMaskedLM(BertConfig(hidden_size=8, intermediate_size=8, **SMALL)), "fills in masked tokens"
+    ),
+    "encoder": (lambda _: BartForConditionalGeneration(BartConfig(**BART)), "has an encoder and a decoder"),
+    "in an adapter": (
+        lambda config: get_peft_model(
+            LlamaForSequenceClassification(config), LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
+        ),
+        "classifies texts",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", OTHER_TASKS)
+def test_a_ready_model_that_predicts_no_next_token_is_refused_by_the_constructor(tmp_path, tokenizer, rows, task):
+    make, said = OTHER_TASKS[task]
+    model = make(make_llama(tokenizer).config)
+    with pytest.raises(CheckError, match=f"model: .*{said}, .*AutoModelForCausalLM"):
+        SFTTrainer(model, config(tmp_path), train_dataset=rows, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["before loading", "once loaded"])
+def test_so_is_a_model_folder(tmp_path, tokenizer, rows, known, monkeypatch):
+    LlamaForSequenceClassification(make_llama(tokenizer).config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    if not known:
+        monkeypatch.setattr("sftcore.train.trainer.skeleton_of", lambda *_: None)
+    with pytest.raises(CheckError if known else ModelError, match="LlamaForSequenceClassification classifies texts"):
+        SFTTrainer(str(tmp_path / "model"), config(tmp_path), train_dataset=rows)
+
+
+def test_a_subclass_of_the_users_with_a_head_of_its_own_is_taken(tmp_path, tokenizer, rows):
+    class Own(LlamaForCausalLM):
+        pass
+
+    model = Own(make_llama(tokenizer).config)
+    assert SFTTrainer(model, config(tmp_path), train_dataset=rows, processing_class=tokenizer).train().global_step == 1
