@@ -13,11 +13,14 @@ Six tokens of two documents, of 4 and 2 tokens, padded to 8:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from attrs import frozen
 
+from sftcore.core.errors import ConflictError
 from sftcore.core.types import IGNORED, Plan
 
 if TYPE_CHECKING:
@@ -75,6 +78,61 @@ def flatten_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to
     if any(row.get("weights") is not None for row in rows):
         whole["weights"] = np.concatenate([_weights_of(row) for row in rows])
     return pad_rows([whole], pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
+
+
+def keeping_labels(collator: Any) -> Any:
+    """A user's collator; around one of transformers' that pads `input_ids` alone, one that pads the labels as well.
+
+    Raises:
+        ConflictError: it masks tokens for a model to fill in.
+    """
+    transformers = sys.modules.get("transformers")
+    if transformers is None or type(collator) not in (
+        transformers.DataCollatorForLanguageModeling,
+        transformers.DataCollatorWithPadding,
+    ):
+        return collator
+    if getattr(collator, "mlm", False):
+        raise ConflictError(
+            "DataCollatorForLanguageModeling masks tokens to be filled in, and a causal language model is trained.",
+            where="SFTTrainer: data_collator",
+            fix="Pass mlm=False, or leave data_collator out.",
+        )
+    return KeepsLabels(collator)
+
+
+@frozen
+class KeepsLabels:
+    """A collator that pads `input_ids` alone, whose batches get the labels and weights of their rows, padded alike.
+
+    transformers' own makes labels of all tokens, or cannot pad them. Rows without labels are left to it.
+    """
+
+    collator: Callable[[Sequence[Any]], Mapping[str, Any]]
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """input_ids, attention_mask, labels: (rows, width) int64; weights: the same, float32, if any row has some."""
+        import torch
+
+        if not isinstance(rows[0], Mapping):
+            return dict(self.collator(rows))
+        unlabelled = [{name: value for name, value in row.items() if name not in _BESIDE_IDS} for row in rows]
+        batch = dict(self.collator(unlabelled))
+        shape = tuple(batch["input_ids"].shape)
+        left = getattr(getattr(self.collator, "tokenizer", None), "padding_side", "right") == "left"
+        labels, weights = np.full(shape, IGNORED, np.int64), np.zeros(shape, np.float32)
+        for i, row in enumerate(rows):
+            length = len(row["input_ids"])
+            own = slice(shape[1] - length, None) if left else slice(length)
+            labels[i, own], weights[i, own] = _labels_of(row), _weights_of(row)
+        if any(row.get("labels") is not None for row in rows):
+            batch["labels"] = torch.from_numpy(labels)
+        if any(row.get("weights") is not None for row in rows):
+            batch["weights"] = torch.from_numpy(weights)
+        return batch
+
+
+_BESIDE_IDS = ("labels", "weights", "seq_lengths")
 
 
 def filler_of(processor: Any) -> int:

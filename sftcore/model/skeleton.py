@@ -66,7 +66,9 @@ def task_problems(model: Any) -> Iterator[Problem]:
     if model is None:
         return
     kind = type(model)
-    if not kind.__module__.startswith("transformers.") or any(kind.__name__ in _listed(f"FOR_{one}") for one in _CAUSAL):
+    if not kind.__module__.startswith("transformers.") or any(
+        kind.__name__ in _listed(f"FOR_{one}") for one in _CAUSAL
+    ):
         return
     tasks = [does for task, does in _NOT_CAUSAL.items() if kind.__name__ in _listed(f"FOR_{task}")]
     if model.config.is_encoder_decoder and kind.__name__ in _listed("FOR_SEQ_TO_SEQ_CAUSAL_LM"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from accelerate.utils import gather_object
 
+from sftcore.data.collate import keeping_labels
 from sftcore.documents.layouts import RowLayouts, layout_of
 from sftcore.documents.settle import Settling
 from sftcore.model.attention import replaced_attention
@@ -92,13 +93,14 @@ def layouts_of(setup: Setup, processor: Any, own: Any, *, packed: bool) -> RowLa
 
     Raises:
         ModelError: rows are packed, and a collator does not say where their documents begin.
+        ConflictError: the user's collator is for masked language models.
     """
 
     def made(setup: Setup) -> Any:
         return setup.plugins.one("make_collator", processor=processor, plan=setup.plan)
 
     plan = setup.plan
-    found = RowLayouts.fixed(own or made(setup), packed=packed)
+    found = RowLayouts.fixed(keeping_labels(own) if own else made(setup), packed=packed)
     by_default = own is None and all(one.default for one in plan.selected("collator")) and not plan.model.vision
     if by_default and (plan.open_layout or (packed and plan.candidates)):
         side_by_side, end_to_end = (made(setup.settled(None, flattened=one)) for one in (False, True))

@@ -78,9 +78,7 @@ def test_a_stream_is_evaluated_as_its_rows_are_one_by_one(make, padding_free, se
     losses = []
     for row in ROWS:
         ids, logits = expected(trainer, row)
-        losses += torch.nn.functional.cross_entropy(
-            torch.tensor(logits), torch.tensor(ids), reduction="none"
-        ).tolist()
+        losses += torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(ids), reduction="none").tolist()
     assert found == pytest.approx(np.mean(losses), rel=1e-5)
 
 
