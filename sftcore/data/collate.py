@@ -14,13 +14,13 @@ Six tokens of two documents, of 4 and 2 tokens, padded to 8:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import frozen
 
-from sftcore.core.errors import ConflictError
+from sftcore.core.errors import ConflictError, DataError
 from sftcore.core.types import IGNORED, Plan
 
 if TYPE_CHECKING:
@@ -37,9 +37,13 @@ def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_mul
         input_ids, labels: (rows, width) int64. weights: (rows, width) float32, if any row has weights. For packed rows
         position_ids: (rows, width) int64, and num_tokens, a scalar that does not count padding; for other rows
         attention_mask: (rows, width) int64.
+
+    Raises:
+        DataError: a row has no input_ids.
     """
     import torch
 
+    _require_token_ids(rows)
     lengths = [len(row["input_ids"]) for row in rows]
     shape = len(rows), -(-max(lengths) // pad_to_multiple_of) * pad_to_multiple_of
     ids = np.full(shape, pad_token_id, np.int64)
@@ -69,7 +73,11 @@ def flatten_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to
     Returns:
         input_ids, labels, position_ids: (1, tokens) int64. weights: (1, tokens) float32, if any row has weights.
         num_tokens: a scalar that does not count padding.
+
+    Raises:
+        DataError: a row has no input_ids.
     """
+    _require_token_ids(rows)
     whole: dict[str, Any] = {
         "input_ids": np.concatenate([np.asarray(row["input_ids"], np.int64) for row in rows]),
         "labels": np.concatenate([_labels_of(row) for row in rows]),
@@ -156,6 +164,22 @@ def restarting_positions(seq_lengths: Sequence[int]) -> Array:
     lengths = np.asarray(seq_lengths, np.int64)
     starts = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(starts, lengths)
+
+
+def no_token_ids(columns: Iterable[str], where: str) -> DataError:
+    """The error for rows with these columns, which nobody has prepared."""
+    found = ", ".join(columns)
+    return DataError(
+        f"the rows have no input_ids{found and f', only {found}'}, so they are not prepared.",
+        where=where,
+        fix="Drop skip_prepare_dataset, or pass a data_collator that reads them.",
+    )
+
+
+def _require_token_ids(rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        if "input_ids" not in row:
+            raise no_token_ids(map(str, row), "a batch")
 
 
 def _labels_of(row: Mapping[str, Any]) -> Array:

@@ -12,6 +12,7 @@ from sftcore.config.selections import parse_plugins
 from sftcore.config.setup import Setup, check, set_up
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.types import ModelRequest, Plan, Problem
+from sftcore.data.collate import no_token_ids
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import has_images
 from sftcore.model.memory.offload import refuse_offloading
@@ -43,20 +44,29 @@ def refuse_data(train_dataset: Any) -> None:
         )
 
 
-def refuse_unlabelled(dataset: Any, name: str) -> None:
-    """Refuse rows that are not prepared and have masks, but no labels.
+def as_given(dataset: Any, name: str, plan: Plan) -> Any:
+    """A data set, or a mapping of several, whose rows go to the collator as they are.
+
+    A user's own collator, also that of a plugin that was chosen, may read any rows, of any torch data set.
 
     Raises:
-        DataError: with the name of the data set.
+        DataError: rows have no token ids, or masks and no labels, and go to the run's own collator.
     """
-    for one in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
-        columns = getattr(one, "column_names", None) or ()
-        if {"completion_mask", "assistant_masks"} & set(columns) and "labels" not in columns:
+    collators = plan.selected("collator")
+    if not collators or any(not one.default and not one.path.endswith("padding_free") for one in collators):
+        return dataset
+    for key, one in dataset.items() if isinstance(dataset, Mapping) else [("", dataset)]:
+        columns, where = set(getattr(one, "column_names", None) or ()), f"{name}[{key!r}]" if key else name
+        transformed = getattr(one, "format", None) and one.format["type"] == "custom"
+        if columns and "input_ids" not in columns and not transformed:
+            raise no_token_ids(sorted(columns), where)
+        if {"completion_mask", "assistant_masks"} & columns and "labels" not in columns:
             raise DataError(
                 'the rows have masks but no "labels", and skip_prepare_dataset leaves labels to you.',
-                where=name,
+                where=where,
                 fix='Add a "labels" column (-100 where a token does not count), or drop skip_prepare_dataset.',
             )
+    return dataset
 
 
 def check_trainer(

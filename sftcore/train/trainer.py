@@ -29,6 +29,7 @@ from sftcore.model.unwrap import causal_model
 from sftcore.train import refusals
 from sftcore.train.arguments import (
     RAW_COLUMNS,
+    as_given,
     begin_run,
     check_trainer,
     kept,
@@ -38,7 +39,6 @@ from sftcore.train.arguments import (
     prepare_tokenizer,
     refuse_data,
     refuse_text_collator,
-    refuse_unlabelled,
     set_up_trainer,
     skips_preparation,
 )
@@ -132,8 +132,8 @@ class SFTTrainer(OpenLayout):
         processor, new_ids = self._load_processor(model, processing_class, *chosen)
         self._make_preparation(processor, args, formatting_func, positions_for(skeleton, model, self.setup.plan))
         self._skip_prepare = skips_preparation(args, train_dataset, data_collator)
-        train_dataset = self._prepare(train_dataset, "train_dataset", data_collator)
-        eval_dataset = self._prepare(eval_dataset, "eval_dataset", data_collator)
+        train_dataset = self._prepare(train_dataset, "train_dataset")
+        eval_dataset = self._prepare(eval_dataset, "eval_dataset")
         refusals.refuse_no_batch(args, train_dataset, eval_dataset)
         self._load_model(model, processor, args, new_ids, train_dataset)
         collator = self._make_collator(processor, args, data_collator, train_dataset, eval_dataset)
@@ -163,15 +163,11 @@ class SFTTrainer(OpenLayout):
         made = self._tokenizer, max_length_of(args, self._tokenizer, positions), formatting_func, processor
         self.data = DataPreparation(self.setup, *made, rank_of(args), shared_folder(args))
 
-    def _prepare(self, dataset: Any, name: str, data_collator: Any) -> Any:
+    def _prepare(self, dataset: Any, name: str) -> Any:
         """Rows as tokens and labels: of one data set, a mapping of several, or None."""
         if dataset is None:
             return None
-        if not self._skip_prepare:
-            return self.data.prepare_all(dataset, name)
-        if data_collator is None:
-            refuse_unlabelled(dataset, name)
-        return dataset  # any torch data set may go to a user's collator
+        return as_given(dataset, name, self.setup.plan) if self._skip_prepare else self.data.prepare_all(dataset, name)
 
     def _load_model(self, model: Any, processor: Any, args: SFTConfig, new_ids: list[int], rows: Any) -> None:
         """The model in line with its tokenizer, with kernels, loss and adapter."""
@@ -381,9 +377,9 @@ class SFTTrainer(OpenLayout):
         if isinstance(dataset, Mapping) and name != PREDICTED:
             return {key: self._prepared_for_evaluation(one) for key, one in dataset.items()}
         known = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
-        if self._skip_prepare or any(dataset is one for one in (*known, self.train_dataset)):
+        if any(dataset is one for one in (*known, self.train_dataset)):
             return dataset
-        return self.data.prepare(dataset, name)
+        return as_given(dataset, name, self.setup.plan) if self._skip_prepare else self.data.prepare(dataset, name)
 
     def columns_for_collator(self) -> list[str]:
         """Columns of prepared rows; with a processor also those of rows that were not prepared."""
