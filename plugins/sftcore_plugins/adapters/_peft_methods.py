@@ -19,9 +19,13 @@ from sftcore.plugin_api import (
 )
 from sftcore_plugins.adapters._fused import fuse
 from sftcore_plugins.adapters._module_names import unknown_names
+from sftcore_plugins.adapters._ranges import beyond_model
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+_OF_PEFT = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError, ImportError, OSError)
+"""What PEFT raises for a configuration that it does not take."""
 
 VIRTUAL_TOKENS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE")
 """Methods that put tokens in front of a row. PEFT drops position ids for most of them, and with those the borders of
@@ -137,7 +141,7 @@ def make_config(options: Mapping[str, Any], where: str) -> PeftConfig:
 
     try:
         return get_peft_config(dict(options))
-    except (TypeError, ValueError, KeyError) as error:
+    except _OF_PEFT as error:
         raise ModelError(f"PEFT does not accept this configuration: {error}.", where=where) from error
 
 
@@ -162,7 +166,7 @@ def wrap(
     if getattr(config, "task_type", None) is None:
         config.task_type = "CAUSAL_LM"  # without it PEFT's wrapper does not pass labels on
     names = [name for name, _ in loaded.model.named_modules(remove_duplicate=False) if name]
-    for problem in unknown_names(peft_values(config), names):
+    for problem in (*unknown_names(peft_values(config), names), *beyond_model(peft_values(config), loaded.model)):
         raise ModelError(problem.what, where=where, fix=problem.fix)
     notes: tuple[str, ...] = _keep_tied(loaded.model, config)
     wanted = plan.settings.get("freeze_vision_tower")
@@ -178,7 +182,7 @@ def wrap(
             # what it says of tied weights is handled above, and in merge_adapter
             warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
             model = get_peft_model(loaded.model, config)
-    except (ValueError, TypeError) as error:
+    except _OF_PEFT as error:
         raise ModelError(f"PEFT refuses this adapter: {error}", where=where) from error
     if plan.settings.get("gradient_checkpointing"):
         # Frozen embeddings give checkpointed layers inputs without gradients

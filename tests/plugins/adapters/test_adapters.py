@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -217,3 +218,44 @@ def test_an_adapter_that_cannot_be_merged_says_so(llama):
     model = get_peft_model(llama, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     with pytest.raises(ModelError, match="adds virtual tokens and has no weights to merge"):
         merge_adapter(model)
+
+
+WRONG = [
+    ("trainable_token_indices", [99999], r"trainable_token_indices names 99999, .* rows\. Name ids from 0 to \d+"),
+    ("trainable_token_indices", [-5], "trainable_token_indices names -5"),
+    ("trainable_token_indices", {"embed_tokens": [5, 99999]}, "of embed_tokens names 99999"),
+    ("trainable_token_indices", {"lm_head": [400]}, "of lm_head names 400"),
+    ("layer_replication", [[0, 9]], r"layers \[0, 9\], and the model has 2\. .*\[\[0, 2\]\]"),
+    ("layer_replication", [[1, 0]], r"layers \[1, 0\]"),
+    ("bias", "foo", "PEFT refuses this adapter: Requested bias: foo"),
+]
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["config", "plugin"])
+@pytest.mark.parametrize(("option", "value", "said"), WRONG, ids=[f"{one[0]}-{i}" for i, one in enumerate(WRONG)])
+def test_rows_and_layers_that_the_model_does_not_have_are_one_error(
+    tmp_path, tokenizer, rows, option, value, said, ready
+):
+    chosen = {"peft_config": LoraConfig(task_type="CAUSAL_LM", **{option: value})} if ready else {}
+    plugins = {} if ready else {"adapter": {"lora": {"arguments": {option: value}}}}
+    with pytest.raises(ModelError, match=rf"^adapter\.lora: .*{said}"):
+        SFTTrainer(
+            make_llama(tokenizer), config(tmp_path, plugins=plugins), train_dataset=rows,
+            processing_class=tokenizer, **chosen,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainable_token_indices": [0, np.int64(5)]},
+        {"trainable_token_indices": {"embed_tokens": [5]}},
+        {"layer_replication": [[0, 2], (1, 2)]},
+    ],
+    ids=["ids", "ids of a module", "layers"],
+)
+def test_those_that_it_has_are_trained(tmp_path, tokenizer, rows, options):
+    given = {"train_dataset": rows, "processing_class": tokenizer}
+    adapter = LoraConfig(task_type="CAUSAL_LM", **options)
+    trainer = SFTTrainer(make_llama(tokenizer), config(tmp_path, max_steps=1), peft_config=adapter, **given)
+    assert trainer.train().global_step == 1
