@@ -10,7 +10,15 @@ from sftcore.config.fields import config_fields
 from sftcore.config.near_names import meant
 from sftcore.config.settings.combined import metric_problems, package_problems
 from sftcore.config.settings.older_names import use_current_names
-from sftcore.core.errors import CheckError, ConflictError, DataError, ModelError, OptionTypeError, UnknownKeyError
+from sftcore.core.errors import (
+    CheckError,
+    ConflictError,
+    DataError,
+    ModelError,
+    OptionTypeError,
+    UnknownKeyError,
+    nearest,
+)
 from sftcore.core.types import Problem
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
@@ -32,6 +40,10 @@ _CALLED = (
 )  # fmt: skip
 
 
+def _is_callback(one: Any) -> bool:
+    return callable(getattr(one, "on_init_end", None))
+
+
 def _refuse_kinds(given: Mapping[str, Any]) -> None:
     """Refuse arguments of the trainer that are of another kind than it takes.
 
@@ -43,6 +55,12 @@ def _refuse_kinds(given: Mapping[str, Any]) -> None:
     expected["callbacks"] = ("a list of callbacks", isinstance(callbacks, (list, tuple)))
     expected["optimizers"] = ("an optimizer and a schedule", isinstance(optimizers, tuple) and len(optimizers) == 2)
     expected["optimizer_cls_and_kwargs"] = ("a class and a mapping", isinstance(made, tuple) and len(made) == 2)
+    if expected["callbacks"][1] and (wrong := [one for one in callbacks if not _is_callback(one)]):
+        raise OptionTypeError(
+            f"callbacks are TrainerCallbacks, got {type(wrong[0]).__name__} {shortened(wrong[0])}.",
+            where="SFTTrainer",
+            fix="Pass names in SFTConfig(callbacks=…)." if isinstance(wrong[0], str) else "",
+        )
     for name, (what, right) in expected.items():
         if given[name] is not None and not right:
             raise OptionTypeError(
@@ -219,6 +237,24 @@ def refuse_no_batch(args: SFTConfig, train_dataset: Any, eval_dataset: Any) -> N
                 where=name,
                 fix="Drop dataloader_drop_last, or use smaller batches.",
             )
+
+
+def refuse_no_set(known: Any, asked: Any) -> None:
+    """Refuse an evaluation of no rows, or of a set that the trainer does not have.
+
+    Args:
+        known: the trainer's evaluation sets.
+        asked: what `evaluate` was given: a data set, the name of one, or None for the trainer's own.
+
+    Raises:
+        DataError: with the names that there are.
+    """
+    names = list(known) if isinstance(known, Mapping) else []
+    if asked is None and known is None:
+        raise DataError("there is no eval_dataset.", where="evaluate", fix="Pass one, here or to SFTTrainer.")
+    if isinstance(asked, str) and asked not in names:
+        offer = f"{nearest(asked, names)} Its names: {', '.join(names)}." if names else " Pass the data set itself."
+        raise DataError(f'eval_dataset has no set named "{asked}".{offer}', where="evaluate")
 
 
 def refuse_unsavable(model: Any) -> None:

@@ -31,7 +31,7 @@ from sftcore.train.distributed import is_taken_apart, not_sharded_yet, nothing_s
 from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
-from sftcore.train.parts.evaluation import EvaluationLoss, is_padded, rows_in, without_padding
+from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known, is_padded, rows_in, without_padding
 from sftcore.train.parts.loss import count_items
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.part import Part
@@ -246,7 +246,8 @@ class TrainerSeams(Trainer):
         before = Randomness.now() if self.control.should_evaluate else None
         logged_before = self._globalstep_last_logged
         try:
-            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
+            with best_metric_known(self.args, self.state):
+                super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
         except EvaluationLeft:
             assert before is not None
             before.restore()  # the evaluation is done again from its start

@@ -16,6 +16,7 @@ from sftcore.model.attention import replaced_attention
 from sftcore.model.build import attention_of
 from sftcore.model.precision import running_dtype
 from sftcore.model.unwrap import causal_model
+from sftcore.train.refusals import refuse_no_set
 from sftcore.train.seams import TrainerSeams
 
 if TYPE_CHECKING:
@@ -62,7 +63,12 @@ class OpenLayout(TrainerSeams):
             return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The loader of evaluation rows: padded where their logits are handed to `compute_metrics`."""
+        """The loader of evaluation rows: padded where their logits are handed to `compute_metrics`.
+
+        Raises:
+            DataError: there are none, or none of that name.
+        """
+        refuse_no_set(self.eval_dataset, eval_dataset)
         padded = self.compute_metrics is not None
         with nullcontext() if padded else self._rows_as_trained():
             return super().get_eval_dataloader(eval_dataset)

@@ -377,9 +377,11 @@ class SFTTrainer(OpenLayout):
         if isinstance(dataset, Mapping) and name != PREDICTED:
             return {key: self._prepared_for_evaluation(one) for key, one in dataset.items()}
         known = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
-        if any(dataset is one for one in (*known, self.train_dataset)):
+        if dataset is not None and any(dataset is one for one in (*known, self.train_dataset)):
             return dataset
-        return as_given(dataset, name, self.setup.plan) if self._skip_prepare else self.data.prepare(dataset, name)
+        if self._skip_prepare and dataset is not None:
+            return as_given(dataset, name, self.setup.plan)
+        return self.data.prepare(dataset, name)
 
     def columns_for_collator(self) -> list[str]:
         """Columns of prepared rows; with a processor also those of rows that were not prepared."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from sftcore import CheckError, ConflictError, RecipeError, SFTConfig, SFTCoreError, SFTTrainer
+from sftcore import CheckError, ConflictError, DataError, RecipeError, SFTConfig, SFTCoreError, SFTTrainer
 from sftcore.config.recipe import load_recipe
+from sftcore.core.errors import OptionTypeError
 from sftcore.train.run import check_recipe
 from tests.conftest import alpaca_rows
 
@@ -58,6 +60,8 @@ def make(tmp_path, tokenizer, llama):
         ({"gradient_checkpointing_kwargs": {"use_reentrnt": True}}, {}, 'Did you mean "use_reentrant"'),
         ({"optim": "sgd", "optim_args": "momentum=much"}, {}, "the training cannot begin: ValueError: could not"),
         ({}, {"callbacks": EarlyStoppingCallback()}, "callbacks is a list of callbacks"),
+        ({}, {"callbacks": ["EarlyStoppingCallback"]}, "Pass names in SFTConfig(callbacks="),
+        ({}, {"callbacks": [EarlyStoppingCallback, 3]}, "callbacks are TrainerCallbacks, got int 3."),
         ({}, {"optimizers": 3}, "optimizers is an optimizer and a schedule"),
         ({}, {"compute_metrics": 3}, "compute_metrics is something that is called, got int 3"),
         ({}, {"processing_class": "gpt2"}, "processing_class is"),
@@ -225,3 +229,47 @@ def test_a_recipe_that_is_right_passes(recipe):
     schedule = ["lr_scheduler_type=cosine_with_min_lr", "lr_scheduler_kwargs.min_lr_rate=0.1", "report_to=none"]
     best = ["load_best_model_at_end=true", HELD_BACK, "save_strategy=epoch"]
     check_recipe(load_recipe(None, [*recipe, *schedule, *best]))
+
+
+def test_an_evaluation_of_nothing_says_so(make):
+    trainer = make()
+    with pytest.raises(DataError, match=r"^evaluate: there is no eval_dataset\. Pass one"):
+        trainer.evaluate()
+    with pytest.raises(DataError, match=r'has no set named "a"\. Pass the data set itself'):
+        trainer.evaluate("a")
+    with pytest.raises(OptionTypeError, match=r"test_dataset: expected a datasets\.Dataset or Iterable.*got NoneType"):
+        trainer.predict(None)
+    several = make(eval_dataset={"chat": ROWS, "b": ROWS})
+    with pytest.raises(DataError, match=r'has no set named "chta"\. Did you mean "chat"'):
+        several.evaluate("chta")
+    assert "eval_loss" in several.evaluate("chat")
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"lr_scheduler_type": "reduce_lr_on_plateau"}], ids=["best-model", "learning-rate"]
+)
+def test_a_metric_that_compute_metrics_does_not_return_is_our_error_with_the_near_name(make, fields):
+    own = {"metric_for_best_model": "accuracy", "load_best_model_at_end": not fields, "save_strategy": "steps"}
+    trainer = make(
+        {**EVALUATED, "save_steps": 1, **own, **fields}, eval_dataset=ROWS, compute_metrics=lambda _: {"accurcy": 1.0}
+    )
+    with pytest.raises(ConflictError, match=r'did not measure "accuracy"\. Did you mean "accurcy"') as caught:
+        trainer.train()
+    assert "It measured loss, accurcy, " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_early_stopping_on_one_of_several_sets_stops_and_is_not_said_to_be_disabled(make):
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    fields = {"metric_for_best_model": "a_loss", "early_stopping_patience": 2, "learning_rate": 1e-9, "max_steps": 9}
+    trainer = make({**EVALUATED, **fields, "greater_is_better": True}, eval_dataset={"a": ROWS, "b": ROWS.select([0])})
+    logger = logging.getLogger("transformers.trainer_callback")
+    logger.addHandler(handler)
+    try:
+        trainer.train()
+    finally:
+        logger.removeHandler(handler)
+    assert trainer.state.global_step < 9
+    assert not [one for one in said if "disabled" in one]

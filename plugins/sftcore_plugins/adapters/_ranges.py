@@ -19,7 +19,7 @@ def beyond_model(config: Mapping[str, Any], model: Any) -> Iterator[Problem]:
     indices = config.get("trainable_token_indices")
     for name, ids in (indices if isinstance(indices, Mapping) else {"": indices}).items():
         rows, place = _rows(model, name), f" of {name}" if name else ""
-        wrong = [one for one in _each(ids) if not isinstance(one, Integral) or not 0 <= one < rows]
+        wrong = [one for one in _each(ids) if not isinstance(one, Integral) or not 0 <= int(one) < rows]
         if rows and wrong:
             yield Problem(
                 f"trainable_token_indices{place} names {wrong[0]!r}, and there are {rows:,} rows.",

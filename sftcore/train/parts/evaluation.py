@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.trainer_utils import EvalPrediction
 
+from sftcore.core.errors import ConflictError, nearest
 from sftcore.core.types import IGNORED
 from sftcore.data.ranks import SyncedLoader
 from sftcore.train.parts.sums import widest_float
@@ -65,3 +68,36 @@ def rows_in(labels: Any) -> Any:
     A stream has no rows without supervised tokens.
     """
     return (labels != IGNORED).any(-1) if getattr(labels, "ndim", 0) == 2 else None
+
+
+@contextmanager
+def best_metric_known(args: Any, state: Any) -> Iterator[None]:
+    """Around an evaluation within training: a metric that it does not measure is said in our words.
+
+    Of several evaluation sets transformers' early stopping looks at each one's metrics. What it says of those without
+    the metric is not true, as long as one of the sets has it, and is left out.
+
+    Raises:
+        ConflictError: with what was measured.
+    """
+    logger = logging.getLogger("transformers.trainer_callback")
+    logger.addFilter(_of_another_set)
+    try:
+        yield
+    except KeyError as error:
+        if "`metric_for_best_model`" not in str(error):
+            raise
+        wanted = str(args.metric_for_best_model).removeprefix("eval_")
+        logged = [entry for entry in state.log_history if entry.get("step") == state.global_step]
+        measured = [name.removeprefix("eval_") for entry in logged for name in entry if name.startswith("eval_")]
+        raise ConflictError(
+            f'the evaluation did not measure "{wanted}".{nearest(wanted, measured)}',
+            where="metric_for_best_model",
+            fix=f"It measured {', '.join(measured)}; others come from compute_metrics.",
+        ) from error
+    finally:
+        logger.removeFilter(_of_another_set)
+
+
+def _of_another_set(record: logging.LogRecord) -> bool:
+    return "early stopping required metric_for_best_model, but did not find" not in str(record.msg)
