@@ -9,8 +9,7 @@ from typing import Any
 
 from sftcore.config.near_names import meant
 from sftcore.config.settings.declared import fields_of, training_arguments, type_of
-from sftcore.core.errors import RecipeError, SettingsError, UnknownKeyError
-from sftcore.core.types import Problem
+from sftcore.core.errors import RecipeError, UnknownKeyError
 
 DECLARED_OTHERWISE: dict[str, Any] = {
     "fsdp": bool | str | list[str] | None,
@@ -41,17 +40,3 @@ def wrong_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...]
             yield UnknownKeyError(key, (*known, *also), where=where, meant=meant(key, (*known, *also)) or None)
         elif error := wrong_value(key, value, known[key], where):
             yield error
-
-
-def raise_all(errors: Iterator[RecipeError]) -> None:
-    """Raise an error as it is, and several as one.
-
-    Raises:
-        RecipeError: there is one.
-        SettingsError: there are several.
-    """
-    found = list(errors)
-    if len(found) == 1:
-        raise found[0]
-    if found:
-        raise SettingsError([Problem(one.what, one.where, one.fix) for one in found])

@@ -16,12 +16,12 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from sftcore.config import yaml12
-from sftcore.config.fields import config_fields, raise_all, wrong_fields
+from sftcore.config.fields import config_fields, wrong_fields
 from sftcore.config.near_names import wrong_keys
 from sftcore.config.selections import parse_choice
 from sftcore.config.settings.older_names import OLDER, use_current_names
 from sftcore.config.settings.values import wrong_dtype
-from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError
+from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError, raise_all
 from sftcore.core.options import structure
 from sftcore.core.types import KINDS, ModelRequest, Selection
 from sftcore.util.warned import warn

@@ -16,14 +16,14 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_bf16_gpu_available
 
-from sftcore.config.fields import config_fields, raise_all, wrong_fields
+from sftcore.config.fields import config_fields, wrong_fields
 from sftcore.config.near_names import meant
 from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
 from sftcore.config.settings.combined import combined_problems
 from sftcore.config.settings.later import Made, snapshot
 from sftcore.config.settings.older_names import GONE, OLDER, use_current_names
 from sftcore.config.settings.values import plain_value, wrong_dtype
-from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError
+from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError, raise_all
 from sftcore.util.foreign import in_our_words
 from sftcore.util.secrets import masked
 from sftcore.util.warned import warn

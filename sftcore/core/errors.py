@@ -110,6 +110,30 @@ class SettingsError(CheckError, RecipeError):
     """Several things are wrong with a recipe or with a configuration's fields."""
 
 
+def raise_all(errors: Iterable[RecipeError]) -> None:
+    """Raise an error as it is, and several as one.
+
+    Raises:
+        RecipeError: there is one.
+        SettingsError: there are several.
+    """
+    found = list(errors)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise SettingsError(problems_of(found))
+
+
+def problems_of(errors: Iterable[SFTCoreError]) -> list[Problem]:
+    """The problems that errors are about; one error may be about several."""
+    from sftcore.core.types import Problem
+
+    found: list[Problem] = []
+    for one in errors:
+        found += one.problems if isinstance(one, CheckError) else [Problem(one.what, one.where, one.fix)]
+    return found
+
+
 class DataError(SFTCoreError):
     """A data set cannot be read, recognised or used."""
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import attrs
 from typing_extensions import dataclass_transform
 
-from sftcore.core.errors import BrokenPluginError, OptionTypeError, RecipeError, UnknownKeyError
+from sftcore.core.errors import BrokenPluginError, OptionTypeError, RecipeError, UnknownKeyError, raise_all
 
 T = TypeVar("T")
 _MARK = "__sftcore_plugin__"
@@ -20,7 +20,9 @@ def plugin(cls: type[T]) -> type[T]:
     """Make a plugin of a class: its fields become options, its docstring's first line its summary.
 
     The class becomes an attrs class with keyword-only fields and identity comparison (pluggy keeps plugins in sets).
-    Every field needs a type and a default, so that a recipe may name the plugin alone.
+    Every field needs a type and a default, so that a recipe may name the plugin alone. A field that takes further
+    arguments, such as those of a library's configuration, may name them, so that errors can say where they go:
+    `attrs.field(factory=dict, metadata={"takes": function})`, where the function gives the names.
 
     Raises:
         TypeError: the class has no docstring, or a field without a default.
@@ -71,13 +73,12 @@ def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
         UnknownKeyError: an option that the plugin does not have.
         OptionTypeError: a value of the wrong type; nothing is converted but whole numbers to float.
         RecipeError: a value that the plugin's own validator refuses.
+        SettingsError: several of these.
     """
     from sftcore.core.options import structure
 
     known = {option.name.lstrip("_"): option for option in options(cls)}
-    for key in values:
-        if key not in known:
-            raise UnknownKeyError(str(key), known, where=path)
+    wrong: list[RecipeError] = [_unknown(key, value, known, path) for key, value in values.items() if key not in known]
     try:
         attrs.resolve_types(cls)  # type: ignore[type-var]
     except NameError as error:
@@ -86,7 +87,13 @@ def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
             where=path,
             fix="Import the type at module level, not under TYPE_CHECKING.",
         ) from error
-    typed = {key: structure(value, known[key].type or Any, path=f"{path}.{key}") for key, value in values.items()}
+    typed = {}
+    for key in [key for key in values if key in known]:
+        try:
+            typed[key] = structure(values[key], known[key].type or Any, path=f"{path}.{key}")
+        except OptionTypeError as error:
+            wrong.append(error)
+    raise_all(wrong)
     try:
         return cls(**typed)
     except OptionTypeError:
@@ -95,3 +102,11 @@ def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
         # attrs' validators put the attribute and the whole instance behind the message as further arguments
         text = str(error.args[0]) if error.args else ""
         raise RecipeError(f"{text.removesuffix('.')}.", where=path) from error
+
+
+def _unknown(key: Any, value: Any, known: Mapping[str, attrs.Attribute[Any]], path: str) -> RecipeError:
+    """The error of an option that the plugin does not have; one that another of its options takes is sent there."""
+    for name, option in known.items():
+        if key in option.metadata.get("takes", tuple)():
+            return RecipeError(f'"{key}" is one of the {name}.', where=path, fix=f"Write {name}: {{{key}: {value}}}.")
+    return UnknownKeyError(str(key), known, where=path)

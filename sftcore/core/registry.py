@@ -27,6 +27,7 @@ from sftcore.core.errors import (
     SFTCoreError,
     UnknownPluginError,
     nearest,
+    problems_of,
     quoted,
 )
 from sftcore.core.hookspecs import LIFECYCLE, ONE_ANSWER, PROJECT, Hooks
@@ -346,7 +347,7 @@ def resolve(
     if len(faults) == 1:
         raise faults[0]
     if faults:
-        raise CheckError([Problem(fault.what, fault.where, fault.fix) for fault in faults])
+        raise CheckError(problems_of(faults))
     return ActivePlugins(bound)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,9 @@ NOT_ON_4BIT = ("LOHA", "LOKR", "HRA", "ADAPTION_PROMPT")
 FULL_WEIGHT_INITS = ("pissa", "olora", "corda", "loftq", "eva", "orthogonal", "mica", "lora_ga")
 """Initialisations of LoRA that decompose the weights of a full-precision base."""
 
+SIZED = ("LORA", "LOHA", "LOKR")
+"""Methods whose size is LoRA's: a rank, a scale and dropouts."""
+
 NOT_LINEAR = ("embed", "wte", "wpe", "lm_head", "embed_out", "norm", "ln_", "classifier", "score")
 """Parts of the names of modules that bitsandbytes leaves as they are."""
 
@@ -76,11 +80,35 @@ def check_method(
             "the model is a saved adapter, which trains on, and the run asks for another around it.",
             fix="Drop the adapter (peft_config), or name the adapter's base as the model.",
         )
+    if method in SIZED:
+        yield from _check_size(config)
     if probe.module_names is not None:
         yield from unknown_names(config, probe.module_names)
     if asked := quantised or quantisation_asked_for(plan.model, probe):
         yield from check_on_quantised(config, asked)
         yield from _check_sharded(plan, asked)
+
+
+def _check_size(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Ranks, scales and dropouts with which nothing would train, or which PEFT refuses once the weights are read."""
+    ranks: dict[str, Any] = {"r": config.get("r"), **_of_pattern(config, "rank_pattern")}
+    scales = {name: config.get(name) for name in ("lora_alpha", "alpha")} | _of_pattern(config, "alpha_pattern")
+    dropouts = {name: config.get(name) for name in ("lora_dropout", "rank_dropout", "module_dropout")}
+    numbers = {name: value for name, value in (ranks | scales | dropouts).items() if isinstance(value, (int, float))}
+    for name, value in numbers.items():
+        if name in ranks:
+            right, limits = value >= 1, "at least 1"
+        elif name in scales:
+            right, limits = value > 0, "above 0"
+        else:
+            right, limits = 0 <= value < 1, "at least 0 and below 1"
+        if not right:
+            yield Problem(f"{name} is {value}.", fix=f"It must be {limits}.")
+
+
+def _of_pattern(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    given = config.get(name)
+    return {f"{name} of {key}": value for key, value in given.items()} if isinstance(given, Mapping) else {}
 
 
 def _check_sharded(plan: Plan, asked: Mapping[str, Any]) -> Iterator[Problem]:
@@ -129,6 +157,13 @@ def peft_values(config: Any) -> Mapping[str, Any]:
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     method = values.get("peft_type")
     return {**values, "peft_type": getattr(method, "value", method)}
+
+
+def fields_of_lora() -> tuple[str, ...]:
+    """The names of all that PEFT's LoraConfig takes."""
+    from peft import LoraConfig
+
+    return tuple(one.name for one in dataclasses.fields(LoraConfig) if one.init)
 
 
 def make_config(options: Mapping[str, Any], where: str) -> PeftConfig:
@@ -261,4 +296,5 @@ def given(**options: Any) -> dict[str, Any]:
 
 def lora_options(r: int | None, alpha: int | None, dropout: float | None) -> dict[str, Any]:
     """LoRA's size with the defaults that are not PEFT's."""
-    return {"r": r or 16, "lora_alpha": alpha or 32, "lora_dropout": 0.05 if dropout is None else dropout}
+    defaults = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
+    return {**defaults, **given(r=r, lora_alpha=alpha, lora_dropout=dropout)}

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from sftcore import LoadedModel, Plan, Probe, Problem, hookimpl, plugin
-from sftcore_plugins.adapters._peft_methods import check_method, given, lora_options, make_config, peft_values, wrap
+from sftcore_plugins.adapters._peft_methods import (
+    check_method,
+    fields_of_lora,
+    given,
+    lora_options,
+    make_config,
+    peft_values,
+    wrap,
+)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -37,7 +45,7 @@ class LoRA:
     task_type: str = "CAUSAL_LM"
     peft_type: str = "LORA"
     fused: bool = True
-    arguments: dict[str, Any] = attrs.field(factory=dict)
+    arguments: dict[str, Any] = attrs.field(factory=dict, metadata={"takes": fields_of_lora})
     config: Any = None
 
     @hookimpl
@@ -46,7 +54,7 @@ class LoRA:
 
     @hookimpl
     def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:
-        own = [name for name in LORA_ONLY if getattr(self, name)]
+        own = [name for name in LORA_ONLY if getattr(self, name) is not None and getattr(self, name) is not False]
         if own and self.peft_type.upper() != "LORA":
             yield Problem(
                 f"only LoRA takes {', '.join(own)}, not {self.peft_type}.",

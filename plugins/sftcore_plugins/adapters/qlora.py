@@ -19,7 +19,7 @@ from sftcore import (
     plugin,
 )
 from sftcore.plugin_api import quantisation_of
-from sftcore_plugins.adapters._peft_methods import check_method, given, lora_options, make_config, wrap
+from sftcore_plugins.adapters._peft_methods import check_method, fields_of_lora, given, lora_options, make_config, wrap
 
 
 @plugin
@@ -45,7 +45,7 @@ class QLoRA:
     use_rslora: bool = False
     use_dora: bool = False
     fused: bool = True
-    arguments: dict[str, Any] = attrs.field(factory=dict)
+    arguments: dict[str, Any] = attrs.field(factory=dict, metadata={"takes": fields_of_lora})
 
     @hookimpl
     def claims(self) -> Iterable[str]:

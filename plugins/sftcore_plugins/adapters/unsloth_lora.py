@@ -49,7 +49,8 @@ class UnslothLoRA:
                 "Drop offload_checkpoints, or selective from gradient_checkpointing_kwargs.",
             )
         named = {"target_modules": self.target_modules, "modules_to_save": self.modules_to_save}
-        yield from check_method({"peft_type": "LORA", **named}, plan, probe)
+        size = {"r": self.r, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout}
+        yield from check_method({"peft_type": "LORA", **size, **named}, plan, probe)
 
     @hookimpl
     def wrap_model(self, loaded: LoadedModel, plan: Plan) -> LoadedModel:
