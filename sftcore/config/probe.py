@@ -14,6 +14,10 @@ from sftcore.core.errors import RecipeError, nearest
 from sftcore.core.types import ModelRequest, Plan, Probe, Problem
 from sftcore.util.disk import output_problems
 
+OF_BITS = ("bnb_4bit_", "llm_int8_")
+"""How settings of bitsandbytes begin that go with `load_in_4bit` or `load_in_8bit`."""
+ADD_BITS = "Add one of the two, or write all of them in quantization_config."
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.safetensors.index.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -52,7 +56,9 @@ def adapter_folder(model: ModelRequest) -> Path | None:
 def quantisation_asked_for(model: ModelRequest, probe: Probe) -> dict[str, Any] | None:
     """The settings that quantise the run's base, from the run's arguments or the base's own config.json."""
     kwargs = model.init_kwargs
-    flags = {name: True for name in _BITS if kwargs.get(name)}
+    flags: dict[str, Any] = {name: True for name in _BITS if kwargs.get(name)}
+    if flags:
+        flags |= {name: value for name, value in kwargs.items() if name.startswith(OF_BITS)}
     given = kwargs.get("quantization_config")
     values = dict(given or {}) if isinstance(given, Mapping | None) else given.to_dict()
     saved = dict((probe.model_config or {}).get("quantization_config") or {})
@@ -82,6 +88,8 @@ def _loading_problems(plan: Plan, probe: Probe) -> Iterator[Problem]:
     ways = [name for name in (*_BITS, "quantization_config") if kwargs.get(name)]
     if len(ways) > 1:
         yield Problem(f"{' and '.join(ways)} exclude each other.", "model_init_kwargs", "Keep one of them.")
+    if (beside := [name for name in kwargs if name.startswith(OF_BITS)]) and not any(kwargs.get(one) for one in _BITS):
+        yield Problem(f"{', '.join(beside)} without load_in_4bit or load_in_8bit.", "model_init_kwargs", ADD_BITS)
     quantised = quantisation_asked_for(plan.model, probe)
     if quantised and not plan.selected("adapter") and adapter_folder(plan.model) is None:
         yield Problem(

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import difflib
 import functools
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from sftcore.config.fields import config_fields, wrong_fields
 from sftcore.config.near_names import meant
+from sftcore.config.probe import ADD_BITS, OF_BITS
 from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
 from sftcore.config.settings.combined import combined_problems
 from sftcore.config.settings.later import Made, snapshot
@@ -319,7 +321,7 @@ def current_init_kwargs(kwargs: dict[str, Any] | str | None, *, where: str) -> d
 
     Raises:
         RecipeError: a dtype that torch does not have.
-        ConflictError: 8-bit and 4-bit at once, or beside a quantization_config.
+        ConflictError: 8-bit and 4-bit at once, or beside a quantization_config; settings of bits without the bits.
     """
     if not isinstance(kwargs, dict):
         return None
@@ -330,6 +332,9 @@ def current_init_kwargs(kwargs: dict[str, Any] | str | None, *, where: str) -> d
     if error := wrong_dtype(current.get("dtype"), where):
         raise error
     bits = [name for name in ("load_in_8bit", "load_in_4bit") if current.pop(name, False)]
+    beside = {name: current.pop(name) for name in [*current] if name.startswith(OF_BITS)}
+    if beside and not bits:
+        raise ConflictError(f"{', '.join(beside)} without load_in_4bit or load_in_8bit.", where=where, fix=ADD_BITS)
     if bits:
         if len(bits) > 1 or current.get("quantization_config") is not None:
             raise ConflictError(
@@ -337,6 +342,12 @@ def current_init_kwargs(kwargs: dict[str, Any] | str | None, *, where: str) -> d
             )
         from transformers import BitsAndBytesConfig
 
-        warn(f"{bits[0]} is now quantization_config=BitsAndBytesConfig({bits[0]}=True).", FutureWarning)
-        current["quantization_config"] = BitsAndBytesConfig(**{bits[0]: True})
+        known = inspect.signature(BitsAndBytesConfig).parameters
+        for name in beside.keys() - known.keys():
+            raise UnknownKeyError(name, known.keys() - {"kwargs"}, where=where)
+        asked = {bits[0]: True, **beside}
+        spelled = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+        warn(f"{bits[0]} is now quantization_config=BitsAndBytesConfig({spelled}).", FutureWarning)
+        with in_our_words("transformers does not take these settings", RecipeError, where=where):
+            current["quantization_config"] = BitsAndBytesConfig(**asked)
     return current

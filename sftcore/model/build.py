@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
 from sftcore.config.attention import pads, shortcomings
-from sftcore.core.errors import ConflictError, ModelError
+from sftcore.core.errors import ConflictError, ModelError, UnknownKeyError
 from sftcore.core.registry import ActivePlugins
-from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, LossFunction, Plan, Selection
+from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, LossFunction, ModelRequest, Plan, Selection
 from sftcore.model.attention import replaced_attention
 from sftcore.model.kernels import Kernels
 from sftcore.model.precision import (
@@ -22,6 +24,10 @@ from sftcore.model.precision import (
     quantisation_of,
 )
 from sftcore.model.unwrap import is_peft_model
+from sftcore.util.foreign import in_our_words
+
+_HANDLED = (OSError, ImportError, KeyError, ValueError, TypeError)
+"""Errors of a loader that `load_model` puts into words of its own."""
 
 
 def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedModel:
@@ -30,11 +36,19 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
     Raises:
         ConflictError: two plugins, or a plugin and the user, want different values for one argument.
         ModelError: it cannot be loaded, or the loader did not keep the dtype that was asked for.
+        UnknownKeyError: `from_pretrained` and the model do not know an argument of the user's.
     """
     attention = attention_of(plan, plugins)
     options = merged_options(plan, plugins, attention)
     try:
-        loaded: LoadedModel = plugins.one("load_model", request=plan.model, options=options)
+        with in_our_words("the model cannot be loaded", ModelError, where=f"model {plan.model.name}", leaves=_HANDLED):
+            loaded: LoadedModel = plugins.one("load_model", request=plan.model, options=options)
+    except TypeError as error:
+        # what transformers does not know of its keyword arguments, it hands to the model's class
+        named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if named is None or named[1] not in plan.model.init_kwargs:
+            raise
+        raise UnknownKeyError(named[1], _known_to_transformers(plan.model), where="model_init_kwargs") from error
     except (OSError, ImportError) as error:
         if "use_safetensors" in str(error) and not plan.settings.get("allow_pickle"):
             raise ModelError(
@@ -66,6 +80,20 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         )
     notes = () if plan.candidates else _taken_attention(loaded.model, attention)
     return attrs.evolve(loaded, processor=processor, notes=(*loaded.notes, *notes))
+
+
+def _known_to_transformers(request: ModelRequest) -> set[str]:
+    """What `from_pretrained` takes: its own arguments, and the fields of the model's configuration."""
+    import transformers
+
+    method = transformers.PreTrainedModel.from_pretrained
+    own = set(inspect.signature(method).parameters) | set(
+        re.findall(r'kwargs\.pop\("(\w+)"', inspect.getsource(method))
+    )
+    config = transformers.AutoConfig.from_pretrained(
+        request.name, revision=request.revision, trust_remote_code=request.trust_remote_code
+    )
+    return {name for name in own | set(config.to_dict()) if not name.startswith("_")} - {"kwargs", "model_args", "self"}
 
 
 def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, AttentionBackend] | None:

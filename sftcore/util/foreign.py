@@ -12,12 +12,15 @@ from sftcore.core.errors import SFTCoreError
 LIBRARIES = sys.stdlib_module_names | {
     "transformers", "accelerate", "peft", "torch", "datasets", "tokenizers", "deepspeed", "bitsandbytes", "numpy",
     "huggingface_hub", "hf_xet", "safetensors", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3",
+    "pluggy",
 }  # fmt: skip
 """Packages in whose code an error is not the user's own."""
 
 
 @contextmanager
-def in_our_words(what: str, kind: type[SFTCoreError], *, where: str = "", until: str = "") -> Iterator[None]:
+def in_our_words(
+    what: str, kind: type[SFTCoreError], *, where: str = "", until: str = "", leaves: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """Around a call of a library: its error becomes one of ours, unless it came from a user's code within it.
 
     Args:
@@ -25,6 +28,7 @@ def in_our_words(what: str, kind: type[SFTCoreError], *, where: str = "", until:
         kind: our class of error.
         where: its place.
         until: a function of the library; what happens inside it is left as it is.
+        leaves: errors that are left as they are.
 
     Raises:
         SFTCoreError: of this kind, with the first line of what the library says.
@@ -33,9 +37,16 @@ def in_our_words(what: str, kind: type[SFTCoreError], *, where: str = "", until:
         yield
     except Exception as error:
         ours = type(error).__module__.startswith("sftcore")
-        if ours or out_of_memory(error) or not _by_libraries_alone(error.__traceback__, until):
+        if (
+            ours
+            or isinstance(error, leaves)
+            or out_of_memory(error)
+            or not _by_libraries_alone(error.__traceback__, until)
+        ):
             raise
-        said = str(error).strip().partition("\n")[0]
+        said, _, more = str(error).strip().partition("\n")
+        if said.endswith(":"):  # a heading, as huggingface_hub writes
+            said = f"{said} {more.strip().partition(chr(10))[0]}".strip()
         raise kind(f"{what}: {type(error).__name__}: {said}", where=where) from error
 
 
