@@ -10,6 +10,7 @@ from typing import Any
 from sftcore.config.checks import memory_problems
 from sftcore.config.processes import process_problems, uses_deepspeed, uses_fsdp, world_size
 from sftcore.config.settings.combined import combined_problems
+from sftcore.config.settings.idle import idle_problems
 from sftcore.core.errors import RecipeError, nearest
 from sftcore.core.types import ModelRequest, Plan, Probe, Problem
 from sftcore.util.disk import output_problems
@@ -76,6 +77,7 @@ def core_problems(plan: Plan, probe: Probe, *, needs_tokenizer: bool = True) -> 
         *model_problems(plan.model, needs_tokenizer, allow_pickle),
         *_loading_problems(plan, probe),
         *_setting_problems(plan.settings),
+        *idle_problems(plan),
         *_task_problems(plan),
         *process_problems(plan),
         *output_problems(plan.settings),

@@ -71,6 +71,8 @@ def set_up(
         model = attrs.evolve(model, vision="vision_config" in (probe.model_config or {}) or None)
     installed = Installed(discover(), Blocklist.parse(block, where=f"{where}: block"))
     catalog, blocked, dropped = installed.catalog, installed.blocked, set(without)
+    for text in blocked.without_effect(catalog.entries):
+        warn(text)
     explicit = selections_for(chosen, settings, model, installed, where=where, peft_config=peft_config)
     selections = [one for one in explicit if one.kind not in dropped]
     taken = dropped | {one.kind for one in selections}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import difflib
 import functools
 import inspect
 from collections.abc import Iterator
@@ -172,9 +171,9 @@ class SFTConfig(TrainingArguments):
         use_current_names(older, where="SFTConfig")
         self.__dict__.update(older)
         changed = self._made.changed(self)
-        for name in self.__dict__.keys() - self._made.fields.keys() - self._made.attributes:
-            if close := difflib.get_close_matches(name, self._made.fields, n=1, cutoff=0.85):
-                warn(f'SFTConfig: nothing reads the attribute {name}. Did you mean "{close[0]}"?')
+        for name, near in self._made.unread(self).items():
+            offer = f' Did you mean "{near}"?' if near else ""
+            warn(f"SFTConfig: nothing reads the attribute {name}.{offer}")
         if not changed:
             return
         self.__dict__.update(self._made.as_given(self))
@@ -197,6 +196,9 @@ class SFTConfig(TrainingArguments):
             warn('packing_strategy "bfd-requeue" is now "bfd_split".', FutureWarning)
             self.packing_strategy = values["packing_strategy"] = "bfd_split"
         raise_all(wrong_fields(values, where="SFTConfig"))
+        if self.eval_steps == 0 and self.eval_strategy == "steps":
+            every = f"{self.logging_steps:g}"
+            warn(f"eval_steps is 0: an evaluation is made as often as is logged (logging_steps: {every}).")
         raise_all(
             RecipeError(one.what, where=one.where or "SFTConfig", fix=one.fix) for one in combined_problems(values)
         )

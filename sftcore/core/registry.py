@@ -93,6 +93,16 @@ class Blocklist:
         named = [pattern.partition("@")[2] for pattern in self.patterns if pattern.partition("@")[0] == plugin]
         return any(normalized(distribution) in ("", normalized(entry.distribution)) for distribution in named)
 
+    def without_effect(self, entries: Sequence[PluginEntry]) -> list[str]:
+        """What to say of each pattern that no installed plugin has; it may well be meant for another machine."""
+        found = []
+        for pattern in self.patterns:
+            if not any(Blocklist((pattern,)).blocks(entry) for entry in entries):
+                kind, _, name = pattern.partition(":")
+                near = nearest(name.partition("@")[0], {entry.name for entry in entries if entry.kind == kind})
+                found.append(f'block "{pattern}" has no effect: no such plugin is installed.{near}')
+        return found
+
 
 class ActivePlugins:
     """The plugins of one run, registered in one manager; a default whose slot another plugin claims steps back.

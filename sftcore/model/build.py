@@ -25,6 +25,7 @@ from sftcore.model.precision import (
 )
 from sftcore.model.unwrap import is_peft_model
 from sftcore.util.foreign import in_our_words
+from sftcore.util.warned import warn
 
 _HANDLED = (OSError, ImportError, KeyError, ValueError, TypeError)
 """Errors of a loader that `load_model` puts into words of its own."""
@@ -185,6 +186,8 @@ def finish_model(
         )
     if quantised:
         keep_gradients(loaded.model)
+    elif plan.settings.get("prepare_in_int8_kwargs") is not None:
+        warn("prepare_in_int8_kwargs does nothing: the model is not quantised.")
     notes += kernels.on(loaded)
     loaded = attrs.evolve(loaded, notes=tuple(notes))
     loss: LossFunction = plugins.one("make_loss", loaded=loaded, plan=plan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections import Counter
@@ -254,22 +253,12 @@ def prepare_quantised(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...
     for float16, which becomes float32 because it overflows in norms and head. With them, PEFT's
     `prepare_model_for_kbit_training` casts everything to float32, or `layer_norm_names` only the parameters with those
     names.
-
-    Raises:
-        OptionTypeError: PEFT's function has no such argument.
     """
     from peft import prepare_model_for_kbit_training
 
     given = settings.get("prepare_in_int8_kwargs")
     wanted = {"use_gradient_checkpointing": bool(settings.get("gradient_checkpointing")), **(given or {})}
     names = wanted.pop("layer_norm_names", None)
-    known = [name for name in inspect.signature(prepare_model_for_kbit_training).parameters if name != "model"]
-    if unknown := [name for name in wanted if name not in known]:
-        raise OptionTypeError(
-            f"there is no argument {', '.join(unknown)}.",
-            where="SFTConfig.prepare_in_int8_kwargs",
-            fix=f"It takes: {', '.join([*known, 'layer_norm_names'])}.",
-        )
     if given is not None and names is None:
         prepare_model_for_kbit_training(model, **wanted)
         raised = "PEFT's prepare_model_for_kbit_training cast everything that is not quantised to float32"

@@ -138,6 +138,8 @@ def run_problems(
         yield Problem(
             "how many rows a stream has is not known before its end, so epochs have no length.", fix="Set max_steps."
         )
+    if isinstance(eval_dataset, Mapping) and not eval_dataset:
+        eval_dataset = None
     if eval_dataset is None and (strategy := str(args.eval_strategy.value)) != "no":
         yield Problem(
             f'eval_strategy is "{strategy}", and there is no eval_dataset.', fix="Pass eval_dataset, or drop it."

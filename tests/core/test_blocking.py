@@ -99,3 +99,18 @@ def test_the_list_shows_a_blocked_plugin():
     shown = CliRunner().invoke(cli, ["list-plugins", "--kind", "format", "--block", "format:alpaca"])
     (line,) = [line for line in shown.stdout.splitlines() if line.split()[:2] == ["format", "alpaca"]]
     assert line.split()[4:] == ["blocked", "format:alpaca"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [("attention:spda", "sdpa"), ("format:alpca@sftcore", "alpaca"), ("format:alpaca@elsewhere", "alpaca")],
+    ids=["name", "name with a distribution", "distribution"],
+)
+def test_a_pattern_that_no_installed_plugin_has_is_said_with_the_near_name(set_up, pattern, near):
+    with pytest.warns(UserWarning, match=f'block "{pattern}" has no effect.*Did you mean "{near}"'):
+        set_up(block=[pattern])
+
+
+def test_a_pattern_that_a_plugin_has_is_not_warned_of(set_up, recwarn):
+    set_up(block=["format:alpaca", "noise:neftune@sftcore"])
+    assert [str(one.message) for one in recwarn if "has no effect" in str(one.message)] == []

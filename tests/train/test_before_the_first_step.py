@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import logging
 
 import pytest
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, prepare_model_for_kbit_training
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sftcore import CheckError, ConflictError, DataError, RecipeError, SFTConfig, SFTCoreError, SFTTrainer
 from sftcore.config.recipe import load_recipe
+from sftcore.config.settings.declared import preparation_arguments
 from sftcore.core.errors import OptionTypeError
 from sftcore.train.run import check_recipe
 from tests.conftest import alpaca_rows
@@ -48,6 +50,8 @@ def make(tmp_path, tokenizer, llama):
         ({"metric_for_best_model": "loss"}, {"callbacks": [EarlyStoppingCallback]}, 'eval_strategy is "no"'),
         ({"max_steps": -1}, {"train_dataset": ROWS.to_iterable_dataset()}, "Set max_steps"),
         (EVALUATED, {}, "there is no eval_dataset"),
+        (EVALUATED, {"eval_dataset": {}}, "there is no eval_dataset"),
+        ({"prepare_in_int8_kwargs": {"foo": True}}, {}, 'prepare_in_int8_kwargs: there is no argument "foo"'),
         ({"eval_on_start": True}, {}, "there is no eval_dataset"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 7}, {}, "6 rows, and a batch of all processes"),
         (
@@ -273,3 +277,31 @@ def test_early_stopping_on_one_of_several_sets_stops_and_is_not_said_to_be_disab
         logger.removeHandler(handler)
     assert trainer.state.global_step < 9
     assert not [one for one in said if "disabled" in one]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"early_stopping_threshold": 0.1}, "early_stopping_threshold does nothing without early_stopping_patience"),
+        ({"liger_kernel_config": {"rope": True}}, "liger_kernel_config does nothing without use_liger_kernel"),
+        ({"fsdp_config": {"x": 1}}, "fsdp_config does nothing without fsdp"),
+        ({"optim_target_modules": "all-linear"}, "optim_target_modules does nothing without a GaLore"),
+        ({"eval_steps": 0, "eval_strategy": "steps"}, "as often as is logged"),
+        ({"prepare_in_int8_kwargs": {}}, "prepare_in_int8_kwargs does nothing: the model is not quantised"),
+    ],
+    ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
+)
+def test_a_setting_that_does_nothing_is_said(make, fields, said):
+    given = {"eval_dataset": ROWS} if "eval_steps" in fields else {}
+    with pytest.warns(UserWarning, match=said):
+        make(fields, **given)
+
+
+def test_settings_with_what_they_belong_to_are_not_warned_of(make, recwarn):
+    make({"early_stopping_patience": 2, "early_stopping_threshold": 0.1, **EVALUATED}, eval_dataset=ROWS)
+    assert [str(one.message) for one in recwarn if "does nothing" in str(one.message)] == []
+
+
+def test_what_prepares_a_quantised_base_is_what_peft_takes():
+    parameters = [*inspect.signature(prepare_model_for_kbit_training).parameters]
+    assert [*parameters[1:], "layer_norm_names"] == list(preparation_arguments())

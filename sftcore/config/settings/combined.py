@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sftcore.config.settings.declared import fields_of, schedule_arguments, source
+from sftcore.config.settings.declared import fields_of, preparation_arguments, schedule_arguments, source
 from sftcore.core.errors import nearest
 from sftcore.core.types import Problem
 
@@ -53,6 +53,7 @@ def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _schedule(settings)
     yield from _optimizer(settings)
     yield from _accelerator(settings.get("accelerator_config"))
+    yield from _preparation(settings.get("prepare_in_int8_kwargs"))
     if "underflow_overflow" in str(settings.get("debug") or ""):
         yield Problem(
             'debug "underflow_overflow" reads the output of every layer, and the head has none in a training.',
@@ -177,6 +178,16 @@ def _accelerator(given: Any) -> Iterator[Problem]:
             yield Problem(
                 f'there is no option "{key}".{nearest(str(key), known)}',
                 "accelerator_config",
+                f"It takes: {', '.join(known)}.",
+            )
+
+
+def _preparation(given: Any) -> Iterator[Problem]:
+    for key in given if isinstance(given, Mapping) else ():
+        if key not in (known := preparation_arguments()):
+            yield Problem(
+                f'there is no argument "{key}".{nearest(str(key), known)}',
+                "prepare_in_int8_kwargs",
                 f"It takes: {', '.join(known)}.",
             )
 

@@ -121,6 +121,14 @@ def schedule_arguments(name: str) -> Mapping[str, bool] | None:
     return {one: one not in optional for one in named if one not in own}
 
 
+@functools.cache
+def preparation_arguments() -> tuple[str, ...]:
+    """What `prepare_in_int8_kwargs` takes: PEFT's `prepare_model_for_kbit_training`, and names of norms."""
+    found = _statement(source("peft.utils.other"), "def prepare_model_for_kbit_training")
+    assert isinstance(found, ast.FunctionDef)
+    return (*(one.arg for one in found.args.args if one.arg != "model"), "layer_norm_names")
+
+
 def type_of(annotation: ast.expr) -> Any:
     """The annotation as a type; other classes than the simple ones are left out of unions."""
     if isinstance(annotation, ast.Constant) and annotation.value is None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from attrs import field, frozen
+
+from sftcore.config.near_names import meant
 
 
 @frozen
@@ -36,6 +39,18 @@ class Made:
     def changed(self, config: Any) -> list[str]:
         """The fields that have another value by now."""
         return [name for name, value in self.fields.items() if _differ(getattr(config, name), value)]
+
+    def unread(self, config: Any) -> dict[str, str]:
+        """Attributes that were set since and that are not fields, and which field each may be meant for.
+
+        A subclass may set some in its `__post_init__`; of those, only names that are almost a field's.
+        """
+        new = [name for name in vars(config) if name not in self.fields and name not in self.attributes]
+        new = [name for name in new if not name.startswith("_") and not hasattr(type(config), name)]
+        near = {name: meant(name, self.fields) for name in new}
+        if type(config).__module__.partition(".")[0] == "sftcore":
+            return near
+        return {name: field for name, field in near.items() if get_close_matches(name, [field], cutoff=0.85)}
 
     def as_given(self, config: Any) -> dict[str, Any]:
         """What the constructor would have to be given to make what the configuration says by now.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from datasets import Dataset
@@ -107,3 +109,35 @@ def test_plain_arguments_of_transformers_are_converted_with_what_was_set_later(t
     args = TrainingArguments(str(tmp_path), use_cpu=True)
     args.learning_rate = 3e-4
     assert SFTTrainer(str(model_folder), args, train_dataset=prompt_rows).args.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("max_len", "max_length"), ("batch_size", "per_device_train_batch_size"), ("lr", "learning_rate"), ("zebra", "")],
+)
+def test_an_attribute_that_nothing_reads_is_said(tmp_path, model_folder, prompt_rows, name, meant):
+    args = SFTConfig(str(tmp_path), use_cpu=True)
+    setattr(args, name, 3)
+    with pytest.warns(UserWarning, match=f"nothing reads the attribute {name}") as caught:
+        SFTTrainer(str(model_folder), args, train_dataset=prompt_rows)
+    said = " ".join(str(one.message) for one in caught)
+    assert f'Did you mean "{meant}"?' in said or not meant
+
+
+@dataclass
+class WithMore(SFTConfig):
+    """A configuration of a user's, with a field and an attribute of its own."""
+
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.half_temperature = self.temperature / 2
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, WithMore])
+def test_what_libraries_and_subclasses_set_is_not_warned_of(tmp_path, model_folder, prompt_rows, recwarn, kind):
+    args = kind(str(tmp_path), use_cpu=True, max_steps=1)
+    for _ in range(2):
+        SFTTrainer(str(model_folder), args, train_dataset=prompt_rows).train()
+    assert [str(one.message) for one in recwarn if "nothing reads" in str(one.message)] == []
