@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,20 @@ def _refuse_kinds(given: Mapping[str, Any]) -> None:
             raise OptionTypeError(
                 f"{name} is {what}, got {type(given[name]).__name__} {shortened(given[name])}.", where="SFTTrainer"
             )
+    for name in _unknown_of(*made) if made is not None else ():
+        known = inspect.signature(made[0]).parameters
+        raise UnknownKeyError(name, known.keys() - {"params", "self"}, where="optimizer_cls_and_kwargs")
+
+
+def _unknown_of(optimizer: Any, kwargs: Mapping[str, Any]) -> list[str]:
+    """Arguments that an optimizer's class does not take."""
+    try:
+        known = inspect.signature(optimizer).parameters
+    except (TypeError, ValueError):  # it is not called, or does not say with what
+        return []
+    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        return []
+    return [name for name in kwargs if name not in known]
 
 
 def accepted(given: Mapping[str, Any]) -> tuple[Any, SFTConfig, Any]:

@@ -6,7 +6,8 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sftcore.config.settings.declared import fields_of, preparation_arguments, schedule_arguments, source
+from sftcore.config.settings.declared import fields_of, preparation_arguments, source
+from sftcore.config.settings.schedules import FOLLOW_EVALUATIONS, schedule_problems
 from sftcore.core.errors import nearest
 from sftcore.core.types import Problem
 
@@ -39,9 +40,8 @@ _STRATEGIES = ("logging", "eval", "save")
 _DEFAULTS: Mapping[str, Any] = {
     "logging_strategy": "steps", "save_strategy": "steps", "eval_strategy": "no", "logging_steps": 10,
     "save_steps": 500, "gradient_accumulation_steps": 1, "optim": "adamw_torch", "lr_scheduler_type": "linear",
+    "learning_rate": 2e-5,
 }  # fmt: skip
-_PLATEAUS = ("reduce_lr_on_plateau", "greedy")
-"""Schedules that follow evaluations."""
 _OF_WORKERS = ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context")
 
 
@@ -91,7 +91,9 @@ def metric_problems(settings: Mapping[str, Any], sets: tuple[str, ...] | None = 
         sets: names of the evaluation sets, where they are several.
     """
     name = settings.get("metric_for_best_model")
-    if name is None and (settings.get("load_best_model_at_end") or settings.get("lr_scheduler_type") in _PLATEAUS):
+    if name is None and (
+        settings.get("load_best_model_at_end") or settings.get("lr_scheduler_type") in FOLLOW_EVALUATIONS
+    ):
         name = "loss"  # what transformers takes
     if name is None or _of(settings, "eval_strategy") == "no" or settings.get("callbacks"):
         return  # nothing is measured; or a callback that settings name may add to what is
@@ -194,28 +196,13 @@ def _preparation(given: Any) -> Iterator[Problem]:
 
 def _schedule(settings: Mapping[str, Any]) -> Iterator[Problem]:
     name, given = _of(settings, "lr_scheduler_type"), settings.get("lr_scheduler_kwargs")
-    if name in _PLATEAUS and _of(settings, "eval_strategy") == "no":
+    if name in FOLLOW_EVALUATIONS and _of(settings, "eval_strategy") == "no":
         yield Problem(
             f'lr_scheduler_type "{name}" follows evaluations, and eval_strategy is "no".',
             fix='Set eval_strategy to "steps" or "epoch".',
         )
-    known = schedule_arguments(name)
-    given = given if isinstance(given, Mapping) else {}
-    if known is None:
-        return
-    where = "lr_scheduler_kwargs"
-    for key in given:
-        if key not in known:
-            listed = f"It takes: {', '.join(known)}." if known else "Drop lr_scheduler_kwargs."
-            yield Problem(f'the schedule "{name}" has no "{key}".{nearest(str(key), known)}', where, listed)
-    missing = [key for key, needed in known.items() if needed and key not in given]
-    if {"min_lr", "min_lr_rate"} <= set(known) and not {"min_lr", "min_lr_rate"} & set(given):
-        missing.append("min_lr_rate")
-    if {"min_lr", "min_lr_rate"} <= set(given):
-        yield Problem("min_lr and min_lr_rate exclude each other.", where, "Keep one of the two.")
-    if missing:
-        example = ", ".join(f"{key}: {'0.1' if 'rate' in key else '100'}" for key in missing)
-        yield Problem(f'the schedule "{name}" needs {", ".join(missing)}.', where, f"Write {where}: {{{example}}}.")
+    rate = settings.get("learning_rate")
+    yield from schedule_problems(name, given, _DEFAULTS["learning_rate"] if rate is None else rate)
 
 
 def _optimizer(settings: Mapping[str, Any]) -> Iterator[Problem]:
