@@ -8,9 +8,10 @@ from typing import Any
 from attrs import frozen
 
 from sftcore.core.discovery import Catalog, PluginEntry
-from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError, quoted
+from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError, nearest, quoted
 from sftcore.core.registry import ActivePlugins, Blocklist, Bound, bind
 from sftcore.core.types import AUTO, Example, Formatter, Plan, Row, Selection
+from sftcore.util.warned import warn
 
 
 @frozen
@@ -69,13 +70,24 @@ def choose_format(
             where=where,
             fix=f"Choose one, for example: format: {_spelled(detecting[0].entry, catalog)}",
         )
+    missing = _missing_text_field(plan, columns)
     if detecting:
+        if missing:
+            warn(f'{where}: {missing} The rows are read as "{detecting[0].entry.name}".')
         return detecting[0]
     raise DataError(
-        f"no installed format recognises the columns {quoted(columns)}.",
+        f"no installed format recognises the columns {quoted(columns)}.{missing and ' '}{missing}",
         where=where,
         fix=_suggestions(candidates, plugins, columns) + _unusable(entries),
     )
+
+
+def _missing_text_field(plan: Plan, columns: tuple[str, ...]) -> str:
+    """What to say of a column of texts that the user named and that is not there; empty where it is, or by default."""
+    field = plan.settings.get("dataset_text_field")
+    if field in (None, "text", *columns):
+        return ""
+    return f'dataset_text_field "{field}" is not a column.{nearest(field, columns)}'
 
 
 def refuse_images(columns: Sequence[str], where: str) -> None:
