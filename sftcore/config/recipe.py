@@ -9,23 +9,27 @@ learning_rate: 2e-4                          # and any field of SFTConfig
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import evolve, field, frozen
 
 from sftcore.config import yaml12
 from sftcore.config.fields import config_fields, wrong_fields
-from sftcore.config.near_names import wrong_keys
+from sftcore.config.near_names import REQUIRED, wrong_keys
 from sftcore.config.selections import parse_choice
 from sftcore.config.settings.older_names import OLDER, use_current_names
 from sftcore.config.settings.values import wrong_dtype
-from sftcore.core.errors import OptionTypeError, RecipeError, UnknownKeyError, raise_all
+from sftcore.core.discovery import discover
+from sftcore.core.errors import OptionTypeError, RecipeError, SFTCoreError, UnknownKeyError, raise_all
 from sftcore.core.options import structure
+from sftcore.core.registry import Blocklist, resolve
 from sftcore.core.types import KINDS, ModelRequest, Selection
 from sftcore.util.warned import warn
 
+T = TypeVar("T")
 SECTIONS = ("model", "data", *KINDS, "block")
 LAST = "last"
 AUTO = "auto"
@@ -101,30 +105,45 @@ def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterable[str] = ()) -> Recipe:
-    """Parse a recipe from plain values; `block` extends the recipe's own blocklist."""
+    """Parse a recipe from plain values; `block` extends the recipe's own blocklist.
+
+    Raises:
+        SFTCoreError: the one mistake that was found, or a SettingsError with all of them, those in the options of
+            plugins among them.
+    """
     known = {*SECTIONS, *_FIELDS_WITH_A_KEY, *OLDER, *config_fields()}
-    errors = list(wrong_keys(raw, known, where=place))
+    errors: list[SFTCoreError] = [*wrong_keys(raw, known, where=place)]
     training = {key: value for key, value in raw.items() if key not in SECTIONS and key in known}
-    use_current_names(training, where=place)
-    for key, instead in _FIELDS_WITH_A_KEY.items():
-        if key in training:
-            raise RecipeError(f'"{key}" is only for Python; in a recipe, use {instead}.', where=place)
+
+    def tried(make: Callable[[], T], instead: T) -> T:
+        try:
+            return make()
+        except SFTCoreError as error:
+            errors.append(error)
+            return instead
+
+    tried(lambda: use_current_names(training, where=place), None)
+    for key in [key for key in training if key in _FIELDS_WITH_A_KEY]:
+        del training[key]
+        what = f'"{key}" is only for Python; in a recipe, use {_FIELDS_WITH_A_KEY[key]}.'
+        errors.append(RecipeError(what, where=place))
     if isinstance(resume := training.get("resume_from_checkpoint"), bool):
         training["resume_from_checkpoint"] = LAST if resume else None
-    raise_all(iter([*errors, *wrong_fields(training, where=place, also=SECTIONS)]))
+    errors += wrong_fields({key: value for key, value in training.items() if key not in OLDER}, where=place)
+    given = {section: raw[section] for section in REQUIRED if raw.get(section) not in (None, "")}
+    model = tried(lambda: _model(given["model"], place), ModelRequest()) if "model" in given else ModelRequest()
+    data = tried(lambda: _data(given["data"], place), DataSection("")) if "data" in given else DataSection("")
+    chosen: list[Selection] = []
+    for kind in KINDS:
+        if kind in raw:
+            chosen += tried(functools.partial(parse_choice, kind, raw[kind], where=place), [])
     blocked = raw.get("block") or ()
-    return Recipe(
-        model=_model(raw["model"], place),
-        data=_data(raw["data"], place),
-        chosen=tuple(one for kind in KINDS if kind in raw for one in parse_choice(kind, raw[kind], where=place)),
-        training=training,
-        block=(
-            *structure([blocked] if isinstance(blocked, str) else blocked, list[str], path=f"{place}: block"),
-            *block,
-        ),
-        place=place,
-        raw=dict(raw),
-    )
+    listed = [blocked] if isinstance(blocked, str) else blocked
+    patterns = (*tried(lambda: structure(listed, list[str], path=f"{place}: block"), ()), *block)
+    if errors:
+        tried(lambda: resolve(chosen, discover(), Blocklist.parse(patterns, where=f"{place}: block")), None)
+    raise_all(errors)
+    return Recipe(model, data, tuple(chosen), training, patterns, place, dict(raw))
 
 
 def _read(path: Path) -> dict[str, Any]:

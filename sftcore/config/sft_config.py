@@ -279,8 +279,14 @@ def _accept_older_names(init: Any) -> Any:
     def accept(self: SFTConfig, *args: Any, **kwargs: Any) -> None:
         use_current_names(kwargs, where="SFTConfig")
         named = {one.name for one in dataclasses.fields(self) if one.init}
-        for name in kwargs.keys() - named:
-            raise UnknownKeyError(name, named, where="SFTConfig", meant=meant(name, named) or None)
+        unknown = [name for name in kwargs if name not in named]
+        if unknown:
+            types = config_fields()
+            rest = {name: plain_value(kwargs[name], types[name]) for name in kwargs if name in named & types.keys()}
+            errors = [
+                UnknownKeyError(one, named, where="SFTConfig", meant=meant(one, named) or None) for one in unknown
+            ]
+            raise_all([*errors, *wrong_fields(rest, where="SFTConfig")])
         init(self, *args, **kwargs)
 
     return accept

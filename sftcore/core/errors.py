@@ -110,11 +110,11 @@ class SettingsError(CheckError, RecipeError):
     """Several things are wrong with a recipe or with a configuration's fields."""
 
 
-def raise_all(errors: Iterable[RecipeError]) -> None:
+def raise_all(errors: Iterable[SFTCoreError]) -> None:
     """Raise an error as it is, and several as one.
 
     Raises:
-        RecipeError: there is one.
+        SFTCoreError: there is one.
         SettingsError: there are several.
     """
     found = list(errors)

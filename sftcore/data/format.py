@@ -87,7 +87,7 @@ def _missing_text_field(plan: Plan, columns: tuple[str, ...]) -> str:
     field = plan.settings.get("dataset_text_field")
     if field in (None, "text", *columns):
         return ""
-    return f'dataset_text_field "{field}" is not a column.{nearest(field, columns)}'
+    return f'dataset_text_field "{field}" is not a column.{nearest(str(field), columns)}'
 
 
 def refuse_images(columns: Sequence[str], where: str) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sftcore import RecipeError
 from sftcore.config.recipe import load_recipe, parse_recipe
 from sftcore.config.yaml12 import load
+from sftcore.core.errors import SettingsError
 
 BASE = "model: some/model\ndata: train.jsonl\n"
 
@@ -143,3 +144,23 @@ def test_no_yaml_text_fails_with_anything_but_our_own_error(text):
     except RecipeError as error:
         caught = error
     assert caught is None or "r.yaml" in str(caught)
+
+
+def test_every_mistake_is_in_one_report():
+    raw = {
+        "model": {"nmae": "m"}, "data": {"train": 3}, "learnin_rate": 1, "lr_scheduler_type": "cosin", "seed": "x",
+        "adapter": {"lora": {"alpha": 3, "dropout": 1}}, "format": "chatt", "block": 3, "plugins": {},
+        "evaluation_strategy": "steps", "eval_strategy": "no",
+    }  # fmt: skip
+    with pytest.raises(SettingsError) as caught:
+        parse_recipe(raw)
+    text = str(caught.value)
+    for said in (
+        'model: unknown key "nmae"', "data.train: expected", 'mean "learning_rate"?', 'lr_scheduler_type "cosin"',
+        "seed takes int", 'adapter.lora: unknown key "alpha"', 'adapter.lora: unknown key "dropout"',
+        'no format named "chatt"', "block: expected list[str]", '"plugins" is only for Python',
+        "evaluation_strategy and eval_strategy are the same setting",
+    ):  # fmt: skip
+        assert text.count(said) == 1, said
+    assert text.startswith(f"{len(caught.value.problems)} problems")
+    assert len(caught.value.problems) == 11

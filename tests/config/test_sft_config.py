@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 import sftcore
 from sftcore import ConflictError, ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 from sftcore.config.fields import DECLARED_OTHERWISE, config_fields
+from sftcore.core.errors import SettingsError
 
 OWN_DEFAULTS = {
     "model_init_kwargs": None, "trust_remote_code": False, "router_aux_loss_coef": None, "chat_template_path": None,
@@ -179,3 +180,9 @@ def test_arguments_without_secrets_have_none_and_all_else(tmp_path):
     told = {"hub_token", "model_init_kwargs", "run_name"}
     same = [one.name for one in dataclasses.fields(args) if one.init and one.name not in told]
     assert {name: getattr(found, name) for name in same} == {name: getattr(args, name) for name in same}
+
+
+def test_an_unknown_field_and_wrong_values_are_in_one_error(tmp_path):
+    with pytest.raises(SettingsError) as caught:
+        SFTConfig(str(tmp_path), learnin_rate=2, optim="x", seed="a", max_steps="b", num_train_epochs=2)
+    assert [one.what.partition(" ")[0] for one in caught.value.problems] == ["unknown", "optim", "seed", "max_steps"]
