@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from sftcore.core.errors import RecipeError, UnknownKeyError, near_name
+from sftcore.core.types import KINDS
 
 REQUIRED = {"model": "model: HuggingFaceTB/SmolLM2-135M-Instruct", "data": "data: train.jsonl"}
 """The keys that a recipe needs, each with an example."""
@@ -98,6 +99,19 @@ def meant(key: str, known: Collection[str], missing: Collection[str] = ()) -> st
     """
     short = key.lower().replace("-", "_")
     ours = ELSEWHERE.get(short, "")
-    if ours.partition(".")[0] in known:
+    if (section := ours.partition(".")[0]) in known:
         return ours
+    if section in KINDS:  # in Python, plugins are chosen elsewhere
+        of_python = ["peft_config", "plugins"] if section == "adapter" else ["plugins"]
+        return next((one for one in of_python if one in known), "") or near_name(short, known)
     return near_name(short, missing) or near_name(short, known)
+
+
+def meant_inside(section: str, key: str, known: Collection[str]) -> str | None:
+    """The key of a section that another tool calls so; None where there is none.
+
+    >>> meant_inside("data", "validation", ["train", "eval", "eval_fraction"])
+    'eval'
+    """
+    head, _, inner = ELSEWHERE.get(key, "").partition(".")
+    return inner if head == section and inner in known else None

@@ -18,7 +18,7 @@ from attrs import evolve, field, frozen
 
 from sftcore.config import yaml12
 from sftcore.config.fields import config_fields, wrong_fields
-from sftcore.config.near_names import REQUIRED, wrong_keys
+from sftcore.config.near_names import REQUIRED, meant_inside, wrong_keys
 from sftcore.config.selections import parse_choice
 from sftcore.config.settings.older_names import OLDER, use_current_names
 from sftcore.config.settings.values import wrong_dtype
@@ -233,5 +233,6 @@ def _data(value: Any, place: str) -> DataSection:
 def _typed(value: Mapping[str, Any], types: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in value:
         if key not in types:
-            raise UnknownKeyError(str(key), types, where=where)
+            section = where.rpartition(" ")[2]
+            raise UnknownKeyError(str(key), types, where=where, meant=meant_inside(section, str(key), types))
     return {key: structure(got, types[key], path=f"{where}.{key}") for key, got in value.items()}

@@ -69,6 +69,7 @@ def make(tmp_path, tokenizer, llama):
         ({}, {"optimizers": 3}, "optimizers is an optimizer and a schedule"),
         ({}, {"compute_metrics": 3}, "compute_metrics is something that is called, got int 3"),
         ({}, {"processing_class": "gpt2"}, "processing_class is"),
+        ({}, {"lora_r": 8}, 'unknown key "lora_r". Did you mean "peft_config"'),
         ({}, {"trian_dataset": ROWS}, 'unknown key "trian_dataset". Did you mean "train_dataset"'),
     ],
 )  # fmt: skip

@@ -12,6 +12,9 @@ from sftcore.plugin_api import nearest
 FUSED_EXPERTS = ("w1", "w2", "w3", "gate_proj", "up_proj", "down_proj", "gate_up_proj")
 """Layers of experts that transformers 5 holds as one tensor, and PEFT finds by the name that they had before."""
 
+NOT_ADAPTED = ("norm", "ln_", "act", "drop", "rotary", "loss")
+"""Parts of the names of layers that an adapter cannot be put on."""
+
 _SHOWN = 12
 
 
@@ -30,7 +33,7 @@ def unknown_names(config: Mapping[str, Any], module_names: Sequence[str]) -> Ite
         for name in targets or ():
             found = any(one == name or one.endswith(f".{name}") for one in module_names)
             if not found and not (fused and str(name).rpartition(".")[2] in FUSED_EXPERTS):
-                yield _unknown("target_modules", name, module_names)
+                yield _unknown("target_modules", name, _adapted(module_names))
     indices = config.get("trainable_token_indices")
     whole = {"modules_to_save": config.get("modules_to_save") or ()}
     whole["trainable_token_indices"] = indices if isinstance(indices, Mapping) else ()
@@ -57,11 +60,20 @@ def _pattern(pattern: str, module_names: Sequence[str], *, fused: bool) -> Itera
             "module's name is that.",
             fix=f'Write a list: ["{pattern}"].',
         )
-    elif pattern.replace("_", "").isalnum() or pattern == "all_linear":
-        near = nearest(pattern, ["all-linear", *_last_parts(module_names, 1)])
-        yield Problem(f'target_modules "{pattern}" matches no module of the model.{near}', fix=_shown(module_names))
+        return
+    layers = _adapted(module_names)
+    if pattern.replace("_", "").isalnum() or pattern == "all_linear":
+        near = nearest(pattern, ["all-linear", *_last_parts(layers, 1)])
+        yield Problem(f'target_modules "{pattern}" matches no module of the model.{near}', fix=_shown(layers))
     else:
-        yield Problem(f'target_modules "{pattern}" matches the whole name of no module.', fix=_shown(module_names))
+        yield Problem(f'target_modules "{pattern}" matches the whole name of no module.', fix=_shown(layers))
+
+
+def _adapted(module_names: Sequence[str]) -> list[str]:
+    """The layers, without what holds others and without those that an adapter cannot be put on."""
+    parents = {name.rpartition(".")[0] for name in module_names}
+    layers = [name for name in module_names if name not in parents]
+    return [name for name in layers if not any(part in name.rpartition(".")[2].lower() for part in NOT_ADAPTED)]
 
 
 def _unknown(option: str, name: Any, module_names: Sequence[str]) -> Problem:

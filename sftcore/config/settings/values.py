@@ -86,6 +86,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _MEANT = {
     "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "f32": "float32", "float": "float32",
     "adamw": "adamw_torch", "adam": "adamw_torch", "adamw_hf": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused",
+    "paged_adamw": "paged_adamw_32bit",
     "never": "no", "none": "no", "off": "no", "false": "no",
 }  # fmt: skip
 """What other tools call values of ours."""
@@ -192,7 +193,8 @@ def _wrong_type(field: str, value: Any, wanted: Any, where: str) -> OptionTypeEr
     if isinstance(value, str) and {int, float} & set(arms):
         with suppress(ValueError):
             number = float(value) if float in arms else int(value)
-            fix = f"Write {number!r} without quotes."
+            spelled = repr(number) if math.isfinite(number) else ".inf" if number > 0 else ""
+            fix = f"Write {spelled} without quotes." if spelled else "Give a number."
     elif isinstance(value, str) and (field, value.lower()) in _INSTEAD:
         fix = _INSTEAD[field, value.lower()]
     elif bool in arms and not isinstance(value, (list, Mapping)):

@@ -133,3 +133,12 @@ def test_nothing_is_left_of_the_skeleton_in_the_model(tmp_path, model_folder, ro
         for name, parameter in trainer.model.named_parameters()
         if "lora_" not in name
     )
+
+
+def test_what_is_offered_can_be_adapted(llama):
+    names = [name for name, _ in llama.named_modules() if name]
+    (problem,) = unknown_names({"target_modules": ["c_attn"]}, names)
+    offered = problem.fix.removeprefix("Its layers: ").removesuffix(".").split(", ")
+    linear = {name.rpartition(".")[2] for name, one in llama.named_modules() if type(one).__name__ == "Linear"}
+    assert set(offered) == {*linear, "embed_tokens"}
+    assert "self_attn" not in problem.what
