@@ -38,8 +38,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run:
     if not is_first:
         warnings.simplefilter("ignore")  # the first process shows the same warnings
     checked = run.check_recipe(recipe_from(words, block))
-    if not dry_run:
-        run.refuse_folder(checked.recipe)
+    run.refuse_folder(checked.recipe)
     if nproc > 1:
         from sftcore.train.launch import launch
 
@@ -51,12 +50,23 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run:
     console = Console(quiet=not is_first)
     if dry_run:
         run.dry_run(checked, console)
+        if is_first and (push_dry_run or checked.recipe.training.get("push_to_hub")):
+            _say_repository(run.output_dir(checked.recipe), checked.recipe.training)
         return
     outcome = run.run_recipe(checked, console, changed={"push_to_hub": False} if push_dry_run else {})
     if is_first:
         click.echo(visible(outcome.sentence))
     if is_first and push_dry_run:
         _list_push(outcome.folder, checked.recipe.training)
+
+
+def _say_repository(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Where a run would upload its folder, which does not exist before the run."""
+    kind = "private" if settings.get("hub_private_repo") else "public"
+    repository = settings.get("hub_model_id") or folder.name
+    click.echo(
+        visible(f"push       to {repository}, {kind}; --push-dry-run alone trains and lists the files"), err=True
+    )
 
 
 def _list_push(folder: Path, settings: Mapping[str, Any]) -> None:

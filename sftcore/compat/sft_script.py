@@ -26,7 +26,7 @@ from sftcore.config.model_config import ModelConfig, get_peft_config, get_quanti
 from sftcore.config.sft_config import SFTConfig
 from sftcore.core.errors import DataError, RecipeError, nearest
 from sftcore.core.visible import visible
-from sftcore.train.checkpoint.folders import make_room, refuse_other_run
+from sftcore.train.checkpoint.other_run import OutputFolder
 from sftcore.util.secrets import masked
 from sftcore.util.warned import warn
 
@@ -97,18 +97,19 @@ def run(words: Sequence[str], watch: Callable[[SFTTrainer], object] = lambda _: 
     Raises:
         SFTCoreError: the arguments, the data or the model are wrong.
     """
+    from sftcore.train.loop_callback import ReplaceOtherRun
+
     arguments = parse(words)
     launched = _LAUNCHED in os.environ or "RANK" in os.environ
     if not launched and (arguments.launch or _several_gpus(arguments.training)):
         _launch(arguments.launch or ("--multi_gpu",), words)
     args = arguments.training
     folder, resume = Path(args.output_dir), args.resume_from_checkpoint
-    refuse_other_run(folder, resume, overwrite=args.overwrite_output_dir)
+    output = OutputFolder(folder, resume, args.overwrite_output_dir, arguments.model.model_name_or_path)
+    output.refuse()
     trainer = trainer_of(arguments)
     watch(trainer)
-    if trainer.is_world_process_zero():
-        starts_from = [arguments.model.model_name_or_path]
-        make_room(folder, resume, overwrite=args.overwrite_output_dir, starts_from=starts_from)
+    trainer.add_callback(ReplaceOtherRun(output))
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if args.push_to_hub:

@@ -130,7 +130,7 @@ class SFTConfig(TrainingArguments):
     callbacks: dict[str, Any] | str | None = None
     """Callbacks by name, or a list or mapping of them with options: transformers' own, or a distribution's."""
     overwrite_output_dir: bool = False
-    """Let the command line replace another run in `output_dir`: its checkpoints and model are removed."""
+    """Let the command line replace another run in `output_dir`: after the first step its checkpoints and model go."""
 
     # --- The loss ---
     completion_only_loss: bool | None = None

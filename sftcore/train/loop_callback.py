@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from sftcore.core.visible import visible
+from sftcore.train.checkpoint.other_run import OutputFolder, remove_run
 from sftcore.train.guard.signals import EvaluationLeft
+from sftcore.util.disk import writing
 
 if TYPE_CHECKING:
     from sftcore.train.seams import TrainerSeams
@@ -47,3 +51,26 @@ class LoopCallback(TrainerCallback):
         self.trainer.resumption.epoch_is_over = True
         if self.trainer.guard.stopped_by:
             control.should_log = control.should_evaluate = control.should_save = False
+
+
+class ReplaceOtherRun(TrainerCallback):
+    """Removes the run that a new one replaces, once the new one has taken a step: until then it might still fail."""
+
+    def __init__(self, folder: OutputFolder) -> None:
+        self._folder = folder
+        self._due = True
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remove it on the first process, and say so.
+
+        Raises:
+            WriteError: it cannot be removed.
+        """
+        if not self._due or not state.is_world_process_zero:
+            return
+        self._due = False
+        path = self._folder.path
+        if gone := self._folder.replaced():
+            with writing("the new run", path):
+                remove_run(path)
+            print(visible(f"output     {path}: removed {', '.join(one.name for one in gone)}"), file=sys.stderr)

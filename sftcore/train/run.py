@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,9 +21,11 @@ from sftcore.config.settings.combined import metric_problems, package_problems
 from sftcore.config.setup import check, set_up_recipe
 from sftcore.core.errors import ConflictError, RecipeError
 from sftcore.core.types import KINDS
+from sftcore.core.visible import visible
 from sftcore.data.source.load import inspect
 from sftcore.train.checked import Checked
-from sftcore.train.checkpoint.folders import choose, make_room, refuse_other_run
+from sftcore.train.checkpoint.folders import choose
+from sftcore.train.checkpoint.other_run import OutputFolder
 from sftcore.train.parts.callbacks import check_callbacks
 from sftcore.train.row_locations import named_by_file
 
@@ -79,23 +82,28 @@ def check_recipe(recipe: Recipe) -> Checked:
 
 
 def refuse_folder(recipe: Recipe) -> None:
-    """Refuse an output folder with another run; see `refuse_other_run`."""
-    refuse_other_run(_output_dir(recipe), _checkpoint(recipe), overwrite=_overwrites(recipe))
+    """Refuse an output folder that is the model's own or holds another run; see `OutputFolder.refuse`."""
+    _output_folder(recipe).refuse()
 
 
-def _overwrites(recipe: Recipe) -> bool:
-    return bool(recipe.training.get("overwrite_output_dir"))
+def _output_folder(recipe: Recipe) -> OutputFolder:
+    overwrite = bool(recipe.training.get("overwrite_output_dir"))
+    return OutputFolder(output_dir(recipe), _checkpoint(recipe), overwrite, recipe.model.name)
 
 
-def _output_dir(recipe: Recipe) -> Path:
+def output_dir(recipe: Recipe) -> Path:
+    """The folder that the recipe's run writes to."""
     return Path(config_of(recipe)["output_dir"]).expanduser()
 
 
 def dry_run(checked: Checked, console: Console) -> None:
-    """Load and prepare everything, show the plan of the run as `run_recipe` would, and train and write nothing."""
+    """Load and prepare everything, show the plan of the run as `run_recipe` would, and train and write nothing.
+
+    What the run would remove is said too.
+    """
     from sftcore.train.record.dry_run import WRITES_NOTHING, PlanShownError, StopBeforeTraining
 
-    folder = _output_dir(checked.recipe)
+    folder = output_dir(checked.recipe)
     resume = _checkpoint(checked.recipe)
     found = choose(resume, folder).folder if resume in (AUTO, LAST) else resume
     checked.setup.plugins.all("prepare", plan=checked.setup.plan)
@@ -105,6 +113,9 @@ def dry_run(checked: Checked, console: Console) -> None:
         trainer.add_callback(StopBeforeTraining(trainer, str(folder)))
         with suppress(PlanShownError):
             trainer.train(resume_from_checkpoint=found)
+    if trainer.is_world_process_zero() and (gone := _output_folder(checked.recipe).replaced()):
+        named = ", ".join(path.name for path in gone)
+        print(visible(f"output     {folder}: would remove {named}"), file=sys.stderr)
 
 
 @contextmanager
@@ -138,15 +149,14 @@ def run_recipe(
         before_training: called with the trainer when model and data are ready.
         changed: settings with which the run differs from its recipe.
     """
+    from sftcore.train.loop_callback import ReplaceOtherRun
+
     checked.setup.plugins.all("prepare", plan=checked.setup.plan)
     with named_by_file(checked):
         trainer = _trainer(checked, console, changed)
         if before_training is not None:
             before_training(trainer)
-        if trainer.is_world_process_zero():
-            recipe, resume = checked.recipe, _checkpoint(checked.recipe)
-            names = [recipe.model.name]
-            make_room(_output_dir(recipe), resume, overwrite=_overwrites(recipe), starts_from=names)
+        trainer.add_callback(ReplaceOtherRun(_output_folder(checked.recipe)))
         start = time.monotonic()
         result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
     trainer.save_model()

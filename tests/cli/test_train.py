@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from sftcore.train.checkpoint.folders import held_run, remove_run
+from sftcore.train.checkpoint.other_run import held_run, remove_run
 from tests import commands
 from tests.conftest import alpaca_rows
 
@@ -23,8 +26,10 @@ def data(write) -> Path:
 def train(tmp_path, model_folder, data):
     """Run `sftcore train` in its folder `out` with further words; both streams."""
 
-    def run(*words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        base = ["--model", str(model_folder), "--data", str(data), f"output_dir={tmp_path / 'out'}", "use_cpu=true"]
+    def run(
+        *words: str, code: int = 0, model: Path = model_folder, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        base = ["--model", str(model), "--data", str(data), f"output_dir={tmp_path / 'out'}", "use_cpu=true"]
         done = commands.sftcore("train", *base, *words, **environment)
         assert done.returncode == code, done.stdout + done.stderr
         return done
@@ -64,14 +69,28 @@ def test_a_dry_run_of_a_run_in_progress_changes_none_of_its_files(train, tmp_pat
     before = contents(tmp_path / "out")
     printed = train("max_steps=4", "save_steps=2", "resume_from_checkpoint=auto", "--dry-run").stderr
     assert "4 steps are 1.33 epochs" in printed
-    assert "dry run" in train("--dry-run").stderr
+    assert "dry run" in train("--dry-run", "overwrite_output_dir=true").stderr
     assert contents(tmp_path / "out") == before
     assert (tmp_path / "out" / ".tmp-checkpoint-4").is_dir()
 
 
+def test_a_dry_run_says_of_the_folder_what_the_run_says(train, tmp_path):
+    train("max_steps=1", "save_steps=1")
+    dry, wet = train("max_steps=1", "--dry-run", code=1), train("max_steps=1", code=1)
+    assert "the folder holds another run: checkpoint-1" in dry.stderr
+    assert dry.stderr == wet.stderr
+    said = train("max_steps=1", "overwrite_output_dir=true", "--dry-run").stderr
+    assert f"output     {tmp_path / 'out'}: would remove checkpoint-1, model.safetensors" in said
+    assert (tmp_path / "out" / "checkpoint-1").is_dir()
+
+
 def test_a_dry_run_makes_no_repository_and_starts_no_tracker(train):
     """The hub is switched off: whatever asked it would stop the run."""
-    assert "dry run" in train("push_to_hub=true", "hub_model_id=me/x", "--dry-run").stderr
+    for words in (["push_to_hub=true", "hub_model_id=me/x"], ["hub_model_id=me/x", "--push-dry-run"]):
+        said = train(*words, "--dry-run").stderr
+        assert "dry run" in said
+        assert "push       to me/x, public; --push-dry-run alone trains and lists the files" in said
+    assert "push  " not in train("hub_model_id=me/x", "--dry-run").stderr
 
 
 # --- A folder with another run ---------------------------------------------------------------------------------------
@@ -108,15 +127,64 @@ def test_a_run_that_failed_before_its_first_save_can_be_started_again(train, tmp
     train("max_steps=1")
 
 
-def test_a_model_that_is_trained_in_its_own_folder_is_not_removed_before(train, tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [[], ["overwrite_output_dir=true"], ["resume_from_checkpoint=auto"], ["adapter=lora"]],
+    ids=["nothing", "overwrite", "auto", "adapter"],
+)
+def test_a_model_is_not_trained_into_its_own_folder(words, train, tmp_path):
+    """Here it is a run's folder, which holds a checkpoint too."""
+    train("max_steps=1", "save_steps=1")
+    before = contents(tmp_path / "out")
+    said = train("max_steps=1", *words, model=tmp_path / "out" / "checkpoint-1" / "..", code=1).stderr
+    assert "this is the folder of the model that is trained" in said
+    assert "overwrite_output_dir" not in said
+    assert contents(tmp_path / "out") == before
+
+
+def test_what_a_run_starts_from_is_not_removed_before(train, tmp_path):
+    """Its adapter lies elsewhere, and the model below that is in the folder."""
+    out, lora = tmp_path / "out", tmp_path / "lora"
     train("max_steps=1", "save_strategy=no")
-    out = str(tmp_path / "out")
-    done = commands.sftcore(
-        "train", "--model", out, "--data", str(tmp_path / "train.jsonl"), f"output_dir={out}", "use_cpu=true",
-        "max_steps=1", "overwrite_output_dir=true", "save_strategy=no",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "removed" not in done.stderr
+    base = (out / "model.safetensors").read_bytes()
+    words = ["max_steps=1", "save_strategy=no"]
+    train(*words, "adapter=lora", f"output_dir={lora}", model=out)
+    assert f"{out}: removed" not in train(*words, "overwrite_output_dir=true", model=lora).stderr
+    assert (out / "model.safetensors").read_bytes() == base
+
+
+def test_a_run_whose_schedule_fails_changes_nothing_in_the_folder(train, tmp_path):
+    train("max_steps=1", "save_steps=1")
+    before = contents(tmp_path / "out")
+    schedule = ["lr_scheduler_type=inverse_sqrt", "lr_scheduler_kwargs={timescale: 0}"]
+    train("max_steps=1", "overwrite_output_dir=true", *schedule, code=1)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_run_whose_first_step_fails_removes_nothing(train, tmp_path, model_folder):
+    out, broken = tmp_path / "out", tmp_path / "broken"
+    train("max_steps=1", "save_steps=1")
+    before = contents(out)
+    shutil.copytree(model_folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(math.nan)
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    said = train("max_steps=1", "overwrite_output_dir=true", model=broken, code=1).stderr
+    assert "nan" in said.lower()
+    after = contents(out)
+    kept = [name for name in before if name.startswith("checkpoint-1") or name.endswith(("safetensors", "config.json"))]
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+
+
+def test_a_run_that_would_resume_replaces_nothing_where_it_has_no_checkpoint(train, tmp_path):
+    out = tmp_path / "out"
+    train("max_steps=1", "save_strategy=no")
+    before = contents(out)
+    said = train("max_steps=1", "resume_from_checkpoint=auto", code=1).stderr
+    assert "the folder holds another run: model.safetensors. Name another output_dir, or replace it with" in said
+    assert contents(out) == before
+    said = train("max_steps=1", "resume_from_checkpoint=auto", "overwrite_output_dir=true").stderr
+    assert f"output     {out}: removed model.safetensors" in said
 
 
 def test_only_what_a_run_writes_is_removed(tmp_path):

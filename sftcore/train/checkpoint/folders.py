@@ -10,25 +10,21 @@ import json
 import os
 import re
 import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from attrs import frozen
 
 from sftcore.config.recipe import AUTO, LAST
-from sftcore.core.errors import CheckpointError, ConflictError
-from sftcore.core.visible import visible
+from sftcore.core.errors import CheckpointError
 from sftcore.train.checkpoint.checksums import SEAL, fault, is_sealed
-from sftcore.util.disk import sync, writing
+from sftcore.util.disk import sync
 
 PREFIX = ".tmp-"
 _REPLACED = PREFIX + "replaced-"
-_MODEL_CONFIGS = ("config.json", "adapter_config.json")
-_STATE = "trainer_state.json"
+MODEL_CONFIGS = ("config.json", "adapter_config.json")
+STATE = "trainer_state.json"
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-_RESUME = "resume_from_checkpoint"
+RESUME = "resume_from_checkpoint"
 
 
 @frozen
@@ -59,21 +55,21 @@ def choose(wanted: str | bool | os.PathLike[str], output_dir: Path) -> Chosen:
             seen = f" Passed over: {'; '.join(chosen.passed_over)}." if chosen.passed_over else ""
             raise CheckpointError(
                 f"there is no checkpoint in {output_dir} to resume from.{seen}",
-                where=_RESUME,
+                where=RESUME,
                 fix=f'Use "{AUTO}", which then starts from scratch.',
             )
         return chosen
     folder = Path(str(wanted))
-    if not (folder / _STATE).is_file() and not is_sealed(folder):
+    if not (folder / STATE).is_file() and not is_sealed(folder):
         raise CheckpointError(
-            f"{folder} is not a checkpoint: it has no {_STATE}.",
-            where=_RESUME,
+            f"{folder} is not a checkpoint: it has no {STATE}.",
+            where=RESUME,
             fix=f'Name a folder such as {output_dir / "checkpoint-10"}, or use "{AUTO}" or "{LAST}".',
         )
     if is_sealed(folder) and (found := fault(folder)):
         raise CheckpointError(
             f"{folder} is damaged: {found}.",
-            where=_RESUME,
+            where=RESUME,
             fix=f'Use "{AUTO}", which takes the newest checkpoint that is whole.',
         )
     return Chosen(folder, _step(folder) or 0, sealed=is_sealed(folder))
@@ -85,7 +81,7 @@ def newest(output_dir: Path) -> Chosen:
     The step is the one recorded in the checkpoint: a folder may have been renamed or copied.
     """
     found = [(_step(folder), folder) for folder in _folders(output_dir)]
-    passed_over = [f"{folder.name}: {_STATE} cannot be read" for step, folder in found if step is None]
+    passed_over = [f"{folder.name}: {STATE} cannot be read" for step, folder in found if step is None]
     for step, folder in sorted(((step, folder) for step, folder in found if step is not None), reverse=True):
         why = _unfit(folder)
         if why is None:
@@ -102,8 +98,13 @@ def _folders(output_dir: Path) -> list[Path]:
         for folder in output_dir.iterdir()
         if folder.is_dir()
         and not folder.name.startswith(".")
-        and (folder.name.startswith("checkpoint-") or (is_sealed(folder) and (folder / _STATE).is_file()))
+        and (folder.name.startswith("checkpoint-") or (is_sealed(folder) and (folder / STATE).is_file()))
     )
+
+
+def can_be_resumed(output_dir: Path) -> bool:
+    """Whether a checkpoint of ours is there that held a whole run when it was written; what it holds is not read."""
+    return any(is_sealed(folder) and any(folder.glob("rng_state*")) for folder in _folders(output_dir))
 
 
 def _unfit(folder: Path) -> str | None:
@@ -118,83 +119,10 @@ def _unfit(folder: Path) -> str | None:
 
 def _step(folder: Path) -> int | None:
     try:
-        step = json.loads((folder / _STATE).read_bytes())["global_step"]
+        step = json.loads((folder / STATE).read_bytes())["global_step"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return step if isinstance(step, int) else None
-
-
-def held_run(folder: Path) -> list[Path]:
-    """What another run has left in a folder, and a new one would replace or leave beside its own: models, checkpoints.
-
-    A run that ended before its first save leaves nothing that counts.
-    """
-    if not folder.is_dir():
-        return []
-    return [path for path in sorted(folder.iterdir()) if _is_checkpoint(path) or _is_of_model(path)]
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.name.startswith("checkpoint-") and (path / _STATE).is_file()
-
-
-def _is_of_model(path: Path) -> bool:
-    return path.is_file() and (path.suffix == ".safetensors" or path.name in ("pytorch_model.bin", "adapter_model.bin"))
-
-
-def remove_run(folder: Path) -> list[Path]:
-    """Remove what `held_run` finds, and the configurations without which no model is loaded; what was removed."""
-    gone = held_run(folder)
-    for path in [*gone, *(folder / name for name in _MODEL_CONFIGS)]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    return gone
-
-
-def refuse_other_run(folder: Path, resume: Any, *, overwrite: bool) -> None:
-    """Refuse an output folder that holds the model or the checkpoints of another run, which a new one would replace.
-
-    Args:
-        folder: output_dir.
-        resume: what the run resumes from: a folder, "last", "auto" or None.
-        overwrite: whether the other run may be replaced.
-
-    Raises:
-        ConflictError: it holds one, and the run neither continues it nor may replace it.
-    """
-    if overwrite or _continues(folder, resume) or not (held := held_run(folder)):
-        return
-    names = [path.name for path in held]
-    others = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    raise ConflictError(
-        f"the folder holds another run: {', '.join(names[:3])}{others}.",
-        where=f"output_dir {folder}",
-        fix=f"Name another output_dir, continue with {_RESUME}={AUTO}, or replace it with overwrite_output_dir=true.",
-    )
-
-
-def make_room(folder: Path, resume: Any, *, overwrite: bool, starts_from: Sequence[str | None]) -> None:
-    """Remove the run that a new one may replace, and say so; never what the new one starts from.
-
-    Raises:
-        WriteError: it cannot be removed.
-    """
-    if not overwrite or _continues(folder, resume):
-        return
-    needed = [Path(name).resolve() for name in (*starts_from, resume) if name]
-    if any(folder.resolve() in (path, *path.parents) for path in needed):
-        return
-    with writing("the new run", folder):
-        gone = remove_run(folder)
-    if gone:
-        print(visible(f"output     {folder}: removed {', '.join(path.name for path in gone)}"), file=sys.stderr)
-
-
-def _continues(folder: Path, resume: Any) -> bool:
-    """Whether a run continues the one in its folder."""
-    return resume in (AUTO, LAST, True) or (bool(resume) and folder.resolve() in Path(str(resume)).resolve().parents)
 
 
 def final_place(folder: Path) -> Path:
@@ -234,7 +162,7 @@ def place_model(written: Path, folder: Path) -> None:
     for name in names:
         sync(written / name)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    configs = [name for name in names if name.name in _MODEL_CONFIGS]
+    configs = [name for name in names if name.name in MODEL_CONFIGS]
     for name in configs:
         (folder / name).unlink(missing_ok=True)
     sync(folder)
