@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftcore.config.installed import Installed
 from sftcore.config.selections import default_selections
-from sftcore.core.errors import ModelError
+from sftcore.core.errors import ModelError, near_name
 from sftcore.core.registry import ActivePlugins, bind
 from sftcore.core.types import KINDS, ModelRequest, Plan
 from sftcore.model.unwrap import causal_model
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 _PROCESSOR_NEEDS = ("torchvision", "num2words", "pillow", "sentencepiece", "tiktoken", "protobuf", "av")
 """Libraries that some processors and tokenizers need, as transformers names them in its errors."""
+
+_UNKNOWN = "Unrecognized processing class"
+"""How transformers' error begins where a folder holds nothing that it reads a tokenizer from."""
 
 _GIVE_ONE = "pass processing_class=AutoTokenizer.from_pretrained(…)"
 
@@ -53,7 +57,7 @@ def processor_of(model: Any, setup: Setup) -> Any:
             fix=f"{_GIVE_ONE[0].upper()}{_GIVE_ONE[1:]} to SFTTrainer.",
         )
     request = ModelRequest(name, revision, trust_remote_code=setup.plan.model.trust_remote_code)
-    found = _loaded(request, _loader_of(request, setup))
+    found = _loaded(request, _loader_of(request, setup), ready=True)
     return found if hasattr(causal_model(model).config, "vision_config") else getattr(found, "tokenizer", found)
 
 
@@ -83,7 +87,8 @@ def _loader_of(request: ModelRequest, setup: Setup) -> ActivePlugins:
     return ActivePlugins([bind(loader, setup.catalog, setup.blocked)])
 
 
-def _loaded(request: ModelRequest, plugins: ActivePlugins) -> Any:
+def _loaded(request: ModelRequest, plugins: ActivePlugins, *, ready: bool = False) -> Any:
+    """What the loader gives by this name, which is that of a `ready` model or is to be loaded."""
     try:
         return plugins.one("load_processor", request=request)
     except ImportError as error:
@@ -94,11 +99,38 @@ def _loaded(request: ModelRequest, plugins: ActivePlugins) -> Any:
             fix=f"Install it: pip install {named}" if named else "Install it, or pass processing_class.",
         ) from error
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the tokenizer cannot be loaded: {_first_line(error)}",
-            where=f"model {request.name}",
-            fix=f"Give a model with a tokenizer, or {_GIVE_ONE}.",
-        ) from error
+        said, fix = _explained(str(request.name), _first_line(error))
+        if ready:
+            fix = f"{_GIVE_ONE[0].upper()}{_GIVE_ONE[1:]} to SFTTrainer."
+        raise ModelError(said, where=f"model {request.name}", fix=fix) from error
+
+
+def _explained(name: str, said: str) -> tuple[str, str]:
+    """Why no tokenizer could be loaded by this name, and how to mend it; `said` is what the library says."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return (
+            "this is a file, and a model is a folder, a .gguf file or an id on the hub.",
+            "If the model's files lie beside it, name their folder.",
+        )
+    has_none = said.startswith(_UNKNOWN)
+    if path.is_dir() or has_none:
+        what = "it has no tokenizer" if has_none else f"the tokenizer cannot be loaded: {said}"
+        return f"{what.rstrip('.')}.", f"Give a model with a tokenizer, or in Python {_GIVE_ONE}."
+    near = near_name(path.name, _models_in(path.parent))
+    meant = f' Did you mean "{path.with_name(near)}"?' if near else ""
+    return (
+        f"there is no folder of this name here.{meant} Taken for an id on the hub: {said.rstrip('.')}.",
+        "Name a folder or a .gguf file that is there, or an id on the hub (owner/name).",
+    )
+
+
+def _models_in(folder: Path) -> list[str]:
+    """The names of the models in a folder, each a folder of its own; none where it cannot be read."""
+    try:
+        return [one.name for one in folder.iterdir() if (one / "config.json").is_file()]
+    except OSError:
+        return []
 
 
 def _first_line(error: Exception) -> str:

@@ -374,4 +374,4 @@ def test_a_whole_report_without_a_model_needs_no_torch(write):
 def test_a_model_that_cannot_be_had_is_one_clear_error(write):
     code, printed, _ = in_a_process(str(write("d.jsonl", jsonl(alpaca_rows(3)))), "--model", "nobody/nothing")
     assert code == 1
-    assert printed.splitlines()[-1].startswith("error: model nobody/nothing: the tokenizer cannot be loaded")
+    assert printed.splitlines()[-1].startswith("error: model nobody/nothing: there is no folder of this name here.")

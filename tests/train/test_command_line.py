@@ -14,7 +14,7 @@ from tests import commands
 from tests.conftest import alpaca_rows
 
 
-def sftcore(*words: str, code: int = 0, fresh: bool = False) -> str:
+def sftcore(*words: str, code: int = 0, fresh: bool = False, cwd: Path | None = None) -> str:
     """Run the command, in a fresh Python if so wanted; what it printed, both streams."""
     if fresh:
         done = subprocess.run(
@@ -22,7 +22,7 @@ def sftcore(*words: str, code: int = 0, fresh: bool = False) -> str:
             env={**os.environ, "COLUMNS": "200"},
         )  # fmt: skip
     else:
-        done = commands.sftcore(*words, COLUMNS="200")
+        done = commands.sftcore(*words, cwd=cwd, COLUMNS="200")
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout + done.stderr
@@ -150,7 +150,17 @@ def test_a_model_folder_without_tokenizer_weights_or_config_is_refused(tmp_path,
 
 def test_an_unknown_hub_model_offline_is_one_clear_error(train_file):
     printed = sftcore("train", "model=nobody/nothing", f"data={train_file}", code=1)
-    assert printed.splitlines()[-1].startswith("error: model nobody/nothing: the tokenizer cannot be loaded")
+    assert printed.splitlines()[-1].startswith("error: model nobody/nothing: there is no folder of this name here.")
+
+
+def test_a_name_without_a_folder_says_so_and_offers_the_near_one(train_file, model_folder):
+    words = ["train", f"data={train_file}", "output_dir=never"]
+    wrong = model_folder.with_name(f"{model_folder.name}x")
+    printed = sftcore(*words, f"model={wrong.name}", cwd=wrong.parent, code=1)
+    assert f'model {wrong.name}: there is no folder of this name here. Did you mean "{model_folder.name}"?' in printed
+    assert "processing_class" not in printed
+    printed = sftcore(*words, f"model={train_file}", code=1)
+    assert "this is a file, and a model is a folder, a .gguf file or an id on the hub" in printed
 
 
 def test_an_unknown_verb_offers_the_nearest():
