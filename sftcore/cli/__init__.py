@@ -73,6 +73,8 @@ def _as_setting(error: click.NoSuchOption) -> str:
     key = error.option_name.lstrip("-").replace("-", "_")
     if key in ("run", "model", "data") and any(one.name == "run" for one in error.ctx.command.params):
         return f"RUN and DATA are given without an option: sftcore {error.ctx.command.name} RUN DATA"
+    if long := {"m": "model", "d": "data"}.get(key):
+        return f"There is no option {error.option_name}. Write --{long}"
     if key in ("config", "recipe", "c"):
         return f"The recipe is given without an option: sftcore {error.ctx.command.name} recipe.yaml"
     key = ELSEWHERE.get(key, key)

@@ -134,7 +134,7 @@ def _not_a_recipe(word: str) -> str:
 
     key = word.rstrip(":").replace("-", "_")
     if key in {*SECTIONS, *config_fields()}:
-        return f"{word} is a setting, and settings are written key=value: {key}=…"
+        return f"{word} is a setting, and settings are written key=value, without spaces: {key}=…"
     return f"there is no recipe at {word}. If it is the model: --model {word}" if word.count("/") == 1 else ""
 
 

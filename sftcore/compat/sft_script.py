@@ -51,6 +51,10 @@ ACCELERATE_CONFIGS = {
 _KINDS = {"--cpu", "--multi_gpu", "--tpu", "--use_deepspeed", "--use_fsdp", "--use_megatron_lm"}
 
 
+_SHORT = {"model": "model_name_or_path", "data": "dataset_name", "dataset": "dataset_name"}
+"""What is meant by names that begin several options, of which argparse would list them all."""
+
+
 @frozen
 class Arguments:
     """What the command line and its YAML file say; `launch` are the options for accelerate's launcher."""
@@ -65,7 +69,11 @@ class Arguments:
 class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         """One line, where argparse would print all of some three hundred options before it."""
-        raise RecipeError(f"{message}.", where="command line", fix="All options: sftcore sft --help")
+        name = message.removeprefix("ambiguous option: ").partition(" ")[0].partition("=")[0]
+        if message.startswith("ambiguous") and (meant := _SHORT.get(name.lstrip("-"))):
+            message = f'there is no option {name}. Did you mean "--{meant}"?'
+        end = "" if message.endswith((".", "?")) else "."
+        raise RecipeError(f"{message}{end}", where="command line", fix="All options: sftcore sft --help")
 
 
 def parse(words: Sequence[str]) -> Arguments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from sftcore.config.settings.values import wrong_choice, wrong_dtype
@@ -101,8 +101,11 @@ class ModelConfig:
 
 
 def get_peft_config(model_config: ModelConfig) -> PeftConfig | None:
-    """The LoraConfig that the model's options describe, or None without `use_peft`."""
+    """The LoraConfig that the model's options describe, or None without `use_peft`, with a warning if there are any."""
     if not model_config.use_peft:
+        of_lora = [one for one in fields(ModelConfig) if one.name.startswith(("lora_", "use_rslora", "use_dora"))]
+        if given := [one.name for one in of_lora if getattr(model_config, one.name) != one.default]:
+            warn(f"{', '.join(given)}: without use_peft there is no adapter, and the model is trained in full.")
         return None
     from peft import LoraConfig
 

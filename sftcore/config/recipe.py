@@ -99,7 +99,11 @@ def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise RecipeError(f'"{override}" is not an override.', where="command line", fix="Write key=value.")
+            raise RecipeError(
+                f'"{override}" is not an override.',
+                where="command line",
+                fix="Write key=value, without spaces around the =, and a value that has spaces in quotes.",
+            )
         _assign(raw, key.strip().split("."), yaml12.load(text, where=f"override {key}") if text.strip() else "", key)
     return raw
 

@@ -25,6 +25,7 @@ from sftcore.data.store.keys import key_of
 from sftcore.data.store.mapstyle import build
 from sftcore.data.store.stream import columns_of, prepare_stream
 from sftcore.data.tokenize import Tokenizer
+from sftcore.util.shown import kind_of
 from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
@@ -235,7 +236,13 @@ def _by_function(function: Callable[[Row], Any]) -> Formatter:
             raise RowError(f"formatting_func failed: IndexError: {error}.", fix=_ONE_ROW) from error
         texts = found if isinstance(found, (list, tuple)) else [found]
         if not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"it returned {type(found).__name__}, not a text or a list of texts")
+            wrong = next(text for text in texts if not isinstance(text, str))
+            what = "None" if wrong is None else kind_of(wrong)
+            inside = "a list with " if texts is found else ""
+            raise RowError(
+                f"formatting_func returned {inside}{what}, not a text or a list of texts.",
+                fix="Return texts; rows of messages are read without formatting_func.",
+            )
         if (column := _by_letters(function, row, len(texts))) is not None:
             raise RowError(
                 f'formatting_func returned {len(texts)} texts, one for each character of the column "{column}".',

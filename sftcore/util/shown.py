@@ -26,3 +26,12 @@ def shortened(value: Any, limit: int = 60) -> str:
     """The value as Python writes it, cut behind this many characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def counted(count: int, thing: str) -> str:
+    """How many of a thing.
+
+    >>> counted(1, "step"), counted(2000, "row")
+    ('1 step', '2,000 rows')
+    """
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -79,13 +79,20 @@ def test_data_in_place_of_a_recipe_says_how_to_give_them(data):
         (["{model}"], "{model} is a folder, not a recipe. If it is the model: --model {model}"),
         (["base.gguf"], "base.gguf is a model, not a recipe. If it is the model: --model base.gguf"),
         (["owner/name"], "there is no recipe at owner/name. If it is the model: --model owner/name"),
-        (["learning_rate", "1e-4"], "learning_rate is a setting, and settings are written key=value: learning_rate=…"),
-        (["max-steps:", "3"], "settings are written key=value: max_steps=…"),
+        (["learning_rate", "1e-4"], "learning_rate is a setting, and settings are written key=value, without spaces: "),
+        (["max-steps:", "3"], "settings are written key=value, without spaces: max_steps=…"),
+        (["max_steps", "=", "1"], "settings are written key=value, without spaces: max_steps=…"),
     ],
 )
 def test_a_first_word_that_is_no_recipe_is_answered_with_what_it_may_be(words, said, model_folder, data):
     shown = printed("train", *(word.format(model=model_folder) for word in words), "--data", data, code=2)
     assert said.format(model=model_folder) in shown
+
+
+@pytest.mark.parametrize("pair", [["max_steps", "=", "1"], ["max_steps=", "1"], ["max_steps", "=1"]], ids="".join)
+def test_a_pair_with_spaces_is_told_how_pairs_are_written(pair, data):
+    shown = printed("train", "model=m", f"data={data}", *pair, code=1)
+    assert "Write key=value, without spaces around the =" in shown
 
 
 def test_a_recipe_that_is_not_there_is_one(data):
@@ -105,6 +112,8 @@ def test_what_evaluate_takes_is_told():
         (["--output_dir=out"], "output_dir=…"),
         (["--adapter", "lora"], "adapter=…"),
         (["--lora_r", "8"], "adapter.lora.r=…"),
+        (["-m", "x"], "There is no option -m. Write --model"),
+        (["-d", "x"], "There is no option -d. Write --data"),
         (["--config", "r.yaml"], "The recipe is given without an option: sftcore train recipe.yaml"),
         (["--modle", "x"], "Did you mean"),
     ],

@@ -81,6 +81,8 @@ def test_a_dry_run_says_of_the_folder_what_the_run_says(train, tmp_path):
     assert dry.stderr == wet.stderr
     said = train("max_steps=1", "overwrite_output_dir=true", "--dry-run").stderr
     assert f"output     {tmp_path / 'out'}: would remove checkpoint-1, model.safetensors" in said
+    assert "steps      1, of 8 rows, learning rate" in said
+    assert "dry run    1 step is 0.33 epochs" in said
     assert (tmp_path / "out" / "checkpoint-1").is_dir()
 
 

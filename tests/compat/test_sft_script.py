@@ -207,6 +207,9 @@ def test_the_command_says_it_as_one_line_too(tmp_path, model_folder, folder):
     ]
     for words, said in (
         (["--max_steps", "many"], "invalid int value: 'many'"),
+        (["--model", "m"], 'there is no option --model. Did you mean "--model_name_or_path"?'),
+        (["--data=m"], 'there is no option --data. Did you mean "--dataset_name"?'),
+        (["--bf16", "maybe"], "(case insensitive). All options: sftcore sft --help"),
         (["--max_stps", "3"], 'there is no option --max_stps. Did you mean "max_steps"?'),
         (["--accelerate_config", "zero4"], 'Did you mean "zero3"?'),
     ):
@@ -284,6 +287,6 @@ def test_two_processes_train_together(tmp_path, model_folder, folder):
     out = tmp_path / "out"
     done = commands.sftcore("sft", *words, "--output_dir", str(out), "--num_processes", "2", "--main_process_port", "0")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "(8 x 1 accumulated x 2 process(es))" in done.stderr
+    assert "of 16 rows (8 x 2 processes)" in done.stderr
     assert json.loads((out / "manifest.json").read_text())["environment"]["processes"] == 2
     assert done.stdout.count("saved in") == 1

@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from sftcore import ConflictError, ModelConfig, RecipeError
+from sftcore import ConflictError, ModelConfig, RecipeError, get_peft_config
 
 
 @pytest.mark.filterwarnings("ignore:torch_dtype is now dtype")
@@ -66,3 +66,12 @@ def test_two_values_are_refused():
 def test_a_wrong_name_is_refused_with_the_nearest(fields, said):
     with pytest.raises(RecipeError, match=said):
         ModelConfig(**fields)
+
+
+def test_options_of_an_adapter_that_is_not_asked_for_are_said_to_do_nothing(recwarn):
+    given = ModelConfig(lora_r=8, use_dora=True, lora_target_modules=["q_proj"])
+    with pytest.warns(UserWarning, match="lora_r, lora_target_modules, use_dora: without use_peft there is no adapter"):
+        assert get_peft_config(given) is None
+    recwarn.clear()
+    assert get_peft_config(ModelConfig(lora_r=16)) is None
+    assert not recwarn.list

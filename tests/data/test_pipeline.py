@@ -92,10 +92,20 @@ def test_a_formatting_function_gives_one_row_a_text(tokenizer):
     assert [tokenizer.decode(ids) for ids in prepared["input_ids"]] == ["hello<|im_end|>", "world<|im_end|>"]
 
 
-def test_a_formatting_function_that_returns_no_text_names_the_row(tokenizer):
-    data = preparation(tokenizer, formatting_func=lambda row: row["a"])
-    with pytest.raises(RowError, match="train row 0: formatting_func failed: TypeError: it returned int"):
-        data.prepare(Dataset.from_list([{"a": 3}]), "train")
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (1, "a number"),
+        (None, "None"),
+        ([{"role": "user"}], "a list with a mapping"),
+        (["a", 2], "a list with a number"),
+    ],
+    ids=["number", "None", "messages", "mixed"],
+)
+def test_a_formatting_function_that_returns_no_text_names_the_row(tokenizer, returned, said):
+    data = preparation(tokenizer, formatting_func=lambda row: returned)
+    with pytest.raises(RowError, match=f"train row 0: formatting_func returned {said}, not a text or a list of texts"):
+        data.prepare(Dataset.from_list([{"a": 1}]), "train")
 
 
 def test_a_formatting_function_excludes_completion_only_loss(tokenizer):

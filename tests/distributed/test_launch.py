@@ -49,7 +49,7 @@ def test_nproc_starts_that_many_processes_and_says_how(recipe, tmp_path):
     said = [line for line in shown.stderr.splitlines() if line.startswith("launch ")]
     assert len(said) == 1
     assert f"-m sftcore train {recipe} learning_rate=1e-3" in said[0]
-    assert "2 of 4 rows (2 x 1 accumulated x 2 process(es))" in shown.stderr
+    assert "2, each of 4 rows (2 x 2 processes)" in shown.stderr
     assert shown.stdout.count("saved in") == 1  # the first process speaks for both
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["steps"] == 2

@@ -248,7 +248,7 @@ def test_the_plan_is_printed_before_the_first_step(tmp_path, tokenizer, llama, r
     printed = capsys.readouterr().err
     assert "format alpaca, collator padded, attention sdpa, loss nll" in printed
     assert "16 of 16 rows kept" in printed
-    assert "steps      4 of 2 rows" in printed
+    assert "steps      4, each of 2 rows, learning rate" in printed
 
 
 def test_eos_token_reaches_tokenizer_model_and_generation(tmp_path, llama, rows):

@@ -109,7 +109,7 @@ def _replace(settings: dict[str, Any], old: str, now: Mapping[str, Any], where: 
             raise ConflictError(f"{old} and {new} are the same setting.", where=where, fix=f"Keep {new}.")
     value = settings.pop(old)
     new = next(iter(now), name or "warmup_steps")
-    spelled = f", as {new}={now[new]!r}" if new in now and now[new] is not value else ""
+    spelled = f"={now[new]!r}" if new in now and now[new] is not value else ""
     warn(f"{where}: {old} is now {new}{spelled}.", FutureWarning)
     settings.update(now)
 

@@ -102,7 +102,7 @@ def build(
         raise DataError(
             f"no row is left: {'; '.join(ledger.lines()[1:])}.",
             where=name,
-            fix="Raise max_length, or check which part of the rows is supervised.",
+            fix="Check what the rows hold and which part is supervised; raise max_length where it cuts them.",
         )
     if packing is None:
         return without_empty_weights(sink.table()), ledger

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from sftcore.core.errors import SFTCoreError
 from sftcore.core.visible import visible
 from sftcore.train.record.summary import plan_lines
+from sftcore.util.shown import counted
 
 if TYPE_CHECKING:
     from sftcore.train.view import RunView
@@ -46,4 +47,5 @@ class StopBeforeTraining(TrainerCallback):
             return nothing
         epochs = state.max_steps / steps
         tokens = f", about {ledger.tokens_kept * epochs:,.0f} tokens" if ledger else ""
-        return f"{state.max_steps:,} steps are {epochs:,.2f} epochs{tokens}; {nothing}"
+        are = "is" if state.max_steps == 1 else "are"
+        return f"{counted(state.max_steps, 'step')} {are} {epochs:,.2f} epochs{tokens}; {nothing}"

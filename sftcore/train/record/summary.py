@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sftcore.model.attention import running_attention
 from sftcore.model.unwrap import num_weights
+from sftcore.util.shown import counted
 
 if TYPE_CHECKING:
     from sftcore.train.view import RunView
@@ -21,7 +22,6 @@ def plan_lines(trainer: RunView) -> list[str]:
     formats = {one.entry.name for one in trainer.data.formats.values()}
     bound = [f"{one.entry.kind} {one.entry.name}" for one in setup.plugins.bound if one.entry.kind != "format"]
     plugins = [*(f"format {found}" for found in sorted(formats)), *bound]
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return [
         f"model      {name}: {total / 1e6:,.1f}M parameters, {trainable / 1e6:,.2f}M trained, {model.dtype}",
         f"plugins    {', '.join(plugins)}",
@@ -31,8 +31,7 @@ def plan_lines(trainer: RunView) -> list[str]:
         *(f"data       {note}" for note in trainer.data.notes),
         *([f"documents  {trainer.shared_rows.proof}"] if trainer.shared_rows.proof else []),
         f"length     {_length(trainer)}",
-        f"steps      {trainer.state.max_steps:,} of {rows} rows ({args.per_device_train_batch_size} x "
-        f"{args.gradient_accumulation_steps} accumulated x {args.world_size} process(es)), "
+        f"steps      {_steps(args, trainer.state.max_steps)}, "
         f"learning rate {args.learning_rate:g} {args.lr_scheduler_type.value}, seed {args.seed}",
         f"precision  {_precision(trainer)} on {args.device}",
         f"output     {args.output_dir}",
@@ -43,6 +42,18 @@ def attention_lines(trainer: RunView) -> list[str]:
     """The attention that the model runs, where the run's plugin does not say it all."""
     running, backend = running_attention(trainer.loaded.model), trainer.setup.plan.attention
     return [] if backend is not None and backend.implementation == running else [f"{running}, the model's own"]
+
+
+def _steps(args: Any, steps: int) -> str:
+    """The steps, and the rows of each: of a batch, of those that are accumulated, and of all processes."""
+    batch, accumulated, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
+    factors = [
+        *([f"{accumulated} accumulated"] if accumulated > 1 else []),
+        *([f"{processes} processes"] if processes > 1 else []),
+    ]
+    product = f" ({' x '.join([str(batch), *factors])})" if factors else ""
+    rows = counted(batch * accumulated * processes, "row")
+    return f"{steps:,}, {'each ' if steps > 1 else ''}of {rows}{product}"
 
 
 def _length(trainer: RunView) -> str:
