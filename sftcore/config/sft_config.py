@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from sftcore.config.fields import config_fields, wrong_fields
 from sftcore.config.near_names import meant
@@ -220,6 +220,12 @@ class SFTConfig(TrainingArguments):
             self.report_to = "none"  # transformers takes the value None for the name of a tracker
         if self.early_stopping_patience is not None and self.metric_for_best_model is None:  # type: ignore[has-type]
             self.metric_for_best_model = "loss"
+        if self.tf32 and not is_torch_tf32_available():
+            raise RecipeError(
+                "tf32 is a number format of NVIDIA GPUs from Ampere on, and there is none here.",
+                where="SFTConfig",
+                fix="Drop tf32.",
+            )
         refuse_missing_deepspeed(self.deepspeed)
         # Unsloth on a CPU patches TrainingArguments to turn TRL's packing off; here packed documents are proven apart
         own = {name: getattr(self, name) for name in ("packing", "eval_packing", "padding_free")}

@@ -11,10 +11,19 @@ import typing
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
+import torch
 from transformers import HfArgumentParser
 
 import sftcore
-from sftcore import ConflictError, ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+from sftcore import (
+    ConflictError,
+    ModelConfig,
+    RecipeError,
+    SFTConfig,
+    SFTTrainer,
+    get_peft_config,
+    get_quantization_config,
+)
 from sftcore.config.fields import DECLARED_OTHERWISE, config_fields
 from sftcore.core.errors import SettingsError
 
@@ -90,6 +99,12 @@ def test_types_read_from_source_accept_what_the_real_class_is_annotated_with():
         of_union = typing.get_origin(known) in (typing.Union, types.UnionType)
         read = {typing.get_origin(arm) or arm for arm in (typing.get_args(known) if of_union else (known,))}
         assert read & simple == wanted & simple, name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have it")
+def test_tf32_without_a_gpu_is_refused_as_what_it_is(tmp_path):
+    with pytest.raises(RecipeError, match=r"SFTConfig: tf32 is a number format of NVIDIA GPUs.* Drop tf32\."):
+        SFTConfig(str(tmp_path), use_cpu=True, tf32=True)
 
 
 def test_bf16_is_off_on_a_cpu_unless_asked_for(tmp_path):
