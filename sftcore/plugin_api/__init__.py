@@ -12,7 +12,7 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 | kernels | `decoder_layers`* |
 | kernels, losses | `triton_is_interpreted` |
 | loaders, adapters | `adapter_folder`, `quantisation_asked_for`, `quantisation_of`*, `prepare_quantised`* |
-| adapters | `selective_of`, `vision_parts`* |
+| adapters | `declared_fields`, `selective_of`, `vision_parts`* |
 | errors | `nearest`, the closest of some names, as a question |
 """
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sftcore.config.attention import planned_device, unsupported
     from sftcore.config.checks import selective_of
     from sftcore.config.probe import adapter_folder, quantisation_asked_for
+    from sftcore.config.settings.declared import declared_fields
     from sftcore.core.errors import nearest
     from sftcore.core.types import IGNORED, IMAGE
     from sftcore.data.collate import filler_of, flatten_rows, multiple_of, pad_rows
@@ -43,6 +44,7 @@ __all__ = [
     "IMAGE",
     "MAX_PIXELS",
     "adapter_folder",
+    "declared_fields",
     "decoder_layers",
     "edges_of",
     "filler_of",

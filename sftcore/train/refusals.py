@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -228,7 +229,9 @@ def until_first_step(args: SFTConfig, callbacks: Iterable[Any]) -> Iterator[None
     """
     if found := list(callback_problems(args, callbacks)):
         raise CheckError(found)
-    with in_our_words("the training cannot begin", ModelError, until="_run_epoch"):
+    # what a checkpoint holds that is not data is said where checkpoints are read
+    leaves = (pickle.UnpicklingError,)
+    with in_our_words("the training cannot begin", ModelError, until="_run_epoch", leaves=leaves):
         yield
 
 

@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 
 from sftcore import SFTConfig, SFTTrainer
-from sftcore.core.errors import DivergenceError, OptionTypeError
+from sftcore.core.errors import DivergenceError, RecipeError
 from sftcore.train.guard.divergence import LossLevel
 from sftcore.train.guard.named_rows import named_rows
 from tests.conftest import make_llama, make_tokenizer
@@ -145,9 +145,9 @@ def test_after_a_step_with_nan_the_losses_of_later_steps_are_logged_again(tmp_pa
 
 
 def test_policies_that_do_not_exist_are_refused(tmp_path):
-    with pytest.raises(OptionTypeError, match='on_nonfinite is stop, skip, continue, got "ignore"'):
+    with pytest.raises(RecipeError, match=r'on_nonfinite "ignore" is not known\. Use one of: stop, skip, continue'):
         SFTConfig(str(tmp_path), on_nonfinite="ignore")
-    with pytest.raises(OptionTypeError, match="divergence_factor is a number above 1"):
+    with pytest.raises(RecipeError, match=r"divergence_factor is 0\.5\. It must be above 1"):
         SFTConfig(str(tmp_path), divergence_factor=0.5)
 
 

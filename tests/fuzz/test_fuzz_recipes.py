@@ -56,7 +56,7 @@ def simple_types() -> dict[str, Any]:
     for name, hint in typing.get_type_hints(SFTConfig).items():
         arms = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]
         plain = [get_origin(arm) or arm for arm in arms]
-        if all(arm in SIMPLE for arm in plain) and name != "fsdp":  # which transformers declares for its command line
+        if all(arm in SIMPLE for arm in plain) and name not in ("fsdp", "debug"):  # None is taken, too
             found[name] = Union[tuple(plain)]  # noqa: UP007 - the arms are known at run time only
     return found
 

@@ -6,6 +6,8 @@ TRL 1.16 do not take any more are in test_older_lines.py.
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from datasets import load_dataset
@@ -21,6 +23,7 @@ from sftcore import (
     get_peft_config,
     get_quantization_config,
 )
+from sftcore.plugin_api import triton_is_interpreted
 
 pytestmark = pytest.mark.usefixtures("hub")
 
@@ -221,11 +224,16 @@ def test_noise_on_the_embeddings_is_gone_afterwards():
     assert torch.equal(embeddings(tokens), embeddings.weight[tokens])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU they are used")
-def test_ligers_kernels_without_a_gpu_name_what_is_missing():
+def test_ligers_kernels_are_used_or_what_is_missing_is_named(monkeypatch):
     dataset = load_dataset("stanfordnlp/imdb", split="train")
-    with pytest.raises(SFTCoreError, match="liger"):
-        SFTTrainer("mistralai/Mistral-7B-v0.1", train_dataset=dataset, args=short(use_liger_kernel=True))
+    args = short(use_liger_kernel=True)
+    if importlib.util.find_spec("liger_kernel") is None or not (torch.cuda.is_available() or triton_is_interpreted()):
+        with pytest.raises(SFTCoreError, match="liger"):
+            SFTTrainer("mistralai/Mistral-7B-v0.1", train_dataset=dataset, args=args)
+        return
+    trainer = SFTTrainer("mistralai/Mistral-7B-v0.1", train_dataset=dataset, args=args)
+    assert has_learned(trainer)
+    assert [one.name for one in trainer.setup.plan.selections if one.kind == "kernel"] == ["liger"]
 
 
 # --- Several processes ------------------------------------------------------------------------------------------------

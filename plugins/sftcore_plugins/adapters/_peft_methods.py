@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import attrs
 from sftcore import LoadedModel, ModelError, Plan, Probe, Problem
 from sftcore.plugin_api import (
     adapter_folder,
+    declared_fields,
     prepare_quantised,
     quantisation_asked_for,
     quantisation_of,
@@ -161,9 +161,8 @@ def peft_values(config: Any) -> Mapping[str, Any]:
 
 def fields_of_lora() -> tuple[str, ...]:
     """The names of all that PEFT's LoraConfig takes."""
-    from peft import LoraConfig
-
-    return tuple(one.name for one in dataclasses.fields(LoraConfig) if one.init)
+    own, base = declared_fields("peft.tuners.lora.config", "LoraConfig"), declared_fields("peft.config", "PeftConfig")
+    return tuple(dict.fromkeys((*declared_fields("peft.config", "PeftConfigMixin"), *base, *own)))
 
 
 def make_config(options: Mapping[str, Any], where: str) -> PeftConfig:

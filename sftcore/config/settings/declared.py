@@ -52,6 +52,13 @@ def fields_of(text: str, class_name: str) -> Mapping[str, ast.AnnAssign]:
 
 
 @functools.cache
+def declared_fields(module: str, class_name: str) -> tuple[str, ...]:
+    """The names of the fields that a dataclass of an installed library declares itself, without importing it."""
+    found = fields_of(source(module), class_name)
+    return tuple(name for name, node in found.items() if "init=False" not in ast.unparse(node))
+
+
+@functools.cache
 def training_arguments() -> Mapping[str, ast.AnnAssign]:
     """The fields of the installed `transformers.TrainingArguments`."""
     return fields_of(source("transformers.training_args"), "TrainingArguments")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from datasets import Dataset
 from peft import LoHaConfig, LoraConfig
+from sftcore_plugins.adapters._peft_methods import fields_of_lora
 
 from sftcore import CheckError, RecipeError, SFTTrainer
 from sftcore.config.recipe import parse_recipe
@@ -74,3 +77,7 @@ def test_all_wrong_options_of_an_adapter_are_named_together(model_folder):
     text = str(caught.value)
     assert "4 problems" in text
     assert all(part in text for part in ('"dropuot"', "adapter.lora.r: expected int", "{bias: all}", '"alhpa"'))
+
+
+def test_fields_of_lora_are_those_of_peft():
+    assert set(fields_of_lora()) == {one.name for one in dataclasses.fields(LoraConfig) if one.init}
