@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from sftcore.chat.content import as_templates_read, says_otherwise
 from sftcore.chat.conversation import Conversations, RenderedConversation
@@ -93,11 +93,10 @@ class Renderer:
         if example.messages is not None:
             self._refuse_completion_only("messages")
             turns = self._as_templates_read(example.messages, example)
-            conversation = self._conversation(turns, example)
-            several = len({turn.role == "assistant" for turn in turns}) > 1
-            if conversation.spans is None and several:
-                return evolve(conversation, notes=(*conversation.notes, EVERY_TURN))
-            return conversation
+            conversation = self._render_turns(turns, example)
+            spans = self._assistant(turns, conversation)
+            notes = (EVERY_TURN,) if spans is None and _several_sides(turns) else ()
+            return self._finished(conversation, spans, notes)
         if isinstance(example.prompt, str):
             self._refuse_assistant_only()
             text = self._with_eos(example.prompt + str(example.completion))
@@ -115,20 +114,19 @@ class Renderer:
         template = self._conversations.template(example)
         return as_templates_read(turns, template.reads_parts, lambda key: key in template.source)
 
-    def _conversation(self, turns: Turns, example: Example) -> Rendered:
-        conversation = self._render_turns(turns, example)
-        return self._finished(conversation, self._assistant(turns, conversation))
-
     @staticmethod
-    def _finished(conversation: RenderedConversation, spans: tuple[Span, ...] | None) -> Rendered:
+    def _finished(
+        conversation: RenderedConversation, spans: tuple[Span, ...] | None, notes: tuple[str, ...] = ()
+    ) -> Rendered:
         proven = () if spans is None else conversation.skeleton.proven
-        return Rendered(conversation.text, spans, False, conversation.notes, turns=proven)
+        return Rendered(conversation.text, spans, False, conversation.notes + notes, turns=proven)
 
     def _prompt_and_completion(self, example: Example) -> Rendered:
         prompt = self._as_templates_read(_turns(example.prompt), example)
         turns = [*prompt, *self._as_templates_read(_turns(example.completion), example)]
         if self._completion_only is False:
-            return self._conversation(turns, example)
+            conversation = self._render_turns(turns, example)
+            return self._finished(conversation, self._assistant(turns, conversation))
         conversation = self._render_turns(turns, example, prompt_turns=len(prompt))
         start = self._completion_start(conversation, turns, len(prompt), example)
         whole = Span(start, max(start, self._completion_end(conversation, start)))
@@ -222,6 +220,15 @@ def _singled_out(turns: Turns) -> bool:
                 fix='Give "train" or "weight" only to assistant messages.',
             )
     return bool(chosen)
+
+
+def _several_sides(turns: Turns) -> bool:
+    """Whether both the assistant and others speak; a loop, because this is asked of each row."""
+    first = turns[0].role == "assistant" if turns else False
+    for turn in turns:
+        if (turn.role == "assistant") is not first:
+            return True
+    return False
 
 
 def _turns(turns: str | Turns | None) -> Turns:
