@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/reference from the code: hooks.md, config.md, plugins.md.
+"""Write the generated pages of docs/reference from the code: hooks.md, values.md, config.md, plugins.md.
 
 python scripts/gen_reference.py            write them
 python scripts/gen_reference.py --check    exit 1 where a page does not say what the code says
@@ -17,7 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attrs
+import reference_values
 from attrs import frozen
+from reference_values import in_table
 
 import sftcore
 from sftcore.config.selections import DEFAULTS
@@ -39,7 +41,12 @@ OWN = "sftcore"
 
 def pages() -> dict[str, str]:
     """File name to text, for every generated page."""
-    return {"hooks.md": hooks_page(), "config.md": config_page(), "plugins.md": plugins_page()}
+    return {
+        "hooks.md": hooks_page(),
+        "values.md": f"# Values\n\n{NOTICE}\n\n{reference_values.page()}",
+        "config.md": config_page(),
+        "plugins.md": plugins_page(),
+    }
 
 
 # --- hooks.md -------------------------------------------------------------------------------------------------------
@@ -54,6 +61,8 @@ def hooks_page() -> str:
             "step asks is listed in [Architecture](../architecture.md#the-way-of-a-run).",
             "*One*: exactly one plugin of a run may answer. *All*: every plugin that has the hook is asked, in the "
             "order of the recipe. A method takes the arguments it needs, by these names; it may leave others out.",
+            "*Added in*: the first version of sftcore that asks the hook; a plugin that answers it requires that "
+            "version ([Versions](../explanation/versions.md)).",
             "\n".join(["| hook | asked | arguments |", "|---|---|---|", *rows]),
             *map(_hook, LIFECYCLE),
         ]
@@ -71,7 +80,11 @@ def _hook(name: str) -> str:
     shown = signature.replace(parameters=list(signature.parameters.values())[1:])
     prose, example = _prose_and_example(inspect.getdoc(function) or "")
     call = f"{name}{_plain_signature(shown)}"
-    return _joined([f"## {name}", f"`{call}`", f"Asked: {_asked(name)}.", prose, f"```python\n{example}\n```"])
+    facts = f"Asked: {_asked(name)}. Added in {function.added}."
+    crossing = reference_values.links(call)
+    if crossing:
+        facts += f" Values: {crossing}."
+    return _joined([f"## {name}", f"`{call}`", facts, prose, f"```python\n{example}\n```"])
 
 
 def _asked(name: str) -> str:
@@ -222,7 +235,7 @@ def _plugin(entry: PluginEntry) -> str:
     hooks = [hook for hook in LIFECYCLE if one.implements(hook)]
     slots = [slot for _, claimed in plugins.all("claims") for slot in claimed]
     rows = [
-        f"| `{option.name}` | {_in_table(_type_text(option.type))} | `{getattr(one.plugin, option.name)!r}` |"
+        f"| `{option.name}` | {in_table(_type_text(option.type))} | `{getattr(one.plugin, option.name)!r}` |"
         for option in options(cls)
     ]
     return _joined(
@@ -252,10 +265,6 @@ def _says_how_fast(entry: PluginEntry) -> bool:
 
 def _type_text(wanted: object) -> str:
     return wanted if isinstance(wanted, str) else type_name(wanted)
-
-
-def _in_table(text: str) -> str:
-    return " or ".join(f"`{part}`" for part in text.split(" | "))
 
 
 def _anchor(entry: PluginEntry) -> str:

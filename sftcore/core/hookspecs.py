@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from sftcore.core.deprecations import PROJECT as PROJECT
+from sftcore.core.deprecations import hookspec
+
 if TYPE_CHECKING:
     from sftcore.core.types import (
         AttentionBackend,
@@ -33,15 +36,13 @@ if TYPE_CHECKING:
         Slot,
     )
 
-PROJECT = "sftcore"
-hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Hooks:
     """The specifications, in the order in which a run calls them."""
 
-    @hookspec(firstresult=True)
+    @hookspec("0.1", firstresult=True)
     def loads(self, request: ModelRequest) -> bool:  # type: ignore[empty-body]
         """Whether this loader is the one for a model of this name. Asked of all installed loaders where none is chosen.
 
@@ -58,7 +59,7 @@ class Hooks:
         True
         """
 
-    @hookspec(firstresult=True)
+    @hookspec("0.1", firstresult=True)
     def options_from(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Options that fields of SFTConfig give to this plugin; None where they do not ask for it.
 
@@ -77,7 +78,7 @@ class Hooks:
         {'column': 'body'}
         """
 
-    @hookspec
+    @hookspec("0.1")
     def claims(self) -> Iterable[Slot]:  # type: ignore[empty-body]
         """Slots that this plugin occupies. Asked of all plugins, before any heavy import.
 
@@ -92,7 +93,7 @@ class Hooks:
         ['kernel.rms_norm']
         """
 
-    @hookspec(firstresult=True)
+    @hookspec("0.1", firstresult=True)
     def attention_backend(self, request: ModelRequest) -> AttentionBackend:  # type: ignore[empty-body]
         """The attention implementation and what it supports. Asked of one plugin, the attention.
 
@@ -110,7 +111,7 @@ class Hooks:
         'eager'
         """
 
-    @hookspec(firstresult=True)
+    @hookspec("0.1", firstresult=True)
     def flattens(self, plan: Plan) -> bool:  # type: ignore[empty-body]
         """Whether batches lay all documents end to end in one row, or pad them. Asked of one plugin, the collator.
 
@@ -127,7 +128,7 @@ class Hooks:
         True
         """
 
-    @hookspec
+    @hookspec("0.1")
     def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:  # type: ignore[empty-body]
         """Problems that can be seen before weights are read. Asked of all plugins; all problems are shown at once.
 
@@ -145,7 +146,7 @@ class Hooks:
         ['sequences beyond 4096 tokens are not supported. Set max_length: 4096.']
         """
 
-    @hookspec
+    @hookspec("0.1")
     def prepare(self, plan: Plan) -> None:
         """The last moment before transformers is imported. Asked of all plugins, from the command line only.
 
@@ -160,7 +161,7 @@ class Hooks:
         >>> Interpreted().prepare(Plan(selections=()))
         """
 
-    @hookspec(firstresult=True)
+    @hookspec("0.1", firstresult=True)
     def load_processor(self, request: ModelRequest) -> Any:
         """The tokenizer or processor that belongs to the model. Asked of one plugin, the loader.
 
@@ -178,7 +179,7 @@ class Hooks:
         'load_processor'
         """
 
-    @hookspec
+    @hookspec("0.1")
     def detects(self, columns: tuple[str, ...]) -> bool:  # type: ignore[empty-body]
         """Whether this format can read a data set with these columns. `format: auto` asks every installed format.
 
@@ -195,7 +196,7 @@ class Hooks:
         True
         """
 
-    @hookspec
+    @hookspec("0.1")
     def suggest(self, columns: tuple[str, ...]) -> Mapping[str, Any] | None:
         """Options with which this format could read these columns, or None. Asked when no format detects them.
 
@@ -213,7 +214,7 @@ class Hooks:
         {'question': 'frage'}
         """
 
-    @hookspec(firstresult=True)
+    @hookspec("0.1", firstresult=True)
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:  # type: ignore[empty-body]
         """A function from a row to an `Example`, or to several. Asked of one plugin, the format, for each data set.
 
@@ -228,7 +229,7 @@ class Hooks:
         'Because.'
         """
 
-    @hookspec
+    @hookspec("0.1")
     def load_options(self, request: ModelRequest) -> LoadOptions:  # type: ignore[empty-body]
         """Arguments for `from_pretrained`. Asked of all plugins and merged; one key with two values is a conflict.
 
@@ -243,7 +244,7 @@ class Hooks:
         {'device_map': 'auto'}
         """
 
-    @hookspec(firstresult=True)
+    @hookspec("0.1", firstresult=True)
     def load_model(self, request: ModelRequest, options: LoadOptions) -> LoadedModel:  # type: ignore[empty-body]
         """The model with its processor. Asked of one plugin, the loader; `options` are already merged.
 
@@ -260,7 +261,7 @@ class Hooks:
         'here'
         """
 
-    @hookspec
+    @hookspec("0.1")
     def patch_kernels(self, loaded: LoadedModel, plan: Plan) -> PatchReport:  # type: ignore[empty-body]
         """Replace parts of the model by faster ones. Asked of all plugins in recipe order, before the adapter.
 
@@ -275,7 +276,7 @@ class Hooks:
         {'rms_norm': 'the model has none'}
         """
 
-    @hookspec(firstresult=True)
+    @hookspec("0.1", firstresult=True)
     def make_loss(self, loaded: LoadedModel, plan: Plan) -> LossFunction:  # type: ignore[empty-body]
         """A `LossFunction` over supervised positions. Asked of one plugin, the loss.
 
@@ -299,7 +300,7 @@ class Hooks:
         1.3863
         """
 
-    @hookspec(firstresult=True)
+    @hookspec("0.1", firstresult=True)
     def wrap_model(self, loaded: LoadedModel, plan: Plan) -> LoadedModel:  # type: ignore[empty-body]
         """The model with an adapter around it. Asked of one plugin, the adapter.
 
@@ -315,7 +316,7 @@ class Hooks:
         ('tagged',)
         """
 
-    @hookspec(firstresult=True)
+    @hookspec("0.1", firstresult=True)
     def make_collator(self, processor: Any, plan: Plan) -> Collator:  # type: ignore[empty-body]
         """A function from prepared rows to a batch of tensors. Asked of one plugin, the collator.
 
@@ -334,7 +335,7 @@ class Hooks:
         [[-100, 2]]
         """
 
-    @hookspec
+    @hookspec("0.1")
     def inject_noise(self, loaded: LoadedModel, plan: Plan) -> Removable:  # type: ignore[empty-body]
         """Noise for training. Asked of all plugins; removed before evaluation and before anything is saved.
 
@@ -353,7 +354,7 @@ class Hooks:
         0.2
         """
 
-    @hookspec
+    @hookspec("0.1")
     def save_model(self, loaded: LoadedModel, folder: str) -> None:
         """Add to `folder`, after model and processor were saved there, what else is needed to load them again.
 

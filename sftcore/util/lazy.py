@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,17 @@ def lazy_names(
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(module_of[name]), name)
-        setattr(module, name, value)
+        if not _warns(f"{package}.{name}"):
+            setattr(module, name, value)
         return value
 
     return get, lambda: sorted({*vars(module), *module_of})
+
+
+def _warns(name: str) -> bool:
+    """Whether a public name is deprecated; if so, the line that asked for it is told."""
+    from sftcore.core.deprecations import NAMES
+
+    if name in NAMES:
+        warnings.warn(NAMES[name].warning(name), stacklevel=3)
+    return name in NAMES
