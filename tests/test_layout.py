@@ -115,10 +115,10 @@ def test_circles_finds_a_circle_and_nothing_else():
     assert circles(graph) == [["a", "b", "c"], ["f"]]
 
 
-def test_root_of_sftcore_holds_four_files():
+def test_root_of_sftcore_holds_three_files():
     files = {path.name for path in ROOTS["sftcore"].iterdir() if path.is_file()}
 
-    assert files == {"__init__.py", "__main__.py", "rows.py", "py.typed"}
+    assert files == {"__init__.py", "__main__.py", "py.typed"}
 
 
 @pytest.mark.parametrize("name", FOLDERS)

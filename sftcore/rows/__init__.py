@@ -1,0 +1,26 @@
+"""Readers that formats share; their errors say which column is wrong and how to fix it.
+
+The functions raise `RowError` without a location, to which the core adds the data set and the row number.
+"""
+
+from sftcore.rows.columns import template_kwargs_of, text_of, value_of, without_nulls
+from sftcore.rows.images import images_of, place_images
+from sftcore.rows.roles import ROLES
+from sftcore.rows.tools import tools_of
+from sftcore.rows.turns import REASONING, is_trained_turns, messages_of, read_messages, single_out
+
+__all__ = [
+    "REASONING",
+    "ROLES",
+    "images_of",
+    "is_trained_turns",
+    "messages_of",
+    "place_images",
+    "read_messages",
+    "single_out",
+    "template_kwargs_of",
+    "text_of",
+    "tools_of",
+    "value_of",
+    "without_nulls",
+]
