@@ -52,7 +52,7 @@ def values() -> Iterator[str]:
 
 
 def own(one: object) -> bool:
-    return inspect.isfunction(one) and one.__module__ == "sftcore.rows" and not one.__name__.startswith("_")
+    return inspect.isfunction(one) and one.__module__.startswith("sftcore.rows") and not one.__name__.startswith("_")
 
 
 def functions(module: ModuleType, names: list[str]) -> Iterator[str]:
