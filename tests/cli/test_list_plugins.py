@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -21,11 +22,13 @@ HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "rich", "yam
 
 MODULES = """
 import json, sys
+looked = []
+sys.addaudithook(lambda event, given: event in ("open", "os.listdir", "os.scandir") and looked.append(str(given[0])))
 from sftcore.cli import cli
 try:
     cli(sys.argv[1:], prog_name="sftcore")
 finally:
-    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+    print(json.dumps([sorted(sys.modules), looked]), file=sys.stderr)
 """
 
 
@@ -38,8 +41,8 @@ def listed(*words: str) -> list[dict]:
     return answer["plugins"]
 
 
-def in_a_fresh_python(*words: str, path: str = "") -> tuple[str, set[str]]:
-    """What the verb prints, and the modules that were imported for it."""
+def in_a_fresh_python(*words: str, path: str = "") -> tuple[str, set[str], list[str]]:
+    """What the verb prints, the modules that were imported for it, and the files and folders that it looked into."""
     shown = subprocess.run(
         [sys.executable, "-c", MODULES, *words],
         env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
@@ -48,7 +51,8 @@ def in_a_fresh_python(*words: str, path: str = "") -> tuple[str, set[str]]:
         timeout=120,
         check=True,
     )
-    return shown.stdout, set(json.loads(shown.stderr.splitlines()[-1]))
+    modules, looked = json.loads(shown.stderr.splitlines()[-1])
+    return shown.stdout, set(modules), looked
 
 
 def test_each_row_has_exactly_the_keys_of_the_schema():
@@ -127,14 +131,14 @@ def test_a_malformed_block_pattern_is_refused():
 
 @pytest.mark.parametrize("words", [["list-plugins"], ["list-plugins", "--json"], ["--help"]], ids=" ".join)
 def test_nothing_heavy_is_imported_when_the_output_is_no_terminal(words):
-    shown, modules = in_a_fresh_python(*words)
+    shown, modules, _ = in_a_fresh_python(*words)
     assert shown
     assert modules & HEAVY == set()
     assert not any(name.startswith("sftcore_plugins") for name in modules)
 
 
 def test_the_details_of_the_built_in_plugins_import_no_torch():
-    _, modules = in_a_fresh_python("list-plugins", "--details")
+    _, modules, _ = in_a_fresh_python("list-plugins", "--details")
     assert "sftcore_plugins.losses.nll" in modules
     assert modules & {"torch", "transformers", "datasets", "peft", "accelerate"} == set()
 
@@ -146,7 +150,7 @@ def test_five_hundred_distributions_are_listed_without_importing_one(tmp_path):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: fake-{i:03}\nVersion: 0.{i}\n\nName: readme\n")
         group = f"sftcore.{KINDS[i % len(KINDS)]}" if i % 2 else "console_scripts"
         (info / "entry_points.txt").write_text(f"[{group}]\nplugin-{i:03} = fake_{i:03}:Plugin\n")
-    shown, modules = in_a_fresh_python("list-plugins", "--json", path=str(tmp_path))
+    shown, modules, looked = in_a_fresh_python("list-plugins", "--json", path=str(tmp_path))
     rows = {row["name"]: row for row in json.loads(shown)["plugins"] if row["distribution"] != "sftcore"}
     assert sorted(rows) == [f"plugin-{i:03}" for i in range(1, 500, 2)]
     assert rows["plugin-009"] == {
@@ -160,3 +164,9 @@ def test_five_hundred_distributions_are_listed_without_importing_one(tmp_path):
     }
     assert modules & HEAVY == set()
     assert not any(name.startswith("fake_") for name in modules)
+    # what takes time is counted, since a clock says something else on every machine: each distribution's entry points
+    # are read once, the metadata of those with plugins once, and no folder is searched a second time
+    here = [os.path.relpath(one, tmp_path) for one in looked if one.startswith(str(tmp_path))]
+    assert sorted(Path(one).name for one in here if one != ".") == ["METADATA"] * 250 + ["entry_points.txt"] * 500
+    assert len(set(here)) == len(here)
+    assert len(modules) < 300

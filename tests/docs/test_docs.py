@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 import subprocess
@@ -77,14 +78,37 @@ def test_every_hook_is_documented_in_the_order_of_the_lifecycle():
     assert tuple(sections("reference/hooks.md")) == LIFECYCLE
 
 
+def signatures() -> dict[str, str]:
+    """Hook to its signature as the source has it, without self."""
+    source = (ROOT / "sftcore" / "core" / "hookspecs.py").read_text(encoding="utf-8")
+    (hooks,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "Hooks")
+    functions = [node for node in hooks.body if isinstance(node, ast.FunctionDef)]
+    for one in functions:
+        del one.args.args[0]
+    return {one.name: f"{one.name}({ast.unparse(one.args)}) -> {ast.unparse(one.returns)}" for one in functions}
+
+
 @pytest.mark.parametrize("hook", LIFECYCLE)
-def test_a_hook_is_documented_with_its_real_arguments(hook):
-    code = getattr(Hooks, hook).__code__
-    arguments = code.co_varnames[1 : code.co_argcount]
-    call = sections("reference/hooks.md")[hook].strip().partition("\n")[0]
-    shown = re.findall(r"(\w+): ", call)
-    assert call.startswith(f"`{hook}(")
-    assert tuple(shown) == arguments
+def test_a_hook_is_documented_with_its_exact_signature_and_its_values(hook):
+    section = sections("reference/hooks.md")[hook]
+    assert section.strip().partition("\n")[0] == f"`{signatures()[hook]}`"
+    values = set(re.findall(r"\w+", signatures()[hook])) & set(sections("reference/values.md"))
+    assert set(re.findall(r"\[(\w+)\]\(values\.md#\w+\)", section)) == values
+    assert f"Added in {getattr(Hooks, hook).added}." in section
+
+
+def test_every_value_that_crosses_a_hook_is_documented_with_all_its_fields():
+    from sftcore.core import types
+
+    documented = sections("reference/values.md")
+    named = {"ModelRequest", "LoadedModel", "LoadOptions", "PatchReport", "AttentionBackend", "Plan", "Probe"}
+    assert named | {"Example", "Message", "LossOutput", "Problem", "Selection", "TokenizedRow"} <= set(documented)
+    crossing = {name for call in signatures().values() for name in re.findall(r"\w+", call) if hasattr(types, name)}
+    assert crossing - {"Any", "Mapping"} <= set(documented)
+    for name, section in documented.items():
+        made = getattr(types, name)
+        for field in getattr(made, "__attrs_attrs__", ()):
+            assert f"| `{field.name}` |" in section, f"{name}.{field.name}"
 
 
 @pytest.mark.parametrize("hook", LIFECYCLE)
