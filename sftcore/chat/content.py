@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import attrs
+from attrs import define, field
 
 from sftcore.core.errors import RowError
 from sftcore.core.types import Example, Message, Part, Turns
+from sftcore.rows.marks import as_marked
+from sftcore.rows.parts import text_of_parts
+from sftcore.rows.tools import arguments_of, calls_of
+from sftcore.rows.turns import with_calls_joined
+from sftcore.util.shown import shortened
 
 _TEXTS = ("input_text", "output_text")
 _THOUGHTS = ("thinking", "reasoning")
 _CLOSED = ("redacted_thinking", "audio", "input_audio", "video", "file", "document")
 """Parts that hold no text."""
-_MARKS = {"loss": True, "loss_mask": True, "trainable": True, "masked": False}
-"""What other libraries call `train` in a message, and the value with which they train it."""
+_SAID = ("audio", "function_calls", "tool_uses", "reasoning_details")
+"""Keys in which the assistant says something that only some templates print."""
+_THOUGHT = ("thought", "thoughts", "think", "cot", "chain_of_thought")
+"""What its reasoning is called elsewhere."""
+_HELD = {
+    "text": (),
+    "tool_use": ("id", "name", "input"),
+    "tool_result": ("tool_use_id", "name", "content"),
+    "thinking": ("thinking",),
+    "reasoning": ("reasoning", "content", "summary"),
+    **dict.fromkeys((*_TEXTS, "refusal"), ("refusal",)),
+}
+"""The keys of parts, beside the text, whose values reach the template; parts of other types are passed whole."""
+
+EXAMPLE = ", for example "
+"""What stands in a note before the first value that it was met with."""
+
+DEVELOPER = "developer messages are rendered as system messages, because the chat template leaves them out"
+
+
+class Reads(Protocol):
+    """What is asked of a chat template."""
+
+    def reads_parts(self, kind: str) -> bool:
+        """Whether it asks for parts of this type."""
+
+    def reads_key(self, key: str) -> bool:
+        """Whether it may print this key of a message."""
+
+    def drops_developer(self) -> bool:
+        """Whether it leaves out the words of a developer."""
 
 
 def says_otherwise(turns: Turns) -> bool:
-    """Whether a message has parts other than texts and images, or further keys, as few rows do."""
-    for turn in turns:  # noqa: SIM110 - asked of every row, where a generator costs as much again
-        if turn.extra or (type(turn.content) is not str and _has_others(turn.content)):
+    """Whether a message has parts other than texts and images, further keys, or a developer's role, as few rows do."""
+    for turn in turns:
+        if turn.extra or (type(turn.content) is not str and _has_others(turn.content)) or turn.role == "developer":
             return True
     return False
 
@@ -32,33 +66,68 @@ def _has_others(content: Any) -> bool:
     return any(part.type not in ("text", "image") or (part.extra and part.type == "text") for part in content or ())
 
 
-def as_templates_read(turns: Turns, knows: Callable[[str], bool], mentions: Callable[[str], bool]) -> list[Message]:
-    """The messages with calls, their results and reasoning in the places that chat templates read.
+@define
+class Content:
+    """Puts what messages say where one chat template looks for it. `_examples` holds a value of each unread key."""
 
-    Anthropic's `tool_use`, `tool_result` and `thinking` blocks, OpenAI's `function_call` and `refusal`, and the texts
-    of its Responses are translated, and other libraries' marks of what is not to be trained become `train`. `knows`
-    tells which types of parts the template reads by itself, `mentions` which keys.
+    _examples: dict[str, str] = field(factory=dict)
 
-    Raises:
-        RowError: a part or key holds what no template would print, or marks cannot be read.
-    """
-    names: dict[str, str] = {}
-    found: list[Message] = []
-    for index, turn in enumerate(turns):
-        if turn.extra:
-            turn = _without_keys(_as_marked(turn, index), index, mentions)
-        if turn.content is None or isinstance(turn.content, str):
-            found.append(turn)
-            continue
-        turn, parts = _as_parts_are_marked(turn, turn.content, index)
-        results = [part for part in parts if part.type == "tool_result" and not knows("tool_result")]
-        found += [_result(part, names, index) for part in results]
-        others = [part for part in parts if part not in results]
-        turn = _translated(attrs.evolve(turn, content=others), knows, index)
-        names.update({str(call.get("id")): call["function"]["name"] for call in turn.tool_calls if "function" in call})
-        if others or not results:
-            found.append(turn)
-    return found
+    def as_templates_read(self, turns: Turns, template: Reads) -> tuple[list[Message], tuple[str, ...]]:
+        """The messages with calls, their results and reasoning in the places that chat templates read, and notes.
+
+        Anthropic's `tool_use`, `tool_result` and `thinking` blocks, OpenAI's `function_call` and `refusal`, and the
+        texts of its Responses are translated, other libraries' marks of what is not to be trained become `train`, and
+        a developer's words become the system's where the template would leave them out. Keys that nothing reads are
+        removed, and each has its note.
+
+        Raises:
+            RowError: a part or key holds what no template would print, or marks cannot be read.
+        """
+        names: dict[str, str] = {}
+        found: list[Message] = []
+        notes: dict[str, None] = {}
+        for index, turn in enumerate(turns):
+            if turn.role == "developer" and template.drops_developer():
+                turn = attrs.evolve(turn, role="system")
+                notes[DEVELOPER] = None
+            turn = as_marked(turn, f"message {index}")
+            if turn.extra:
+                turn = self._without_keys(turn, index, template, notes)
+            if turn.content is None or isinstance(turn.content, str):
+                found.append(turn)
+                continue
+            parts = [self._without_part_keys(part, template, notes) for part in turn.content]
+            results = [part for part in parts if part.type == "tool_result" and not template.reads_parts("tool_result")]
+            found += [_result(part, names, index) for part in results]
+            others = [part for part in parts if part not in results]
+            turn = _translated(attrs.evolve(turn, content=others), template, index)
+            called = (call for call in turn.tool_calls if "function" in call)
+            names.update({str(call.get("id")): call["function"]["name"] for call in called})
+            if others or not results:
+                found.append(turn)
+        return with_calls_joined(found), tuple(notes)
+
+    def _without_keys(self, turn: Message, index: int, template: Reads, notes: dict[str, None]) -> Message:
+        turn = _without_older_keys(turn, index, template)
+        unread = [key for key in turn.extra if not template.reads_key(key)]
+        if not unread:
+            return turn
+        for key in unread:
+            notes[self._unread(f'the key "{key}" of messages', turn.extra[key])] = None
+        return attrs.evolve(turn, extra={key: value for key, value in turn.extra.items() if key not in unread})
+
+    def _without_part_keys(self, part: Part, template: Reads, notes: dict[str, None]) -> Part:
+        """The part without keys that no template knows, if its type says which it does."""
+        if not part.extra or (held := _HELD.get(part.type)) is None:
+            return part
+        kept = {key: value for key, value in part.extra.items() if key in held or template.reads_key(key)}
+        for key, value in part.extra.items():
+            if key not in kept and value not in (None, "", [], {}):
+                notes[self._unread(f'the key "{key}" of "{part.type}" parts', value)] = None
+        return attrs.evolve(part, extra=kept)
+
+    def _unread(self, what: str, value: Any) -> str:
+        return self._examples.setdefault(what, f"{what} is not read{EXAMPLE}{shortened(value)}")
 
 
 def with_calls_as_text(example: Example) -> Example:
@@ -76,47 +145,23 @@ def with_calls_as_text(example: Example) -> Example:
     return attrs.evolve(example, **said)
 
 
-def _as_marked(turn: Message, index: int) -> Message:
-    """The message with `train` where it has another library's mark: of ms-swift, verl and others."""
-    train = turn.train
-    for key in _MARKS.keys() & turn.extra.keys():
-        value = turn.extra[key]
-        if value not in (0, 1):
-            said = json.dumps(value, ensure_ascii=False, default=str)
-            raise RowError(f'message {index} has "{key}": {said}.', fix='Give "train" (true or false) or "weight".')
-        train = (bool(value) is _MARKS[key]) and train is not False
-    return attrs.evolve(turn, train=train, extra={key: value for key, value in turn.extra.items() if key not in _MARKS})
-
-
-def _as_parts_are_marked(turn: Message, parts: Sequence[Part], index: int) -> tuple[Message, Sequence[Part]]:
-    """The message with the `train` and `weight` that all of its parts have, and the parts without."""
-    marks = {(part.extra.get("train"), part.extra.get("weight")) for part in parts}
-    if marks <= {(None, None)}:
-        return turn, parts
-    train, weight = next(iter(marks))
-    if len(marks) > 1 or train not in (None, 0, 1) or not 0 <= (weight or 0) <= 1:
-        raise RowError(
-            f"message {index} trains some of its parts and not others.",
-            fix='Split it into messages, or give "train" (true or false) or "weight" to the whole message.',
-        )
-    bare = [
-        attrs.evolve(part, extra={key: got for key, got in part.extra.items() if key not in ("train", "weight")})
-        for part in parts
-    ]
-    train = turn.train if train is None else bool(train) and turn.train is not False
-    return attrs.evolve(turn, train=train, weight=turn.weight if weight is None else float(weight)), bare
-
-
-def _without_keys(turn: Message, index: int, mentions: Callable[[str], bool]) -> Message:
+def _without_older_keys(turn: Message, index: int, template: Reads) -> Message:
     """OpenAI's older keys: a call as `function_call`, and a refusal beside empty content."""
     extra = {key: value for key, value in turn.extra.items() if value not in (None, "", [], {})}
     call, refusal = extra.pop("function_call", None), extra.pop("refusal", None)
-    if turn.role == "assistant" and "audio" in extra:
-        raise _unread(index, "audio")
-    if turn.role == "assistant" and "function_calls" in extra and not mentions("function_calls"):
-        raise _unread(index, "function_calls")
+    if turn.role == "assistant":
+        for key in (key for key in _THOUGHT if isinstance(extra.get(key), str) and not template.reads_key(key)):
+            if turn.reasoning is not None and turn.reasoning != extra[key]:
+                raise _unread(index, key)
+            turn = attrs.evolve(turn, reasoning=extra.pop(key))
+        if "tool_call" in extra and not turn.tool_calls and not template.reads_key("tool_call"):
+            turn = attrs.evolve(turn, tool_calls=calls_of(extra.pop("tool_call"), f"message {index}"))
+        for key in (key for key in _SAID if key in extra):
+            again = key == "reasoning_details" and turn.reasoning is not None
+            if key == "audio" or not (again or template.reads_key(key)):
+                raise _unread(index, key)
     if isinstance(call, Mapping) and not turn.tool_calls:
-        turn = attrs.evolve(turn, tool_calls=[{"type": "function", "function": _function(call)}])
+        turn = attrs.evolve(turn, tool_calls=[{"type": "function", "function": _function(call, index)}])
     elif call is not None:
         raise _unread(index, "function_call")
     if isinstance(refusal, str) and not turn.content:
@@ -126,17 +171,22 @@ def _without_keys(turn: Message, index: int, mentions: Callable[[str], bool]) ->
     return attrs.evolve(turn, extra=extra)
 
 
-def _translated(turn: Message, knows: Callable[[str], bool], index: int) -> Message:
+def _translated(turn: Message, template: Reads, index: int) -> Message:
     calls, thoughts, rest = list(turn.tool_calls), [], []
     for part in turn.content or ():
         assert isinstance(part, Part)
-        text = part.text if part.text is not None else part.extra.get(part.type)
-        if knows(part.type):
+        text = part.text if part.text is not None else text_of_parts(part.extra.get(part.type))
+        if template.reads_parts(part.type):
             rest.append(part)
         elif part.type == "tool_use":
-            function = _function({"name": part.extra.get("name"), "arguments": part.extra.get("input")})
-            calls.append({"id": part.extra.get("id"), "type": "function", "function": function})
-        elif part.type in _THOUGHTS and isinstance(text, str):
+            number, made = part.extra.get("id"), {**part.extra, "arguments": part.extra.get("input")}
+            call = {"type": "function", "function": _function(made, index)}
+            calls.append(call if number is None else {"id": number, **call})
+        elif part.type in _THOUGHTS:
+            if text is None:
+                text = text_of_parts(part.extra.get("content") or part.extra.get("summary"))
+            if text is None:
+                raise _unread(index, part.type)
             thoughts.append(text)
         elif part.type in (*_TEXTS, "refusal") and isinstance(text, str):
             rest.append(Part("text", text))
@@ -144,6 +194,7 @@ def _translated(turn: Message, knows: Callable[[str], bool], index: int) -> Mess
             raise _unread(index, part.type)
         else:
             rest.append(part)
+    thoughts = [thought for thought in thoughts if thought]
     if thoughts and turn.reasoning is not None:
         raise RowError(f"message {index} has reasoning in its content and beside it.", fix="Keep one of them.")
     content: Any = rest if rest or not (calls or thoughts) else ""
@@ -153,23 +204,19 @@ def _translated(turn: Message, knows: Callable[[str], bool], index: int) -> Mess
 def _result(part: Part, names: Mapping[str, str], index: int) -> Message:
     """A tool's answer, which Anthropic puts into the user's next message."""
     content = part.extra.get("content", part.text)
-    number = str(part.extra.get("tool_use_id"))
+    number = part.extra.get("tool_use_id")
     if isinstance(content, Sequence) and not isinstance(content, str):
-        texts: list[Any] = [one.get("text") if isinstance(one, Mapping) else one for one in content]
-        if not all(isinstance(text, str) for text in texts):
+        content = text_of_parts(content)
+        if content is None:
             raise _unread(index, "tool_result")
-        content = "".join(texts)
-    return Message("tool", content or "", name=names.get(number), tool_call_id=number)
+    name = part.extra.get("name") or names.get(str(number))
+    return Message("tool", content or "", name=name, tool_call_id=None if number is None else str(number))
 
 
-def _function(call: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = call.get("arguments")
-    if isinstance(arguments, str) and not arguments.strip():
-        arguments = None
-    if isinstance(arguments, str):
-        with contextlib.suppress(json.JSONDecodeError):
-            arguments = json.loads(arguments)
-    return {"name": call.get("name"), "arguments": {} if arguments is None else arguments}
+def _function(call: Mapping[str, Any], index: int) -> dict[str, Any]:
+    if not isinstance(call.get("name"), str):
+        raise RowError(f"message {index} has a call that does not name a function: {shortened(dict(call))}.")
+    return {"name": call["name"], "arguments": arguments_of(call.get("arguments"), f"message {index}")}
 
 
 def _unread(index: int, name: str) -> RowError:

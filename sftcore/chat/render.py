@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
-from sftcore.chat.content import as_templates_read, says_otherwise
+from sftcore.chat.content import Content, says_otherwise
 from sftcore.chat.conversation import Conversations, RenderedConversation
 from sftcore.chat.skeleton import REWRITTEN
 from sftcore.chat.spans import TurnSpan
@@ -78,6 +78,7 @@ class Renderer:
         self._eos = "" if _appends_eos(tokenizer) else (tokenizer.eos_token or "")
         self._special = SpecialTexts.of(tokenizer)
         self._conversations = Conversations(tokenizer, self._special)
+        self._content = Content()
 
     def render(self, example: Example) -> Rendered:
         """The example's text and spans.
@@ -92,10 +93,11 @@ class Renderer:
             return Rendered(self._with_eos(example.text), None, True)
         if example.messages is not None:
             self._refuse_completion_only("messages")
-            turns = self._as_templates_read(example.messages, example)
+            turns, notes = self._as_templates_read(example.messages, example)
             conversation = self._render_turns(turns, example)
             spans = self._assistant(turns, conversation)
-            notes = (EVERY_TURN,) if spans is None and _several_sides(turns) else ()
+            if spans is None and _several_sides(turns):
+                notes = (*notes, EVERY_TURN)
             return self._finished(conversation, spans, notes)
         if isinstance(example.prompt, str):
             self._refuse_assistant_only()
@@ -108,11 +110,10 @@ class Renderer:
         """Whether the tokenizer has a chat template, and the prompt has none of the tokens that it would add."""
         return bool(self.tokenizer.chat_template) and self._special.added.search(prompt) is None
 
-    def _as_templates_read(self, turns: Turns, example: Example) -> Turns:
+    def _as_templates_read(self, turns: Turns, example: Example) -> tuple[Turns, tuple[str, ...]]:
         if not says_otherwise(turns):
-            return turns
-        template = self._conversations.template(example)
-        return as_templates_read(turns, template.reads_parts, lambda key: key in template.source)
+            return turns, ()
+        return self._content.as_templates_read(turns, self._conversations.template(example))
 
     @staticmethod
     def _finished(
@@ -122,17 +123,18 @@ class Renderer:
         return Rendered(conversation.text, spans, False, conversation.notes + notes, turns=proven)
 
     def _prompt_and_completion(self, example: Example) -> Rendered:
-        prompt = self._as_templates_read(_turns(example.prompt), example)
-        turns = [*prompt, *self._as_templates_read(_turns(example.completion), example)]
+        prompt, notes = self._as_templates_read(_turns(example.prompt), example)
+        completion, more = self._as_templates_read(_turns(example.completion), example)
+        turns, notes = [*prompt, *completion], notes + more
         if self._completion_only is False:
             conversation = self._render_turns(turns, example)
-            return self._finished(conversation, self._assistant(turns, conversation))
+            return self._finished(conversation, self._assistant(turns, conversation), notes)
         conversation = self._render_turns(turns, example, prompt_turns=len(prompt))
         start = self._completion_start(conversation, turns, len(prompt), example)
         whole = Span(start, max(start, self._completion_end(conversation, start)))
         assistant = self._assistant(turns, conversation)
         spans = (whole,) if assistant is None else _clip(assistant, whole)
-        return self._finished(conversation, spans)
+        return self._finished(conversation, spans, notes)
 
     def _completion_start(
         self, conversation: RenderedConversation, turns: Turns, prompt_turns: int, example: Example
@@ -225,7 +227,7 @@ def _singled_out(turns: Turns) -> bool:
 def _several_sides(turns: Turns) -> bool:
     """Whether both the assistant and others speak; a loop, because this is asked of each row."""
     first = turns[0].role == "assistant" if turns else False
-    for turn in turns:
+    for turn in turns:  # noqa: SIM110
         if (turn.role == "assistant") is not first:
             return True
     return False

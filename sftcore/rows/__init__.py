@@ -5,11 +5,21 @@ The functions raise `RowError` without a location, to which the core adds the da
 
 from sftcore.rows.columns import template_kwargs_of, text_of, value_of, without_nulls
 from sftcore.rows.images import images_of, place_images
-from sftcore.rows.roles import ROLES
+from sftcore.rows.roles import ALIASES, ROLES
 from sftcore.rows.tools import tools_of
-from sftcore.rows.turns import REASONING, is_trained_turns, messages_of, read_messages, single_out
+from sftcore.rows.turns import (
+    REASONING,
+    is_trained_turns,
+    messages_of,
+    read_messages,
+    single_out,
+    split_turns,
+    system_column,
+    with_system,
+)
 
 __all__ = [
+    "ALIASES",
     "REASONING",
     "ROLES",
     "images_of",
@@ -18,9 +28,12 @@ __all__ = [
     "place_images",
     "read_messages",
     "single_out",
+    "split_turns",
+    "system_column",
     "template_kwargs_of",
     "text_of",
     "tools_of",
     "value_of",
+    "with_system",
     "without_nulls",
 ]

@@ -11,6 +11,10 @@ from sftcore.core.types import Row
 from sftcore.util.shown import kind_of, shortened
 
 
+class Meant(dict[str, Any]):
+    """A mapping whose nulls were written by somebody: it was JSON, and no key is Arrow's filling."""
+
+
 def value_of(row: Row, column: str) -> Any:
     """The row's value in this column; raises if the column is missing or null."""
     value = row.get(column)
@@ -45,7 +49,9 @@ def template_kwargs_of(row: Row, column: str = "chat_template_kwargs") -> dict[s
 
 
 def without_nulls(value: Any) -> Any:
-    """Plain data without the keys that Arrow filled with null, at any depth."""
+    """Plain data without the keys that Arrow filled with null, at any depth; those that were meant stay."""
+    if isinstance(value, Meant):
+        return value
     if isinstance(value, Mapping):
         return {key: without_nulls(part) for key, part in value.items() if part is not None}
     if isinstance(value, (list, tuple)):
@@ -53,11 +59,34 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+def as_meant(value: Any) -> Any:
+    """The value with its mappings marked as `Meant` where they hold a null, at any depth."""
+    if type(value) is dict:
+        found = {key: as_meant(part) if type(part) in (dict, list) else part for key, part in value.items()}
+        return Meant(found) if None in found.values() else found
+    if type(value) is list:
+        return [as_meant(part) for part in value]
+    return value
+
+
+def without_arrays(value: Any) -> Any:
+    """Plain data in place of NumPy's arrays and scalars, at any depth; a number that is none, as pandas fills in, is
+    a null."""
+    if isinstance(value, Mapping):
+        found = {key: without_arrays(part) for key, part in value.items()}
+        return Meant(found) if isinstance(value, Meant) else found
+    if isinstance(value, (list, tuple)):
+        return [without_arrays(part) for part in value]
+    if not isinstance(value, str) and hasattr(value, "tolist"):
+        return without_arrays(value.tolist())
+    return None if isinstance(value, float) and value != value else value
+
+
 def from_json(text: str, where: str, *, fix: str) -> Any:
-    """What a text holds as JSON; None for a blank one."""
+    """What a text holds as JSON, whose nulls are meant; None for a blank one."""
     if not text.strip():
         return None
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return as_meant(json.loads(text))
+    except (ValueError, RecursionError) as error:
         raise RowError(f"{where} is not valid JSON: {error}.", fix=fix) from None

@@ -6,42 +6,61 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sftcore.core.errors import RowError, nearest
+from sftcore.core.errors import RowError
 from sftcore.util.shown import kind_of, shortened
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Roles that chat templates know."""
 
-_LIKELY = {
-    "tool": ("function", "ipython", "observation", "environment", "tool_response", "function_response"),
-    "user": ("human",),
-    "assistant": ("gpt", "bot", "model", "chatgpt", "ai"),
-}
-"""What roles are called in other data."""
-
 KNOWN = frozenset(ROLES)
 """The same, for look-ups."""
 
+CALL = "function_call"
+"""What a turn is that calls a tool and says nothing else; it becomes one of the assistant."""
+
+ALIASES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "ai", "model", "bot", "chatbot", "bing", "bard"), "assistant"),
+    **dict.fromkeys(
+        (
+            "function", "ipython", "environment", "observation", "tool_response", "tool_result", "function_response",
+            "function_result",
+        ),
+        "tool",
+    ),
+    **dict.fromkeys(("function_call", "function_calls", "tool_call", "tool_calls"), CALL),
+}  # fmt: skip
+"""What roles are called in other data: those of ShareGPT, LLaMA-Factory, ms-swift, OASST, OLMo, Llama and Gemini."""
+
+_SPEAKERS = ("role", "from", "speaker", "author", "sender")
+"""The keys under which a turn says who speaks."""
+
+
+def speaker_of(turn: Mapping[str, Any]) -> str:
+    """The key under which the turn says who speaks; "role" where it does not."""
+    return next((key for key in _SPEAKERS if turn.get(key) is not None), "role")
+
 
 def role_of(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], format_name: str) -> str:
-    """The turn's role, one of `KNOWN`."""
-    role = turn.get("role")
+    """The turn's role: one of `KNOWN`, or CALL.
+
+    Names are read in any case and without blanks around them; `roles`, the user's own, come first.
+    """
+    role = turn.get(speaker_of(turn))
     if role is None:
         raise RowError(f'{where} has no "role".', fix=f"It has: {', '.join(map(str, turn)) or 'nothing'}.")
+    if isinstance(role, Mapping) and isinstance(role.get("role"), str):
+        role = role["role"]  # exported conversations of ChatGPT
     if not isinstance(role, str):
         raise RowError(f"{where}: role is {kind_of(role)}, not a text: {shortened(role)}.")
-    role = roles.get(role, role)
-    if role not in KNOWN:
+    named = str(roles.get(role, role)).strip()
+    found = named.lower()
+    found = ALIASES.get(found, found)
+    if found not in KNOWN and found != CALL:
+        shown = json.dumps(role, ensure_ascii=False) if role != role.strip() or not role else role
         raise RowError(
-            f'{where}: role "{role}" is not known.{nearest(role, ROLES)}',
-            fix=f"Known roles: {', '.join(ROLES)}. {_advice(role, format_name)}",
+            f'{where}: role "{named}" is not known.',
+            fix=f"Known roles: {', '.join(ROLES)}. Map it with "
+            f"format: {{{format_name}: {{roles: {{{shown}: ROLE}}}}}}, where ROLE is one of these.",
         )
-    return role
-
-
-def _advice(role: str, format_name: str) -> str:
-    name = role.strip().lower()
-    likely = name if name in KNOWN else next((one for one, others in _LIKELY.items() if name in others), "ROLE")
-    shown = role if role == role.strip() else json.dumps(role)
-    mapped = f"Map it with format: {{{format_name}: {{roles: {{{shown}: {likely}}}}}}}"
-    return f"{mapped}, where ROLE is one of these." if likely == "ROLE" else f"{mapped}."
+    return found

@@ -3,52 +3,163 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import attrs
 
 from sftcore.core.errors import RowError
-from sftcore.core.types import Message, Part, Row
-from sftcore.rows.columns import value_of, without_nulls
-from sftcore.rows.roles import KNOWN, role_of
+from sftcore.core.types import Message, Row
+from sftcore.rows.columns import from_json, value_of, without_arrays, without_nulls
+from sftcore.rows.marks import as_marked
+from sftcore.rows.parts import content_of, text_of_parts
+from sftcore.rows.roles import CALL, KNOWN, role_of, speaker_of
 from sftcore.rows.tools import calls_of
 from sftcore.util.shown import kind_of, shortened
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names for the reasoning before an answer: DeepSeek's, newer inference servers', and gpt-oss's."""
 
-_SAYS = ("function_call", "refusal", "audio")
-"""Keys in which OpenAI's messages say something without content."""
+_SAYS = ("function_call", "function_calls", "refusal", "audio")
+"""Keys in which OpenAI's and OLMo's messages say something without content."""
+
+_CONTENT = ("content", "value", "parts", "text", "message")
+"""Names for what a turn says: OpenAI's, ShareGPT's, Gemini's, and those of transcripts."""
 
 _KEYS = frozenset(("role", "content", "train", "weight", *REASONING, "tool_calls", "tool_call_id", "name"))
+
+_SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
+"""What columns of system prompts are called."""
+
+_SHAPE = 'Each row needs [{"role": "user", "content": "…"}, …].'
 
 
 def messages_of(
     row: Row, column: str, roles: Mapping[str, str] | None = None, *, format_name: str = "chat"
 ) -> list[Message]:
-    """The row's conversation in this column: a list of mappings with `role` and `content`.
+    """The row's conversation in this column: a list of mappings with `role` and `content`, or JSON of one.
 
-    `roles` maps the data's own role names to those of chat templates. Keys with null, as Arrow adds them, are ignored.
+    `roles` maps the data's own role names to those of chat templates; common ones are known. Keys with null, as Arrow
+    adds them, are ignored.
     """
     return read_messages(value_of(row, column), column, roles, format_name=format_name)
 
 
 def read_messages(
-    value: Any, column: str, roles: Mapping[str, str] | None = None, *, format_name: str = "chat"
+    value: Any,
+    column: str,
+    roles: Mapping[str, str] | None = None,
+    *,
+    format_name: str = "chat",
+    calls: Literal["tool_calls", "content"] = "tool_calls",
 ) -> list[Message]:
-    """Like `messages_of`, for a value that the format has already taken from its column."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise RowError(
-            f'the column "{column}" is {kind_of(value)}, not a list of messages: {shortened(value)}.',
-            fix='Each row needs [{"role": "user", "content": "…"}, …].',
-        )
+    """Like `messages_of`, for a value that the format has already taken from its column.
+
+    `calls` says what becomes of turns that call a tool and say nothing else, such as ShareGPT's `function_call`:
+    "content" keeps their text as the assistant's words.
+    """
+    if type(value) is not list:
+        value = _as_list(value, column)
     if not value:
         raise RowError(f'the column "{column}" is an empty list.', fix="Drop the row.")
-    return [
-        _simple_message(turn, roles) or _message(turn, f"{column}[{i}]", roles or {}, format_name)
-        for i, turn in enumerate(value)
-    ]
+    simple = [message for turn in value if (message := _simple_message(turn, roles)) is not None]
+    if len(simple) == len(value):
+        return simple
+    return with_calls_joined(
+        [_message(turn, column, i, roles or {}, format_name, calls) for i, turn in enumerate(value)]
+    )
+
+
+def _as_list(value: Any, column: str) -> Sequence[Any]:
+    """The turns of a conversation that is not a plain list: JSON, an array, or a mapping of lists."""
+    found = value
+    if isinstance(found, str):
+        text, found = found, None
+        if text.lstrip()[:1] in ("[", "{"):
+            found = from_json(text, f'the column "{column}"', fix="Write it with json.dumps.")
+        value = text
+    elif hasattr(found, "tolist"):
+        found = without_arrays(found)
+    lists = list(found.values()) if isinstance(found, Mapping) else []
+    if lists and all(isinstance(one, (list, tuple)) for one in lists) and len({len(one) for one in lists}) == 1:
+        # what `datasets` makes of a Sequence of mappings
+        return [dict(zip(found, parts, strict=True)) for parts in zip(*lists, strict=True)]
+    if not isinstance(found, Sequence) or isinstance(found, (str, bytes)):
+        raise RowError(
+            f'the column "{column}" is {kind_of(value)}, not a list of messages: {shortened(value)}.', fix=_SHAPE
+        )
+    return found
+
+
+def with_calls_joined(messages: list[Message]) -> list[Message]:
+    """Calls and reasoning in turns of their own as one message of the assistant, as templates and inference have it.
+
+    Calls go to the assistant's turn before them, reasoning to the turn behind it, unless what they say of training
+    differs.
+    """
+    found: list[Message] = []
+    for message in messages:
+        last = found[-1] if found else None
+        if last is None or last.role != "assistant" or message.role != "assistant":
+            found.append(message)
+            continue
+        same = last == attrs.evolve(message, content=last.content, reasoning=last.reasoning, tool_calls=last.tool_calls)
+        if same and message.tool_calls and not (message.content or message.reasoning):
+            found[-1] = attrs.evolve(last, tool_calls=[*last.tool_calls, *message.tool_calls])
+        elif same and last.reasoning and message.reasoning is None and not (last.content or last.tool_calls):
+            found[-1] = attrs.evolve(message, reasoning=last.reasoning)
+        else:
+            found.append(message)
+    return found
+
+
+def system_column(columns: Collection[str], named: str) -> str:
+    """The column of system prompts: the one that the options name, or if it is not there, one that is called so."""
+    return next((name for name in (named, *_SYSTEMS) if name in columns), named) if named else ""
+
+
+def with_system(messages: list[Message], row: Row, column: str) -> list[Message]:
+    """The messages with the row's system prompt before them, if it has one in this column.
+
+    Raises:
+        RowError: it is not a text, or the messages begin with another system prompt.
+    """
+    value = _plain(row.get(column))
+    if not value:
+        return messages
+    text = text_of_parts(value)
+    if text is None:
+        raise RowError(f'the column "{column}" holds {kind_of(value)}, not a text: {shortened(value)}.')
+    if not text:
+        return messages
+    own = messages[0]
+    if own.role not in ("system", "developer"):
+        return [Message("system", text), *messages]
+    if not own.content:
+        return [Message("system", text), *messages[1:]]
+    parts = own.content if isinstance(own.content, str) else "".join(part.text or "" for part in own.content)
+    if parts.strip() != text.strip():
+        raise RowError(
+            f'the column "{column}" and the first message hold two system prompts that differ.',
+            fix=f'Keep one of them; the option system: "" leaves the column "{column}" unread.',
+        )
+    return messages
+
+
+def split_turns(messages: list[Message]) -> list[list[Message]]:
+    """One conversation for each turn of the assistant that is trained, which ends with it and trains it alone.
+
+    Each is as a model sees it when it answers: a template that cuts out the reasoning of earlier turns cuts it there
+    too, and keeps that of the last.
+    """
+    found = []
+    for i, message in enumerate(messages):
+        if message.role == "assistant" and message.train is not False and message.weight != 0:
+            before = [
+                attrs.evolve(one, train=False, weight=None) if one.role == "assistant" else one for one in messages[:i]
+            ]
+            found.append([*before, attrs.evolve(message, train=True)])
+    return found
 
 
 def is_trained_turns(instance: object, attribute: object, value: str) -> None:
@@ -86,35 +197,84 @@ def _simple_message(turn: Any, roles: Mapping[str, str] | None) -> Message | Non
     return Message(role, content)
 
 
-def _message(turn: Any, where: str, roles: Mapping[str, str], format_name: str) -> Message:
+def _message(turn: Any, column: str, index: int, roles: Mapping[str, str], format_name: str, calls_as: str) -> Message:
+    where = f"{column}[{index}]"
+    if isinstance(turn, str) and turn.lstrip().startswith("{"):
+        turn = from_json(turn, where, fix="Write messages with json.dumps.")
     if not isinstance(turn, Mapping):
         raise RowError(f"{where} is {kind_of(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
-    turn = {key: value for key, value in turn.items() if value is not None}
+    turn = _item({key: _plain(value) for key, value in turn.items() if value is not None})
+    speaker = speaker_of(turn)
     role = role_of(turn, where, roles, format_name)
+    said = next((key for key in _CONTENT if turn.get(key) is not None), "content")
+    content = turn.get(said)
+    calls: Any = turn.get("tool_calls")
+    if role == CALL:
+        role = "assistant"
+        if calls_as == "tool_calls":
+            content, calls = "", _calls_of_turn(content, calls, where, turn[speaker], format_name)
     where = f"{where} ({role})"
-    calls = calls_of(turn.get("tool_calls"), where)
-    content = turn.get("content")
+    calls = calls_of(calls, where)
     if content is None and not calls and not any(key in turn for key in _SAYS):
         raise RowError(f'{where} has no "content".', fix="Give it a text, or drop the row.")
-    if content is not None and not isinstance(content, (str, list, tuple)):
-        raise RowError(f"{where}: content is {kind_of(content)}, not a text: {shortened(content)}.")
     weight = turn.get("weight")
     if weight is not None and not (isinstance(weight, (int, float)) and 0 <= weight <= 1):
         raise RowError(f"{where}: weight must be a number from 0.0 to 1.0, got {weight!r}.")
     train = turn.get("train")
-    if train is not None and not isinstance(train, bool):
+    if train is not None and not (isinstance(train, (bool, int)) and train in (0, 1)):
         raise RowError(f"{where}: train must be true or false, got {train!r}.")
-    return Message(
+    message = Message(
         role=role,
-        content=content if content is None or isinstance(content, str) else [_part(part, where) for part in content],
-        train=train,
+        content=content_of(content, where, role),
+        train=None if train is None else bool(train),
         weight=None if weight is None else float(weight),
         reasoning=_reasoning(turn, where),
         tool_calls=calls,
         tool_call_id=turn.get("tool_call_id"),
         name=turn.get("name"),
-        extra={key: without_nulls(value) for key, value in turn.items() if key not in _KEYS},
+        extra={
+            key: without_nulls(value) for key, value in turn.items() if key not in _KEYS and key not in (speaker, said)
+        },
     )
+    return as_marked(message, where)
+
+
+def _plain(value: Any) -> Any:
+    return without_arrays(value) if hasattr(value, "tolist") or type(value) in (list, float) else value
+
+
+def _item(turn: dict[str, Any]) -> dict[str, Any]:
+    """An item of OpenAI's Responses that is no message, as one: a call, its result, or reasoning."""
+    if turn.get("role") is not None or "type" not in turn:
+        return turn
+    number, named = turn.get("call_id"), turn["type"]
+    if named == "function_call":
+        call = {"id": number, "name": turn.get("name"), "arguments": turn.get("arguments")}
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+    if named == "function_call_output":
+        return {"role": "tool", "content": turn.get("output"), "tool_call_id": number}
+    if named == "reasoning":
+        thoughts = text_of_parts(turn.get("content") or turn.get("summary"))
+        return {"role": "assistant", "content": "", "reasoning": thoughts}
+    return turn
+
+
+def _calls_of_turn(content: Any, calls: Any, where: str, role: Any, format_name: str) -> list[Mapping[str, Any]]:
+    """The calls of a turn that says nothing else; its content is JSON of one or several."""
+    given = calls if calls else content
+    try:
+        found = calls_of(given, where)
+    except RowError as error:
+        if "is not valid JSON" not in error.what and "is not a list" not in error.what:
+            raise
+        found = []
+    if not found or not all("function" in call for call in found):
+        option = "function_call: content" if format_name == "sharegpt" else f"roles: {{{role}: assistant}}"
+        raise RowError(
+            f"{where} is not a function_call in JSON with name and arguments: {given!r:.60}.",
+            fix=f"Mend it, or keep the text: format: {{{format_name}: {{{option}}}}}.",
+        )
+    return found
 
 
 def _reasoning(turn: Mapping[str, Any], where: str) -> str | None:
@@ -126,14 +286,3 @@ def _reasoning(turn: Mapping[str, Any], where: str) -> str | None:
     if len(set(found.values())) > 1:
         raise RowError(f"{where}: {' and '.join(found)} differ.", fix="Keep one of them.")
     return next(iter(found.values()), None)
-
-
-def _part(part: Any, where: str) -> Part:
-    if isinstance(part, str):
-        return Part("text", part)
-    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-        raise RowError(f"{where}: a part of the content has no type: {shortened(part)}.")
-    clean = without_nulls(part)
-    return Part(
-        clean["type"], clean.get("text"), {key: got for key, got in clean.items() if key not in ("type", "text")}
-    )

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import attrs
 
 from sftcore import Example, Formatter, Row, hookimpl, plugin
-from sftcore.rows import is_trained_turns, single_out, template_kwargs_of, tools_of
+from sftcore.rows import is_trained_turns, single_out, split_turns, system_column, template_kwargs_of, tools_of
 from sftcore_plugins.formats._sharegpt_turns import ShareGPTTurns
 
 
@@ -17,7 +17,7 @@ class ShareGPT:
 
     `function_call` says what becomes of a turn that calls a tool: "tool_calls" for templates that render them,
     "content" to keep the call's text as the assistant's words. `trained_turns` "last" or "first N" trains those
-    assistant turns alone.
+    assistant turns alone. `split_turns` makes a row of each trained turn of the assistant.
     """
 
     conversations: str = "conversations"
@@ -27,6 +27,7 @@ class ShareGPT:
     function_call: Literal["tool_calls", "content"] = "tool_calls"
     calls_as_text: ClassVar = "function_call: content"
     trained_turns: str = attrs.field(default="all", validator=is_trained_turns)
+    split_turns: bool = False
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
@@ -34,9 +35,14 @@ class ShareGPT:
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
-        return self._read
+        system = system_column(columns, self.system)
+        turns = ShareGPTTurns(self.conversations, system, self.roles, self.function_call)
 
-    def _read(self, row: Row) -> Example:
-        turns = ShareGPTTurns(self.conversations, self.system, self.roles, self.function_call)
-        messages = single_out(turns.messages_of(row), self.trained_turns)
-        return Example(messages=messages, tools=tools_of(row, self.tools), template_kwargs=template_kwargs_of(row))
+        def read(row: Row) -> Example | list[Example]:
+            messages = single_out(turns.messages_of(row), self.trained_turns)
+            tools, kwargs = tools_of(row, self.tools), template_kwargs_of(row)
+            if self.split_turns:
+                return [Example(messages=part, tools=tools, template_kwargs=kwargs) for part in split_turns(messages)]
+            return Example(messages=messages, tools=tools, template_kwargs=kwargs)
+
+        return read

@@ -60,7 +60,7 @@ def test_tools_and_template_arguments_may_be_json_text_throughout():
         "chat_template_kwargs": '{"enable_thinking": false}',
     }
     example = read("chat", row)
-    assert example.tools == [{"name": "now"}, {"name": "later"}]
+    assert example.tools == [{"type": "function", "function": {"name": name}} for name in ("now", "later")]
     assert example.template_kwargs == {"enable_thinking": False}
     assert read("chat", {**row, "tools": " ", "chat_template_kwargs": ""}).tools is None
 
@@ -83,13 +83,10 @@ def test_tool_calls_reach_the_template_in_one_shape(calls):
     ]
 
 
-def test_a_call_without_arguments_has_none_of_them_and_text_that_is_no_json_stays():
-    calls = [{"id": "1", "name": "now"}, {"function": {"name": "say", "arguments": "hello"}}]
+def test_a_call_without_arguments_has_none_of_them():
+    calls = [{"id": "1", "name": "now"}]
     (message,) = read("chat", {"messages": [{"role": "assistant", "content": "", "tool_calls": calls}]}).messages
-    assert message.tool_calls == [
-        {"type": "function", "id": "1", "function": {"name": "now", "arguments": {}}},
-        {"function": {"name": "say", "arguments": "hello"}},
-    ]
+    assert message.tool_calls == [{"type": "function", "id": "1", "function": {"name": "now", "arguments": {}}}]
 
 
 def test_a_conversation_with_tools_keeps_every_turn_and_its_keys():
@@ -168,8 +165,8 @@ def test_tokenized_takes_lists_arrays_and_tensors(shape):
 
 
 def test_chat_maps_roles_by_its_option():
-    row = {"messages": [{"role": "bot", "content": "Ho"}]}
-    assert turns(read("chat", row, roles={"bot": "assistant"}).messages) == [("assistant", "Ho")]
+    row = {"messages": [{"role": "me", "content": "Ho"}]}
+    assert turns(read("chat", row, roles={"me": "assistant"}).messages) == [("assistant", "Ho")]
 
 
 @pytest.mark.parametrize(
@@ -245,8 +242,8 @@ def test_tokenized_makes_labels_of_masks():
         ("chat", {"messages": "hello"}, "is a text, not a list of messages: 'hello'"),
         ("chat", {"messages": []}, "is an empty list"),
         ("chat", {"messages": ["hello"]}, "messages[0] is a text, not a message"),
-        ("chat", {"messages": [{"role": "bot", "content": "x"}]}, 'role "bot" is not known'),
-        ("chat", {"messages": [{"role": "bot", "content": "x"}]}, "format: {chat: {roles: {bot: assistant}}}"),
+        ("chat", {"messages": [{"role": "me", "content": "x"}]}, 'role "me" is not known'),
+        ("chat", {"messages": [{"role": "me", "content": "x"}]}, "format: {chat: {roles: {me: ROLE}}}"),
         ("chat", {"messages": [{"role": "user", "content": None}]}, 'messages[0] (user) has no "content"'),
         ("chat", {"messages": [{"role": "user", "content": 3}]}, "content is a number, not a text: 3"),
         (

@@ -12,20 +12,50 @@ from tests.plugins.formats.test_formats import read
 
 # --- Roles
 @pytest.mark.parametrize(
-    ("role", "likely"),
+    ("role", "known"),
     [
         ("function", "tool"), ("ipython", "tool"), ("observation", "tool"), ("tool_response", "tool"),
-        ("environment", "tool"), ("human", "user"), ("USER", "user"), ("System", "system"), ("Human", "user"),
-        (" Assistant ", "assistant"), ("gpt", "assistant"), ("model", "assistant"), ("context", "ROLE"),
-        ("alien", "ROLE"),
+        ("environment", "tool"), ("human", "user"), ("USER", "user"), ("System", "system"), (" Human ", "user"),
+        (" Assistant ", "assistant"), ("gpt", "assistant"), ("model", "assistant"), ("prompter", "user"),
+        ("ai", "assistant"), ("Bot", "assistant"), ("chatbot", "assistant"), ("bing", "assistant"),
+        ("bard", "assistant"), ("Tool\n", "tool"), ("DEVELOPER", "developer"),
     ],
 )  # fmt: skip
-def test_the_advice_on_an_unknown_role_names_the_likely_one_and_never_guesses(role, likely):
+@pytest.mark.parametrize(
+    "shape", [("chat", "messages", "role", "content"), ("sharegpt", "conversations", "from", "value")]
+)
+def test_roles_are_known_by_the_names_of_other_data_in_any_case(role, known, shape):
+    name, column, speaker, said = shape
+    turns = [{speaker: "user", said: "go"}, {speaker: role, said: "42"}]
+    assert [(one.role, one.content) for one in read(name, {column: turns}).messages] == [("user", "go"), (known, "42")]
+
+
+@pytest.mark.parametrize("role", ["context", "alien", "asistant", "narrator", ""])
+def test_a_role_that_is_unknown_is_refused_without_a_guess(role):
     with pytest.raises(RowError) as caught:
         read("chat", {"messages": [{"role": "user", "content": "go"}, {"role": role, "content": "42"}]})
-    mapped = json.dumps(role) if role != role.strip() else role
-    assert f"Map it with format: {{chat: {{roles: {{{mapped}: {likely}}}}}}}" in caught.value.fix
-    assert ("where ROLE is one of these" in caught.value.fix) == (likely == "ROLE")
+    assert f'role "{role}" is not known' in caught.value.what
+    assert (
+        f"Map it with format: {{chat: {{roles: {{{role or json.dumps(role)}: ROLE}}}}}}, where ROLE" in caught.value.fix
+    )
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_roles_of_the_users_own_come_first_for_turns_of_either_shape():
+    roles = {"gpt": "user", "me": "Assistant", "go": "function_call"}
+    turns = [{"from": "gpt", "value": "a"}, {"role": "gpt", "content": "b"}, {"role": "me", "content": "c"}]
+    messages = read("sharegpt", {"conversations": turns}, roles=roles).messages
+    assert [(one.role, one.content) for one in messages] == [("user", "a"), ("user", "b"), ("assistant", "c")]
+    turns = [{"from": "gpt", "value": "a"}, {"from": "go", "value": CALLS[0]}]
+    called = read("sharegpt", {"conversations": turns}, roles=roles).messages[1]
+    assert called.tool_calls[0]["function"] == {"name": "f", "arguments": {"x": 1}}
+
+
+def test_roles_that_are_exchanged_are_exchanged_once():
+    roles = {"human": "gpt", "gpt": "human"}
+    turns = [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]
+    messages = read("sharegpt", {"conversations": turns}, roles=roles).messages
+    assert [one.role for one in messages] == ["user", "assistant"]
 
 
 # --- Tools
@@ -56,6 +86,28 @@ def test_nulls_in_calls_and_arguments_of_the_template_that_are_json_are_kept():
     example = read("chat", row)
     assert example.messages[1].tool_calls[0]["function"]["arguments"] == {"x": None, "y": 1}
     assert example.template_kwargs == {"date": None}
+
+
+@pytest.mark.parametrize(
+    "arguments", ["not json", "[1]", "3", '"a"', 3, True, [1], '{"x": NaN}', "{'x': 1}", '{"x": 1']
+)
+@pytest.mark.parametrize("outer", [True, False])
+def test_arguments_that_are_no_json_object_are_refused(arguments, outer):
+    function = {"name": "f", "arguments": arguments}
+    call = {"type": "function", "function": function} if outer else function
+    with pytest.raises(RowError, match=r"messages.0. .assistant.: tool_calls.0.: the arguments are not a JSON"):
+        read("chat", {"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]})
+
+
+def test_arguments_that_name_a_thing_twice_are_refused_and_json_in_json_is_read():
+    def called(arguments):
+        function = {"name": "f", "arguments": arguments}
+        row = {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": function}]}]}
+        return read("chat", row).messages[0].tool_calls[0]["function"]["arguments"]
+
+    with pytest.raises(RowError, match='the arguments name "x" twice'):
+        called('{"x": 1, "x": 2}')
+    assert called(json.dumps(json.dumps({"x": None}))) == {"x": None}
 
 
 @pytest.mark.parametrize("arguments", ["", " \n", "null", None])
