@@ -292,7 +292,9 @@ class AttentionBackend:
     fastest that the run supports, and never one of 0.
 
     `deterministic` is False where the same inputs may give other last bits, `compilable` where torch.compile cannot
-    trace it. `register` makes `implementation` known to transformers; it is called before a model is given it.
+    trace it, `exact` where it is meant to compute something else than plain attention, such as a window of its own: the
+    run says by how much, and refuses any other that differs. `register` makes `implementation` known to transformers;
+    it is called before a model is given it.
     """
 
     implementation: str
@@ -306,6 +308,7 @@ class AttentionBackend:
     padded_speed: float | Mapping[str, float] = 0.0
     deterministic: bool = True
     compilable: bool = True
+    exact: bool = True
     calls: Callable[[], int] | None = None
     register: Callable[[], None] | None = None
 
@@ -315,12 +318,14 @@ class PatchReport:
     """What a kernel plugin replaced and what it skipped, with the reason.
 
     `undo` takes all of it off the model again: kernels are on while the trainer runs the model, and the hook is asked
-    anew each time. None where there is nothing to take off.
+    anew each time. None where nothing was replaced; a report that names a replacement without it is refused. `exact` is
+    False where the kernel is meant to compute something else than the model: the run says by how much.
     """
 
     replaced: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(factory=dict)
     undo: Callable[[], None] | None = None
+    exact: bool = True
 
 
 class Removable(Protocol):

@@ -30,6 +30,9 @@ class TokenLoss:
     `chunk` x vocabulary logits exist at a time, in the forward and in the backward pass (compare Wijmans et al. 2024,
     arXiv:2411.09009). None: as many positions as fit the device's share of memory, see `positions_at_once`.
 
+    Raises:
+        ValueError: when it is called, `per_token` gives something else than one loss for each token.
+
     >>> import torch
     >>> loss = TokenLoss(lambda log_probs: -log_probs)
     >>> out = loss(torch.zeros(2, 4), torch.nn.Identity(), torch.tensor([0, 3]), None, torch.tensor(2))
@@ -54,6 +57,9 @@ class TokenLoss:
             chunk = slice(at, at + len(rows_CW))
             log_probs_C, entropy_C, correct_C = label_log_probs(head(rows_CW), labels[chunk])
             losses_C = self.per_token(log_probs_C)
+            if getattr(losses_C, "shape", None) != log_probs_C.shape:
+                what = f"shape {tuple(losses_C.shape)}" if hasattr(losses_C, "shape") else type(losses_C).__name__
+                raise ValueError(f"per_token gives {what} for {len(log_probs_C)} tokens, not one loss for each")
             if weights is not None:
                 losses_C = losses_C * weights[chunk]
             return losses_C.sum(), entropy_C.sum(), correct_C.sum()

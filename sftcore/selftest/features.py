@@ -14,16 +14,12 @@ from sftcore.documents.proof import FAILURES
 from sftcore.selftest.equivalence import (
     OWN_LOSS,
     Line,
-    Measured,
     Row,
     first_line_of,
-    gap_between,
     judge,
     measure_reference,
     measure_with_loss,
     num_items,
-    weights_hash,
-    with_attention,
 )
 from sftcore.selftest.trainers import (
     Step,
@@ -34,6 +30,7 @@ from sftcore.selftest.trainers import (
     padded,
     run_batches,
 )
+from sftcore.trials.measured import Measured, gap_between, weights_hash, with_attention
 
 if TYPE_CHECKING:
     from sftcore.config.setup import Setup

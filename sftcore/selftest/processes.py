@@ -19,17 +19,8 @@ from typing import TYPE_CHECKING, Any
 from sftcore.core.errors import ModelError
 from sftcore.model.precision import quantisation_of
 from sftcore.model.unwrap import causal_model, is_peft_model
-from sftcore.selftest.equivalence import (
-    Line,
-    Measured,
-    Row,
-    first_line_of,
-    gap_between,
-    judge,
-    measure_reference,
-    with_attention,
-    without_dropout,
-)
+from sftcore.selftest.equivalence import Line, Row, first_line_of, judge, measure_reference
+from sftcore.trials.measured import Measured, gap_between, with_attention, without_dropout
 from sftcore.util.plain import plain
 
 if TYPE_CHECKING:

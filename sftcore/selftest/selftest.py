@@ -12,20 +12,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from sftcore.selftest.equivalence import (
-    Line,
-    Measured,
-    Report,
-    Row,
-    fill_zero_parameters,
-    num_items,
-    preserved_random_state,
-    tolerance_of,
-    weights_hash,
-    without_dropout,
-)
+from sftcore.selftest.equivalence import Line, Report, Row, fill_zero_parameters, num_items
 from sftcore.selftest.features import Features
 from sftcore.selftest.trainers import reference_trainer, short_rows
+from sftcore.trials.measured import Measured, preserved_random_state, tolerance_of, weights_hash, without_dropout
 
 if TYPE_CHECKING:
     from sftcore.train.checked import Checked

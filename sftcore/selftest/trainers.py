@@ -16,7 +16,7 @@ from attrs import frozen
 from sftcore.core.errors import DataError
 from sftcore.core.types import IGNORED, Plan
 from sftcore.data.images.pictures import DOCUMENTS
-from sftcore.selftest.equivalence import Measured, take_gradients
+from sftcore.trials.measured import Measured, take_gradients
 
 if TYPE_CHECKING:
     from sftcore.documents.shared_rows import SharedRows

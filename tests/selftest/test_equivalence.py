@@ -13,19 +13,18 @@ from click.testing import CliRunner
 from sftcore.cli import cli
 from sftcore.config.recipe import load_recipe
 from sftcore.core.errors import ConflictError, DataError
-from sftcore.selftest.equivalence import (
+from sftcore.selftest.equivalence import measure_reference, num_items
+from sftcore.selftest.selftest import selftest
+from sftcore.train.run import check_recipe
+from sftcore.trials.measured import (
     Gap,
     Measured,
     gap_between,
-    measure_reference,
-    num_items,
     tolerance_of,
     weights_hash,
     with_attention,
     without_dropout,
 )
-from sftcore.selftest.selftest import selftest
-from sftcore.train.run import check_recipe
 from tests.conftest import make_llama
 
 BROKEN = {
