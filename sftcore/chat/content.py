@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
 import attrs
 from attrs import define, field
 
+from sftcore.chat.template import ChatTemplate, Turn
 from sftcore.core.errors import RowError
 from sftcore.core.types import Example, Message, Part, Turns
 from sftcore.rows.marks import as_marked
 from sftcore.rows.parts import text_of_parts
 from sftcore.rows.tools import arguments_of, calls_of
 from sftcore.rows.turns import with_calls_joined
-from sftcore.util.shown import shortened
+from sftcore.util.shown import EXAMPLE, shortened
 
 _TEXTS = ("input_text", "output_text")
 _THOUGHTS = ("thinking", "reasoning")
@@ -35,23 +38,63 @@ _HELD = {
 }
 """The keys of parts, beside the text, whose values reach the template; parts of other types are passed whole."""
 
-EXAMPLE = ", for example "
-"""What stands in a note before the first value that it was met with."""
-
 DEVELOPER = "developer messages are rendered as system messages, because the chat template leaves them out"
 
 
-class Reads(Protocol):
-    """What is asked of a chat template."""
+_WORDS = tuple(f"q7zXcontent{i}Xz7q" for i in range(4))
 
-    def reads_parts(self, kind: str) -> bool:
+
+class Reads:
+    """What one chat template reads of messages."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        self._keys: dict[str, bool] = {}
+
+    def part(self, kind: str) -> bool:
         """Whether it asks for parts of this type."""
+        return self._template.reads_parts(kind)
 
-    def reads_key(self, key: str) -> bool:
-        """Whether it may print this key of a message."""
+    def key(self, key: str) -> bool:
+        """Whether it may print this key of a message: its source names it, or it prints messages whole."""
+        if key not in self._keys:
+            named = re.search(rf"(?<!\w){re.escape(key)}(?!\w)", self._template.source) is not None
+            self._keys[key] = named or self._prints_messages
+        return self._keys[key]
 
+    @cached_property
+    def _prints_messages(self) -> bool:
+        return self._printed(self._turns({_WORDS[2]: _WORDS[3]}), _WORDS[3], refused=True)
+
+    @cached_property
     def drops_developer(self) -> bool:
-        """Whether it leaves out the words of a developer."""
+        """Whether it leaves out, or refuses, a developer's words, and prints those of the system."""
+        developer, system = (
+            self._printed(
+                [{"role": role, "content": self._word(_WORDS[2])}, *self._turns({})], _WORDS[2], refused=False
+            )
+            for role in ("developer", "system")
+        )
+        return system and not developer
+
+    def _printed(self, turns: list[Turn], word: str, *, refused: bool) -> bool:
+        try:
+            return word in self._template.render(turns, None, {}, False)
+        except RowError:
+            return refused
+
+    def _word(self, word: str) -> Any:
+        return word if "text" in self._template.prints else [{"type": "text", "text": word}]
+
+    def _turns(self, more: Mapping[str, Any]) -> list[Turn]:
+        roles = zip(("user", "assistant"), _WORDS, strict=False)
+        return [{"role": role, "content": self._word(word), **more} for role, word in roles]
+
+
+def switches(template: ChatTemplate) -> list[tuple[str, bool]]:
+    """Arguments that a template reads and that by their names decide on reasoning, with each of both values."""
+    chosen = sorted(name for name in template.names if re.search("think|thought|reason", name, re.IGNORECASE))
+    return [(name, value) for name in chosen for value in (True, False)]
 
 
 def says_otherwise(turns: Turns) -> bool:
@@ -68,11 +111,19 @@ def _has_others(content: Any) -> bool:
 
 @define
 class Content:
-    """Puts what messages say where one chat template looks for it. `_examples` holds a value of each unread key."""
+    """Puts what messages say where chat templates look for it. `_examples` holds a value of each unread key."""
 
     _examples: dict[str, str] = field(factory=dict)
+    _reads: dict[str, Reads] = field(factory=dict)
 
-    def as_templates_read(self, turns: Turns, template: Reads) -> tuple[list[Message], tuple[str, ...]]:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was learned: workers learn their own, and no cache key depends on it."""
+        return {"_examples": {}, "_reads": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._examples, self._reads = state["_examples"], state["_reads"]
+
+    def as_templates_read(self, turns: Turns, chosen: ChatTemplate) -> tuple[list[Message], tuple[str, ...]]:
         """The messages with calls, their results and reasoning in the places that chat templates read, and notes.
 
         Anthropic's `tool_use`, `tool_result` and `thinking` blocks, OpenAI's `function_call` and `refusal`, and the
@@ -83,11 +134,12 @@ class Content:
         Raises:
             RowError: a part or key holds what no template would print, or marks cannot be read.
         """
+        template = self._reads.get(chosen.source) or self._reads.setdefault(chosen.source, Reads(chosen))
         names: dict[str, str] = {}
         found: list[Message] = []
         notes: dict[str, None] = {}
         for index, turn in enumerate(turns):
-            if turn.role == "developer" and template.drops_developer():
+            if turn.role == "developer" and template.drops_developer:
                 turn = attrs.evolve(turn, role="system")
                 notes[DEVELOPER] = None
             turn = as_marked(turn, f"message {index}")
@@ -97,7 +149,7 @@ class Content:
                 found.append(turn)
                 continue
             parts = [self._without_part_keys(part, template, notes) for part in turn.content]
-            results = [part for part in parts if part.type == "tool_result" and not template.reads_parts("tool_result")]
+            results = [part for part in parts if part.type == "tool_result" and not template.part("tool_result")]
             found += [_result(part, names, index) for part in results]
             others = [part for part in parts if part not in results]
             turn = _translated(attrs.evolve(turn, content=others), template, index)
@@ -109,7 +161,7 @@ class Content:
 
     def _without_keys(self, turn: Message, index: int, template: Reads, notes: dict[str, None]) -> Message:
         turn = _without_older_keys(turn, index, template)
-        unread = [key for key in turn.extra if not template.reads_key(key)]
+        unread = [key for key in turn.extra if not template.key(key)]
         if not unread:
             return turn
         for key in unread:
@@ -120,7 +172,7 @@ class Content:
         """The part without keys that no template knows, if its type says which it does."""
         if not part.extra or (held := _HELD.get(part.type)) is None:
             return part
-        kept = {key: value for key, value in part.extra.items() if key in held or template.reads_key(key)}
+        kept = {key: value for key, value in part.extra.items() if key in held or template.key(key)}
         for key, value in part.extra.items():
             if key not in kept and value not in (None, "", [], {}):
                 notes[self._unread(f'the key "{key}" of "{part.type}" parts', value)] = None
@@ -150,15 +202,15 @@ def _without_older_keys(turn: Message, index: int, template: Reads) -> Message:
     extra = {key: value for key, value in turn.extra.items() if value not in (None, "", [], {})}
     call, refusal = extra.pop("function_call", None), extra.pop("refusal", None)
     if turn.role == "assistant":
-        for key in (key for key in _THOUGHT if isinstance(extra.get(key), str) and not template.reads_key(key)):
+        for key in (key for key in _THOUGHT if isinstance(extra.get(key), str) and not template.key(key)):
             if turn.reasoning is not None and turn.reasoning != extra[key]:
                 raise _unread(index, key)
             turn = attrs.evolve(turn, reasoning=extra.pop(key))
-        if "tool_call" in extra and not turn.tool_calls and not template.reads_key("tool_call"):
+        if "tool_call" in extra and not turn.tool_calls and not template.key("tool_call"):
             turn = attrs.evolve(turn, tool_calls=calls_of(extra.pop("tool_call"), f"message {index}"))
         for key in (key for key in _SAID if key in extra):
             again = key == "reasoning_details" and turn.reasoning is not None
-            if key == "audio" or not (again or template.reads_key(key)):
+            if key == "audio" or not (again or template.key(key)):
                 raise _unread(index, key)
     if isinstance(call, Mapping) and not turn.tool_calls:
         turn = attrs.evolve(turn, tool_calls=[{"type": "function", "function": _function(call, index)}])
@@ -176,7 +228,7 @@ def _translated(turn: Message, template: Reads, index: int) -> Message:
     for part in turn.content or ():
         assert isinstance(part, Part)
         text = part.text if part.text is not None else text_of_parts(part.extra.get(part.type))
-        if template.reads_parts(part.type):
+        if template.part(part.type):
             rest.append(part)
         elif part.type == "tool_use":
             number, made = part.extra.get("id"), {**part.extra, "arguments": part.extra.get("input")}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import attrs
 from attrs import frozen
 
-from sftcore.chat.content import Content, says_otherwise
+from sftcore.chat.content import Content, says_otherwise, switches
 from sftcore.chat.conversation import Conversations, RenderedConversation
 from sftcore.chat.skeleton import REWRITTEN
 from sftcore.chat.spans import TurnSpan
@@ -36,7 +38,8 @@ class Rendered:
     If `spans` is None, every token is supervised, including those that the tokenizer adds. `notes` are short constant
     sentences on what the chat template did to this row. If the text holds `images`, `image_spans` are the characters
     that stand for them, which are never supervised, and `unexpanded` is the text as the processor reads it, with one
-    placeholder for each image. `turns` are the assistant's turns, where their places were proven.
+    placeholder for each image. `turns` are the assistant's turns, where their places were proven. `thoughtless` are the
+    messages that are supervised without reasoning of theirs, because the template cut it out.
     """
 
     text: str
@@ -47,6 +50,7 @@ class Rendered:
     unexpanded: str = ""
     images: tuple[Mapping[str, Any], ...] = ()
     turns: tuple[TurnSpan, ...] = ()
+    thoughtless: tuple[int, ...] = ()
 
 
 class Renderer:
@@ -98,7 +102,7 @@ class Renderer:
             spans = self._assistant(turns, conversation)
             if spans is None and _several_sides(turns):
                 notes = (*notes, EVERY_TURN)
-            return self._finished(conversation, spans, notes)
+            return self._finished(conversation, spans, notes, turns)
         if isinstance(example.prompt, str):
             self._refuse_assistant_only()
             text = self._with_eos(example.prompt + str(example.completion))
@@ -115,12 +119,39 @@ class Renderer:
             return turns, ()
         return self._content.as_templates_read(turns, self._conversations.template(example))
 
+    def refusal_of_thoughts(self, example: Example, rendered: Rendered) -> RowError:
+        """The error for a row that is trained without reasoning of its own, with the ways to keep it."""
+        index = rendered.thoughtless[0]
+        turns = example.messages or [*_turns(example.prompt), *_turns(example.completion)]
+        kept = [
+            f"give the rows chat_template_kwargs: {json.dumps({name: value})}"
+            for name, value in switches(self._conversations.template(example))
+            if not self.render(
+                attrs.evolve(example, template_kwargs={**example.template_kwargs, name: value})
+            ).thoughtless
+        ]
+        if any(turn.role == "assistant" for turn in turns[index + 1 :]):
+            kept.append("make a row of each answer, format: {chat: {split_turns: true}}")
+        kept.append("use a template that prints it, or take it out of the rows")
+        return RowError(
+            f"the chat template cuts the reasoning out of message {index}, which is trained.",
+            fix=f"To train with it, {'; or '.join(kept)}.",
+        )
+
     @staticmethod
     def _finished(
-        conversation: RenderedConversation, spans: tuple[Span, ...] | None, notes: tuple[str, ...] = ()
+        conversation: RenderedConversation,
+        spans: tuple[Span, ...] | None,
+        notes: tuple[str, ...],
+        turns: Turns,
+        first: int = 0,
     ) -> Rendered:
+        """The rendered conversation; messages before the `first` are not supervised."""
         proven = () if spans is None else conversation.skeleton.proven
-        return Rendered(conversation.text, spans, False, conversation.notes + notes, turns=proven)
+        cut = conversation.skeleton.thoughtless
+        if cut:
+            cut = tuple(i for i in cut if i >= first and turns[i].train is not False and turns[i].weight != 0)
+        return Rendered(conversation.text, spans, False, conversation.notes + notes, turns=proven, thoughtless=cut)
 
     def _prompt_and_completion(self, example: Example) -> Rendered:
         prompt, notes = self._as_templates_read(_turns(example.prompt), example)
@@ -128,13 +159,13 @@ class Renderer:
         turns, notes = [*prompt, *completion], notes + more
         if self._completion_only is False:
             conversation = self._render_turns(turns, example)
-            return self._finished(conversation, self._assistant(turns, conversation), notes)
+            return self._finished(conversation, self._assistant(turns, conversation), notes, turns)
         conversation = self._render_turns(turns, example, prompt_turns=len(prompt))
         start = self._completion_start(conversation, turns, len(prompt), example)
         whole = Span(start, max(start, self._completion_end(conversation, start)))
         assistant = self._assistant(turns, conversation)
         spans = (whole,) if assistant is None else _clip(assistant, whole)
-        return self._finished(conversation, spans, notes)
+        return self._finished(conversation, spans, notes, turns, len(prompt))
 
     def _completion_start(
         self, conversation: RenderedConversation, turns: Turns, prompt_turns: int, example: Example

@@ -67,7 +67,8 @@ class Skeleton:
     completion: where the completion begins. completion_end: where it ends, or None if its own words decide that.
     stop: the token that must be appended.
     general: whether all texts became slots, so that other conversations can use the skeleton.
-    left_out: whether the rendering lacks words of anyone but the assistant.
+    left_out: whether the rendering lacks words of anyone but the assistant. thoughtless: the messages of the assistant
+        of which it lacks reasoning.
     proven: the assistant's turns as they were found, with what the template writes before them and what ends them.
     marks: what the template's own generation markers enclose, or None where they were not proven. unmarked: the ends of
         turns that they leave out.
@@ -91,6 +92,7 @@ class Skeleton:
     marks: tuple[tuple[Position, Position], ...] | None = None
     unmarked: tuple[tuple[Position, Position], ...] = ()
     proven: tuple[TurnSpan, ...] = ()
+    thoughtless: tuple[int, ...] = ()
 
     def fill(self, words: Sequence[str]) -> tuple[str, list[int]]:
         """The conversation with these words, and for each slot the total length of the words before it."""
@@ -141,8 +143,8 @@ def learn(
             turns_found = proven_turns(finder, talk, special, edges, render_otherwise)
     except NotLocatedError as error:
         seen = (*sentinels.left_out(turns), *sentinels.reasoning_left_out(turns))
-        missing = bool(sentinels.left_out(turns))
-        return Skeleton(variant, (), None, (), (), None, None, "", seen, True, missing, error.what)
+        missing, cut = bool(sentinels.left_out(turns)), sentinels.thoughtless()
+        return Skeleton(variant, (), None, (), (), None, None, "", seen, True, missing, error.what, thoughtless=cut)
     marks = None
     if render_marked is not None:
         marks = proven_marks(talk, turns_found, render_marked, traits, special, stops=bool(finder.stop))
@@ -180,6 +182,7 @@ def learn(
         left_out=bool(left_out),
         as_python=_as_python(talk, variant),
         proven=tuple(found),
+        thoughtless=sentinels.thoughtless(),
         marks=None if marks is None else positions(marks.marks),
         unmarked=() if marks is None else positions(marks.ends),
     )
@@ -332,6 +335,11 @@ class _Sentinels:
         last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
         missing = [index for _, index, _ in self._missing() if self._is_said(index)]
         return list(dict.fromkeys(REASONING_LAST if index == last else REASONING_EARLIER for index in missing))
+
+    def thoughtless(self) -> tuple[int, ...]:
+        """The messages of the assistant of which reasoning is missing."""
+        missing = self._missing()
+        return tuple(dict.fromkeys(i for _, i, kind in missing if kind == "reasoning" and self._is_said(i)))
 
 
 def is_answered(turns: Sequence[Message], prompt_turns: int) -> bool:

@@ -10,6 +10,8 @@ from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from jinja2 import meta
+
 from sftcore.chat.sandbox.environment import compiled
 from sftcore.chat.sandbox.limits import LimitError, admit_conversation, conversation
 from sftcore.core.errors import RowError, TemplateStoppedError
@@ -97,7 +99,6 @@ class ChatTemplate:
         self._globals = {**self._compiled.globals, **special_tokens, "documents": None}
         self._traits: dict[tuple[bool, str], TemplateTraits] = {}
         self._prints_python: dict[bool, bool] = {}
-        self._keys: dict[str, bool] = {}
 
     def render(self, turns: Sequence[Turn], tools: Any, kwargs: Mapping[str, Any], generation_prompt: bool) -> str:
         """The rendered conversation.
@@ -199,44 +200,14 @@ class ChatTemplate:
             return all(word in text for word in _PROBES[: len(tried)]) and "'type'" not in text and '"type"' not in text
         return False
 
+    @property
+    def names(self) -> set[str]:
+        """The names that its source reads and does not set."""
+        return meta.find_undeclared_variables(self._environment.parse(self.source))
+
     def reads_parts(self, kind: str) -> bool:
         """Whether its source asks for parts of this type."""
         return re.search(rf"""type['"\])]*\s*(?:==|in)\s*[^%}}]*['"]{re.escape(kind)}['"]""", self.source) is not None
-
-    def reads_key(self, key: str) -> bool:
-        """Whether it may print this key of a message: its source names it, or it prints messages whole."""
-        if key not in self._keys:
-            named = re.search(rf"(?<!\w){re.escape(key)}(?!\w)", self.source) is not None
-            self._keys[key] = named or self._prints_messages
-        return self._keys[key]
-
-    @cached_property
-    def _prints_messages(self) -> bool:
-        turns = self._probe_turns({_PROBES[2]: _PROBES[3]})
-        with suppress(RowError):
-            return _PROBES[3] in self.render(turns, None, {}, False)
-        return True
-
-    def drops_developer(self) -> bool:
-        """Whether it leaves out, or refuses, a developer's words, and prints those of the system."""
-        return self._drops_developer
-
-    @cached_property
-    def _drops_developer(self) -> bool:
-        printed = {}
-        for role in ("developer", "system"):
-            printed[role] = False
-            with suppress(RowError):
-                turns = [{"role": role, "content": self._word(_PROBES[2])}, *self._probe_turns({})]
-                printed[role] = _PROBES[2] in self.render(turns, None, {}, False)
-        return printed["system"] and not printed["developer"]
-
-    def _word(self, word: str) -> Any:
-        return word if "text" in self.prints else [{"type": "text", "text": word}]
-
-    def _probe_turns(self, more: Mapping[str, Any]) -> list[Turn]:
-        roles = zip(("user", "assistant"), _PROBES, strict=False)
-        return [{"role": role, "content": self._word(word), **more} for role, word in roles]
 
     def prints_python(self, tools: Any) -> bool:
         """Whether it prints the arguments of a call as Python does if it gets them as a mapping."""

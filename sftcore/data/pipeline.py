@@ -154,6 +154,8 @@ class Pipeline:
             return example.tokens
         try:
             rendered = self._rendered(example)
+            if rendered.thoughtless:
+                raise self.renderer.refusal_of_thoughts(example, rendered)
             if len(rendered.text) > _LONGEST:
                 raise RowError(
                     f"its text has {len(rendered.text):,} characters, but at most {_LONGEST:,} can be tokenized.",

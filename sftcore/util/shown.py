@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+EXAMPLE = ", for example "
+"""What stands in a note before the first value that it was met with."""
+
 
 def kind_of(value: Any) -> str:
     """What a value of JSON is, in words.
