@@ -64,6 +64,7 @@ _INFOS = {
     "html-entities": ("HTML entities.", "Unescape them if the data are not HTML."),
     "invisible-characters": ("zero-width, direction or tag characters.", "Check whether they are intended."),
     "sparse-columns": ("", ""),
+    "unread-column": ("", "Map it in format's options, or leave it."),
     "note": ("", ""),
 }
 KINDS: dict[str, tuple[Severity, str, str]] = {

@@ -22,6 +22,8 @@ from sftcore.check.text import LONG_CHARACTERS, Words, answer_of, text_faults, t
 from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError
 from sftcore.core.types import IGNORED, Example, Row, TokenizedRow
 from sftcore.data.pipeline import Inspected
+from sftcore.data.unread import unread
+from sftcore.util.shown import EXAMPLE, shortened
 
 SAMPLE = 1000
 """How many rows decide the format by their columns, as in a run."""
@@ -151,6 +153,8 @@ class Reporter:
         columns = list(dict.fromkeys(str(key) for raw in sample if raw.row for key in raw.row))
         before = self._counts.read
         inspector = self._open(file, columns) if any(raw.row is not None for raw in sample) else None
+        if inspector is not None:
+            self._unread(file, inspector, [raw.row for raw in sample if raw.row is not None])
         self._all(file, itertools.chain(sample, rows), inspector)
         label = inspector.choice.label if inspector else ""
         self._files.append(FileReport(file, self._counts.read - before, label))
@@ -171,6 +175,12 @@ class Reporter:
                 "format-suggested", Location(file=file), what=what, fix=f"Add to the recipe: {choice.line}"
             )
         return inspector
+
+    def _unread(self, file: str, inspector: Inspector, rows: Sequence[Row]) -> None:
+        """Name the columns that the format does not read, each with an example."""
+        for column, value in unread(inspector.reader, rows).items():
+            what = f'the column "{column}" is not read{EXAMPLE}{shortened(value)}.'
+            self.findings.add("unread-column", Location(file=file), what=what)
 
     def _all(self, file: str, raws: Iterator[Raw], inspector: Inspector | None) -> None:
         batch: list[tuple[Location, dict[str, Any]]] = []

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, evolve, field, frozen
 
+from sftcore.util.shown import EXAMPLE
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -109,7 +111,7 @@ class Ledger:
             tokens_dropped=tokens_dropped,
             tokens_supervised=sum(kept.column("_supervised").to_pylist()),
             dropped_rows=dropped_rows,
-            notes=Counter(note for row in outcomes.column("_notes").to_pylist() for note in dict.fromkeys(row)),
+            notes=_counted(outcomes.column("_notes").to_pylist()),
             one_each=len(outcomes.column("_row").unique()) == len(outcomes),
         )
 
@@ -181,3 +183,15 @@ def _why_low(packing: Packing) -> str:
     large = int((packing.lengths * 2 > packing.capacity).sum())
     share = 100 * large / len(packing.lengths)
     return f"{share:.0f}% of the documents are longer than half a block: raise max_length, or use bfd_split"
+
+
+def _counted(notes: Iterable[Sequence[str]]) -> dict[str, int]:
+    """How many rows have each note. What it gives as an example is the first one's: processes meet different ones."""
+    texts: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for row in notes:
+        for note in dict.fromkeys(row):
+            name = note.partition(EXAMPLE)[0]
+            texts.setdefault(name, note)
+            counts[name] += 1
+    return {texts[name]: count for name, count in counts.items()}

@@ -25,6 +25,7 @@ from sftcore.data.store.keys import key_of
 from sftcore.data.store.mapstyle import build
 from sftcore.data.store.stream import columns_of, prepare_stream
 from sftcore.data.tokenize import Tokenizer
+from sftcore.data.unread import said, unread_of
 from sftcore.util.shown import kind_of
 from sftcore.util.warned import warn
 
@@ -103,6 +104,8 @@ class DataPreparation:
         if "input_ids" in columns:
             self.given_tokens.add(name)
         pipeline = evolve(self.pipeline(columns, name), numbering=numbering)
+        if name != PREDICTED and (left := said(unread_of(pipeline.reader, dataset))):
+            self.notes.append(f"{name}: {left}")
         seed = None if name == PREDICTED else self._shuffle_seed
         if isinstance(dataset, IterableDataset):
             self.notes.append(f"{name}: a stream, which is prepared as it is read; its rows are not counted")

@@ -155,6 +155,7 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
         SFTCoreError: whatever would stop the run at this row.
     """
     from sftcore.data.source.load import load
+    from sftcore.data.unread import said, unread_of
 
     setup = set_up_recipe(recipe)
     check(setup)
@@ -165,10 +166,12 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
     notes = (f"Read with a suggested mapping; a run needs this line: {choice.line}",) if choice.line else ()
     preparation = PreparationFactory(recipe)(choice.setup)
     try:
+        pipeline = preparation.pipeline(dataset.column_names, _NAME)
+        if left := said(unread_of(pipeline.reader, dataset)):
+            notes = (*notes, f"{left[:1].upper()}{left[1:]}.")
         if preparation.setup.plan.settings.get("packing"):
             return [_block(preparation, dataset, row, label, notes)]
         _refuse_beyond(row, len(dataset), "row", label)
-        pipeline = preparation.pipeline(dataset.column_names, _NAME)
         return _row(pipeline, dataset[row], row, preparation.tokenizer, notes)
     except DataError as error:
         # the preparation names the set by its argument, but the user knows it by its file

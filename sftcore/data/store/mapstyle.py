@@ -128,7 +128,7 @@ def kept_rows(table: pa.Table) -> pa.Table:
 
 def _prepared(dataset: Dataset, pipeline: Pipeline, num_proc: int | None, name: str) -> Iterator[pa.Table]:
     """The results of the pipeline for all rows in order, a batch at a time."""
-    plain = dataset if _needs_decoding(dataset) else dataset.with_format("arrow")
+    plain = as_stored(dataset)
     if num_proc is None or num_proc < 2:
         yield from _in_this_process(plain, pipeline, name)
         return
@@ -176,6 +176,11 @@ def _one_tokenizer_thread() -> Iterator[None]:
     finally:
         if before is None:
             del os.environ["TOKENIZERS_PARALLELISM"]
+
+
+def as_stored(dataset: Dataset) -> Dataset:
+    """The set with its rows as Arrow holds them, unless a column has to be decoded."""
+    return dataset if _needs_decoding(dataset) else dataset.with_format("arrow")
 
 
 def _needs_decoding(dataset: Dataset) -> bool:
