@@ -69,7 +69,9 @@ def layout_of(collator: Collate, *, packed: bool) -> Layout:
     try:
         batch: Mapping[str, Any] = collator([dict(one) for one in rows])
         flattened = len(batch["input_ids"]) == 1
-        restarts = "attention_mask" not in batch and int((batch["position_ids"] == 0).sum()) == (4 if packed else 2)
+        # beyond the 4 tokens of each row is padding, where positions may restart too
+        positions = batch["position_ids"][..., : 8 if flattened else 4] if "attention_mask" not in batch else None
+        restarts = positions is not None and int((positions == 0).sum()) == (4 if packed else 2)
     except Exception as error:  # a user's collator may want rows of its own shape, and raise anything
         if packed:
             raise ModelError(
