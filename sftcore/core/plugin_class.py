@@ -81,7 +81,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, path: str) -> T:
     wrong: list[RecipeError] = [_unknown(key, value, known, path) for key, value in values.items() if key not in known]
     try:
         attrs.resolve_types(cls)  # type: ignore[type-var]
-    except NameError as error:
+    except (NameError, TypeError) as error:  # Python 3.10 raises TypeError at a ClassVar without a type
         raise BrokenPluginError(
             f"an option of {cls.__qualname__} has a type that cannot be resolved: {error}.",
             where=path,

@@ -25,7 +25,7 @@ class ShareGPT:
     system: str = "system"
     roles: dict[str, str] = attrs.field(factory=dict)
     function_call: Literal["tool_calls", "content"] = "tool_calls"
-    calls_as_text: ClassVar = "function_call: content"
+    calls_as_text: ClassVar[str] = "function_call: content"
     trained_turns: str = attrs.field(default="all", validator=is_trained_turns)
     split_turns: bool = False
 
