@@ -26,47 +26,94 @@ def unknown_names(config: Mapping[str, Any], module_names: Sequence[str]) -> Ite
         module_names: of the model, as in `named_modules`.
     """
     fused = any(name.rpartition(".")[2] == "experts" for name in module_names)
-    targets = config.get("target_modules")
-    if isinstance(targets, str):
-        yield from _pattern(targets, module_names, fused=fused)
-    else:
-        for name in targets or ():
-            found = any(one == name or one.endswith(f".{name}") for one in module_names)
-            if not found and not (fused and str(name).rpartition(".")[2] in FUSED_EXPERTS):
-                yield _unknown("target_modules", name, _adapted(module_names))
+    for option in ("target_modules", "exclude_modules"):
+        names = config.get(option)
+        if isinstance(names, str):
+            yield from _pattern(option, names, module_names, fused=fused)
+            continue
+        for name in names or ():
+            if not (_is_end(str(name), module_names) or (fused and str(name).rpartition(".")[2] in FUSED_EXPERTS)):
+                yield _unknown(option, name, _adapted(module_names))
     indices = config.get("trainable_token_indices")
     whole = {"modules_to_save": config.get("modules_to_save") or ()}
     whole["trainable_token_indices"] = indices if isinstance(indices, Mapping) else ()
     for option, names in whole.items():
+        if isinstance(names, str):
+            yield Problem(f'{option} is the text "{names}", and a list is wanted.', fix=f'Write a list: ["{names}"].')
+            continue
         for name in names:
             if not any(one.endswith(name) for one in module_names):
                 yield _unknown(option, name, module_names)
+    yield from _patterns(config, module_names, fused=fused)
+    yield from _unknown_layers(config, module_names)
 
 
-def _pattern(pattern: str, module_names: Sequence[str], *, fused: bool) -> Iterator[Problem]:
+def _is_end(name: str, module_names: Iterable[str]) -> bool:
+    return any(one == name or one.endswith(f".{name}") for one in module_names)
+
+
+def _patterns(config: Mapping[str, Any], module_names: Sequence[str], *, fused: bool) -> Iterator[Problem]:
+    """Problems with the keys of `rank_pattern` and `alpha_pattern`, regular expressions of the ends of names."""
+    names = [*module_names, *(config.get("target_parameters") or ())]
+    for option in ("rank_pattern", "alpha_pattern"):
+        for key in config.get(option) or ():
+            try:
+                expression = re.compile(rf"(.*\.)?({key})$")
+            except re.error as error:
+                yield Problem(f'{option}: "{key}" is not a regular expression: {error}.', fix="Write the end of a name.")
+                continue
+            if not fused and not any(expression.match(name) for name in names):
+                yield _unknown(option, key, _adapted(module_names))
+
+
+def _unknown_layers(config: Mapping[str, Any], module_names: Sequence[str]) -> Iterator[Problem]:
+    """Problems with `layers_to_transform`, numbers of layers: PEFT passes over those that the model does not have."""
+    asked = config.get("layers_to_transform")
+    asked = [asked] if isinstance(asked, int) else asked
+    if not asked or isinstance(config.get("target_modules"), str):  # beside a text PEFT refuses them itself
+        return
+    given = config.get("layers_pattern") or r"[^.]*"
+    patterns = [given] if isinstance(given, str) else given
+    numbered = [re.match(rf"(?:^|.*?\.){one}\.(\d+)\.", name) for one in patterns for name in module_names]
+    known = sorted({int(found[1]) for found in numbered if found})
+    if not known:
+        yield Problem(
+            f'no layers of the model are numbered behind "{", ".join(patterns)}".',
+            "layers_pattern",
+            "Name the list that holds the layers, such as layers or h, or leave it out.",
+        )
+    elif wrong := [one for one in asked if one not in known]:
+        yield Problem(
+            f"layers_to_transform names layer {wrong[0]}, and the model has layers {known[0]} to {known[-1]}.",
+            fix="Name layers that it has.",
+        )
+
+
+def _pattern(option: str, pattern: str, module_names: Sequence[str], *, fused: bool) -> Iterator[Problem]:
     """Problems with a text, which PEFT takes for a regular expression of whole names."""
-    if pattern == "all-linear":
+    if pattern == "all-linear" and option == "target_modules":
         return
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        yield Problem(f'target_modules "{pattern}" is not a regular expression: {error}.', fix="Write a list of names.")
+        yield Problem(f'{option} "{pattern}" is not a regular expression: {error}.', fix="Write a list of names.")
         return
     if fused or any(expression.fullmatch(one) for one in module_names):
         return
-    if any(one == pattern or one.endswith(f".{pattern}") for one in module_names):
+    if _is_end(pattern, module_names):
         yield Problem(
-            f'target_modules "{pattern}" is a text, which PEFT takes for a regular expression of whole names, and no '
+            f'{option} "{pattern}" is a text, which PEFT takes for a regular expression of whole names, and no '
             "module's name is that.",
             fix=f'Write a list: ["{pattern}"].',
         )
         return
     layers = _adapted(module_names)
-    if pattern.replace("_", "").isalnum() or pattern == "all_linear":
-        near = nearest(pattern, ["all-linear", *_last_parts(layers, 1)])
-        yield Problem(f'target_modules "{pattern}" matches no module of the model.{near}', fix=_shown(layers))
+    if re.fullmatch(r"\w+", pattern):
+        words = ["all-linear"] if option == "target_modules" else []
+        near = nearest(pattern, [*words, *_last_parts(layers, 1)])
+        yield Problem(f'{option} "{pattern}" matches no module of the model.{near}', fix=_shown(layers))
     else:
-        yield Problem(f'target_modules "{pattern}" matches the whole name of no module.', fix=_shown(layers))
+        yield Problem(f'{option} "{pattern}" matches the whole name of no module.', fix=_shown(layers))
 
 
 def _adapted(module_names: Sequence[str]) -> list[str]:

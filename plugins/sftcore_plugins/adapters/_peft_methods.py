@@ -239,8 +239,9 @@ def _leave_vision_out(model: Any, config: PeftConfig) -> tuple[str, ...]:
         config.exclude_modules = rf"(?:{given})|(?:{names})(?:\..*)?"
     elif not given:
         config.exclude_modules = rf"(?:{names})(?:\..*)?"
-    else:
-        config.exclude_modules = [*given, *parts]
+    else:  # what PEFT finds by a list is the modules of these names, and not what they hold
+        ends = "|".join(re.escape(name) for name in given)
+        config.exclude_modules = rf"(?:.*\.)?(?:{ends})|(?:{names})(?:\..*)?"
     return (f"the adapter stays off the vision tower: {', '.join(parts)}",)
 
 

@@ -55,6 +55,23 @@ WRONG = {
     "all-linear misspelt": ({"target_modules": "all_linear"}, r'Did you mean "all-linear"\?'),
     "a pattern": ({"target_modules": r".*\.attn\.(q|v)_proj"}, r"matches the whole name of no module.*q_proj"),
     "no pattern": ({"target_modules": "(q_proj"}, "is not a regular expression"),
+    "excluded": ({"exclude_modules": ["o_prj"]}, r'exclude_modules names "o_prj".*Did you mean "o_proj"\?'),
+    "excluded by a pattern": (
+        {"exclude_modules": r"model\.layer\.0.*"}, r"exclude_modules .* matches the whole name of no module"
+    ),
+    "excluded by a text": ({"exclude_modules": "o_proj"}, r'exclude_modules "o_proj" .*Write a list: \["o_proj"\]'),
+    "ranks": ({"rank_pattern": {"q_prj": 4}}, r'rank_pattern names "q_prj".*Did you mean "q_proj"\?'),
+    "scales": ({"alpha_pattern": {"layers.0.self_attn.vproj": 4}}, r'alpha_pattern names "layers.0.self_attn.vproj"'),
+    "no pattern of ranks": ({"rank_pattern": {"(q_proj": 4}}, r'rank_pattern: "\(q_proj" is not a regular expression'),
+    "saved, as a text": (
+        {"target_modules": ["q_proj"], "modules_to_save": "lm_head"},
+        r'modules_to_save is the text "lm_head", and a list is wanted. Write a list: \["lm_head"\]',
+    ),
+    "layers": ({"layers_to_transform": [0, 2]}, "layers_to_transform names layer 2, and the model has layers 0 to 1"),
+    "a layer": ({"layers_to_transform": -1}, "layers_to_transform names layer -1"),
+    "where the layers are": (
+        {"layers_to_transform": [0], "layers_pattern": "blocks"}, 'no layers of the model are numbered behind "blocks"'
+    ),
     "another architecture": ({"target_modules": ["query_key_value"]}, r'"query_key_value".*Its layers: .*q_proj'),
 }
 
@@ -62,6 +79,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_before_weights_are_read(tmp_path, model_folder, rows, no_weights, name):
     options, said = WRONG[name]
+    options = {"target_modules": ["q_proj", "v_proj", "o_proj"], **options}
     peft_config = LoraConfig(r=2, task_type="CAUSAL_LM", **options)
     with pytest.raises(CheckError, match=said) as error:
         SFTTrainer(str(model_folder), config(tmp_path), train_dataset=rows, peft_config=peft_config)
@@ -102,9 +120,15 @@ def test_where_only_loading_tells_it_is_refused_then(tmp_path, model_folder, row
         LoraConfig(target_modules=r".*\.(q|v)_proj", modules_to_save=["lm_head", "norm", "self_attn.o_proj"]),
         LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2]),
         LoraConfig(),
+        LoraConfig(
+            target_modules=["q_proj", "v_proj"], rank_pattern={r"layers\.0\.self_attn\.q_proj": 4, "^model.*v_proj": 2},
+            alpha_pattern={"q_proj": 8}, exclude_modules=["layers.1.self_attn.v_proj"], layers_to_transform=[0, 1],
+            layers_pattern=["layers"],
+        ),
+        LoraConfig(target_modules=["q_proj"], exclude_modules=r".*layers\.1\..*", layers_to_transform=0),
         IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
     ],
-    ids=["all linear", "by ends", "a pattern", "rows", "by default", "IA3"],
+    ids=["all linear", "by ends", "a pattern", "rows", "by default", "patterns", "excluded by a pattern", "IA3"],
 )
 def test_what_peft_finds_is_accepted(tmp_path, model_folder, rows, peft_config):
     peft_config.task_type = "CAUSAL_LM"

@@ -205,14 +205,24 @@ def test_twenty_steps_halve_the_loss_and_plain_transformers_loads_what_was_saved
 
 
 # --- Adapters and towers --------------------------------------------------------------------------------------------
-def test_an_adapter_from_options_stays_off_the_vision_tower(tmp_path, family):
-    trainer = make_trainer(
-        tmp_path, family, MIXED, plugins={"adapter": {"lora": {"target_modules": "all-linear"}}}, max_steps=1
-    )
+def adapted_by(tmp_path, family, **options) -> list[str]:
+    """The names of what trains, with an adapter of these options."""
+    options = {"target_modules": "all-linear", **options}
+    trainer = make_trainer(tmp_path, family, MIXED, plugins={"adapter": {"lora": options}}, max_steps=1)
     trainer.train()
-    adapted = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    return [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+
+
+def test_an_adapter_from_options_stays_off_the_vision_tower(tmp_path, family):
+    adapted = adapted_by(tmp_path, family)
     assert adapted
     assert all("language_model" in name or "text_model.layers" in name for name in adapted)
+
+
+def test_an_adapter_that_excludes_more_stays_off_the_vision_tower_too(tmp_path):
+    adapted = adapted_by(tmp_path, "llava", arguments={"exclude_modules": ["o_proj"]})
+    assert any("v_proj" in name for name in adapted)
+    assert all("language_model" in name and "o_proj" not in name for name in adapted)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
