@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class ModelConfig:
     lora_dropout: float = 0.05
     """Dropout on the adapter's input."""
     lora_target_modules: list[str] | None = None
-    """Modules to adapt; a list of one becomes that text, so that all-linear works."""
+    """Modules to adapt: names, or one text: all-linear, or a regular expression of whole names."""
     lora_target_parameters: list[str] | None = None
     """Parameters to adapt, such as those of experts."""
     lora_modules_to_save: list[str] | None = None
@@ -74,8 +75,9 @@ class ModelConfig:
             raise ConflictError(
                 "load_in_8bit and load_in_4bit exclude each other.", where="ModelConfig", fix="Keep one."
             )
-        if isinstance(self.lora_target_modules, list) and len(self.lora_target_modules) == 1:
-            self.lora_target_modules = self.lora_target_modules[0]  # type: ignore[assignment]
+        match self.lora_target_modules:
+            case [str(text)] if not re.fullmatch(r"[\w.]+", text):
+                self.lora_target_modules = text  # type: ignore[assignment]
         object.__setattr__(self, "_made", True)
 
     def __setattr__(self, name: str, value: Any) -> None:

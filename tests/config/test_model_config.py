@@ -68,6 +68,22 @@ def test_a_wrong_name_is_refused_with_the_nearest(fields, said):
         ModelConfig(**fields)
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        (["q_proj"], {"q_proj"}),
+        (["self_attn.q_proj"], {"self_attn.q_proj"}),
+        (["k_proj", "v_proj"], {"k_proj", "v_proj"}),
+        (["all-linear"], "all-linear"),
+        ([r".*\.(q|v)_proj"], r".*\.(q|v)_proj"),
+    ],
+)
+def test_one_name_is_a_name_and_not_a_regular_expression(given, asked):
+    made = ModelConfig(use_peft=True, lora_target_modules=given)
+    assert get_peft_config(made).target_modules == asked
+    assert get_peft_config(dataclasses.replace(made)).target_modules == asked
+
+
 def test_options_of_an_adapter_that_is_not_asked_for_are_said_to_do_nothing(recwarn):
     given = ModelConfig(lora_r=8, use_dora=True, lora_target_modules=["q_proj"])
     with pytest.warns(UserWarning, match="lora_r, lora_target_modules, use_dora: without use_peft there is no adapter"):

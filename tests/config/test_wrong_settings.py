@@ -130,6 +130,22 @@ def test_a_misspelt_name_is_offered_the_right_one(name, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"optim": "adamx"}, 'Did you mean "adamw_torch"?'),
+        ({"optim": "Adam"}, 'Did you mean "adamw_torch"?'),
+        ({"optim": "paged_adamw8bit"}, 'Did you mean "paged_adamw_8bit"?'),
+        ({"eval_strategy": "nevr"}, 'Did you mean "no"?'),
+        ({"label_smoothing_factor": 10}, "It must be at least 0 and below 1, such as 0.1 (0, the default, is off)."),
+    ],
+)
+def test_what_other_tools_call_it_is_near_too(fields, said, tmp_path):
+    with pytest.raises(SFTCoreError) as caught:
+        SFTConfig(str(tmp_path), **fields)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "setting", ["lr_scheduler_type=cosin", "learning_rate='2e-5'", "logging_steps=0", "report_to=[wandbb]"]
 )
 def test_it_is_said_before_torch_is_imported(setting, tiny_recipe):

@@ -20,7 +20,7 @@ from attrs import frozen
 
 from sftcore.config.checks import ADAPTER_DTYPES
 from sftcore.config.settings.declared import choices, enum_values, trackers
-from sftcore.core.errors import OptionTypeError, RecipeError, nearest
+from sftcore.core.errors import OptionTypeError, RecipeError, near_name, nearest
 from sftcore.core.options import structure, type_name
 from sftcore.core.types import PACKING_STRATEGIES
 from sftcore.util.secrets import hides, masked
@@ -64,6 +64,7 @@ RANGES: Mapping[str, Range] = {
 """The range of each field that holds a number."""
 
 _WHY = {"max_length": ", which leaves no token to predict"}
+_USUAL = {"label_smoothing_factor": ", such as 0.1 (0, the default, is off)"}
 _WHOLE_TOO = ("auto", "none", "null")
 _METRICS_INPUTS = ("inputs", "loss")
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -160,7 +161,10 @@ def wrong_value(field: str, value: Any, wanted: Any, where: str) -> RecipeError 
         limits = RANGES[field]
         if value in limits:
             return None
-        return RecipeError(f"{field} is {value!r}{_WHY.get(field, '')}.", where=where, fix=f"It must be {limits}.")
+        usual = _USUAL.get(field, "")
+        return RecipeError(
+            f"{field} is {value!r}{_WHY.get(field, '')}.", where=where, fix=f"It must be {limits}{usual}."
+        )
     found = next(_wrong_texts(field, value), None) or _wrong_mapping(field, value, wanted)
     return RecipeError(found[0], where=where, fix=found[1]) if found else None
 
@@ -228,8 +232,9 @@ def _wrong_texts(field: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _unknown(field: str, word: str, known: tuple[str, ...]) -> tuple[str, str]:
-    meant = _MEANT.get(word.lower(), "")
-    offer = f'Did you mean "{meant}"?' if meant in known else nearest(word.lower(), known).strip()
+    others = {name: meant for name, meant in _MEANT.items() if meant in known}
+    near = near_name(word.lower(), [*known, *others])
+    offer = f'Did you mean "{others.get(near, near)}"?' if near else ""
     listed = f"Use one of: {', '.join(known)}." if len(known) <= 20 or not offer else ""
     return f'{field} "{shortened(word)[1:-1]}" is not known.', f"{offer} {listed}".strip()
 
