@@ -164,6 +164,11 @@ def _with_loss(own: inspect.Signature) -> Callable[..., Any]:
 
     accelerate unwraps forwards down to the last `__wrapped__`, which this one must not have.
     """
+    import torch
+
+    # torch_compile compiles the layers alone: the loss is any plugin's, and gathers other shapes at every step
+    as_it_is = torch.compiler.disable
+    answer, of_states, of_outputs = map(as_it_is, (LossRequest.answer, gathered_loss, BoundLoss.of_outputs))
 
     def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         bound: BoundLoss = vars(self)[_BOUND]
@@ -175,11 +180,11 @@ def _with_loss(own: inspect.Signature) -> Callable[..., Any]:
         request: LossRequest = kwargs.pop(REQUEST)
         kwargs.pop("labels", None)  # PEFT hands on its own None
         if not bound.gathers:
-            return request.answer(bound.of_outputs(_own_forward(self)(*args, **kwargs), request))
+            return answer(request, of_outputs(bound, _own_forward(self)(*args, **kwargs), request))
         outputs = self.base_model(*args, **kwargs)
-        found = gathered_loss(bound.loss, outputs[0], Head(self), request)
+        found = of_states(bound.loss, outputs[0], Head(self), request)
         aux_loss = _aux_loss(self, outputs, kwargs)
-        return request.answer(found if aux_loss is None else {**found, "aux_loss": aux_loss})
+        return answer(request, found if aux_loss is None else {**found, "aux_loss": aux_loss})
 
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = own.replace(parameters=[me, *own.parameters.values()])  # type: ignore[attr-defined]
