@@ -282,6 +282,7 @@ def test_a_token_is_not_printed_with_the_launch():
     assert shown[3:5] == ["--max_steps", "3"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(tmp_path, model_folder, folder):
     words = ["--model_name_or_path", str(model_folder), "--dataset_name", str(folder), "--max_steps", "1", "--use_cpu"]
     out = tmp_path / "out"

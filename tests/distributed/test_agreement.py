@@ -9,6 +9,8 @@ import pytest
 from tests.distributed import agreeing_runs
 from tests.distributed.ranked_runs import start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, model_folder):

@@ -43,6 +43,7 @@ def sftcore(*words, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nproc_starts_that_many_processes_and_says_how(recipe, tmp_path):
     shown = sftcore("train", recipe, "learning_rate=1e-3", "--nproc", 2)
     assert shown.returncode == 0, shown.stderr[-3000:]

@@ -7,6 +7,8 @@ import pytest
 from tests.distributed import open_runs
 from tests.distributed.ranked_runs import read, start
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens", "num_supervised_tokens", "eval_loss")
 
 

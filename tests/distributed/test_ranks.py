@@ -31,6 +31,8 @@ from tests.distributed.ranked_runs import (
     start,
 )
 
+pytestmark = pytest.mark.slow
+
 TP = pytest.param("tp", marks=pytest.mark.skipif("tp" not in CASES, reason="this transformers cannot save it"))
 ONCE = [case for case in WHOLE_RUNS if case not in ranked_runs.RESUMED and case != "tp"]
 """Cases in which each row goes to one process, and that train from the start."""

@@ -15,6 +15,8 @@ import pytest
 from tests import commands
 from tests.faults import runs
 
+pytestmark = pytest.mark.slow
+
 MOMENTS = int(os.environ.get("SFTCORE_KILLS", "10"))
 """More of them: SFTCORE_KILLS=500 python -m pytest -s tests/faults/test_killed.py"""
 PHASES = ("preparation", "step", "save", "final save")

@@ -61,6 +61,7 @@ def test_a_replay_gives_the_same_weights_and_the_same_curve(run):
     assert (again / "adapter_model.safetensors").read_bytes() == (run / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_replay_of_quickstart_gives_the_same_weights(model_folder, tmp_path):
     run_sftcore("quickstart", f"--model={model_folder}", f"--output={tmp_path / 'quick'}", "--steps=3")
     printed = run_sftcore("replay", str(tmp_path / "quick" / "manifest.json"), f"--output={tmp_path / 'again'}")

@@ -18,6 +18,8 @@ from transformers import TrainerCallback
 from sftcore.train.checkpoint.folders import newest
 from sftcore.train.guard.signals import StoppedBySignal, exits_cleanly
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

@@ -14,6 +14,8 @@ from sftcore.train.checkpoint.checksums import SEAL, fault
 from sftcore.train.checkpoint.folders import newest
 from tests.faults import two_ranks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from sftcore import Example, RowError
 from sftcore.chat.render import Renderer
 from tests.chat import grammar
 from tests.fuzz.fuzz_profile import TIMES
+
+pytestmark = pytest.mark.slow
 
 TEMPLATES, CONVERSATIONS = 150, 3
 

@@ -22,6 +22,8 @@ from tests.conftest import CHATML_MARKED, make_tokenizer
 from tests.data.test_pipeline import preparation
 from tests.fuzz.fuzz_profile import fuzzed
 
+pytestmark = pytest.mark.slow
+
 SPECIAL = SpecialTexts(["<|im_end|>"], [], "<|im_end|>")
 ChatTemplate("x", {}, SPECIAL)  # imports much of transformers, for which no example should be held to account
 

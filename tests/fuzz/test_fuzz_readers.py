@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -21,6 +22,8 @@ from sftcore.core.errors import SFTCoreError
 from sftcore.data.source.files import BUILDERS, local_files, scan
 from sftcore.data.source.load import Source, inspect, load
 from tests.fuzz.fuzz_profile import fuzzed
+
+pytestmark = pytest.mark.slow
 
 PIECES = [
     b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"\r\n", b"\r", b" ", b"\\", b"\\ud800", b"\\u0000", b"null",

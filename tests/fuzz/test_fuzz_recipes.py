@@ -25,6 +25,8 @@ from sftcore.core.errors import RecipeError, SFTCoreError
 from tests.core.test_options import fits
 from tests.fuzz.fuzz_profile import fuzzed
 
+pytestmark = pytest.mark.slow
+
 WORDS = [
     "model", "data", "adapter", "lora", "format", "chat", "auto", "loss", "block", "kernel", "attention", "r",
     "train", "eval", "eval_fraction", "name", "init_kwargs", "learning_rate", "max_steps", "seed", "packing",

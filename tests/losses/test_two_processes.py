@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from tests.losses import two_processes
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {
     "max_steps": 2, "logging_steps": 1, "learning_rate": 0.05, "optim": "sgd", "max_grad_norm": 0.0,
     "lr_scheduler_type": "constant", "save_strategy": "no", "gradient_checkpointing": True, "report_to": "none",
