@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib.metadata
 import platform
 
@@ -20,10 +20,16 @@ TESTED = ("5.17", "5.24")
 def versions() -> dict[str, str]:
     """Python, the platform, and every library that can change a result."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    return found | {name: version for name in LIBRARIES if (version := version_of(name)) is not None}
+
+
+@functools.cache
+def version_of(distribution: str) -> str | None:
+    """The version with which this process began, or None if the distribution is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def warn_if_untested(version: str | None = None) -> None:

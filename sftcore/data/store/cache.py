@@ -6,6 +6,7 @@ file lock; then all map the same file. An entry is written to a temporary folder
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -132,7 +133,14 @@ def source_digest(module_file: str) -> str:
     while (top.parent / "__init__.py").is_file():
         top = top.parent
     files = sorted(top.rglob("*.py")) if top.is_dir() else [top]
+    stamped = tuple((file, (status := file.stat()).st_mtime_ns, status.st_size) for file in files)
+    return _digest_of_files(top.parent, stamped)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of_files(base: Path, stamped: tuple[tuple[Path, int, int], ...]) -> str:
+    """The stamps, times and sizes of the files, only say when to read them again: a run asks for several digests."""
     chunks: list[Any] = []
-    for file in files:
-        chunks += [str(file.relative_to(top.parent)).encode(), file.read_bytes()]
+    for file, _, _ in stamped:
+        chunks += [str(file.relative_to(base)).encode(), file.read_bytes()]
     return digest_of(*chunks)

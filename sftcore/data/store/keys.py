@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from sftcore.data.store.cache import Key, digest_of, source_digest
 from sftcore.util.plain import describe_plugin, plain
+from sftcore.util.versions import version_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,8 +68,8 @@ def key_of(
         "packing": packing,
         "the rows' numbers": "" if numbering is None else digest_of(np.asarray(numbering, np.int64).tobytes()),
         **{name: json.dumps(plain(settings.get(name))) for name in SETTINGS},
-        "sftcore": f"{importlib.metadata.version('sftcore')} {source_digest(__file__)}",
-        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "sftcore": f"{version_of('sftcore')} {source_digest(__file__)}",
+        **{name: str(version_of(name)) for name in _LIBRARIES},
     }
 
 
