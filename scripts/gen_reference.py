@@ -22,12 +22,12 @@ from attrs import frozen
 from reference_values import in_table
 
 import sftcore
+from sftcore.config.plugins.bound import by_itself
 from sftcore.config.selections import DEFAULTS
 from sftcore.core.discovery import PluginEntry, discover
 from sftcore.core.hookspecs import BY_ITSELF, LIFECYCLE, ONE_ANSWER, Hooks
 from sftcore.core.options import type_name
 from sftcore.core.plugin_class import options, summary
-from sftcore.core.registry import by_itself
 from sftcore.core.types import KINDS, REPEATABLE_KINDS, SLOTS, ModelRequest
 
 ROOT = Path(__file__).parents[1]

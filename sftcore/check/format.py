@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import attrs
 from attrs import frozen
 
+from sftcore.config.plugins.bound import bind
 from sftcore.config.setup import Setup
 from sftcore.core.errors import DataError, SFTCoreError
-from sftcore.core.registry import Bound, bind
+from sftcore.core.registry import Bound
 from sftcore.core.types import Selection
 from sftcore.data.format import choose_format
 

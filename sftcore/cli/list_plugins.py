@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
+from sftcore.config.plugins.blocked import Blocklist
+from sftcore.config.plugins.bound import by_itself
 from sftcore.core.discovery import Catalog, PluginEntry, discover
-from sftcore.core.registry import Blocklist, by_itself
 from sftcore.core.types import KINDS
 
 SCHEMA = 1

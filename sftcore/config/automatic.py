@@ -14,8 +14,9 @@ from attrs import frozen
 
 from sftcore.config.attention import device_of, pads, planned_dtype, shortcomings, speed_on
 from sftcore.config.installed import Installed
+from sftcore.config.plugins.bound import bind
 from sftcore.config.selections import default_collator
-from sftcore.core.registry import ActivePlugins, bind
+from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import AUTO, AttentionBackend, ModelRequest, Plan, Probe, Selection
 
 OF_PADDED_BATCHES: Mapping[str, tuple[Any, ...]] = {

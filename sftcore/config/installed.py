@@ -7,10 +7,13 @@ from typing import Any
 
 from attrs import frozen
 
+from sftcore.config.plugins.blocked import Blocklist
+from sftcore.config.plugins.bound import by_itself, find, options_from
+from sftcore.config.plugins.observed import loaded
 from sftcore.core.discovery import Catalog, PluginEntry
 from sftcore.core.errors import ConflictError, SFTCoreError
-from sftcore.core.registry import Blocklist, by_itself, find, options_from
 from sftcore.core.types import AUTO, ModelRequest, Selection
+from sftcore.util.warned import warn_broken
 
 
 @frozen
@@ -67,7 +70,7 @@ class Installed:
         """The options that fields give to the plugin of a selection; None where they do not ask for it."""
         try:
             entry = find(selection, self.catalog, self.blocked)
-            entry.load()
+            loaded(entry)
         except SFTCoreError:
             return {}  # the registry says so, with whatever else is wrong
         return options_from(entry, settings)
@@ -81,7 +84,7 @@ class Installed:
                 answer = by_itself(entry).declared(hook, **arguments)
             except SFTCoreError as error:
                 if not entry.missing:  # its module may well need what is missing
-                    entry.warn_broken(error)
+                    warn_broken(entry, error)
                 continue
             yield entry, answer
 

@@ -19,13 +19,14 @@ from attrs import evolve, field, frozen
 from sftcore.config import yaml12
 from sftcore.config.fields import config_fields, wrong_fields
 from sftcore.config.near_names import REQUIRED, meant_inside, wrong_keys
+from sftcore.config.plugins.blocked import Blocklist
+from sftcore.config.plugins.bound import resolve
 from sftcore.config.selections import parse_choice
 from sftcore.config.settings.older_names import OLDER, use_current_names
 from sftcore.config.settings.values import wrong_dtype
 from sftcore.core.discovery import discover
 from sftcore.core.errors import OptionTypeError, RecipeError, SFTCoreError, UnknownKeyError, raise_all
 from sftcore.core.options import structure
-from sftcore.core.registry import Blocklist, resolve
 from sftcore.core.types import KINDS, ModelRequest, Selection
 from sftcore.util.warned import warn
 

@@ -10,12 +10,14 @@ from attrs import frozen
 
 from sftcore.config.automatic import Arranger, own_attention
 from sftcore.config.installed import Installed
+from sftcore.config.plugins.blocked import Blocklist
+from sftcore.config.plugins.bound import resolve
 from sftcore.config.probe import core_problems, probe_run
 from sftcore.config.recipe import Recipe
 from sftcore.config.selections import default_selections, selections_for
 from sftcore.core.discovery import Catalog, discover
 from sftcore.core.errors import CheckError, ConflictError
-from sftcore.core.registry import ActivePlugins, Blocklist, resolve
+from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import AUTO, KINDS, ModelRequest, Plan, Problem, Selection
 from sftcore.util.warned import warn
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,7 +13,6 @@ from attrs import frozen
 from sftcore.core.errors import (
     BrokenPluginError,
     DuplicatePluginError,
-    SFTCoreError,
     UnavailablePluginError,
     UnknownPluginError,
     nearest,
@@ -25,11 +22,6 @@ from sftcore.core.plugin_class import is_plugin
 from sftcore.core.types import KINDS
 
 GROUP = "sftcore."
-HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")
-"""Libraries that a plugin's module must not import at its top: discovery and check have to stay light."""
-
-_pulled: dict[str, str] = {}
-"""Which module brought in which heavy library. A second load finds both imported, and must give the same verdict."""
 
 
 @frozen
@@ -48,6 +40,11 @@ class PluginEntry:
         """`kind "name@distribution"`."""
         return f'{self.kind} "{self.name}@{self.distribution}"'
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it came with sftcore."""
+        return normalized(self.distribution) == __name__.partition(".")[0]
+
     def require_available(self) -> None:
         """Raise UnavailablePluginError, with the command that mends it, unless all requirements are met."""
         if self.missing:
@@ -56,34 +53,21 @@ class PluginEntry:
                 fix=f'Install: pip install "{self.distribution}[{self.name}]"',
             )
 
-    def warn_broken(self, error: Exception) -> None:
-        """Say that a run goes on without this plugin, in one short line that is the same each time."""
-        why = error.what if isinstance(error, SFTCoreError) else f"{type(error).__name__}: {error}"
-        why = " ".join(why.replace(self.label, "").split())
-        warnings.warn(f"{self.label} is broken and ignored: {why[:160]}", stacklevel=3)
-
     def load(self) -> type[Any]:
         """Import the plugin's module and return its class.
 
         Raises:
-            BrokenPluginError: it does not import, imports a heavy library at its top, or is not a plugin class.
+            BrokenPluginError: it does not import, or is not a plugin class.
         """
         module_name, _, attribute = self.value.partition(":")
-        light = [name for name in HEAVY if name not in sys.modules]
         try:
             obj: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
-        except Exception as error:  # a third party's module may raise anything
+        except (Exception, SystemExit) as error:  # a third party's module may raise anything
+            said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
             raise BrokenPluginError(
-                f"{self.label} cannot be imported from {self.value}: {type(error).__name__}: {error}.",
+                f"{self.label} cannot be imported from {self.value}: {said}.",
                 fix=f"Update or remove {self.distribution}, or report this to its authors.",
             ) from error
-        if pulled := [name for name in light if name in sys.modules]:
-            _pulled[module_name] = pulled[0]
-        if module_name in _pulled:
-            raise BrokenPluginError(
-                f"{self.label} imports {_pulled[module_name]} at the top of a module it loads ({self.value}).",
-                fix="Move that import into the hook that needs it.",
-            )
         if not is_plugin(obj):
             raise BrokenPluginError(
                 f"{self.label} points to {self.value}, which is not a plugin class.",

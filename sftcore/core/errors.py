@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sftcore.core.visible import message
 
@@ -91,6 +91,16 @@ class UnavailablePluginError(PluginError):
 
 class BrokenPluginError(PluginError):
     """The plugin does not import, or its hooks do not fit the specification."""
+
+
+class FaultyPluginError(BrokenPluginError):
+    """A hook of the plugin, or a function that it handed over, raised an error or gave what it may not.
+
+    `origin` says whose hook it is, a `sftcore.core.door.Origin`, and `at` where its fault is, as `file:line`.
+    """
+
+    origin: Any = None
+    at: str = ""
 
 
 class ConflictError(SFTCoreError):

@@ -43,7 +43,7 @@ class Hooks:
     """The specifications, in the order in which a run calls them."""
 
     @hookspec("0.1", firstresult=True)
-    def loads(self, request: ModelRequest) -> bool:  # type: ignore[empty-body]
+    def loads(self, request: ModelRequest) -> bool | None:
         """Whether this loader is the one for a model of this name. Asked of all installed loaders where none is chosen.
 
         One yes wins; two are an error that names both. Asked before any heavy import, of a plugin without options.
@@ -112,7 +112,7 @@ class Hooks:
         """
 
     @hookspec("0.1", firstresult=True)
-    def flattens(self, plan: Plan) -> bool:  # type: ignore[empty-body]
+    def flattens(self, plan: Plan) -> bool | None:
         """Whether batches lay all documents end to end in one row, or pad them. Asked of one plugin, the collator.
 
         It is asked before any heavy import. A collator that answers True serves `padding_free`.
@@ -129,7 +129,7 @@ class Hooks:
         """
 
     @hookspec("0.1")
-    def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:  # type: ignore[empty-body]
+    def check(self, plan: Plan, probe: Probe) -> Iterable[Problem] | None:
         """Problems that can be seen before weights are read. Asked of all plugins; all problems are shown at once.
 
         It is asked several times, also with plans that the run only considers, and must leave nothing behind.
@@ -180,7 +180,7 @@ class Hooks:
         """
 
     @hookspec("0.1")
-    def detects(self, columns: tuple[str, ...]) -> bool:  # type: ignore[empty-body]
+    def detects(self, columns: tuple[str, ...]) -> bool | None:
         """Whether this format can read a data set with these columns. `format: auto` asks every installed format.
 
         One yes wins; two are an error that names both.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -25,7 +25,10 @@ def structure(value: Any, wanted: Any, *, path: str) -> Any:
     origin, parts = get_origin(wanted) or wanted, get_args(wanted)
     if wanted is Any:
         return value
-    if _is_union(wanted):
+    if methods := methods_of(wanted):
+        if all(callable(getattr(value, name, None)) for name in methods):
+            return value
+    elif _is_union(wanted):
         for arm in sorted(parts, key=lambda arm: arm is not type(value)):  # so that 1 stays an int in `float | int`
             with suppress(OptionTypeError):
                 return structure(value, arm, path=path)
@@ -37,7 +40,10 @@ def structure(value: Any, wanted: Any, *, path: str) -> Any:
         with suppress(OverflowError):
             if (number := float(value)) == value:
                 return number
-    elif origin in (list, tuple, Sequence):
+    elif origin is Callable:
+        if callable(value):
+            return value
+    elif origin in (list, tuple, Sequence, Iterable):
         items = _item_types(origin, parts, len(value)) if isinstance(value, (list, tuple)) else None
         if items is not None:
             pairs = enumerate(zip(value, items, strict=True))
@@ -65,12 +71,27 @@ def type_name(wanted: Any) -> str:
         return "None"
     if _is_union(wanted):
         return " | ".join(type_name(part) for part in get_args(wanted))
+    if get_origin(wanted) is Callable:
+        return "function"
     if get_origin(wanted) is not None and get_args(wanted) and get_origin(wanted).__name__ != "Literal":
         inner = ", ".join(type_name(part) for part in get_args(wanted))
         return f"{get_origin(wanted).__name__}[{inner}]"
     if isinstance(wanted, type):
         return wanted.__name__
     return str(wanted).replace("typing.", "").replace("collections.abc.", "")
+
+
+def arms_of(wanted: Any) -> tuple[Any, ...]:
+    """The types of a union; of another type, that type alone."""
+    return get_args(wanted) if _is_union(wanted) else (wanted,)
+
+
+def methods_of(wanted: Any) -> list[str]:
+    """The methods that a protocol asks for; none for another type."""
+    if not getattr(wanted, "_is_protocol", False):
+        return []
+    own = {"__call__"} & set(vars(wanted))
+    return [name for name, value in vars(wanted).items() if name in own or (callable(value) and name[0] != "_")]
 
 
 def _is_union(wanted: Any) -> bool:

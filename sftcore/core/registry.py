@@ -1,50 +1,43 @@
-"""From selections to active plugins: resolve, register, collect all claims, and let the defaults yield.
+"""The active plugins of a run: register them, collect all claims, let the defaults yield, and ask their hooks.
 
 One fresh `pluggy.PluginManager` a run; nothing here is global, and nothing imports torch or transformers.
 """
 
 from __future__ import annotations
 
-import inspect
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import MappingProxyType
+import functools
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
 import pluggy
 from attrs import frozen
 
-from sftcore.core.discovery import Catalog, PluginEntry, normalized
+from sftcore.core.discovery import PluginEntry
+from sftcore.core.door import Origin, declared, located
 from sftcore.core.errors import (
-    BlockedPluginError,
     BrokenPluginError,
-    CheckError,
     ConflictError,
     PluginError,
-    RecipeError,
     SFTCoreError,
-    UnknownPluginError,
     nearest,
     problems_of,
     quoted,
 )
-from sftcore.core.hookspecs import LIFECYCLE, ONE_ANSWER, PROJECT, Hooks
-from sftcore.core.plugin_class import build
-from sftcore.core.types import AUTO, KINDS, SLOTS, Plan, Problem, Selection
-
-OPEN = ("format", "attention")
-"""Kinds for which a run may leave the choice open, by the name AUTO."""
+from sftcore.core.hookspecs import ONE_ANSWER, PROJECT, Hooks
+from sftcore.core.types import KINDS, SLOTS, Plan, Problem, Selection
 
 
 @frozen
 class Bound:
-    """A selection with the entry it resolved to and the plugin made from its options."""
+    """A selection with its entry and the plugin made from its options; `observed` is entered around its hooks."""
 
     selection: Selection
     entry: PluginEntry
     plugin: Any = attrs.field(eq=False)
+    observed: Callable[[Origin], AbstractContextManager[Any]] = attrs.field(default=nullcontext, eq=False, repr=False)
 
     def implements(self, hook: str) -> bool:
         """Whether the plugin has a method for this hook: an answer, or a wrapper around the answers of others."""
@@ -57,51 +50,16 @@ class Bound:
 
     def source(self, hook: str) -> str:
         """`file:line` of the plugin's method for this hook."""
-        code = inspect.unwrap(getattr(self.plugin, hook).__func__).__code__
-        return f"{code.co_filename}:{code.co_firstlineno}"
+        return located(getattr(self.plugin, hook, None))
+
+    def origin(self, hook: str) -> Origin:
+        """Where an answer to this hook comes from."""
+        label = f"{self.entry.label} {self.entry.version}"
+        where = "" if self.selection.default else self.selection.path
+        return Origin(label, self.entry.distribution, where, hook, self.source(hook))
 
     def _marker(self, hook: str) -> dict[str, Any] | None:
         return getattr(getattr(self.plugin, hook, None), f"{PROJECT}_impl", None)
-
-
-@frozen
-class Blocklist:
-    """Plugins that must not be used, as `kind:name` or `kind:name@distribution`."""
-
-    patterns: tuple[str, ...] = ()
-
-    @classmethod
-    def parse(cls, patterns: Iterable[str], *, where: str) -> Blocklist:
-        """From a recipe's or the command line's patterns, and `SFTCORE_BLOCK` (separated by commas or spaces)."""
-        patterns = tuple(patterns)
-        environment = os.environ.get("SFTCORE_BLOCK", "").replace(",", " ").split()
-        for source, found in ((where, patterns), ("SFTCORE_BLOCK", tuple(environment))):
-            for pattern in found:
-                kind, colon, name = pattern.partition(":")
-                plugin = name.partition("@")[0]
-                if not colon or kind not in KINDS or not plugin or plugin != plugin.strip():
-                    raise RecipeError(
-                        f'cannot block "{pattern}".',
-                        where=source,
-                        fix=f"Write kind:name, such as kernel:liger. Kinds: {', '.join(KINDS)}.{nearest(kind, KINDS)}",
-                    )
-        return cls((*patterns, *environment))
-
-    def blocks(self, entry: PluginEntry) -> bool:
-        """Whether this installed plugin is blocked."""
-        plugin = f"{entry.kind}:{entry.name}"
-        named = [pattern.partition("@")[2] for pattern in self.patterns if pattern.partition("@")[0] == plugin]
-        return any(normalized(distribution) in ("", normalized(entry.distribution)) for distribution in named)
-
-    def without_effect(self, entries: Sequence[PluginEntry]) -> list[str]:
-        """What to say of each pattern that no installed plugin has; it may well be meant for another machine."""
-        found = []
-        for pattern in self.patterns:
-            if not any(Blocklist((pattern,)).blocks(entry) for entry in entries):
-                kind, _, name = pattern.partition(":")
-                near = nearest(name.partition("@")[0], {entry.name for entry in entries if entry.kind == kind})
-                found.append(f'block "{pattern}" has no effect: no such plugin is installed.{near}')
-        return found
 
 
 class ActivePlugins:
@@ -117,8 +75,7 @@ class ActivePlugins:
         self._manager.add_hookspecs(Hooks)
         # pluggy calls the last one registered first; the recipe's order is what users expect
         for one in reversed(self.bound):
-            self._register(one)
-        self._refuse_unknown_hooks()
+            self._manager.register(one.plugin, name=f"{one.entry.kind}:{one.entry.name}@{one.entry.distribution}")
         self.yielded = (*yielded, *self._settle())
         self._refuse_second_answers()
 
@@ -126,48 +83,48 @@ class ActivePlugins:
         """Who answers this hook, in the order in which they are asked."""
         return tuple(one for one in self.bound if one.implements(hook) and not one.wraps(hook))
 
-    def one(self, hook: str, **arguments: Any) -> Any:
-        """The answer of the one plugin that implements this hook.
+    def one(self, hook: str, *, leaves: Any = (), **arguments: Any) -> Any:
+        """The answer of the one plugin that implements this hook; errors that `leaves` names are not put into words.
 
         Raises:
             PluginError: no plugin of the run answers it.
+            FaultyPluginError: it raises an error, or answers what it may not.
         """
-        if not self.answers(hook):
+        if not (answering := self.answers(hook)):
             raise PluginError(f"no plugin of this run answers {hook}.", fix="Look at: sftcore explain RECIPE")
-        return getattr(self._manager.hook, hook)(**arguments)
+        call = functools.partial(getattr(self._manager.hook, hook), **arguments)
+        return self._answered(answering[0], hook, call, leaves=leaves)
 
     def all(self, hook: str, **arguments: Any) -> list[tuple[Bound, Any]]:
         """Every answer to this hook that is not None, with whose it is, in recipe order."""
         return [(one, answer) for one in self._asked(hook) for answer in self.ask(one, hook, **arguments)]
 
     def ask(self, one: Bound, hook: str, **arguments: Any) -> list[Any]:
-        """One plugin's answer to a hook that asks all; empty where it has none, or None."""
-        others = [other.plugin for other in self.answers(hook) if other is not one]
-        answers: list[Any] | None = self._manager.subset_hook_caller(hook, others)(**arguments)
-        return answers or []  # a wrapper that returns nothing leaves none
-
-    def declared(self, hook: str, **arguments: Any) -> Any:
-        """The one answer to a hook that is asked before a run begins, or None where nobody answers.
+        """One plugin's answer to a hook that asks all; empty where it has none, or None.
 
         Raises:
-            BrokenPluginError: whatever the plugin raised, with its name.
+            FaultyPluginError: it raises an error, or answers what it may not.
         """
-        if not (answering := self.answers(hook)):
-            return None
-        with named(answering[0], f"answer {hook}"):
-            return self.one(hook, **arguments)
+        others = [other.plugin for other in self.answers(hook) if other is not one]
+        call = functools.partial(self._manager.subset_hook_caller(hook, others), **arguments)
+        answers = self._answered(one, hook, call, many=True)
+        return [answer for answer in answers if answer is not None]
+
+    def declared(self, hook: str, **arguments: Any) -> Any:
+        """The one answer to a hook, or None where nobody answers."""
+        return self.one(hook, **arguments) if self.answers(hook) else None
 
     def problems(self, plan: Plan, probe: Any) -> list[Problem]:
         """What the plugins' `check` finds, each with its plugin as the place where none was given."""
         problems: list[Problem] = []
         for one in self._asked("check"):
-            label = one.selection.label
             try:
                 answers = self.ask(one, "check", plan=plan, probe=probe)
-                found = [attrs.evolve(problem, where=problem.where or label) for some in answers for problem in some]
-            except Exception as error:  # a third party's check may raise anything; the others are asked all the same
-                found = [Problem(f"its check failed: {type(error).__name__}: {error}.", label)]
-            problems += found
+            except SFTCoreError as error:  # the others are asked all the same
+                problems += problems_of([error])
+                continue
+            label = one.selection.label
+            problems += [attrs.evolve(each, where=each.where or label) for some in answers for each in some]
         return problems
 
     def having(self, one: Bound) -> ActivePlugins:
@@ -180,39 +137,26 @@ class ActivePlugins:
         """Who is asked: those who answer; where nobody does, the outermost wrapper, which is entered all the same."""
         return self.answers(hook) or tuple(one for one in self.bound if one.wraps(hook))[:1]
 
-    def _register(self, one: Bound) -> None:
-        # pluggy looks at positional parameters only: it would call the hook without the others
-        for hook in filter(one.implements, LIFECYCLE):
-            parameters = inspect.signature(getattr(one.plugin, hook)).parameters.values()
-            if hidden := [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]:
-                raise BrokenPluginError(
-                    f"{one.entry.label} does not fit the hooks of this version: {hook} takes {quoted(hidden)} by "
-                    "keyword only.",
-                    where=one.selection.path,
-                    fix='Take the "*" out of its arguments.',
-                )
+    def _answered(self, one: Bound, hook: str, call: Callable[[], Any], *, many: bool = False, leaves: Any = ()) -> Any:
+        """What a hook answers when it is called, through the door; of `many` answers each."""
+        hint, origin = declared(hook), one.origin(hook)
+        if around := [each for each in self.bound if each.wraps(hook) and each is not one]:
+            origin = attrs.evolve(origin, label=f"{origin.label} (or {around[0].entry.label}, which wraps it)")
         try:
-            self._manager.register(one.plugin, name=f"{one.entry.kind}:{one.entry.name}@{one.entry.distribution}")
-        except pluggy.PluginValidationError as error:
-            detail = " ".join(str(error).partition("\n")[2].split()) or str(error)
-            raise BrokenPluginError(
-                f"{one.entry.label} does not fit the hooks of this version: {detail}.",
-                where=one.selection.path,
-                fix="See the hook's arguments in the reference, or update the plugin.",
-            ) from error
-
-    def _refuse_unknown_hooks(self) -> None:
-        try:
-            self._manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            one = next(one for one in self.bound if one.plugin is error.plugin)
-            names = {name for name in dir(one.plugin) if one.implements(name)} - set(LIFECYCLE)
-            hook = sorted(names)[0]
-            raise BrokenPluginError(
-                f'{one.entry.label} implements "{hook}", which is not a hook.{nearest(hook, LIFECYCLE)}',
-                where=one.selection.path,
-                fix="Rename the method, or take @hookimpl off it.",
-            ) from error
+            with one.observed(origin):
+                found = call()
+                if not many:
+                    return origin.accepted(found, hint)
+                silent = not found and one.implements(hook) and not one.wraps(hook) and not around
+                return [origin.accepted(answer, hint) for answer in ([None] if silent else found or ())]
+        except leaves:
+            raise
+        except (Exception, SystemExit) as error:  # a third party's plugin may raise anything
+            for frame, _ in traceback.walk_tb(error.__traceback__):  # a wrapper of another plugin may have raised it
+                at = f"{frame.f_code.co_filename}:{frame.f_code.co_firstlineno}"
+                one = next((each for each in self.bound if each.implements(hook) and each.source(hook) == at), one)
+            named = one.origin(hook).named(error)
+            raise named from (error.__cause__ if named is error else error)
 
     def _settle(self) -> list[tuple[Selection, Selection]]:
         """Unregister the defaults that yield: each with the explicit choice that claims its slot."""
@@ -236,8 +180,7 @@ class ActivePlugins:
         return [(default.selection, winner.selection) for default, winner in yielding]
 
     def _claims(self, one: Bound) -> list[str]:
-        with named(one, "say which slots it claims"):
-            slots = [slot for answer in self.ask(one, "claims") for slot in answer]
+        slots: list[str] = [slot for answer in self.ask(one, "claims") for slot in answer]
         for slot in slots:
             if slot not in SLOTS:
                 raise BrokenPluginError(
@@ -255,110 +198,6 @@ class ActivePlugins:
                     f"{len(answers)} plugins answer {hook}: {', '.join(one.entry.label for one in answers)}.",
                     fix=f"Only one may. Remove one of them, or --block {last.kind}:{last.name}.",
                 )
-
-
-@contextmanager
-def named(one: Bound, task: str) -> Iterator[None]:
-    """Name the plugin and its task in whatever it raises; our own errors say what is wrong by themselves."""
-    try:
-        yield
-    except SFTCoreError:
-        raise
-    except Exception as error:  # a third party's plugin may raise anything
-        raise BrokenPluginError(
-            f"{one.entry.label} cannot {task}: {type(error).__name__}: {error}.",
-            where=one.selection.path,
-            fix=f"Update or remove {one.entry.distribution}, or report this to its authors.",
-        ) from error
-
-
-def by_itself(entry: PluginEntry) -> ActivePlugins:
-    """An installed plugin alone in a manager, with its own defaults: what it declares is asked before any is chosen.
-
-    Raises:
-        BrokenPluginError: it does not import, or does not fit the hooks.
-    """
-    selection = Selection(entry.kind, entry.name, distribution=entry.distribution, default=True)
-    return ActivePlugins([Bound(selection, entry, build(entry.load(), {}, path=entry.label))])
-
-
-def options_from(entry: PluginEntry, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The options that fields of SFTConfig give to a plugin; None where they do not ask for it.
-
-    Raises:
-        SFTCoreError: what the plugin says is wrong with them.
-    """
-    plugins = by_itself(entry)
-    if not plugins.answers("options_from"):
-        return {}
-    options: Mapping[str, Any] | None = plugins.declared("options_from", settings=settings)
-    return options
-
-
-def bind(
-    selection: Selection, catalog: Catalog, blocked: Blocklist, settings: Mapping[str, Any] = MappingProxyType({})
-) -> Bound:
-    """Resolve one selection: find it, refuse it if blocked or unavailable, import it, and give it its options.
-
-    Those of the selection come before those that `settings`, the fields of SFTConfig, give to the plugin.
-    """
-    entry = find(selection, catalog, blocked)
-    try:
-        entry.require_available()
-        plugin_class = entry.load()
-    except PluginError as error:
-        error.where = selection.path
-        raise
-    selection = attrs.evolve(selection, options={**(options_from(entry, settings) or {}), **selection.options})
-    path = f"{selection.path or selection.kind}.{selection.name}"
-    return Bound(selection, entry, build(plugin_class, selection.options, path=path))
-
-
-def find(selection: Selection, catalog: Catalog, blocked: Blocklist) -> PluginEntry:
-    """The installed plugin that a selection names.
-
-    Raises:
-        UnknownPluginError, DuplicatePluginError: there is none, or there are several.
-        BlockedPluginError: it is blocked.
-    """
-    allowed = Catalog(tuple(entry for entry in catalog.entries if not blocked.blocks(entry)))
-    try:
-        return allowed.find(selection.kind, selection.name, selection.distribution, where=selection.path)
-    except UnknownPluginError:
-        catalog.find(selection.kind, selection.name, selection.distribution, where=selection.path)
-        raise BlockedPluginError(
-            f"{selection.label} is blocked.",
-            where=selection.path,
-            fix=f"Choose another {selection.kind}, or unblock {selection.kind}:{selection.name}.",
-        ) from None
-
-
-def resolve(
-    selections: Sequence[Selection],
-    catalog: Catalog,
-    blocked: Blocklist,
-    settings: Mapping[str, Any] = MappingProxyType({}),
-) -> ActivePlugins:
-    """The active plugins for these selections; defaults yield to explicit claims on the same slot.
-
-    What is left open (`format: auto`, `attention: auto`) is left out: it is bound once more is known.
-
-    Raises:
-        SFTCoreError: the one fault that was found, or CheckError with all of them.
-    """
-    bound, faults = [], []
-    for selection in selections:
-        if selection.kind in OPEN and selection.name == AUTO:
-            continue
-        try:
-            bound.append(bind(selection, catalog, blocked, settings))
-        except SFTCoreError as error:
-            faults.append(error)
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        raise CheckError(problems_of(faults))
-    return ActivePlugins(bound)
 
 
 def _freeing(first: Bound, second: Bound, slot: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from attrs import Factory, field, frozen
@@ -146,7 +146,7 @@ class Example:
             raise TypeError("prompt and completion are both texts or both lists of messages")
 
 
-Formatter: TypeAlias = Callable[[Row], "Example | Sequence[Example]"]
+Formatter: TypeAlias = Callable[[Row], Example | Iterable[Example]]
 
 
 @frozen

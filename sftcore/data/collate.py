@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sftcore.core.errors import ConflictError, DataError
-from sftcore.core.types import IGNORED, Plan
+from sftcore.core.registry import ActivePlugins
+from sftcore.core.types import IGNORED, Collator, Plan
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,33 @@ def flatten_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to
     if any(row.get("weights") is not None for row in rows):
         whole["weights"] = np.concatenate([_weights_of(row) for row in rows])
     return pad_rows([whole], pad_token_id=pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
+
+
+def collator_of(plugins: ActivePlugins, processor: Any, plan: Plan) -> Collator:
+    """The collator of a run's plugin; each batch of it is looked at, see `wrong_batch`."""
+    made: Collator = plugins.one("make_collator", processor=processor, plan=plan)
+    return evolve(made, also=wrong_batch)  # type: ignore[misc]
+
+
+def wrong_batch(batch: Mapping[str, Any], rows: Any = None) -> str:
+    """What a collator gave that no run can train on, "" if nothing: two tensors of one shape are needed at least."""
+    import torch
+
+    for name in ("input_ids", "labels"):
+        if name not in batch:
+            return f'returned a batch without "{name}" (it has: {", ".join(map(str, batch)) or "nothing"})'
+    shape = getattr(batch["input_ids"], "shape", None)
+    for name in ("input_ids", "labels", "weights"):
+        if (value := batch.get(name)) is None and name == "weights":
+            continue
+        if not isinstance(value, torch.Tensor):
+            return f'returned "{name}" as {type(value).__name__}; expected a tensor'
+        if value.ndim != 2 or value.shape != shape:
+            wanted = "rows and tokens" if name == "input_ids" else f"{tuple(shape or ())} as input_ids"
+            return f'returned "{name}" of shape {tuple(value.shape)}; expected {wanted}'
+        if value.is_floating_point() != (name == "weights"):
+            return f'returned "{name}" as {value.dtype}; expected {"floats" if name == "weights" else "int64"}'
+    return ""
 
 
 def keeping_labels(collator: Any) -> Any:

@@ -7,11 +7,13 @@ from typing import Any
 
 from attrs import frozen
 
+from sftcore.config.plugins.blocked import Blocklist
+from sftcore.config.plugins.bound import bind
 from sftcore.core.discovery import Catalog, PluginEntry
-from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError, nearest, quoted
-from sftcore.core.registry import ActivePlugins, Blocklist, Bound, bind
+from sftcore.core.errors import ConflictError, DataError, FaultyPluginError, RowError, SFTCoreError, nearest, quoted
+from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import AUTO, Example, Formatter, Plan, Row, Selection
-from sftcore.util.warned import warn
+from sftcore.util.warned import warn, warn_broken
 
 
 @frozen
@@ -36,12 +38,18 @@ class RowReader:
             found = self.formatter(row)
         except RowError as error:
             raise error.at(self.where, number) from None
-        except KeyError as error:
-            raise RowError(
-                f"{self.label} needs the column {error}.", fix=f"The row has: {', '.join(map(str, row))}."
-            ).at(self.where, number) from error
-        except Exception as error:  # a third party's format may raise anything, and the row must be named in any case
-            raise RowError(f"{self.label} failed: {type(error).__name__}: {error}.").at(self.where, number) from error
+        except Exception as error:  # a third party's function may raise anything, and the row must be named in any case
+            faulty = error if isinstance(error, FaultyPluginError) else None
+            cause = faulty.__cause__ if faulty and faulty.__cause__ else error
+            if isinstance(cause, KeyError):
+                what, fix = f"{self.label} needs the column {cause}.", f"The row has: {', '.join(map(str, row))}."
+                if faulty is not None:
+                    fix += f" The format is {faulty.origin.label} ({faulty.at})."
+            elif faulty is not None:
+                what, fix = faulty.what, faulty.fix
+            else:
+                what, fix = f"{self.label} failed: {type(error).__name__}: {error}.", ""
+            raise RowError(what, fix=fix).at(self.where, number) from cause
         return [found] if isinstance(found, Example) else list(found)
 
 
@@ -122,7 +130,7 @@ def _candidate(
         one = bind(selection, catalog, blocked, plan.settings)
         plugins.having(one)  # raises if a hook does not fit
     except SFTCoreError as error:
-        entry.warn_broken(error)
+        warn_broken(entry, error)
         return None
     return one
 
@@ -137,7 +145,7 @@ def _asked(one: Bound, plugins: ActivePlugins, hook: str, columns: tuple[str, ..
     try:
         return next(iter(plugins.having(one).ask(one, hook, columns=columns)), None)
     except Exception as error:  # one broken format must not stop the others
-        one.entry.warn_broken(error)
+        warn_broken(one.entry, error)
         return None
 
 

@@ -9,7 +9,7 @@ Shapes: N positions, C positions of a chunk, W width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import field, frozen
 from attrs.validators import ge, optional
@@ -58,11 +58,19 @@ class TokenLoss:
             log_probs_C, entropy_C, correct_C = label_log_probs(head(rows_CW), labels[chunk])
             losses_C = self.per_token(log_probs_C)
             if getattr(losses_C, "shape", None) != log_probs_C.shape:
-                what = f"shape {tuple(losses_C.shape)}" if hasattr(losses_C, "shape") else type(losses_C).__name__
-                raise ValueError(f"per_token gives {what} for {len(log_probs_C)} tokens, not one loss for each")
+                raise TypeError(_shape_fault(losses_C, log_probs_C))
             if weights is not None:
                 losses_C = losses_C * weights[chunk]
             return losses_C.sum(), entropy_C.sum(), correct_C.sum()
 
         total, entropy, correct = sum_of_chunks(part, hidden, head, self.chunk)
         return LossOutput(total / num_items.clamp(min=1e-6), entropy, correct)
+
+
+def _shape_fault(losses: Any, log_probs_C: torch.Tensor) -> str:
+    shape = getattr(losses, "shape", None)
+    got = "None" if losses is None else type(losses).__name__ if shape is None else f"shape {tuple(shape)}"
+    return (
+        f"per_token gives the loss of each token, of shape {tuple(log_probs_C.shape)} as the log-probabilities that it "
+        f"gets, and it gave {got}. TokenLoss sums them and divides by num_items"
+    )

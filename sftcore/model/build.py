@@ -10,11 +10,13 @@ from typing import Any
 import attrs
 
 from sftcore.config.attention import pads, shortcomings
+from sftcore.core.door import Origin
 from sftcore.core.errors import ConflictError, ModelError, UnknownKeyError
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, LossFunction, ModelRequest, Plan, Selection
 from sftcore.model.attention import replaced_attention
 from sftcore.model.kernels import Kernels
+from sftcore.model.loss import loss_of
 from sftcore.model.precision import (
     cast_adapter,
     dtype_notes,
@@ -41,9 +43,12 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
     """
     attention = attention_of(plan, plugins)
     options = merged_options(plan, plugins, attention)
+    loaders = plugins.answers("load_model")
+    # what transformers says of a name is put into words below; another loader speaks for itself
+    leaves = Exception if all(one.entry.is_own for one in loaders) else ()
     try:
         with in_our_words("the model cannot be loaded", ModelError, where=f"model {plan.model.name}", leaves=_HANDLED):
-            loaded: LoadedModel = plugins.one("load_model", request=plan.model, options=options)
+            loaded: LoadedModel = plugins.one("load_model", leaves=leaves, request=plan.model, options=options)
     except TypeError as error:
         # what transformers does not know of its keyword arguments, it hands to the model's class
         named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
@@ -73,7 +78,8 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         code = f" {fix}" if "custom code" in str(error) else ""
         what = f"the model cannot be loaded: {_first_line(error)}{code}"
         raise ModelError(what, where=f"model {plan.model.name}") from error
-    if (held := other_dtype(loaded.model, plan)) and (loaders := plugins.answers("load_model")):
+    _with_model(loaded, loaders[0].origin("load_model"))
+    if held := other_dtype(loaded.model, plan):
         raise ModelError(
             f"{loaders[0].selection.label} loaded the weights in {held}, and the run asks for {plan.model.dtype}.",
             where=f"model {plan.model.name}",
@@ -190,9 +196,9 @@ def finish_model(
         warn("prepare_in_int8_kwargs does nothing: the model is not quantised.")
     notes += kernels.on(loaded)
     loaded = attrs.evolve(loaded, notes=tuple(notes))
-    loss: LossFunction = plugins.one("make_loss", loaded=loaded, plan=plan)
-    if plugins.answers("wrap_model"):
-        loaded = plugins.one("wrap_model", loaded=loaded, plan=plan)
+    loss = loss_of(plugins, loaded, plan)
+    if wrappers := plugins.answers("wrap_model"):
+        loaded = _with_model(plugins.one("wrap_model", loaded=loaded, plan=plan), wrappers[0].origin("wrap_model"))
     elif is_peft_model(loaded.model):
         loaded = attrs.evolve(loaded, notes=(*loaded.notes, *_train_on(loaded.model, plan.settings)))
     if is_peft_model(loaded.model):
@@ -203,6 +209,15 @@ def finish_model(
             fix="Load a PeftModel with is_trainable=True, or unfreeze the layers you want to train.",
         )
     return attrs.evolve(loaded, notes=(*loaded.notes, *dtype_notes(loaded.model, plan.settings))), loss
+
+
+def _with_model(loaded: LoadedModel, origin: Origin) -> LoadedModel:
+    """What a plugin loaded or wrapped, if there is a model in it."""
+    import torch
+
+    if not isinstance(loaded.model, torch.nn.Module):
+        raise origin.fault(f"returned a LoadedModel whose model is {type(loaded.model).__name__}; expected a module")
+    return loaded
 
 
 def _train_on(model: Any, settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from attrs import define
 
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import LoadedModel, Plan
+from sftcore.util.foreign import naming_plugins
 
 
 @define
@@ -40,12 +41,13 @@ class Kernels:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """On inside, off afterwards; inside another such block nothing changes."""
+        """On inside, off afterwards; inside another such block nothing changes. Errors in it name the plugin's code."""
         if self._depth == 0 and not self._undo and self._loaded is not None:
             self.on(self._loaded)
         self._depth += 1
         try:
-            yield
+            with naming_plugins(self._plugins.bound):
+                yield
         finally:
             self._depth -= 1
             if self._depth == 0:

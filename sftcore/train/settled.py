@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from accelerate.utils import gather_object
 
-from sftcore.data.collate import keeping_labels
+from sftcore.data.collate import collator_of, keeping_labels
 from sftcore.documents.layouts import RowLayouts, layout_of
 from sftcore.documents.settle import Settling
 from sftcore.model.attention import replaced_attention
@@ -103,7 +103,7 @@ def layouts_of(setup: Setup, processor: Any, own: Any, *, packed: bool) -> RowLa
     """
 
     def made(setup: Setup) -> Any:
-        return setup.plugins.one("make_collator", processor=processor, plan=setup.plan)
+        return collator_of(setup.plugins, processor, setup.plan)
 
     plan = setup.plan
     found = RowLayouts.fixed(keeping_labels(own) if own else made(setup), packed=packed)

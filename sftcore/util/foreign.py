@@ -1,13 +1,15 @@
-"""Errors of libraries, which a user meets as one of ours."""
+"""Errors of libraries and of plugins' code, which a user meets as one of ours."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
-from sftcore.core.errors import SFTCoreError
+from sftcore.core.errors import FaultyPluginError, SFTCoreError
+from sftcore.core.registry import Bound
 
 LIBRARIES = sys.stdlib_module_names | {
     "transformers", "accelerate", "peft", "torch", "datasets", "tokenizers", "deepspeed", "bitsandbytes", "numpy",
@@ -50,17 +52,61 @@ def in_our_words(
         raise kind(f"{what}: {type(error).__name__}: {said}", where=where) from error
 
 
+@contextmanager
+def naming_plugins(plugins: Iterable[Bound]) -> Iterator[None]:
+    """Around the steps of a run: an error in the code of another's plugin names it, wherever it is called from.
+
+    Kernels, attentions and adapters put functions into the model that nobody calls through the registry.
+
+    Raises:
+        FaultyPluginError: the innermost code of a plugin that the error passed through.
+    """
+    try:
+        yield
+    except SFTCoreError as error:
+        if _IN_WORKER in error.what:  # torch makes a worker's error anew, with its traceback as the message
+            *_, last = error.what.rstrip().splitlines()
+            error.what = last.partition(": ")[2] or last
+            error.args = (error.what,)
+        raise
+    except Exception as error:
+        if not out_of_memory(error) and (fault := _fault_of(error, [one for one in plugins if not one.entry.is_own])):
+            raise fault from error
+        raise
+
+
+_IN_WORKER = " in DataLoader worker process "
+
+
+def _fault_of(error: Exception, plugins: Sequence[Bound]) -> FaultyPluginError | None:
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        for one in plugins:
+            if module.partition(".")[0] == type(one.plugin).__module__.partition(".")[0]:
+                found = one, f"{frame.f_code.co_filename}:{line}"
+                break
+    if found is None:
+        return None
+    one, at = found
+    said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
+    return FaultyPluginError(
+        f"{one.entry.label} {one.entry.version}: its code ({at}) raised {said}.",
+        fix=f"Update or remove {one.entry.distribution}, or report this to its authors (--traceback shows the way).",
+    )
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device's memory ended, which callers look for by its own class."""
     return type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
 
 
-def _by_libraries_alone(traceback: TracebackType | None, until: str) -> bool:
+def _by_libraries_alone(passed: TracebackType | None, until: str) -> bool:
     """Whether no line of another module stands between this call and the error, and none of that function."""
-    while traceback is not None:
-        package = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    while passed is not None:
+        package = str(passed.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
         ours = package in LIBRARIES or package.startswith("sftcore")
-        if not ours or traceback.tb_frame.f_code.co_name == until:
+        if not ours or passed.tb_frame.f_code.co_name == until:
             return False
-        traceback = traceback.tb_next
+        passed = passed.tb_next
     return True

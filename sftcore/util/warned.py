@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+
+from sftcore.core.discovery import PluginEntry
+from sftcore.core.errors import BrokenPluginError, SFTCoreError
 
 _PASSED_THROUGH = frozenset(
     {"transformers", "trl", "accelerate", "peft", "torch", "datasets", "pluggy", "contextlib", "functools"}
@@ -18,6 +22,33 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and _is_passed_through(frame):
         frame, level = frame.f_back, level + 1
     warnings.warn(text, category, stacklevel=level)
+
+
+def is_strict() -> bool:
+    """Whether warnings about plugins stop a run: SFTCORE_STRICT is set, as authors and CI do."""
+    return os.environ.get("SFTCORE_STRICT", "").lower() not in ("", "0", "false", "no")
+
+
+def warn_of_plugin(text: str, cause: BaseException | None = None) -> None:
+    """Warn of a plugin with which a run goes on.
+
+    Raises:
+        BrokenPluginError: SFTCORE_STRICT is set.
+    """
+    if is_strict():
+        raise BrokenPluginError(text, fix="SFTCORE_STRICT is set: without it, this is a warning.") from cause
+    warn(text)
+
+
+def warn_broken(entry: PluginEntry, error: Exception) -> None:
+    """Say that a run goes on without a plugin that is broken, in one short line that is the same each time.
+
+    Raises:
+        BrokenPluginError: SFTCORE_STRICT is set.
+    """
+    why = error.what if isinstance(error, SFTCoreError) else f"{type(error).__name__}: {error}"
+    why = " ".join(why.replace(f"{entry.label} {entry.version}:", "").replace(entry.label, "").split())
+    warn_of_plugin(f"{entry.label} is broken and ignored: {why[:160]}", error)
 
 
 def _is_passed_through(frame: object) -> bool:

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from sftcore.cli import cli
+from sftcore.config.plugins.blocked import Blocklist
 from sftcore.core.errors import BlockedPluginError, RecipeError
-from sftcore.core.registry import Blocklist
 from sftcore.data.format import choose_format
 
 RUN = ["explain", "model=some/model", "data=owner/set", "format=alpaca"]

@@ -58,16 +58,17 @@ def test_the_command_line_shows_a_broken_plugin_as_one_message(sftcore, rows, ve
 
 HEAVY = """
 import sys
+from sftcore.config.plugins.observed import loaded
 from sftcore.core.discovery import discover
 from sftcore.core.errors import BrokenPluginError
 catalog = discover()
-catalog.find("format", "text").load()
-catalog.find("format", "alpaca-zh").load()
+loaded(catalog.find("format", "text"))
+loaded(catalog.find("format", "alpaca-zh"))
 print("torch" in sys.modules)
 heavy = catalog.find("format", "heavy")
 for _ in range({times}):
     try:
-        heavy.load()
+        loaded(heavy)
     except BrokenPluginError as error:
         print(error)
 print("torch" in sys.modules)

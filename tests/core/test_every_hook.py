@@ -117,11 +117,12 @@ def test_a_wrapper_of_prepare_is_around_it(kernels, set_up):
 def test_a_wrapper_of_a_hook_with_one_answer_is_no_second_answer(kernels, set_up):
     kernels(
         "hooks_wrapped_loss",
-        "@hookimpl(wrapper=True)\ndef make_loss(self):\n    loss = yield\n    return ('wrapped', loss)",
+        "@hookimpl(wrapper=True)\ndef make_loss(self):\n    loss = yield\n    return lambda *batch: ('wrapped', loss)",
     )
     setup = set_up(kernel="a")
     assert [one.entry.name for one in setup.plugins.answers("make_loss")] == ["nll"]
-    assert setup.plugins.one("make_loss", loaded=None, plan=setup.plan)[0] == "wrapped"
+    loss = setup.plugins.one("make_loss", loaded=None, plan=setup.plan)
+    assert loss.function()[0] == "wrapped"
 
 
 def test_wrappers_of_the_run_are_around_the_formats_that_are_tried(kernels, set_up):
@@ -150,8 +151,11 @@ def test_a_check_that_raises_late_is_named_and_the_others_are_asked(kernels, set
     )
     setup = set_up(kernel=["a", "b", "c"])
     found = [str(one) for one in setup.plugins.problems(setup.plan, Probe())]
-    assert found[:2] == ['kernel "a": its check failed: ZeroDivisionError: late.', 'kernel "b": second.']
-    assert found[2].startswith('kernel "c": its check failed: ')
+    assert found[0].startswith('recipe.yaml: kernel: kernel "a@hooks_late" 1.0: its check (')
+    assert "hooks_late.py:9) raised ZeroDivisionError: late." in found[0]
+    assert found[1] == 'kernel "b": second.'
+    assert 'kernel "c@hooks_late" 1.0: its check (' in found[2]
+    assert "returned list ['no problem at all']; expected Iterable[Problem] | None." in found[2]
 
 
 def test_claims_that_raise_late_name_their_plugin(kernels, set_up):

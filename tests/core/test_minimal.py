@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "sftcore" / "core"
 READING_ORDER = [
-    "hookspecs", "types", "plugin_class", "options", "discovery", "registry", "errors", "visible", "deprecations",
+    "hookspecs", "types", "plugin_class", "options", "discovery", "registry", "door", "errors", "visible",
+    "deprecations",
 ]  # fmt: skip
 
 

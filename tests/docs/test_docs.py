@@ -178,7 +178,8 @@ def test_whole_recipes_parse():
 
 
 def test_recipes_name_plugins_and_options_that_exist():
-    from sftcore.core.registry import Blocklist, bind
+    from sftcore.config.plugins.blocked import Blocklist
+    from sftcore.config.plugins.bound import bind
 
     catalog = discover()
     pages = ("how-to/recipes.md", "tutorial/first-run.md", "how-to/attention.md", "how-to/losses.md", "how-to/noise.md")

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftcore import Example, Part, RecipeError, RowError, TokenizedRow
+from sftcore.config.plugins.blocked import Blocklist
+from sftcore.config.plugins.bound import bind
 from sftcore.core.discovery import discover
-from sftcore.core.registry import ActivePlugins, Blocklist, bind
+from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import Selection
 from sftcore.data.format import reader_for
 

@@ -1,0 +1,1 @@
+"""Installed plugins made ready for a run: found, refused where they are blocked or do not fit, given their options."""
