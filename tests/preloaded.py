@@ -7,6 +7,6 @@ import transformers.trainer  # noqa: F401
 
 import sftcore.cli
 import sftcore.train.trainer  # noqa: F401
-from tests.libraries import spare_libraries
+from sftcore.testing.libraries import spare_libraries
 
 spare_libraries()

@@ -148,7 +148,7 @@ def waiting_forbidden() -> Iterator[None]:
         finally:
             torch.cuda.set_sync_debug_mode(before)
         return
-    from tests.standin.waits import counting
+    from sftcore.testing.standin.waits import counting
 
     with counting() as found:
         yield
@@ -168,7 +168,7 @@ def waiting_allowed() -> Iterator[None]:
         finally:
             torch.cuda.set_sync_debug_mode(before)
         return
-    from tests.standin.waits import counting
+    from sftcore.testing.standin.waits import counting
 
     with counting():
         yield

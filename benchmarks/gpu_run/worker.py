@@ -142,9 +142,9 @@ def main() -> None:
     """Do the tasks of the first argument's file, and add what they come to to that of the second one."""
     spec, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     if spec["standin"]:
-        from tests.libraries import spare_libraries
-        from tests.standin import standin
-        from tests.standin.process import tell_transformers
+        from sftcore.testing.libraries import spare_libraries
+        from sftcore.testing.standin import device as standin
+        from sftcore.testing.standin.process import tell_transformers
 
         standin.install()
         tell_transformers()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.conftest import CHATML, CORPUS, make_llama
+from sftcore.testing.tiny import CHATML, CORPUS, make_llama
 
 
 def build(

@@ -18,9 +18,9 @@ from sftcore import SFTConfig, SFTTrainer
 from sftcore.data.ranks import decided_by_first
 from sftcore.documents.proof import keep_documents_apart
 from sftcore.documents.ways import POSITIONS, Way
+from sftcore.testing.libraries import spare_libraries
 from tests.conftest import alpaca_rows
 from tests.distributed.ranked_runs import FIELDS, LAYERS, LORA, dataset, shard_on_cpu
-from tests.libraries import spare_libraries
 
 INDEX = int(os.environ.get("RANK", "0"))
 

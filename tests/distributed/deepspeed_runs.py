@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from sftcore.testing.libraries import spare_libraries
 from tests.distributed import ranked_runs
-from tests.libraries import spare_libraries
 
 SETTINGS = {
     "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",

@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import ModelError
 from sftcore.documents import settle
-from tests.libraries import spare_libraries
+from sftcore.testing.libraries import spare_libraries
 
 ROWS = [{"prompt": f"say {i}:", "completion": " hello" * (1 + i % 5)} for i in range(18)]
 FIELDS = {

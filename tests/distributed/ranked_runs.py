@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import ConflictError, DataError
+from sftcore.testing.libraries import spare_libraries
 from sftcore.train.guard.signals import StoppedBySignal
-from tests.libraries import spare_libraries
 
 ROWS, EVALUATED, BATCH = 23, 7, 8
 """Rows to train on and to evaluate, and rows of a step over all ranks: nothing divides by what it is cut into."""

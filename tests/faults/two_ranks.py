@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from sftcore.testing.libraries import spare_libraries
 from tests.faults import runs
-from tests.libraries import spare_libraries
 
 
 class Watcher(TrainerCallback):

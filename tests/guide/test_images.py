@@ -7,8 +7,8 @@ from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sftcore import SFTTrainer
+from sftcore.testing.tiny_vlm import save
 from tests.guide.test_guide import has_learned, short
-from tests.plugins.vlm.tiny import save
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from sftcore import SFTConfig, SFTTrainer
-from tests.libraries import spare_libraries
+from sftcore.testing.libraries import spare_libraries
 
 
 def run(model: str, out: Path, fields: dict) -> None:

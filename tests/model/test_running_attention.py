@@ -13,9 +13,9 @@ from transformers.masking_utils import sdpa_mask
 
 from sftcore import ModelError, SFTConfig, SFTTrainer
 from sftcore.model.attention import replaced_attention, running_attention
+from sftcore.testing.tiny_vlm import make_vlm
 from sftcore.train.record.summary import plan_lines
 from tests.conftest import alpaca_rows, make_llama
-from tests.plugins.vlm.tiny import make_vlm
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tests.libraries import spare_libraries
+from sftcore.testing.libraries import spare_libraries
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = {"flash-attn": "2.8.3", "liger-kernel": "0.8.5", "unsloth": "2026.10.9", "bitsandbytes": "0.50.2"}

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sftcore.cli import cli
-from tests.plugins.vlm.tiny import FAMILIES, save
+from sftcore.testing.tiny_vlm import FAMILIES, save
 
 SETTINGS = (
     "assistant_only_loss=true", "use_cpu=true", "report_to=none", "learning_rate=5e-3", "lr_scheduler_type=constant",

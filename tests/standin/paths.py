@@ -120,8 +120,8 @@ def made_with_liger(**fields: Any) -> dict[str, Any]:
 
 def restored_randomness(*, every: bool) -> list[Any]:
     """What a device is given back of its random state; some have one state, some one for each device."""
+    from sftcore.testing.standin.device_module import DeviceModule
     from sftcore.train.checkpoint.state import Randomness
-    from tests.standin.device_module import DeviceModule
 
     class Module(DeviceModule):
         """A device that draws its own random numbers."""
@@ -148,7 +148,7 @@ def restored_randomness(*, every: bool) -> list[Any]:
 def offloaded_without_streams() -> str:
     """What a run says that is asked to offload activations on a device without streams, as Apple's is."""
     from sftcore import ConflictError
-    from tests.standin.device_module import DeviceModule
+    from sftcore.testing.standin.device_module import DeviceModule
 
     stream = DeviceModule.Stream
     del DeviceModule.Stream

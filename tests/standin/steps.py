@@ -25,8 +25,8 @@ def waits_of_steps(*, lora: bool = False, model: dict[str, Any] | None = None, *
     from transformers import TrainerCallback
 
     from sftcore import SFTConfig, SFTTrainer
+    from sftcore.testing.standin.device import counting
     from tests.conftest import make_llama, make_tokenizer
-    from tests.standin.standin import counting
 
     tokenizer, counted = make_tokenizer(), []
     documents = [{"prompt": f"say {i}:", "completion": " hello world" * (1 + i % 5)} for i in range(40)]

@@ -10,7 +10,7 @@ def waits_of() -> dict[str, list[str]]:
     """The kinds of waits of operations, by their source."""
     import torch
 
-    from tests.standin.standin import NAME, counting
+    from sftcore.testing.standin.device import NAME, counting
 
     there = torch.ones(3, 3, device=NAME)
     here, pinned = torch.ones(3, 3), torch.ones(3, 3).pin_memory()
@@ -41,7 +41,7 @@ def errors_of() -> dict[str, str]:
     """What operations that no accelerator takes raise, by their source."""
     import torch
 
-    from tests.standin.standin import NAME, kernel
+    from sftcore.testing.standin.device import NAME, kernel
 
     known = {
         "torch": torch,
@@ -62,7 +62,7 @@ def dtypes_of() -> dict[str, str]:
     import torch
     from torch.nn import functional
 
-    from tests.standin.standin import NAME
+    from sftcore.testing.standin.device import NAME
 
     full = torch.ones(2, 4, 4, device=NAME)
     known = {"torch": torch, "functional": functional, "full": full, "half": full.bfloat16()}

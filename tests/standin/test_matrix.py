@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
+from sftcore.testing.standin.process import on_cpu, on_standin
 from tests.pairs.grid import pairs
 from tests.standin.matrix import AXES, allowed, call, chosen, tolerance
-from tests.standin.process import on_cpu, on_standin
 
 pytest.importorskip("torch", minversion="2.10")
 

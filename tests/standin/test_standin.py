@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.standin.process import on_cpu, on_standin
+from sftcore.testing.standin.process import on_cpu, on_standin
 
 pytest.importorskip("torch", minversion="2.10")
 

@@ -38,7 +38,7 @@ def outcome(trainer: Any) -> dict[str, Any]:
     """Train, and what it came to: losses, notes of the plan, the device, whether the head gathered, the waits."""
     from transformers import TrainerCallback
 
-    from tests.standin.waits import counting
+    from sftcore.testing.standin.waits import counting
 
     offloaded = []
 
@@ -118,8 +118,8 @@ def train_images(*, family: str, **fields: Any) -> dict[str, Any]:
     from datasets import Dataset
 
     from sftcore import SFTConfig, SFTTrainer
+    from sftcore.testing.tiny_vlm import make_vlm
     from tests.plugins.vlm.test_training import MIXED
-    from tests.plugins.vlm.tiny import make_vlm
 
     model, processor = make_vlm(family)
     with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(None):
@@ -151,7 +151,7 @@ def _generated(model: Any, tokenizer: Any) -> list[int]:
 def compute_norms_by_a_kernel() -> None:
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    from tests.standin.standin import kernel
+    from sftcore.testing.standin.device import kernel
 
     own = LlamaRMSNorm.forward
     norm = kernel(lambda hidden_states, weight, self: own(self, hidden_states))
@@ -169,7 +169,7 @@ def _let_flash_run() -> None:
     from sftcore_plugins.attention import flash1, flash2
     from transformers import PreTrainedModel
 
-    from tests.standin.standin import kernel
+    from sftcore.testing.standin.device import kernel
 
     info = Path(tempfile.mkdtemp()) / "flash_attn-2.8.3.dist-info"
     info.mkdir()

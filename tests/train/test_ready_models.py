@@ -22,8 +22,8 @@ from transformers import (
 
 from sftcore import CheckError, ModelError, SFTConfig, SFTTrainer
 from sftcore.core.errors import OptionTypeError
+from sftcore.testing.tiny_vlm import make_vlm, save
 from tests.conftest import alpaca_rows, make_llama, make_tokenizer
-from tests.plugins.vlm.tiny import make_vlm, save
 
 
 def config(folder, **fields) -> SFTConfig:

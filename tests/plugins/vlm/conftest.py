@@ -5,8 +5,8 @@ import pytest
 from sftcore.config.setup import set_up
 from sftcore.core.types import ModelRequest
 from sftcore.data.sets import DataPreparation
+from sftcore.testing.tiny_vlm import make_processor
 from tests.conftest import make_tokenizer
-from tests.plugins.vlm.tiny import make_processor
 
 
 def _preparation(tokenizer, processor, max_length, settings):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sftcore import ModelConfig, SFTTrainer
-from tests.plugins.vlm.tiny import save
+from sftcore.testing.tiny_vlm import save
 
 SCRIPTS = Path(__file__).parents[3] / "examples" / "scripts"
 COMMON = ["--use_peft", "--max_steps", "1", "--use_cpu", "--report_to", "none"]

@@ -13,7 +13,7 @@ from sftcore_plugins.formats.vlm import VisionLanguage
 from sftcore.cli import cli
 from sftcore.core.errors import DataError, RowError
 from sftcore.data.images.reference import open_image, size_of, source_of
-from tests.plugins.vlm.tiny import save
+from sftcore.testing.tiny_vlm import save
 
 
 def picture(size=(32, 24), colour="red"):

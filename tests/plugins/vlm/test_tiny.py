@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.plugins.vlm.tiny import FAMILIES, make_vlm, save
+from sftcore.testing.tiny_vlm import FAMILIES, make_vlm, save
 
 VISION = {"llava": "vision_tower", "idefics3": "vision_model", "smolvlm": "vision_model", "qwen2_5_vl": "visual"}
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import ConflictError
-from tests.plugins.vlm.tiny import FAMILIES, make_vlm, save
+from sftcore.testing.tiny_vlm import FAMILIES, make_vlm, save
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220)}
 

@@ -8,7 +8,7 @@ from PIL import Image
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling as Theirs
 
 from sftcore import DataCollatorForVisionLanguageModeling, RowError
-from tests.plugins.vlm.tiny import FAMILIES, make_processor
+from sftcore.testing.tiny_vlm import FAMILIES, make_processor
 
 BOTH = ("input_ids", "attention_mask", "pixel_values", "pixel_attention_mask", "image_grid_thw", "token_type_ids")
 

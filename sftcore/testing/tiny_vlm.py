@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from tests.conftest import CORPUS
+from sftcore.testing.tiny import CORPUS
 
 FAMILIES = ("llava", "idefics3", "smolvlm", "qwen2_5_vl", "gemma3")
 _TORCHVISION = transformers.utils.is_torchvision_available()
@@ -82,7 +84,7 @@ _VISION = {
 }  # fmt: skip
 
 
-def make_vlm(family: str, seed: int = 0):
+def make_vlm(family: str, seed: int = 0) -> tuple[Any, Any]:
     """Model and processor; the same weights for the same seed. Skips the test where `make_processor` does."""
     processor = make_processor(family)
     torch.manual_seed(seed)
@@ -104,7 +106,7 @@ def save(family: str, folder: Path) -> Path:
     return folder
 
 
-def make_processor(family: str):
+def make_processor(family: str) -> Any:
     """The family's own processor. Skips the test, with the reason, where a library that it needs is missing."""
     if family == "smolvlm" and importlib.util.find_spec("num2words") is None:
         pytest.skip("transformers' processor of smolvlm needs num2words")
@@ -121,7 +123,7 @@ def missing_for_loading(family: str) -> str | None:
 
 
 # --- Tokenizers -----------------------------------------------------------------------------------------------------
-def make_vlm_tokenizer(family: str):
+def make_vlm_tokenizer(family: str) -> Any:
     """A byte-level BPE tokenizer of some 400 tokens, with the family's special tokens and names for them."""
     names = {
         "llava": {"eos_token": "<|im_end|>"},
@@ -166,9 +168,9 @@ def _trained(family: str) -> str:
 class _WithoutVideos:
     """Takes an image processor in the video processor's place: that one needs torchvision, and no test has videos."""
 
-    def check_argument_for_proper_class(self, argument_name, argument):
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         name = "image_processor" if argument_name == "video_processor" else argument_name
-        return super().check_argument_for_proper_class(name, argument)
+        return super().check_argument_for_proper_class(name, argument)  # type: ignore[misc]
 
 
 class SmolVLMProcessor(_WithoutVideos, transformers.SmolVLMProcessor): ...
@@ -177,7 +179,7 @@ class SmolVLMProcessor(_WithoutVideos, transformers.SmolVLMProcessor): ...
 class Qwen2_5_VLProcessor(_WithoutVideos, transformers.Qwen2_5_VLProcessor): ...
 
 
-def _image_processor(module: str, name: str, **options):
+def _image_processor(module: str, name: str, **options: Any) -> Any:
     """transformers' image processor: the one of torchvision where that is there, else the one of Pillow."""
     if _TORCHVISION:
         return getattr(transformers, name)(**options)
@@ -185,7 +187,7 @@ def _image_processor(module: str, name: str, **options):
     return getattr(found, f"{name}Pil")(**options)
 
 
-def _llava_processor(tokenizer):
+def _llava_processor(tokenizer: Any) -> Any:
     crop = {"height": 32, "width": 32}
     images = _image_processor("clip", "CLIPImageProcessor", size={"shortest_edge": 32}, crop_size=crop)
     return transformers.LlavaProcessor(
@@ -197,12 +199,12 @@ def _llava_processor(tokenizer):
 _TILES = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
 
 
-def _idefics3_processor(tokenizer):
+def _idefics3_processor(tokenizer: Any) -> Any:
     images = _image_processor("idefics3", "Idefics3ImageProcessor", **_TILES)
     return transformers.Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template)
 
 
-def _smolvlm_processor(tokenizer):
+def _smolvlm_processor(tokenizer: Any) -> Any:
     images = _image_processor("smolvlm", "SmolVLMImageProcessor", **_TILES)
     if _TORCHVISION:
         sampling = {"fps": 1, "max_frames": 4, "video_size": {"longest_edge": 32}}
@@ -213,7 +215,7 @@ def _smolvlm_processor(tokenizer):
     return make(images, tokenizer, videos, image_seq_len=4, chat_template=tokenizer.chat_template)
 
 
-def _qwen_processor(tokenizer):
+def _qwen_processor(tokenizer: Any) -> Any:
     sizes = {"patch_size": 8, "size": {"shortest_edge": 4 * 16 * 16, "longest_edge": 16 * 16 * 16}}
     images = _image_processor("qwen2_vl", "Qwen2VLImageProcessor", **sizes)
     if _TORCHVISION:
@@ -223,7 +225,7 @@ def _qwen_processor(tokenizer):
     return make(images, tokenizer, videos, chat_template=tokenizer.chat_template)
 
 
-def _gemma3_processor(tokenizer):
+def _gemma3_processor(tokenizer: Any) -> Any:
     images = _image_processor("gemma3", "Gemma3ImageProcessor", size={"height": 32, "width": 32})
     return transformers.Gemma3Processor(
         images, tokenizer, image_seq_length=16, chat_template=tokenizer.chat_template
@@ -240,7 +242,7 @@ _PROCESSORS = {
 
 
 # --- Models ---------------------------------------------------------------------------------------------------------
-def _ids(tokenizer) -> dict[str, int | None]:
+def _ids(tokenizer: Any) -> dict[str, int | None]:
     return {
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
@@ -249,7 +251,7 @@ def _ids(tokenizer) -> dict[str, int | None]:
     }
 
 
-def _llava(tokenizer):
+def _llava(tokenizer: Any) -> Any:
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**_VISION, projection_dim=32),
         text_config=transformers.LlamaConfig(**_TEXT, **_ids(tokenizer)),
@@ -259,7 +261,7 @@ def _llava(tokenizer):
     return transformers.LlavaForConditionalGeneration(config)
 
 
-def _tiled(name: str, tokenizer):
+def _tiled(name: str, tokenizer: Any) -> Any:
     vision = getattr(transformers, f"{name}VisionConfig")(**_VISION)
     config = getattr(transformers, f"{name}Config")(
         vision_config=vision,
@@ -271,7 +273,7 @@ def _tiled(name: str, tokenizer):
     return getattr(transformers, f"{name}ForConditionalGeneration")(config)
 
 
-def _qwen(tokenizer):
+def _qwen(tokenizer: Any) -> Any:
     # A window of two by two merged patches in the first layer, the whole image in the second
     vision = {
         "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": 8, "window_size": 32,
@@ -288,7 +290,7 @@ def _qwen(tokenizer):
     )
 
 
-def _gemma3(tokenizer):
+def _gemma3(tokenizer: Any) -> Any:
     text = transformers.Gemma3TextConfig(
         **_TEXT, **_ids(tokenizer), head_dim=8, query_pre_attn_scalar=8, sliding_window=32,
         layer_types=["sliding_attention", "full_attention"],
@@ -304,7 +306,7 @@ def _gemma3(tokenizer):
     return transformers.Gemma3ForConditionalGeneration(config)
 
 
-_MODELS = {
+_MODELS: dict[str, Callable[[Any], Any]] = {
     "llava": _llava,
     "idefics3": functools.partial(_tiled, "Idefics3"),
     "smolvlm": functools.partial(_tiled, "SmolVLM"),

@@ -16,8 +16,8 @@ It does not show speed, memory, a kernel's own numerics, or CUDA-only libraries.
         trainer.train()
     print(waits.total, waits.where.most_common(10))
 
-`tests.standin.process` does so in a process of its own. Rests on torch's experimental hook for backends that are
-written in Python (torch 2.10 and later).
+`sftcore.testing.standin.process` does so in a process of its own. Rests on torch's experimental hook for backends that
+are written in Python (torch 2.10 and later).
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.standin import autocast
-from tests.standin.device_module import DeviceModule
-from tests.standin.waits import INDEXING, Waits, count_copy, count_operation, counting, is_pinned, pin, wait
+from sftcore.testing.standin import autocast
+from sftcore.testing.standin.device_module import DeviceModule
+from sftcore.testing.standin.waits import INDEXING, Waits, count_copy, count_operation, counting, is_pinned, pin, wait
 
 __all__ = ["NAME", "StandInTensor", "Waits", "counting", "install", "kernel"]
 
@@ -68,7 +69,7 @@ class StandInTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor, requires_grad: bool = False) -> StandInTensor:
+    def __new__(cls, inner: torch.Tensor, requires_grad: bool = False) -> Any:
         if inner.dtype == torch.float64 and not _float64:
             raise TypeError(f"Cannot convert a {NAME} tensor to float64: this device has none.")
         made = torch.Tensor._make_wrapper_subclass(
@@ -87,7 +88,8 @@ class StandInTensor(torch.Tensor):
 
     @property
     def data(self) -> torch.Tensor:
-        return torch.Tensor.data.__get__(self)
+        found: torch.Tensor = torch.Tensor.data.__get__(self)
+        return found
 
     @data.setter
     def data(self, other: torch.Tensor) -> None:
@@ -116,7 +118,7 @@ class StandInTensor(torch.Tensor):
     def untyped_storage(self) -> Any:
         return self._inner.untyped_storage()
 
-    def data_ptr(self) -> int:
+    def data_ptr(self) -> Any:
         return self._inner.data_ptr()
 
     def record_stream(self, stream: Any) -> None:
@@ -233,7 +235,7 @@ class _Mode(TorchDispatchMode):
 class _Generator(torch._C.Generator):
     """A generator of either device; the device's draws as the CPU's does."""
 
-    def __new__(cls, device: Any = "cpu") -> _Generator:
+    def __new__(cls, device: Any = "cpu") -> Any:
         made = super().__new__(cls, device="cpu" if _is_here(device) else device)
         if _is_here(device):
             _generators[made._cdata] = made
@@ -270,7 +272,8 @@ def install(*, float64: bool = True) -> torch.device:
         torch.__future__.set_swap_module_params_on_conversion(True)
         torch._C._set_multithreading_enabled(False)  # the backward pass in the calling thread, where the mode is
         torch.serialization.add_safe_globals([_rebuilt])
-        torch.Generator = _Generator  # type: ignore[misc]
+        torch.Generator = _Generator
+        _device_constructors()  # a cached set of functions that `with torch.device("meta")` changes: torch's own
         for name in ("tensor", "as_tensor"):  # these build their tensor below the dispatcher
             _plain[name] = getattr(torch, name)
             setattr(torch, name, functools.partial(_from_data, _plain[name]))

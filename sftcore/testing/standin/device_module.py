@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.standin.waits import wait
+from sftcore.testing.standin.waits import wait
 
 
 class Stream:

@@ -1,6 +1,6 @@
 """Functions called in a process of its own in which the stand-in is the accelerator, or in which there is none.
 
-    results = on_standin("tests.standin.training:train", [{"folder": str(tmp_path)}])
+    results = on_standin("my_tests.runs:train", [{"folder": str(tmp_path)}])
 
 calls `train(folder=...)` there, in order, once for each mapping; so libraries are imported once for many runs.
 """
@@ -18,9 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.libraries import spare_libraries
-
-ROOT = Path(__file__).parents[2]
+from sftcore.testing.libraries import spare_libraries
 
 
 def on_standin(function: str, calls: Sequence[Mapping[str, Any]], *, float64: bool = True) -> list[Any]:
@@ -45,8 +43,8 @@ def _in_process(function: str, calls: Sequence[Mapping[str, Any]], standin: Mapp
         spec, out = Path(folder) / "spec.json", Path(folder) / "out.json"
         spec.write_text(json.dumps({"function": function, "calls": list(calls), "standin": standin}))
         done = subprocess.run(
-            [sys.executable, "-m", "tests.standin.process", str(spec), str(out)],
-            cwd=ROOT, env=environment, capture_output=True, text=True,
+            [sys.executable, "-m", "sftcore.testing.standin.process", str(spec), str(out)],
+            env=environment, capture_output=True, text=True,
         )  # fmt: skip
         if not out.exists():
             raise RuntimeError(f"{function} ended with {done.returncode}:\n{done.stderr[-3000:]}")
@@ -57,7 +55,7 @@ def _in_process(function: str, calls: Sequence[Mapping[str, Any]], standin: Mapp
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     if spec["standin"] is not None:
-        from tests.standin import standin
+        from sftcore.testing.standin import device as standin
 
         standin.install(**spec["standin"])
         tell_transformers()
