@@ -28,7 +28,11 @@ WITHOUT_TEMPLATE = (
 EVERY_TURN = (
     "users' and system turns are trained on like answers; assistant_only_loss: true trains on the answers alone"
 )
+BEGUN = "the text begins with the tokens that the tokenizer puts before every text, which are not put there twice"
+NO_END = "the text ends without an end token, because neither the tokenizer nor a chat template has one"
 """Notes on what is as it was asked for, and often not as it was meant."""
+
+_SPACES = " \n\r\t"
 
 
 @frozen
@@ -63,6 +67,7 @@ class Renderer:
             markers, or if it has none, by spans that are derived and verified (see sftcore.chat.skeleton).
         mask_style: where a completion of messages ends: "turn" ends it after its end token, "trl" at the end of the
             rendering, including whatever the template always adds there.
+        text_end: the token that ends texts if the tokenizer has no EOS.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Renderer:
         completion_only: bool | None = None,
         assistant_only: bool = False,
         mask_style: Literal["turn", "trl"] = "turn",
+        text_end: str | None = None,
     ) -> None:
         if mask_style not in ("turn", "trl"):
             raise OptionTypeError(f'mask_style is "turn" or "trl", got "{mask_style}".')
@@ -79,7 +85,10 @@ class Renderer:
         self._completion_only = completion_only
         self._assistant_only = assistant_only
         self._mask_style = mask_style
-        self._eos = "" if _appends_eos(tokenizer) else (tokenizer.eos_token or "")
+        self._end = tokenizer.eos_token or text_end or ""
+        self._start, appends_eos = _added_by(tokenizer)
+        self._eos = "" if appends_eos else self._end
+        self._of_texts = (NO_END,) if not self._end else ()
         self._special = SpecialTexts.of(tokenizer)
         self._conversations = Conversations(tokenizer, self._special)
         self._content = Content()
@@ -94,7 +103,9 @@ class Renderer:
         if example.text is not None:
             self._refuse_completion_only("a text")
             self._refuse_assistant_only()
-            return Rendered(self._with_eos(example.text), None, True)
+            if self._start and example.text[: len(self._start)] == self._start:
+                return Rendered(_ended(example.text, self._end), None, False, (BEGUN, *self._of_texts))
+            return Rendered(self._with_eos(example.text), None, True, self._of_texts)
         if example.messages is not None:
             self._refuse_completion_only("messages")
             turns, notes = self._as_templates_read(example.messages, example)
@@ -105,9 +116,15 @@ class Renderer:
             return self._finished(conversation, spans, notes, turns)
         if isinstance(example.prompt, str):
             self._refuse_assistant_only()
-            text = self._with_eos(example.prompt + str(example.completion))
+            text, notes = example.prompt + str(example.completion), self._of_texts
+            begun = self._start != "" and text[: len(self._start)] == self._start
+            text = _ended(text, self._end) if begun else self._with_eos(text)
             spans = None if self._completion_only is False else (Span(len(example.prompt), len(text)),)
-            return Rendered(text, spans, True, (WITHOUT_TEMPLATE,) if self._misses_template(example.prompt) else ())
+            if begun:
+                notes = (BEGUN, *notes)
+            if self._misses_template(example.prompt):
+                notes = (WITHOUT_TEMPLATE, *notes)
+            return Rendered(text, spans, not begun, notes)
         return self._prompt_and_completion(example)
 
     def _misses_template(self, prompt: str) -> bool:
@@ -227,6 +244,8 @@ class Renderer:
         )
 
     def _with_eos(self, text: str) -> str:
+        if text[-1:] in _SPACES:  # a rendered conversation may end with a line break behind its end token
+            return _ended(text, self._eos)
         return text if self._eos and text.endswith(self._eos) else text + self._eos
 
     def _refuse_completion_only(self, shape: str) -> None:
@@ -275,7 +294,13 @@ def _clip(spans: Sequence[Span], bounds: Span) -> tuple[Span, ...]:
     return tuple(one for one in clipped if one.start < one.end)
 
 
-def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer itself appends EOS to every text, as those of T5 and of some Llama models do."""
-    ids = tokenizer("x")["input_ids"]
-    return tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id
+def _ended(text: str, end: str) -> str:
+    return text if end and text.rstrip(_SPACES).endswith(end) else text + end
+
+
+def _added_by(tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
+    """What the tokenizer itself puts before every text (a BOS, mostly), and whether it appends EOS, as T5's does."""
+    ids, bare = (list(tokenizer("x", add_special_tokens=added)["input_ids"]) for added in (True, False))
+    count = next((at for at in range(len(ids)) if ids[at : at + len(bare)] == bare), 0)
+    start = "".join(tokenizer.convert_ids_to_tokens(ids[:count]))
+    return start, tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, evolve, field
 
 from sftcore.chat.render import Renderer
+from sftcore.chat.stops import turn_end
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError, RowError
 from sftcore.core.registry import Bound
 from sftcore.core.types import Example, Formatter, Row
@@ -130,6 +131,8 @@ class DataPreparation:
                 completion_only=settings.get("completion_only_loss"),
                 assistant_only=bool(settings.get("assistant_only_loss")),
                 mask_style=settings.get("mask_style") or "turn",
+                # the run will take the token that ends turns for the EOS that is missing
+                text_end=turn_end(self.tokenizer) if self.tokenizer.eos_token is None else None,
             ),
             tokenizer=Tokenizer(self.tokenizer),
             # packing splits long documents itself, so they are not truncated before
