@@ -177,12 +177,13 @@ class Renderer:
         if self._completion_only is False:
             conversation = self._render_turns(turns, example)
             return self._finished(conversation, self._assistant(turns, conversation), notes, turns)
-        conversation = self._render_turns(turns, example, prompt_turns=len(prompt))
-        start = self._completion_start(conversation, turns, len(prompt), example)
+        first = len(prompt)
+        conversation = self._render_turns(turns, example, prompt_turns=first)
+        start = self._completion_start(conversation, turns, first, example)
         whole = Span(start, max(start, self._completion_end(conversation, start)))
         assistant = self._assistant(turns, conversation)
         spans = (whole,) if assistant is None else _clip(assistant, whole)
-        return self._finished(conversation, spans, notes, turns, len(prompt))
+        return self._finished(conversation, spans, notes, turns, first)
 
     def _completion_start(
         self, conversation: RenderedConversation, turns: Turns, prompt_turns: int, example: Example

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
@@ -63,7 +63,8 @@ class Inspected:
 class Pipeline:
     """Turns raw rows into token rows, a batch at a time. It is sent to worker processes, so it has no plugin manager.
 
-    `numbering` holds the numbers of the rows if they differ from their indices (see sftcore.data.source.load).
+    `numbering` holds the numbers of the rows if they differ from their indices (see sftcore.data.source.load). `meant`
+    marks nulls that were written, if a column holds JSON (see sftcore.data.nulls).
     An `expander`, for a vision-language model, adds the column `documents` (see sftcore.data.images.pictures).
     """
 
@@ -74,6 +75,7 @@ class Pipeline:
     truncation: Truncation = "keep_start"
     expander: Expander | None = None
     numbering: Sequence[int] | None = None
+    meant: Callable[[Row], Row] | None = None
 
     def __call__(self, batch: pa.Table | Mapping[str, list[Any]], numbers: Sequence[int]) -> pa.Table:
         """Turn a batch of raw rows and their numbers into token rows with the outcome of each example.
@@ -87,6 +89,8 @@ class Pipeline:
     def read(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[tuple[int, Content]]:
         """Each example as a text with spans, or as the tokens that it holds; None for a row without examples."""
         found: list[tuple[int, Content]] = []
+        if self.meant is not None:
+            rows = list(map(self.meant, rows))
         if self.numbering is not None:
             numbers = [self.numbering[number] for number in numbers]
         for number, row in zip(numbers, rows, strict=True):
@@ -119,6 +123,8 @@ class Pipeline:
         """The outcome of each row; an error that would stop the run is returned, not raised."""
         found: list[Inspected] = []
         pending: list[tuple[int, Example | None, Content]] = []
+        if self.meant is not None:
+            rows = list(map(self.meant, rows))
         for number, row in zip(numbers, rows, strict=True):
             example: Example | None = None
             try:

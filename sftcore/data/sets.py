@@ -17,6 +17,7 @@ from sftcore.data.format import RowReader, choose_format, reader_for, refuse_ima
 from sftcore.data.images.expand import Expander, is_vision
 from sftcore.data.images.reference import MAX_PIXELS
 from sftcore.data.ledger import Ledger
+from sftcore.data.nulls import meant_nulls
 from sftcore.data.packing.blocks import PackingPlan
 from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank
@@ -104,7 +105,7 @@ class DataPreparation:
         columns = columns_of(dataset)
         if "input_ids" in columns:
             self.given_tokens.add(name)
-        pipeline = evolve(self.pipeline(columns, name), numbering=numbering)
+        pipeline = evolve(self.pipeline(columns, name), numbering=numbering, meant=meant_nulls(dataset.features))
         if name != PREDICTED and (left := said(unread_of(pipeline.reader, dataset))):
             self.notes.append(f"{name}: {left}")
         seed = None if name == PREDICTED else self._shuffle_seed

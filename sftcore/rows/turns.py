@@ -10,7 +10,7 @@ import attrs
 
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message, Row
-from sftcore.rows.columns import from_json, value_of, without_arrays, without_nulls
+from sftcore.rows.columns import Meant, from_json, value_of, without_arrays, without_nulls
 from sftcore.rows.marks import as_marked
 from sftcore.rows.parts import content_of, text_of_parts
 from sftcore.rows.roles import CALL, KNOWN, role_of, speaker_of
@@ -185,7 +185,7 @@ def single_out(messages: list[Message], trained_turns: str) -> list[Message]:
 
 def _simple_message(turn: Any, roles: Mapping[str, str] | None) -> Message | None:
     """The message of a turn that has only a known role and a text, as most do; None for any other turn."""
-    if type(turn) is not dict:
+    if type(turn) is not dict and type(turn) is not Meant:
         return None
     role, content = turn.get("role"), turn.get("content")
     if type(content) is not str or type(role) is not str:

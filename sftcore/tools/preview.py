@@ -154,6 +154,7 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
         RecipeError: there is no such row.
         SFTCoreError: whatever would stop the run at this row.
     """
+    from sftcore.data.nulls import meant_nulls
     from sftcore.data.source.load import load
     from sftcore.data.unread import said, unread_of
 
@@ -166,7 +167,9 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
     notes = (f"Read with a suggested mapping; a run needs this line: {choice.line}",) if choice.line else ()
     preparation = PreparationFactory(recipe)(choice.setup)
     try:
-        pipeline = preparation.pipeline(dataset.column_names, _NAME)
+        pipeline = attrs.evolve(
+            preparation.pipeline(dataset.column_names, _NAME), meant=meant_nulls(getattr(dataset, "features", None))
+        )
         if left := said(unread_of(pipeline.reader, dataset)):
             notes = (*notes, f"{left[:1].upper()}{left[1:]}.")
         if preparation.setup.plan.settings.get("packing"):
