@@ -253,7 +253,8 @@ class Renderer:
         if self._completion_only:
             raise DataError(
                 f"completion_only_loss=True needs rows with a prompt and a completion, but these rows hold {shape}.",
-                fix="Set completion_only_loss to None, or map the columns: format: {prompt-completion: {…}}.",
+                fix="Set completion_only_loss to None, or map the columns: format: {prompt-completion: {…}}; a "
+                "formatting_func may return (prompt, completion).",
             )
 
     def _refuse_assistant_only(self) -> None:

@@ -10,10 +10,11 @@ from attrs import define, evolve, field
 
 from sftcore.chat.render import Renderer
 from sftcore.chat.stops import turn_end
-from sftcore.core.errors import ConflictError, DataError, OptionTypeError, RowError
+from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.registry import Bound
-from sftcore.core.types import Example, Formatter, Row
+from sftcore.core.types import Row
 from sftcore.data.format import RowReader, choose_format, reader_for, refuse_images
+from sftcore.data.functions import by_function
 from sftcore.data.images.expand import Expander, is_vision
 from sftcore.data.images.reference import MAX_PIXELS
 from sftcore.data.ledger import Ledger
@@ -28,7 +29,6 @@ from sftcore.data.store.mapstyle import build
 from sftcore.data.store.stream import columns_of, prepare_stream
 from sftcore.data.tokenize import Tokenizer
 from sftcore.data.unread import said, unread_of
-from sftcore.util.shown import kind_of
 from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
@@ -214,15 +214,9 @@ class DataPreparation:
         return found
 
     def _reader(self, columns: list[str], name: str) -> RowReader:
-        settings = self.setup.plan.settings
         if self.formatting_func is not None and "input_ids" not in columns:
             refuse_images(columns, name)
-            if settings.get("completion_only_loss"):
-                raise ConflictError(
-                    "a formatting_func turns a row into one text, so completion_only_loss=True finds no completion.",
-                    fix="Drop one of the two, or use the prompt-completion format.",
-                )
-            return RowReader("formatting_func", _by_function(self.formatting_func), name)
+            return RowReader("formatting_func", by_function(self.formatting_func), name)
         setup = self.setup
         bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, name)
         self.formats[name] = bound
@@ -233,43 +227,3 @@ def _say_what_is_left_out(ledger: Ledger) -> None:
     for reason, rows in ledger.dropped_rows.items():
         which = f"{', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''}"
         warn(f"predictions leave out {len(rows):,} rows ({which}): {reason}")
-
-
-def _by_function(function: Callable[[Row], Any]) -> Formatter:
-    def read(row: Row) -> list[Example]:
-        try:
-            found = function(row)
-        except IndexError as error:
-            raise RowError(f"formatting_func failed: IndexError: {error}.", fix=_ONE_ROW) from error
-        texts = found if isinstance(found, (list, tuple)) else [found]
-        if not all(isinstance(text, str) for text in texts):
-            wrong = next(text for text in texts if not isinstance(text, str))
-            what = "None" if wrong is None else kind_of(wrong)
-            inside = "a list with " if texts is found else ""
-            raise RowError(
-                f"formatting_func returned {inside}{what}, not a text or a list of texts.",
-                fix="Return texts; rows of messages are read without formatting_func.",
-            )
-        if (column := _by_letters(function, row, len(texts))) is not None:
-            raise RowError(
-                f'formatting_func returned {len(texts)} texts, one for each character of the column "{column}".',
-                fix=_ONE_ROW,
-            )
-        return [Example(text=text) for text in texts]
-
-    return read
-
-
-_ONE_ROW = (
-    "It is called with one row, whose columns are single values, and not with a batch of rows, whose columns are "
-    "lists: return the text of that row."
-)
-
-
-def _by_letters(function: Callable[[Row], Any], row: Row, count: int) -> str | None:
-    """The column whose characters the function takes for rows of a batch, as functions written for older TRL do."""
-    column = next((key for key, value in row.items() if isinstance(value, str) and len(value) == count > 1), None)
-    if column is None:
-        return None
-    longer = {key: value * 2 if isinstance(value, str) else value for key, value in row.items()}
-    return column if len(function(longer)) == 2 * count else None

@@ -82,7 +82,7 @@ class SFTTrainer(OpenLayout):
             `transformers.Trainer`; for metrics on logits the forward pass builds them all.
         quantization_config: goes to `from_pretrained` where `model` is a name.
         peft_config: any PEFT configuration; the adapter plugin applies it.
-        formatting_func: from a row to a text, or to a list of texts; replaces the format.
+        formatting_func: from a row to a text, messages, (prompt, completion), or a list of them; replaces the format.
         tokenizer: older name of `processing_class`.
 
     The constructor calls no forward pass: the first `train` or `evaluate` tries the head and proves that documents

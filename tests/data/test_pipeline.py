@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftcore import ConflictError, DataError, RowError, TokenizedRow
+from sftcore import DataError, RowError, TokenizedRow
 from sftcore.config.setup import set_up
 from sftcore.core.types import ModelRequest, Selection
 from sftcore.data.columns import TokenColumns
@@ -97,10 +97,11 @@ def test_a_formatting_function_gives_one_row_a_text(tokenizer):
     [
         (1, "a number"),
         (None, "None"),
-        ([{"role": "user"}], "a list with a mapping"),
+        ([{"content": "a"}], "a list with a mapping"),
+        ({"answer": "a"}, "a mapping"),
         (["a", 2], "a list with a number"),
     ],
-    ids=["number", "None", "messages", "mixed"],
+    ids=["number", "None", "mappings", "mapping", "mixed"],
 )
 def test_a_formatting_function_that_returns_no_text_names_the_row(tokenizer, returned, said):
     data = preparation(tokenizer, formatting_func=lambda row: returned)
@@ -108,9 +109,9 @@ def test_a_formatting_function_that_returns_no_text_names_the_row(tokenizer, ret
         data.prepare(Dataset.from_list([{"a": 1}]), "train")
 
 
-def test_a_formatting_function_excludes_completion_only_loss(tokenizer):
+def test_a_formatting_function_excludes_completion_only_loss_unless_it_returns_a_completion(tokenizer):
     data = preparation(tokenizer, formatting_func=str, completion_only_loss=True)
-    with pytest.raises(ConflictError, match="Drop one of the two"):
+    with pytest.raises(DataError, match=r"formatting_func may return .prompt, completion."):
         data.prepare(Dataset.from_list([{"a": "x"}]), "train")
 
 
