@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
+from attrs import frozen
 
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message, Row
@@ -52,11 +53,12 @@ def read_messages(
     *,
     format_name: str = "chat",
     calls: Literal["tool_calls", "content"] = "tool_calls",
+    kept_by: str = "",
 ) -> list[Message]:
     """Like `messages_of`, for a value that the format has already taken from its column.
 
     `calls` says what becomes of turns that call a tool and say nothing else, such as ShareGPT's `function_call`:
-    "content" keeps their text as the assistant's words.
+    "content" keeps their text as the assistant's words. `kept_by` is the format's option that does so, if it has one.
     """
     if type(value) is not list:
         value = _as_list(value, column)
@@ -65,9 +67,18 @@ def read_messages(
     simple = [message for turn in value if (message := _simple_message(turn, roles)) is not None]
     if len(simple) == len(value):
         return simple
-    return with_calls_joined(
-        [_message(turn, column, i, roles or {}, format_name, calls) for i, turn in enumerate(value)]
-    )
+    asked = _Asked(roles or {}, format_name, calls, kept_by)
+    return with_calls_joined([_message(turn, f"{column}[{i}]", asked) for i, turn in enumerate(value)])
+
+
+@frozen
+class _Asked:
+    """What the options of a format say of turns."""
+
+    roles: Mapping[str, str]
+    format_name: str
+    calls: str
+    kept_by: str
 
 
 def _as_list(value: Any, column: str) -> Sequence[Any]:
@@ -197,22 +208,21 @@ def _simple_message(turn: Any, roles: Mapping[str, str] | None) -> Message | Non
     return Message(role, content)
 
 
-def _message(turn: Any, column: str, index: int, roles: Mapping[str, str], format_name: str, calls_as: str) -> Message:
-    where = f"{column}[{index}]"
+def _message(turn: Any, where: str, asked: _Asked) -> Message:
     if isinstance(turn, str) and turn.lstrip().startswith("{"):
         turn = from_json(turn, where, fix="Write messages with json.dumps.")
     if not isinstance(turn, Mapping):
         raise RowError(f"{where} is {kind_of(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
     turn = _item({key: _plain(value) for key, value in turn.items() if value is not None})
     speaker = speaker_of(turn)
-    role = role_of(turn, where, roles, format_name)
+    role = role_of(turn, where, asked.roles, asked.format_name)
     said = next((key for key in _CONTENT if turn.get(key) is not None), "content")
     content = turn.get(said)
     calls: Any = turn.get("tool_calls")
     if role == CALL:
         role = "assistant"
-        if calls_as == "tool_calls":
-            content, calls = "", _calls_of_turn(content, calls, where, turn[speaker], format_name)
+        if asked.calls == "tool_calls":
+            content, calls = "", _calls_of_turn(content, calls, where, turn[speaker], asked)
     where = f"{where} ({role})"
     calls = calls_of(calls, where)
     if content is None and not calls and not any(key in turn for key in _SAYS):
@@ -259,7 +269,7 @@ def _item(turn: dict[str, Any]) -> dict[str, Any]:
     return turn
 
 
-def _calls_of_turn(content: Any, calls: Any, where: str, role: Any, format_name: str) -> list[Mapping[str, Any]]:
+def _calls_of_turn(content: Any, calls: Any, where: str, role: Any, asked: _Asked) -> list[Mapping[str, Any]]:
     """The calls of a turn that says nothing else; its content is JSON of one or several."""
     given = calls if calls else content
     try:
@@ -269,10 +279,10 @@ def _calls_of_turn(content: Any, calls: Any, where: str, role: Any, format_name:
             raise
         found = []
     if not found or not all("function" in call for call in found):
-        option = "function_call: content" if format_name == "sharegpt" else f"roles: {{{role}: assistant}}"
+        option = asked.kept_by or f"roles: {{{role}: assistant}}"
         raise RowError(
             f"{where} is not a function_call in JSON with name and arguments: {given!r:.60}.",
-            fix=f"Mend it, or keep the text: format: {{{format_name}: {{{option}}}}}.",
+            fix=f"Mend it, or keep the text: format: {{{asked.format_name}: {{{option}}}}}.",
         )
     return found
 

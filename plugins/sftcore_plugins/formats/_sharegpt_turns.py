@@ -26,7 +26,12 @@ class ShareGPTTurns:
         if isinstance(turns, (list, tuple)):
             turns = [self._turn(turn) for turn in turns]
         messages = read_messages(
-            turns, self.conversations, self.roles, format_name="sharegpt", calls=self.function_call
+            turns,
+            self.conversations,
+            self.roles,
+            format_name="sharegpt",
+            calls=self.function_call,
+            kept_by="function_call: content",
         )
         return with_system(messages, row, self.system)
 
