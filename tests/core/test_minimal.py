@@ -33,4 +33,4 @@ def test_the_page_of_the_core_walks_through_all_its_modules():
     walked = re.findall(r"^## (?:\d+\. )?`(\w+)`", page, re.MULTILINE)
     assert walked == READING_ORDER
     assert {path.stem for path in CORE.glob("*.py")} - {"__init__"} == set(READING_ORDER)
-    assert len(page.splitlines()) <= 220
+    assert len(page.splitlines()) <= 230

@@ -17,8 +17,9 @@ import attrs
 import pytest
 from attrs import frozen
 
+from sftcore.config.plugins.observed import HEAVY
 from sftcore.config.setup import Setup, set_up
-from sftcore.core.discovery import HEAVY, PluginEntry, discover
+from sftcore.core.discovery import PluginEntry, discover
 from sftcore.core.errors import SFTCoreError
 from sftcore.core.plugin_class import build, is_plugin
 from sftcore.core.registry import ActivePlugins, Bound
