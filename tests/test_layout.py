@@ -175,7 +175,7 @@ def test_core_can_be_read_in_an_hour():
         len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOTS["sftcore"] / "core").rglob("*.py")
     )
 
-    assert lines < 1900
+    assert lines < 1950
 
 
 def test_a_plugin_imports_others_only_through_private_modules_of_its_folder():

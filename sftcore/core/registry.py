@@ -62,6 +62,24 @@ class Bound:
         return getattr(getattr(self.plugin, hook, None), f"{PROJECT}_impl", None)
 
 
+class _Manager(pluggy.PluginManager):
+    """Looks for hooks in each class once: some forty managers of the same plugins are made before a run begins."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        return super().parse_hookimpl_opts(plugin, name) if name in _hooks_of(plugin.__class__) else None
+
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        return super().parse_hookspec_opts(module_or_class, name) if name in _hooks_of(module_or_class) else None
+
+
+@functools.lru_cache(maxsize=256)
+def _hooks_of(cls: Any) -> frozenset[str]:
+    found = pluggy.PluginManager(PROJECT)
+    return frozenset(
+        name for name in dir(cls) if found.parse_hookimpl_opts(cls, name) or found.parse_hookspec_opts(cls, name)
+    )
+
+
 class ActivePlugins:
     """The plugins of one run, registered in one manager; a default whose slot another plugin claims steps back.
 
@@ -71,7 +89,7 @@ class ActivePlugins:
 
     def __init__(self, bound: Sequence[Bound], yielded: Sequence[tuple[Selection, Selection]] = ()) -> None:
         self.bound = tuple(bound)
-        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager = _Manager(PROJECT)
         self._manager.add_hookspecs(Hooks)
         # pluggy calls the last one registered first; the recipe's order is what users expect
         for one in reversed(self.bound):

@@ -14,9 +14,9 @@ READING_ORDER = [
 ]  # fmt: skip
 
 
-def test_the_core_is_under_1900_lines():
+def test_the_core_is_under_1950_lines():
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in CORE.rglob("*.py"))
-    assert lines < 1900
+    assert lines < 1950
 
 
 def test_the_core_imports_nothing_else_of_ours():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -34,8 +35,14 @@ def by_itself(entry: PluginEntry) -> ActivePlugins:
     Raises:
         BrokenPluginError: it does not import, or does not fit the hooks.
     """
+    return _alone(entry, loaded(entry))  # type: ignore[arg-type]  # classes are hashable
+
+
+@functools.lru_cache(maxsize=64)
+def _alone(entry: PluginEntry, cls: type[Any]) -> ActivePlugins:
+    """Made once for each class: a run asks each installed plugin several times."""
     selection = Selection(entry.kind, entry.name, distribution=entry.distribution, default=True)
-    return ActivePlugins([_made(selection, entry, loaded(entry), path=entry.label)])
+    return ActivePlugins([_made(selection, entry, cls, path=entry.label)])
 
 
 def _made(selection: Selection, entry: PluginEntry, cls: type[Any], *, path: str) -> Bound:
