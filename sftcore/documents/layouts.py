@@ -68,7 +68,8 @@ def layout_of(collator: Collate, *, packed: bool) -> Layout:
     rows = [{**row, "seq_lengths": [2, 2]} if packed else row] * 2
     try:
         batch: Mapping[str, Any] = collator([dict(one) for one in rows])
-        flattened = len(batch["input_ids"]) == 1
+        # a single row with the tokens of one is a batch that lost a row, and not a layout
+        flattened = len(batch["input_ids"]) == 1 and len(batch["input_ids"][0]) >= 2 * len(row["input_ids"])
         # beyond the 4 tokens of each row is padding, where positions may restart too
         positions = batch["position_ids"][..., : 8 if flattened else 4] if "attention_mask" not in batch else None
         restarts = positions is not None and int((positions == 0).sum()) == (4 if packed else 2)

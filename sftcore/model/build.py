@@ -22,10 +22,11 @@ from sftcore.model.precision import (
     dtype_notes,
     forget_unpacked,
     keep_gradients,
-    other_dtype,
     quantisation_of,
 )
 from sftcore.model.unwrap import is_peft_model
+from sftcore.model.verify.asked_for import hold_asked_for, watched
+from sftcore.util.claims import refused
 from sftcore.util.foreign import in_our_words
 from sftcore.util.warned import warn
 
@@ -39,16 +40,18 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
     Raises:
         ConflictError: two plugins, or a plugin and the user, want different values for one argument.
         ModelError: it cannot be loaded, or the loader did not keep the dtype that was asked for.
+        BrokenPluginError: the loader did not keep the revision or the arguments that were asked for.
         UnknownKeyError: `from_pretrained` and the model do not know an argument of the user's.
     """
     attention = attention_of(plan, plugins)
     options = merged_options(plan, plugins, attention)
+    (request, read), (given, read_options) = watched(plan.model), watched(options)
     loaders = plugins.answers("load_model")
     # what transformers says of a name is put into words below; another loader speaks for itself
     leaves = Exception if all(one.entry.is_own for one in loaders) else ()
     try:
         with in_our_words("the model cannot be loaded", ModelError, where=f"model {plan.model.name}", leaves=_HANDLED):
-            loaded: LoadedModel = plugins.one("load_model", leaves=leaves, request=plan.model, options=options)
+            loaded: LoadedModel = plugins.one("load_model", leaves=leaves, request=request, options=given)
     except TypeError as error:
         # what transformers does not know of its keyword arguments, it hands to the model's class
         named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
@@ -79,14 +82,10 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         what = f"the model cannot be loaded: {_first_line(error)}{code}"
         raise ModelError(what, where=f"model {plan.model.name}") from error
     _with_model(loaded, loaders[0].origin("load_model"))
-    if held := other_dtype(loaded.model, plan):
-        raise ModelError(
-            f"{loaders[0].selection.label} loaded the weights in {held}, and the run asks for {plan.model.dtype}.",
-            where=f"model {plan.model.name}",
-            fix=f"Set the dtype to {held} (model: {{dtype: {held}}}, or model_init_kwargs), or use another loader.",
-        )
+    for one in plugins.answers("load_model"):
+        hold_asked_for(one, loaded.model, plan, options, read | read_options)
     notes = () if plan.candidates else _taken_attention(loaded.model, attention)
-    return attrs.evolve(loaded, processor=processor, notes=(*loaded.notes, *notes))
+    return attrs.evolve(loaded, processor=processor, request=plan.model, notes=(*loaded.notes, *notes))
 
 
 def _known_to_transformers(request: ModelRequest) -> set[str]:
@@ -182,6 +181,7 @@ def finish_model(
 
     Raises:
         ModelError: the model is quantised and has no adapter, or nothing in it trains.
+        BrokenPluginError: a kernel cannot be taken off again, or with its adapter nothing trains.
     """
     notes = [*loaded.notes]
     has_adapter = bool(plugins.answers("wrap_model")) or is_peft_model(loaded.model)
@@ -204,6 +204,8 @@ def finish_model(
     if is_peft_model(loaded.model):
         cast_adapter(loaded.model, plan.settings.get("adapter_dtype") or "float32")
     if not any(parameter.requires_grad for parameter in loaded.model.parameters()):
+        for one in plugins.answers("wrap_model"):
+            raise refused(one, "no parameter of the model trains once it is around it (wanted: at least 1)")
         raise ModelError(
             "no parameter of the model is trainable.",
             fix="Load a PeftModel with is_trainable=True, or unfreeze the layers you want to train.",

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 import attrs
 from attrs import define
 
-from sftcore.core.registry import ActivePlugins
-from sftcore.core.types import LoadedModel, Plan
+from sftcore.core.registry import ActivePlugins, Bound
+from sftcore.core.types import LoadedModel, PatchReport, Plan
+from sftcore.model.verify.structure import changed, structure_of
+from sftcore.util.claims import refused
 from sftcore.util.foreign import naming_plugins
 
 
@@ -24,7 +26,14 @@ class Kernels:
     _depth: int = 0
 
     def on(self, loaded: LoadedModel) -> tuple[str, ...]:
-        """Patch the model, before its adapter is put around it; a note for each plugin."""
+        """Patch the model, before its adapter is put around it; a note for each plugin.
+
+        Raises:
+            BrokenPluginError: when they are put on for the first time, one cannot be taken off again.
+        """
+        if self._loaded is None:
+            for one in self._plugins.answers("patch_kernels"):
+                self._hold_undone(one, loaded)
         self._loaded = loaded
         notes = []
         for one, report in self._plugins.all("patch_kernels", loaded=loaded, plan=self._plan):
@@ -38,6 +47,38 @@ class Kernels:
         """Take every patch off, the last one first."""
         while self._undo:
             self._undo.pop()()
+
+    def patch(self, one: Bound, loaded: LoadedModel | None = None) -> PatchReport:
+        """What one plugin replaces in the model; empty where it answers nothing."""
+        answers = self._plugins.ask(one, "patch_kernels", loaded=loaded or self._loaded, plan=self._plan)
+        return answers[0] if answers else PatchReport()
+
+    def _hold_undone(self, one: Bound, loaded: LoadedModel) -> None:
+        """Patch and undo, and look whether anything is left."""
+        before = structure_of(loaded.model)
+        report = self.patch(one, loaded)
+        if report.undo is None and report.replaced:
+            fault = f"it replaced {', '.join(report.replaced)} and its PatchReport has no undo"
+            raise refused(one, fault, "Give it an undo that puts back what was there.")
+        if report.undo is not None:
+            report.undo()
+        if left := changed(before, structure_of(loaded.model)):
+            what = "its undo leaves" if report.undo is not None else "it reports no replacement, and it left"
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise refused(one, f"{what} {left[0]}{more} changed (allowed: nothing)")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Off inside, and as before afterwards."""
+        were_on, depth = bool(self._undo), self._depth
+        self.off()
+        self._depth = 1  # so that nothing inside puts them on
+        try:
+            yield
+        finally:
+            self._depth = depth
+            if were_on and self._loaded is not None:
+                self.on(self._loaded)
 
     @contextmanager
     def running(self) -> Iterator[None]:

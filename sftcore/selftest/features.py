@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import define, field
 
-from sftcore.core.errors import ConflictError, SFTCoreError
+from sftcore.core.errors import BrokenPluginError, ConflictError, SFTCoreError
 from sftcore.documents.proof import FAILURES
 from sftcore.selftest.equivalence import (
     OWN_LOSS,
@@ -267,12 +267,15 @@ class Features:
         labels = [one.selection.label for one in self._of_kind("kernel")]
         if not labels:
             return
-        with self._kernels_on() as notes:
-            if all("replaced nothing" in note for note in notes):
-                yield Line(" and ".join(labels), "not applicable", why="; ".join(notes))
-                return
-            self.notes += notes
-            yield self._compare(" and ".join(labels), Step(one_batch))
+        try:
+            with self._kernels_on() as notes:
+                if all("replaced nothing" in note for note in notes):
+                    yield Line(" and ".join(labels), "not applicable", why="; ".join(notes))
+                    return
+                self.notes += notes
+                yield self._compare(" and ".join(labels), Step(one_batch))
+        except BrokenPluginError as error:  # it cannot be taken off again
+            yield Line(" and ".join(labels), "FAILED", why=error.what)
 
     @contextlib.contextmanager
     def _kernels_on(self) -> Iterator[tuple[str, ...]]:
@@ -287,7 +290,10 @@ class Features:
             kernels.off()
 
     def _noise(self, one_batch: Sequence[Mapping[str, Any]]) -> Line:
-        """Noise must change the training loss, but neither evaluation, nor weights, nor anything after it is off."""
+        """Noise must change the training loss, and while it is off neither an evaluation nor weights or gradients.
+
+        It is switched off for an evaluation, as the trainer does it: no plugin has to look at the mode by itself.
+        """
         chosen = self._of_kind("noise")
         if not chosen:
             return Line("noise", "not applicable", why="the run adds no noise")
@@ -297,7 +303,8 @@ class Features:
         trainer.noise.on()
         try:
             noisy = measure_step(trainer, step)
-            evaluated = self._evaluated(one_batch)
+            with trainer.noise.paused():
+                evaluated = self._evaluated(one_batch)
         finally:
             trainer.noise.off()
         gap = gap_between(measure_step(trainer, step), before)

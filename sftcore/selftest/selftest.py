@@ -47,7 +47,7 @@ def selftest(checked: Checked, *, num_rows: int = 4, processes: bool = True) -> 
 def _in_one_process(checked: Checked, num_rows: int, folder: str) -> tuple[Report, list[Row], Measured]:
     trainer = reference_trainer(checked, num_rows, folder)
     rows = short_rows(trainer, num_rows, checked.train.label)
-    trainer.prove()
+    trainer.prove(plugins=False)  # what fails is a line of the report
     filled = fill_zero_parameters(trainer.model)
     autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
     tolerance, dtype = tolerance_of(trainer.model, autocast)

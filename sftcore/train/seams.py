@@ -86,7 +86,7 @@ class TrainerSeams(Trainer):
         self.prove()
         return prepared
 
-    def prove(self) -> None:
+    def prove(self, *, plugins: bool = True) -> None:
         """Called once the model is wrapped, and may be called again."""
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from accelerate.utils import gather_object
 
+from sftcore.core.errors import ModelError
 from sftcore.data.collate import collator_of, keeping_labels
 from sftcore.documents.layouts import RowLayouts, layout_of
 from sftcore.documents.settle import Settling
@@ -18,6 +19,7 @@ from sftcore.model.precision import running_dtype
 from sftcore.model.unwrap import causal_model
 from sftcore.train.refusals import refuse_no_set
 from sftcore.train.seams import TrainerSeams
+from sftcore.util.claims import spelled
 
 if TYPE_CHECKING:
     from sftcore.config.setup import Setup
@@ -106,7 +108,11 @@ def layouts_of(setup: Setup, processor: Any, own: Any, *, packed: bool) -> RowLa
         return collator_of(setup.plugins, processor, setup.plan)
 
     plan = setup.plan
-    found = RowLayouts.fixed(keeping_labels(own) if own else made(setup), packed=packed)
+    try:
+        found = RowLayouts.fixed(keeping_labels(own) if own else made(setup), packed=packed)
+    except ModelError as error:
+        names = [] if own else [f"{spelled(one)}: " for one in setup.plugins.answers("make_collator")]
+        raise ModelError(f"{''.join(names)}{error.what}", where=error.where, fix=error.fix) from error
     by_default = own is None and all(one.default for one in plan.selected("collator")) and not plan.model.vision
     if by_default and (plan.open_layout or (packed and plan.candidates)):
         side_by_side, end_to_end = (made(setup.settled(None, flattened=one)) for one in (False, True))

@@ -61,10 +61,12 @@ from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_bal
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.rows import RowDistribution
+from sftcore.train.parts.trials import try_plugins
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder
 from sftcore.train.settled import OpenLayout, attention_in, layouts_of, reads_by_row, settle
+from sftcore.util.claims import third_parties
 
 
 class SFTTrainer(OpenLayout):
@@ -85,8 +87,8 @@ class SFTTrainer(OpenLayout):
         formatting_func: from a row to a text, messages, (prompt, completion), or a list of them; replaces the format.
         tokenizer: older name of `processing_class`.
 
-    The constructor calls no forward pass: the first `train` or `evaluate` tries the head and proves that documents
-    which share a row are kept apart, on the device and in the dtype of the run.
+    The constructor calls no forward pass: the first `train` or `evaluate` tries the head and what plugins claim, and
+    proves that documents which share a row are kept apart, on the device and in the dtype of the run.
 
     Raises:
         CheckError: what was found wrong before any weight was read.
@@ -207,6 +209,7 @@ class SFTTrainer(OpenLayout):
             received=lambda: self.signals.received,
             remember=self._remember_step,
             name_rows=lambda rows: named_rows(self, rows),
+            suspects=third_parties(self.setup.plugins.bound),
         )
         self.parts = (self.resumption, self.guard, self.noise)
         self.add_callback(LoopCallback(self))
@@ -219,25 +222,25 @@ class SFTTrainer(OpenLayout):
             add_master_weights(optimizer)
         return optimizer
 
-    def prove(self) -> None:
-        """Try the head and prove documents apart, once, on the model as the run has placed and wrapped it.
+    def prove(self, *, plugins: bool = True) -> None:
+        """Try the head and what plugins claim, and prove documents apart: once, on the model as the run has placed it.
 
         All processes call it together; the first `train` and the first `evaluate` do.
 
         Raises:
             ModelError: documents that share a row are not kept apart in any way.
+            BrokenPluginError: a plugin does not do what it claims.
         """
         if self._proven:
             return
-        before, self._proven = Randomness.now(), True
+        before = Randomness.now()
         with self.kernels.running(), self.accelerator.autocast():
             settle(self)
             reasons = [self.bound_loss.try_head(self.model, causal_model(self.loaded.model), self.args.device)]
-        if self.args.world_size > 1:
-            reasons = gather_object(reasons)
-        if reason := next(filter(None, reasons), ""):
-            self.bound_loss.reason = reason
-            self.loaded = attrs.evolve(self.loaded, notes=(*self.loaded.notes, f"the loss builds all logits: {reason}"))
+            reasons = gather_object(reasons) if self.args.world_size > 1 else reasons
+            self.bound_loss.reason = next(filter(None, reasons), "")
+            try_plugins(self) if plugins else None
+        self._proven = True
         before.restore()
 
     # --- Training ---------------------------------------------------------------------------------------------------

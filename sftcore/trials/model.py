@@ -72,7 +72,8 @@ class ModelTrial(ModelPasses):
         if report is None:
             report = PatchReport()
         if report.replaced and report.undo is None:
-            return without_undo(report)
+            fault = f"it replaced {', '.join(report.replaced)} and its PatchReport has no undo"
+            return Outcome(fault, "Give it an undo that puts back what was there.")
         try:
             patched = self.once()
         finally:
@@ -148,14 +149,6 @@ class ModelTrial(ModelPasses):
 
 
 _UNSUPPORTED = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, NotImplementedError)
-
-
-def without_undo(report: PatchReport) -> Outcome:
-    """The fault of a kernel that says what it replaced, and not how to take it off."""
-    return Outcome(
-        f"it replaced {', '.join(report.replaced)} and its PatchReport has no undo",
-        fix="Give the report an undo that puts back what was there: evaluations and saves are without kernels.",
-    )
 
 
 def trained_fault(gradients: Mapping[str, torch.Tensor | None], causal: Any) -> Outcome:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +45,19 @@ def broken(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     groups = [f"[sftcore.{kind}]\nbroken = tests.selftest.broken_plugins:{name}\n" for kind, name in BROKEN.items()]
     (info / "entry_points.txt").write_text("".join(groups))
+    monkeypatch.syspath_prepend(str(info.parent))
+
+
+@pytest.fixture
+def tutorial_noise(tmp_path, monkeypatch):
+    """The noise plugin of the tutorial, word for word, as a distribution."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "write-a-plugin.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Hiss" in block]
+    info = tmp_path / "site" / "sftcore_hiss-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sftcore-hiss\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sftcore.noise]\nhiss = sftcore_hiss_tutorial:Hiss\n")
+    (info.parent / "sftcore_hiss_tutorial.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(str(info.parent))
 
 
@@ -174,9 +189,13 @@ def test_kernels_that_replace_nothing_are_not_said_to_compute_the_same(found, br
 @pytest.mark.parametrize("undo", ["true", "false"])
 def test_a_kernel_that_changes_numbers_fails(found, broken, undo):
     _, lines = found(f"kernel={{broken: {{undo: {undo}}}}}")
-    assert failed(lines)[0] == 'kernel "broken"'
+    line = lines['kernel "broken"']
+    assert failed(lines)[0] == line.what
     assert RUN in failed(lines)
-    assert lines['kernel "broken"'].gap.gradient > 1e-4
+    if undo == "true":
+        assert line.gap.gradient > 1e-4
+    else:
+        assert "its PatchReport has no undo" in line.why
 
 
 def test_a_collator_that_lets_first_labels_through_fails_with_the_row(found, broken):
@@ -197,6 +216,12 @@ def test_a_loader_that_replaces_kernels_is_compared_with_transformers_in_another
     if not settings:
         _, lines = found("loader={broken: {factor: 1.01}}")
         assert failed(lines) == [what]
+
+
+def test_noise_that_leaves_the_mode_to_the_core_passes(found, tutorial_noise):
+    _, lines = found("noise=hiss")
+
+    assert lines['noise "hiss", switched on and off again'].verdict == "same"
 
 
 def test_noise_that_changes_weights_fails(found, broken):

@@ -39,6 +39,7 @@ class StepGuard(Part):
         received: the number of the signal that this process received, 0 without one.
         remember: called as a step begins; what it returns undoes the step (gradients and all that was counted).
         name_rows: describes rows of the training set for an error.
+        suspects: plugins of others that take part in the loss, in words; empty without any.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class StepGuard(Part):
         received: Callable[[], int],
         remember: Callable[[], Callable[[], None]],
         name_rows: Callable[[list[int]], str],
+        suspects: str = "",
     ) -> None:
         self.nonfinite = Nonfinite(policy)
         self.level: LossLevel | None = None
         self.stopped_by = 0
         self._accelerator = accelerator
         self._position, self._received, self._remember = position, received, remember
-        self._name_rows = name_rows
+        self._name_rows, self._suspected = name_rows, suspects
         self._losses: list[torch.Tensor] = []
         self._undo: Callable[[], None] = lambda: None
         self._remembered: RememberedBatches | None = None
@@ -145,21 +147,22 @@ class StepGuard(Part):
         what = f"{'the loss' if in_loss else 'a gradient'} is NaN or Inf"
         seen = self._name_rows(rows) if rows else self._named_batches(batches)
         self.nonfinite.add(step)
+        others = f"Try it without {self._suspected}, which takes part in the loss. " if self._suspected else ""
         if self.nonfinite.policy == "stop":
             raise DivergenceError(
                 f"{what}, on {seen}; no weight was changed by it.",
                 step=step,
                 rows=rows,
                 where=f"step {step}",
-                fix="Look at these rows, lower learning_rate, or use bf16 or float32; on_nonfinite: skip leaves such "
-                "steps out.",
+                fix=f"{others}Look at these rows, lower learning_rate, or use bf16 or float32; on_nonfinite: skip "
+                "leaves such steps out.",
             )
         skip = self.nonfinite.policy == "skip"
         if skip:
             self._undo()
         if self._accelerator.is_main_process:
             done = "the step was left out" if skip else "the model was trained on it all the same"
-            warn(f"step {step}: {what}, on {seen}; {done}.")
+            warn(f"step {step}: {what}, on {seen}; {done}. {others}".strip())
 
     def _suspects(self, bad_losses: list[bool], norm: torch.Tensor | float | None) -> tuple[bool, list[int], list[int]]:
         """Whether it was a loss, and the rows and batches of all processes in which it was found."""

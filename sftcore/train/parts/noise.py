@@ -27,6 +27,11 @@ class TrainingNoise(Part):
         if not self._handles:
             self._handles.extend(self._plugins.all("inject_noise", loaded=self._loaded, plan=self._plan))
 
+    def inject(self, one: Bound) -> Removable | None:
+        """The noise of one plugin alone, which the caller removes."""
+        answers = self._plugins.ask(one, "inject_noise", loaded=self._loaded, plan=self._plan)
+        return answers[0] if answers else None
+
     def off(self) -> bool:
         """Remove it; True where there was some."""
         was_on = bool(self._handles)

@@ -1,0 +1,238 @@
+"""The trials of a run's plugins, before its first step: what each claims, tried on this model and these rows.
+
+`sftcore.trials` says what is tried of each kind. A trial that was passed is kept in the cache folder, and not made
+again until the plugin, the model's class or dtype, the device or a library changes; a collator is tried on the rows of
+each run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from accelerate.utils import gather_object
+from attrs import define, field
+
+from sftcore.core.errors import BrokenPluginError, SFTCoreError
+from sftcore.core.registry import named
+from sftcore.documents.layouts import layout_of
+from sftcore.documents.proof import evaluation_mode, ordinary_token_ids
+from sftcore.model.attention import replaced_attention
+from sftcore.model.build import attention_of
+from sftcore.model.unwrap import causal_model, is_peft_model
+from sftcore.trials.collator import try_collator
+from sftcore.trials.kept import KeptTrials
+from sftcore.trials.loss import try_loss_in_model
+from sftcore.trials.model import ModelTrial
+from sftcore.trials.outcome import Outcome
+from sftcore.util.claims import refused, spelled
+
+if TYPE_CHECKING:
+    import torch
+
+    from sftcore.core.registry import Bound
+
+ROWS = 8
+"""The most rows that a collator is tried on."""
+TOKENS = 16
+"""The tokens that a loss is tried on."""
+
+
+def try_plugins(trainer: Any) -> None:
+    """Try the plugins of a trainer whose model is placed and wrapped; all processes call it together.
+
+    Raises:
+        BrokenPluginError: a plugin does not do what it claims, with the figure and the bound.
+    """
+    reason = trainer.bound_loss.reason
+    notes = [f"the loss builds all logits: {reason}"] if reason else []
+    error: SFTCoreError | None = None
+    try:
+        notes += RunTrials(trainer)()
+    except SFTCoreError as found:
+        error = found
+    if trainer.args.world_size > 1:
+        faults = [text for text in gather_object([str(error) if error else ""]) if text]
+        error = error or (BrokenPluginError(f"another process finds: {faults[0]}") if faults else None)
+    if error is not None:
+        raise error
+    trainer.loaded = attrs.evolve(trainer.loaded, notes=(*trainer.loaded.notes, *notes))
+
+
+@define
+class RunTrials:
+    """The trials of one run; called, it gives what the run has to say of them."""
+
+    trainer: Any
+    _trial: ModelTrial | None = field(default=None, init=False)
+    _kept: KeptTrials | None = field(default=None, init=False)
+
+    def __call__(self) -> Iterator[str]:
+        trainer = self.trainer
+        plugins = trainer.setup.plugins
+        for one in plugins.answers("make_collator"):
+            yield from self._said(one, self._collator(one))
+        if trainer.compute_loss_func is None and trainer.label_smoother is None:
+            for one in plugins.answers("make_loss"):
+                yield from self._said(one, self._tried(one, self._loss, kept=not self.sharded))
+        with trainer.noise.paused(), trainer.kernels.paused():
+            tried = [*self._of_model()]
+            if tried and self.sharded:
+                names = ", ".join(one.selection.label for one, _ in tried)
+                yield f"not tried on the model, whose weights are sharded: {names}"
+                return
+            for one, trial in tried:
+                yield from self._said(one, self._tried(one, trial))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a process has a part of the weights only, so that the model cannot be called by itself."""
+        trainer = self.trainer
+        engine = getattr(trainer.model_wrapped, "zero_optimization_partition_weights", None)
+        kinds = {type(one.data).__name__ for one in trainer.model.parameters()}
+        return bool(trainer.is_fsdp_enabled or (engine is not None and engine()) or "DTensor" in kinds)
+
+    def _of_model(self) -> Iterator[tuple[Bound, Callable[[Bound], Outcome]]]:
+        """What does something to the model, and its trial."""
+        plugins = self.trainer.setup.plugins
+        causal = causal_model(self.trainer.loaded.model)
+        attention = attention_of(self.trainer.setup.plan, plugins)
+        if attention is not None and not replaced_attention(causal):
+            taken = causal.config.get_text_config()._attn_implementation
+            can_change = getattr(type(causal), "_can_set_attn_implementation", lambda: False)()
+            if can_change and taken == attention[1].implementation:
+                exact = attention[1].exact
+                for one in plugins.answers("attention_backend"):
+                    yield one, lambda one: self.trial.attention(exact=exact)
+        for one in plugins.answers("wrap_model"):
+            yield one, lambda one: self.trial.adapter()
+        for one in plugins.answers("patch_kernels"):
+            yield one, lambda one: self.trial.kernel(lambda: self.trainer.kernels.patch(one))
+        for one in plugins.answers("inject_noise"):
+            yield one, lambda one: self.trial.noise(lambda: self.trainer.noise.inject(one))
+
+    @property
+    def trial(self) -> ModelTrial:
+        """The model with its documents laid out as in the run."""
+        if self._trial is None:
+            trainer = self.trainer
+            layout = layout_of(trainer.layouts.taken, packed=trainer.packed)
+            proof = trainer.shared_rows.proof
+            way = proof.way if proof is not None and layout.shared else None
+            autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
+            self._trial = ModelTrial(trainer.loaded.model, way, layout.flattened, autocast)
+        return self._trial
+
+    @property
+    def kept(self) -> KeptTrials:
+        """The trials passed before by a run like this one."""
+        if self._kept is None:
+            self._kept = KeptTrials(facts_of_run(self.trainer, self.trial))
+        return self._kept
+
+    def _tried(self, one: Bound, trial: Callable[[Bound], Outcome], *, kept: bool = True) -> Outcome:
+        known = self.kept.passed(one) if kept else None
+        if known is not None:
+            return known
+        with named(one, "be tried on the model"):
+            outcome = trial(one)
+        if kept:
+            self.kept.keep(one, outcome)
+        return outcome
+
+    def _said(self, one: Bound, outcome: Outcome) -> Iterator[str]:
+        """Raise what is wrong, and give what is to be said."""
+        if outcome.fault:
+            raise refused(one, outcome.fault, outcome.fix)
+        for note in outcome.notes:
+            yield f"{spelled(one)}: {note}"
+
+    # --- Collator and loss --------------------------------------------------------------------------------------------
+    def _collator(self, one: Bound) -> Outcome:
+        trainer = self.trainer
+        rows = first_rows(trainer)
+        if not rows:
+            return Outcome()
+        with named(one, f"batch the first {len(rows)} rows"):
+            return try_collator(trainer.layouts.taken, rows)
+
+    def _loss(self, one: Bound) -> Outcome:
+        import torch
+
+        trainer = self.trainer
+        causal = causal_model(trainer.loaded.model)
+        known = torch.tensor(ordinary_token_ids(causal.config))
+        generator = torch.Generator().manual_seed(3)
+        ids = known[torch.randint(len(known), (1, TOKENS), generator=generator)].to(trainer.args.device)
+        with evaluation_mode(trainer.model):
+            return try_loss_in_model(
+                trainer.bound_loss.loss,
+                trainer.model,
+                causal,
+                ids,
+                gathers=trainer.bound_loss.gathers,
+                weighted=has_weights(trainer),
+                gradients=not self.sharded,
+            )
+
+
+def first_rows(trainer: Any) -> list[dict[str, Any]]:
+    """The first rows as a collator is given them, no more than a batch has; none that are not token rows."""
+    args = trainer.args
+    dataset, size = trainer.train_dataset, args.per_device_train_batch_size
+    if dataset is None:
+        dataset, size = trainer.eval_dataset, args.per_device_eval_batch_size
+        dataset = next(iter(dataset.values()), None) if isinstance(dataset, Mapping) else dataset
+    if dataset is None:
+        return []
+    count, columns = min(size, ROWS), trainer.columns_for_collator()
+    found = [dataset[place] for place in range(min(count, len(dataset)))] if hasattr(dataset, "__len__") else []
+    if not found:  # a stream, whose own place is not to move
+        found = list(itertools.islice(dataset.take(count), count)) if hasattr(dataset, "take") else []
+    rows = [{name: row[name] for name in columns if name in row} for row in found if isinstance(row, Mapping)]
+    return rows if all("input_ids" in row for row in rows) else []
+
+
+def has_weights(trainer: Any) -> bool:
+    """Whether tokens of the run may have weights; of a stream this is known by its first rows alone."""
+    given = trainer.eval_dataset
+    sets = [trainer.train_dataset, *(given.values() if isinstance(given, Mapping) else [given])]
+    if any("weights" in (getattr(one, "column_names", None) or ()) for one in sets):
+        return True
+    return any(row.get("weights") is not None for row in first_rows(trainer))
+
+
+def facts_of_run(trainer: Any, trial: ModelTrial) -> dict[str, Any]:
+    """What the outcome of a trial depends on beside the plugin, as JSON values."""
+    import torch
+
+    model = trainer.loaded.model
+    causal = causal_model(model)
+    config = causal.config.to_dict()
+    device = trainer.args.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    trained = sorted({_kind(name, one) for name, one in model.named_parameters() if one.requires_grad})
+    frozen = sorted({str(one.dtype) for one in model.parameters() if not one.requires_grad})
+    return {
+        "model": f"{type(causal).__module__}.{type(causal).__qualname__}",
+        "adapted": is_peft_model(model),
+        "config": {key: value for key, value in config.items() if key not in _NOT_OF_THE_MODEL},
+        "trained": trained,
+        "frozen": frozen,
+        "autocast": trial.autocast,
+        "device": name,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "attention": causal.config.get_text_config()._attn_implementation,
+        "way": [getattr(trial.way, "name", ""), trial.flattened],
+        "head": trainer.bound_loss.reason,
+        "weights": has_weights(trainer),
+    }
+
+
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache")
+
+
+def _kind(name: str, parameter: torch.Tensor) -> str:
+    return "".join("#" if letter.isdigit() else letter for letter in name) + f" {parameter.dtype}"
