@@ -14,6 +14,7 @@ from attrs import define, field
 from sftcore.chat.template import ChatTemplate, Turn
 from sftcore.core.errors import RowError
 from sftcore.core.types import Example, Message, Part, Turns
+from sftcore.rows.columns import from_json
 from sftcore.rows.marks import as_marked
 from sftcore.rows.parts import text_of_parts
 from sftcore.rows.tools import arguments_of, calls_of
@@ -212,6 +213,8 @@ def _without_older_keys(turn: Message, index: int, template: Reads) -> Message:
             again = key == "reasoning_details" and turn.reasoning is not None
             if key == "audio" or not (again or template.key(key)):
                 raise _unread(index, key)
+    if isinstance(call, str) and call.lstrip().startswith("{"):
+        call = from_json(call, f'message {index}: "function_call"', fix='Give {"name": …, "arguments": …}.')
     if isinstance(call, Mapping) and not turn.tool_calls:
         turn = attrs.evolve(turn, tool_calls=[{"type": "function", "function": _function(call, index)}])
     elif call is not None:

@@ -6,7 +6,7 @@ The functions raise `RowError` without a location, to which the core adds the da
 from sftcore.rows.columns import template_kwargs_of, text_of, value_of, without_nulls
 from sftcore.rows.images import images_of, place_images
 from sftcore.rows.roles import ALIASES, ROLES
-from sftcore.rows.tools import tools_of
+from sftcore.rows.tools import tools_column, tools_of
 from sftcore.rows.turns import (
     REASONING,
     is_trained_turns,
@@ -32,6 +32,7 @@ __all__ = [
     "system_column",
     "template_kwargs_of",
     "text_of",
+    "tools_column",
     "tools_of",
     "value_of",
     "with_system",

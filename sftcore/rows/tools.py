@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sftcore.core.errors import RowError
@@ -20,6 +20,17 @@ _PARAMETERS = ("parameters", "input_schema", "inputSchema")
 _DECLARATIONS = ("functionDeclarations", "function_declarations")
 """Names for the list that Gemini puts its tools into."""
 
+_NAMING = frozenset(("name", "function", "type", "toolSpec", *_DECLARATIONS))
+"""The keys of which a schema has one; a mapping without them maps the names of tools to their schemas."""
+
+_COLUMNS = ("functions", "tool_defs", "available_tools")
+"""What columns of schemas are called elsewhere."""
+
+
+def tools_column(columns: Collection[str], named: str) -> str:
+    """The column of schemas: the one that the options name, or if it is not there, one that is called so."""
+    return next((name for name in (named, *_COLUMNS) if name in columns), named)
+
 
 def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
     """The tool schemas in this column: a list of mappings, or JSON of the list or of each schema; None if empty."""
@@ -34,17 +45,22 @@ def tools_of(row: Row, column: str) -> list[Mapping[str, Any]] | None:
     else:
         value = without_nulls(value)
     if isinstance(value, Mapping):
-        value = [value]
+        value = [value] if value.keys() & _NAMING else [{"name": name, **_of(tool)} for name, tool in value.items()]
     if isinstance(value, (list, tuple)):
         value = [
             from_json(tool, f"{column}[{i}]", fix="Give tool schemas.") if isinstance(tool, str) else tool
             for i, tool in enumerate(value)
+            if tool is not None
         ]
-    if value is None or value == []:
+    if value is None or value == [] or value != value:  # a number that is none is what pandas fills in
         return None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise RowError(f'the column "{column}" is not a list of tool schemas: {shortened(value)}.')
     return [schema for tool in value for schema in _schemas(tool)] or None
+
+
+def _of(tool: Any) -> Mapping[str, Any]:
+    return tool if isinstance(tool, Mapping) else {"parameters": tool}
 
 
 def _schemas(tool: Mapping[str, Any]) -> list[Mapping[str, Any]]:

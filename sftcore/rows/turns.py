@@ -14,7 +14,7 @@ from sftcore.core.types import Message, Row
 from sftcore.rows.columns import Meant, from_json, value_of, without_arrays, without_nulls
 from sftcore.rows.marks import as_marked
 from sftcore.rows.parts import content_of, text_of_parts
-from sftcore.rows.roles import CALL, KNOWN, role_of, speaker_of
+from sftcore.rows.roles import ALIASES, CALL, KNOWN, role_of, speaker_of
 from sftcore.rows.tools import calls_of
 from sftcore.util.shown import kind_of, shortened
 
@@ -225,7 +225,8 @@ def _message(turn: Any, where: str, asked: _Asked) -> Message:
             content, calls = "", _calls_of_turn(content, calls, where, turn[speaker], asked)
     where = f"{where} ({role})"
     calls = calls_of(calls, where)
-    if content is None and not calls and not any(key in turn for key in _SAYS):
+    extra = {key: without_nulls(value) for key, value in turn.items() if key not in _KEYS | {speaker, said}}
+    if content is None and not calls and not any(extra.get(key) for key in _SAYS):
         raise RowError(f'{where} has no "content".', fix="Give it a text, or drop the row.")
     weight = turn.get("weight")
     if weight is not None and not (isinstance(weight, (int, float)) and 0 <= weight <= 1):
@@ -242,9 +243,7 @@ def _message(turn: Any, where: str, asked: _Asked) -> Message:
         tool_calls=calls,
         tool_call_id=turn.get("tool_call_id"),
         name=turn.get("name"),
-        extra={
-            key: without_nulls(value) for key, value in turn.items() if key not in _KEYS and key not in (speaker, said)
-        },
+        extra=extra,
     )
     return as_marked(message, where)
 
@@ -254,8 +253,8 @@ def _plain(value: Any) -> Any:
 
 
 def _item(turn: dict[str, Any]) -> dict[str, Any]:
-    """An item of OpenAI's Responses that is no message, as one: a call, its result, or reasoning."""
-    if turn.get("role") is not None or "type" not in turn:
+    """A turn that says by its type what it is: an item of OpenAI's Responses that is no message, or LangChain's."""
+    if turn.get(speaker_of(turn)) is not None or not isinstance(turn.get("type"), str):
         return turn
     number, named = turn.get("call_id"), turn["type"]
     if named == "function_call":
@@ -266,6 +265,9 @@ def _item(turn: dict[str, Any]) -> dict[str, Any]:
     if named == "reasoning":
         thoughts = text_of_parts(turn.get("content") or turn.get("summary"))
         return {"role": "assistant", "content": "", "reasoning": thoughts}
+    if named.lower() in KNOWN or named.lower() in ALIASES:
+        held = turn.get("data")
+        return {**turn, **(held if isinstance(held, Mapping) else {}), "role": named, "data": None, "type": None}
     return turn
 
 
@@ -289,10 +291,13 @@ def _calls_of_turn(content: Any, calls: Any, where: str, role: Any, asked: _Aske
 
 def _reasoning(turn: Mapping[str, Any], where: str) -> str | None:
     """The reasoning, under any of its names; if there are several, they must agree."""
-    found = {name: turn[name] for name in REASONING if name in turn}
-    for name, value in found.items():
-        if not isinstance(value, str):
-            raise RowError(f"{where}: {name} is {kind_of(value)}, not a text: {shortened(value)}.")
-    if len(set(found.values())) > 1:
-        raise RowError(f"{where}: {' and '.join(found)} differ.", fix="Keep one of them.")
-    return next(iter(found.values()), None)
+    found: dict[str, str] = {}
+    for name in (name for name in REASONING if name in turn):
+        text = text_of_parts(turn[name])
+        if text is None:
+            raise RowError(f"{where}: {name} is {kind_of(turn[name])}, not a text: {shortened(turn[name])}.")
+        found[name] = text
+    said = {name: text for name, text in found.items() if text} or found
+    if len(set(said.values())) > 1:
+        raise RowError(f"{where}: {' and '.join(said)} differ.", fix="Keep one of them.")
+    return next(iter(said.values()), None)

@@ -15,6 +15,7 @@ from sftcore.rows import (
     split_turns,
     system_column,
     template_kwargs_of,
+    tools_column,
     tools_of,
     with_system,
 )
@@ -52,14 +53,14 @@ class Chat:
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
-        system = system_column(columns, self.system)
+        system, of_tools = system_column(columns, self.system), tools_column(columns, self.tools)
 
         def read(row: Row) -> Example | list[Example]:
             messages = messages_of(row, self.messages, self.roles, format_name="chat")
             if system in row:
                 messages = with_system(messages, row, system)
             messages = single_out(messages, self.trained_turns)
-            tools, kwargs = tools_of(row, self.tools), template_kwargs_of(row, self.template_kwargs)
+            tools, kwargs = tools_of(row, of_tools), template_kwargs_of(row, self.template_kwargs)
             if self.split_turns:
                 return [Example(messages=turns, tools=tools, template_kwargs=kwargs) for turns in split_turns(messages)]
             return Example(messages=messages, tools=tools, template_kwargs=kwargs)

@@ -7,7 +7,15 @@ from typing import ClassVar, Literal
 import attrs
 
 from sftcore import Example, Formatter, Row, hookimpl, plugin
-from sftcore.rows import is_trained_turns, single_out, split_turns, system_column, template_kwargs_of, tools_of
+from sftcore.rows import (
+    is_trained_turns,
+    single_out,
+    split_turns,
+    system_column,
+    template_kwargs_of,
+    tools_column,
+    tools_of,
+)
 from sftcore_plugins.formats._sharegpt_turns import ShareGPTTurns
 
 
@@ -35,12 +43,12 @@ class ShareGPT:
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
-        system = system_column(columns, self.system)
+        system, of_tools = system_column(columns, self.system), tools_column(columns, self.tools)
         turns = ShareGPTTurns(self.conversations, system, self.roles, self.function_call)
 
         def read(row: Row) -> Example | list[Example]:
             messages = single_out(turns.messages_of(row), self.trained_turns)
-            tools, kwargs = tools_of(row, self.tools), template_kwargs_of(row)
+            tools, kwargs = tools_of(row, of_tools), template_kwargs_of(row)
             if self.split_turns:
                 return [Example(messages=part, tools=tools, template_kwargs=kwargs) for part in split_turns(messages)]
             return Example(messages=messages, tools=tools, template_kwargs=kwargs)

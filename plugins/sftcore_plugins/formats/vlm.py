@@ -19,6 +19,7 @@ from sftcore.rows import (
     text_of,
     tools_of,
     value_of,
+    with_system,
 )
 from sftcore_plugins.formats._sharegpt_turns import ShareGPTTurns
 
@@ -41,6 +42,7 @@ class VisionLanguage:
     completion: str = "completion"
     text: str = "text"
     tools: str = "tools"
+    system: str = "system"
     template_kwargs: str = "chat_template_kwargs"
     roles: dict[str, str] = attrs.field(factory=dict)
     trained_turns: str = attrs.field(default="all", validator=is_trained_turns)
@@ -73,10 +75,11 @@ class VisionLanguage:
 
     # --- Conversations --------------------------------------------------------------------------------------------
     def _chat(self, row: Row) -> Example:
-        return self._conversation(row, self._turns(value_of(row, self.messages), self.messages))
+        turns = self._turns(value_of(row, self.messages), self.messages)
+        return self._conversation(row, with_system(turns, row, self.system))
 
     def _sharegpt(self, row: Row) -> Example:
-        return self._conversation(row, ShareGPTTurns(self.conversations, roles=self.roles).messages_of(row))
+        return self._conversation(row, ShareGPTTurns(self.conversations, self.system, self.roles).messages_of(row))
 
     def _conversation(self, row: Row, turns: list[Message]) -> Example:
         placed, images = place_images(turns, images_of(row, self.images, self.image), self.marker)

@@ -41,6 +41,7 @@ RESULT = {"role": "tool", "content": "42", "tool_call_id": "a"}
         [{"role": "user", "content": np.array([{"type": "text", "text": "go"}], dtype=object)}, ANSWERED],
         [{"author": {"role": "user"}, "content": {"content_type": "text", "parts": ["go"]}}, ANSWERED],
         [ASKED, {**ANSWERED, "tool_calls": float("nan"), "name": None}],
+        [{"type": "human", "content": "go"}, {"type": "ai", "data": {"content": "ok"}}],  # LangChain
     ],
 )
 def test_turns_are_read_wherever_they_stand(messages):
@@ -116,6 +117,7 @@ def test_a_developers_words_are_the_systems_where_the_template_leaves_them_out()
             {"role": "assistant", "content": "Look.", "function_call": {"name": "f", "arguments": '{"x": 1}'}},
             {"role": "function", "name": "f", "content": "42"},
         ],
+        [{"role": "assistant", "content": "Look.", "function_call": json.dumps(FUNCTION)}, RESULT],
         [{"role": "assistant", "content": "Look."}, {**OPENAI, "content": None}, RESULT],
         [{"role": "assistant", "content": "Look."}, {"role": "tool_call", "content": json.dumps(FUNCTION)}, RESULT],
         [{"role": "assistant", "content": "Look."}, {"role": "Tool_Calls", "content": json.dumps([FUNCTION])}, RESULT],
@@ -209,11 +211,26 @@ WRAPPED = json.dumps({"type": "function", "function": SCHEMA}) + "\n"
         [{"name": "f", "description": "d", "input_schema": {"type": "object"}}],
         [{"functionDeclarations": [SCHEMA]}], [{"function_declarations": [SCHEMA]}],
         [{"toolSpec": {"name": "f", "description": "d", "inputSchema": {"json": {"type": "object"}}}}],
-        np.array([SCHEMA], dtype=object),
+        np.array([SCHEMA], dtype=object), [SCHEMA, None], {"f": {"description": "d", "parameters": {"type": "object"}}},
     ],
 )  # fmt: skip
 def test_schemas_of_tools_are_one_however_they_are_written(tools):
     assert shown({"messages": [ASKED, ANSWERED], "tools": tools}) == WRAPPED + PLAIN
+
+
+@pytest.mark.parametrize("column", ["functions", "tool_defs"])
+def test_schemas_under_another_name_are_read_where_there_are_none_under_their_own(column):
+    assert shown({"messages": [ASKED, ANSWERED], column: [SCHEMA]}) == WRAPPED + PLAIN
+    shared = [{"from": "human", "value": "go"}, {"from": "gpt", "value": "ok"}]
+    assert shown({"conversations": shared, column: json.dumps([SCHEMA])}, "sharegpt") == WRAPPED + PLAIN
+    assert shown({"messages": [ASKED, ANSWERED], "tools": float("nan")}) == PLAIN
+
+
+def test_a_call_that_arrow_filled_with_nulls_is_none():
+    empty = {"name": None, "arguments": None}
+    assert shown({"messages": [ASKED, {**ANSWERED, "function_call": empty}]}) == PLAIN
+    with pytest.raises(RowError, match='has no "content"'):
+        shown({"messages": [ASKED, {"role": "assistant", "content": None, "function_call": empty}]})
 
 
 # --- Thoughts, and other parts
@@ -230,6 +247,7 @@ def test_schemas_of_tools_are_one_however_they_are_written(tools):
             ]
         },
         {"content": [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "ok"}]},
+        {"content": "ok", "reasoning": [{"type": "text", "text": "hm"}], "thinking": ""},
         {"content": [{"reasoningContent": {"reasoningText": {"text": "hm"}}}, {"text": "ok"}]},
         {"parts": [{"text": "hm", "thought": True}, {"text": "ok"}]},
     ],
