@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
-WATCHED = 32
+WATCHED = 16
 """How many rows are watched; of a stream, whose rows are read again afterwards, a few."""
 _OF_A_STREAM = 4
 
@@ -73,7 +73,7 @@ def unread(reader: RowReader, rows: Iterable[Row]) -> dict[str, Any]:
     Rows that are refused tell nothing; with a formatting function every column is for the user to choose.
     """
     rows = [] if reader.label == "formatting_func" else list(rows)
-    asked = _asked_for(reader, rows)
+    asked = _asked_for(reader, rows[:WATCHED])
     held: dict[str, Any] = {}
     for row in rows if asked else ():
         held.update({column: value for column, value in row.items() if column not in held and _holds(value)})

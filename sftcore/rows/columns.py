@@ -70,14 +70,14 @@ def as_meant(value: Any) -> Any:
 
 
 def without_arrays(value: Any) -> Any:
-    """Plain data in place of NumPy's arrays and scalars, at any depth; a number that is none, as pandas fills in, is
-    a null."""
+    """Plain data in place of NumPy's lists and scalars, at any depth; a number that is none, as pandas fills in, is a
+    null. What has more dimensions, such as a picture, stays."""
     if isinstance(value, Mapping):
         found = {key: without_arrays(part) for key, part in value.items()}
         return Meant(found) if isinstance(value, Meant) else found
     if isinstance(value, (list, tuple)):
         return [without_arrays(part) for part in value]
-    if not isinstance(value, str) and hasattr(value, "tolist"):
+    if not isinstance(value, str) and hasattr(value, "tolist") and getattr(value, "ndim", 0) < 2:
         return without_arrays(value.tolist())
     return None if isinstance(value, float) and value != value else value
 
