@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from attrs import frozen
 
@@ -23,8 +26,9 @@ from sftcore.compat.script_arguments import (
     get_dataset,
 )
 from sftcore.config.model_config import ModelConfig, get_peft_config, get_quantization_config
+from sftcore.config.settings.values import wrong_choice
 from sftcore.config.sft_config import SFTConfig
-from sftcore.core.errors import DataError, RecipeError, nearest
+from sftcore.core.errors import DataError, RecipeError, SFTCoreError, nearest, raise_all
 from sftcore.core.visible import visible
 from sftcore.train.checkpoint.other_run import OutputFolder
 from sftcore.util.secrets import masked
@@ -33,6 +37,8 @@ from sftcore.util.warned import warn
 if TYPE_CHECKING:
     from sftcore.train.trainer import SFTTrainer
 
+T = TypeVar("T")
+_HELP = "All options: sftcore sft --help"
 _LAUNCHED = "SFTCORE_SFT_LAUNCHED"
 """Set for the processes of a launch, which are given the same words again."""
 
@@ -66,32 +72,102 @@ class Arguments:
     launch: tuple[str, ...] = ()
 
 
+class _OptionError(RecipeError):
+    """A mistake with one of the options, by one of these names."""
+
+    def __init__(self, what: str, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        super().__init__(what, where="command line", fix=_HELP)
+
+
 class _Parser(TrlParser):
+    """Finds all mistakes of a command line, where argparse ends with the first; `errors` are those found so far."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.errors: list[SFTCoreError] = []
+        super().__init__(*args, **kwargs)
+
     def error(self, message: str) -> NoReturn:
         """One line, where argparse would print all of some three hundred options before it."""
-        name = message.removeprefix("ambiguous option: ").partition(" ")[0].partition("=")[0]
-        if message.startswith("ambiguous") and (meant := _SHORT.get(name.lstrip("-"))):
-            message = f'there is no option {name}. Did you mean "--{meant}"?'
-        end = "" if message.endswith((".", "?")) else "."
-        raise RecipeError(f"{message}{end}", where="command line", fix="All options: sftcore sft --help")
+        names = re.findall(r"--[\w-]+", message.removeprefix("argument ").partition(": ")[0])
+        if message.startswith("ambiguous option: "):
+            names = re.findall(r"--[\w-]+", message)[:1]
+            if meant := _SHORT.get(names[0].lstrip("-")):
+                names, message = [f"--{meant}", *names], f'there is no option {names[0]}. Did you mean "--{meant}"?'
+        elif wrong := re.search(r"invalid choice: '(.*)' \(choose", message):
+            action = self._option_string_actions[names[0]]  # whose choices argparse lists, all of up to forty
+            told = wrong_choice(action.dest, wrong[1], tuple(map(str, action.choices or ())), "")
+            message = f"{told.what} {told.fix}" if told else message
+        raise _OptionError(message if message.endswith((".", "?")) else f"{message}.", names)
+
+    def parse_args_into_dataclasses(self, args: Any = None, *_: Any, **__: Any) -> tuple[Any, ...]:
+        """An instance of each dataclass, None where its values are wrong, and the words that are no options of ours."""
+        words = list(args)
+        while True:
+            try:
+                namespace, rest = self.parse_known_args(words)
+                break
+            except _OptionError as error:
+                self.errors.append(error)
+                left = _without_option(words, error.names)
+                if left == words:
+                    raise_all(self.errors)
+                words = left
+        values = vars(namespace)
+        made = []
+        for kind in self.dataclass_types:
+            fields = {one.name for one in dataclasses.fields(kind) if one.init}
+            made.append(self._tried(lambda: kind(**{key: values[key] for key in fields & values.keys()}), None))  # noqa: B023
+        return (*made, rest)
+
+    def _current(self, values: dict[str, Any], *, where: str) -> dict[str, Any]:
+        now, found = super()._current, {}
+        for name, value in values.items():
+            found |= self._tried(functools.partial(now, {name: value}, where=where), {})
+        return found
+
+    def _tried(self, make: Callable[[], T], instead: T) -> T:
+        try:
+            return make()
+        except SFTCoreError as error:
+            self.errors.append(error)
+            return instead
+
+
+def _without_option(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The words without an option of these names, or of what begins one of them, and without its values."""
+    left: list[str] = []
+    dropped = False
+    for word in words:
+        if word.startswith("--"):
+            given = word.partition("=")[0]
+            dropped = len(given) > 2 and any(name.startswith(given) for name in names)
+        if not dropped:
+            left.append(word)
+    return left
 
 
 def parse(words: Sequence[str]) -> Arguments:
     """Read the arguments of `trl sft`, a YAML file among them, and those of `accelerate launch`.
 
     Raises:
-        RecipeError: an option is not known, lacks its value, or no model is named.
+        RecipeError: an option is not known, lacks its value or has a wrong one, or no model is named.
         DataError: no data set is named.
+        SettingsError: several of these.
     """
     parser = _Parser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig), prog="sftcore sft")
     script, training, model, mixture, from_file, rest = parser.parse_args_and_config(
         words, return_remaining_strings=True, fail_with_unknown_args=False, separate_remaining_strings=True
     )
-    launch = _launch_options([*_as_options(from_file), *rest], [one.dest for one in parser._actions])
-    if model.model_name_or_path is None:
-        raise RecipeError("no model is named.", where="command line", fix="Add: --model_name_or_path MODEL")
-    if not (mixture.datasets or script.dataset_name):
-        raise DataError("no data set is named.", where="command line", fix="Add: --dataset_name train.jsonl")
+    launch, unknown = _launch_options([*_as_options(from_file), *rest], [one.dest for one in parser._actions])
+    errors = [*parser.errors, *unknown]
+    mistaken = {name for one in errors if isinstance(one, _OptionError) for name in one.names}
+    if model is not None and model.model_name_or_path is None and "--model_name_or_path" not in mistaken:
+        errors.append(RecipeError("no model is named.", where="command line", fix="Add: --model_name_or_path MODEL"))
+    is_named = None in (mixture, script) or mixture.datasets or script.dataset_name
+    if not is_named and "--dataset_name" not in mistaken:
+        errors.append(DataError("no data set is named.", where="command line", fix="Add: --dataset_name train.jsonl"))
+    raise_all(errors)
     return Arguments(script, training, model, mixture, launch)
 
 
@@ -200,37 +276,37 @@ def ignore_bool_buffers(model: Any) -> None:
 
 
 # --- Several processes ----------------------------------------------------------------------------------------------
-def _launch_options(words: Sequence[str], ours: Sequence[str]) -> tuple[str, ...]:
-    """What is left of the command line, as options of accelerate's launcher.
-
-    Raises:
-        RecipeError: the launcher does not know an option either.
-    """
+def _launch_options(words: Sequence[str], ours: Sequence[str]) -> tuple[tuple[str, ...], list[SFTCoreError]]:
+    """What is left of the command line, as options of accelerate's launcher, and an error for each that it lacks."""
     if not words:
-        return ()
+        return (), []
     from accelerate.commands.launch import launch_command_parser
 
     launcher = launch_command_parser()
+    known = [*ours, "accelerate_config", *(one.dest for one in launcher._actions)]
     found: list[str] = []
+    errors: list[SFTCoreError] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
         name, _, value = word.partition("=")
         if name == "--accelerate_config":
-            found += _named_config(value or (rest.pop(0) if rest else ""))
+            try:
+                found += _named_config(value or (rest.pop(0) if rest else ""))
+            except RecipeError as error:
+                errors.append(error)
             continue
         action = launcher._option_string_actions.get(name)
         if action is None or name in ("-h", "--help"):
-            known = [*ours, "accelerate_config", *(one.dest for one in launcher._actions)]
-            raise RecipeError(
-                f"there is no option {name}.{nearest(name.lstrip('-'), known)}",
-                where="command line",
-                fix="All options: sftcore sft --help",
-            )
+            what = f"there is no option {name}.{nearest(name.lstrip('-'), known)}"
+            errors.append(RecipeError(what, where="command line", fix=_HELP))
+            while rest and not rest[0].startswith("--"):  # its values
+                rest.pop(0)
+            continue
         found.append(word)
         if action.nargs != 0 and not value and rest:
             found.append(rest.pop(0))
-    return tuple(found)
+    return tuple(found), errors
 
 
 def _as_options(words: Sequence[str]) -> list[str]:

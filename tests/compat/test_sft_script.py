@@ -17,7 +17,7 @@ from datasets import IterableDataset
 from sftcore import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTTrainer
 from sftcore.compat import sft_script
 from sftcore.compat.sft_script import ACCELERATE_CONFIGS, launcher_options, parse, run
-from sftcore.core.errors import SFTCoreError
+from sftcore.core.errors import SettingsError, SFTCoreError
 from tests import commands
 from tests.conftest import alpaca_rows
 
@@ -139,16 +139,31 @@ OPTIONS: dict[str, tuple[list[str], Callable[[SFTTrainer], Any], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_an_option_is_read(ran, option):
-    words, read, expected = OPTIONS[option]
-    assert read(ran(*words)) == expected
+TOGETHER = (
+    ("dataset_name", "model_name_or_path", "dataset_test_split", "ignore_bias_buffers", "model_revision", "dtype",
+     "attn_implementation", "early_stopping_patience"),
+    ("dataset_config", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules",
+     "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora"),
+    ("dataset_train_split", "torch_dtype"), ("dataset_streaming", "lora_target_parameters"),
+    ("streaming", "load_in_8bit"), ("model_init_kwargs",),
+    ("test_split_size", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"),
+)  # fmt: skip
+"""Options that one run can have."""
+
+
+@pytest.mark.parametrize("options", TOGETHER, ids=[one[0] for one in TOGETHER])
+def test_options_are_read(ran, options):
+    trainer = ran(*(word for option in options for word in OPTIONS[option][0]))
+    assert {option: OPTIONS[option][1](trainer) for option in options} == {
+        option: OPTIONS[option][2] for option in options
+    }
 
 
 def test_the_table_has_every_option_of_the_script():
     kinds = (ScriptArguments, ModelConfig, DatasetMixtureConfig)
     fields = {one.name for kind in kinds for one in dataclasses.fields(kind)}
     assert fields - set(OPTIONS) == {"datasets"}  # in a YAML file alone, below
+    assert sorted(option for options in TOGETHER for option in options) == sorted(OPTIONS)
 
 
 def test_several_data_sets_of_a_file_train_together(ran, folder, write):
@@ -196,28 +211,55 @@ def test_what_is_wrong_is_one_line(ran, words, kept, said, faulty, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_the_command_says_it_as_one_line_too(tmp_path, model_folder, folder):
-    base = [
-        "--model_name_or_path",
-        str(model_folder),
-        "--dataset_name",
-        str(folder),
-        "--output_dir",
-        str(tmp_path / "o"),
-    ]
-    for words, said in (
-        (["--max_steps", "many"], "invalid int value: 'many'"),
-        (["--model", "m"], 'there is no option --model. Did you mean "--model_name_or_path"?'),
-        (["--data=m"], 'there is no option --data. Did you mean "--dataset_name"?'),
-        (["--bf16", "maybe"], "(case insensitive). All options: sftcore sft --help"),
-        (["--max_stps", "3"], 'there is no option --max_stps. Did you mean "max_steps"?'),
-        (["--accelerate_config", "zero4"], 'Did you mean "zero3"?'),
-    ):
-        done = commands.sftcore("sft", *base, *words)
-        assert done.returncode == 1
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert said in line
-        assert "Traceback" not in done.stderr
+def test_the_command_says_it_as_one_line_too():
+    done = commands.sftcore("sft", "--model_name_or_path", "m", "--dataset_name", "d", "--max_steps", "many")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "invalid int value: 'many'" in line
+    assert "Traceback" not in done.stderr
+
+
+NAMED = ["--model_name_or_path", "m", "--dataset_name", "d", "--use_cpu"]
+MISTAKES: list[tuple[list[str], str]] = [
+    (["--max_steps", "many"], "invalid int value: 'many'"),
+    (["--model", "m"], 'there is no option --model. Did you mean "--model_name_or_path"?'),
+    (["--data=m"], 'there is no option --data. Did you mean "--dataset_name"?'),
+    (["--bf16", "maybe"], "(case insensitive). All options: sftcore sft --help"),
+    (["--logging_steps"], "expected one argument"),
+    (["--optim", "adamx"], 'optim "adamx" is not known. Did you mean "adamw_torch"?'),
+    (["--seed=-1"], "seed is -1. It must be at least 0"),
+    (["--dtype", "bf16"], 'dtype "bf16" is not known. Did you mean "bfloat16"?'),
+    (["--dispatch_batches", "true"], "dispatch_batches is not a field of SFTConfig"),
+    (["--fp16_opt_level", "O1"], "fp16_opt_level is not a field of SFTConfig"),
+    (["--max_stps", "3"], 'there is no option --max_stps. Did you mean "max_steps"?'),
+    (["--lora_layers", "3", "4"], "there is no option --lora_layers."),
+    (["--accelerate_config", "zero4"], 'Did you mean "zero3"?'),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[words[0] for words, _ in MISTAKES])
+def test_a_mistake_in_the_options_is_one_line(words, said):
+    with pytest.raises(SFTCoreError) as error:
+        parse([*NAMED, *words])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 250
+
+
+def test_all_mistakes_in_the_options_are_told_at_once():
+    words = [word for given, _ in MISTAKES for word in given]
+    with pytest.raises(SettingsError) as error:
+        parse([*words, *NAMED])
+    head, *lines = str(error.value).splitlines()
+    assert head.startswith(f"{len(MISTAKES)} problems")
+    assert len(lines) == len(MISTAKES)
+    for _, said in MISTAKES:
+        assert sum(said in line for line in lines) == 1
+    with pytest.raises(SettingsError) as error:
+        parse(["--max_steps", "many"])
+    assert [part in str(error.value) for part in ("3 problems", "--model_name_or_path MODEL", "--dataset_name")] == [
+        True
+    ] * 3
 
 
 def test_another_run_in_the_folder_is_not_replaced_by_accident(tmp_path, model_folder, folder):
