@@ -18,6 +18,7 @@ from sftcore.core.visible import visible
 from sftcore.model.attention import running_attention
 from sftcore.model.tokens import supervised_ids
 from sftcore.train.checkpoint.folders import final_place
+from sftcore.train.checkpoint.other_run import held_run
 from sftcore.train.checkpoint.state import rewind_log
 from sftcore.train.record import manifest
 from sftcore.train.record.environment import environment, fingerprint, sources
@@ -36,8 +37,9 @@ _RESUME = f"Free space, then resume from the last checkpoint with resume_from_ch
 class RunRecorder(TrainerCallback):
     """Writes `metrics.jsonl`, a line for each log, `manifest.json` and `ledger.json`, on the first rank.
 
-    `extra` is added to the manifest: the command line puts recipe and data files there. `train_files_sha256` are those
-    of the training set, where it was read from files.
+    In a folder that holds another run they are written once the first step was taken: until then the new run might
+    fail, and what is there describes the weights beside it. `extra` is added to the manifest: the command line puts
+    recipe and data files there. `train_files_sha256` are those of the training set, where it was read from files.
     """
 
     def __init__(self, trainer: RunView) -> None:
@@ -46,6 +48,7 @@ class RunRecorder(TrainerCallback):
         self._model_sha256 = fingerprint(trainer.setup.plan.model.name)  # as it was loaded, whatever happens to it
         self.extra: dict[str, Any] = {}
         self.train_files_sha256: Sequence[str] = ()
+        self._begun = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say what the run will do, and start a new log unless the run is resumed."""
@@ -53,7 +56,17 @@ class RunRecorder(TrainerCallback):
             return
         for line in plan_lines(self._trainer):
             print(visible(line), file=sys.stderr)
-        folder = Path(args.output_dir)
+        self._begun = False
+        if state.global_step > 0 or not held_run(Path(args.output_dir)):
+            self._begin(Path(args.output_dir), state)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the log of a run that takes the place of another."""
+        if state.is_world_process_zero and not self._begun:
+            self._begin(Path(args.output_dir), state)
+
+    def _begin(self, folder: Path, state: Any) -> None:
+        self._begun = True
         ledgers = [ledger.as_dict() for ledger in self._trainer.data.ledgers]
         with writing("manifest and ledger", folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +77,7 @@ class RunRecorder(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append what was logged."""
-        if state.is_world_process_zero and logs and self._trainer.is_in_train:
+        if self._begun and logs and self._trainer.is_in_train:
             path = Path(args.output_dir) / "metrics.jsonl"
             with writing("the log", path, fix=_RESUME), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
