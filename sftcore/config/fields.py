@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ def config_fields() -> Mapping[str, Any]:
     own = fields_of(Path(__file__).with_name("sft_config.py").read_text(encoding="utf-8"), "SFTConfig")
     nodes = {**training_arguments(), **own}
     return {name: DECLARED_OTHERWISE.get(name, type_of(node.annotation)) for name, node in nodes.items()}
+
+
+def default_output_dir(model: str) -> str:
+    """The output folder of a run that names none, in the current folder: after its model, a hub id or a folder.
+
+    >>> default_output_dir("Qwen/Qwen3-0.6B"), default_output_dir("models/mine/"), default_output_dir(r"C:\\models\\mine")
+    ('Qwen3-0.6B-SFT', 'mine-SFT', 'mine-SFT')
+    """
+    names = [part for part in re.split(r"[/\\]", model) if part not in ("", ".", "..")]
+    return f"{names[-1] if names else 'model'}-SFT"
 
 
 def wrong_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...] = ()) -> Iterator[RecipeError]:

@@ -161,7 +161,7 @@ def model_problems(model: ModelRequest, needs_tokenizer: bool, allow_pickle: boo
     if path.is_file():
         return
     if not path.exists():
-        if model.name.startswith((".", "/", "~")) or model.name.endswith(".gguf") or model.name.count("/") > 1:
+        if _is_path(model.name) or model.name.endswith(".gguf") or model.name.count("/") > 1:
             yield Problem("no such folder or file.", where, "Give a hub id (owner/name) or an existing folder.")
         return
     if any(path.glob("*.gguf")) and not (path / "config.json").is_file():
@@ -188,6 +188,11 @@ def model_problems(model: ModelRequest, needs_tokenizer: bool, allow_pickle: boo
         )
 
 
+def _is_path(name: str) -> bool:
+    """Whether it can only be the name of a folder or file, which no hub id has, also on Windows."""
+    return name.startswith((".", "/", "~")) or "\\" in name or name[1:3] == ":/"
+
+
 def _adapter_problems(adapter: Path, allow_pickle: bool) -> Iterator[Problem]:
     where = f"model {adapter}"
     base = _json(adapter / "adapter_config.json").get("base_model_name_or_path")
@@ -195,7 +200,7 @@ def _adapter_problems(adapter: Path, allow_pickle: bool) -> Iterator[Problem]:
         yield Problem(
             "the adapter does not say which base it belongs to.", where, "Load it yourself, and pass the model object."
         )
-    elif base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+    elif _is_path(base) and not Path(base).expanduser().exists():
         yield Problem(f"the adapter's base {base} does not exist.", where, "Set base_model_name_or_path in its config.")
     if not (adapter / "adapter_model.safetensors").is_file() and not allow_pickle:
         if (adapter / "adapter_model.bin").is_file():

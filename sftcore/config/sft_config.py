@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
-from sftcore.config.fields import config_fields, wrong_fields
+from sftcore.config.fields import config_fields, default_output_dir, wrong_fields
 from sftcore.config.near_names import meant
 from sftcore.config.probe import ADD_BITS, OF_BITS
 from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
@@ -304,7 +304,7 @@ SFTConfig.__init__ = _accept_older_names(SFTConfig.__init__)  # type: ignore[met
 def as_sft_config(args: TrainingArguments | None, model_name: str) -> SFTConfig:
     """The given configuration with what was set in it since, a plain TrainingArguments converted, or the default."""
     if args is None:
-        return SFTConfig(f"{model_name.rpartition('/')[2]}-SFT")
+        return SFTConfig(default_output_dir(model_name))
     if isinstance(args, SFTConfig):
         args.settle()
         return args

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -42,6 +43,10 @@ _CALLED = (
 )  # fmt: skip
 
 
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, (tuple, list)) and len(given) == 2
+
+
 def _is_callback(one: Any) -> bool:
     return callable(getattr(one, "on_init_end", None))
 
@@ -55,8 +60,9 @@ def _refuse_kinds(given: Mapping[str, Any]) -> None:
     expected = {name: ("something that is called", callable(given[name])) for name in _CALLED}
     callbacks, optimizers, made = given["callbacks"], given["optimizers"], given["optimizer_cls_and_kwargs"]
     expected["callbacks"] = ("a list of callbacks", isinstance(callbacks, (list, tuple)))
-    expected["optimizers"] = ("an optimizer and a schedule", isinstance(optimizers, tuple) and len(optimizers) == 2)
-    expected["optimizer_cls_and_kwargs"] = ("a class and a mapping", isinstance(made, tuple) and len(made) == 2)
+    expected["optimizers"] = ("an optimizer and a schedule", _is_pair(optimizers))
+    pair = _is_pair(made) and callable(made[0]) and isinstance(made[1], Mapping)
+    expected["optimizer_cls_and_kwargs"] = ("a class and a mapping", pair)
     if expected["callbacks"][1] and (wrong := [one for one in callbacks if not _is_callback(one)]):
         raise OptionTypeError(
             f"callbacks are TrainerCallbacks, got {type(wrong[0]).__name__} {shortened(wrong[0])}.",
@@ -106,7 +112,8 @@ def accepted(given: Mapping[str, Any]) -> tuple[Any, SFTConfig, Any]:
     name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
     made = as_sft_config(given["args"], name)
     if given["older"]:
-        _put_in_place(made, given["older"], given)
+        made = copy.copy(made)  # the user's own may be another trainer's too
+        _put_in_place(made, given["older"], given.keys() - {"self", "older", "__class__"})
         made.settle()
     return model, made, processing_class if processing_class is not None else tokenizer
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import frozen
 
+from sftcore.config.fields import default_output_dir
 from sftcore.config.processes import world_size
 from sftcore.config.recipe import AUTO, LAST, Recipe
 from sftcore.config.settings.combined import metric_problems, package_problems
@@ -238,7 +239,7 @@ def _data_folder(recipe: Recipe) -> str | None:
 def config_of(recipe: Recipe) -> dict[str, Any]:
     """The fields of SFTConfig for this recipe, so that recipes take the same way as Python users."""
     fields = {**recipe.training, "disable_tqdm": True}
-    fields.setdefault("output_dir", f"{(recipe.model.name or 'model').rstrip('/').rpartition('/')[2]}-SFT")
+    fields.setdefault("output_dir", default_output_dir(recipe.model.name or "model"))
     if recipe.data.eval is not None or recipe.data.eval_fraction is not None:
         fields.setdefault("eval_strategy", "epoch")
     if "image_folder" not in fields and (folder := _data_folder(recipe)):

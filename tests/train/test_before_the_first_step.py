@@ -10,6 +10,7 @@ import logging
 import pytest
 from datasets import Dataset
 from peft import LoraConfig, prepare_model_for_kbit_training
+from torch.optim import SGD
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sftcore import CheckError, ConflictError, DataError, RecipeError, SFTConfig, SFTCoreError, SFTTrainer
@@ -67,6 +68,9 @@ def make(tmp_path, tokenizer, llama):
         ({}, {"callbacks": ["EarlyStoppingCallback"]}, "Pass names in SFTConfig(callbacks="),
         ({}, {"callbacks": [EarlyStoppingCallback, 3]}, "callbacks are TrainerCallbacks, got int 3."),
         ({}, {"optimizers": 3}, "optimizers is an optimizer and a schedule"),
+        ({}, {"optimizer_cls_and_kwargs": (SGD, None)}, "optimizer_cls_and_kwargs is a class and a mapping, got tuple"),
+        ({}, {"optimizer_cls_and_kwargs": (SGD, {"momentun": 1})}, 'unknown key "momentun". Did you mean "momentum"'),
+        ({}, {"odler": 3}, 'unknown key "odler".'),
         ({}, {"compute_metrics": 3}, "compute_metrics is something that is called, got int 3"),
         ({}, {"processing_class": "gpt2"}, "processing_class is"),
         ({}, {"lora_r": 8}, 'unknown key "lora_r". Did you mean "peft_config"'),
@@ -101,6 +105,8 @@ class Own(SFTTrainer):
         ({"metric_for_best_model": "loss"}, {"callbacks": [EarlyStoppingCallback()]}),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 6, "per_device_eval_batch_size": 6}, {}),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": False, "early_stop": True}}, {}),
+        ({}, {"optimizers": [None, None]}),
+        ({}, {"optimizer_cls_and_kwargs": [SGD, {"lr": 0.1}]}),
         ({"max_grad_norm": float("inf"), "report_to": None, "dataset_text_field": None}, {}),
     ],
 )
@@ -154,6 +160,15 @@ def test_arguments_that_older_trainers_took_work_and_name_their_place(tmp_path, 
     assert trainer.model.base_model.model.is_loaded_in_8bit
     assert "prepare_model_for_kbit_training" in " ".join(trainer.loaded.notes)
     assert (trainer.args.packing, trainer.args.max_length) == (True, 9)
+
+
+@pytest.mark.filterwarnings("ignore:.*is now max_length", "ignore:.*max_length goes in args")
+def test_what_one_trainer_is_given_in_an_older_place_is_not_another_ones(tmp_path, tokenizer, llama):
+    args = SFTConfig(str(tmp_path), use_cpu=True)
+    given = {"train_dataset": ROWS, "processing_class": tokenizer}
+    lengths = [SFTTrainer(llama, args, max_seq_length=length, **given).args.max_length for length in (9, 7)]
+    assert lengths == [9, 7]
+    assert (args.max_length, SFTTrainer(llama, args, **given).args.max_length) == (1024, 1024)
 
 
 def test_two_values_of_one_argument_are_refused(make):
