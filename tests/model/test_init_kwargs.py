@@ -57,6 +57,22 @@ def test_settings_of_bits_go_into_one_configuration(tmp_path):
     assert {name: values[name] for name in given} == given
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"num_hidden_layers": 1}, ["9 weights are left out, such as model.layers.1."]),
+        ({"num_hidden_layers": 3}, ["9 weights are new and random, such as model.layers.2."]),
+        ({"num_hidden_layers": 2, "use_cache": False, "attention_dropout": 0.1}, []),
+    ],
+    ids=["fewer layers", "more layers", "the same layers"],
+)
+def test_a_field_that_changes_which_weights_there_are_is_told(tmp_path, model_folder, given, told):
+    trainer = SFTTrainer(str(model_folder), config(tmp_path, model_init_kwargs=given), train_dataset=ROWS)
+    found = [note for note in trainer.loaded.notes if "made another model" in note]
+    assert len(found) == len(told)
+    assert all(f"num_hidden_layers made another model of the saved one: {one}" in found[0] for one in told)
+
+
 @pytest.mark.filterwarnings("ignore:load_in_")
 @pytest.mark.parametrize(
     ("given", "said"),

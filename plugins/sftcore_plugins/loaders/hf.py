@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sftcore import LoadedModel, LoadOptions, ModelError, ModelRequest, hookimpl, plugin
@@ -34,8 +34,11 @@ class HuggingFace:
         model_class = getattr(transformers, named or "", None) or transformers.AutoModelForCausalLM
         if config.__class__.__module__.startswith("transformers_modules"):
             model_class = transformers.AutoModelForCausalLM
-        model = model_class.from_pretrained(request.name, dtype=request.dtype, **known, **options.kwargs)
-        return LoadedModel(model, None, request)
+        how = {"dtype": request.dtype, **known, **options.kwargs}
+        if not (changed := _changed(config, options.kwargs)):
+            return LoadedModel(model_class.from_pretrained(request.name, **how), None, request)
+        model, found = model_class.from_pretrained(request.name, output_loading_info=True, **how)
+        return LoadedModel(model, None, request, _not_as_saved(changed, found))
 
     def _with_adapter(self, request: ModelRequest, options: LoadOptions) -> LoadedModel:
         from peft import PeftModel
@@ -57,6 +60,27 @@ class HuggingFace:
         return LoadedModel(model, None, request, (*base.notes, *notes))
 
 
+def _changed(config: Any, kwargs: Mapping[str, Any]) -> list[str]:
+    """The arguments of `from_pretrained` that give a field of the model's configuration another value."""
+    fields = config.to_dict().keys() | config.attribute_map.keys()
+    return [name for name, value in kwargs.items() if name in fields - _OF_LOADING and getattr(config, name) != value]
+
+
+def _not_as_saved(changed: Sequence[str], found: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note where values of the user's for these fields of the configuration leave weights out or make new ones.
+
+    Args:
+        changed: the fields.
+        found: transformers' account of what it loaded.
+    """
+    left_out, new = sorted(found["unexpected_keys"]), sorted(found["missing_keys"])
+    told = [f"{len(left_out)} weights are left out, such as {left_out[0]}"] if left_out else []
+    told += [f"{len(new)} weights are new and random, such as {new[0]}"] if new else []
+    return (f"{' and '.join(changed)} made another model of the saved one: {'; '.join(told)}",) if told else ()
+
+
+_OF_LOADING = {"dtype", "torch_dtype", "attn_implementation", "quantization_config"}
+"""Fields of a configuration that say how a model is loaded, and not which."""
 _EMBEDDINGS = {"embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out"}
 
 
