@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 import inspect
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftcore.config.settings.declared import source
 from sftcore.core.errors import (
     BrokenPluginError,
     ConflictError,
@@ -57,8 +56,6 @@ def check_callbacks(settings: Mapping[str, Any], *, evaluates: bool, where: str)
         SFTCoreError: with the setting.
     """
     patience = settings.get("early_stopping_patience")
-    if patience is not None and (type(patience) is not int or patience < 1):
-        raise OptionTypeError(f"early_stopping_patience is a whole number, 1 or more, got {patience!r}.", where=where)
     if patience is not None and not evaluates:
         raise ConflictError(
             "early_stopping_patience counts evaluations, and this run makes none.",
@@ -135,9 +132,6 @@ def _offered(name: str, *, where: str) -> EntryPoint | None:
 @functools.cache
 def _of_transformers() -> tuple[str, ...]:
     """The callbacks of the installed transformers, read from its source: to import it takes seconds."""
-    spec = importlib.util.find_spec("transformers")
-    folders = spec.submodule_search_locations if spec else None
-    source = Path(next(iter(folders or [""])), "trainer_callback.py")
-    tree = ast.parse(source.read_text(encoding="utf-8") if source.is_file() else "")
+    tree = ast.parse(source("transformers.trainer_callback"))
     classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
     return tuple(name for name in classes if name.endswith("Callback") and name not in _BASES)
