@@ -117,13 +117,16 @@ class _Parser(TrlParser):
         made = []
         for kind in self.dataclass_types:
             fields = {one.name for one in dataclasses.fields(kind) if one.init}
-            made.append(self._tried(lambda: kind(**{key: values[key] for key in fields & values.keys()}), None))  # noqa: B023
+            make = functools.partial(kind, **{key: values[key] for key in fields & values.keys()})
+            made.append(self._tried(make, None))
         return (*made, rest)
 
     def _current(self, values: dict[str, Any], *, where: str) -> dict[str, Any]:
-        now, found = super()._current, {}
+        now = super()._current
+        found: dict[str, Any] = {}
+        nothing: dict[str, Any] = {}
         for name, value in values.items():
-            found |= self._tried(functools.partial(now, {name: value}, where=where), {})
+            found |= self._tried(functools.partial(now, {name: value}, where=where), nothing)
         return found
 
     def _tried(self, make: Callable[[], T], instead: T) -> T:

@@ -34,8 +34,8 @@ def config_fields() -> Mapping[str, Any]:
 def default_output_dir(model: str) -> str:
     """The output folder of a run that names none, in the current folder: after its model, a hub id or a folder.
 
-    >>> default_output_dir("Qwen/Qwen3-0.6B"), default_output_dir("models/mine/"), default_output_dir(r"C:\\models\\mine")
-    ('Qwen3-0.6B-SFT', 'mine-SFT', 'mine-SFT')
+    >>> [default_output_dir(model) for model in ("Qwen/Qwen3-0.6B", "models/mine/", r"C:\\models\\mine", "..")]
+    ['Qwen3-0.6B-SFT', 'mine-SFT', 'mine-SFT', 'model-SFT']
     """
     names = [part for part in re.split(r"[/\\]", model) if part not in ("", ".", "..")]
     return f"{names[-1] if names else 'model'}-SFT"

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftcore import RecipeError
+from sftcore.config.probe import model_problems
 from sftcore.config.recipe import load_recipe, parse_recipe
 from sftcore.config.yaml12 import load
 from sftcore.core.errors import SettingsError
+from sftcore.core.types import ModelRequest
 
 BASE = "model: some/model\ndata: train.jsonl\n"
 
@@ -167,3 +169,14 @@ def test_every_mistake_is_in_one_report():
         assert text.count(said) == 1, said
     assert text.startswith(f"{len(caught.value.problems)} problems")
     assert len(caught.value.problems) == 11
+
+
+@pytest.mark.parametrize("name", [r"C:\models\mine", "C:/mine", r"models\mine", "./mine", "~/mine", "a/b/c"])
+def test_a_model_that_can_only_be_a_folder_is_not_taken_for_an_id_of_the_hub(name):
+    (problem,) = model_problems(ModelRequest(name), needs_tokenizer=True, allow_pickle=False)
+    assert (problem.what, problem.where) == ("no such folder or file.", f"model {name}")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "owner/name", None])
+def test_what_may_be_an_id_of_the_hub_is_left_to_the_loader(name):
+    assert not list(model_problems(ModelRequest(name), needs_tokenizer=True, allow_pickle=False))

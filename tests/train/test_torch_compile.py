@@ -14,14 +14,15 @@ from tests.conftest import make_llama
 ROWS = Dataset.from_list([{"text": "say hello world " * (1 + count % 5)} for count in range(12)])
 RUNS = {
     "padded": {},
-    "packed, an adapter on it": {"packing": True, "max_length": 64, "peft_config": True},
+    "packed, an adapter on it": {"packing": True, "max_length": 64, "adapted": True},
 }
 
 
 def curve(folder, tokenizer, fields) -> list[float]:
     """Losses of two steps, and of an evaluation after each."""
     fields = {"eval_strategy": "steps", "eval_steps": 1, "logging_steps": 1, "max_steps": 2, **fields}
-    adapter = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, target_modules=["q_proj"]) if fields.pop("peft_config", False) else None
+    plain = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, target_modules=["q_proj"])
+    adapter = plain if fields.pop("adapted", False) else None
     args = SFTConfig(
         str(folder), use_cpu=True, per_device_train_batch_size=2, save_strategy="no", learning_rate=1e-2,
         disable_tqdm=True, gradient_checkpointing=False, **fields,

@@ -60,7 +60,8 @@ def _patterns(config: Mapping[str, Any], module_names: Sequence[str], *, fused: 
             try:
                 expression = re.compile(rf"(.*\.)?({key})$")
             except re.error as error:
-                yield Problem(f'{option}: "{key}" is not a regular expression: {error}.', fix="Write the end of a name.")
+                what = f'{option}: "{key}" is not a regular expression: {error}.'
+                yield Problem(what, fix="Write the end of a module's name.")
                 continue
             if not fused and not any(expression.match(name) for name in names):
                 yield _unknown(option, key, _adapted(module_names))

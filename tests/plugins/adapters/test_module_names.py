@@ -57,7 +57,8 @@ WRONG = {
     "no pattern": ({"target_modules": "(q_proj"}, "is not a regular expression"),
     "excluded": ({"exclude_modules": ["o_prj"]}, r'exclude_modules names "o_prj".*Did you mean "o_proj"\?'),
     "excluded by a pattern": (
-        {"exclude_modules": r"model\.layer\.0.*"}, r"exclude_modules .* matches the whole name of no module"
+        {"exclude_modules": r"model\.layer\.0.*"},
+        r"exclude_modules .* matches the whole name of no module",
     ),
     "excluded by a text": ({"exclude_modules": "o_proj"}, r'exclude_modules "o_proj" .*Write a list: \["o_proj"\]'),
     "ranks": ({"rank_pattern": {"q_prj": 4}}, r'rank_pattern names "q_prj".*Did you mean "q_proj"\?'),
@@ -70,7 +71,8 @@ WRONG = {
     "layers": ({"layers_to_transform": [0, 2]}, "layers_to_transform names layer 2, and the model has layers 0 to 1"),
     "a layer": ({"layers_to_transform": -1}, "layers_to_transform names layer -1"),
     "where the layers are": (
-        {"layers_to_transform": [0], "layers_pattern": "blocks"}, 'no layers of the model are numbered behind "blocks"'
+        {"layers_to_transform": [0], "layers_pattern": "blocks"},
+        'no layers of the model are numbered behind "blocks"',
     ),
     "another architecture": ({"target_modules": ["query_key_value"]}, r'"query_key_value".*Its layers: .*q_proj'),
 }
@@ -121,8 +123,11 @@ def test_where_only_loading_tells_it_is_refused_then(tmp_path, model_folder, row
         LoraConfig(target_modules=["q_proj"], trainable_token_indices=[1, 2]),
         LoraConfig(),
         LoraConfig(
-            target_modules=["q_proj", "v_proj"], rank_pattern={r"layers\.0\.self_attn\.q_proj": 4, "^model.*v_proj": 2},
-            alpha_pattern={"q_proj": 8}, exclude_modules=["layers.1.self_attn.v_proj"], layers_to_transform=[0, 1],
+            target_modules=["q_proj", "v_proj"],
+            rank_pattern={r"layers\.0\.self_attn\.q_proj": 4, "^model.*v_proj": 2},
+            alpha_pattern={"q_proj": 8},
+            exclude_modules=["layers.1.self_attn.v_proj"],
+            layers_to_transform=[0, 1],
             layers_pattern=["layers"],
         ),
         LoraConfig(target_modules=["q_proj"], exclude_modules=r".*layers\.1\..*", layers_to_transform=0),
