@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,11 @@ _TEXTS = ("input_text", "output_text")
 _THOUGHTS = ("thinking", "reasoning")
 _CLOSED = ("redacted_thinking", "audio", "input_audio", "video", "file", "document")
 """Parts that hold no text."""
+_SEEN = {
+    "image": "images", "image_url": "images", "input_image": "images", "video": "videos", "video_url": "videos",
+    "audio": "sounds", "audio_url": "sounds", "input_audio": "sounds",
+}  # fmt: skip
+"""Parts that are seen or heard, and what they are."""
 _SAID = ("audio", "function_calls", "tool_uses", "reasoning_details")
 """Keys in which the assistant says something that only some templates print."""
 _THOUGHT = ("thought", "thoughts", "think", "cot", "chain_of_thought")
@@ -98,16 +103,33 @@ def switches(template: ChatTemplate) -> list[tuple[str, bool]]:
     return [(name, value) for name in chosen for value in (True, False)]
 
 
-def says_otherwise(turns: Turns) -> bool:
-    """Whether a message has parts other than texts and images, further keys, or a developer's role, as few rows do."""
+def says_otherwise(turns: Turns, pictures: bool = False) -> bool:
+    """Whether a message has parts other than texts (and images, if there are any), further keys, or a developer."""
     for turn in turns:
-        if turn.extra or (type(turn.content) is not str and _has_others(turn.content)) or turn.role == "developer":
+        if turn.extra or turn.role == "developer":
+            return True
+        if type(turn.content) is not str and _has_others(turn.content, pictures):
             return True
     return False
 
 
-def _has_others(content: Any) -> bool:
-    return any(part.type not in ("text", "image") or (part.extra and part.type == "text") for part in content or ())
+def _has_others(content: Any, pictures: bool) -> bool:
+    return any(part.extra if part.type == "text" else not (pictures and part.type == "image") for part in content or ())
+
+
+def refuse_unseen(turns: Turns, knows: Callable[[str], bool]) -> None:
+    """Refuse parts for images, videos and sounds that the template would write a placeholder for, and nobody reads.
+
+    Raises:
+        RowError: a message has such a part, and the example has no images.
+    """
+    for index, turn in enumerate(turns):
+        for part in () if turn.content is None or isinstance(turn.content, str) else turn.content:
+            if part.type in _SEEN and knows(part.type):
+                raise RowError(
+                    f'message {index} has a part of type "{part.type}", but the format reads no {_SEEN[part.type]}.',
+                    fix="Use a format and a model that read it (format: vlm for images), or remove the part.",
+                )
 
 
 @define

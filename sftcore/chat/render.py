@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 from attrs import frozen
 
-from sftcore.chat.content import Content, says_otherwise, switches
+from sftcore.chat.content import Content, refuse_unseen, says_otherwise, switches
 from sftcore.chat.conversation import Conversations, RenderedConversation
 from sftcore.chat.skeleton import REWRITTEN
 from sftcore.chat.spans import TurnSpan
@@ -101,6 +101,8 @@ class Renderer:
             DataError: the tokenizer cannot render any example of this kind.
         """
         if example.text is not None:
+            if example.spans is not None:
+                return Rendered(example.text, tuple(example.spans), False)
             self._refuse_completion_only("a text")
             self._refuse_assistant_only()
             if self._start and example.text[: len(self._start)] == self._start:
@@ -132,9 +134,14 @@ class Renderer:
         return bool(self.tokenizer.chat_template) and self._special.added.search(prompt) is None
 
     def _as_templates_read(self, turns: Turns, example: Example) -> tuple[Turns, tuple[str, ...]]:
-        if not says_otherwise(turns):
+        pictures = bool(example.images)
+        if not says_otherwise(turns, pictures):
             return turns, ()
-        return self._content.as_templates_read(turns, self._conversations.template(example))
+        template = self._conversations.template(example)
+        if not pictures:
+            source = template.source
+            refuse_unseen(turns, lambda kind: f"'{kind}'" in source or f'"{kind}"' in source)
+        return self._content.as_templates_read(turns, template)
 
     def refusal_of_thoughts(self, example: Example, rendered: Rendered) -> RowError:
         """The error for a row that is trained without reasoning of its own, with the ways to keep it."""

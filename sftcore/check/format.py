@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 from attrs import frozen
 
-from sftcore.config.plugins.bound import bind
 from sftcore.config.setup import Setup
-from sftcore.core.errors import DataError, SFTCoreError
 from sftcore.core.registry import Bound
-from sftcore.core.types import Selection
-from sftcore.data.format import choose_format
+from sftcore.core.types import Row
+from sftcore.data.format import UnreadColumnsError, choose_format
+from sftcore.data.source.tokenizers import has_chat_template
 
 
 @frozen
@@ -33,7 +32,12 @@ class FormatChoice:
         return self.line.removeprefix("format: ") or self.bound.entry.name
 
 
-def format_for(setup: Setup, columns: Sequence[str], where: str) -> FormatChoice:
+def format_for(
+    setup: Setup,
+    columns: Sequence[str],
+    where: str,
+    rows: Callable[[], Sequence[Row]] = tuple,
+) -> FormatChoice:
     """The format that a run with this setup uses, or else the first mapping that a format offers for these columns.
 
     Raises:
@@ -41,27 +45,20 @@ def format_for(setup: Setup, columns: Sequence[str], where: str) -> FormatChoice
         ConflictError: several formats read them.
     """
     try:
-        bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, where)
+        bound = choose_format(
+            setup.plan,
+            setup.plugins,
+            setup.catalog,
+            setup.blocked,
+            columns,
+            where,
+            rows=rows,
+            has_template=has_chat_template(setup.plan),
+        )
         return FormatChoice(setup, bound)
-    except DataError as error:
-        offered = _offered(setup, tuple(columns))
-        if offered is None:
+    except UnreadColumnsError as error:
+        if not error.suggestions:
             raise
-        options = ", ".join(f"{key}: {value}" for key, value in offered.selection.options.items())
-        plugins = setup.plugins.having(offered)
-        line = f"format: {{{offered.entry.name}: {{{options}}}}}"
-        return FormatChoice(attrs.evolve(setup, plugins=plugins), offered, line, error.what)
-
-
-def _offered(setup: Setup, columns: tuple[str, ...]) -> Bound | None:
-    """The first format that offers a mapping, bound with that mapping."""
-    for entry in setup.catalog.of_kind("format"):
-        selection = Selection("format", entry.name, {}, entry.distribution, "suggested")
-        try:
-            one = bind(selection, setup.catalog, setup.blocked)
-            options = setup.plugins.having(one).ask(one, "suggest", columns=columns)
-            if options and isinstance(options[0], Mapping):
-                return bind(attrs.evolve(selection, options=dict(options[0])), setup.catalog, setup.blocked)
-        except SFTCoreError:
-            continue  # choose_format has already warned of a broken plugin
-    return None
+        first = error.suggestions[0]
+        plugins = setup.plugins.having(first.bound)
+        return FormatChoice(attrs.evolve(setup, plugins=plugins), first.bound, first.line, error.what)

@@ -14,7 +14,7 @@ from sftcore.config.setup import Setup
 from sftcore.core.errors import RowError
 from sftcore.core.types import Row
 from sftcore.data.format import RowReader, reader_for
-from sftcore.data.pipeline import NO_EXAMPLE, Inspected
+from sftcore.data.pipeline import Inspected
 
 if TYPE_CHECKING:
     from sftcore.data.pipeline import Pipeline
@@ -46,7 +46,7 @@ class Inspector:
                 examples = self.reader.read(row, number)
                 found += [Inspected(number, example, None, None, 0, 0, "", ()) for example in examples]
                 if not examples:
-                    found.append(Inspected(number, None, None, None, 0, 0, NO_EXAMPLE, ()))
+                    found.append(Inspected(number, None, None, None, 0, 0, self.reader.nothing, ()))
             except RowError as error:
                 found.append(Inspected(number, None, error, None, 0, 0, "", ()))
         return found
@@ -72,15 +72,15 @@ class Inspectors:
     prepare: Callable[[Setup], DataPreparation] | None = None
     name: str = "train"
 
-    def open(self, columns: Sequence[str], where: str) -> Inspector:
+    def open(self, columns: Sequence[str], where: str, rows: Callable[[], Sequence[Row]] = tuple) -> Inspector:
         """The inspector for rows with these columns.
 
         Raises:
             DataError, ConflictError: no format reads them, or several do.
             SFTCoreError: the tokenizer cannot be loaded.
         """
-        choice = format_for(self.setup, columns, where)
-        reader = reader_for(choice.bound, columns, where, self.setup.plugins)
+        choice = format_for(self.setup, columns, where, rows)
+        reader = reader_for(choice.bound, columns, where, self.setup.plugins, self.setup.plan.settings)
         if self.prepare is None:
             return Inspector(choice, reader)
         preparation = self.prepare(choice.setup)

@@ -152,16 +152,17 @@ class Reporter:
             sample += more
         columns = list(dict.fromkeys(str(key) for raw in sample if raw.row for key in raw.row))
         before = self._counts.read
-        inspector = self._open(file, columns) if any(raw.row is not None for raw in sample) else None
+        found = [raw.row for raw in sample if raw.row is not None]
+        inspector = self._open(file, columns, found) if found else None
         if inspector is not None:
-            self._unread(file, inspector, [raw.row for raw in sample if raw.row is not None])
+            self._unread(file, inspector, found)
         self._all(file, itertools.chain(sample, rows), inspector)
         label = inspector.choice.label if inspector else ""
         self._files.append(FileReport(file, self._counts.read - before, label))
 
-    def _open(self, file: str, columns: list[str]) -> Inspector | None:
+    def _open(self, file: str, columns: list[str], rows: Sequence[Row]) -> Inspector | None:
         try:
-            inspector = self.inspectors.open(columns, file)
+            inspector = self.inspectors.open(columns, file, lambda: rows)
         except (DataError, ConflictError) as error:
             # without a format no row can be read, but the files are still searched for faults
             self.findings.add("no-format", Location(file=file), what=error.what, fix=error.fix)

@@ -21,6 +21,7 @@ from sftcore.config.near_names import meant
 from sftcore.config.probe import ADD_BITS, OF_BITS
 from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
 from sftcore.config.settings.combined import combined_problems
+from sftcore.config.settings.kept_rows import kept_rows
 from sftcore.config.settings.later import Made, snapshot
 from sftcore.config.settings.older_names import GONE, OLDER, use_current_names
 from sftcore.config.settings.values import plain_value, wrong_dtype
@@ -41,6 +42,7 @@ class SFTConfig(TrainingArguments):
         *TrainingArguments._VALID_DICT_FIELDS,
         "model_init_kwargs",
         "dataset_kwargs",
+        "rows",
         "plugins",
         "prepare_in_int8_kwargs",
         "callbacks",
@@ -79,6 +81,8 @@ class SFTConfig(TrainingArguments):
     # --- The data ---
     dataset_text_field: str | None = "text"
     """The column of plain texts; None: text."""
+    rows: dict[str, Any] | str | None = None
+    """{"where": {"label": True}} keeps the rows with this value in this column, or with one of a list of values."""
     dataset_kwargs: dict[str, Any] | str | None = None
     """{"skip_prepare_dataset": True} hands the data to the collator as they are."""
     dataset_num_proc: int | None = None
@@ -236,6 +240,7 @@ class SFTConfig(TrainingArguments):
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to, and torch warns
         self.model_init_kwargs = current_init_kwargs(self.model_init_kwargs, where="SFTConfig.model_init_kwargs")
+        kept_rows({"rows": self.rows}, where="SFTConfig")
         given = self.dataset_kwargs if isinstance(self.dataset_kwargs, dict) else {}
         if unknown := set(given) - {"skip_prepare_dataset"}:
             raise RecipeError(

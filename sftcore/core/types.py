@@ -122,6 +122,8 @@ class Example:
 
     `images` are PIL images, encoded bytes, paths, or mappings with `bytes` or `path`. Each belongs to one place in the
     words, in the same order: a part of type "image" in a message, or IMAGE in a text.
+
+    `spans` are the characters of `text` that are supervised. Such a text is taken as it is: no token is added to it.
     """
 
     messages: Turns | None = None
@@ -132,6 +134,7 @@ class Example:
     images: Sequence[Any] = ()
     tools: Sequence[Mapping[str, Any]] | None = None
     template_kwargs: Mapping[str, Any] = field(factory=dict)
+    spans: Sequence[Span] | None = None
 
     def __attrs_post_init__(self) -> None:
         shapes = [

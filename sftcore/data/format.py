@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.bound import bind
+from sftcore.config.settings.kept_rows import kept_rows
 from sftcore.core.discovery import Catalog, PluginEntry
 from sftcore.core.errors import ConflictError, DataError, FaultyPluginError, RowError, SFTCoreError, nearest, quoted
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import AUTO, Example, Formatter, Plan, Row, Selection
+from sftcore.data.kinds import preference_in, scores_in, unreadable_in, with_filter, with_refusals
+from sftcore.data.suggestions import Suggestion, spelled, suggested
 from sftcore.util.warned import warn, warn_broken
+
+_NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+NO_EXAMPLE = "the format returned no example for this row"
 
 
 @frozen
 class RowReader:
     """A format bound to the columns of one data set, which `where` names in errors.
 
-    `calls_as_text` is the line of a recipe by which the format keeps calls of tools as text, "" if it cannot.
+    `calls_as_text` is the line of a recipe by which the format keeps calls of tools as text, "" if it cannot. `nothing`
+    is why a row may have no example.
     """
 
     label: str
     formatter: Formatter
     where: str
     calls_as_text: str = ""
+    nothing: str = NO_EXAMPLE
 
     def read(self, row: Row, number: int) -> list[Example]:
         """The examples of one row; rows are numbered from 0.
@@ -54,12 +63,25 @@ class RowReader:
 
 
 def choose_format(
-    plan: Plan, plugins: ActivePlugins, catalog: Catalog, blocked: Blocklist, columns: Sequence[str], where: str
+    plan: Plan,
+    plugins: ActivePlugins,
+    catalog: Catalog,
+    blocked: Blocklist,
+    columns: Sequence[str],
+    where: str,
+    *,
+    rows: Callable[[], Sequence[Row]] = tuple,
+    has_template: bool | None = None,
+    in_python: bool = False,
 ) -> Bound:
     """The format of this data set: the one selected, or under `format: auto` the one that detects its columns.
 
+    `rows` gives the first rows, on which suggestions are tried, and `has_template` says whether the tokenizer has a
+    chat template, None where that is not known.
+
     Raises:
-        DataError: no format detects the columns; the error shows formats that could read them after a mapping.
+        UnreadColumnsError: no format detects the columns, or they are data that are not to be trained as they stand;
+            the error shows formats that could read them after a mapping.
         ConflictError: several formats detect them.
     """
     columns = tuple(columns)
@@ -71,23 +93,46 @@ def choose_format(
     entries = catalog.of_kind("format")
     candidates = [one for entry in entries if (one := _candidate(entry, plan, plugins, catalog, blocked))]
     detecting = [one for one in candidates if _asked(one, plugins, "detects", columns)]
-    if len(detecting) > 1:
-        raise ConflictError(
-            f"{len(detecting)} formats recognise the columns {quoted(columns)}: "
-            f"{', '.join(f'{one.entry.name}@{one.entry.distribution}' for one in detecting)}.",
-            where=where,
-            fix=f"Choose one, for example: format: {_spelled(detecting[0].entry, catalog)}",
-        )
-    missing = _missing_text_field(plan, columns)
-    if detecting:
-        if missing:
+    kind = preference_in(columns) if "input_ids" not in columns else None
+    kind = kind or unreadable_in(columns)
+    if detecting and kind is None:
+        if len(detecting) > 1:
+            raise ConflictError(
+                f"{len(detecting)} formats recognise the columns {quoted(columns)}: "
+                f"{', '.join(f'{one.entry.name}@{one.entry.distribution}' for one in detecting)}.",
+                where=where,
+                fix=f"Choose one, for example: format: {_spelled(detecting[0].entry, catalog)}",
+            )
+        if missing := _missing_text_field(plan, columns):
             warn(f'{where}: {missing} The rows are read as "{detecting[0].entry.name}".')
         return detecting[0]
-    raise DataError(
-        f"no installed format recognises the columns {quoted(columns)}.{missing and ' '}{missing}",
+    found = _suggestions(candidates, plugins, catalog, blocked, columns, rows, has_template)
+    missing = _missing_text_field(plan, columns)
+    raise UnreadColumnsError(
+        kind.what
+        if kind
+        else f"no installed format recognises the columns {quoted(columns)}.{missing and ' '}{missing}",
         where=where,
-        fix=_suggestions(candidates, plugins, columns) + _unusable(entries),
+        fix=" ".join(
+            text
+            for text in (
+                kind.fix if kind else "",
+                spelled(found, in_python=in_python) or ("" if kind else _nothing_fits(candidates)),
+                _unusable(entries),
+                "" if kind else scores_in(columns),
+            )
+            if text
+        ),
+        suggestions=tuple(found),
     )
+
+
+class UnreadColumnsError(DataError):
+    """No format reads the columns as they are; `suggestions` do, after a line in the recipe."""
+
+    def __init__(self, what: str, *, where: str, fix: str, suggestions: tuple[Suggestion, ...]) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.suggestions = suggestions
 
 
 def _missing_text_field(plan: Plan, columns: tuple[str, ...]) -> str:
@@ -108,8 +153,13 @@ def refuse_images(columns: Sequence[str], where: str) -> None:
         )
 
 
-def reader_for(bound: Bound, columns: Sequence[str], where: str, plugins: ActivePlugins) -> RowReader:
-    """Make the formatter, among the run's plugins; the data sets of a run may differ in format."""
+def reader_for(
+    bound: Bound, columns: Sequence[str], where: str, plugins: ActivePlugins, settings: Mapping[str, Any] = _NO_SETTINGS
+) -> RowReader:
+    """Make the formatter, among the run's plugins; the data sets of a run may differ in format.
+
+    `settings` are those of the run, which may keep some of the rows alone.
+    """
     try:
         formatter = plugins.having(bound).one("make_formatter", columns=tuple(columns))
     except DataError as error:
@@ -117,7 +167,17 @@ def reader_for(bound: Bound, columns: Sequence[str], where: str, plugins: Active
         raise
     option = getattr(bound.plugin, "calls_as_text", "")
     line = f"format: {{{bound.entry.name}: {{{option}}}}}" if option else ""
-    return RowReader(f'format "{bound.entry.name}"', formatter, where, line)
+    formatter = with_refusals(formatter, columns, getattr(bound.plugin, "media", ()))
+    return filtered(RowReader(f'format "{bound.entry.name}"', formatter, where, line), columns, settings)
+
+
+def filtered(reader: RowReader, columns: Sequence[str], settings: Mapping[str, Any]) -> RowReader:
+    """The reader for the rows that the run's settings keep."""
+    kept = kept_rows(settings)
+    if not kept:
+        return reader
+    formatter = with_filter(reader.formatter, kept, columns, reader.where)
+    return evolve(reader, formatter=formatter, nothing=f"left out by rows: {{where: {dict(kept)}}}")
 
 
 def _candidate(
@@ -152,18 +212,32 @@ def _asked(one: Bound, plugins: ActivePlugins, hook: str, columns: tuple[str, ..
 def _unusable(entries: Sequence[PluginEntry]) -> str:
     """Names the formats that could not be tried because a library is missing, and how to install it."""
     missing = [f'{one.name} (pip install "{one.distribution}[{one.name}]")' for one in entries if one.missing]
-    return f" Not tried, because a library is missing: {', '.join(missing)}." if missing else ""
+    return f"Not tried, because a library is missing: {', '.join(missing)}." if missing else ""
 
 
-def _suggestions(candidates: Sequence[Bound], plugins: ActivePlugins, columns: tuple[str, ...]) -> str:
-    lines = []
-    for one in candidates:
-        options = _asked(one, plugins, "suggest", columns)
-        if isinstance(options, Mapping):
-            inner = ", ".join(f"{key}: {value}" for key, value in options.items())
-            lines.append(f"format: {{{one.entry.name}: {{{inner}}}}}")
-    if lines:
-        return f"Map them: {' or '.join(lines)}"
+def _suggestions(
+    candidates: Sequence[Bound],
+    plugins: ActivePlugins,
+    catalog: Catalog,
+    blocked: Blocklist,
+    columns: tuple[str, ...],
+    rows: Callable[[], Sequence[Row]],
+    has_template: bool | None,
+) -> list[Suggestion]:
+    offers = [(one, _asked(one, plugins, "suggest", columns)) for one in candidates]
+    offers = [(one, options) for one, options in offers if options and isinstance(options, Mapping)]
+
+    def bound_with(one: Bound, options: Mapping[str, Any]) -> Bound:
+        selection = evolve(one.selection, options=dict(options), path="suggested", default=False)
+        return bind(selection, catalog, blocked)
+
+    def read(bound: Bound, row: Row) -> list[Example]:
+        return reader_for(bound, columns, "", plugins).read(row, 0)
+
+    return suggested(offers, read, bound_with, rows() if offers else (), has_template)
+
+
+def _nothing_fits(candidates: Sequence[Bound]) -> str:
     return (
         f"Formats: {', '.join(one.entry.name for one in candidates)}. "
         "Name one and map its columns, or give a formatting_func."

@@ -28,7 +28,6 @@ Content: TypeAlias = "Rendered | TokenizedRow | None"
 NOTHING_SUPERVISED = "no supervised token"
 NOTHING_LEFT = "no supervised token left after truncation"
 IMAGE_CUT = "an image would be cut at max_length"
-NO_EXAMPLE = "the format returned no example for this row"
 
 OUTCOME = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
 """Columns that say what became of an example; in tables their names begin with an underscore."""
@@ -65,6 +64,7 @@ class Pipeline:
 
     `numbering` holds the numbers of the rows if they differ from their indices (see sftcore.data.source.load). `meant`
     marks nulls that were written, if a column holds JSON (see sftcore.data.nulls).
+    `vocabulary` is how many tokens the model has; rows that come as tokens hold none beyond it.
     An `expander`, for a vision-language model, adds the column `documents` (see sftcore.data.images.pictures).
     """
 
@@ -76,6 +76,7 @@ class Pipeline:
     expander: Expander | None = None
     numbering: Sequence[int] | None = None
     meant: Callable[[Row], Row] | None = None
+    vocabulary: int | None = None
 
     def __call__(self, batch: pa.Table | Mapping[str, list[Any]], numbers: Sequence[int]) -> pa.Table:
         """Turn a batch of raw rows and their numbers into token rows with the outcome of each example.
@@ -157,6 +158,7 @@ class Pipeline:
 
     def _content(self, number: int, example: Example) -> Content:
         if example.tokens is not None:
+            self._refuse_unknown(number, example.tokens)
             return example.tokens
         try:
             rendered = self._rendered(example)
@@ -175,6 +177,15 @@ class Pipeline:
         except (DataError, ConflictError) as error:
             error.where = error.where or self.reader.where
             raise
+
+    def _refuse_unknown(self, number: int, row: TokenizedRow) -> None:
+        """Refuse ids that the model has no embedding for, which would fail at the first step."""
+        for name, ids in (("input_ids", row.input_ids), ("labels", row.labels)):
+            if self.vocabulary is not None and ids and max(ids) >= self.vocabulary:
+                raise RowError(
+                    f'"{name}" holds {max(ids)}, but the vocabulary has {self.vocabulary:,} tokens.',
+                    fix="Tokenize the rows with the tokenizer of this model.",
+                ).at(self.reader.where, number)
 
     def _takes_text(self, example: Example) -> bool:
         """Whether the row can be rendered with the calls as words."""
@@ -217,7 +228,7 @@ class Pipeline:
             if self._cuts_image(content, encoding, whole.lengths[i]):
                 dropped.append(IMAGE_CUT)
             elif content is None:
-                dropped.append(NO_EXAMPLE)
+                dropped.append(self.reader.nothing)
             elif not after[i]:
                 dropped.append(NOTHING_LEFT if before[i] else NOTHING_SUPERVISED)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,11 @@ from attrs import define, evolve, field
 
 from sftcore.chat.render import Renderer
 from sftcore.chat.stops import turn_end
+from sftcore.config.probe import probe_run
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.registry import Bound
 from sftcore.core.types import Row
-from sftcore.data.format import RowReader, choose_format, reader_for, refuse_images
+from sftcore.data.format import RowReader, choose_format, filtered, reader_for, refuse_images
 from sftcore.data.functions import by_function
 from sftcore.data.images.expand import Expander, is_vision
 from sftcore.data.images.reference import MAX_PIXELS
@@ -26,7 +28,7 @@ from sftcore.data.source.load import numbers_of
 from sftcore.data.store.cache import find_or_make, wrapped
 from sftcore.data.store.keys import key_of
 from sftcore.data.store.mapstyle import build
-from sftcore.data.store.stream import columns_of, prepare_stream
+from sftcore.data.store.stream import columns_of, first_rows, prepare_stream
 from sftcore.data.tokenize import Tokenizer
 from sftcore.data.unread import said, unread_of
 from sftcore.util.warned import warn
@@ -51,7 +53,7 @@ class DataPreparation:
     shared: a folder of the run, through which one process shares sets that the cache does not keep.
     ledgers: what became of the rows of each map-style set. formats: the plugin that read each set.
     notes: what else the run reports. numberings: the numbers of each set's rows. label: the training set's name.
-    given_tokens: the sets whose rows came as token ids.
+    given_tokens: the sets whose rows came as token ids. embeddings: how many tokens the model has, where it is known.
     """
 
     setup: Setup
@@ -68,6 +70,7 @@ class DataPreparation:
     numberings: dict[str, Sequence[int] | None] = field(factory=dict)
     label: str = "the training data"
     given_tokens: set[str] = field(factory=set)
+    embeddings: int | None = None
 
     def ledger_of(self, name: str) -> Ledger | None:
         """The ledger of the map-style set that was prepared under this name."""
@@ -105,7 +108,8 @@ class DataPreparation:
         columns = columns_of(dataset)
         if "input_ids" in columns:
             self.given_tokens.add(name)
-        pipeline = evolve(self.pipeline(columns, name), numbering=numbering, meant=meant_nulls(dataset.features))
+        first = functools.partial(first_rows, dataset)
+        pipeline = evolve(self.pipeline(columns, name, first), numbering=numbering, meant=meant_nulls(dataset.features))
         if name != PREDICTED and (left := said(unread_of(pipeline.reader, dataset))):
             self.notes.append(f"{name}: {left}")
         seed = None if name == PREDICTED else self._shuffle_seed
@@ -121,12 +125,12 @@ class DataPreparation:
             _say_what_is_left_out(self.ledgers[-1])
         return prepared.shuffle(seed=seed) if seed is not None else prepared
 
-    def pipeline(self, columns: list[str], name: str) -> Pipeline:
-        """The pipeline for a data set with these columns."""
+    def pipeline(self, columns: list[str], name: str, rows: Callable[[], Sequence[Row]] = tuple) -> Pipeline:
+        """The pipeline for a data set with these columns; `rows` gives its first rows, to try suggestions on."""
         settings = self.setup.plan.settings
         packing = self._packing(name)
         return Pipeline(
-            reader=self._reader(columns, name),
+            reader=self._reader(columns, name, rows),
             renderer=Renderer(
                 self.tokenizer,
                 completion_only=settings.get("completion_only_loss"),
@@ -140,7 +144,15 @@ class DataPreparation:
             max_length=None if packing and packing.strategy != "bfd" else self.max_length,
             truncation=settings.get("truncation_mode") or "keep_start",
             expander=self._expander(packing, name),
+            vocabulary=self._vocabulary() if "input_ids" in columns else None,
         )
+
+    def _vocabulary(self) -> int:
+        """How many tokens the model has: embeddings may be larger than the tokenizer's vocabulary."""
+        config = probe_run(self.setup.plan.model).model_config or {}
+        text = config.get("text_config") or {}
+        sizes = [self.embeddings, config.get("vocab_size"), text.get("vocab_size"), len(self.tokenizer)]
+        return max(size for size in sizes if isinstance(size, int))
 
     @property
     def _shuffle_seed(self) -> int | None:
@@ -213,14 +225,26 @@ class DataPreparation:
         self.ledgers.append(evolve(ledger, name=name))
         return found
 
-    def _reader(self, columns: list[str], name: str) -> RowReader:
+    def _reader(self, columns: list[str], name: str, rows: Callable[[], Sequence[Row]]) -> RowReader:
+        settings = self.setup.plan.settings
         if self.formatting_func is not None and "input_ids" not in columns:
             refuse_images(columns, name)
-            return RowReader("formatting_func", by_function(self.formatting_func), name)
+            reader = RowReader("formatting_func", by_function(self.formatting_func), name)
+            return filtered(reader, columns, settings)
         setup = self.setup
-        bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, name)
+        bound = choose_format(
+            setup.plan,
+            setup.plugins,
+            setup.catalog,
+            setup.blocked,
+            columns,
+            name,
+            rows=rows,
+            has_template=bool(self.tokenizer.chat_template),
+            in_python=True,
+        )
         self.formats[name] = bound
-        return reader_for(bound, columns, name, setup.plugins)
+        return reader_for(bound, columns, name, setup.plugins, settings)
 
 
 def _say_what_is_left_out(ledger: Ledger) -> None:

@@ -4,6 +4,8 @@ The functions raise `RowError` without a location, to which the core adds the da
 """
 
 from sftcore.rows.columns import template_kwargs_of, text_of, value_of, without_nulls
+from sftcore.rows.dialogues import as_turns
+from sftcore.rows.documents import documents_of
 from sftcore.rows.images import images_of, place_images
 from sftcore.rows.roles import ALIASES, ROLES
 from sftcore.rows.tools import tools_column, tools_of
@@ -22,6 +24,8 @@ __all__ = [
     "ALIASES",
     "REASONING",
     "ROLES",
+    "as_turns",
+    "documents_of",
     "images_of",
     "is_trained_turns",
     "messages_of",

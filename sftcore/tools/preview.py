@@ -163,7 +163,7 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
     source, choice = _source_and_format(recipe, setup)
     dataset = load(source, recipe.data, recipe.data.split)
     label = source.label
-    choice = choice or format_for(setup, dataset.column_names, label)
+    choice = choice or format_for(setup, dataset.column_names, label, lambda: list(itertools.islice(dataset, 20)))
     notes = (f"Read with a suggested mapping; a run needs this line: {choice.line}",) if choice.line else ()
     preparation = PreparationFactory(recipe)(choice.setup)
     try:
@@ -198,8 +198,10 @@ def _source_and_format(recipe: Recipe, setup: Setup) -> tuple[Source, FormatChoi
     if not sample:
         return Source(files.label, files), None
     columns = list(dict.fromkeys(key for _, row in sample for key in row))
-    choice = format_for(setup, columns, files.label)
-    return Source(files.label, files, reader_for(choice.bound, columns, files.label, setup.plugins)), choice
+    choice = format_for(setup, columns, files.label, lambda: [row for _, row in sample])
+    return Source(
+        files.label, files, reader_for(choice.bound, columns, files.label, setup.plugins, setup.plan.settings)
+    ), choice
 
 
 def _refuse_beyond(row: int, count: int, unit: str, label: str) -> None:

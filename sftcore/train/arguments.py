@@ -232,6 +232,12 @@ def positions_for(skeleton: Any, model: Any, plan: Plan) -> int | None:
     return None if found is None else found - virtual_tokens(model, plan)
 
 
+def num_embeddings(skeleton: Any) -> int | None:
+    """How many tokens the model has embeddings for, which may be more than its tokenizer knows."""
+    found = None if skeleton is None else skeleton.get_input_embeddings()
+    return getattr(found, "num_embeddings", None)
+
+
 def mapping_of(value: Any, name: str) -> dict[str, Any]:
     """A field that takes a mapping (or its JSON text, which transformers has parsed by now)."""
     if value is None:

@@ -35,6 +35,7 @@ from sftcore.train.arguments import (
     kept,
     max_length_of,
     model_request,
+    num_embeddings,
     positions_for,
     prepare_tokenizer,
     refuse_data,
@@ -133,6 +134,7 @@ class SFTTrainer(OpenLayout):
         begin_run(args)
         processor, new_ids = self._load_processor(model, processing_class, *chosen)
         self._make_preparation(processor, args, formatting_func, positions_for(skeleton, model, self.setup.plan))
+        self.data.embeddings = num_embeddings(skeleton)
         self._skip_prepare = skips_preparation(args, train_dataset, data_collator)
         train_dataset = self._prepare(train_dataset, "train_dataset")
         eval_dataset = self._prepare(eval_dataset, "eval_dataset")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from sftcore import Message, Part, RowError, Span
+from sftcore import Example, Message, Part, RowError, Span
+from sftcore.chat.render import Renderer
 from sftcore.chat.stops import align_stop
 from tests.chat.test_faults import (
     APERTUS,
@@ -241,3 +242,16 @@ def test_a_token_that_takes_a_blank_along_is_not_noted_and_one_that_takes_a_lett
     tokenizer = make_tokenizer()
     texts = [Rendered("say: hello", (Span(5, 10),), False), Rendered("say: hello", (Span(6, 10),), False)]
     assert Tokenizer(tokenizer).columns(texts)[1] == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["image_url", "image", "video"])
+def test_a_part_that_only_a_template_for_images_prints_is_refused_where_nobody_reads_it(kind):
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}"
+        "{% elif c.type in ['image', 'image_url', 'video'] %}<|pad|>{% endif %}{% endfor %}{% endif %}"
+        "<|im_end|>\n{% endfor %}"
+    )
+    user = Message("user", [Part(kind, None, {kind: "a"}), Part("text", "Who?")])
+    with pytest.raises(RowError, match=f'message 0 has a part of type "{kind}", but the format reads no'):
+        Renderer(make_tokenizer(template=template)).render(Example(messages=[user, Message("assistant", "A word.")]))

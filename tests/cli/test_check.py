@@ -19,7 +19,7 @@ from tests.conftest import CHATML, alpaca_rows, make_tokenizer
 TOOLS_CHATML = CHATML.replace(
     "{{ m.content }}", "{{ m.content or '' }}{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}"
 )
-GSM8K_LINE = "format: {prompt-completion: {prompt: question, completion: answer}}"
+GSM8K_LINE = "format: {alpaca: {instruction: question, output: answer}}"
 
 
 def run(*words: str, code: int | None = None):
@@ -58,7 +58,7 @@ def tool_model(tmp_path_factory, model_folder) -> Path:
 @pytest.mark.parametrize(
     ("name", "rows", "format_label"),
     [
-        ("gsm8k_train.jsonl", 7473, "{prompt-completion: {prompt: question, completion: answer}}"),
+        ("gsm8k_train.jsonl", 7473, "{alpaca: {instruction: question, output: answer}}"),
         ("alpaca_en_demo.json", 999, "alpaca"),
         ("glaive_toolcall_en_demo.json", 300, "sharegpt"),
     ],
@@ -146,7 +146,7 @@ MUTATIONS = {
     "null content": (GLAIVE, turn(5, 0, value=None), "null-content", [5], "[0]", 1),
     "null answer": (ALPACA, change(5, output=None), "null-content", [5], 'the column "output" is null', 1),
     "missing answer": (GSM8K, change(7, answer=...), "null-content", [7], 'the column "answer" is missing', 1),
-    "empty answer": (GSM8K, change(4, answer=" "), "missing-answer", [4], "the completion has no words", 1),
+    "empty answer": (GSM8K, change(4, answer=" "), "missing-answer", [4], "turn 1 (assistant) has no words", 1),
     "broken JSON": (GSM8K, broken_lines, "broken-json", [2, 9], "broken JSON", 1),
     "huge row": (GSM8K, change(11, answer="a very long answer " * 9000), "huge-row", [11], "characters", 0),
     "duplicated rows": (GSM8K, repeated, "duplicate-rows", [12], "as row 3", 0),

@@ -13,7 +13,8 @@ from sftcore import DataError, RowError, TokenizedRow
 from sftcore.config.setup import set_up
 from sftcore.core.types import ModelRequest, Selection
 from sftcore.data.columns import TokenColumns
-from sftcore.data.pipeline import NO_EXAMPLE, NOTHING_LEFT, NOTHING_SUPERVISED
+from sftcore.data.format import NO_EXAMPLE
+from sftcore.data.pipeline import NOTHING_LEFT, NOTHING_SUPERVISED
 from sftcore.data.sets import DataPreparation
 from tests.conftest import alpaca_rows
 

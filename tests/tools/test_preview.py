@@ -57,7 +57,7 @@ def test_data_recipes_and_pairs_are_all_understood(model_folder, write):
 def test_columns_that_nobody_reads_are_shown_by_the_mapping_that_fits(model_folder, write):
     path = write("d.jsonl", jsonl([{"question": "say", "answer": " hello"}]))
     (one,) = previewed(model_folder, path)
-    line = "format: {prompt-completion: {prompt: question, completion: answer}}"
+    line = "format: {alpaca: {instruction: question, output: answer}}"
     assert one.notes[0] == f"Read with a suggested mapping; a run needs this line: {line}"
     assert [segment.text for segment in one.segments if segment.weight] == [" hello", "<|im_end|>"]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from attrs import field, frozen
 
 from sftcore import Message, Row
-from sftcore.rows import ALIASES, read_messages, value_of, with_system
+from sftcore.rows import ALIASES, as_turns, read_messages, value_of, with_system
 
 
 @frozen
@@ -23,6 +23,8 @@ class ShareGPTTurns:
     def messages_of(self, row: Row) -> list[Message]:
         """The conversation, with the row's system prompt before it."""
         turns = value_of(row, self.conversations)
+        if not isinstance(turns, list) or not turns or not isinstance(turns[0], dict) or "from" not in turns[0]:
+            turns = as_turns(turns, self.conversations)
         if isinstance(turns, (list, tuple)):
             turns = [self._turn(turn) for turn in turns]
         messages = read_messages(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
 from sftcore.rows import text_of
+from sftcore_plugins.formats._names import CONTEXTS, HISTORIES, REASONINGS, SYSTEMS, column_in, pair_in
 
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -23,7 +25,8 @@ class Alpaca:
     """Rows with `instruction`, `input` (may be empty) and `output`; the loss is on the output.
 
     `style` "chat" makes two messages for the tokenizer's chat template; "alpaca" the original prompt text, which needs
-    no template. `history` names a column of earlier (instruction, output) pairs.
+    no template. `history` names a column of earlier (instruction, output) pairs, `reasoning` one of what is thought
+    before the output.
     """
 
     instruction: str = "instruction"
@@ -31,11 +34,26 @@ class Alpaca:
     output: str = "output"
     system: str = "system"
     history: str = "history"
+    reasoning: str | None = None
     style: Literal["chat", "alpaca"] = "chat"
+
+    def __attrs_post_init__(self) -> None:
+        if self.input == self.instruction:  # as where the question itself is called input
+            self.input = ""
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
-        return {self.instruction, self.output} <= set(columns) and "input_ids" not in columns
+        return {self.instruction, self.output} <= set(columns) and not {"image", "images", "input_ids"} & set(columns)
+
+    @hookimpl
+    def suggest(self, columns: tuple[str, ...]) -> Mapping[str, Any] | None:
+        pair = pair_in(columns)
+        if pair is None:
+            return None
+        parts = {"input": CONTEXTS, "system": SYSTEMS, "history": HISTORIES, "reasoning": REASONINGS}
+        found = {key: column_in(columns, names, *pair) for key, names in parts.items()}
+        others = {key: name for key, name in found.items() if name is not None and name != getattr(self, key)}
+        return {"instruction": pair[0], "output": pair[1], **others}
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
@@ -46,8 +64,12 @@ class Alpaca:
         prompt = [Message("system", system)] if (system := self._optional(row, self.system)) else []
         if row.get(self.history):
             prompt += self._earlier(row)
-        prompt.append(Message("user", f"{instruction}\n{context}" if context else instruction))
-        return Example(prompt=prompt, completion=[Message("assistant", text_of(row, self.output))])
+        asked = f"{instruction}\n{context}" if context and instruction else context or instruction
+        prompt.append(Message("user", asked))
+        thought = self._optional(row, self.reasoning) if self.reasoning else ""
+        return Example(
+            prompt=prompt, completion=[Message("assistant", text_of(row, self.output), reasoning=thought or None)]
+        )
 
     def _as_text(self, row: Row) -> Example:
         instruction, context = text_of(row, self.instruction), self._optional(row, self.input)

@@ -7,31 +7,16 @@ from typing import Any
 
 import attrs
 
-from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
+from sftcore import Example, Formatter, Message, Row, hookimpl, plugin
 from sftcore.rows import read_messages, template_kwargs_of, text_of, tools_of, value_of
-
-_PAIRS = (
-    ("question", "answer"),
-    ("question", "response"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("instruction", "response"),
-    ("instruction", "answer"),
-    ("input", "output"),
-    ("input", "target"),
-    ("source", "target"),
-    ("prompt", "response"),
-    ("prompt", "answer"),
-    ("context", "response"),
-)
-"""Column names that data sets commonly use for a prompt and its answer."""
+from sftcore_plugins.formats._names import CONTEXTS, HISTORIES, REASONINGS, SYSTEMS, column_in, pair_in
 
 
 @plugin
 class PromptCompletion:
     """Rows with `prompt` and `completion`, as texts or as messages; the loss is on the completion.
 
-    `separator` is put between the two where they are texts.
+    `separator` is put between the two where they are texts. A text beside messages is the user's or the assistant's.
     """
 
     prompt: str = "prompt"
@@ -48,8 +33,10 @@ class PromptCompletion:
 
     @hookimpl
     def suggest(self, columns: tuple[str, ...]) -> Mapping[str, Any] | None:
-        pair = next((pair for pair in _PAIRS if set(pair) <= set(columns)), None)
-        return {"prompt": pair[0], "completion": pair[1]} if pair else None
+        pair = pair_in(columns)
+        if pair is None or column_in(columns, (*CONTEXTS, *SYSTEMS, *HISTORIES, *REASONINGS), *pair):
+            return None  # joined texts would leave the other columns out
+        return {"prompt": pair[0], "completion": pair[1]}
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
@@ -57,28 +44,20 @@ class PromptCompletion:
             prompt, completion = value_of(row, self.prompt), value_of(row, self.completion)
             if isinstance(prompt, str) and isinstance(completion, str):
                 return Example(prompt=prompt + self.separator, completion=completion)
-            if isinstance(prompt, str) or isinstance(completion, str):
-                self._refuse_mixture(row)
             return Example(
-                prompt=self._turns(prompt, self.prompt),
-                completion=self._turns(completion, self.completion),
+                prompt=self._turns(prompt, self.prompt, "user", row),
+                completion=self._turns(completion, self.completion, "assistant", row),
                 tools=tools_of(row, self.tools),
                 template_kwargs=template_kwargs_of(row, self.template_kwargs),
             )
 
         return read
 
-    def _refuse_mixture(self, row: Row) -> None:
-        """One of the two is a text: which turn of a conversation it would be cannot be known."""
-        text, other, role = self.prompt, self.completion, "user"
-        if not isinstance(row[text], str):
-            text, other, role = other, text, "assistant"
-        if not isinstance(row[other], (list, tuple)):
-            text_of(row, other)  # refuses what is neither
-        raise RowError(
-            f'"{self.prompt}" and "{self.completion}" are not both texts or both lists of messages.',
-            fix=f'Make "{text}" a list: [{{"role": "{role}", "content": …}}], or "{other}" a text.',
-        )
-
-    def _turns(self, turns: Any, column: str) -> list[Message]:
+    def _turns(self, turns: Any, column: str, role: str, row: Row) -> list[Message]:
+        if isinstance(turns, str):  # beside messages, a text is one of them
+            return [Message(role, turns)]
+        if isinstance(turns, Mapping) and "role" in turns:
+            turns = [turns]
+        if not isinstance(turns, (list, tuple)):
+            text_of(row, column)  # refuses what is neither
         return read_messages(turns, column, self.roles, format_name="prompt-completion")

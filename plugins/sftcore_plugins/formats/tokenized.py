@@ -7,15 +7,21 @@ from typing import Any
 
 from sftcore import Example, Formatter, Row, RowError, TokenizedRow, hookimpl, plugin
 from sftcore.plugin_api import IGNORED
-from sftcore.rows import value_of
+from sftcore.rows import documents_of, value_of
 
 _OTHER_MASKS = ("loss_mask", "assistant_mask", "assistant_tokens_mask", "completion_masks")
 """What masks are called elsewhere."""
+_LAYOUT = ("seq_lengths", "position_ids", "attention_mask")
+"""Columns that say where the documents of a row are, or its padding."""
 
 
 @plugin
 class Tokenized:
-    """Rows with `input_ids`, used as they are; `labels`, or masks of zeros and ones, say what counts."""
+    """Rows with `input_ids`, used as they are; `labels`, or masks of zeros and ones, say what counts.
+
+    Rows that were packed before (`seq_lengths`, or `position_ids` or `attention_mask` that tell documents apart) are
+    taken apart into their documents, and padding (`attention_mask` of 0) is left out.
+    """
 
     input_ids: str = "input_ids"
     labels: str = "labels"
@@ -29,7 +35,22 @@ class Tokenized:
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
-        return self._read
+        return self._read_documents if set(_LAYOUT) & set(columns) else self._read
+
+    def _read_documents(self, row: Row) -> list[Example]:
+        whole = self._read(row).tokens
+        assert whole is not None
+        ids, labels, weights = whole.input_ids, whole.labels, whole.weights
+        lengths = None if row.get("seq_lengths") is None else _numbers(row["seq_lengths"], "seq_lengths")
+        counted = ids if isinstance(ids, list) else list(ids)
+        positions = self._column(row, "position_ids", counted)
+        attended = self._column(row, "attention_mask", counted, (int, bool))
+        return [
+            Example(
+                tokens=TokenizedRow(ids[first:last], labels and labels[first:last], weights and weights[first:last])
+            )
+            for first, last in documents_of(len(ids), lengths, positions, attended)
+        ]
 
     def _read(self, row: Row) -> Example:
         ids = _numbers(value_of(row, self.input_ids), self.input_ids)
@@ -49,14 +70,9 @@ class Tokenized:
         return Example(tokens=TokenizedRow(ids, labels, weights))
 
     def _masked(self, row: Row, ids: list[int]) -> list[int] | None:
-        names = (self.completion_mask, self.assistant_masks)
+        names = dict.fromkeys((self.completion_mask, self.assistant_masks, *_OTHER_MASKS))
         masks = [mask for name in names if (mask := self._column(row, name, ids, (int, bool), {0, 1})) is not None]
         if not masks:
-            if unread := [name for name in _OTHER_MASKS if row.get(name) is not None]:
-                raise RowError(
-                    f'the column "{unread[0]}" is not read.',
-                    fix=f"Name it: format: {{tokenized: {{assistant_masks: {unread[0]}}}}}. Or remove it.",
-                )
             return None
         return [token if all(bits) else IGNORED for token, *bits in zip(ids, *masks, strict=True)]
 

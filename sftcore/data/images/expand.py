@@ -55,7 +55,7 @@ class Expander:
             return self.placeholder
         turn = Message("user", [Part("text", "A"), Part("image"), Part("text", "B")])
         try:
-            text = Renderer(self.processor.tokenizer).render(Example(messages=[turn])).text
+            text = Renderer(self.processor.tokenizer).render(Example(messages=[turn], images=[b""])).text
         except DataError:
             return self.placeholder
         around = re.search(rf"A\s*([^\sA]*{re.escape(self.placeholder)}[^\sB]*)\s*B", text)

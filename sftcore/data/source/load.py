@@ -14,6 +14,7 @@ from sftcore.config.recipe import DataSection
 from sftcore.core.errors import DataError, RowError
 from sftcore.data.format import RowReader, choose_format, reader_for
 from sftcore.data.source.files import Files, first_rows, local_files, scan
+from sftcore.data.source.tokenizers import has_chat_template
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -51,8 +52,17 @@ def inspect(source: str | Sequence[str], setup: Setup) -> Source:
             return Source(files.label, files)
         raise DataError("the file holds no rows.", where=files.label, fix="Give a file with at least one row.")
     columns = list(dict.fromkeys(key for _, row in sample for key in row))
-    bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, files.label)
-    reader = reader_for(bound, columns, files.label, setup.plugins)
+    bound = choose_format(
+        setup.plan,
+        setup.plugins,
+        setup.catalog,
+        setup.blocked,
+        columns,
+        files.label,
+        rows=lambda: [row for _, row in sample],
+        has_template=has_chat_template(setup.plan),
+    )
+    reader = reader_for(bound, columns, files.label, setup.plugins, setup.plan.settings)
     _read_all(reader, sample)
     return Source(files.label, files, reader)
 

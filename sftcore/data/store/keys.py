@@ -26,6 +26,7 @@ SETTINGS = (
     "truncation_mode",
     "packing_strategy",
     "dataset_text_field",
+    "rows",
 )
 """Fields of SFTConfig that change what a row becomes."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from sftcore.data.packing.blocks import PackingPlan, blocks_of
 from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank, shard_source
 from sftcore.data.store.mapstyle import BATCH, kept_rows
+from sftcore.data.suggestions import TRIED
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -55,3 +57,8 @@ def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
     if first is None:
         raise DataError("the data set has no rows.")
     return list(first)
+
+
+def first_rows(dataset: Dataset | IterableDataset) -> list[dict[str, Any]]:
+    """The first rows, to try what reads them."""
+    return list(itertools.islice(dataset.take(TRIED) if hasattr(dataset, "take") else dataset, TRIED))

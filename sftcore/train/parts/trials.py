@@ -16,7 +16,6 @@ from accelerate.utils import gather_object
 from attrs import define, field
 
 from sftcore.core.errors import BrokenPluginError, SFTCoreError
-from sftcore.core.registry import named
 from sftcore.documents.layouts import layout_of
 from sftcore.documents.proof import evaluation_mode, ordinary_token_ids
 from sftcore.model.attention import replaced_attention
@@ -27,7 +26,7 @@ from sftcore.trials.kept import KeptTrials
 from sftcore.trials.loss import try_loss_in_model
 from sftcore.trials.model import ModelTrial
 from sftcore.trials.outcome import Outcome
-from sftcore.util.claims import refused, spelled
+from sftcore.util.claims import refused, spelled, tried
 
 if TYPE_CHECKING:
     import torch
@@ -78,12 +77,12 @@ class RunTrials:
             for one in plugins.answers("make_loss"):
                 yield from self._said(one, self._tried(one, self._loss, kept=not self.sharded))
         with trainer.noise.paused(), trainer.kernels.paused():
-            tried = [*self._of_model()]
-            if tried and self.sharded:
-                names = ", ".join(one.selection.label for one, _ in tried)
+            waiting = [*self._of_model()]
+            if waiting and self.sharded:
+                names = ", ".join(one.selection.label for one, _ in waiting)
                 yield f"not tried on the model, whose weights are sharded: {names}"
                 return
-            for one, trial in tried:
+            for one, trial in waiting:
                 yield from self._said(one, self._tried(one, trial))
 
     @property
@@ -136,7 +135,7 @@ class RunTrials:
         known = self.kept.passed(one) if kept else None
         if known is not None:
             return known
-        with named(one, "be tried on the model"):
+        with tried(one, "be tried on the model"):
             outcome = trial(one)
         if kept:
             self.kept.keep(one, outcome)
@@ -155,7 +154,7 @@ class RunTrials:
         rows = first_rows(trainer)
         if not rows:
             return Outcome()
-        with named(one, f"batch the first {len(rows)} rows"):
+        with tried(one, f"batch the first {len(rows)} rows"):
             return try_collator(trainer.layouts.taken, rows)
 
     def _loss(self, one: Bound) -> Outcome:

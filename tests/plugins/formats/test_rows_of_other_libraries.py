@@ -148,8 +148,9 @@ def test_calls_that_are_trained_otherwise_than_the_words_before_them_stay_apart(
 
 # --- Masks of tokens
 @pytest.mark.parametrize("name", ["loss_mask", "assistant_mask", "assistant_tokens_mask", "completion_masks"])
-def test_a_mask_under_another_name_is_not_left_unread(name):
-    with pytest.raises(RowError, match=f'the column "{name}" is not read.*assistant_masks: {name}'):
-        read("tokenized", {"input_ids": [5, 6, 7], name: [0, 1, 1]})
+def test_a_mask_under_another_name_is_read(name):
+    assert read("tokenized", {"input_ids": [5, 6, 7], name: [0, 1, 1]}).tokens.labels == [-100, 6, 7]
+    both = {"input_ids": [5, 6, 7], name: [0, 1, 1], "completion_mask": [1, 0, 1]}
+    assert read("tokenized", both).tokens.labels == [-100, -100, 7]
     assert read("tokenized", {"input_ids": [5, 6], name: [0, 1]}, assistant_masks=name).tokens.labels == [-100, 6]
     assert read("tokenized", {"input_ids": [5, 6], "labels": [-100, 6], name: [0, 1]}).tokens.labels == [-100, 6]

@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Write the table of shapes in docs/how-to/formats.md from tests/plugins/formats/shapes.py; `--check` only compares."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "how-to" / "formats.md"
+BEGIN, END = "<!-- shapes -->\n", "<!-- end of shapes -->"
+LONGEST = 110
+
+
+def table() -> str:
+    """The shapes as tables, one for each group."""
+    sys.path.insert(0, str(ROOT))
+    from tests.plugins.formats.shapes import SHAPES
+
+    lines: list[str] = []
+    group = ""
+    for shape in SHAPES:
+        if shape.group != group:
+            group = shape.group
+            lines += ["", f"### {group}", "", "| data | a row | read by | becomes |", "|---|---|---|---|"]
+        row = json.dumps(shape.row, ensure_ascii=False)
+        row = row if len(row) <= LONGEST else f"{row[:LONGEST]}…"
+        by = "auto" if shape.by == "auto" else _code(shape.by)
+        by = by if shape.by == "auto" or shape.by.startswith("format:") else f"refused: {shape.by}"
+        lines.append(f"| {shape.name} | {_code(row)} | {by} | {'; '.join(map(_code, shape.expected))} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("\n", "⏎").replace("|", "\\|") + "`"
+
+
+def main() -> int:
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    made = f"{before}{BEGIN}{table()}{END}{rest.split(END, 1)[1]}"
+    if "--check" in sys.argv:
+        if made != text:
+            print("the table of docs/how-to/formats.md is stale. Run: python scripts/gen_shapes.py", file=sys.stderr)
+        return int(made != text)
+    PAGE.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
