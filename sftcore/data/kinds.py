@@ -107,11 +107,11 @@ def _holds(value: Any) -> bool:
 
 def _refuse_bad(row: Row, name: str, found: Any) -> None:
     """Refuse an answer whose mark is false; texts and tokens have no answer that it could mean."""
-    value = row.get(name)
-    if not (value is False or (isinstance(value, str) and value.strip().lower() == "false")):
-        return
     examples: Sequence[Example] = [found] if isinstance(found, Example) else list(found)
-    if any(one.messages is not None or one.prompt is not None for one in examples):
+    if not any(one.messages is not None or one.prompt is not None for one in examples):
+        return  # the column of a class beside a text, which stays unread and is said to
+    value = row.get(name)
+    if value is False or (isinstance(value, str) and value.strip().lower() == "false"):
         raise RowError(
             f'the answer is marked as a bad one ("{name}" is false), as KTO reads it.',
             fix=f"Train on the good ones alone: {WHERE.format(column=name, value='true')}. Or remove the column.",

@@ -23,7 +23,7 @@ class ShareGPTTurns:
     def messages_of(self, row: Row) -> list[Message]:
         """The conversation, with the row's system prompt before it."""
         turns = value_of(row, self.conversations)
-        if not isinstance(turns, list) or not turns or not isinstance(turns[0], dict) or "from" not in turns[0]:
+        if type(turns) is not list or not turns or type(turns[0]) is not dict or "from" not in turns[0]:
             turns = as_turns(turns, self.conversations)
         if isinstance(turns, (list, tuple)):
             turns = [self._turn(turn) for turn in turns]

@@ -20,8 +20,8 @@ from sftcore.rows import (
     with_system,
 )
 
-_NAMES = ("conversation", "dialog", "dialogue", "chat", "turns", "items", "contents", "chat_messages")
-"""What columns of conversations are called elsewhere."""
+_NAMES = ("contents", "chat_messages")
+"""What columns of messages are called elsewhere, beside the names that the format `dialogue` reads."""
 
 
 @plugin
