@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     Arguments = Mapping[str, Any]
 
-REFERENCE = "eager"
-"""The attention that others are compared with: scores, softmax and products step by step."""
+PLAIN = ("eager", "sdpa")
+"""transformers' own attentions. Others are compared with the first: scores, softmax and products step by step."""
 FULL_PRECISION = 5e-5
 """Allowed relative difference in float32: two attentions differ by 2e-6 in logits, 1e-5 in gradients (SmolLM2-135M)."""
 
@@ -42,23 +42,23 @@ class ModelTrial(ModelPasses):
 
     # --- Trials -------------------------------------------------------------------------------------------------------
     def attention(self, *, exact: bool = True) -> Outcome:
-        """The attention that the model has now against `REFERENCE`.
+        """The attention that the model has now against transformers' own, which need no trial.
 
         Args:
             exact: False where it declares that it computes something else; the difference is noted then.
         """
         config = causal_model(self.model).config.get_text_config()
         name = config._attn_implementation
-        if name == REFERENCE:
+        if name in PLAIN:
             return PASSED
-        config._attn_implementation = REFERENCE
+        config._attn_implementation = PLAIN[0]
         try:
             plain = self.once(padded=True)
         except _UNSUPPORTED as error:
-            return Outcome(notes=(f"it could not be compared with {REFERENCE} attention ({_first_line(error)})",))
+            return Outcome(notes=(f"it could not be compared with {PLAIN[0]} attention: {_first_line(error)}",))
         finally:
             config._attn_implementation = name
-        return self._judge(self.as_it_is(), plain, f"{REFERENCE} attention", exact=exact)
+        return self._judge(self.as_it_is(), plain, f"{PLAIN[0]} attention", exact=exact)
 
     def kernel(self, patch: Callable[[], PatchReport | None], *, exact: bool | None = None) -> Outcome:
         """The model with a plugin's kernels against the model without any; `undo` has to restore it bit by bit.

@@ -23,20 +23,25 @@ def model(tokenizer):
 @pytest.fixture
 def attention(model):
     """Make the model use an attention of this function, and try it."""
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     def tried(change, **options):
-        def attend(*args, **kwargs):
-            return change(sdpa_attention_forward, *args, **kwargs)
-
-        AttentionInterface.register("acme_trial", attend)
-        AttentionMaskInterface.register("acme_trial", sdpa_mask)
+        _register("acme_trial", change)
         model.set_attn_implementation("acme_trial")
         return ModelTrial(model).attention(**options)
 
     return tried
+
+
+def _register(name, change):
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    def attend(*args, **kwargs):
+        return change(sdpa_attention_forward, *args, **kwargs)
+
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 # --- Attention --------------------------------------------------------------------------------------------------------
@@ -108,8 +113,9 @@ def test_a_difference_that_is_declared_is_said(attention):
     assert "declares that it computes something else: logits differ by" in found.notes[0]
 
 
-def test_the_reference_needs_no_pass(model):
-    model.set_attn_implementation("eager")
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_attention_of_transformers_itself_needs_no_pass(model, name):
+    model.set_attn_implementation(name)
     trial = ModelTrial(model)
 
     assert (trial.attention().fault, trial.passes) == ("", 0)
@@ -118,6 +124,8 @@ def test_the_reference_needs_no_pass(model):
 def test_documents_end_to_end_are_compared_with_each_in_a_row_of_its_own(model):
     from sftcore.documents.proof import keep_documents_apart
 
+    _register("acme_trial", scaled(1.0))
+    model.set_attn_implementation("acme_trial")
     way = keep_documents_apart(model, None, flattened=True).way
 
     assert ModelTrial(model, way, flattened=True).attention().fault == ""
