@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from sftcore.core.discovery import normalized
-from sftcore.core.errors import BrokenPluginError, SFTCoreError
+from sftcore.core.errors import BrokenPluginError
 from sftcore.core.hookspecs import PROJECT
-from sftcore.util.foreign import out_of_memory
 
 if TYPE_CHECKING:
     from sftcore.core.registry import Bound
@@ -30,24 +28,6 @@ def refused(one: Bound, fault: str, fix: str = "") -> BrokenPluginError:
     """
     fix = fix or f"Update or remove {one.entry.distribution}, or report this to its authors."
     return BrokenPluginError(f"{spelled(one)} failed its trial: {fault}.", where=one.selection.path, fix=fix)
-
-
-@contextmanager
-def tried(one: Bound, task: str) -> Iterator[None]:
-    """Name the plugin and its task in whatever is raised inside; our own errors say what is wrong by themselves.
-
-    Raises:
-        BrokenPluginError: anything else was raised.
-    """
-    try:
-        yield
-    except SFTCoreError:
-        raise
-    except Exception as error:  # a third party's plugin may raise anything
-        if out_of_memory(error):
-            raise
-        said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
-        raise refused(one, f"it cannot {task}: {said}") from error
 
 
 def third_parties(plugins: Iterable[Bound]) -> str:

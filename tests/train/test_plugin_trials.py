@@ -61,6 +61,8 @@ FAULTS = [
     ("collator", "shifted-2", "labels"),
     ("collator", "invented", "it changes tokens: 1 of a document's"),
     ("collator", "row lost", "it loses rows"),
+    ("collator", "raises", "on the first 2 rows it raises ZeroDivisionError: division"),
+    ("loss", "raises", "on the model it raises KeyError: 'boom'"),
     ("loss", "mean", "with num_items twice as large its loss is"),
     ("loss", "sum", "with num_items twice as large its loss is"),
     ("loss", "detached", "no gradient"),
@@ -128,6 +130,15 @@ def test_weights_have_to_be_honoured_where_rows_have_some(trainer, kind):
     with pytest.raises(SFTCoreError, match=rf'{kind} "acme" .* failed its trial: .*weights'):
         trainer(WEIGHTED, **{kind: {"fault": "weights"}}).train()
     trainer(WEIGHTED, **{kind: {}}).train()
+
+
+def test_weights_that_only_later_rows_have_have_to_be_honoured(trainer):
+    plain = [{"messages": [{**message} for message in row["messages"]]} for row in WEIGHTED]
+    for row in plain[:3]:
+        row["messages"][1]["weight"] = 1.0
+
+    with pytest.raises(SFTCoreError, match="weights"):
+        trainer(plain, collator={"fault": "weights"}).train()
 
 
 def test_a_declared_difference_is_said(trainer):

@@ -28,6 +28,8 @@ class Batches:
                 batch["input_ids"][0, 1] = 5
             elif self.fault == "row lost":
                 batch = {name: one[:-1] for name, one in batch.items()}
+            elif self.fault == "raises" and len(rows[0]["input_ids"]) > 4:
+                raise ZeroDivisionError("division\nby zero.")
             elif self.fault == "weights":
                 batch.pop("weights", None)
             return batch
@@ -58,6 +60,8 @@ class Loss:
             if self.fault == "detached":
                 total = total.detach()
             calls.append(1)
+            if self.fault == "raises":
+                raise KeyError("boom")
             if self.fault == "nan later" and len(calls) > 20:
                 total = total * float("nan")
             return LossOutput(total, None, (log_probs.argmax(-1) == labels).sum())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import numpy as np
 from accelerate.utils import gather_object
 from attrs import define, field
 
@@ -26,7 +27,7 @@ from sftcore.trials.kept import KeptTrials
 from sftcore.trials.loss import try_loss_in_model
 from sftcore.trials.model import ModelTrial
 from sftcore.trials.outcome import Outcome
-from sftcore.util.claims import refused, spelled, tried
+from sftcore.util.claims import refused, spelled
 
 if TYPE_CHECKING:
     import torch
@@ -135,8 +136,7 @@ class RunTrials:
         known = self.kept.passed(one) if kept else None
         if known is not None:
             return known
-        with tried(one, "be tried on the model"):
-            outcome = trial(one)
+        outcome = _called(one, "on the model", lambda: trial(one))
         if kept:
             self.kept.keep(one, outcome)
         return outcome
@@ -154,8 +154,9 @@ class RunTrials:
         rows = first_rows(trainer)
         if not rows:
             return Outcome()
-        with tried(one, f"batch the first {len(rows)} rows"):
-            return try_collator(trainer.layouts.taken, rows)
+        if has_weights(trainer) and all(row.get("weights") is None for row in rows):
+            rows = [{**row, "weights": np.linspace(0.5, 1, len(row["input_ids"])).tolist()} for row in rows]
+        return _called(one, f"on the first {len(rows)} rows", lambda: try_collator(trainer.layouts.taken, rows))
 
     def _loss(self, one: Bound) -> Outcome:
         import torch
@@ -175,6 +176,23 @@ class RunTrials:
                 weighted=has_weights(trainer),
                 gradients=not self.sharded,
             )
+
+
+def _called(one: Bound, where: str, call: Callable[[], Outcome]) -> Outcome:
+    """The outcome of a trial, in which the plugin may raise anything; errors of our own say what is wrong themselves.
+
+    Raises:
+        BrokenPluginError: it raised an error, which is named with the plugin.
+    """
+    try:
+        return call()
+    except SFTCoreError:
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # which is nobody's fault
+            raise
+        said = f"{type(error).__name__}: {error}".strip().partition("\n")[0].rstrip(".")
+        raise refused(one, f"{where} it raises {said}") from error
 
 
 def first_rows(trainer: Any) -> list[dict[str, Any]]:
