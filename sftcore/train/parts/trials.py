@@ -8,7 +8,7 @@ each run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -25,7 +25,7 @@ from sftcore.model.unwrap import causal_model, is_peft_model
 from sftcore.trials.collator import try_collator
 from sftcore.trials.kept import KeptTrials
 from sftcore.trials.loss import try_loss_in_model
-from sftcore.trials.model import ModelTrial
+from sftcore.trials.model import PLAIN, ModelTrial
 from sftcore.trials.outcome import Outcome
 from sftcore.util.claims import refused, spelled
 
@@ -68,15 +68,22 @@ class RunTrials:
     trainer: Any
     _trial: ModelTrial | None = field(default=None, init=False)
     _kept: KeptTrials | None = field(default=None, init=False)
+    rows: list[dict[str, Any]] = field(init=False)
+    weighted: bool = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.rows = first_rows(self.trainer)
+        self.weighted = has_weights(self.trainer, self.rows)
 
     def __call__(self) -> Iterator[str]:
         trainer = self.trainer
         plugins = trainer.setup.plugins
-        for one in plugins.answers("make_collator"):
-            yield from self._said(one, self._collator(one))
         if trainer.compute_loss_func is None and trainer.label_smoother is None:
+            # first, because all processes take part in a pass of a model that is sharded
             for one in plugins.answers("make_loss"):
                 yield from self._said(one, self._tried(one, self._loss, kept=not self.sharded))
+        for one in plugins.answers("make_collator"):
+            yield from self._said(one, self._collator(one))
         with trainer.noise.paused(), trainer.kernels.paused():
             waiting = [*self._of_model()]
             if waiting and self.sharded:
@@ -102,7 +109,7 @@ class RunTrials:
         if attention is not None and not replaced_attention(causal):
             taken = causal.config.get_text_config()._attn_implementation
             can_change = getattr(type(causal), "_can_set_attn_implementation", lambda: False)()
-            if can_change and taken == attention[1].implementation:
+            if can_change and taken == attention[1].implementation and taken not in PLAIN:
                 exact = attention[1].exact
                 for one in plugins.answers("attention_backend"):
                     yield one, lambda one: self.trial.attention(exact=exact)
@@ -129,7 +136,7 @@ class RunTrials:
     def kept(self) -> KeptTrials:
         """The trials passed before by a run like this one."""
         if self._kept is None:
-            self._kept = KeptTrials(facts_of_run(self.trainer, self.trial))
+            self._kept = KeptTrials({**facts_of_run(self.trainer, self.trial), "weights": self.weighted})
         return self._kept
 
     def _tried(self, one: Bound, trial: Callable[[Bound], Outcome], *, kept: bool = True) -> Outcome:
@@ -151,10 +158,10 @@ class RunTrials:
     # --- Collator and loss --------------------------------------------------------------------------------------------
     def _collator(self, one: Bound) -> Outcome:
         trainer = self.trainer
-        rows = first_rows(trainer)
+        rows = self.rows
         if not rows:
             return Outcome()
-        if has_weights(trainer) and all(row.get("weights") is None for row in rows):
+        if self.weighted and all(row.get("weights") is None for row in rows):
             rows = [{**row, "weights": np.linspace(0.5, 1, len(row["input_ids"])).tolist()} for row in rows]
         return _called(one, f"on the first {len(rows)} rows", lambda: try_collator(trainer.layouts.taken, rows))
 
@@ -173,7 +180,7 @@ class RunTrials:
                 causal,
                 ids,
                 gathers=trainer.bound_loss.gathers,
-                weighted=has_weights(trainer),
+                weighted=self.weighted,
                 gradients=not self.sharded,
             )
 
@@ -212,13 +219,13 @@ def first_rows(trainer: Any) -> list[dict[str, Any]]:
     return rows if all("input_ids" in row for row in rows) else []
 
 
-def has_weights(trainer: Any) -> bool:
+def has_weights(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether tokens of the run may have weights; of a stream this is known by its first rows alone."""
     given = trainer.eval_dataset
     sets = [trainer.train_dataset, *(given.values() if isinstance(given, Mapping) else [given])]
     if any("weights" in (getattr(one, "column_names", None) or ()) for one in sets):
         return True
-    return any(row.get("weights") is not None for row in first_rows(trainer))
+    return any(row.get("weights") is not None for row in rows)
 
 
 def facts_of_run(trainer: Any, trial: ModelTrial) -> dict[str, Any]:
@@ -244,7 +251,6 @@ def facts_of_run(trainer: Any, trial: ModelTrial) -> dict[str, Any]:
         "attention": causal.config.get_text_config()._attn_implementation,
         "way": [getattr(trial.way, "name", ""), trial.flattened],
         "head": trainer.bound_loss.reason,
-        "weights": has_weights(trainer),
     }
 
 
