@@ -6,7 +6,9 @@ import contextlib
 import functools
 import importlib
 import logging
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +17,7 @@ import click
 
 from sftcore.core.visible import unstyled, visible
 
+_TRACEBACK = "sftcore.traceback"
 _VERBS = {
     "quickstart": "Fine-tune a small model on your machine and compare its answers before and after.",
     "train": "Train a model from a recipe file, from settings on the command line, or both.",
@@ -31,6 +34,14 @@ _VERBS = {
     "chat": "Chat with a trained model in the terminal, with or without its adapter.",
     "quantize": "Quantise a trained model, calibrated on its own training rows, and measure the effect.",
 }
+_SEEING = (
+    click.Option(["--traceback"], is_flag=True, expose_value=False, callback=lambda ctx, _, on: _see(ctx, "", on),
+                 help="Show where in the code an error was raised."),
+    click.Option(["--trace-plugins"], is_flag=True, expose_value=False,
+                 callback=lambda ctx, _, on: _see(ctx, "SFTCORE_TRACE_PLUGINS", on),
+                 help="Print each call of a plugin's hook: who answered, and how long it took."),
+)  # fmt: skip
+"""Options that every verb has, to see plugins at work."""
 _AFTER = ("parity", "replay", "evaluate", "merge", "chat", "quantize")
 """The verbs for a trained run, whose modules are in the folder `after`."""
 
@@ -48,11 +59,18 @@ class _LazyGroup(click.Group):
             ctx.fail(f'There is no verb "{cmd_name}".{nearest(cmd_name, _VERBS)}')
         folder = "after." if cmd_name in _AFTER else ""
         command: click.Command = importlib.import_module(f"sftcore.cli.{folder}{cmd_name.replace('-', '_')}").command
+        command.params += [one for one in _SEEING if one not in command.params]
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        from sftcore.core.errors import SFTCoreError
+
         try:
             return super().invoke(ctx)
+        except SFTCoreError:
+            if ctx.meta.get(_TRACEBACK):
+                click.echo(visible(traceback.format_exc()), err=True)
+            raise
         except click.UsageError as error:  # it quotes words that may be file names which the shell expanded
             advice = _as_setting(error) if isinstance(error, click.NoSuchOption) else ""
             raise click.UsageError(visible(advice or error.format_message()), error.ctx) from None
@@ -60,6 +78,15 @@ class _LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(_VERBS.items()))
+
+
+def _see(ctx: click.Context, variable: str, on: bool) -> None:
+    """Turn on what an option of `_SEEING` asks for; a variable of the environment reaches other processes too."""
+    if on and variable:
+        os.environ[variable] = "1"
+        ctx.call_on_close(lambda: os.environ.pop(variable, None))
+    elif on:
+        ctx.meta[_TRACEBACK] = True
 
 
 def _as_setting(error: click.NoSuchOption) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,9 @@ def command(recipe: Recipe, as_json: bool) -> None:
     counted in characters instead of tokens. The exit code is 1 if something would stop or spoil the run.
     """
     no_bars(always=True)
-    reports = list(_reports(recipe))
+    # what a plugin prints must not stand in the JSON
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        reports = list(_reports(recipe))
     errors, warnings = (sum(report.count(severity) for report in reports) for severity in ("error", "warning"))
     if as_json:
         sets = [report.as_dict() for report in reports]

@@ -69,6 +69,8 @@ def _status(entry: PluginEntry, catalog: Catalog, blocked: Blocklist) -> tuple[s
     others = [one for one in named if one != entry]
     if others:
         offers = ", ".join(one.distribution for one in others)
+        if entry.is_own:  # which the name alone stands for
+            return "usable", f"also from {offers}: write {entry.name}@{others[0].distribution} for that"
         return "ambiguous", f"also from {offers}: write {entry.name}@{entry.distribution}"
     return "usable", ""
 

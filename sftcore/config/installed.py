@@ -90,6 +90,7 @@ class Installed:
 
 
 def _only(found: list[PluginEntry], what: str, *, where: str) -> PluginEntry | None:
+    found = sorted(found, key=lambda entry: not entry.is_own)
     if len(found) > 1:
         offers = ", ".join(f"{entry.name}@{entry.distribution}" for entry in found)
         kind = found[0].kind

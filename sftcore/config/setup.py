@@ -19,7 +19,7 @@ from sftcore.core.discovery import Catalog, discover
 from sftcore.core.errors import CheckError, ConflictError
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import AUTO, KINDS, ModelRequest, Plan, Problem, Selection
-from sftcore.util.warned import warn
+from sftcore.util.warned import is_strict, warn, warn_of_plugin
 
 
 @frozen
@@ -74,7 +74,7 @@ def set_up(
     installed = Installed(discover(), Blocklist.parse(block, where=f"{where}: block"))
     catalog, blocked, dropped = installed.catalog, installed.blocked, set(without)
     for text in blocked.without_effect(catalog.entries):
-        warn(text)
+        warn_of_plugin(text)
     explicit = selections_for(chosen, settings, model, installed, where=where, peft_config=peft_config)
     selections = [one for one in explicit if one.kind not in dropped]
     taken = dropped | {one.kind for one in selections}
@@ -126,7 +126,10 @@ def check(
     """
     probe = attrs.evolve(probe_run(setup.plan.model, columns), module_names=module_names)
     own = core_problems(setup.plan, probe, needs_tokenizer=needs_tokenizer)
-    problems = [*also, *own, *setup.plugins.problems(setup.plan, probe)]
+    of_plugins = setup.plugins.problems(setup.plan, probe)
+    if is_strict():
+        of_plugins = [attrs.evolve(problem, severity="error") for problem in of_plugins]
+    problems = [*also, *own, *of_plugins]
     for problem in problems:
         if problem.severity == "warning":
             warn(str(problem))

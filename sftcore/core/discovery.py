@@ -109,14 +109,21 @@ class Catalog:
                 where=where,
                 fix=f"It comes from: {quoted(entry.distribution for entry in anywhere)}.",
             )
-        if len(named) > 1:
+        if len(named) > 1 and len({entry.distribution for entry in named}) == 1:
+            raise DuplicatePluginError(
+                f'{named[0].distribution} declares {kind} "{name}" twice: {quoted(entry.value for entry in named)}.',
+                where=where,
+                fix="Remove one of these entry points.",
+            )
+        own = [entry for entry in named if entry.is_own]
+        if len(named) > 1 and not own:
             offers = ", ".join(f"{entry.name}@{entry.distribution}" for entry in named)
             raise DuplicatePluginError(
                 f'{len(named)} distributions offer {kind} "{name}": {offers}.',
                 where=where,
                 fix=f"Pick one: {kind}: {name}@{named[0].distribution}",
             )
-        return named[0]
+        return (own or named)[0]  # a name keeps its meaning when another distribution offers it too
 
 
 def normalized(distribution: str) -> str:

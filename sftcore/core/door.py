@@ -21,8 +21,7 @@ from sftcore.core.errors import FaultyPluginError, OptionTypeError, SFTCoreError
 from sftcore.core.hookspecs import Hooks
 from sftcore.core.options import arms_of, methods_of, structure, type_name
 
-PASSED = ("OutOfMemoryError", "AcceleratorError")
-"""Errors of torch that those who call look for by their class."""
+PASSED = ("OutOfMemoryError", "AcceleratorError")  # errors of torch, for which callers look by their class
 
 
 @frozen

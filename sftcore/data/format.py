@@ -12,9 +12,20 @@ from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.bound import bind
 from sftcore.config.settings.kept_rows import kept_rows
 from sftcore.core.discovery import Catalog, PluginEntry
-from sftcore.core.errors import ConflictError, DataError, FaultyPluginError, RowError, SFTCoreError, nearest, quoted
+from sftcore.core.door import Handed, fields
+from sftcore.core.errors import (
+    ConflictError,
+    DataError,
+    FaultyPluginError,
+    OptionTypeError,
+    RowError,
+    SFTCoreError,
+    nearest,
+    quoted,
+)
+from sftcore.core.options import structure
 from sftcore.core.registry import ActivePlugins, Bound
-from sftcore.core.types import AUTO, Example, Formatter, Plan, Row, Selection
+from sftcore.core.types import AUTO, Example, Formatter, Message, Plan, Row, Selection, TokenizedRow
 from sftcore.data.kinds import preference_in, scores_in, unreadable_in, with_filter, with_refusals
 from sftcore.data.suggestions import Suggestion, spelled, suggested
 from sftcore.util.warned import warn, warn_broken
@@ -36,6 +47,11 @@ class RowReader:
     where: str
     calls_as_text: str = ""
     nothing: str = NO_EXAMPLE
+
+    @property
+    def named(self) -> str:
+        """The plugin with its distribution and version, where the rows are read by one."""
+        return self.formatter.origin.label if isinstance(self.formatter, Handed) else self.label
 
     def read(self, row: Row, number: int) -> list[Example]:
         """The examples of one row; rows are numbered from 0.
@@ -60,6 +76,28 @@ class RowReader:
                 what, fix = f"{self.label} failed: {type(error).__name__}: {error}.", ""
             raise RowError(what, fix=fix).at(self.where, number) from cause
         return [found] if isinstance(found, Example) else list(found)
+
+
+def fault_in(example: Example) -> str:
+    """What field of an example is of a wrong type, and what was expected; empty where none is."""
+    turns = [turn for some in (example.messages, example.prompt, example.completion) for turn in _turns(some)]
+    tokens = [] if example.tokens is None else [example.tokens]
+    try:
+        for value, kind in [
+            (example, Example),
+            *((one, Message) for one in turns),
+            *((one, TokenizedRow) for one in tokens),
+        ]:
+            structure(value, kind, path=kind.__name__)
+            for name, hint in fields(kind).items():
+                structure(getattr(value, name), hint, path=f"{kind.__name__}.{name}")
+    except OptionTypeError as error:
+        return f"{error.what.rstrip('.')} as {error.where}"
+    return ""
+
+
+def _turns(some: Any) -> Sequence[Any]:
+    return some if isinstance(some, (list, tuple)) else ()
 
 
 def choose_format(
@@ -95,6 +133,7 @@ def choose_format(
     detecting = [one for one in candidates if _asked(one, plugins, "detects", columns)]
     kind = preference_in(columns) if "input_ids" not in columns else None
     kind = kind or unreadable_in(columns)
+    detecting.sort(key=lambda one: not one.entry.is_own)
     if detecting and kind is None:
         if len(detecting) > 1:
             raise ConflictError(

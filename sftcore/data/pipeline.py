@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import numbers as numbers_
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,14 +13,16 @@ from sftcore.chat.content import with_calls_as_text
 from sftcore.chat.conversation import CallLeftOutError
 from sftcore.chat.render import Rendered, Renderer
 from sftcore.chat.spans import TurnSpan
+from sftcore.core.door import Handed
 from sftcore.core.errors import ConflictError, DataError, RowError, TemplateStoppedError
 from sftcore.core.types import Example, Row, TokenizedRow
 from sftcore.data.columns import TokenColumns, Truncation
-from sftcore.data.format import RowReader
+from sftcore.data.format import RowReader, fault_in
 from sftcore.data.images.expand import Expander
 from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
 from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, token_range
+from sftcore.util.warned import warn_of_plugin
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,11 +96,14 @@ class Pipeline:
         found: list[tuple[int, Content]] = []
         if self.meant is not None:
             rows = list(map(self.meant, rows))
+        first = copy.deepcopy(rows[0]) if rows and numbers[0] == 0 else None
         if self.numbering is not None:
             numbers = [self.numbering[number] for number in numbers]
         for number, row in zip(numbers, rows, strict=True):
             examples = self.reader.read(row, number)
             found += [(number, self._content(number, example)) for example in examples] or [(number, None)]
+        if first is not None and str(first) != str(rows[0]) and isinstance(self.reader.formatter, Handed):
+            warn_of_plugin(f"{self.reader.named} changes the rows that it reads: it should make new values instead.")
         return found
 
     def tokenize(self, contents: Sequence[tuple[int, Content]]) -> list[Encoded]:
@@ -157,9 +164,14 @@ class Pipeline:
         return tuple(Picture(image, *size, *tokens) for image, size, tokens in found)
 
     def _content(self, number: int, example: Example) -> Content:
-        if example.tokens is not None:
-            self._refuse_unknown(number, example.tokens)
-            return example.tokens
+        if (tokens := example.tokens) is not None:
+            if not _is_whole(tokens):
+                what = fault_in(example) or "labels and weights as long as input_ids, which are whole numbers, expected"
+                raise RowError(f"{self.reader.named} gave tokens that cannot be read: {what}.").at(
+                    self.reader.where, number
+                )
+            self._refuse_unknown(number, tokens)
+            return tokens
         try:
             rendered = self._rendered(example)
             if rendered.thoughtless:
@@ -177,6 +189,11 @@ class Pipeline:
         except (DataError, ConflictError) as error:
             error.where = error.where or self.reader.where
             raise
+        except (AttributeError, TypeError, ValueError) as error:
+            if not (what := fault_in(example)):
+                raise
+            text = f"{self.reader.named} gave an example that cannot be read: {what}."
+            raise RowError(text).at(self.reader.where, number) from error
 
     def _refuse_unknown(self, number: int, row: TokenizedRow) -> None:
         """Refuse ids that the model has no embedding for, which would fail at the first step."""
@@ -242,6 +259,16 @@ class Pipeline:
         if limit is None or length <= limit or not isinstance(content, Rendered) or not content.image_spans:
             return False
         return token_range(encoding, content.image_spans[-1])[1] > limit
+
+
+def _is_whole(tokens: Any) -> bool:
+    """Whether the parts of a row are as long as its ids, and these are numbers; the first of them is looked at."""
+    ids: Any = getattr(tokens, "input_ids", "")
+    if not isinstance(tokens, TokenizedRow) or isinstance(ids, str):
+        return False
+    length = len(ids)
+    numbers = not length or isinstance(ids[0], numbers_.Integral)
+    return numbers and all(one is None or len(one) == length for one in (tokens.labels, tokens.weights))
 
 
 def rows_of(batch: pa.Table | Mapping[str, list[Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import attrs
 
 from sftcore.config.attention import pads, shortcomings
 from sftcore.core.door import Origin
-from sftcore.core.errors import ConflictError, ModelError, UnknownKeyError
+from sftcore.core.errors import ConflictError, ModelError, SFTCoreError, UnknownKeyError
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, LossFunction, ModelRequest, Plan, Selection
 from sftcore.model.attention import replaced_attention
@@ -52,6 +52,8 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
     try:
         with in_our_words("the model cannot be loaded", ModelError, where=f"model {plan.model.name}", leaves=_HANDLED):
             loaded: LoadedModel = plugins.one("load_model", leaves=leaves, request=request, options=given)
+    except SFTCoreError:
+        raise
     except TypeError as error:
         # what transformers does not know of its keyword arguments, it hands to the model's class
         named = re.search(r"unexpected keyword argument '(\w+)'", str(error))

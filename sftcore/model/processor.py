@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sftcore.config.installed import Installed
 from sftcore.config.plugins.bound import bind
 from sftcore.config.selections import default_selections
-from sftcore.core.errors import ModelError, near_name
+from sftcore.core.errors import ModelError, SFTCoreError, near_name
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import KINDS, ModelRequest, Plan
 from sftcore.model.unwrap import causal_model
@@ -91,11 +91,18 @@ def _loader_of(request: ModelRequest, setup: Setup) -> ActivePlugins:
 def _loaded(request: ModelRequest, plugins: ActivePlugins, *, ready: bool = False) -> Any:
     """What the loader gives by this name, which is that of a `ready` model or is to be loaded."""
     # what transformers says of a name is put into words below; another loader speaks for itself
-    leaves = (
-        (ImportError, OSError, ValueError) if all(one.entry.is_own for one in plugins.answers("load_processor")) else ()
-    )
+    answering = plugins.answers("load_processor")
+    if not answering and (loaders := plugins.answers("load_model")):
+        raise ModelError(
+            f"{loaders[0].entry.label} does not implement load_processor, so that the run has no tokenizer.",
+            where=f"model {request.name}",
+            fix="Add the hook to the loader, or in Python pass processing_class.",
+        )
+    leaves = (ImportError, OSError, ValueError) if all(one.entry.is_own for one in answering) else ()
     try:
         return plugins.one("load_processor", leaves=leaves, request=request)
+    except SFTCoreError:
+        raise
     except ImportError as error:
         named = next((name for name in _PROCESSOR_NEEDS if name in str(error).lower()), "")
         raise ModelError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sftcore.core.discovery import discover
+from sftcore.core.discovery import Catalog, PluginEntry, discover
 from sftcore.core.errors import DuplicatePluginError, PluginError, UnknownPluginError
 
 
@@ -30,13 +30,32 @@ def test_a_distribution_that_stands_twice_on_the_path_counts_once(distributions,
     assert entry.name == "acme-rope"
 
 
-def test_a_name_from_two_distributions_is_an_error_that_lists_both(install):
+def test_a_name_of_sftcore_keeps_its_meaning_when_another_distribution_offers_it(install):
+    assert install("acme-chat").find("format", "chat").distribution == "sftcore"
+    assert discover().find("format", "chat", "acme-chat").distribution == "acme-chat"
+
+
+def test_a_name_from_two_distributions_is_an_error_that_lists_both():
+    entries = tuple(PluginEntry("format", "faq", name, "1.0", f"{name}:Faq") for name in ("acme", "zeta"))
     with pytest.raises(DuplicatePluginError) as error:
-        install("acme-chat").find("format", "chat", where="recipe.yaml: format")
+        Catalog(entries).find("format", "faq", where="recipe.yaml: format")
     text = str(error.value)
-    assert text.startswith('recipe.yaml: format: 2 distributions offer format "chat"')
-    assert "chat@sftcore" in text
-    assert "chat@acme-chat" in text
+    assert text.startswith('recipe.yaml: format: 2 distributions offer format "faq": faq@acme, faq@zeta')
+
+
+def test_a_name_that_one_distribution_declares_twice_is_an_error_that_names_both_places():
+    entries = tuple(PluginEntry("format", "faq", "acme", "1.0", f"acme.{name}:Faq") for name in ("one", "two"))
+    with pytest.raises(DuplicatePluginError, match=r'acme declares format "faq" twice: "acme.one'):
+        Catalog(entries).find("format", "faq")
+
+
+def test_a_plugin_for_a_newer_sftcore_is_told_so(write_distribution, set_up):
+    code = "from sftcore import hookimpl, plugin\n@plugin\nclass New:\n    'New.'\n    @hookimpl\n"
+    code += "    def make_formatter(self, columns):\n        return len\n"
+    metadata = "Requires-Dist: sftcore>=99\n"
+    write_distribution("newer_acme", code, entry_points=b"[sftcore.format]\nnew = newer_acme:New\n", metadata=metadata)
+    with pytest.warns(UserWarning, match=r'format "new@newer_acme" 1.0 needs sftcore>=99, and this is .* pip install'):
+        set_up(format="new")
 
 
 def test_the_list_shows_a_shared_name_as_ambiguous_and_how_to_write_it(sftcore):
@@ -44,7 +63,7 @@ def test_the_list_shows_a_shared_name_as_ambiguous_and_how_to_write_it(sftcore):
     rows = [row for row in json.loads(shown.stdout)["plugins"] if row["name"] == "chat"]
     assert {row["distribution"]: (row["status"], row["why"]) for row in rows} == {
         "acme-chat": ("ambiguous", "also from sftcore: write chat@acme-chat"),
-        "sftcore": ("ambiguous", "also from acme-chat: write chat@sftcore"),
+        "sftcore": ("usable", "also from acme-chat: write chat@acme-chat for that"),
     }
 
 

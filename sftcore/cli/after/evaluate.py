@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -41,8 +43,9 @@ def command(
         raise click.UsageError(f"{run} is a whole model, so it has no adapter to leave out.")
     from sftcore.tools.evaluate import evaluate, evaluation_rows
 
-    checked = evaluation_rows(saved, data, overrides)
-    found = evaluate(saved, checked, own_rows=data is None, dtype=dtype, adapter=not no_adapter)
+    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints must not stand in the JSON
+        checked = evaluation_rows(saved, data, overrides)
+        found = evaluate(saved, checked, own_rows=data is None, dtype=dtype, adapter=not no_adapter)
     if as_json:
         click.echo(json.dumps({"schema": 1, "run": run, **found.as_dict()}, indent=2, ensure_ascii=False))
         return

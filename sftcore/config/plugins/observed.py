@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import io
 import os
 import sys
@@ -53,6 +55,8 @@ def loaded(entry: PluginEntry) -> type[Any]:
         BrokenPluginError: it cannot be imported, imports a heavy library at its top, or is not a plugin class.
     """
     module = entry.value.partition(":")[0]
+    if not entry.is_own and (needed := _newer_sftcore(entry.distribution)):
+        warn_of_plugin(f"{entry.label} {entry.version} {needed}.")
     light = [name for name in HEAVY if name not in sys.modules]
     with _heard(f"{entry.label} {entry.version}", "when it is imported"):
         found = entry.load()
@@ -64,6 +68,21 @@ def loaded(entry: PluginEntry) -> type[Any]:
             fix="Move that import into the hook that needs it.",
         )
     return found
+
+
+@functools.cache
+def _newer_sftcore(distribution: str) -> str:
+    """What a distribution's metadata ask of sftcore that this version is not; empty where it is."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    own = __name__.partition(".")[0]
+    has = importlib.metadata.version(own)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, InvalidRequirement):
+        for text in importlib.metadata.distribution(distribution).requires or ():
+            requirement = Requirement(text)
+            if requirement.name == own and not requirement.specifier.contains(has, prereleases=True):
+                return f"needs {own}{requirement.specifier}, and this is {has}: pip install -U {own}"
+    return ""
 
 
 @contextlib.contextmanager
