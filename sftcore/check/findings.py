@@ -21,7 +21,6 @@ _ERRORS = {
     "broken-csv": ("broken CSV.", "Correct or delete the line."),
     "not-a-row": ("this is not a row of named columns.", "Write each row as a mapping."),
     "not-utf8": ("the text is not UTF-8.", "Save the file as UTF-8."),
-    "bom": ("the file begins with a byte-order mark.", "Save it as UTF-8 without one."),
     "lone-surrogate": ("half a surrogate pair, which is not a character.", "Correct or delete it."),
     "no-format": ("", ""),
     "mixed-formats": ("", "Check and train the files separately, or give them the same columns."),

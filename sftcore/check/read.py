@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import sys
@@ -12,15 +13,11 @@ from typing import Any
 
 from attrs import frozen
 
-from sftcore.data.source.files import too_much
+from sftcore.data.source.files import has_surrogates, too_much, unique
+from sftcore.data.source.opened import delimiter_of, is_compressed, opened, opened_text
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
-# What the CSV reader of `datasets` (pandas) reads as null.
-_CSV_NULLS = frozenset(
-    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
-     "NULL", "NaN", "None", "n/a", "nan", "null"]
-)  # fmt: skip
 
 
 @frozen
@@ -47,7 +44,7 @@ class Raw:
 
 def raw_rows(path: Path, builder: str) -> Iterator[Raw]:
     """Every row of one file, or the fault found in its place; never raises because of the file's contents."""
-    readers = {"csv": _csv, "parquet": _parquet, "arrow": _arrow}
+    readers = {"csv": _csv, "text": _texts, "parquet": _parquet, "arrow": _arrow}
     try:
         yield from readers.get(builder, _json)(path)
     except Exception as error:  # a reader may raise anything for a damaged file
@@ -59,41 +56,16 @@ def _of_file(fault: str, detail: str = "", fix: str = "", line: int | None = Non
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
-class _TwiceError(ValueError):
-    """A key occurs twice in one mapping: Arrow refuses that, and Python's json would keep the last."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
-    return found
-
-
-def _has_surrogates(text: str, value: Any) -> bool:
-    """Whether the value holds half a character, which JSON can spell but neither Arrow nor a tokenizer accepts."""
-    if "\\ud" not in text and "\\uD" not in text:
-        return False
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique)
 
 
 def _json(path: Path) -> Iterator[Raw]:
-    with path.open("rb") as file:
+    with io.BytesIO(opened(path).read()) if is_compressed(path) else path.open("rb") as file:
         head = file.read(4096)
         if head.startswith(_UTF16_BOMS):
             yield _of_file("not-utf8", "the file is UTF-16")
             return
         start = len(_UTF8_BOM) if head.startswith(_UTF8_BOM) else 0
-        if start:
-            yield _of_file("bom", line=1)
         while head[start:].isspace() and (more := file.read(4096)):
             head += more
         file.seek(start)
@@ -171,7 +143,7 @@ def _element(text: str, at: int, line: int, *, alone: bool = False) -> tuple[int
     """Where the element ends, or None if it is broken, and the element itself; `alone` on its line, or in a list."""
     try:
         value, end = (_DECODER.decode(text), len(text)) if alone else _DECODER.raw_decode(text, at)
-        if _has_surrogates(text[at:end], value):
+        if has_surrogates(text[at:end], value):
             return end, Raw(line=line, fault=Fault("lone-surrogate"))
         if not isinstance(value, dict):
             return end, Raw(line=line, fault=Fault("not-a-row", f"this is {type(value).__name__}"))
@@ -179,8 +151,6 @@ def _element(text: str, at: int, line: int, *, alone: bool = False) -> tuple[int
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if alone else f"line {error.lineno} column {error.colno}"
         detail = f"{error.msg.removesuffix(' at')} at {place}"
-    except _TwiceError as error:
-        detail = f'the key "{error}" stands twice'
     except (ValueError, RecursionError) as error:
         detail = too_much(error)
     return None, Raw(line=line, fault=Fault("broken-json", detail))
@@ -203,12 +173,9 @@ def _not_utf8(error: UnicodeDecodeError) -> Fault:
 # --- Tables ---------------------------------------------------------------------------------------------------------
 def _csv(path: Path) -> Iterator[Raw]:
     csv.field_size_limit(sys.maxsize)
-    with path.open("rb") as binary:
-        if binary.read(3) == _UTF8_BOM:
-            yield _of_file("bom", line=1)
     # surrogateescape keeps an invalid byte in its row, so that the other rows can still be read
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    with opened_text(path, "surrogateescape") as file:
+        reader = csv.DictReader(file, delimiter=delimiter_of(path))
         while True:
             line = reader.line_num + 1
             try:
@@ -226,7 +193,17 @@ def _csv(path: Path) -> Iterator[Raw]:
             elif any(isinstance(cell, str) and re.search("[\udc80-\udcff]", cell) for cell in row.values()):
                 yield Raw(line=line, fault=Fault("not-utf8"))
             else:
-                yield Raw({column: None if cell in _CSV_NULLS else cell for column, cell in row.items()}, line)
+                yield Raw({column: cell or None for column, cell in row.items()}, line)
+
+
+def _texts(path: Path) -> Iterator[Raw]:
+    """The lines of a text file that hold something."""
+    with opened_text(path, "surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if re.search("[\udc80-\udcff]", line):
+                yield Raw(line=number, fault=Fault("not-utf8"))
+            elif line.strip():
+                yield Raw({"text": line.rstrip("\r\n")}, number)
 
 
 def _parquet(path: Path) -> Iterator[Raw]:

@@ -61,7 +61,7 @@ def test_bytes_that_are_no_utf8_cost_their_line_alone(tmp_path):
     path.write_text('{"a": 1}', encoding="utf-16")
     assert read(path) == [("not-utf8", None)]
     path.write_text('{"a": 1}', encoding="utf-8-sig")
-    assert read(path) == [("bom", 1), ({"a": 1}, 1)]
+    assert read(path) == [({"a": 1}, 1)]
 
 
 def test_an_object_in_place_of_rows_is_one_fault(write):

@@ -95,7 +95,7 @@ def test_nothing_is_unpacked_whatever_its_name(kind, ending, tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [file.name]
 
 
-@pytest.mark.parametrize("name", ["rows.zip", "rows.tar.gz", "rows.jsonl.gz", "rows.jsonl.zst", "rows.pkl"])
+@pytest.mark.parametrize("name", ["rows.zip", "rows.tar.gz", "rows.tar", "rows.7z", "rows.pkl"])
 def test_files_of_other_kinds_are_not_opened(name, tmp_path):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(DataError, match="cannot be read"):

@@ -6,17 +6,30 @@ import csv
 import glob
 import itertools
 import json
+import re
 import sys
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from sftcore.core.errors import DataError, quoted
+from sftcore.data.source.opened import delimiter_of, ending, is_compressed, not_utf8, opened, opened_text
+from sftcore.util.warned import warn
 
-BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-"""File extensions, with the builder of `datasets` that reads them."""
+BUILDERS = {
+    ".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+    ".txt": "text",
+}  # fmt: skip
+"""File extensions, with what reads them."""
+_SHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
+_NOT_ROWS = re.compile(
+    r"(config|.*_config|dataset_infos?|dataset_dict|state|tokenizer|vocab|special_tokens_map|package)\.json|requirements.*"
+    r"\.txt|licen[sc]e.*|readme.*"
+)
+"""Names of files that stand beside data and hold none."""
 _PACKED = {
     "gzip": (0, b"\x1f\x8b"), "zip": (0, b"PK\x03\x04"), "empty zip": (0, b"PK\x05\x06"), "bzip2": (0, b"BZh"),
     "xz": (0, b"\xfd7zXZ\x00"), "zstd": (0, b"\x28\xb5\x2f\xfd"), "lz4": (0, b"\x04\x22\x4d\x18"),
@@ -78,7 +91,8 @@ def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
         DataError: broken JSON, with the line; or a row that is not a mapping, with its number, counted from 0.
     """
     for path in () if files.builder in ("parquet", "arrow") else files.paths:
-        reader = _csv_rows if files.builder == "csv" else _json_rows
+        readers: dict[str, Callable[[Path], Iterator[Any]]] = {"csv": _csv_rows, "text": _lines}
+        reader = readers.get(files.builder, _json_rows)
         number = -1
         try:
             for number, row in enumerate(reader(path)):
@@ -87,7 +101,8 @@ def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
                     raise DataError(f"this is {type(row).__name__}, not a mapping of columns to values.", where=place)
                 yield place, row
         except UnicodeDecodeError as error:
-            raise DataError(f"the file is not UTF-8: {error}.", where=str(path), fix="Save it as UTF-8.") from None
+            what, fix = not_utf8(path, error)
+            raise DataError(what, where=str(path), fix=fix) from None
         except csv.Error as error:
             where = f"{path} row {number + 1}"
             raise DataError(f"broken CSV: {error}.", where=where, fix="Correct that row.") from None
@@ -105,6 +120,9 @@ def _expand(path: Path) -> list[Path]:
             return [inner for text in matching for inner in _expand(Path(text))]
         raise DataError("no such file.", where=str(path), fix=_neighbours(path))
     if path.is_file():
+        if path.suffix.lower() in _SHEETS:
+            what = "this is a spreadsheet, which is not read."
+            raise DataError(what, where=str(path), fix="Save the sheet as CSV (UTF-8), and give that file.")
         if _ending(path) not in BUILDERS:
             what = f'files ending in "{path.suffix}" cannot be read.'
             raise DataError(what, where=str(path), fix=f"Endings: {', '.join(BUILDERS)}.")
@@ -112,10 +130,33 @@ def _expand(path: Path) -> list[Path]:
     if not path.is_dir():
         raise DataError("this is neither a file nor a folder.", where=str(path), fix="Write the rows to a file.")
     # links are followed, because snapshots in the hub's cache consist of them
-    found = sorted(inner for inner in path.rglob("*") if inner.is_file() and _ending(inner) in BUILDERS)
+    inside = sorted(inner for inner in path.rglob("*") if inner.is_file() and _may_be_data(inner.relative_to(path)))
+    found = [inner for inner in inside if _ending(inner) in BUILDERS and not _NOT_ROWS.fullmatch(inner.name.lower())]
     if not found:
         raise DataError("the folder holds no data files.", where=str(path), fix=f"Endings: {', '.join(BUILDERS)}.")
-    return found
+    return _of_one_type(path, found)
+
+
+def _may_be_data(path: Path) -> bool:
+    return not any(part.startswith(".") for part in path.parts)
+
+
+def _of_one_type(folder: Path, found: list[Path]) -> list[Path]:
+    """The files of the type that has the most bytes; the others are said."""
+    sizes: dict[str, int] = {}
+    for path in found:
+        builder = BUILDERS[_ending(path)]
+        sizes[builder] = sizes.get(builder, 0) + path.stat().st_size
+    most = max(sizes, key=lambda builder: sizes[builder])
+    taken = [path for path in found if BUILDERS[_ending(path)] == most]
+    if left := [path.name for path in found if path not in taken]:
+        more = ", …" if len(left) > 5 else ""
+        warn(
+            f"{folder}: of its files, {len(taken):,} of type {most} are read "
+            f"({taken[0].name}{', …' * (len(taken) > 1)}), and {len(left):,} other are not "
+            f"({', '.join(left[:5])}{more})."
+        )
+    return taken
 
 
 def _refuse_packed(path: Path, builder: str) -> None:
@@ -124,6 +165,12 @@ def _refuse_packed(path: Path, builder: str) -> None:
     Raises:
         DataError: it is one of them, or a .parquet file does not hold Parquet.
     """
+    if is_compressed(path):
+        if builder == "parquet":
+            what = "a Parquet file is compressed inside, and not read in another file."
+            raise DataError(what, where=str(path), fix="Unpack it.")
+        opened(path).close()
+        return
     with path.open("rb") as file:
         head = file.read(512)
     if builder == "parquet" and not head.startswith(b"PAR1"):
@@ -135,7 +182,19 @@ def _refuse_packed(path: Path, builder: str) -> None:
 
 
 def _ending(path: Path) -> str:
-    return path.suffix.lower()
+    if path.suffix.lower() == ".zip" and ending(path) == ".zip":
+        return _inside(path)
+    return ending(path)
+
+
+def _inside(path: Path) -> str:
+    """The ending of the one file in an archive whose own name does not say it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.startswith("__MACOSX/") and name[-1] != "/"]
+    except (OSError, zipfile.BadZipFile):
+        return ".zip"
+    return ending(Path(names[0])) if len(names) == 1 else ".zip"
 
 
 def _neighbours(path: Path) -> str:
@@ -145,31 +204,71 @@ def _neighbours(path: Path) -> str:
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
-        start = file.read(1)
-        while start.isspace():
-            start = file.read(1)
-        file.seek(0)
-        yield from _json_array(file.read(), path) if start == "[" else _json_lines(file, path)
+    with opened_text(path) as file:
+        before = file.read(1)
+        while before[-1:].isspace():
+            before += file.read(1)
+        if before[-1:] == "[":
+            yield from _json_array(before + file.read(), path)
+        else:
+            yield from _json_lines(file, path, before)
+
+
+class TwiceError(ValueError):
+    """A key occurs twice in one mapping: Arrow refuses that, and Python's json would keep the last."""
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of these pairs."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
+def has_surrogates(text: str, value: Any) -> bool:
+    """Whether the value holds half a character, which JSON can spell but neither Arrow nor a tokenizer accepts."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return False
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=unique)
 
 
 def _json_array(text: str, path: Path) -> list[Any]:
     try:
-        rows: list[Any] = json.loads(text)
+        rows: list[Any] = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise _broken(error, path, getattr(error, "lineno", 1)) from None
+    if has_surrogates(text, rows):
+        at = next(number for number, row in enumerate(rows) if has_surrogates(text, row))
+        raise DataError("half a surrogate pair, which is not a character.", where=f"{path} row {at}", fix=_MEND)
     if not rows:
         raise DataError("the file holds an empty list.", where=str(path), fix="Give a file with at least one row.")
     return rows
 
 
-def _json_lines(file: Any, path: Path) -> Iterator[Any]:
-    for number, line in enumerate(file, 1):
+def _json_lines(file: Any, path: Path, before: str = "") -> Iterator[Any]:
+    first = before.rpartition("\n")[2] + file.readline()
+    for number, line in enumerate(itertools.chain([first], file), 1 + before.count("\n")):
         if line.strip():
             try:
-                yield json.loads(line.rstrip("\r\n"))
+                row = _DECODER.decode(line.rstrip("\r\n"))
             except (ValueError, RecursionError) as error:
                 raise _broken(error, path, number) from None
+            if has_surrogates(line, row):
+                what = "half a surrogate pair, which is not a character."
+                raise DataError(what, where=f"{path} line {number}", fix=_MEND)
+            yield row
+
+
+_MEND = "Correct or delete it."
 
 
 def _broken(error: Exception, path: Path, line: int) -> DataError:
@@ -178,11 +277,24 @@ def _broken(error: Exception, path: Path, line: int) -> DataError:
 
 
 def too_much(error: Exception) -> str:
-    """Why Python cannot read JSON whose syntax is correct."""
+    """Why JSON whose syntax is correct cannot be read."""
+    if isinstance(error, TwiceError):
+        return f'the key "{error}" stands twice'
     return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t" if _ending(path) == ".tsv" else ",")
+    with opened_text(path) as file:
+        for row in csv.DictReader(file, delimiter=delimiter_of(path)):
+            if None in row:
+                raise csv.Error(f"the row has {len(row) - 1 + len(row[None])} cells, the header {len(row) - 1} columns")
+            yield {column: cell or None for column, cell in row.items()}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a text file that hold something, each a text of its own."""
+    with opened_text(path) as file:
+        for line in file:
+            if line.strip():
+                yield {"text": line.rstrip("\r\n")}

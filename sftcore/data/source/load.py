@@ -14,6 +14,8 @@ from sftcore.config.recipe import DataSection
 from sftcore.core.errors import DataError, RowError
 from sftcore.data.format import RowReader, choose_format, reader_for
 from sftcore.data.source.files import Files, first_rows, local_files, scan
+from sftcore.data.source.made import dataset_of, is_uniform, stream_of
+from sftcore.data.source.opened import needs_python
 from sftcore.data.source.tokenizers import has_chat_template
 
 if TYPE_CHECKING:
@@ -88,12 +90,19 @@ def load(source: Source, data: DataSection, split: str, *, streaming: bool = Fal
     if files.builder == "arrow":
         saved = datasets.load_from_disk(str(files.paths[0]))
         return saved.to_iterable_dataset(num_shards=min(_SHARDS, len(saved))) if streaming else saved
-    options: dict[str, Any] = {"delimiter": "\t"} if files.paths[0].suffix == ".tsv" else {}
+    if files.builder != "parquet":
+        sample = [row for _, row in first_rows(files, SAMPLE)]
+        if streaming:
+            return stream_of(files, list(dict.fromkeys(key for row in sample for key in row)))
+        if files.builder != "json" or any(map(needs_python, files.paths)) or not is_uniform(sample):
+            return dataset_of(files)
     try:
         # datasets would read * and [ in a name as a pattern
         paths = [glob.escape(str(path.resolve())) for path in files.paths]
-        return datasets.load_dataset(files.builder, data_files=paths, split="train", streaming=streaming, **options)
+        return datasets.load_dataset(files.builder, data_files=paths, split="train", streaming=streaming)
     except Exception as error:  # the builder may raise anything, and the user needs the line
+        if files.builder == "json":
+            return dataset_of(files)  # rows that differ behind the first ones; what is broken is named with its line
         raise explained(error, source) from error
 
 

@@ -69,7 +69,8 @@ def test_a_hub_id_is_no_file():
             'chat.jsonl row 0: the column "messages" is a text, not a list of messages',
         ),
         ("odd.jsonl", jsonl([{"foo": "a"}]), 'no installed format recognises the columns "foo"'),
-        ("data.txt", "hello", 'files ending in ".txt" cannot be read'),
+        ("data.doc", "hello", 'files ending in ".doc" cannot be read'),
+        ("data.xlsx", "hello", "this is a spreadsheet"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_place(write, name, text, said):

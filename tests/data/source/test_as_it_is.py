@@ -1,0 +1,198 @@
+"""JSON as it is, tables of every dialect, compressed files: all rows with their own values, or refused by name."""
+
+from __future__ import annotations
+
+import bz2
+import datetime
+import gzip
+import json
+import lzma
+import random
+import zipfile
+
+import pyarrow
+import pytest
+
+from sftcore import DataError
+from sftcore.check.read import raw_rows
+from sftcore.config.recipe import load_recipe
+from sftcore.data.source.files import local_files, scan
+from sftcore.data.source.load import Source, load
+
+ROW = {"text": "one", "n": 1}
+
+
+def loaded(path, *, streaming: bool = False) -> list[dict]:
+    recipe = load_recipe(None, [f"data={path}", "model=m"])
+    files = local_files(str(path))
+    found = load(Source(files.label, files), recipe.data, "train", streaming=streaming)
+    return [dict(row) for row in found]
+
+
+def reported(path) -> list[dict]:
+    (only,) = local_files(str(path)).paths
+    raws = list(raw_rows(only, local_files(str(path)).builder))
+    assert not [raw.fault for raw in raws if raw.fault]
+    return [raw.row for raw in raws]
+
+
+def without_nulls(rows):
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+
+
+# --- 40 files of mixed JSON -----------------------------------------------------------------------------------------
+MIXED = {
+    "arguments that differ": [
+        {"calls": [{"name": "f", "arguments": {"x": 1}}]},
+        {"calls": [{"name": "g", "arguments": {"y": "a", "z": None}}]},
+    ],
+    "meta that differs": [
+        {"text": "a", "meta": {"a": 1}}, {"text": "b", "meta": {"b": [1]}}, {"text": "c", "meta": None},
+    ],
+    "a number here and a text there": [{"text": "a", "id": 1}, {"text": "b", "id": "x"}],
+    "a list here and a mapping there": [{"text": "a", "m": [1]}, {"text": "b", "m": {"k": 1}}],
+    "late columns": [*({"text": str(i)} for i in range(2)), {"text": "z", "late": {"a": 1}}],
+    "big integers": [{"text": "a", "id": 2**70}, {"text": "b", "id": 3}],
+    "dates": [{"text": "2024-01-31"}, {"text": "2024-01-31 10:00:00"}],
+    "dates inside": [{"text": "a", "m": {"day": "2024-01-31 10:00:00"}}],
+    "nulls that are meant": [{"m": {"x": None, "y": 1}}, {"m": {"y": 2}}],
+    "schemas": [{"tools": [{"p": {"a": {"type": "int"}}}]}, {"tools": [{"p": {"b": {"enum": ["x"]}}}]}],
+    "whole numbers and others": [{"text": "a", "n": 1}, {"text": "b", "n": 1.5}],
+    "true and numbers": [{"text": "a", "n": True}, {"text": "b", "n": 2}],
+    "lists of mixed kinds": [{"text": "a", "l": [1, "a", None, {"b": 2}]}],
+}  # fmt: skip
+ENDINGS = ("jsonl", "crlf.jsonl", "bom.jsonl", "json")
+FILES = [(name, ending, number) for number, name in enumerate(MIXED) for ending in ENDINGS]
+
+
+@pytest.mark.parametrize(("name", "ending", "number"), FILES, ids=lambda one: str(one).replace(" ", "-"))
+def test_every_row_of_a_mixed_file_keeps_its_own_values(name, ending, number, tmp_path):
+    rows = MIXED[name]
+    text = json.dumps(rows) if ending == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+    text = text.replace("\n", "\r\n") if ending.startswith("crlf") else text
+    path = tmp_path / f"d{number}.{ending}"
+    path.write_bytes((b"\xef\xbb\xbf" if ending.startswith("bom") else b"") + text.encode())
+    for found in (loaded(path), loaded(path, streaming=True), reported(path)):
+        if name == "big integers":  # in a set that is not streamed, the digits are a text
+            found[0]["id"] = int(found[0]["id"])
+        assert without_nulls(found) == without_nulls(rows)
+    assert not any(isinstance(value, datetime.datetime) for row in loaded(path) for value in row.values())
+
+
+def test_rows_that_differ_behind_the_sample_keep_their_values_too(tmp_path):
+    rows = [{"text": str(i), "m": {"a": i}} for i in range(1200)] + [
+        {"text": "z", "m": {"b": "x"}},
+        {"text": "y", "m": "t"},
+    ]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert without_nulls(loaded(path)) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"m": {"a": 1}}\n{"m": 2, "m": 3}\n', 'line 2: broken JSON: the key "m" stands twice'),
+        ('{"m": {"a": 1}}\n{"m": "\\ud800"}\n', "line 2: half a surrogate pair"),
+        ('{"m": {"a": 1}}\n{"m": \n', "line 2: broken JSON"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(text, said, write):
+    path = write("d.jsonl", text)
+    with pytest.raises(DataError, match=said):
+        loaded(path)
+    with pytest.raises(DataError, match=said):
+        list(scan(local_files(str(path))))
+
+
+# --- Tables ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_cells_of_any_dialect_are_taken_as_they_are_written(delimiter, ending, tmp_path):
+    rows = [["question", "answer"], ["What, then?", "4"], ["How many; so?", "007"], ["Is it?", "true"], ["NA", "1e5"]]
+    cells = [[f'"{cell}"' if set(cell) & set(",;") else cell for cell in row] for row in rows]
+    path = tmp_path / f"d.{ending}"
+    path.write_text("\n".join(delimiter.join(row) for row in cells) + "\n", encoding="utf-8-sig")
+    wanted = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert loaded(path) == reported(path) == loaded(path, streaming=True) == wanted
+
+
+def test_a_table_of_one_column_with_commas_is_one_column(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_text('text\n"a, b"\n"c; d"\n')
+    assert loaded(path) == [{"text": "a, b"}, {"text": "c; d"}]
+
+
+def test_a_text_file_is_a_row_for_each_line(write):
+    path = write("d.txt", "one\n\n  two\r\n")
+    assert loaded(path) == reported(path) == [{"text": "one"}, {"text": "  two"}]
+
+
+# --- Compressed, encodings, spreadsheets, folders -------------------------------------------------------------------
+def packed(kind: str, content: bytes, path) -> None:
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("inner.jsonl", content)
+    elif kind == "zst":
+        with pyarrow.CompressedOutputStream(str(path), "zstd") as out:
+            out.write(content)
+    else:
+        path.write_bytes({"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[kind](content))
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.jsonl.bz2", "d.jsonl.xz", "d.jsonl.zst", "d.jsonl.zip", "d.zip"])
+def test_compressed_files_are_read_and_bombs_are_not(name, tmp_path, monkeypatch):
+    path = tmp_path / name
+    packed(path.suffix[1:], (json.dumps(ROW) + "\n").encode() * 3, path)
+    assert loaded(path) == reported(path) == loaded(path, streaming=True) == [ROW] * 3
+    monkeypatch.setattr("sftcore.data.source.opened._LEAST", 2**12)
+    packed(path.suffix[1:], b" " * 2**20 + b"{}", path)
+    with pytest.raises(DataError, match="unpacks to more than any text would"):
+        loaded(path)
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.jsonl.bz2", "d.jsonl.xz", "d.jsonl.zst", "d.jsonl.zip"])
+def test_a_damaged_or_misnamed_compressed_file_is_named(name, tmp_path):
+    path = tmp_path / name
+    content = "".join(json.dumps({"text": str(random.Random(i).random())}) + "\n" for i in range(2000)).encode()
+    packed(path.suffix[1:], content, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for damaged in (path.read_bytes(), b'{"text": "a"}\n'):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=f"{name}: the"):
+            loaded(path)
+
+
+def test_an_archive_of_several_files_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "d.jsonl.zip", "w") as archive:
+        for name in ("a.jsonl", "b.jsonl"):
+            archive.writestr(name, "{}")
+    with pytest.raises(DataError, match="the archive holds 2 files"):
+        local_files(str(tmp_path / "d.jsonl.zip"))
+
+
+@pytest.mark.parametrize(("encoding", "said"), [("cp1252", "Windows-1252"), ("utf-16", "the file is UTF-16")])
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl", "d.txt"])
+def test_other_encodings_are_named(encoding, said, name, tmp_path):
+    text = {"d.csv": "text\n“é”\n", "d.jsonl": '{"text": "“é”"}\n', "d.txt": "“é”\n"}[name]
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=f"{said}.*iconv -f"):
+        loaded(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["d.xlsx", "d.xls", "d.ods"])
+def test_a_spreadsheet_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match=r"a spreadsheet.*Save the sheet as CSV"):
+        local_files(str(tmp_path / name))
+
+
+def test_a_folder_of_several_types_says_which_files_are_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text((json.dumps(ROW) + "\n") * 9)
+    (tmp_path / "b.csv").write_text("text\na\n")
+    for name in ("config.json", "dataset_info.json", "README.md", "requirements.txt"):
+        (tmp_path / name).write_text('{"a": 1}')
+    with pytest.warns(UserWarning, match=r"1 of type json are read \(a.jsonl\), and 1 other are not \(b.csv\)"):
+        assert loaded(tmp_path) == [ROW] * 9
+    (tmp_path / "b.csv").unlink()
+    assert [path.name for path in local_files(str(tmp_path)).paths] == ["a.jsonl"]
