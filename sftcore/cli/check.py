@@ -70,7 +70,7 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
     setup = set_up(
         recipe.chosen, recipe.settings, recipe.model, where=recipe.place, block=recipe.block, without=without
     )
-    check(setup)
+    check(setup, needs_weights=False)
     prepare = PreparationFactory(recipe) if named else None
     training = None
     for name, source, split in (

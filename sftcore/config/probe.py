@@ -70,11 +70,13 @@ _BITS = ("load_in_4bit", "load_in_8bit")
 _SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-def core_problems(plan: Plan, probe: Probe, *, needs_tokenizer: bool = True) -> list[Problem]:
+def core_problems(
+    plan: Plan, probe: Probe, *, needs_tokenizer: bool = True, needs_weights: bool = True
+) -> list[Problem]:
     """Problems that the core itself finds, in the model's files, output_dir, and contradictory settings."""
-    allow_pickle = bool(plan.settings.get("allow_pickle"))
+    file_problems = model_problems(plan.model, needs_tokenizer, bool(plan.settings.get("allow_pickle")))
     return [
-        *model_problems(plan.model, needs_tokenizer, allow_pickle),
+        *([] if not needs_weights and _has_tokenizer(plan.model) else file_problems),
         *_loading_problems(plan, probe),
         *_setting_problems(plan.settings),
         *idle_problems(plan),
@@ -151,6 +153,11 @@ def _precision_problems(plan: Plan) -> Iterator[Problem]:
             f"{sharded[0]} shards the weights and keeps its own master copies.",
             fix="Set adapter_dtype: float32 and drop master_weights.",
         )
+
+
+def _has_tokenizer(model: ModelRequest) -> bool:
+    folder = Path(model.name or "").expanduser()
+    return bool(model.name) and any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def model_problems(model: ModelRequest, needs_tokenizer: bool, allow_pickle: bool) -> Iterator[Problem]:

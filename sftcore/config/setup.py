@@ -114,18 +114,20 @@ def check(
     *,
     columns: Sequence[str] | None = None,
     needs_tokenizer: bool = True,
+    needs_weights: bool = True,
     also: Iterable[Problem] = (),
     module_names: tuple[str, ...] | None = None,
 ) -> None:
     """Ask the core and every plugin for problems; warnings are shown, errors stop the run, all at once.
 
+    Without `needs_weights`, a folder that holds a tokenizer alone will do.
     `also` are problems that the caller has found, `module_names` those of the model where they are known.
 
     Raises:
         CheckError: with every problem found.
     """
     probe = attrs.evolve(probe_run(setup.plan.model, columns), module_names=module_names)
-    own = core_problems(setup.plan, probe, needs_tokenizer=needs_tokenizer)
+    own = core_problems(setup.plan, probe, needs_tokenizer=needs_tokenizer, needs_weights=needs_weights)
     of_plugins = setup.plugins.problems(setup.plan, probe)
     if is_strict():
         of_plugins = [attrs.evolve(problem, severity="error") for problem in of_plugins]

@@ -159,7 +159,7 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
     from sftcore.data.unread import said, unread_of
 
     setup = set_up_recipe(recipe)
-    check(setup)
+    check(setup, needs_weights=False)
     source, choice = _source_and_format(recipe, setup)
     dataset = load(source, recipe.data, recipe.data.split)
     label = source.label

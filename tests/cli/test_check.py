@@ -14,6 +14,9 @@ from click.testing import CliRunner
 from sftcore import SFTCoreError
 from sftcore.cli import cli
 from sftcore.cli.check import SCHEMA
+from sftcore.config.recipe import load_recipe
+from sftcore.config.setup import set_up_recipe
+from sftcore.data.source.load import inspect, load
 from tests.conftest import CHATML, alpaca_rows, make_tokenizer
 
 TOOLS_CHATML = CHATML.replace(
@@ -375,3 +378,14 @@ def test_a_model_that_cannot_be_had_is_one_clear_error(write):
     code, printed, _ = in_a_process(str(write("d.jsonl", jsonl(alpaca_rows(3)))), "--model", "nobody/nothing")
     assert code == 1
     assert printed.splitlines()[-1].startswith("error: model nobody/nothing: there is no folder of this name here.")
+
+
+def test_numbers_in_a_table_are_read_by_check_and_train_alike(write, tokenizer):
+    path = write("num.csv", "question,answer\nWhat?,4\nHow many?,5.0\nIs it?,true\n")
+    line = "{prompt-completion: {prompt: question, completion: answer}}"
+    one = report(str(path), "--format", line, code=0)
+    assert one["rows"]["refused"] == 0
+    recipe = load_recipe(None, [f"data={path}", "model=m", f"format={line}"])
+    source = inspect(recipe.data.train, set_up_recipe(recipe))
+    rows = load(source, recipe.data, "train")
+    assert [source.reader.read(row, 0)[0].completion for row in rows] == ["4", "5.0", "true"]

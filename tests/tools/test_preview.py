@@ -205,3 +205,12 @@ def test_a_real_conversation_with_a_tool_is_shown_with_its_calls_as_text(shared_
     spoken = [turn["value"] for turn in json.loads(path.read_text(encoding="utf-8"))[0]["conversations"]
               if turn["from"] in ("gpt", "function_call")]  # fmt: skip
     assert supervised == spoken
+
+
+def test_a_folder_that_holds_a_tokenizer_alone_will_do(tokenizer, tmp_path, write):
+    tokenizer.save_pretrained(tmp_path / "words")
+    path = write("d.jsonl", jsonl([{"text": "say hello"}]))
+    (one,) = previewed(tmp_path / "words", path)
+    assert "".join(segment.text for segment in one.segments) == "say hello<|im_end|>"
+    checked = CliRunner().invoke(cli, ["check", str(path), "--model", str(tmp_path / "words")])
+    assert "0 errors" in checked.stdout, checked.output

@@ -54,10 +54,10 @@ class PromptCompletion:
         return read
 
     def _turns(self, turns: Any, column: str, role: str, row: Row) -> list[Message]:
-        if isinstance(turns, str):  # beside messages, a text is one of them
-            return [Message(role, turns)]
-        if isinstance(turns, Mapping) and "role" in turns:
-            turns = [turns]
-        if not isinstance(turns, (list, tuple)):
-            text_of(row, column)  # refuses what is neither
+        if type(turns) is not list:
+            if isinstance(turns, str):  # beside messages, a text is one of them
+                return [Message(role, turns)]
+            turns = [turns] if isinstance(turns, Mapping) and "role" in turns else turns
+            if not isinstance(turns, (list, tuple)):
+                text_of(row, column)  # refuses what is neither
         return read_messages(turns, column, self.roles, format_name="prompt-completion")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sftcore import Example, Formatter, Row, RowError, TokenizedRow, hookimpl, plugin
@@ -35,10 +36,13 @@ class Tokenized:
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
-        return self._read_documents if set(_LAYOUT) & set(columns) else self._read
+        names = dict.fromkeys((self.completion_mask, self.assistant_masks, *_OTHER_MASKS))
+        masks = tuple(name for name in names if name in columns)
+        read = self._read_documents if set(_LAYOUT) & set(columns) else self._read
+        return functools.partial(read, masks)
 
-    def _read_documents(self, row: Row) -> list[Example]:
-        whole = self._read(row).tokens
+    def _read_documents(self, masks: Sequence[str], row: Row) -> list[Example]:
+        whole = self._read(masks, row).tokens
         assert whole is not None
         ids, labels, weights = whole.input_ids, whole.labels, whole.weights
         lengths = None if row.get("seq_lengths") is None else _numbers(row["seq_lengths"], "seq_lengths")
@@ -52,13 +56,13 @@ class Tokenized:
             for first, last in documents_of(len(ids), lengths, positions, attended)
         ]
 
-    def _read(self, row: Row) -> Example:
+    def _read(self, masks: Sequence[str], row: Row) -> Example:
         ids = _numbers(value_of(row, self.input_ids), self.input_ids)
         if ids and min(ids) < 0:
             raise RowError(f'"{self.input_ids}" holds {min(ids)}, and token ids begin at 0.')
         labels = self._column(row, self.labels, ids)
         if labels is None:
-            labels = self._masked(row, ids)
+            labels = self._masked(row, ids, masks) if masks else None
         elif wrong := [label for label in set(labels) if label < 0 and label != IGNORED]:
             raise RowError(
                 f'"{self.labels}" holds {max(wrong)}, which is not a token id.',
@@ -69,8 +73,7 @@ class Tokenized:
             raise RowError(f'"{self.weights}" holds a number outside 0.0 to 1.0.')
         return Example(tokens=TokenizedRow(ids, labels, weights))
 
-    def _masked(self, row: Row, ids: list[int]) -> list[int] | None:
-        names = dict.fromkeys((self.completion_mask, self.assistant_masks, *_OTHER_MASKS))
+    def _masked(self, row: Row, ids: list[int], names: Sequence[str]) -> list[int] | None:
         masks = [mask for name in names if (mask := self._column(row, name, ids, (int, bool), {0, 1})) is not None]
         if not masks:
             return None
