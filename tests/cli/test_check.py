@@ -206,7 +206,7 @@ def test_the_rows_around_broken_ones_are_counted(write):
         ("list.json", "[]", "no-rows", "there are no rows"),
         ("odd.jsonl", '{"foo": 1}\n', "no-format", 'no installed format recognises the columns "foo"'),
         ("two.jsonl", '{"text": "a", "messages": []}\n', "no-format", "2 formats recognise the columns"),
-        ("data.txt", "hello", "unreadable", 'files ending in ".txt" cannot be read'),
+        ("data.doc", "hello", "unreadable", 'files ending in ".doc" cannot be read'),
     ],
 )
 def test_a_file_without_usable_rows_is_an_error(write, name, text, finding, said):
