@@ -8,9 +8,17 @@ from sftcore_alpaca_zh import AlpacaZh
 
 from sftcore import Example, Message, RowError
 from sftcore.core.discovery import discover
+from sftcore.testing import FormatTests
+
+pytest_plugins = "sftcore.testing"
 
 ROWS = Path(__file__).parents[1] / "examples.jsonl"
 COLUMNS = ("问题", "回答")
+
+
+class TestAlpacaZh(FormatTests):
+    plugin = AlpacaZh
+    rows = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
 
 
 def test_columns_with_both_keys_are_recognised():

@@ -6,9 +6,16 @@ from sftcore_focal import Focal
 
 from sftcore import Plan
 from sftcore.core.discovery import discover
+from sftcore.testing import LossTests
+
+pytest_plugins = "sftcore.testing"
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.5, 0.0]])
 LABELS = torch.tensor([0, 2])
+
+
+class TestFocal(LossTests):
+    plugin = Focal
 
 
 def loss_of(gamma, logits):
