@@ -236,7 +236,7 @@ class SFTTrainer(OpenLayout):
         if self._proven:
             return
         before = Randomness.now()
-        with self.kernels.running(), self.accelerator.autocast():
+        with self.noise.paused(), self.kernels.running(), self.accelerator.autocast():
             settle(self)
             reasons = [self.bound_loss.try_head(self.model, causal_model(self.loaded.model), self.args.device)]
             reasons = gather_object(reasons) if self.args.world_size > 1 else reasons
