@@ -1,4 +1,4 @@
-"""Noise that follows the documented contract, and asks for no mode itself, neither fools a proof nor hides what holds."""
+"""Noise that follows the documented contract, and asks for no mode itself, neither fools a proof nor spoils one."""
 
 from __future__ import annotations
 
