@@ -41,7 +41,7 @@ def distributions(tmp_path_factory) -> Mapping[str, Path]:
 
 
 def _install(together: Path) -> None:
-    """What pip does with a wheel of pure Python; scripts/check-examples has pip itself do it, which takes far longer."""
+    """What pip does with a wheel of pure Python; scripts/check-examples has pip itself do it, which takes longer."""
     from hatchling.builders.wheel import WheelBuilder
 
     together.mkdir()
