@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         Span,
         TokenizedRow,
     )
+    from sftcore.data.mixing.mixture import DataSource, Mixture
     from sftcore.losses.token_loss import TokenLoss
     from sftcore.model.embeddings import clone_chat_template
     from sftcore.model.precision import get_kbit_device_map
@@ -85,7 +86,7 @@ __all__ = [  # noqa: RUF022 - grouped by module, as above
     "CheckError", "ConflictError", "DataError", "ModelError", "PluginError", "RecipeError", "RowError", "SFTCoreError",
     "hookimpl", "plugin", "get_kbit_device_map", "RichProgressCallback",
     "DatasetConfig", "DatasetMixtureConfig", "ScriptArguments", "TrlParser", "get_dataset", "init_zero_verbose",
-    "TokenLoss", "SFTTrainer", "DataCollatorForVisionLanguageModeling",
+    "DataSource", "Mixture", "TokenLoss", "SFTTrainer", "DataCollatorForVisionLanguageModeling",
     "AttentionBackend", "Collator", "Example", "Formatter", "LoadOptions", "LoadedModel", "LossFunction", "LossOutput",
     "Message", "ModelRequest", "Part", "PatchReport", "Plan", "Probe", "Problem", "Removable", "Row", "Selection",
     "Span", "TokenizedRow",

@@ -7,11 +7,11 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sftcore.data.source.files import has_surrogates, too_much, unique
 from sftcore.data.source.opened import delimiter_of, is_compressed, opened, opened_text
@@ -49,6 +49,17 @@ def raw_rows(path: Path, builder: str) -> Iterator[Raw]:
         yield from readers.get(builder, _json)(path)
     except Exception as error:  # a reader may raise anything for a damaged file
         yield _of_file("unreadable", f"{type(error).__name__}: {error}")
+
+
+def as_used(raws: Iterable[Raw], limit: float, keep: Sequence[str] | None) -> Iterator[Raw]:
+    """The first rows as a run uses them, with the columns that it keeps; None keeps all."""
+    for raw in raws:
+        if raw.row is not None and keep is not None:
+            raw = evolve(raw, row={name: raw.row[name] for name in keep if name in raw.row})
+        yield raw
+        limit -= not raw.whole_file
+        if limit <= 0:
+            return
 
 
 def _of_file(fault: str, detail: str = "", fix: str = "", line: int | None = None) -> Raw:

@@ -107,8 +107,13 @@ class SetReport:
 class Seen:
     """Hashes of rows and prompts, with the first row that has each."""
 
-    rows: dict[int, int] = field(factory=dict)
+    rows: dict[int, int | str] = field(factory=dict)
     prompts: dict[int, tuple[int, int]] = field(factory=dict)
+
+    def add(self, other: Seen, of: str) -> None:
+        """Take up the rows of another source, whose numbers are followed by `of` where there are several."""
+        for key, number in other.rows.items():
+            self.rows.setdefault(key, f"{number}{of}" if of else number)
 
 
 @define
@@ -144,8 +149,8 @@ class Reporter:
     _images: Images = field(factory=Images)
 
     # --- Reading ----------------------------------------------------------------------------------------------------
-    def read(self, file: str, raws: Iterable[Raw]) -> None:
-        """Inspect all rows of one file; the numbers of the next file's rows continue from it."""
+    def read(self, file: str, raws: Iterable[Raw]) -> int:
+        """Inspect all rows of one file, and count them; the numbers of the next file's rows continue from it."""
         rows = iter(raws)
         sample = list(itertools.islice(rows, SAMPLE))
         while not any(raw.row for raw in sample) and (more := list(itertools.islice(rows, SAMPLE))):
@@ -159,6 +164,7 @@ class Reporter:
         self._all(file, itertools.chain(sample, rows), inspector)
         label = inspector.choice.label if inspector else ""
         self._files.append(FileReport(file, self._counts.read - before, label))
+        return self._counts.read - before
 
     def _open(self, file: str, columns: list[str], rows: Sequence[Row]) -> Inspector | None:
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from sftcore.core.visible import visible
 if TYPE_CHECKING:
     from sftcore.check.findings import Finding, Location
     from sftcore.check.report import SetReport
+    from sftcore.config.data.section import SourceSection
     from sftcore.config.recipe import Recipe
 
 SCHEMA = 1
@@ -58,11 +60,12 @@ def command(recipe: Recipe, as_json: bool) -> None:
 
 # --- Reading --------------------------------------------------------------------------------------------------------
 def _reports(recipe: Recipe) -> Iterator[SetReport]:
-    """The training set's report, and the evaluation set's where the recipe names one."""
+    """A report of each source: of the training set, and of the evaluation sets that the recipe names."""
     from sftcore.check.inspect import Inspectors
-    from sftcore.check.report import Reporter
+    from sftcore.check.report import Reporter, Seen
     from sftcore.config.setup import check, set_up
     from sftcore.core.types import KINDS
+    from sftcore.data.mixing.mixture import with_format
     from sftcore.tools.preview import PreparationFactory
 
     named = recipe.model.name is not None
@@ -72,41 +75,53 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
     )
     check(setup, needs_weights=False)
     prepare = PreparationFactory(recipe) if named else None
-    training = None
-    for name, source, split in (
-        ("train", recipe.data.train, recipe.data.split),
-        ("eval", recipe.data.eval, recipe.data.eval_split),
-    ):
-        if source is not None:
-            label = source if isinstance(source, str) else ", ".join(source)
-            shown = _show_progress if sys.stderr.isatty() else None
-            reporter = Reporter(name, label, Inspectors(setup, prepare, name), recipe.model.name, training, shown)
-            _read(reporter, source, recipe, split)
-            if shown is not None:
-                click.echo("\r\x1b[K", nl=False, err=True)
-            training = reporter.seen
-            yield reporter.report()
+    training = Seen()
+    for name, section in _sections(recipe):
+        path = section.path if isinstance(section.path, str) else ", ".join(section.path)
+        shown = _show_progress if sys.stderr.isatty() else None
+        inspectors = Inspectors(with_format(setup, section.format), prepare, name)
+        seen = training if name.startswith("eval") else None
+        reporter = Reporter(name, section.labelled(path), inspectors, recipe.model.name, seen, shown)
+        _read(reporter, section)
+        if shown is not None:
+            click.echo("\r\x1b[K", nl=False, err=True)
+        if name.startswith("train"):
+            training.add(reporter.seen, f" of {section.name}" if len(recipe.data.sources) > 1 else "")
+        yield reporter.report()
 
 
-def _read(reporter: Any, source: str | tuple[str, ...], recipe: Recipe, split: str) -> None:
+def _sections(recipe: Recipe) -> Iterator[tuple[str, SourceSection]]:
+    """Every source, by the set that it is of, and its own name where the set has several."""
+    named = {f"eval[{name!r}]" if name else "eval": some for name, some in recipe.data.eval_sets.items()}
+    for set_name, sections in {"train": recipe.data.sources, **named}.items():
+        for one in sections:
+            yield f"{set_name}[{one.name!r}]" if len(sections) > 1 else set_name, one
+
+
+def _read(reporter: Any, section: SourceSection) -> None:
     from sftcore.check.findings import Location
-    from sftcore.check.read import Raw, raw_rows
+    from sftcore.check.read import Raw, as_used, raw_rows
     from sftcore.core.errors import DataError
     from sftcore.data.source.files import local_files
 
     try:
-        files = local_files(source)
+        files = local_files(section.path)
     except DataError as error:
         reporter.findings.add("unreadable", Location(file=error.where), what=error.what, fix=error.fix)
         return
+    left = math.inf if section.rows is None else section.rows
     if files is None:
         from sftcore.data.source.load import Source, load
 
-        label = str(source)
-        reporter.read(label, map(Raw, load(Source(label, None), recipe.data, split)))
-        return
-    for path in files.paths:
-        reporter.read(str(path), raw_rows(path, files.builder))
+        label = str(section.path)
+        sources: Iterable[tuple[str, Iterator[Raw]]] = [
+            (label, map(Raw, load(Source(label, None), section, section.split)))
+        ]
+    else:
+        sources = ((str(path), raw_rows(path, files.builder)) for path in files.paths)
+    for file, raws in sources:
+        if left > 0:
+            left -= reporter.read(file, as_used(raws, left, section.columns))
 
 
 def _show_progress(rows: int) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
 from sftcore.core.visible import visible
+
+if TYPE_CHECKING:
+    from sftcore.config.data.section import SourceSection
+    from sftcore.config.setup import Setup
+    from sftcore.core.registry import Bound
 
 
 @click.command("explain")
@@ -22,23 +28,22 @@ def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
     from sftcore.config.setup import set_up_recipe
     from sftcore.core.hookspecs import LIFECYCLE, ONE_ANSWER
     from sftcore.core.types import AUTO
-    from sftcore.data.format import choose_format
-    from sftcore.data.source.files import first_rows, local_files
 
     recipe = recipe_from(words, block)
     setup = set_up_recipe(recipe)
     bound = list(setup.plugins.bound)
-    if not any(one.entry.kind == "format" for one in bound):
-        files = local_files(recipe.data.train)
-        rows = first_rows(files, 1000) if files else []
-        if rows and files:
-            columns = list(dict.fromkeys(key for _, row in rows for key in row))
-            bound.insert(
-                0, choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, files.label)
-            )
+    sources = recipe.data.sources
+    formats = [_format_of(one, setup) for one in sources]
+    if len(sources) == 1 and formats[0] is not None:
+        bound = [formats[0], *(one for one in bound if one.entry.kind != "format")]
     yield f"recipe   {recipe.place}"
     yield f"model    {recipe.model.name}"
-    yield f"data     {recipe.data.train}"
+    for source, found in zip(sources, formats, strict=True):
+        yield f"data     {_described(source, found if len(sources) > 1 else None)}"
+    if any(source.weight is not None for source in sources):
+        yield f"         mixed by weight, stop: {recipe.data.stop}"
+    for name, some in recipe.data.eval_sets.items():
+        yield f"eval     {f'{name}: ' if name else ''}{', '.join(_described(each, None) for each in some)}"
     yield ""
     yield "Plugins, in the order in which hooks ask them:"
     if not any(one.entry.kind == "format" for one in bound):
@@ -64,3 +69,27 @@ def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
             around = "  around the others" if one.wraps(hook) else ""
             who = f"{one.entry.name}@{one.entry.distribution}"
             yield f"  {hook if i == 0 else '':<18} {who}  {one.source(hook)}{around}"
+
+
+def _format_of(section: SourceSection, setup: Setup) -> Bound | None:
+    """The format that reads a source; None where its columns are not known before it is loaded."""
+    from sftcore.data.format import choose_format
+    from sftcore.data.mixing.mixture import with_format
+    from sftcore.data.source.files import first_rows, local_files
+
+    own = with_format(setup, section.format)
+    named = [one for one in own.plugins.bound if one.entry.kind == "format"]
+    files = None if named else local_files(section.path)
+    rows = first_rows(files, 1000) if files else []
+    if not rows or files is None:
+        return named[0] if named else None
+    columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    return choose_format(own.plan, own.plugins, own.catalog, own.blocked, columns, section.labelled(files.label))
+
+
+def _described(section: SourceSection, bound: Bound | None) -> str:
+    path = section.path if isinstance(section.path, str) else ", ".join(section.path)
+    said = [f"format {bound.entry.name}"] if bound is not None else []
+    said += [f"weight {section.weight:g}"] if section.weight is not None else []
+    said += [f"the first {section.rows:,} rows"] if section.rows is not None else []
+    return section.labelled(path) + (f" ({', '.join(said)})" if said else "")

@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 @click.option(
     "--row", default=0, show_default=True, type=click.IntRange(min=0), help="Number of the row to show, from 0."
 )
+@click.option("--source", metavar="NAME", help="Which of several sources the row is of; the first by default.")
 @click.option(
     "--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page to this file instead."
 )
-def command(recipe: Recipe, row: int, page: Path | None) -> None:
+def command(recipe: Recipe, row: int, source: str | None, page: Path | None) -> None:
     """Show a row as the model will see it, with supervised tokens in colour and special tokens visible.
 
     It takes a data file, or the same arguments as `train`; no weights are read. With packing=true, row N is the packed
-    block N, and its documents are shown apart. For example: sftcore preview train.jsonl --model MODEL --row 3
+    block N, and its documents are shown apart. Of several sources, --source names one.
+
+    For example: sftcore preview train.jsonl --model MODEL --row 3
     """
     if recipe.model.name is None:
         raise click.UsageError(
@@ -41,12 +44,12 @@ def command(recipe: Recipe, row: int, page: Path | None) -> None:
     no_bars(always=True)  # reading one row is too short for progress bars
     from sftcore.tools.preview import preview
 
-    previews = preview(recipe, row)
+    previews = preview(recipe, row, source)
     if page is not None:
         from sftcore.tools.preview_page import html_page
 
         with writing("the page", page):
-            page.write_text(html_page(previews, f"{recipe.data.train}"), encoding="utf-8")
+            page.write_text(html_page(previews, ", ".join(one.name for one in recipe.data.sources)), encoding="utf-8")
         click.echo(f"written to {page}")
         return
 

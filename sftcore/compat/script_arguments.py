@@ -21,8 +21,9 @@ from transformers import HfArgumentParser  # noqa: TID253 - scripts alone import
 from sftcore.config import yaml12
 from sftcore.config.settings.older_names import OLDER, use_current_names
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError, RecipeError, UnknownKeyError, nearest, quoted
+from sftcore.data.mixing.mixture import DataSource, Mixture
 from sftcore.data.source.files import BUILDERS, local_files
-from sftcore.data.source.load import Source, explained
+from sftcore.data.source.load import Source, explained, numbered, split_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -88,11 +89,42 @@ def get_dataset(mixture_config: DatasetMixtureConfig) -> DatasetDict:
     """Load the data sets of a mixture and concatenate them as `train`; a part that is split off becomes `test`.
 
     Raises:
-        DataError: a data set cannot be loaded, or the mixture names none.
+        DataError: a data set cannot be loaded, their columns differ, or the mixture names none.
         ConflictError: only some data sets have a fraction, or fractions or a test split are asked of streams.
     """
-    import datasets
+    return _concatenated(_parts(mixture_config), mixture_config)
 
+
+def get_sources(mixture_config: DatasetMixtureConfig) -> dict[str, Any]:
+    """The same rows as those of `get_dataset`, also where the data sets differ in their columns.
+
+    `train`, and `test` where a part is split off, are then each a `Mixture`, whose sources have formats of their own.
+
+    Raises:
+        DataError, ConflictError: as in `get_dataset`.
+    """
+    parts = _parts(mixture_config)
+    if len({tuple(sorted(part.column_names or ())) for part in parts}) == 1:
+        return dict(_concatenated(parts, mixture_config))
+    names = [f"{one.path} {one.name}" if one.name else one.path for one in mixture_config.datasets]
+    names = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+    if (size := mixture_config.test_split_size) is None:
+        return {"train": Mixture([DataSource(part, name) for part, name in zip(parts, names, strict=True)])}
+    lengths = [len(part) for part in parts]
+    split = split_rows(sum(lengths), _test_size(size, sum(lengths)), SPLIT_SEED)
+    found = {}
+    for which, rows in zip(("train", "test"), split, strict=True):
+        sources, start = [], 0
+        for part, name, length in zip(parts, names, lengths, strict=True):
+            own = sorted(row - start for row in rows if start <= row < start + length)
+            sources += [DataSource(numbered(part, own), name)] if own else []
+            start += length
+        found[which] = Mixture(sources)
+    return found
+
+
+def _parts(mixture_config: DatasetMixtureConfig) -> list[Any]:
+    """The data sets of a mixture, each with the rows that are taken of it."""
     chosen = mixture_config.datasets
     fractions = [one.fraction for one in chosen if one.fraction is not None]
     if fractions and len(fractions) < len(chosen):
@@ -111,15 +143,19 @@ def get_dataset(mixture_config: DatasetMixtureConfig) -> DatasetDict:
             fix="Name one: --dataset_name train.jsonl, or in a YAML file datasets: [{path: train.jsonl}]",
         )
     parts = [_loaded(one, streaming=mixture_config.streaming) for one in chosen]
-    if fractions:
-        parts = list(_shares(parts, fractions))
+    return list(_shares(parts, fractions)) if fractions else parts
+
+
+def _concatenated(parts: Sequence[Any], mixture_config: DatasetMixtureConfig) -> DatasetDict:
+    import datasets
+
     try:
         whole = datasets.concatenate_datasets(parts)
     except ValueError as error:
         raise DataError(
             f"the data sets cannot be concatenated: {error}",
             where="datasets",
-            fix="Choose the same columns from each with `columns`.",
+            fix="Choose the same columns from each with `columns`, or pass the data sets to SFTTrainer as a list.",
         ) from error
     if (size := mixture_config.test_split_size) is not None:
         return whole.train_test_split(test_size=_test_size(size, len(whole)), seed=SPLIT_SEED)

@@ -24,6 +24,7 @@ from sftcore.compat.script_arguments import (
     ScriptArguments,
     TrlParser,
     get_dataset,
+    get_sources,
 )
 from sftcore.config.model_config import ModelConfig, get_peft_config, get_quantization_config
 from sftcore.config.settings.values import wrong_choice
@@ -245,9 +246,9 @@ def datasets_of(arguments: Arguments) -> tuple[Any, Any]:
     if mixture.datasets and script.dataset_name:
         warn(f"datasets are given, so dataset_name={script.dataset_name} is left out.")
     if mixture.datasets:
-        found = get_dataset(mixture)
+        found = get_sources(mixture)
     else:
-        found = get_dataset(_mixture_of(script, script.dataset_train_split, mixture))
+        found = dict(get_dataset(_mixture_of(script, script.dataset_train_split, mixture)))
     if not evaluates:
         return found["train"], None
     if "test" in found:

@@ -44,8 +44,9 @@ ELSEWHERE = {
     "data_path": "data.train", "eval": _EVAL, "eval_data": _EVAL, "eval_file": _EVAL, "eval_dataset": _EVAL,
     "val_dataset": _EVAL, "test_datasets": _EVAL, "validation": _EVAL, "eval_fraction": _SHARE,
     "val_set_size": _SHARE, "val_size": _SHARE, "test_split_size": _SHARE, "split_dataset_ratio": _SHARE,
-    "dataset_train_split": "data.split", "split": "data.split", "max_samples": "data.split",
-    "max_train_samples": "data.split", "dataset_test_split": "data.eval_split", "dataset_config": "data.config",
+    "dataset_train_split": "data.split", "split": "data.split", "max_samples": "data.rows", "max_rows": "data.rows",
+    "max_train_samples": "data.rows", "dataset_test_split": "data.eval_split", "dataset_config": "data.config",
+    "stopping_strategy": "data.stop", "mix_strategy": "data.stop", "stop": "data.stop",
     "dataset_streaming": "data.streaming", "streaming": "data.streaming",
     # model and plugins
     "base_model": "model", "model_name_or_path": "model", "model_name": "model", "model_id": "model",
@@ -61,6 +62,16 @@ ELSEWHERE = {
     "finetuning_type": "adapter",
 }  # fmt: skip
 """Names of other tools, and short ones, for our keys: they are offered when an unknown key is refused."""
+
+OF_A_SOURCE = {
+    "dataset": "path", "file": "path", "files": "path", "file_name": "path", "data_files": "path", "train": "path",
+    "hf_hub_url": "path", "dataset_name": "path", "id": "path", "dataset_path": "path",
+    "fraction": "weight", "proportion": "weight", "probability": "weight", "interleave_prob": "weight",
+    "ratio": "weight", "share": "weight", "sampling_weight": "weight",
+    "max_rows": "rows", "num_samples": "rows", "max_samples": "rows", "limit": "rows", "num_rows": "rows",
+    "type": "format", "formatting": "format", "subset": "config", "dataset_config": "config", "label": "name",
+}  # fmt: skip
+"""Names of other tools for the keys of one source of `data`."""
 
 
 def wrong_keys(raw: Mapping[str, Any], known: Iterable[str], *, where: str) -> Iterator[RecipeError]:
@@ -115,3 +126,13 @@ def meant_inside(section: str, key: str, known: Collection[str]) -> str | None:
     """
     head, _, inner = ELSEWHERE.get(key, "").partition(".")
     return inner if head == section and inner in known else None
+
+
+def meant_of_source(_: str, key: str, known: Collection[str]) -> str | None:
+    """The key of a source of `data` that another tool calls so; None where there is none.
+
+    >>> meant_of_source("source", "num_samples", ["path", "rows"])
+    'rows'
+    """
+    found = OF_A_SOURCE.get(key.lower())
+    return found if found in known else None

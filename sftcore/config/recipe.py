@@ -1,7 +1,7 @@
 """A recipe: YAML, overrides from the command line, or both, in one frozen value.
 
 model: HuggingFaceTB/SmolLM2-135M-Instruct   # or {name: …, revision: …, dtype: …, init_kwargs: {…}}
-data: train.jsonl                            # or {train: …, eval: …, eval_fraction: 0.05, split: …}
+data: train.jsonl                            # or a list of sources, or {train: …, eval: …, eval_fraction: 0.05}
 format: auto                                 # one key per kind of plugin: a name, or {name: {option: value}}
 adapter: {lora: {r: 16}}
 learning_rate: 2e-4                          # and any field of SFTConfig
@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from attrs import evolve, field, frozen
 
 from sftcore.config import yaml12
+from sftcore.config.data.parse import parse_data
+from sftcore.config.data.section import DataSection
 from sftcore.config.fields import config_fields, wrong_fields
 from sftcore.config.near_names import REQUIRED, meant_inside, wrong_keys
 from sftcore.config.plugins.blocked import Blocklist
@@ -43,23 +45,6 @@ _FIELDS_WITH_A_KEY = {
 
 
 @frozen
-class DataSection:
-    """Where rows come from: files, folders or hub ids.
-
-    `eval_fraction` is the share of the training rows to evaluate on instead (above 0, below 1), chosen by the run's
-    seed; it excludes `eval`. `streaming` reads training rows as they are needed, but evaluation rows in advance.
-    """
-
-    train: str | tuple[str, ...]
-    eval: str | tuple[str, ...] | None = None
-    eval_fraction: float | None = None
-    config: str | None = None
-    split: str = "train"
-    eval_split: str = "test"
-    streaming: bool = False
-
-
-@frozen
 class Recipe:
     """What a user asks for. `training` holds fields of SFTConfig; `place` names the recipe in errors."""
 
@@ -75,8 +60,7 @@ class Recipe:
     @property
     def settings(self) -> dict[str, Any]:
         """The fields of SFTConfig with what evaluation data imply: an evaluation after each epoch."""
-        evaluated = self.data.eval is not None or self.data.eval_fraction is not None
-        return {**({"eval_strategy": "epoch"} if evaluated else {}), **self.training}
+        return {**({"eval_strategy": "epoch"} if self.data.evaluates else {}), **self.training}
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, block: Iterable[str] = ()) -> Recipe:
@@ -137,7 +121,7 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
     errors += wrong_fields({key: value for key, value in training.items() if key not in OLDER}, where=place)
     given = {section: raw[section] for section in REQUIRED if raw.get(section) not in (None, "")}
     model = tried(lambda: _model(given["model"], place), ModelRequest()) if "model" in given else ModelRequest()
-    data = tried(lambda: _data(given["data"], place), DataSection("")) if "data" in given else DataSection("")
+    data = parse_data(given["data"], place, errors) if "data" in given else DataSection()
     chosen: list[Selection] = []
     for kind in KINDS:
         if kind in raw:
@@ -146,9 +130,16 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
     listed = [blocked] if isinstance(blocked, str) else blocked
     patterns = (*tried(lambda: structure(listed, list[str], path=f"{place}: block"), ()), *block)
     if errors:
-        tried(lambda: resolve(chosen, discover(), Blocklist.parse(patterns, where=f"{place}: block")), None)
+        formats = [[one.format] for one in data.every if one.format is not None]
+        for some in (chosen, *formats):
+            tried(functools.partial(_resolved, some, patterns, place), None)
     raise_all(errors)
     return Recipe(model, data, tuple(chosen), training, patterns, place, dict(raw))
+
+
+def _resolved(chosen: Sequence[Selection], patterns: Iterable[str], place: str) -> None:
+    """Refuse plugins that cannot be had, and options that they do not take."""
+    resolve(chosen, discover(), Blocklist.parse(patterns, where=f"{place}: block"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -202,37 +193,6 @@ def _model(value: Any, place: str) -> ModelRequest:
         if error := wrong_dtype(dtype, where):
             raise error
     return evolve(ModelRequest(dtype="float32"), **known)
-
-
-def _data(value: Any, place: str) -> DataSection:
-    where = f"{place}: data"
-    if isinstance(value, (str, list)):
-        value = {"train": value}
-    if not isinstance(value, Mapping):
-        raise OptionTypeError(
-            f"expected a file, a list or a mapping, got {type(value).__name__} {value!r}.", where=where
-        )
-    paths = str | list[str]
-    types = {
-        "train": paths, "eval": paths | None, "eval_fraction": float | None,
-        "config": str | None, "split": str, "eval_split": str, "streaming": bool,
-    }  # fmt: skip
-    known = _typed(value, types, where)
-    if "train" not in known:
-        raise RecipeError('the key "train" is missing.', where=where, fix="Write data: {train: train.jsonl}.")
-    fraction = known.get("eval_fraction")
-    if fraction is not None and not 0 < fraction < 1:
-        raise RecipeError(f"eval_fraction must be between 0 and 1, got {fraction}.", where=where)
-    if fraction is not None and known.get("eval") is not None:
-        raise RecipeError("eval and eval_fraction contradict each other.", where=where, fix="Keep one of the two.")
-    if fraction is not None and known.get("streaming"):
-        raise RecipeError(
-            "eval_fraction does not work with streaming, because the whole stream would have to be read first.",
-            where=where,
-            fix="Name evaluation rows with eval, or drop streaming.",
-        )
-    fields: dict[str, Any] = {key: tuple(got) if isinstance(got, list) else got for key, got in known.items()}
-    return DataSection(**fields)
 
 
 def _typed(value: Mapping[str, Any], types: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -52,6 +52,19 @@ class TokenColumns:
             weighted,
         )
 
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> TokenColumns:
+        """The columns of a table that `to_arrow` filled, the weights of which may be left out."""
+        import pyarrow.compute as pc
+
+        lengths = pc.list_value_length(table["input_ids"]).to_numpy()
+        ids, labels = (pc.list_flatten(table[name]).to_numpy() for name in ("input_ids", "labels"))
+        weights, weighted = np.ones(len(ids), np.float32), np.zeros(len(lengths), bool)
+        if "weights" in table.column_names:
+            weighted = pc.is_valid(table["weights"]).to_numpy().astype(bool)
+            weights[np.repeat(weighted, lengths)] = pc.list_flatten(table["weights"]).to_numpy()
+        return cls(ids, labels, weights, offsets_of(lengths), weighted)
+
     @property
     def lengths(self) -> Array:
         """Tokens in each row: (rows,) int64."""

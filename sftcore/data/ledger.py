@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, evolve, field, frozen
@@ -46,6 +46,20 @@ class PackingCounts:
 
 
 @frozen
+class Dealt:
+    """How many rows of a source are in a mixture, of how many that it has, and whether the mixture ends with it.
+
+    `share` is that which was asked for, None where the sources are read one after another.
+    """
+
+    name: str
+    rows: int
+    size: int
+    share: float | None = None
+    ends: bool = False
+
+
+@frozen
 class Ledger:
     """Counts that add up: rows in = kept + dropped, tokens in = kept + cut + dropped.
 
@@ -53,6 +67,9 @@ class Ledger:
     each note applies to. A row from which the format returns several examples counts as several, and one from which it
     returns none as one that was dropped; `one_each` says that every row counted once. `tokens_supervised` counts the
     tokens that the loss is computed on, which excludes the first of each document.
+
+    The ledger of a mixture follows those of its sources: it counts the rows that were dealt (`sources`), which stand as
+    they were prepared, so that none is cut or dropped.
     """
 
     name: str
@@ -69,6 +86,7 @@ class Ledger:
     notes: Mapping[str, int] = field(factory=dict)
     packing: PackingCounts | None = None
     one_each: bool = False
+    sources: Sequence[Dealt] = ()
 
     def __attrs_post_init__(self) -> None:
         assert self.rows_in == self.rows_kept + sum(self.dropped.values())
@@ -150,11 +168,14 @@ class Ledger:
     def from_dict(cls, values: Mapping[str, Any]) -> Ledger:
         """Restore a ledger from the output of `as_dict`."""
         packing = values["packing"]
-        plain = {key: value for key, value in values.items() if key not in ("packing", "dropped")}
-        return cls(**plain, packing=PackingCounts(**packing) if packing else None)
+        plain = {key: value for key, value in values.items() if key not in ("packing", "dropped", "sources")}
+        sources = tuple(Dealt(**one) for one in values.get("sources", ()))
+        return cls(**plain, packing=PackingCounts(**packing) if packing else None, sources=sources)
 
     def lines(self) -> list[str]:
         """A short report with one fact on each line."""
+        if self.sources:
+            return [*self._lines_of_mixture(), *(self.packing.lines(self.name) if self.packing else ())]
         lines = [
             f"{self.name}: {self.rows_kept:,} of {self.rows_in:,} rows kept ({self.format}), "
             f"{self.tokens_kept:,} tokens, {self.tokens_supervised:,} supervised"
@@ -173,6 +194,21 @@ class Ledger:
         ]
         lines += [f"{self.name}: {count:,} rows: {note}" for note, count in self.notes.items()]
         return [*lines, *(self.packing.lines(self.name) if self.packing else ())]
+
+    def _lines_of_mixture(self) -> Iterator[str]:
+        yield (
+            f"{self.name}: {self.rows_kept:,} rows of {len(self.sources)} sources {self.format}, "
+            f"{self.tokens_kept:,} tokens, {self.tokens_supervised:,} supervised"
+        )
+        for one in self.sources if self.sources[0].share is not None else ():
+            part = f"{one.rows / self.rows_kept:.1%}" if self.rows_kept else "0%"
+            if one.rows < one.size:
+                used = f"{one.size - one.rows:,} of its {one.size:,} rows are not used"
+            elif one.rows > one.size:
+                used = f"its {one.size:,} rows come {one.rows / one.size:.1f} times"
+            else:
+                used = "all of its rows"
+            yield f"{one.name}: {one.rows:,} rows of the mixture ({part}), {used}{'; it ends here' * one.ends}"
 
 
 def _why_low(packing: Packing) -> str:

@@ -204,12 +204,13 @@ def even_batches(loader: Any, *, fill_rows: bool) -> None:
 def shard_source(source: IterableDataset, rank: Rank) -> tuple[IterableDataset, Rank]:
     """A raw stream, and the rank by whose number its rows are still to be chosen.
 
-    Where the files divide evenly among the ranks, each reads its own. Else all read everything and take rows by number.
+    Where the files divide evenly among the ranks, each reads its own. Else all read everything and take rows by number,
+    as they do of a stream's first rows (`take`), which each file would be asked for its own part of.
     """
     if rank.count == 1 or source._distributed is not None:  # the user has split it by node
         return source, Rank()
     _refuse_other_orders(source)
-    if source.num_shards % rank.count == 0:
+    if source.num_shards % rank.count == 0 and "Take" not in type(source._ex_iterable).__name__:
         return source.shard(num_shards=rank.count, index=rank.index), Rank()
     return source, rank
 

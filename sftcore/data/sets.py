@@ -14,21 +14,24 @@ from sftcore.chat.stops import turn_end
 from sftcore.config.probe import probe_run
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.registry import Bound
-from sftcore.core.types import Row
+from sftcore.core.types import Row, Selection
 from sftcore.data.format import RowReader, choose_format, filtered, reader_for, refuse_images
 from sftcore.data.functions import by_function
 from sftcore.data.images.expand import Expander, is_vision
 from sftcore.data.images.reference import MAX_PIXELS
 from sftcore.data.ledger import Ledger
+from sftcore.data.mixing.mixed import Mixed, concatenated, mixed_ledger, packed_mixture
+from sftcore.data.mixing.mixture import DataSource, Mixture, as_mixture, with_format
+from sftcore.data.mixing.order import Order
 from sftcore.data.nulls import meant_nulls
 from sftcore.data.packing.blocks import PackingPlan
 from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank
 from sftcore.data.source.load import numbers_of
-from sftcore.data.store.cache import find_or_make, wrapped
+from sftcore.data.store.cache import Key, find_or_make, wrapped
 from sftcore.data.store.keys import key_of
 from sftcore.data.store.mapstyle import build
-from sftcore.data.store.stream import columns_of, first_rows, prepare_stream
+from sftcore.data.store.stream import columns_of, first_rows, packed_stream, prepare_stream
 from sftcore.data.tokenize import Tokenizer
 from sftcore.data.unread import said, unread_of
 from sftcore.util.warned import warn
@@ -52,7 +55,8 @@ class DataPreparation:
     rank: the rank whose rows of a stream are prepared. shards: each such stream, beside the whole stream.
     shared: a folder of the run, through which one process shares sets that the cache does not keep.
     ledgers: what became of the rows of each map-style set. formats: the plugin that read each set.
-    notes: what else the run reports. numberings: the numbers of each set's rows. label: the training set's name.
+    notes: what else the run reports. numberings: the numbers of each set's rows.
+    labels: what the user calls sets, where that is not by their argument. mixed: the sets that are mixtures.
     given_tokens: the sets whose rows came as token ids. embeddings: how many tokens the model has, where it is known.
     """
 
@@ -68,9 +72,11 @@ class DataPreparation:
     notes: list[str] = field(factory=list)
     shards: list[tuple[IterableDataset, IterableDataset]] = field(factory=list)
     numberings: dict[str, Sequence[int] | None] = field(factory=dict)
-    label: str = "the training data"
+    labels: dict[str, str] = field(factory=dict)
+    mixed: dict[str, Mixed] = field(factory=dict)
     given_tokens: set[str] = field(factory=set)
     embeddings: int | None = None
+    keys: dict[str, Key | None] = field(factory=dict)
 
     def ledger_of(self, name: str) -> Ledger | None:
         """The ledger of the map-style set that was prepared under this name."""
@@ -83,12 +89,49 @@ class DataPreparation:
         return self.prepare(datasets, name)
 
     def prepare(self, dataset: Any, name: str) -> Any:
-        """A `Dataset` or `IterableDataset` as token rows.
+        """A `Dataset`, an `IterableDataset` or a `Mixture` of them as token rows.
 
         Raises:
-            OptionTypeError: it is neither of them.
+            OptionTypeError: it is none of them.
             DataError, RowError: it cannot be read; names the data set and the row.
         """
+        mixture = as_mixture(dataset) or Mixture((DataSource(dataset),))
+        self.mixed.pop(name, None)
+        if len(mixture.sources) > 1:
+            return self._prepared_mixture(mixture, name)
+        return self._prepared_source(mixture.sources[0], name)
+
+    def _prepared_source(self, source: DataSource, name: str, *, in_mixture: bool = False) -> Any:
+        """The token rows of one source, packed and shuffled unless it is one of several."""
+        from datasets import IterableDataset
+
+        self._refuse_what_it_is(source.dataset, name)
+        dataset = source.taken()
+        packing = self._packing(name)
+        self.numberings[name] = numbering = numbers_of(dataset)
+        columns = columns_of(dataset)
+        if "input_ids" in columns:
+            self.given_tokens.add(name)
+        pipeline = self.pipeline(columns, name, source, functools.partial(first_rows, dataset))
+        pipeline = evolve(pipeline, numbering=numbering, meant=meant_nulls(dataset.features))
+        if not name.startswith(PREDICTED) and (left := said(unread_of(pipeline.reader, dataset))):
+            self.notes.append(f"{name}: {left}")
+        seed = self._shuffle_seed_of(name)
+        if not isinstance(dataset, IterableDataset):
+            prepared = self._built(dataset, pipeline, packing, name, in_mixture=in_mixture)
+            if name.startswith(PREDICTED):
+                _say_what_is_left_out(self.ledgers[-1])
+            return prepared.shuffle(seed=seed) if seed is not None and not in_mixture else prepared
+        raw = dataset.shuffle(seed=seed) if (packing or in_mixture) and seed is not None else dataset
+        if in_mixture:
+            return prepare_stream(raw, pipeline, rank=self.rank), prepare_stream(raw, pipeline)
+        self.notes.append(f"{name}: a stream, which is prepared as it is read; its rows are not counted")
+        stream = prepare_stream(raw, pipeline, packing=packing, rank=self.rank)
+        stream = stream.shuffle(seed=seed) if seed is not None else stream
+        self.shards.append((stream, prepare_stream(raw, pipeline, packing=packing)))
+        return stream
+
+    def _refuse_what_it_is(self, dataset: Any, name: str) -> None:
         from datasets import Dataset, IterableDataset
 
         if not isinstance(dataset, (Dataset, IterableDataset)):
@@ -103,34 +146,70 @@ class DataPreparation:
                 where=name,
                 fix='Pass dataset_kwargs={"skip_prepare_dataset": True} and let the transform return token rows.',
             )
-        packing = self._packing(name)
-        self.numberings[name] = numbering = numbers_of(dataset)
-        columns = columns_of(dataset)
-        if "input_ids" in columns:
-            self.given_tokens.add(name)
-        first = functools.partial(first_rows, dataset)
-        pipeline = evolve(self.pipeline(columns, name, first), numbering=numbering, meant=meant_nulls(dataset.features))
-        if name != PREDICTED and (left := said(unread_of(pipeline.reader, dataset))):
-            self.notes.append(f"{name}: {left}")
-        seed = None if name == PREDICTED else self._shuffle_seed
-        if isinstance(dataset, IterableDataset):
-            self.notes.append(f"{name}: a stream, which is prepared as it is read; its rows are not counted")
-            source = dataset.shuffle(seed=seed) if packing and seed is not None else dataset
-            stream = prepare_stream(source, pipeline, packing=packing, rank=self.rank)
-            stream = stream.shuffle(seed=seed) if seed is not None else stream
-            self.shards.append((stream, prepare_stream(source, pipeline, packing=packing)))
-            return stream
-        prepared = self._built(dataset, pipeline, packing, name)
-        if name == PREDICTED:
-            _say_what_is_left_out(self.ledgers[-1])
-        return prepared.shuffle(seed=seed) if seed is not None else prepared
 
-    def pipeline(self, columns: list[str], name: str, rows: Callable[[], Sequence[Row]] = tuple) -> Pipeline:
-        """The pipeline for a data set with these columns; `rows` gives its first rows, to try suggestions on."""
+    def _prepared_mixture(self, mixture: Mixture, name: str) -> Any:
+        """The token rows of several sources: one after another, or mixed by their weights."""
+        from datasets import IterableDataset
+
+        names = mixture.names_in(name)
+        streamed = [isinstance(one.dataset, IterableDataset) for one in mixture.sources]
+        if len(set(streamed)) > 1:
+            raise DataError(
+                f"{names[streamed.index(True)]} is a stream, and {names[streamed.index(False)]} is not.",
+                where=name,
+                fix="Stream all of them (dataset.to_iterable_dataset()), or none.",
+            )
+        order = Order.of(mixture.weights, self._mixture_seed, mixture.stop)
+        parts = [
+            self._prepared_source(source, one, in_mixture=True)
+            for source, one in zip(mixture.sources, names, strict=True)
+        ]
+        if streamed[0]:
+            return self._mixed_stream(parts, order, names, name)
+        whole, packing, seed = concatenated(parts), self._packing(name), self._shuffle_seed_of(name)
+        mixed = Mixed.of(names, [len(one) for one in parts], order, None if packing else seed)
+        rows = whole if mixed.rows is None else whole.select(mixed.rows)
+        self.mixed[name] = mixed
+        ledger = mixed_ledger(parts, mixed, name, [one for one in self.ledgers if one.name in names])
+        if packing is not None:
+            parents = [self.keys.get(one) for one in names]
+            rows, ledger, note = packed_mixture(rows, ledger, packing, parents, mixed, self.shared)
+            self.notes.append(f"{name}: {note}")
+            rows = rows.shuffle(seed=seed) if seed is not None else rows
+        self.ledgers.append(ledger)
+        return rows
+
+    def _mixed_stream(self, parts: list[Any], order: Order, names: list[str], name: str) -> Any:
+        from sftcore.data.mixing.stream import mixed_stream
+
+        packing, seed = self._packing(name), self._shuffle_seed_of(name)
+        own, whole = (mixed_stream(streams, order) for streams in zip(*parts, strict=True))
+        if packing is not None:
+            own, whole = packed_stream(own, packing), packed_stream(whole, packing)
+        own = own.shuffle(seed=seed) if seed is not None else own
+        self.shards.append((own, whole))
+        how = "one after another" if not order.shares else f"mixed, stop: {order.stop}"
+        shares = order.shares or (None,) * len(names)
+        told = (one if share is None else f"{one} {share:.1%}" for one, share in zip(names, shares, strict=True))
+        self.notes.append(f"{name}: streams, {how}, prepared as they are read; their rows are not counted")
+        self.notes.append(f"{name}: {', '.join(told)}")
+        return own
+
+    def pipeline(
+        self,
+        columns: list[str],
+        name: str,
+        source: DataSource | None = None,
+        rows: Callable[[], Sequence[Row]] = tuple,
+    ) -> Pipeline:
+        """The pipeline for a data set with these columns, read as this source says.
+
+        `rows` gives its first rows, to try suggestions on.
+        """
         settings = self.setup.plan.settings
         packing = self._packing(name)
         return Pipeline(
-            reader=self._reader(columns, name, rows),
+            reader=self._reader(columns, name, source.format if source else None, rows),
             renderer=Renderer(
                 self.tokenizer,
                 completion_only=settings.get("completion_only_loss"),
@@ -143,7 +222,7 @@ class DataPreparation:
             # packing splits long documents itself, so they are not truncated before
             max_length=None if packing and packing.strategy != "bfd" else self.max_length,
             truncation=settings.get("truncation_mode") or "keep_start",
-            expander=self._expander(packing, name),
+            expander=self._expander(packing, name, source.image_folder if source else ""),
             vocabulary=self._vocabulary() if "input_ids" in columns else None,
         )
 
@@ -154,12 +233,21 @@ class DataPreparation:
         sizes = [self.embeddings, config.get("vocab_size"), text.get("vocab_size"), len(self.tokenizer)]
         return max(size for size in sizes if isinstance(size, int))
 
+    def _shuffle_seed_of(self, name: str) -> int | None:
+        return None if name.startswith(PREDICTED) else self._shuffle_seed
+
+    @property
+    def _mixture_seed(self) -> int:
+        settings = self.setup.plan.settings
+        given = settings.get("data_seed")
+        return int(settings.get("seed", 42) if given is None else given)
+
     @property
     def _shuffle_seed(self) -> int | None:
         settings = self.setup.plan.settings
         return settings["seed"] if settings.get("shuffle_dataset") else None
 
-    def _expander(self, packing: PackingPlan | None, name: str) -> Expander | None:
+    def _expander(self, packing: PackingPlan | None, name: str, own_folder: str) -> Expander | None:
         settings = self.setup.plan.settings
         if self.processor is None or not is_vision(self.processor):
             return None
@@ -169,7 +257,7 @@ class DataPreparation:
                 where=name,
                 fix="Use packing_strategy: bfd.",
             )
-        folder, limit = settings.get("image_folder"), settings.get("max_image_pixels")
+        folder, limit = own_folder or settings.get("image_folder"), settings.get("max_image_pixels")
         return Expander(self.processor, folder or "", limit or MAX_PIXELS)
 
     def _packing(self, name: str) -> PackingPlan | None:
@@ -178,7 +266,7 @@ class DataPreparation:
         wanted = settings.get("packing")
         if name.startswith("eval") and settings.get("eval_packing") is not None:
             wanted = settings["eval_packing"]
-        if not wanted or name == PREDICTED:
+        if not wanted or name.startswith(PREDICTED):
             return None
         if self.max_length is None:
             raise ConflictError(
@@ -188,9 +276,14 @@ class DataPreparation:
             )
         return PackingPlan(settings.get("packing_strategy") or "bfd", self.max_length, self._shuffle_seed)
 
-    def _built(self, dataset: Dataset, pipeline: Pipeline, packing: PackingPlan | None, name: str) -> Dataset:
-        """The set from the cache, or prepared and put there."""
+    def _built(
+        self, dataset: Dataset, pipeline: Pipeline, packing: PackingPlan | None, name: str, *, in_mixture: bool
+    ) -> Dataset:
+        """The set from the cache, or prepared and put there; rows that are mixed are packed later, if at all."""
         settings = self.setup.plan.settings
+        how = f"{packing.strategy}, shuffle seed {packing.shuffle_seed}" if packing else ""
+        if packing and in_mixture:
+            how, packing = f"{packing.strategy}, of a mixture", None
 
         def make(folder: Path | None) -> tuple[pa.Table, Ledger]:
             num_proc = settings.get("dataset_num_proc")
@@ -203,12 +296,13 @@ class DataPreparation:
                 format=self.formats.get(name) or self.formatting_func,
                 tokenizer=self.tokenizer,
                 processor=self.processor if is_vision(self.processor) else None,
-                settings=settings,
+                settings={**settings, "image_folder": getattr(pipeline.expander, "folder", None)},
                 max_length=self.max_length,
-                packing=f"{packing.strategy}, shuffle seed {packing.shuffle_seed}" if packing else "",
+                packing=how,
                 numbering=pipeline.numbering,
                 wrappers=[one for one in self.setup.plugins.bound if one.wraps("make_formatter")],
             )
+            self.keys[name] = key
             if key is None:
                 self.notes.append(f"{name}: not cached, because the formatting function has no stable hash")
         if key is None and self.shared is None:
@@ -225,13 +319,15 @@ class DataPreparation:
         self.ledgers.append(evolve(ledger, name=name))
         return found
 
-    def _reader(self, columns: list[str], name: str, rows: Callable[[], Sequence[Row]]) -> RowReader:
+    def _reader(
+        self, columns: list[str], name: str, own: Selection | None, rows: Callable[[], Sequence[Row]]
+    ) -> RowReader:
         settings = self.setup.plan.settings
-        if self.formatting_func is not None and "input_ids" not in columns:
+        if self.formatting_func is not None and own is None and "input_ids" not in columns:
             refuse_images(columns, name)
             reader = RowReader("formatting_func", by_function(self.formatting_func), name)
             return filtered(reader, columns, settings)
-        setup = self.setup
+        setup = with_format(self.setup, own)
         bound = choose_format(
             setup.plan,
             setup.plugins,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sftcore.core.errors import DataError
 from sftcore.core.types import IGNORED, Plan
@@ -85,18 +85,23 @@ def _trainer(checked: Checked, fields: dict[str, Any], num_rows: int, folder: st
     from pathlib import Path
 
     from sftcore.config.sft_config import SFTConfig
-    from sftcore.data.source.load import load
+    from sftcore.data.mixing.mixture import as_mixture
+    from sftcore.data.source.several import load_set, rename
+    from sftcore.train.row_locations import place_of
     from sftcore.train.trainer import SFTTrainer
 
     recipe = checked.recipe
-    rows = load(checked.train, recipe.data, recipe.data.split)
-    rows = rows.select(range(min(len(rows), SAMPLED * num_rows)))
+    loaded = load_set(checked.train)
+    mixture = as_mixture(loaded) or as_mixture([loaded])
+    assert mixture is not None
+    each = SAMPLED * num_rows // len(mixture.sources) + 1
+    rows = [evolve(one, rows=each, weight=None) for one in mixture.sources]
     args = SFTConfig(**{**fields, **_QUIET, "output_dir": folder})
     name = str(Path(recipe.model.name or "").expanduser())
     try:
         return SFTTrainer(name, args=args, train_dataset=rows, data_collator=collator)
     except DataError as error:
-        error.where = error.where.replace("train_dataset", checked.train.label)
+        rename(error, {"train_dataset": checked.train}, place_of)
         raise
 
 

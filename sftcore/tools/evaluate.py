@@ -60,7 +60,7 @@ def evaluation_rows(run: SavedRun, data: str | None, overrides: Sequence[str] = 
     """
     from sftcore.config.recipe import overridden, parse_recipe
     from sftcore.config.setup import check, set_up_recipe
-    from sftcore.data.source.load import inspect
+    from sftcore.data.source.several import inspect_set
     from sftcore.train.checked import Checked
 
     settings = run.manifest.get("settings") or {}
@@ -74,8 +74,8 @@ def evaluation_rows(run: SavedRun, data: str | None, overrides: Sequence[str] = 
     recipe = parse_recipe(overridden(raw, overrides), place="evaluate")
     setup = set_up_recipe(recipe)
     check(setup, needs_tokenizer=False)  # the run has its own
-    source = recipe.data.eval if data is None and recipe.data.eval is not None else recipe.data.train
-    return Checked(recipe, setup, inspect(source, setup), None)
+    sources = recipe.data.eval_sources if data is None and recipe.data.eval_sets else recipe.data.sources
+    return Checked(recipe, setup, inspect_set(sources, setup, recipe.data.stop))
 
 
 def _own_data(run: SavedRun) -> Any:
@@ -105,7 +105,7 @@ def evaluate(
     from transformers import PrinterCallback
 
     from sftcore.config.sft_config import SFTConfig
-    from sftcore.data.source.load import load
+    from sftcore.data.source.several import load_set
     from sftcore.tools.saved_rows import dataset_of_run
     from sftcore.train.row_locations import named_by_file
     from sftcore.train.run import config_of
@@ -117,7 +117,7 @@ def evaluate(
         if own_rows:
             _, rows = dataset_of_run(recipe, run, "eval")
         else:
-            rows = load(checked.train, recipe.data, recipe.data.split)
+            rows = load_set(checked.train)
         fields = {**config_of(recipe), "output_dir": aside, "report_to": "none", "eval_strategy": "no"}
         fields |= {"model_init_kwargs": None, "gradient_checkpointing": False}
         trainer = SFTTrainer(

@@ -267,7 +267,8 @@ def write_merged_card(folder: Path, run: SavedRun, merged: Merged) -> None:
         f"Merged in float32, saved in {merged.dtype}."
     )
     ledgers = (run.manifest.get("data") or {}).get("ledgers") or ()
-    facts = [f"{one['rows_kept']:,} rows, {one['tokens_supervised']:,} tokens supervised" for one in ledgers[:1]]
+    whole = [one for one in ledgers if one.get("name") == "train_dataset"] or ledgers
+    facts = [f"{one['rows_kept']:,} rows, {one['tokens_supervised']:,} tokens supervised" for one in whole[:1]]
     facts += [f"{run.manifest['steps']} steps"] if run.manifest.get("steps") else []
     facts += [f"Compared with the unmerged model on {merged.compared_on.description}"]
     facts += [f"{str(one)[:1].upper()}{str(one)[1:]}" for one in merged.agreements]

@@ -12,15 +12,18 @@ from attrs import define, field, frozen
 from sftcore.check.format import FormatChoice, format_for
 from sftcore.config.recipe import Recipe
 from sftcore.config.setup import Setup, check, set_up_recipe
-from sftcore.core.errors import DataError, RecipeError
+from sftcore.core.errors import DataError, RecipeError, nearest
 from sftcore.core.types import IGNORED, TokenizedRow
 from sftcore.core.visible import visible
 from sftcore.data.images.pictures import DOCUMENTS, Picture
+from sftcore.data.mixing.mixture import Mixture, with_format
+from sftcore.data.source.several import GivenSet, GivenSource, inspect_set, load_set, rename
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from sftcore.chat.spans import TurnSpan
+    from sftcore.config.data.section import SourceSection
     from sftcore.config.sft_config import SFTConfig
     from sftcore.data.pipeline import Inspected, Pipeline
     from sftcore.data.sets import DataPreparation
@@ -145,26 +148,34 @@ class PreparationFactory:
 
 
 # --- From a recipe to a row -----------------------------------------------------------------------------------------
-def preview(recipe: Recipe, row: int) -> list[Preview]:
+def preview(recipe: Recipe, row: int, source_name: str | None = None) -> list[Preview]:
     """Row `row` of the training set, counted from 0, as the recipe's own pipeline prepares it; if packed, block `row`.
 
+    Of several sources it is row `row` of the one that is named, or of the first; packed, a block of the mixture.
     If no format reads the columns, the mapping that a format suggests is used, and a note says so.
 
     Raises:
-        RecipeError: there is no such row.
+        RecipeError: there is no such row or source.
         SFTCoreError: whatever would stop the run at this row.
     """
     from sftcore.data.nulls import meant_nulls
-    from sftcore.data.source.load import load
     from sftcore.data.unread import said, unread_of
 
     setup = set_up_recipe(recipe)
     check(setup, needs_weights=False)
-    source, choice = _source_and_format(recipe, setup)
-    dataset = load(source, recipe.data, recipe.data.split)
-    label = source.label
-    choice = choice or format_for(setup, dataset.column_names, label, lambda: list(itertools.islice(dataset, 20)))
+    sections = recipe.data.sources
+    if len(sections) > 1 and source_name is None and recipe.training.get("packing"):
+        return [_block_of_mixture(recipe, setup, row)]
+    section = _section_named(sections, source_name)
+    source, choice = _source_and_format(section, with_format(setup, section.format))
+    given = GivenSource(section, source)
+    loaded = load_set(GivenSet((given,)))
+    dataset = loaded.sources[0].dataset if isinstance(loaded, Mixture) else loaded
+    label = given.label
+    first = list(itertools.islice(dataset, 20))
+    choice = choice or format_for(with_format(setup, section.format), dataset.column_names, label, lambda: first)
     notes = (f"Read with a suggested mapping; a run needs this line: {choice.line}",) if choice.line else ()
+    notes = (*([f"Of {label}."] if len(sections) > 1 else []), *notes)
     preparation = PreparationFactory(recipe)(choice.setup)
     try:
         pipeline = attrs.evolve(
@@ -182,7 +193,34 @@ def preview(recipe: Recipe, row: int) -> list[Preview]:
         raise
 
 
-def _source_and_format(recipe: Recipe, setup: Setup) -> tuple[Source, FormatChoice | None]:
+def _section_named(sections: Sequence[SourceSection], name: str | None) -> SourceSection:
+    if name is None:
+        return sections[0]
+    names = [one.name for one in sections]
+    if name not in names:
+        what = f'there is no source "{name}".{nearest(name, names)}'
+        raise RecipeError(what, where="--source", fix=f"Sources: {', '.join(names)}.")
+    return sections[names.index(name)]
+
+
+def _block_of_mixture(recipe: Recipe, setup: Setup, row: int) -> Preview:
+    """Block `row` of several sources, packed as the run packs them."""
+    given = inspect_set(recipe.data.sources, setup, recipe.data.stop)
+    preparation = PreparationFactory(recipe)(setup)
+    try:
+        blocks = preparation.prepare(load_set(given), _NAME)
+    except DataError as error:
+        rename(error, {_NAME: given}, lambda files, number: None)
+        raise
+    _refuse_beyond(row, len(blocks), "block", given.label)
+    documents = tuple(
+        Document(start, len(part.input_ids), tuple(pieces_of(part, preparation.tokenizer)))
+        for start, part in _documents_of(blocks[row])
+    )
+    return Preview(row, 0, documents, notes=(f"Of {given.label}.",), capacity=preparation.max_length)
+
+
+def _source_and_format(section: SourceSection, setup: Setup) -> tuple[Source, FormatChoice | None]:
     """Where the rows are, and their format if local files can be sampled, so that errors appear before anything loads.
 
     The sampled rows are not checked, so that a row can be shown even if another one is faulty.
@@ -191,10 +229,12 @@ def _source_and_format(recipe: Recipe, setup: Setup) -> tuple[Source, FormatChoi
     from sftcore.data.source.files import first_rows, local_files
     from sftcore.data.source.load import SAMPLE, Source
 
-    files = local_files(recipe.data.train)
+    files = local_files(section.path)
     if files is None:
-        return Source(str(recipe.data.train), None), None
-    sample = first_rows(files, SAMPLE)
+        return Source(str(section.path), None), None
+    sample = first_rows(files, min(SAMPLE, section.rows or SAMPLE))
+    if section.columns is not None:
+        sample = [(place, {key: row[key] for key in section.columns if key in row}) for place, row in sample]
     if not sample:
         return Source(files.label, files), None
     columns = list(dict.fromkeys(key for _, row in sample for key in row))
@@ -261,16 +301,22 @@ def _block(preparation: DataPreparation, dataset: Dataset, row: int, label: str,
     pipeline = preparation.pipeline(dataset.column_names, _NAME)
     _refuse_beyond(row, len(blocks), "block", label)
     block = blocks[row]
-    whole = TokenizedRow(block["input_ids"], block["labels"], block.get("weights"))
-    documents, start = [], 0
+    documents = []
     carried_along = block.get(DOCUMENTS) or [None] * len(block["seq_lengths"])
-    for length, carried in zip(block["seq_lengths"], carried_along, strict=True):
-        pieces = pieces_of(_part(whole, slice(start, start + length)), preparation.tokenizer)
+    for (start, part), carried in zip(_documents_of(block), carried_along, strict=True):
+        pieces = pieces_of(part, preparation.tokenizer)
         if carried is not None and carried["images"]:
             pieces = with_pictures(pieces, _pictures(pipeline, dataset, carried))
-        documents.append(Document(start, length, tuple(pieces)))
-        start += length
+        documents.append(Document(start, len(part.input_ids), tuple(pieces)))
     return Preview(row, 0, tuple(documents), notes=notes, capacity=preparation.max_length)
+
+
+def _documents_of(block: dict[str, Any]) -> Iterator[tuple[int, TokenizedRow]]:
+    """The documents of a block, each with the position of its first token."""
+    whole, start = TokenizedRow(block["input_ids"], block["labels"], block.get("weights")), 0
+    for length in block["seq_lengths"]:
+        yield start, _part(whole, slice(start, start + length))
+        start += length
 
 
 def _pictures(pipeline: Pipeline, dataset: Dataset, document: dict[str, Any]) -> tuple[Picture, ...]:

@@ -30,7 +30,7 @@ _SHAPES = {
     **dict.fromkeys(("versions", "environment", "data_files_sha256", "sources_sha256", "weights_sha256", "data"), dict),
     **dict.fromkeys(("steps", "max_steps"), int),
 }
-_CURVE = ("loss", "eval_loss", "grad_norm")
+_CURVE = ("loss", "grad_norm")
 
 
 @frozen
@@ -269,10 +269,15 @@ def _logged(path: Path) -> dict[int, dict[str, Any]]:
             continue
         if not isinstance(entry, dict) or "step" not in entry:
             continue
-        kept = {key: entry[key] for key in _CURVE if key in entry}
+        kept = {key: value for key, value in entry.items() if key in _CURVE or _is_loss_of_set(key)}
         if kept:
             found.setdefault(entry["step"], {}).update(kept)
     return found
+
+
+def _is_loss_of_set(key: str) -> bool:
+    """Whether it is the loss of one of several evaluation sets, such as `eval_dev_loss`."""
+    return key.startswith("eval_") and key.endswith("_loss")
 
 
 def fresh_folder(recorded: Recorded) -> str:

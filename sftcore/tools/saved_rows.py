@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,12 +10,11 @@ from attrs import frozen
 
 from sftcore.core.errors import DataError, SFTCoreError
 from sftcore.core.types import TokenizedRow
-from sftcore.data.source.load import Source, load, split_off
+from sftcore.data.mixing.mixture import DataSource, Mixture, as_mixture
+from sftcore.data.source.several import GivenSet, given_set, load_set, split_set
 from sftcore.tools.saved import SavedRun
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from sftcore.config.recipe import Recipe
 
 _NAME = "train_dataset"
@@ -59,7 +59,8 @@ def rows_of_run(
     recipe = parse_recipe(raw, place=f"{where}/manifest.json")
     try:
         source, dataset = dataset_of_run(recipe, run, part)
-        rows = _tokenized(recipe, dataset, tokenizer, limit, max_length, seed)
+        mixture = as_mixture(dataset) or Mixture((DataSource(dataset),))
+        rows = _of_all([_tokenized(recipe, one, tokenizer, limit, max_length, seed) for one in mixture.sources], limit)
     except (SFTCoreError, OSError) as error:
         raise DataError(f"the run's data cannot be read again: {error}", where=where) from error
     if not rows:
@@ -67,30 +68,33 @@ def rows_of_run(
     return RunRows(tuple(rows), source.label)
 
 
-def dataset_of_run(recipe: Recipe, run: SavedRun, part: str) -> tuple[Source, Dataset]:
-    """The raw rows of a run's "train" or "eval" set, and where they are.
+def _of_all(rows: list[list[TokenizedRow]], limit: int) -> list[TokenizedRow]:
+    """Up to so many rows, as many of every source as there are."""
+    turns = itertools.zip_longest(*rows)
+    return list(itertools.islice((one for turn in turns for one in turn if one is not None), limit))
+
+
+def dataset_of_run(recipe: Recipe, run: SavedRun, part: str) -> tuple[GivenSet, Any]:
+    """The raw rows of a run's "train" or "eval" set (of several, all of them), and where they are.
 
     Raises:
         DataError: the run has no such set, or it cannot be read.
     """
-    from sftcore.data.source.files import local_files
-
     data = recipe.data
     from_train = part == "train" or data.eval_fraction is not None
-    wanted = data.train if from_train else data.eval
-    if wanted is None:
+    wanted = data.sources if from_train else data.eval_sources
+    if not wanted:
         raise DataError("the run has no evaluation set.")
-    files = local_files(wanted)
-    source = Source(files.label if files else str(wanted), files)
-    dataset = load(source, data, data.split if from_train else data.eval_split)
+    given = given_set(wanted, data.stop)
+    dataset = load_set(given)
     if data.eval_fraction is not None:
-        train, held_back = split_off(dataset, data.eval_fraction, int(run.manifest.get("seed", 42)))
+        train, held_back = split_set(dataset, data.eval_fraction, int(run.manifest.get("seed", 42)))
         dataset = train if part == "train" else held_back
-    return source, dataset
+    return given, dataset
 
 
 def _tokenized(
-    recipe: Recipe, dataset: Dataset, tokenizer: Any, limit: int, max_length: int | None, seed: int | None
+    recipe: Recipe, source: DataSource, tokenizer: Any, limit: int, max_length: int | None, seed: int | None
 ) -> list[TokenizedRow]:
     from sftcore.config.setup import set_up
     from sftcore.data.sets import DataPreparation
@@ -99,7 +103,8 @@ def _tokenized(
     settings = {key: value for key, value in recipe.training.items() if key not in ("packing", "eval_packing")}
     setup = set_up(recipe.chosen, settings, recipe.model, where=recipe.place, block=recipe.block)
     longest = max_length or settings.get("max_length", 1024)
-    pipeline = DataPreparation(setup, tokenizer, longest).pipeline(dataset.column_names, _NAME)
+    dataset = source.taken()
+    pipeline = DataPreparation(setup, tokenizer, longest).pipeline(dataset.column_names, _NAME, source)
     order = list(range(len(dataset)))
     if seed is not None:
         random.Random(seed).shuffle(order)

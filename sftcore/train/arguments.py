@@ -15,6 +15,7 @@ from sftcore.core.types import ModelRequest, Plan, Problem
 from sftcore.data.collate import no_token_ids
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import has_images
+from sftcore.data.mixing.mixture import DataSource, Mixture
 from sftcore.model.memory.offload import refuse_offloading
 from sftcore.model.skeleton import learned_positions, module_names, task_problems, virtual_tokens
 from sftcore.util.disk import make_output_dir
@@ -35,7 +36,9 @@ def refuse_data(train_dataset: Any) -> None:
         OptionTypeError: it is a mapping.
     """
     if train_dataset is None:
-        raise DataError("`train_dataset` is required.", fix="Pass a datasets.Dataset or IterableDataset.")
+        raise DataError(
+            "`train_dataset` is required.", fix="Pass a datasets.Dataset or IterableDataset, or a Mixture of them."
+        )
     if isinstance(train_dataset, Mapping):
         raise OptionTypeError(
             f"train_dataset is one data set, got a {type(train_dataset).__name__} of {', '.join(train_dataset)}.",
@@ -52,6 +55,12 @@ def as_given(dataset: Any, name: str, plan: Plan) -> Any:
     Raises:
         DataError: rows have no token ids, or masks and no labels, and go to the run's own collator.
     """
+    if isinstance(dataset, (Mixture, DataSource)):
+        raise ConflictError(
+            "the rows of a mixture are prepared, and skip_prepare_dataset passes rows on as they are.",
+            where=name,
+            fix="Drop skip_prepare_dataset, or pass one data set (datasets.interleave_datasets).",
+        )
     collators = plan.selected("collator")
     if not collators or any(not one.default and not one.path.endswith("padding_free") for one in collators):
         return dataset

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from collections.abc import Mapping
+
+from attrs import field, frozen
 
 from sftcore.config.recipe import Recipe
 from sftcore.config.setup import Setup
-from sftcore.data.source.load import Source
+from sftcore.data.source.several import GivenSet
 
 
 @frozen
@@ -15,5 +17,6 @@ class Checked:
 
     recipe: Recipe
     setup: Setup
-    train: Source
-    eval: Source | None
+    train: GivenSet
+    eval: Mapping[str, GivenSet] = field(factory=dict)
+    """The evaluation sets by name; the name is empty where there is only one."""

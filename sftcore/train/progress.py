@@ -78,10 +78,10 @@ class RichProgress(TrainerCallback):
         """Show the newest figures."""
         if not logs or not state.is_world_process_zero:
             return
-        if "eval_loss" in logs:
-            accuracy = logs.get("eval_mean_token_accuracy")
+        for name in filter(_of_evaluation, logs):
+            accuracy = logs.get(f"{name.removesuffix('loss')}mean_token_accuracy")
             self._say(
-                f"step {state.global_step}: eval_loss {logs['eval_loss']:.4f}"
+                f"step {state.global_step}: {name} {logs[name]:.4f}"
                 + (f", accuracy {accuracy:.3f}" if accuracy is not None else "")
             )
         if "loss" not in logs:
@@ -120,6 +120,11 @@ class RichProgressCallback(RichProgress):
 
     def __init__(self) -> None:
         super().__init__(Console(stderr=True))
+
+
+def _of_evaluation(name: str) -> bool:
+    """Whether a figure is the loss of an evaluation, maybe of one of several sets: `eval_loss`, `eval_dev_loss`."""
+    return name.startswith("eval_") and name.endswith("loss") and not name.endswith("aux_loss")
 
 
 def _clock(seconds: float) -> str:

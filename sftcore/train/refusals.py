@@ -23,6 +23,7 @@ from sftcore.core.errors import (
     nearest,
 )
 from sftcore.core.types import Problem
+from sftcore.data.mixing.mixture import has_length
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
 from sftcore.util.foreign import in_our_words
@@ -157,7 +158,7 @@ def run_problems(
     """
     settings = args.to_settings()
     yield from package_problems(settings)
-    if not isinstance(train_dataset, Sized) and args.max_steps < 1:
+    if not has_length(train_dataset) and args.max_steps < 1:
         yield Problem(
             "how many rows a stream has is not known before its end, so epochs have no length.", fix="Set max_steps."
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftcore.core.errors import DataError, RowError, TemplateStoppedError
+from sftcore.core.errors import DataError, TemplateStoppedError
 from sftcore.data.source.files import Files, scan
-from sftcore.data.source.load import Source, explained
+from sftcore.data.source.load import explained
+from sftcore.data.source.several import GivenSet, GivenSource, rename
 
 if TYPE_CHECKING:
     from sftcore.train.checked import Checked
@@ -24,22 +25,38 @@ def named_by_file(checked: Checked) -> Iterator[None]:
     try:
         yield
     except (DataError, TemplateStoppedError) as error:
-        _rename(error, "train_dataset", checked.train)
-        # a share that is held back comes from the training files, and its rows keep their numbers
-        _rename(error, "eval_dataset", checked.eval or checked.train)
+        rename(error, sets_by_name(checked), place_of)
         raise
     except (pa.ArrowException, DatasetsError, UnicodeDecodeError) as error:
-        if not checked.recipe.data.streaming or checked.train.files is None:
+        local = [one for one in checked.train.sources if one.source.files is not None]
+        if not checked.recipe.data.streaming or not local:
             raise
-        raise explained(error, checked.train) from error
+        raise _explained(error, local) from error
 
 
-def _rename(error: DataError | TemplateStoppedError, argument: str, source: Source) -> None:
-    if not error.where.startswith(argument):
-        return
-    row = error.row if isinstance(error, (RowError, TemplateStoppedError)) else None
-    place = place_of(source.files, row) if row is not None else None
-    error.where = place or error.where.replace(argument, source.label)
+def sets_by_name(checked: Checked) -> dict[str, GivenSet]:
+    """The data sets of a run by their names in its trainer."""
+    named = {f"eval_dataset[{name!r}]" if name else "eval_dataset": one for name, one in checked.eval.items()}
+    # a share that is held back comes from the training files, and its rows keep their numbers
+    return {"train_dataset": checked.train, **(named or {"eval_dataset": checked.train})}
+
+
+def sources_by_name(checked: Checked) -> dict[str, GivenSource]:
+    """The sources of a run by their names in its trainer; rows that are held back have no files of their own."""
+    sets = {name: one for name, one in sets_by_name(checked).items() if checked.eval or name == "train_dataset"}
+    return {name: one for set_name, given in sets.items() for name, one in given.names_in(set_name).items()}
+
+
+def _explained(error: Exception, sources: Sequence[GivenSource]) -> DataError:
+    """The error of a stream with its source and, if it can be found, its line there."""
+    for one in sources:
+        try:
+            found = explained(error, one.source)
+        except DataError as located:
+            located.where = one.section.labelled(located.where)
+            return located
+    found.where = ", ".join(one.label for one in sources)
+    return found
 
 
 def place_of(files: Files | None, row: int) -> str | None:

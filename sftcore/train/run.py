@@ -16,6 +16,7 @@ import attrs
 from attrs import frozen
 
 from sftcore.config.fields import default_output_dir
+from sftcore.config.probe import probe_run
 from sftcore.config.processes import world_size
 from sftcore.config.recipe import AUTO, LAST, Recipe
 from sftcore.config.settings.combined import metric_problems, package_problems
@@ -23,12 +24,12 @@ from sftcore.config.setup import check, set_up_recipe
 from sftcore.core.errors import ConflictError, RecipeError
 from sftcore.core.types import KINDS
 from sftcore.core.visible import visible
-from sftcore.data.source.load import inspect
+from sftcore.data.source.several import inspect_set, problems_of_formats
 from sftcore.train.checked import Checked
 from sftcore.train.checkpoint.folders import choose
 from sftcore.train.checkpoint.other_run import OutputFolder
 from sftcore.train.parts.callbacks import check_callbacks
-from sftcore.train.row_locations import named_by_file
+from sftcore.train.row_locations import named_by_file, sources_by_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +63,7 @@ def check_recipe(recipe: Recipe) -> Checked:
     """
     setup = set_up_recipe(recipe)
     strategy = recipe.training.get("eval_strategy")
-    has_eval = recipe.data.eval is not None or recipe.data.eval_fraction is not None
+    has_eval = recipe.data.evaluates
     if strategy not in (None, "no") and not has_eval:
         raise ConflictError(
             f'eval_strategy is "{strategy}", and the data have no evaluation set.',
@@ -77,9 +78,13 @@ def check_recipe(recipe: Recipe) -> Checked:
         )
     check_callbacks(recipe.training, evaluates=has_eval and strategy != "no", where=recipe.place)
     _checkpoint(recipe)
-    check(setup, also=[*package_problems(recipe.settings), *metric_problems(recipe.settings)])
-    train = inspect(recipe.data.train, setup)
-    return Checked(recipe, setup, train, inspect(recipe.data.eval, setup) if recipe.data.eval is not None else None)
+    names = tuple(recipe.data.eval_sets)
+    sets = None if names in ((), ("",)) else names
+    formats = problems_of_formats(recipe.data, setup, setup.plan, probe_run(setup.plan.model))
+    check(setup, also=[*package_problems(recipe.settings), *metric_problems(recipe.settings, sets), *formats])
+    train = inspect_set(recipe.data.sources, setup, recipe.data.stop)
+    evaluated = {name: inspect_set(one, setup, recipe.data.stop) for name, one in recipe.data.eval_sets.items()}
+    return Checked(recipe, setup, train, evaluated)
 
 
 def refuse_folder(recipe: Recipe) -> None:
@@ -170,29 +175,31 @@ def _trainer(checked: Checked, console: Console, changed: Mapping[str, Any] | No
     from transformers import PrinterCallback, ProgressCallback
 
     from sftcore.config.sft_config import SFTConfig
-    from sftcore.data.source.load import load, paths_of, split_off
+    from sftcore.data.source.several import load_set, split_set
     from sftcore.train.progress import RichProgress
     from sftcore.train.trainer import SFTTrainer
     from sftcore.util.plain import plain
 
     recipe = checked.recipe
     args = SFTConfig(**{**config_of(recipe), **(changed or {})})
-    train = load(checked.train, recipe.data, recipe.data.split, streaming=recipe.data.streaming)
-    evaluation = load(checked.eval, recipe.data, recipe.data.eval_split) if checked.eval else None
+    train = load_set(checked.train, streaming=recipe.data.streaming)
+    sets = {name: load_set(one) for name, one in checked.eval.items()}
+    evaluation = sets.get("", sets or None)
     if recipe.data.eval_fraction is not None:
-        train, evaluation = split_off(train, recipe.data.eval_fraction, args.seed)
+        train, evaluation = split_set(train, recipe.data.eval_fraction, args.seed)
     trainer = SFTTrainer(
         str(Path(recipe.model.name).expanduser()) if recipe.model.name else "",
         args=args,
         train_dataset=train,
         eval_dataset=evaluation,
     )
-    trainer.data.label = checked.train.label
+    trainer.data.labels |= {name: one.label for name, one in checked.train.names_in("train_dataset").items()}
     files = data_digests(checked)
-    trainer.recorder.train_files_sha256 = [files[str(path)] for path in paths_of(checked.train)]
+    trainer.recorder.train_files_sha256 = [files[str(path)] for path in checked.train.paths]
     trainer.recorder.extra |= {
         "recipe": plain({**recipe.raw, **({"block": list(recipe.block)} if recipe.block else {})}),
         "data_files_sha256": files,
+        "data_sources": {name: one.record() for name, one in sources_by_name(checked).items()},
     }
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -205,11 +212,10 @@ def data_digests(checked: Checked) -> dict[str, str]:
 
     A stream may be larger than what can be read before the first step.
     """
-    from sftcore.data.source.load import paths_of
     from sftcore.train.record.environment import sampled_sha256
     from sftcore.train.record.manifest import sha256_of_files
 
-    train, evaluation = paths_of(checked.train), paths_of(checked.eval)
+    train, evaluation = checked.train.paths, [path for one in checked.eval.values() for path in one.paths]
     if checked.recipe.data.streaming:
         found = {str(path): sampled_sha256(path) for path in train}
     else:
@@ -231,7 +237,9 @@ def _checkpoint(recipe: Recipe) -> str | None:
 
 def _data_folder(recipe: Recipe) -> str | None:
     """The folder of the training file, from which the relative image paths of its rows begin."""
-    source = recipe.data.train
+    if not recipe.data.sources:
+        return None
+    source = recipe.data.sources[0].path
     first = Path(source if isinstance(source, str) else source[0]).expanduser()
     return str(first.parent.resolve()) if first.is_file() else None
 
@@ -240,7 +248,7 @@ def config_of(recipe: Recipe) -> dict[str, Any]:
     """The fields of SFTConfig for this recipe, so that recipes take the same way as Python users."""
     fields = {**recipe.training, "disable_tqdm": True}
     fields.setdefault("output_dir", default_output_dir(recipe.model.name or "model"))
-    if recipe.data.eval is not None or recipe.data.eval_fraction is not None:
+    if recipe.data.evaluates:
         fields.setdefault("eval_strategy", "epoch")
     if "image_folder" not in fields and (folder := _data_folder(recipe)):
         fields["image_folder"] = folder

@@ -285,7 +285,8 @@ class TrainerSeams(Trainer):
         """
         if self.accelerator.is_fsdp2 and self.model_wrapped is self.model and not self.is_in_train:
             raise not_sharded_yet()
-        self.evaluation.begin()
+        prefix = kwargs.get("metric_key_prefix", args[3] if len(args) > 3 else "eval")
+        self.evaluation.begin(prefix)
         compute, padded = self.compute_metrics, is_padded(dataloader)
         if padded and compute is not None:
             self.compute_metrics = without_padding(compute)
@@ -293,7 +294,6 @@ class TrainerSeams(Trainer):
             output = super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self.compute_metrics = compute
-        prefix = kwargs.get("metric_key_prefix", args[3] if len(args) > 3 else "eval")
         if output.metrics is not None and f"{prefix}_loss" in output.metrics:
             mean = self.evaluation.mean(self.accelerator)
             output.metrics[f"{prefix}_loss"] = output.metrics[f"{prefix}_loss"] if mean is None else mean

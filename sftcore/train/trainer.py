@@ -77,8 +77,9 @@ class SFTTrainer(OpenLayout):
         model: a hub id or folder, a `PreTrainedModel` or a `PeftModel`.
         args: `SFTConfig`; a plain `TrainingArguments` is converted, None is `SFTConfig("<model>-SFT")`.
         data_collator: replaces the collator plugin.
-        train_dataset: `Dataset` or `IterableDataset`, in any format that an installed plugin reads.
-        eval_dataset: one, or a mapping of several.
+        train_dataset: `Dataset` or `IterableDataset`, in any format that an installed plugin reads; or a `Mixture` or
+            a list of them.
+        eval_dataset: one, or a mapping of several by name.
         processing_class: tokenizer or processor; the model's own by default.
         compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, on the full logits.
         compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as in
@@ -320,12 +321,12 @@ class SFTTrainer(OpenLayout):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add entropy, mean_token_accuracy and num_tokens to what is logged; at evaluation with the prefix `eval_`.
+        """Add entropy, mean_token_accuracy and num_tokens to what is logged; at evaluation with its prefix.
 
         Speeds are those of this call of `train`, not of the steps before its checkpoint.
         """
         mode = self._mode
-        prefix = "" if mode == "train" else "eval_"
+        prefix = "" if mode == "train" else f"{self.evaluation.prefix}_"
         logs.update({f"{prefix}{key}": value for key, value in self.metrics.drain(mode).items()})
         if "train_runtime" in logs and self.resumption.first_step:
             for name in ("train_samples_per_second", "train_steps_per_second"):

@@ -101,7 +101,7 @@ def test_a_mistake_is_named_with_its_place_and_its_mending(write, lines, said):
         ("model: x\ndata: {eval: y}", 'data: the key "train" is missing'),
         ("model: x\ndata: {train: y, eval_fraction: 1.5}", "eval_fraction must be between 0 and 1, got 1.5"),
         ("model: x\ndata: {train: y, eval: z, eval_fraction: 0.5}", "contradict each other"),
-        ("model: x\ndata: {train: 3}", "data.train: expected str | list[str], got int 3"),
+        ("model: x\ndata: {train: 3}", "data.train: expected a file, a list or a mapping, got int 3"),
         ("- a\n- b", "a recipe must be a mapping"),
     ],
 )

@@ -191,11 +191,15 @@ def test_recipes_name_plugins_and_options_that_exist():
 
 
 def test_every_kind_and_key_of_a_recipe_is_documented():
-    from sftcore.config.recipe import SECTIONS, DataSection
+    from sftcore.config.data.parse import SECTION_KEYS, SOURCE_KEYS
+    from sftcore.config.recipe import SECTIONS
 
     text = text_of("how-to/recipes.md")
-    for key in (*SECTIONS, *(field.name for field in DataSection.__attrs_attrs__)):
+    for key in (*SECTIONS, *SECTION_KEYS):
         assert f"| `{key}` |" in text, key
+    (table,) = re.findall(r"^\| key of a source .*?\n\n", text_of("how-to/mixtures.md"), re.DOTALL | re.MULTILINE)
+    for key in SOURCE_KEYS:
+        assert f"`{key}`" in table, key
 
 
 def test_every_built_in_format_has_a_section():

@@ -38,7 +38,7 @@ def command(manifest: str, overrides: tuple[str, ...], output: str | None, dry_r
 
     recorded = read_manifest(manifest)
     checked = checked_again(recorded, output or fresh_folder(recorded), overrides)
-    read = [checked.recipe.model.name, checked.train.label, *([checked.eval.label] if checked.eval else [])]
+    read = [checked.recipe.model.name, checked.train.label, *(one.label for one in checked.eval.values())]
     say(f"reads: {', '.join(map(str, read))}")
     found = list(differences(recorded, checked))
     for line in found:

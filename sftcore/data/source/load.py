@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from sftcore.config.recipe import DataSection
+from sftcore.config.data.section import SourceSection
 from sftcore.core.errors import DataError, RowError
 from sftcore.data.format import RowReader, choose_format, reader_for
 from sftcore.data.source.files import Files, first_rows, local_files, scan
@@ -39,8 +39,16 @@ class Source:
     reader: RowReader | None = None
 
 
-def inspect(source: str | Sequence[str], setup: Setup) -> Source:
+def inspect(
+    source: str | Sequence[str], setup: Setup, *, limit: int = SAMPLE, keep: Sequence[str] | None = None
+) -> Source:
     """Read the first rows of local files with the run's format, using only the standard library.
+
+    Args:
+        source: files, a folder or a hub id.
+        setup: whose format reads the rows.
+        limit: how many rows are read.
+        keep: the columns that are kept; None is all of them.
 
     Raises:
         DataError, RowError: a file is missing, empty or broken, or the format does not read its columns or a row.
@@ -48,7 +56,9 @@ def inspect(source: str | Sequence[str], setup: Setup) -> Source:
     files = local_files(source)
     if files is None:
         return Source(str(source), None)
-    sample = first_rows(files, SAMPLE)
+    sample = first_rows(files, limit)
+    if keep is not None:
+        sample = [(place, {name: row[name] for name in keep if name in row}) for place, row in sample]
     if not sample:
         if files.builder in ("parquet", "arrow"):
             return Source(files.label, files)
@@ -69,8 +79,8 @@ def inspect(source: str | Sequence[str], setup: Setup) -> Source:
     return Source(files.label, files, reader)
 
 
-def load(source: Source, data: DataSection, split: str, *, streaming: bool = False) -> Dataset | IterableDataset:
-    """The rows of a source; with `streaming` they are read when needed.
+def load(source: Source, data: SourceSection, split: str, *, streaming: bool = False) -> Dataset | IterableDataset:
+    """The rows of a source; with `streaming` they are read when needed. `data` says the configuration of a hub's.
 
     Raises:
         DataError: they cannot be read; for local files, the error names the line or row.
@@ -135,17 +145,23 @@ def split_off(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Da
     """Split rows into training and evaluation rows, which keep the numbers that they have in the file."""
     if len(dataset) < 2:
         raise DataError(f"{len(dataset)} row cannot be split into training and evaluation.", fix="Drop eval_fraction.")
+    train, held_back = split_rows(len(dataset), fraction, seed)
+    return numbered(dataset, train), numbered(dataset, held_back)
+
+
+def split_rows(count: int, size: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
+    """The numbers from 0 to `count`, split into those to train on and a share, or number, to evaluate on."""
     import datasets
 
-    numbers = datasets.Dataset.from_dict({"row": range(len(dataset))})
-    parts = numbers.train_test_split(test_size=fraction, seed=seed)
+    parts = datasets.Dataset.from_dict({"row": range(count)}).train_test_split(test_size=size, seed=seed)
+    return parts["train"]["row"][:], parts["test"]["row"][:]
 
-    def part(rows: Sequence[int]) -> Dataset:
-        found: Any = dataset.select(rows)
-        setattr(found, _ROW_NUMBERS, tuple(rows))
-        return found
 
-    return part(parts["train"]["row"][:]), part(parts["test"]["row"][:])
+def numbered(dataset: Dataset, rows: Sequence[int]) -> Dataset:
+    """These rows, which keep the numbers that they have in the data set."""
+    found: Any = dataset.select(rows)
+    setattr(found, _ROW_NUMBERS, tuple(rows))
+    return found
 
 
 def paths_of(*sources: Source | None) -> list[Path]:

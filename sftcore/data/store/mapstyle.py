@@ -106,13 +106,18 @@ def build(
         )
     if packing is None:
         return without_empty_weights(sink.table()), ledger
+    return pack_sink(sink, packing, ledger)
+
+
+def pack_sink(sink: Sink, packing: PackingPlan, ledger: Ledger) -> tuple[pa.Table, Ledger]:
+    """The blocks of the token rows in `sink`, which is removed, and their ledger with what packing gave."""
     packed, blocks = blocks_of(sink.table(), packing)
-    whole = Sink(folder, "data")
+    whole = Sink(sink.folder, "data")
     supervised = 0
     for table in blocks:
         supervised += num_supervised(table)
         whole.write(table)
-    if folder is not None:
+    if sink.folder is not None:
         sink.path.unlink()
     return whole.table(), ledger.packed(packed, packing.strategy, supervised)
 

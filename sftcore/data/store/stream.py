@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sftcore.core.errors import DataError
+from sftcore.data.columns import without_empty_weights
 from sftcore.data.packing.blocks import PackingPlan, blocks_of
 from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank, shard_source
@@ -47,6 +48,18 @@ def prepare_stream(
         dataset = dataset.decode(False)  # images stay references
     size = BATCH if packing is None else max(BATCH, packing.capacity) * rank.count
     return dataset.map(prepared, batched=True, batch_size=size, with_indices=True, remove_columns=columns)
+
+
+def packed_stream(stream: IterableDataset, packing: PackingPlan) -> IterableDataset:
+    """The blocks of a stream of token rows, packed a window at a time as in `prepare_stream`."""
+    import pyarrow as pa
+
+    def packed(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        rows = without_empty_weights(pa.table(batch))
+        blocks = pa.concat_tables(blocks_of(rows, packing)[1])
+        return {"weights": [None] * len(blocks), **blocks.to_pydict()}
+
+    return stream.map(packed, batched=True, batch_size=max(BATCH, packing.capacity))
 
 
 def columns_of(dataset: Dataset | IterableDataset) -> list[str]:

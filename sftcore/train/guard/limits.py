@@ -16,7 +16,7 @@ from sftcore.core.types import Plan
 from sftcore.model.embeddings import num_rows
 from sftcore.model.skeleton import learned_positions, virtual_tokens
 from sftcore.model.unwrap import causal_model
-from sftcore.train.guard.named_rows import numbers_given
+from sftcore.train.guard.named_rows import origins
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,7 +73,8 @@ class TokenLimits:
             return
         as_given = data.ledger_of(name) is None
         larger = self.rows is not None and max(data.tokenizer.get_vocab().values(), default=0) >= self.rows
-        if self.rows is not None and (larger or as_given or name in data.given_tokens):
+        sources = data.mixed[name].names if name in data.mixed else (name,)
+        if self.rows is not None and (larger or as_given or data.given_tokens.intersection(sources)):
             for row, largest in _above(dataset, "input_ids", self.rows - 1):
                 token = data.tokenizer.convert_ids_to_tokens(largest)
                 spelled = f'the token "{token}" ({largest})' if token is not None else f"the id {largest}"
@@ -140,8 +141,11 @@ def _above(dataset: Dataset, column: str | None, limit: int) -> Iterator[tuple[i
 
 
 def _place(dataset: Dataset, name: str, row: int, data: DataPreparation) -> str:
-    given = numbers_given(data, dataset, name, [row])
-    return f"{name}: row {given[0]}" if given is not None else f"{name}: row {row} of the prepared set"
+    given = origins(data, dataset, name, [row])
+    if given is None:
+        return f"{name}: row {row} of the prepared set"
+    source, number = given[0]
+    return f"{source}: row {number}"
 
 
 def _beyond(place: str, spelled: str, rows: int) -> DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from sftcore.core.visible import visible
@@ -23,11 +24,13 @@ def named_rows(trainer: Any, rows: Sequence[int]) -> str:
         rows: their numbers there, counted from 0.
     """
     rows = sorted(set(rows))
-    if (given := numbers_given(trainer.data, trainer.train_dataset, "train_dataset", rows)) is not None:
-        given, rows = map(list, zip(*sorted(zip(given, rows, strict=True)), strict=True))
+    found = origins(trainer.data, trainer.train_dataset, "train_dataset", rows)
     ledger = trainer.data.ledger_of("train_dataset")
-    if given is not None:
-        text = f"{_listed('row', given)} of {trainer.data.label}"
+    if found is not None:
+        found, rows = map(list, zip(*sorted(zip(found, rows, strict=True)), strict=True))
+        by_set = [(name, [number for _, number in some]) for name, some in groupby(found, key=lambda one: one[0])]
+        labels = {"train_dataset": "the training data", **trainer.data.labels}
+        text = ", ".join(f"{_listed('row', numbers)} of {labels.get(name, name)}" for name, numbers in by_set)
     elif ledger is not None and ledger.packing:
         text = f"{_listed('packed block', rows)} (trainer.train_dataset[block])"
     else:
@@ -37,14 +40,22 @@ def named_rows(trainer: Any, rows: Sequence[int]) -> str:
     return f"{text}, beginning {', '.join(shown)}{more}" if shown else text
 
 
-def numbers_given(data: DataPreparation, dataset: Any, name: str, rows: Sequence[int]) -> list[int] | None:
-    """Their numbers in the data that were given under this name; None where a row there is not a row here."""
-    ledger = data.ledger_of(name)
+def origins(data: DataPreparation, dataset: Any, name: str, rows: Sequence[int]) -> list[tuple[str, int]] | None:
+    """The set that each row was given in, and its number there; None where a row there is not a row here."""
+    ledger, mixed = data.ledger_of(name), data.mixed.get(name)
     if ledger is None or ledger.packing or len(dataset) != ledger.rows_kept or not ledger.one_each:
         return None
-    order = getattr(dataset, "_indices", None)  # of a set that was shuffled once it was prepared
-    kept = rows if order is None else [order.column(0)[row].as_py() for row in rows]
-    return ledger.given_rows(kept, data.numberings.get(name))
+    if mixed is None:
+        order = getattr(dataset, "_indices", None)  # of a set that was shuffled once it was prepared
+        kept = rows if order is None else [order.column(0)[row].as_py() for row in rows]
+        return [(name, number) for number in ledger.given_rows(kept, data.numberings.get(name))]
+    found = []
+    for source, kept_row in map(mixed.origin, rows):
+        own = data.ledger_of(source)
+        if own is None or not own.one_each:
+            return None
+        found.append((source, own.given_rows([kept_row], data.numberings.get(source))[0]))
+    return found
 
 
 def _beginning(trainer: Any, row: int) -> str:

@@ -24,10 +24,11 @@ class EvaluationLoss:
 
     def __init__(self) -> None:
         self._sums: torch.Tensor | None = None
+        self.prefix = "eval"
 
-    def begin(self) -> None:
-        """Forget what was counted."""
-        self._sums = None
+    def begin(self, prefix: str) -> None:
+        """Forget what was counted; the metrics of this evaluation begin with `prefix`, such as `eval_dev`."""
+        self._sums, self.prefix = None, prefix
 
     def add(self, loss: torch.Tensor, num_items: torch.Tensor) -> None:
         """Count the loss of one batch, a scalar: the mean over `num_items`, a scalar, which may be 0."""

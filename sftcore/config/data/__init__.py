@@ -1,0 +1,1 @@
+"""What a recipe says of its data, and how that is read."""

@@ -1,0 +1,217 @@
+"""The sources of a recipe's data sets: read for a first check, and loaded as one data set or as a mixture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, frozen
+
+from sftcore.config.data.section import DataSection, SourceSection, Stop
+from sftcore.core.errors import DataError, SFTCoreError, nearest, raise_all
+from sftcore.core.types import Problem
+from sftcore.data.mixing.mixture import DataSource, Mixture, with_format
+from sftcore.data.source.files import local_files
+from sftcore.data.source.load import SAMPLE, Source, inspect, load, paths_of, split_off
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+    from sftcore.config.setup import Setup
+    from sftcore.core.types import Plan, Probe
+
+_SLICE = re.compile(r"\[.*\]|\+|%")
+
+
+@frozen
+class GivenSource:
+    """A source of a recipe: what the recipe says of it, and its files."""
+
+    section: SourceSection
+    source: Source
+
+    @property
+    def label(self) -> str:
+        """How reports and errors call it."""
+        return self.section.labelled(self.source.label)
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        section, files = self.section, self.source.files
+        paths = [str(path) for path in files.paths] if files else []
+        said = {"name": section.name, "path": section.path, "weight": section.weight, "rows": section.rows}
+        return {**said, "format": section.format and section.format.label, "files": paths}
+
+
+@frozen
+class GivenSet:
+    """A data set of a recipe, of one source or several."""
+
+    sources: tuple[GivenSource, ...]
+    stop: Stop = "first"
+
+    @property
+    def label(self) -> str:
+        """How reports and errors call it as a whole."""
+        return ", ".join(one.label for one in self.sources)
+
+    @property
+    def paths(self) -> list[Path]:
+        """All its local files, each once."""
+        return list(dict.fromkeys(paths_of(*(one.source for one in self.sources))))
+
+    def names_in(self, name: str) -> dict[str, GivenSource]:
+        """Its sources by what they are called in a trainer's set of this name."""
+        names = Mixture([DataSource(None, one.section.name) for one in self.sources]).names_in(name)
+        return dict(zip(names, self.sources, strict=True))
+
+
+def inspect_set(sections: Sequence[SourceSection], setup: Setup, stop: Stop) -> GivenSet:
+    """Read the first rows of every source, each with its own format, using only the standard library.
+
+    Raises:
+        SFTCoreError: what is wrong with a source, or with several of them.
+    """
+    found, errors = [], []
+    for section in sections:
+        try:
+            found.append(_inspected(section, setup))
+        except SFTCoreError as error:
+            errors.append(error)
+    raise_all(errors)
+    return GivenSet(tuple(found), stop)
+
+
+def given_set(sections: Sequence[SourceSection], stop: Stop) -> GivenSet:
+    """The set of these sources, none of whose rows is read.
+
+    Raises:
+        DataError: a file does not exist, or cannot be one.
+    """
+    sources = []
+    for section in sections:
+        files = local_files(section.path)
+        label = files.label if files else str(section.path)
+        sources.append(GivenSource(section, Source(label, files)))
+    return GivenSet(tuple(sources), stop)
+
+
+def _inspected(section: SourceSection, setup: Setup) -> GivenSource:
+    own = with_format(setup, section.format)
+    limit = SAMPLE if section.rows is None else min(SAMPLE, section.rows)
+    try:
+        source = inspect(section.path, own, limit=limit, keep=section.columns)
+    except DataError as error:
+        error.where = section.labelled(error.where)
+        raise
+    if source.files is not None and _SLICE.search(section.split):
+        raise DataError(
+            f'split "{section.split}" takes a part, which is for data sets of the hub: local files have no splits.',
+            where=section.place or source.label,
+            fix="Write rows: 100 for the first 100 rows of a source: {path: train.jsonl, rows: 100}.",
+        )
+    return GivenSource(section, source)
+
+
+def problems_of_formats(data: DataSection, setup: Setup, plan: Plan, probe: Probe) -> Iterator[Problem]:
+    """What the formats of single sources find wrong, as those of the run do for themselves."""
+    for section in data.every:
+        if section.format is None:
+            continue
+        plugins = with_format(setup, section.format).plugins
+        for one in plugins.bound:
+            if one.selection.kind == "format" and one.implements("check"):
+                for some in plugins.ask(one, "check", plan=plan, probe=probe):
+                    yield from (evolve(problem, where=problem.where or section.place) for problem in some)
+
+
+# --- Loading ----------------------------------------------------------------------------------------------------------
+def load_set(given: GivenSet, *, streaming: bool = False) -> Any:
+    """The rows of a set: a data set, or a mixture where there are several sources, or one with a format of its own.
+
+    Raises:
+        DataError: a source cannot be read; names its file, and the line or row.
+    """
+    loaded = [DataSource(_rows(one, streaming), one.section.name, **_kept(one)) for one in given.sources]
+    if len(loaded) == 1 and loaded[0].format is None:
+        return loaded[0].dataset
+    return Mixture(loaded, given.stop)
+
+
+def split_set(rows: Any, fraction: float, seed: int) -> tuple[Any, Any]:
+    """Rows to train on and to evaluate on; of a mixture, the same share of every source is held back.
+
+    Raises:
+        DataError: a source has too few rows.
+    """
+    if not isinstance(rows, Mixture):
+        return split_off(rows, fraction, seed)
+    train, held = [], []
+    for one in rows.sources:
+        try:
+            kept, back = split_off(one.dataset, fraction, seed)
+        except DataError as error:
+            error.where = error.where or one.name
+            raise
+        train.append(evolve(one, dataset=kept))
+        held.append(evolve(one, dataset=back, weight=None))
+    return evolve(rows, sources=train), Mixture(held)
+
+
+def _kept(one: GivenSource) -> dict[str, Any]:
+    """What a source says of itself that is not a matter of reading its files."""
+    first = one.source.files.paths[0] if one.source.files else None
+    folder = str(first.resolve().parent) if first is not None and first.is_file() else ""
+    return {"weight": one.section.weight, "format": one.section.format, "image_folder": folder}
+
+
+def _rows(one: GivenSource, streaming: bool) -> Dataset | IterableDataset:
+    section = one.section
+    try:
+        rows = load(one.source, section, section.split, streaming=streaming)
+        if section.columns is not None:
+            rows = _with_columns(rows, section, one.label)
+    except DataError as error:
+        if not error.where.startswith(one.label):
+            error.where = section.labelled(error.where)
+        raise
+    return DataSource(rows, rows=section.rows).taken()
+
+
+def _with_columns(rows: Any, section: SourceSection, label: str) -> Any:
+    known = rows.column_names
+    missing = [name for name in section.columns or () if known is not None and name not in known]
+    if missing:
+        raise DataError(
+            f'there is no column "{missing[0]}".{nearest(missing[0], known)}',
+            where=label,
+            fix=f"The columns are: {', '.join(known)}.",
+        )
+    return rows.select_columns(list(section.columns or ()))
+
+
+# --- Errors -----------------------------------------------------------------------------------------------------------
+def rename(error: Any, sets: Mapping[str, GivenSet], place_of: Any) -> None:
+    """Name a row in the words of the recipe: its source, its file and its number there.
+
+    Args:
+        error: whose `where` begins with the name of a set in the trainer, such as `train_dataset['code'] row 3`.
+        sets: the sets by their names in the trainer.
+        place_of: file and number there of a row of several files, None where there is but one.
+    """
+    sources = {name: one for set_name, given in sets.items() for name, one in given.names_in(set_name).items()}
+    for name in sorted(sources, key=len, reverse=True):
+        if not error.where.startswith(name):
+            continue
+        one = sources[name]
+        row = getattr(error, "row", None)
+        place = place_of(one.source.files, row) if row is not None else None
+        rest = error.where.removeprefix(name)
+        error.where = one.section.labelled(place) if place else f"{one.label}{rest}"
+        return
+    for name, given in sets.items():
+        if error.where.startswith(name):
+            error.where = error.where.replace(name, given.label, 1)
+            return
