@@ -104,23 +104,29 @@ def get_sources(mixture_config: DatasetMixtureConfig) -> dict[str, Any]:
         DataError, ConflictError: as in `get_dataset`.
     """
     parts = _parts(mixture_config)
-    if len({tuple(sorted(part.column_names or ())) for part in parts}) == 1:
+    if len({str(part.features or part.column_names) for part in parts}) == 1:
         return dict(_concatenated(parts, mixture_config))
     names = [f"{one.path} {one.name}" if one.name else one.path for one in mixture_config.datasets]
     names = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
     if (size := mixture_config.test_split_size) is None:
-        return {"train": Mixture([DataSource(part, name) for part, name in zip(parts, names, strict=True)])}
+        found = [DataSource(part, name) for part, name in zip(parts, names, strict=True) if _may_have_rows(part)]
+        return {"train": Mixture(found)}
     lengths = [len(part) for part in parts]
     split = split_rows(sum(lengths), _test_size(size, sum(lengths)), SPLIT_SEED)
-    found = {}
+    made = {}
     for which, rows in zip(("train", "test"), split, strict=True):
         sources, start = [], 0
         for part, name, length in zip(parts, names, lengths, strict=True):
             own = sorted(row - start for row in rows if start <= row < start + length)
             sources += [DataSource(numbered(part, own), name)] if own else []
             start += length
-        found[which] = Mixture(sources)
-    return found
+        made[which] = Mixture(sources)
+    return made
+
+
+def _may_have_rows(part: Any) -> bool:
+    """Whether a data set is a stream, or has rows: none are taken of one whose fraction is 0."""
+    return not hasattr(part, "__len__") or len(part) > 0
 
 
 def _parts(mixture_config: DatasetMixtureConfig) -> list[Any]:

@@ -17,6 +17,7 @@ from trl.scripts.utils import DatasetConfig as TheirDatasetConfig
 
 import sftcore
 from sftcore import ConflictError, DataError, DatasetConfig, DatasetMixtureConfig, RecipeError, get_dataset
+from sftcore.compat.script_arguments import get_sources
 from sftcore.config import yaml12
 from sftcore.core.errors import OptionTypeError, UnknownKeyError
 
@@ -176,6 +177,33 @@ def test_a_mixture_holds_the_rows_that_trls_holds(files, fractions):
     mixed = get_dataset(DatasetMixtureConfig(ours))
     assert list(mixed) == ["train"]
     assert mixed["train"]["id"][:] == trl.get_dataset(trl.DatasetMixtureConfig(theirs))["train"]["id"][:]
+
+
+@pytest.mark.parametrize("fractions", [(None, None), (0.5, 0.5), (1, 0)])
+def test_sources_of_other_columns_hold_the_rows_that_those_of_equal_columns_would(files, write, fractions):
+    from sftcore.data.source.load import numbers_of
+
+    other = str(write("c.jsonl", "".join(json.dumps({"prompt": f"{i}", "completion": "x"}) + "\n" for i in range(4))))
+    alike, unlike = (
+        DatasetMixtureConfig(
+            [DatasetConfig(path, fraction=share) for path, share in zip(paths, fractions, strict=True)]
+        )
+        for paths in (files, (files[0], other))
+    )
+    assert sorted(get_sources(alike)) == ["train"]
+    assert get_sources(alike)["train"]["id"][:] == get_dataset(alike)["train"]["id"][:]
+    mixture = get_sources(unlike)["train"]
+    expected = [number for number in get_dataset(alike)["train"]["id"][:] if number < 100]
+    assert mixture.sources[0].dataset["id"][:] == expected
+    assert [one.name for one in mixture.sources] == [files[0], other][: 1 if fractions == (1, 0) else 2]
+    if fractions == (None, None):
+        unlike.test_split_size = 3
+        split = get_sources(unlike)
+        rows = {which: [list(numbers_of(one.dataset)) for one in split[which].sources] for which in ("train", "test")}
+        assert sum(map(len, rows["test"])) == 3
+        alike.test_split_size = 3
+        held = [number for number in get_dataset(alike)["test"]["id"][:] if number < 100]
+        assert sorted(rows["test"][0] if split["test"].sources[0].name == files[0] else []) == sorted(held)
 
 
 def test_columns_builders_and_streams_are_taken(files):

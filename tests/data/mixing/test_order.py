@@ -1,4 +1,4 @@
-"""The order of a mixture: its proportions at any time, what it repeats and leaves out, and that it is always the same."""
+"""The order of a mixture: its proportions at any time, what it repeats and leaves out, and that it stays the same."""
 
 from __future__ import annotations
 
