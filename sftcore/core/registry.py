@@ -118,11 +118,7 @@ class ActivePlugins:
         return [(one, answer) for one in self._asked(hook) for answer in self.ask(one, hook, **arguments)]
 
     def ask(self, one: Bound, hook: str, **arguments: Any) -> list[Any]:
-        """One plugin's answer to a hook that asks all; empty where it has none, or None.
-
-        Raises:
-            FaultyPluginError: it raises an error, or answers what it may not.
-        """
+        """One plugin's answer to a hook that asks all; empty where it has none, or None. Raises as `one` does."""
         others = [other.plugin for other in self.answers(hook) if other is not one]
         call = functools.partial(self._manager.subset_hook_caller(hook, others), **arguments)
         answers = self._answered(one, hook, call, many=True)
