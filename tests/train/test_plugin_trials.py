@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import DivergenceError, SFTCoreError
@@ -139,6 +139,19 @@ def test_weights_that_only_later_rows_have_have_to_be_honoured(trainer):
 
     with pytest.raises(SFTCoreError, match="weights"):
         trainer(plain, collator={"fault": "weights"}).train()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_collator_of_a_stream_is_tried_without_reading_it(trainer, monkeypatch, packing):
+    monkeypatch.setattr(Dataset, "from_list", _stream)
+    options = {"packing": packing, "max_length": 32}
+    with pytest.raises(SFTCoreError, match="its labels are all -100"):
+        trainer(collator={"fault": "ignored"}, **options).train()
+    trainer(collator={}, **options).train()
+
+
+def _stream(rows):
+    return IterableDataset.from_generator(lambda: iter(rows))
 
 
 def test_a_declared_difference_is_said(trainer):

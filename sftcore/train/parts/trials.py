@@ -7,7 +7,6 @@ each run.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from accelerate.utils import gather_object
 from attrs import define, field
 
 from sftcore.core.errors import BrokenPluginError, SFTCoreError
+from sftcore.core.types import IGNORED
 from sftcore.documents.layouts import layout_of
 from sftcore.documents.proof import evaluation_mode, ordinary_token_ids
 from sftcore.model.attention import replaced_attention
@@ -203,7 +203,7 @@ def _called(one: Bound, where: str, call: Callable[[], Outcome]) -> Outcome:
 
 
 def first_rows(trainer: Any) -> list[dict[str, Any]]:
-    """The first rows as a collator is given them, no more than a batch has; none that are not token rows."""
+    """The first rows as a collator is given them, as many as a batch has, made up for a stream; none without tokens."""
     args = trainer.args
     dataset, size = trainer.train_dataset, args.per_device_train_batch_size
     if dataset is None:
@@ -211,16 +211,32 @@ def first_rows(trainer: Any) -> list[dict[str, Any]]:
         dataset = next(iter(dataset.values()), None) if isinstance(dataset, Mapping) else dataset
     if dataset is None:
         return []
-    count, columns = min(size, ROWS), trainer.columns_for_collator()
-    found = [dataset[place] for place in range(min(count, len(dataset)))] if hasattr(dataset, "__len__") else []
-    if not found:  # a stream, whose own place is not to move
-        found = list(itertools.islice(dataset.take(count), count)) if hasattr(dataset, "take") else []
+    if not hasattr(dataset, "__len__"):  # a stream, each row of which is prepared once, when its turn comes
+        return made_rows(trainer)
+    columns = trainer.columns_for_collator()
+    found = [dataset[place] for place in range(min(size, ROWS, len(dataset)))]
     rows = [{name: row[name] for name in columns if name in row} for row in found if isinstance(row, Mapping)]
     return rows if all("input_ids" in row for row in rows) else []
 
 
+def made_rows(trainer: Any) -> list[dict[str, Any]]:
+    """Rows as they are prepared, half of them a prompt; of two documents each in a packed run."""
+    known = ordinary_token_ids(causal_model(trainer.loaded.model).config)
+    count = min(trainer.args.per_device_train_batch_size, ROWS)
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        length = 6 + 2 * (number % 3)
+        ids = [known[(7 * number + 3 * place) % len(known)] for place in range(length)]
+        row: dict[str, Any] = {"input_ids": ids, "labels": [IGNORED] * (length // 2) + ids[length // 2 :]}
+        if trainer.packed:
+            row["seq_lengths"] = [length - 2, 2]
+            row["labels"][length - 2] = IGNORED
+        rows.append(row)
+    return rows
+
+
 def has_weights(trainer: Any, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether tokens of the run may have weights; of a stream this is known by its first rows alone."""
+    """Whether tokens of the run may have weights; of a stream this is known by its columns alone."""
     given = trainer.eval_dataset
     sets = [trainer.train_dataset, *(given.values() if isinstance(given, Mapping) else [given])]
     if any("weights" in (getattr(one, "column_names", None) or ()) for one in sets):
