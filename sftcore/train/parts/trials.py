@@ -66,7 +66,7 @@ class RunTrials:
     """The trials of one run; called, it gives what the run has to say of them."""
 
     trainer: Any
-    _trial: ModelTrial | None = field(default=None, init=False)
+    _on_model: ModelTrial | None = field(default=None, init=False)
     _kept: KeptTrials | None = field(default=None, init=False)
     rows: list[dict[str, Any]] = field(init=False)
     weighted: bool = field(init=False)
@@ -123,14 +123,14 @@ class RunTrials:
     @property
     def trial(self) -> ModelTrial:
         """The model with its documents laid out as in the run."""
-        if self._trial is None:
+        if self._on_model is None:
             trainer = self.trainer
             layout = layout_of(trainer.layouts.taken, packed=trainer.packed)
             proof = trainer.shared_rows.proof
             way = proof.way if proof is not None and layout.shared else None
             autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
-            self._trial = ModelTrial(trainer.loaded.model, way, layout.flattened, autocast)
-        return self._trial
+            self._on_model = ModelTrial(trainer.loaded.model, way, layout.flattened, autocast)
+        return self._on_model
 
     @property
     def kept(self) -> KeptTrials:
