@@ -33,6 +33,8 @@ _VERBS = {
     "merge": "Merge a run's adapter into its base model, so that it loads without PEFT.",
     "chat": "Chat with a trained model in the terminal, with or without its adapter.",
     "quantize": "Quantise a trained model, calibrated on its own training rows, and measure the effect.",
+    "new-plugin": "Write a complete distribution for a plugin of your own, with tests.",
+    "plugin": "Test plugins as their author: sftcore plugin test PATH|NAME.",
 }
 _SEEING = (
     click.Option(["--traceback"], is_flag=True, expose_value=False, callback=lambda ctx, _, on: _see(ctx, "", on),
@@ -42,8 +44,11 @@ _SEEING = (
                  help="Print each call of a plugin's hook: who answered, and how long it took."),
 )  # fmt: skip
 """Options that every verb has, to see plugins at work."""
-_AFTER = ("parity", "replay", "evaluate", "merge", "chat", "quantize")
-"""The verbs for a trained run, whose modules are in the folder `after`."""
+_FOLDERS = {
+    **dict.fromkeys(("parity", "replay", "evaluate", "merge", "chat", "quantize"), "after"),
+    **dict.fromkeys(("new-plugin", "plugin"), "authors"),
+}
+"""The folders of verbs that are not beside this file: for a trained run, and for authors of plugins."""
 
 
 class _LazyGroup(click.Group):
@@ -57,8 +62,8 @@ class _LazyGroup(click.Group):
             from sftcore.core.errors import nearest
 
             ctx.fail(f'There is no verb "{cmd_name}".{nearest(cmd_name, _VERBS)}')
-        folder = "after." if cmd_name in _AFTER else ""
-        command: click.Command = importlib.import_module(f"sftcore.cli.{folder}{cmd_name.replace('-', '_')}").command
+        parts = ["sftcore.cli", _FOLDERS.get(cmd_name, ""), cmd_name.replace("-", "_")]
+        command: click.Command = importlib.import_module(".".join(filter(None, parts))).command
         command.params += [one for one in _SEEING if one not in command.params]
         return command
 

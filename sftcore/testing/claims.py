@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from sftcore.config.setup import Setup, set_up
 from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, ModelRequest, Selection
-from sftcore.testing.tiny import make_llama, make_tokenizer, save_tiny
+from sftcore.testing.tiny import make_llama, make_tokenizer
 from sftcore.trials.outcome import Outcome
 
 ROWS = (
@@ -34,14 +32,18 @@ class Trial:
     setup: Setup
     packed: bool
     device: str
+    saved: str
+    """The name of a saved model, for loaders."""
 
     @classmethod
-    def of(cls, kind: str, name: str, options: Mapping[str, Any], *, packed: bool, device: str) -> Trial:
+    def of(
+        cls, kind: str, name: str, options: Mapping[str, Any], *, packed: bool, device: str, saved: str = ""
+    ) -> Trial:
         selection = Selection(kind, name, options, path="the test")
         fields = {"seed": 0, "use_cpu": device == "cpu"}
         without = [] if kind == "loader" else ["loader"]
         setup = set_up([selection], fields, ModelRequest(), where="the test", without=without)
-        return cls(kind, setup, packed, device)
+        return cls(kind, setup, packed, device, saved)
 
     def one(self, hook: str, **arguments: Any) -> Any:
         """The answer of the plugin to a hook that one plugin answers."""
@@ -101,6 +103,8 @@ def _attention(trial: Trial) -> dict[str, Any]:
     backend = trial.one("attention_backend", request=ModelRequest())
     if backend.devices and trial.device not in backend.devices:
         return {"skipped": f"it runs on {', '.join(backend.devices)} alone"}
+    if backend.backward is False or (isinstance(backend.backward, tuple) and trial.device not in backend.backward):
+        return {"skipped": f"it has no backward pass on {trial.device}"}
     if not trial.packed and not backend.padding:
         return {"skipped": "it takes no padded rows"}
     dtypes = backend.dtypes.get(trial.device, ()) if isinstance(backend.dtypes, Mapping) else backend.dtypes
@@ -141,19 +145,17 @@ def _loader(trial: Trial) -> dict[str, Any]:
     """The weights of a saved model, in each dtype that is asked for, with an argument that is asked for."""
     import torch
 
-    with tempfile.TemporaryDirectory() as folder:
-        saved = save_tiny(Path(folder))
-        wanted = make_llama(make_tokenizer()).state_dict()
-        for dtype in ("float32", "bfloat16"):
-            request = ModelRequest(str(saved), dtype=dtype, init_kwargs={"attn_implementation": "eager"})
-            loaded = trial.one("load_model", request=request, options=LoadOptions(request.init_kwargs))
-            fault = _loaded_fault(loaded, wanted, getattr(torch, dtype), folder)
-            if fault:
-                return {"fault": f"asked for {dtype}, {fault}", "fix": "", "notes": []}
+    wanted = make_llama(make_tokenizer()).state_dict()
+    for dtype in ("float32", "bfloat16"):
+        request = ModelRequest(trial.saved, dtype=dtype, init_kwargs={"attn_implementation": "eager"})
+        loaded = trial.one("load_model", request=request, options=LoadOptions(request.init_kwargs))
+        fault = _loaded_fault(loaded, wanted, getattr(torch, dtype), trial.saved)
+        if fault:
+            return {"fault": f"asked for {dtype}, {fault}", "fix": "", "notes": []}
     return {"fault": "", "fix": "", "notes": []}
 
 
-def _loaded_fault(loaded: LoadedModel, wanted: Mapping[str, Any], dtype: Any, folder: str) -> str:
+def _loaded_fault(loaded: LoadedModel, wanted: Mapping[str, Any], dtype: Any, asked: str) -> str:
     model = loaded.model
     other = {str(one.dtype) for one in model.parameters() if one.is_floating_point() and one.dtype != dtype}
     if other:
@@ -165,9 +167,9 @@ def _loaded_fault(loaded: LoadedModel, wanted: Mapping[str, Any], dtype: Any, fo
     changed = [name for name, one in wanted.items() if not (found[name].cpu() == one.to(dtype)).all()]
     if changed:
         return f"the weights of {changed[0]} are not those that were saved"
-    if (name := model.config._attn_implementation) != "eager":
-        return f"attn_implementation is {name}, and eager was asked for. Pass options.kwargs on"
-    if loaded.request.name != folder:
+    if (used := model.config._attn_implementation) != "eager":
+        return f"attn_implementation is {used}, and eager was asked for. Pass options.kwargs on"
+    if loaded.request.name != asked:
         return "its LoadedModel does not have the request that it was given"
     return ""
 

@@ -70,24 +70,33 @@ class IsolatedPlugins:
 
 @contextlib.contextmanager
 def isolated() -> Iterator[IsolatedPlugins]:
-    """Inside, discovery sees sftcore's own plugins alone, and those that are installed by what is yielded."""
-    found = importlib.metadata.distributions
+    """Inside, discovery sees sftcore's own plugins alone, and those that are installed by what is yielded.
+
+    Inside another such block it sees that one's, too.
+    """
     with tempfile.TemporaryDirectory(prefix="sftcore-plugins-") as folder:
-
-        def visible(**context: Any) -> Iterator[importlib.metadata.Distribution]:
-            for one in found(**context):
-                name = normalized(one.metadata["Name"] or "") if _offers_plugins(one) else "sftcore"
-                if name == "sftcore" or context or str(getattr(one, "_path", "")).startswith(folder):
-                    yield one
-
+        _folders.append(folder)
         sys.path.insert(0, folder)
-        importlib.metadata.distributions = visible
+        importlib.metadata.distributions = _visible
         try:
             yield IsolatedPlugins(Path(folder))
         finally:
-            importlib.metadata.distributions = found
             sys.path.remove(folder)
+            _folders.remove(folder)
+            if not _folders:
+                importlib.metadata.distributions = _distributions
             importlib.invalidate_caches()
+
+
+_distributions = importlib.metadata.distributions
+_folders: list[str] = []
+
+
+def _visible(**context: Any) -> Iterator[importlib.metadata.Distribution]:
+    for one in _distributions(**context):
+        ours = str(getattr(one, "_path", "")).startswith(tuple(_folders))
+        if context or ours or not _offers_plugins(one) or normalized(one.metadata["Name"] or "") == "sftcore":
+            yield one
 
 
 def _offers_plugins(distribution: importlib.metadata.Distribution) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import json
 import math
@@ -32,16 +33,17 @@ def train(plugins: Mapping[str, Mapping[str, str]], layout: str, **recipe: Any) 
     Args:
         plugins: for each kind the plugins to install, as "module:Class" by name; sftcore's own need not be named.
         layout: one of LAYOUTS.
-        recipe: further keys of the recipe.
+        recipe: further keys of the recipe, and `writer`, as in LoaderTests.
 
     Returns:
         `losses` and `grad_norms` of each step, and `device`.
     """
     # plain SGD, because Adam divides by the size of a gradient: rounding errors of small ones would show
     keys = {**LAYOUTS[layout], "use_cpu": not on_standin(), "learning_rate": 0.1, "optim": "sgd", **recipe}
-    keys.setdefault("model", str(tiny_folder()))
+    writer = keys.pop("writer", "")
     with tempfile.TemporaryDirectory() as folder, isolated() as install:
         install(plugins)
+        keys["model"] = written(writer, Path(folder) / "model") if writer else str(tiny_folder())
         trainer = run_recipe(Path(folder), keys.pop("data", ROWS), **keys).trainer
         logged = [one for one in trainer.state.log_history if "loss" in one]
         return {
@@ -52,13 +54,20 @@ def train(plugins: Mapping[str, Mapping[str, str]], layout: str, **recipe: Any) 
 
 
 def claims(
-    plugins: Mapping[str, Mapping[str, str]], layout: str, kind: str, name: str, options: Mapping[str, Any]
+    plugins: Mapping[str, Mapping[str, str]],
+    layout: str,
+    kind: str,
+    name: str,
+    options: Mapping[str, Any],
+    writer: str = "",
 ) -> dict[str, Any]:
     """What the trials that a run makes before its first step say of a plugin: `fault`, `fix` and `notes`."""
     with isolated() as install:
         install(plugins)
         device = "standin" if on_standin() else "cpu"
-        return CLAIMS[kind](Trial.of(kind, name, options, packed=layout == "packed", device=device))
+        with tempfile.TemporaryDirectory() as folder:
+            saved = written(writer, Path(folder) / "model") if kind == "loader" else ""
+            return CLAIMS[kind](Trial.of(kind, name, options, packed=layout == "packed", device=device, saved=saved))
 
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {"train": train, "claims": claims}
@@ -125,6 +134,18 @@ def tiny_folder() -> Path:
     from sftcore.testing.tiny import save_tiny
 
     return save_tiny(Path(tempfile.mkdtemp(prefix="sftcore-tiny-")))
+
+
+def written(writer: str, folder: Path) -> str:
+    """The tiny model in a folder, by a function of a loader's tests or as `save_pretrained` writes it."""
+    from sftcore.testing.tiny import make_llama, make_tokenizer, save_tiny
+
+    if not writer:
+        return str(save_tiny(folder))
+    module, _, name = writer.partition(":")
+    folder.mkdir(parents=True)
+    tokenizer = make_tokenizer()
+    return str(getattr(importlib.import_module(module), name)(make_llama(tokenizer), tokenizer, folder))
 
 
 @contextlib.contextmanager

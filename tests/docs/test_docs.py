@@ -241,7 +241,7 @@ def test_the_plugin_page_describes_a_package_whose_own_tests_pass(tmp_path):
     (tmp_path / "test_faq.py").write_text(without_installation, encoding="utf-8")
     pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(pytest_here, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    assert "16 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_loss_of_the_losses_page_is_the_example_package():
@@ -299,3 +299,17 @@ def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in PAGES:
         assert f": {page.relative_to(DOCS).as_posix()}\n" in navigation
+
+
+def test_what_the_page_on_testing_shows_of_classes_and_fixtures_is_there():
+    import sftcore.testing
+
+    page = text_of("how-to/test-a-plugin.md")
+    named = set(re.findall(r"`(\w+Tests)`", page)) | set(
+        re.findall(r"^\| `(\w+)` \| (?:a |its |discovery |`run)", page, re.M)
+    )
+    assert {"FormatTests", "NoiseTests", "tiny_model", "tiny_processor", "isolated_plugins", "run_recipe"} <= named
+    assert named <= set(sftcore.testing.__all__)
+    shown = re.search(r"class TestFAQ\(FormatTests\):\n(?:    .*\n)+", page)
+    assert shown is not None
+    assert len(shown[0].splitlines()) == 3
