@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.standin.strictness import dtypes_of, errors_of, waits_of
+from tests.standin.strictness import dtypes_of, errors_of, places_of, waits_of
 from tests.standin.training import compute_norms_by_a_kernel, on_device, rows, settings, train, train_images
 
-OF_OTHER_MODULES = {one.__name__: one for one in (dtypes_of, errors_of, waits_of, train, train_images)}
+OF_OTHER_MODULES = {one.__name__: one for one in (dtypes_of, errors_of, places_of, waits_of, train, train_images)}
 
 
 def run(name: str, **options: Any) -> Any:

@@ -78,6 +78,15 @@ def dtypes_of() -> dict[str, str]:
         return {source: str(eval(source, dict(known)).dtype).removeprefix("torch.") for source in sources}
 
 
+def places_of() -> list[str]:
+    """Where tensors are made inside of `torch.device("meta")` and after it, as models are that are read from files."""
+    import torch
+
+    with torch.device("meta"):
+        inside = [torch.tensor([1.0]), torch.as_tensor([1.0]), torch.zeros(1)]
+    return [str(one.device) for one in (*inside, torch.tensor([1.0]))]
+
+
 def _doubled(one: Any) -> Any:
     return one + one
 

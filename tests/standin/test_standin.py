@@ -34,7 +34,14 @@ SINGLE = {
 @pytest.fixture(scope="module")
 def found():
     kernels = {name: {**call, "norm_kernel": True} for name, call in KERNELS.items()}
-    calls = {**PLAIN, "waits": {"name": "waits_of"}, "dtypes": {"name": "dtypes_of"}, **IMAGES, **kernels}
+    calls = {
+        **PLAIN,
+        "waits": {"name": "waits_of"},
+        "dtypes": {"name": "dtypes_of"},
+        "places": {"name": "places_of"},
+        **IMAGES,
+        **kernels,
+    }
     return dict(zip(calls, on_standin(RUN, [*calls.values()]), strict=True))
 
 
@@ -115,3 +122,7 @@ def test_autocast_gives_the_dtypes_of_cuda(found):
         "functional.scaled_dot_product_attention(full, full, full)", "torch.einsum('bij,bjk->bik', full, full)",
     }  # fmt: skip
     assert {dtype for source, dtype in found["dtypes"].items() if source not in lower} == {"float32"}
+
+
+def test_a_model_on_meta_is_made_there(found):
+    assert found["places"] == ["meta", "meta", "meta", "cpu"]
