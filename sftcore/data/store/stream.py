@@ -74,4 +74,4 @@ def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
 
 def first_rows(dataset: Dataset | IterableDataset) -> list[dict[str, Any]]:
     """The first rows, to try what reads them."""
-    return list(itertools.islice(dataset.take(TRIED) if hasattr(dataset, "take") else dataset, TRIED))
+    return list(itertools.islice(dataset, TRIED))
