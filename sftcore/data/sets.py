@@ -170,7 +170,10 @@ class DataPreparation:
         mixed = Mixed.of(names, [len(one) for one in parts], order, None if packing else seed)
         rows = whole if mixed.rows is None else whole.select(mixed.rows)
         self.mixed[name] = mixed
-        ledger = mixed_ledger(parts, mixed, name, [one for one in self.ledgers if one.name in names])
+        ledger = mixed_ledger(parts, mixed, name, self.ledgers[-len(names) :])
+        for one in ledger.sources:
+            if not one.rows:
+                warn(f"no row of {one.name} is used: the mixture ends before its first (stop: {order.stop})")
         if packing is not None:
             parents = [self.keys.get(one) for one in names]
             rows, ledger, note = packed_mixture(rows, ledger, packing, parents, mixed, self.shared)

@@ -191,6 +191,14 @@ def test_a_row_that_cannot_be_used_is_named_with_its_source(tokenizer):
         preparation(tokenizer).prepare([bad.select([0]), bad], "train_dataset")
 
 
+def test_a_source_of_which_no_row_is_used_is_said(tokenizer):
+    few, many = rows_of("chat", 2), rows_of("maths", 9)
+    mixture = Mixture([DataSource(few, "chat", weight=1), DataSource(many, "maths", weight=1e-6)])
+    with pytest.warns(UserWarning, match=r"no row of train_dataset\['maths'\] is used: the mixture ends before"):
+        rows = preparation(tokenizer).prepare(mixture, "train_dataset")
+    assert seen(tokenizer, rows) == [("chat", 0), ("chat", 1)]
+
+
 TEXTS = Dataset.from_list([{"text": "a"}])
 
 
