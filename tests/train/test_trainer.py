@@ -136,7 +136,7 @@ def test_evaluation_covers_dicts_and_raw_sets_given_later(tmp_path, tokenizer, l
     )  # fmt: skip
     trainer.train()
     keys = {key for entry in trainer.state.log_history for key in entry}
-    assert {"eval_a_loss", "eval_b_loss", "eval_mean_token_accuracy"} <= keys
+    assert {"eval_a_loss", "eval_b_loss", "eval_a_mean_token_accuracy", "eval_b_mean_token_accuracy"} <= keys
     metrics = trainer.evaluate(Dataset.from_list(alpaca_rows(3)), metric_key_prefix="test")
     assert metrics["test_loss"] > 0
 
