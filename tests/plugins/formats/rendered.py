@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sftcore import Span
 from sftcore.chat.render import Renderer
-from sftcore.core.discovery import discover
 from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.bound import bind
+from sftcore.core.discovery import discover
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import Selection
 from sftcore.data.format import reader_for
