@@ -242,7 +242,8 @@ class SFTTrainer(OpenLayout):
             reasons = [self.bound_loss.try_head(self.model, causal_model(self.loaded.model), self.args.device)]
             reasons = gather_object(reasons) if self.args.world_size > 1 else reasons
             self.bound_loss.reason = next(filter(None, reasons), "")
-            try_plugins(self) if plugins else None
+            if plugins:
+                try_plugins(self)
         self._proven = True
         before.restore()
 

@@ -194,6 +194,17 @@ def test_a_wrong_plugin_is_one_line_that_names_it(train, kind, name, body):
     assert said.rstrip().splitlines()[-1] == line
 
 
+@pytest.mark.parametrize("held", ["(i for i in 'ab')", "__import__('sqlite3').connect(':memory:')"])
+def test_a_format_that_cannot_be_pickled_is_named_before_it_is_sent_to_processes(train, held):
+    body = hook(MADE, f"held = {held}", f"return lambda row: {GOOD} if held else None")
+    code, said = train("format", body, "dataset_num_proc=2", "dataset_cache=false")
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert code == 1
+    assert 'format "bad@acme_faulty' in line
+    assert "cannot be sent to 2 processes" in line
+    assert "Traceback" not in said
+
+
 def test_there_are_at_least_80_ways_to_be_wrong():
     assert len({(kind, name) for kind, name, _ in CASES}) >= 80
 

@@ -137,6 +137,7 @@ def _prepared(dataset: Dataset, pipeline: Pipeline, num_proc: int | None, name: 
     if num_proc is None or num_proc < 2:
         yield from _in_this_process(plain, pipeline, name)
         return
+    _refuse_unpicklable(pipeline, num_proc, name)
     with _one_tokenizer_thread():
         rows = plain.map(
             pipeline,
@@ -151,6 +152,21 @@ def _prepared(dataset: Dataset, pipeline: Pipeline, num_proc: int | None, name: 
             desc=f"Preparing {name}",
         )
     yield from rows.with_format("arrow").iter(BATCH)
+
+
+def _refuse_unpicklable(pipeline: Pipeline, num_proc: int, name: str) -> None:
+    """Refuse a format that cannot be sent to other processes, by the library that `datasets` sends it with."""
+    import dill
+
+    try:
+        dill.dumps(pipeline)
+    except Exception as error:  # what a plugin or a user handed over may raise anything when it is pickled
+        said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
+        raise DataError(
+            f"{pipeline.reader.named} cannot be sent to {num_proc} processes: {said}.",
+            where=name,
+            fix="Set dataset_num_proc: null, or open in each process what cannot be pickled.",
+        ) from error
 
 
 def _in_this_process(dataset: Dataset, pipeline: Pipeline, name: str) -> Iterator[pa.Table]:
