@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from sftcore.core.errors import DataError
 from sftcore.core.visible import visible
 from sftcore.train.checkpoint.other_run import OutputFolder, remove_run
 from sftcore.train.guard.signals import EvaluationLeft
@@ -47,8 +48,18 @@ class LoopCallback(TrainerCallback):
             raise EvaluationLeft
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The epoch's end is no longer due; after a signal the epoch does not end yet."""
+        """The epoch's end is no longer due; after a signal the epoch does not end yet.
+
+        Raises:
+            DataError: it had no batch, as a stream may that keeps no row: nothing would be trained, and then saved.
+        """
         self.trainer.resumption.epoch_is_over = True
+        if state.global_step == 0 and not self.trainer.guard.stopped_by:
+            raise DataError(
+                "the data gave no batch: none of their rows is kept.",
+                where="train_dataset",
+                fix="Look at what becomes of the rows with: sftcore check RECIPE.",
+            )
         if self.trainer.guard.stopped_by:
             control.should_log = control.should_evaluate = control.should_save = False
 
