@@ -205,9 +205,10 @@ def _neighbours(path: Path) -> str:
 
 def _json_rows(path: Path) -> Iterator[Any]:
     with opened_text(path) as file:
-        before = file.read(1)
-        while before[-1:].isspace():
-            before += file.read(1)
+        before = char = file.read(1)
+        while char.isspace():
+            char = file.read(1)
+            before += char
         if before[-1:] == "[":
             yield from _json_array(before + file.read(), path)
         else:
