@@ -275,7 +275,8 @@ def refuse_text_collator(collator: Any, *datasets: Any, own: bool) -> None:
         return
     every = [one for given in datasets for one in (given.values() if isinstance(given, Mapping) else [given])]
     if any(one is not None and hasattr(one, "column_names") and has_images(one) for one in every):
-        name = type(getattr(collator, "collator", collator)).__name__
+        collator = getattr(collator, "collator", collator)
+        name = type(getattr(collator, "function", collator)).__name__
         raise ConflictError(
             f"the rows have images, and the collator {name} takes none.",
             fix="Give it an attribute `images = True` if it does." if own else "Use collator: vlm.",

@@ -50,12 +50,14 @@ class ModelPasses:
         way: from a batch with position_ids to the model's arguments, as the documents' proof found it; None pads.
         flattened: whether documents are laid end to end in one row, rather than in two.
         autocast: the name of the dtype of the autocast that the caller is in.
+        room: the most tokens of a document, where the model has few positions.
     """
 
     model: Any
     way: Callable[[Arguments], Arguments] | None = None
     flattened: bool = False
     autocast: str | None = None
+    room: int | None = None
     passes: int = field(default=0, init=False)
     """Forward passes so far, a backward pass counted as two."""
     tokens: int = field(default=0, init=False)
@@ -111,7 +113,7 @@ class ModelPasses:
         generator = torch.Generator().manual_seed(2)
         device = self.model.get_input_embeddings().weight.device
         return [
-            known[torch.randint(len(known), (length,), generator=generator)].to(device)
+            known[torch.randint(len(known), (min(length, self.room or length),), generator=generator)].to(device)
             for length in (LENGTHS[0], longest, LENGTHS[2])
         ]
 

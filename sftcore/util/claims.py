@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 
 def spelled(one: Bound) -> str:
-    """The plugin with where it comes from: `loss "focal" (acme-losses 1.2)`."""
-    entry = one.entry
-    return f'{entry.kind} "{entry.name}" ({entry.distribution} {entry.version})'
+    """The plugin with where it comes from and its version: `loss "focal@acme-losses" 1.2`."""
+    return f"{one.entry.label} {one.entry.version}"
 
 
 def refused(one: Bound, fault: str, fix: str = "") -> BrokenPluginError:

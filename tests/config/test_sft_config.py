@@ -75,7 +75,7 @@ def test_public_names_are_frozen():
         "maybe_convert_to_chatml", "pack_dataset", "prepare_multimodal_messages", "get_training_chat_template",
         "clone_chat_template", "supports_tool_calling", "DataCollatorForLanguageModeling", "DatasetConfig",
         "DataCollatorForVisionLanguageModeling",
-        "DatasetMixtureConfig",
+        "DatasetMixtureConfig", "DataSource", "Mixture",
         "ScriptArguments", "TrlParser", "get_dataset", "init_zero_verbose", "RichProgressCallback",
     ]  # fmt: skip
     assert sorted(sftcore.__all__) == sorted(names)

@@ -282,8 +282,10 @@ NAMES_WITH_A_REASON = {
     ("documents/ways.py", ""),
     ("selftest/features.py", "REFERENCE_ATTENTION"),
     ("data/images/reference.py", ""),  # hf: the scheme of an address
-    ("trials/model.py", "REFERENCE"),  # eager and sdpa: what claims are compared with
+    ("trials/model.py", "PLAIN"),  # eager and sdpa: what claims are compared with
     ("testing/claims.py", ""),
+    ("testing/conformance/adapters.py", ""),
+    ("testing/conformance/loaders.py", ""),
     ("testing/conformance/trained.py", ""),
     ("testing/conformance/formats.py", ""),  # vlm: the tiny model with pictures
     ("testing/short_runs.py", "LAYOUTS"),  # padded: the name of a layout

@@ -59,7 +59,7 @@ class Format:
     @hookimpl
     def suggest(self, columns):
         note("suggest", columns=columns)
-        return {"longest": 7} if "frage" in columns else None
+        return {"longest": 7} if "note" in columns else None
 
     @hookimpl
     def make_formatter(self, columns):
@@ -301,10 +301,10 @@ def test_hook_detects(ran):
 
 
 def test_hook_suggest(each, write):
-    rows = write("rows.jsonl", '{"frage": "Was?", "antwort": "Das."}\n')
+    rows = write("rows.jsonl", '{"q": "Which?", "a": "This.", "note": "none"}\n')
     with pytest.raises(ValueError, match=r"each: \{longest: 7\}"):
         CliRunner().invoke(cli, ["train", "model=some/model", f"data={rows}"], catch_exceptions=False)
-    assert each.KEPT["suggest"]["columns"] == ("frage", "antwort")
+    assert each.KEPT["suggest"]["columns"] == ("q", "a", "note")
 
 
 def test_hook_make_formatter(ran):

@@ -10,6 +10,8 @@ import pytest
 from tests.pairs.grid import NEEDS, combinations, covering, pairs
 from tests.pairs.table import PAGE, make_folder, page, read_page, verdicts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

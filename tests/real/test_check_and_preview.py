@@ -37,10 +37,14 @@ def check(*words: str, code: int = 0) -> dict:
     return json.loads(run("check", *words, "--json", code=code))["sets"][0]
 
 
+@pytest.mark.slow
 def test_gsm8k_is_counted_to_the_token(shared_data, smollm2):
     path = shared_data / "gsm8k_train.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    encoded = smollm2([row["question"] + row["answer"] + smollm2.eos_token for row in rows])["input_ids"]
+    chats = [
+        [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}] for row in rows
+    ]
+    encoded = [smollm2.apply_chat_template(chat, return_dict=False) for chat in chats]
     one = check(str(path))
     assert one["rows"]["kept"] == len(rows) == 7473
     assert one["tokens"]["all"] == one["tokens"]["kept"] == sum(map(len, encoded))
@@ -76,6 +80,7 @@ def test_calls_that_the_template_would_lose_are_errors_with_the_option_that_keep
     assert check(str(path), CALLS_AS_TEXT)["rows"]["kept"] == 300
 
 
+@pytest.mark.slow
 def test_rows_and_blocks_of_real_files_are_shown(shared_data):
     assert "«Natalia sold 48/2 = <<48/2=24>>24 clips in May." in run("preview", str(shared_data / "gsm8k_train.jsonl"))
     alpaca = str(shared_data / "alpaca_en_demo.json")

@@ -42,6 +42,7 @@ def answer(model, tokenizer, question: str) -> str:
     return tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_alpaca_from_the_command_line_then_reloaded_with_plain_libraries(tmp_path, shared_data, smollm2_folder):
     printed = command(
         "train", f"model={smollm2_folder}", f"data={shared_data / 'alpaca_en_demo.json'}", "adapter.lora.r=8",
@@ -57,6 +58,7 @@ def test_alpaca_from_the_command_line_then_reloaded_with_plain_libraries(tmp_pat
     assert answer(model, tokenizer, "Name three colors.").strip()
 
 
+@pytest.mark.slow
 def test_alpaca_from_python_saves_what_was_trained(tmp_path, shared_data, smollm2_folder):
     rows = Dataset.from_json(str(shared_data / "alpaca_en_demo.json"))
     args = SFTConfig(
@@ -75,6 +77,7 @@ def test_alpaca_from_python_saves_what_was_trained(tmp_path, shared_data, smollm
         torch.testing.assert_close(model(**ids).logits, trainer.model.eval()(**ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_gguf_model_trained_in_full_saves_as_a_plain_folder(tmp_path):
     args = SFTConfig(str(tmp_path), max_steps=1, per_device_train_batch_size=1, max_length=16, save_strategy="no")
     trainer = SFTTrainer(find_model(), args, train_dataset=Dataset.from_list([{"text": "hello"}]))

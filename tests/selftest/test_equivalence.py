@@ -243,6 +243,7 @@ def test_what_training_would_refuse_is_refused(found):
         found("activation_offloading=true")
 
 
+@pytest.mark.slow
 # --- The command line -----------------------------------------------------------------------------------------------
 def test_two_processes_and_a_report_from_the_command_line(model_folder, rows, tmp_path):
     out = tmp_path / "report.json"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch", minversion="2.10")
 ROOT = Path(__file__).parents[2]
 

@@ -10,6 +10,8 @@ from sftcore.testing.standin.process import on_cpu, on_standin
 from tests.pairs.grid import pairs
 from tests.standin.matrix import AXES, allowed, call, chosen, tolerance
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch", minversion="2.10")
 
 TRAIN = "tests.standin.training:train"

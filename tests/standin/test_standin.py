@@ -66,6 +66,7 @@ def assert_same(found, wanted, tolerance=1e-4):
     assert len(set(found["losses"])) == 3
 
 
+@pytest.mark.slow
 def test_three_steps_have_the_losses_of_the_cpu(found, wanted):
     assert_same(found["plain"], wanted["plain"])
     assert not [note for note in found["plain"]["notes"] if "all logits" in note]

@@ -135,6 +135,7 @@ def listed(printed: str) -> set[str]:
     return {line.split()[0] for line in below.splitlines()[1:] if line.startswith("  ")}
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_the_files_that_a_push_of_a_merged_model_uploads(tmp_path, hub, adapter):
     dry = sftcore(hub, "merge", adapter, "--push-to-hub", "me/merged", "--private", "--push-dry-run", token=None)
     assert dry.returncode == 0, dry.stderr
@@ -155,6 +156,7 @@ def test_checkpoints_and_hidden_files_are_left_out(tmp_path):
     assert lines == ["would push to me/run (public): 2 files, 4.0 KiB", "  README.md  2.0 KiB", "  a/b  2.0 KiB"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_runs_push_lists_what_the_run_uploads(tmp_path, hub, model_folder):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in alpaca_rows(8)))

@@ -157,6 +157,7 @@ def test_a_run_that_asks_for_nothing_logs_what_a_padded_run_logs(tmp_path, folde
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_really_laid_end_to_end_and_says_so(tmp_path, folder):
     batches = Batches()
     trainer = ran(tmp_path, folder, callbacks=[batches])

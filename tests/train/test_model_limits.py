@@ -159,7 +159,9 @@ def test_ids_that_were_given_are_looked_at_too(tmp_path, tokenizer):
     model = make_llama(tokenizer)
     beyond = model.config.vocab_size
     rows = Dataset.from_list([{"input_ids": [5, 6, 7]}, {"input_ids": [5, beyond, 7]}])
-    with pytest.raises(DataError, match=rf"train_dataset: row 1: the id {beyond} has no row|is not in the vocabulary"):
+    with pytest.raises(
+        DataError, match=rf'train_dataset row 1: "input_ids" holds {beyond}, but the vocabulary has {beyond} tokens'
+    ):
         SFTTrainer(model, config(tmp_path), train_dataset=rows, processing_class=tokenizer)
 
 

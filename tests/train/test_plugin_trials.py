@@ -61,11 +61,11 @@ FAULTS = [
     ("collator", "shifted-2", "labels"),
     ("collator", "invented", "it changes tokens: 1 of a document's"),
     ("collator", "row lost", "it loses rows"),
-    ("collator", "raises", "on the first 2 rows it raises ZeroDivisionError: division"),
-    ("loss", "raises", "on the model it raises KeyError: 'boom'"),
+    ("collator", "raises", "raised ZeroDivisionError: division by zero"),
+    ("loss", "raises", "raised KeyError: 'boom'"),
     ("loss", "mean", "with num_items twice as large its loss is"),
     ("loss", "sum", "with num_items twice as large its loss is"),
-    ("loss", "detached", "no gradient"),
+    ("loss", "detached", "nothing would be trained"),
     ("kernel", "scaled", "its logits differ by"),
     ("kernel", "relu", "its logits differ by"),
     ("kernel", "no undo", "it replaced activation x2 and its PatchReport has no undo"),
@@ -92,7 +92,7 @@ def test_a_wrong_plugin_is_refused_before_the_first_step_and_named(trainer, kind
         run()
 
     text = str(refused.value)
-    assert f'{kind} "acme" (acme-tried 1.2)' in text
+    assert f'{kind} "acme@acme-tried" 1.2' in text
     assert said in text
     assert "\n" not in text
     for one in made:
@@ -102,7 +102,7 @@ def test_a_wrong_plugin_is_refused_before_the_first_step_and_named(trainer, kind
 
 @pytest.mark.parametrize("scale", [0.5, 1.01])
 def test_a_wrong_attention_is_refused(trainer, scale):
-    with pytest.raises(SFTCoreError, match=r'attention "acme" \(acme-tried 1\.2\) failed its trial: its logits differ'):
+    with pytest.raises(SFTCoreError, match=r'attention "acme@acme-tried" 1\.2 failed its trial: its logits differ'):
         trainer(attention={"scale": scale}).train()
 
 
@@ -127,7 +127,7 @@ def test_a_refused_plugin_is_refused_again(trainer):
 @pytest.mark.parametrize("kind", ["collator", "loss"])
 def test_weights_have_to_be_honoured_where_rows_have_some(trainer, kind):
     trainer(**{kind: {"fault": "weights"}}).train()
-    with pytest.raises(SFTCoreError, match=rf'{kind} "acme" .* failed its trial: .*weights'):
+    with pytest.raises(SFTCoreError, match=rf'{kind} "acme@acme-tried" 1.2 failed its trial: .*weights'):
         trainer(WEIGHTED, **{kind: {"fault": "weights"}}).train()
     trainer(WEIGHTED, **{kind: {}}).train()
 
@@ -160,7 +160,7 @@ def test_a_declared_difference_is_said(trainer):
         made.train()
 
         (note,) = [note for note in made.loaded.notes if "acme-tried" in note]
-        assert f'{kind} "acme" (acme-tried 1.2): declares that it computes something else: logits differ by' in note
+        assert f'{kind} "acme@acme-tried" 1.2: declares that it computes something else: logits differ by' in note
 
 
 @pytest.mark.parametrize("packing", ["packing", "padding_free"])
@@ -219,7 +219,7 @@ def test_a_run_has_the_numbers_of_one_whose_trials_were_kept(trainer):
 
 
 def test_a_nan_behind_a_third_partys_loss_names_it_among_the_suspects(trainer):
-    with pytest.raises(DivergenceError, match=r'Try it without loss "acme" \(acme-tried 1\.2\)'):
+    with pytest.raises(DivergenceError, match=r'Try it without loss "acme@acme-tried" 1\.2'):
         trainer(loss={"fault": "nan later"}, max_steps=30).train()
 
 
@@ -252,13 +252,15 @@ def test_a_loader_that_does_something_else_is_refused(trainer, model_folder, fau
     with pytest.raises(SFTCoreError) as found:
         trainer(model=str(model_folder), loader={"fault": fault}, model_init_kwargs=asked)
 
-    assert 'loader "acme" (acme-tried 1.2)' in str(found.value)
+    assert 'loader "acme@acme-tried" 1.2' in str(found.value)
     assert said in str(found.value)
     for loader in ({"loader": {"fault": ""}}, {}):
         trainer(model=str(model_folder), model_init_kwargs=asked, **loader)
 
 
 def test_a_loader_that_takes_another_revision_is_refused(trainer, hub):
-    with pytest.raises(SFTCoreError, match=r'loader "acme" .* revision "v2", and it never reads request.revision'):
+    with pytest.raises(
+        SFTCoreError, match=r'loader "acme@acme-tried" 1.2 .* revision "v2", and it never reads request.revision'
+    ):
         trainer(model=hub, loader={"fault": "revision"}, model_init_kwargs={"revision": "v2"})
     trainer(model=hub, loader={}, model_init_kwargs={"revision": "v2"})

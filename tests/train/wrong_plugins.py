@@ -122,7 +122,7 @@ class Kernel:
                 mlp.act_fn = own
 
         if self.fault == "unsaid":
-            return None
+            return PatchReport()
         undoes = {"no undo": None, "bad undo": lambda: None}.get(self.fault, undo)
         return PatchReport((f"activation x{len(mlps)}",), undo=undoes, exact=self.fault != "declared")
 

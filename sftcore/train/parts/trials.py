@@ -28,6 +28,7 @@ from sftcore.trials.loss import try_loss_in_model
 from sftcore.trials.model import PLAIN, ModelTrial
 from sftcore.trials.outcome import Outcome
 from sftcore.util.claims import refused, spelled
+from sftcore.util.foreign import naming_plugins
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +130,7 @@ class RunTrials:
             proof = trainer.shared_rows.proof
             way = proof.way if proof is not None and layout.shared else None
             autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
-            self._on_model = ModelTrial(trainer.loaded.model, way, layout.flattened, autocast)
+            self._on_model = ModelTrial(trainer.loaded.model, way, layout.flattened, autocast, trainer.data.max_length)
         return self._on_model
 
     @property
@@ -143,10 +144,27 @@ class RunTrials:
         known = self.kept.passed(one) if kept else None
         if known is not None:
             return known
-        outcome = _called(one, "on the model", lambda: trial(one))
+        outcome = self._called(one, "on the model", lambda: trial(one))
         if kept:
             self.kept.keep(one, outcome)
         return outcome
+
+    def _called(self, one: Bound, where: str, call: Callable[[], Outcome]) -> Outcome:
+        """The outcome of a trial, in which the plugin may raise anything; our own errors say what is wrong themselves.
+
+        Raises:
+            BrokenPluginError: it raised an error, which is named with the plugin.
+        """
+        try:
+            with naming_plugins(self.trainer.setup.plugins.bound):
+                return call()
+        except SFTCoreError:
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # which is nobody's fault
+                raise
+            said = f"{type(error).__name__}: {error}".strip().partition("\n")[0].rstrip(".")
+            raise refused(one, f"{where} it raises {said}") from error
 
     def _said(self, one: Bound, outcome: Outcome) -> Iterator[str]:
         """Raise what is wrong, and give what is to be said."""
@@ -163,7 +181,7 @@ class RunTrials:
             return Outcome()
         if self.weighted and all(row.get("weights") is None for row in rows):
             rows = [{**row, "weights": np.linspace(0.5, 1, len(row["input_ids"])).tolist()} for row in rows]
-        return _called(one, f"on the first {len(rows)} rows", lambda: try_collator(trainer.layouts.taken, rows))
+        return self._called(one, f"on the first {len(rows)} rows", lambda: try_collator(trainer.layouts.taken, rows))
 
     def _loss(self, one: Bound) -> Outcome:
         import torch
@@ -171,8 +189,9 @@ class RunTrials:
         trainer = self.trainer
         causal = causal_model(trainer.loaded.model)
         known = torch.tensor(ordinary_token_ids(causal.config))
+        tokens = min(TOKENS, trainer.data.max_length or TOKENS)  # a model may have few positions
         generator = torch.Generator().manual_seed(3)
-        ids = known[torch.randint(len(known), (1, TOKENS), generator=generator)].to(trainer.args.device)
+        ids = known[torch.randint(len(known), (1, tokens), generator=generator)].to(trainer.args.device)
         with evaluation_mode(trainer.model):
             return try_loss_in_model(
                 trainer.bound_loss.loss,
@@ -183,23 +202,6 @@ class RunTrials:
                 weighted=self.weighted,
                 gradients=not self.sharded,
             )
-
-
-def _called(one: Bound, where: str, call: Callable[[], Outcome]) -> Outcome:
-    """The outcome of a trial, in which the plugin may raise anything; errors of our own say what is wrong themselves.
-
-    Raises:
-        BrokenPluginError: it raised an error, which is named with the plugin.
-    """
-    try:
-        return call()
-    except SFTCoreError:
-        raise
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # which is nobody's fault
-            raise
-        said = f"{type(error).__name__}: {error}".strip().partition("\n")[0].rstrip(".")
-        raise refused(one, f"{where} it raises {said}") from error
 
 
 def first_rows(trainer: Any) -> list[dict[str, Any]]:

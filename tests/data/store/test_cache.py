@@ -86,8 +86,8 @@ class Loud:
 def test_a_plugin_that_wraps_the_format_is_part_of_the_key(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "loud-1.0.dist-info").mkdir()
     (tmp_path / "loud-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1.0\n")
-    (tmp_path / "loud-1.0.dist-info" / "entry_points.txt").write_text("[sftcore.noise]\nloud = loud:Loud\n")
-    (tmp_path / "loud.py").write_text(WRAPPER)
+    (tmp_path / "loud-1.0.dist-info" / "entry_points.txt").write_text("[sftcore.noise]\nloud = loud_wrapper:Loud\n")
+    (tmp_path / "loud_wrapper.py").write_text(WRAPPER)
     monkeypatch.syspath_prepend(str(tmp_path))
     plain = prepared(tokenizer)
     loud = prepared(tokenizer, chosen=[Selection("noise", "loud")])
