@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sftcore.testing import runs, short_runs
 from sftcore.testing.conformance.trained import TrainedTests
 from sftcore.testing.conformance.under_test import UnderTest
@@ -21,10 +23,14 @@ class AdapterTests(TrainedTests):
     kind = "adapter"
     needs = ("wrap_model",)
     same_training = False
+    reloads = True
+    """False: its base is loaded in a way of its own, in 4 bits for example, which a saved adapter does not bring."""
 
     def test_what_it_trained_is_saved_loaded_merged_and_trained_on(self, tmp_path: Path) -> None:
         one = self.tested
         self._skip(one, "padded")
+        if not self.reloads:
+            pytest.skip("its base is loaded in a way that a saved adapter does not bring")
         trained = self._run(one, tmp_path / "first", str(short_runs.tiny_folder()))
         wanted, folder = _logits(trained.trainer.model), trained.folder
         stays = self._changed_though_frozen(trained.trainer.model)
