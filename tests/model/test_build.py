@@ -101,7 +101,7 @@ def test_a_dtype_that_a_loader_does_not_keep_is_an_error(tmp_path, model_folder,
     for asked in ("float32", "float16"):
         args = config(tmp_path, model_init_kwargs={"dtype": asked})
         with pytest.raises(
-            ModelError, match=rf'loader "hf" \(.+\) loaded the weights in bfloat16, and the run asks for {asked}'
+            ModelError, match=rf'loader "hf@sftcore" .+ loaded the weights in bfloat16, and the run asks for {asked}'
         ):
             SFTTrainer(str(model_folder), args, train_dataset=rows)
     for kept in ("bfloat16", "auto"):
