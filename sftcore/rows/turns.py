@@ -240,7 +240,7 @@ def _message(turn: Any, where: str, asked: _Asked) -> Message:
         train=None if train is None else bool(train),
         weight=None if weight is None else float(weight),
         reasoning=_reasoning(turn, where),
-        tool_calls=calls,
+        tool_calls=calls or (),
         tool_call_id=turn.get("tool_call_id"),
         name=turn.get("name"),
         extra=extra,
