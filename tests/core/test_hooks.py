@@ -237,14 +237,14 @@ def ran(each, model_folder, tmp_path_factory):
     words = [f"model={folder / 'tiny.here'}", f"data={folder / 'rows.jsonl'}", f"output_dir={folder / 'out'}"]
     words += ["max_length=64", "max_steps=2", "per_device_train_batch_size=2", "use_cpu=true", *chosen]
     words += ["data.eval_fraction=0.25", "eval_strategy=steps", "eval_steps=2"]
+    each.KEPT.clear()  # of tests that came first
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         shown = CliRunner().invoke(cli, ["train", *words], catch_exceptions=False)
     assert shown.exit_code == 0, shown.output
     warned = [str(one.message) for one in warned]
-    return SimpleNamespace(
-        printed=shown.output, warned=warned, out=folder / "out", model=folder / "tiny.here", **vars(each)
-    )
+    facts = {**vars(each), "KEPT": dict(each.KEPT)}
+    return SimpleNamespace(printed=shown.output, warned=warned, out=folder / "out", model=folder / "tiny.here", **facts)
 
 
 def test_hook_loads(ran):
