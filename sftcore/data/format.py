@@ -251,7 +251,7 @@ def _asked(one: Bound, plugins: ActivePlugins, hook: str, columns: tuple[str, ..
 def _unusable(entries: Sequence[PluginEntry]) -> str:
     """Names the formats that could not be tried because a library is missing, and how to install it."""
     missing = [f'{one.name} (pip install "{one.distribution}[{one.name}]")' for one in entries if one.missing]
-    return f"Not tried, because a library is missing: {', '.join(missing)}." if missing else ""
+    return f"(Not tried, because a library is missing: {', '.join(missing)}.)" if missing else ""
 
 
 def _suggestions(
