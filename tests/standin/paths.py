@@ -115,7 +115,7 @@ def made_with_liger(**fields: Any) -> dict[str, Any]:
             trainer = make(output, use_liger_kernel=True, **fields)
     finally:
         LlamaForCausalLM.forward = forward
-    return {"notes": list(trainer.loaded.notes), "loss": type(trainer.bound_loss.loss).__name__}
+    return {"notes": list(trainer.loaded.notes), "loss": type(trainer.bound_loss.loss.function).__name__}
 
 
 def restored_randomness(*, every: bool) -> list[Any]:

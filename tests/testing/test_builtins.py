@@ -19,6 +19,8 @@ TRIED_WITH: dict[str, dict[str, Any]] = {
     "collator flattened": {"recipe": {"padding_free": True}},
     # reloading in 4 and 8 bits: tests/model/test_quantised.py
     "adapter qlora": {"on_standin": False, "reloads": False},
+    # Triton's kernels run on a GPU or in its interpreter: tests/plugins/kernels
+    "loss liger": {"on_standin": False},
 }
 """What some of them are tried with."""
 ELSEWHERE = {
