@@ -33,6 +33,7 @@ _VERBS = {
     "merge": "Merge a run's adapter into its base model, so that it loads without PEFT.",
     "chat": "Chat with a trained model in the terminal, with or without its adapter.",
     "quantize": "Quantise a trained model, calibrated on its own training rows, and measure the effect.",
+    "cache": "List and remove the prepared data sets that are kept.",
     "new-plugin": "Write a complete distribution for a plugin of your own, with tests.",
     "plugin": "Test plugins as their author: sftcore plugin test PATH|NAME.",
 }
@@ -47,8 +48,9 @@ _SEEING = (
 _FOLDERS = {
     **dict.fromkeys(("parity", "replay", "evaluate", "merge", "chat", "quantize"), "after"),
     **dict.fromkeys(("new-plugin", "plugin"), "authors"),
+    "cache": "machine",
 }
-"""The folders of verbs that are not beside this file: for a trained run, and for authors of plugins."""
+"""The folders of verbs that are not beside this file: for a trained run, for authors of plugins, about this machine."""
 
 
 class _LazyGroup(click.Group):

@@ -131,7 +131,7 @@ def _aside() -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield folder
         return
-    from sftcore.data.store.cache import cache_folder  # it imports numpy
+    from sftcore.data.store.prune import cache_folder  # it imports numpy
 
     shared = cache_folder() / f"dry-run-{os.environ.get('MASTER_PORT', '')}-{os.environ.get('TORCHELASTIC_RUN_ID', '')}"
     try:

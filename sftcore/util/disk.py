@@ -11,23 +11,64 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import frozen
+
 from sftcore.core.errors import SFTCoreError, WriteError
 from sftcore.core.types import Problem
 
 _TORCH_FAILED = "torch could not write a file to its end"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REMEDIES = {
+    errno.ENOSPC: "Free space",
+    errno.EDQUOT: "Free space: your quota is used up",
+    errno.EFBIG: "Raise the limit on the size of a file (ulimit -f, or that of the file system)",
+    errno.EROFS: "Mount the file system for writing",
+    errno.EACCES: "Change who may write there",
+    errno.EPERM: "Change who may write there",
+    errno.ENOENT: "Make the folder again, which is missing",
+    errno.ENOTDIR: "Move the file that stands where a folder has to be",
+    errno.EEXIST: "Move the file that stands where a folder has to be",
+    errno.EISDIR: "Move the folder that stands where a file has to be",
+    errno.ENAMETOOLONG: "Shorten the name",
+    errno.EIO: "Look for a fault of the disk in the system's log",
+    errno.ESTALE: "Mount the file system again",
+}
+"""What mends a failed write, by what the operating system said of it."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def disk_error(error: Exception) -> str | None:
-    """The operating system's message for a failed write, which libraries wrap in errors of their own; or None."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = str(error)
-    if found := re.search(r"\(os error (\d+)\)", text):  # safetensors and tokenizers, written in Rust
-        return os.strerror(int(found[1]))
-    if "PytorchStreamWriter" in text or "file write failed" in text or "inline_container" in text:
-        return _TORCH_FAILED
-    return None
+@frozen
+class DiskFailure:
+    """A failed write: what the operating system said, and its number, where that is known."""
+
+    said: str
+    number: int | None
+
+    @classmethod
+    def of(cls, error: BaseException) -> DiskFailure | None:
+        """The failed write that an error reports, which libraries wrap in errors of their own; None if it is none."""
+        if isinstance(error, OSError):
+            return cls(error.strerror or str(error), error.errno)
+        text = str(error)
+        if found := re.search(r"\(os error (\d+)\)", text):  # safetensors and tokenizers, written in Rust
+            return cls(os.strerror(int(found[1])), int(found[1]))
+        if "PytorchStreamWriter" in text or "file write failed" in text or "inline_container" in text:
+            return cls(_TORCH_FAILED, None)
+        return None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether space is what is missing; torch does not say why it could not write."""
+        return self.said == _TORCH_FAILED if self.number is None else self.number in _FULL
+
+    def told(self, place: str | os.PathLike[str]) -> str:
+        """What was said, with the space that is left where the disk is full."""
+        return f"{self.said}; {free_space(place)}" if self.is_full else self.said
+
+    def remedy(self, otherwise: str) -> str:
+        """How to mend it, followed by `otherwise`, such as "or choose another folder"."""
+        first = "Free space" if self.is_full else _REMEDIES.get(self.number or 0, "")
+        alone = otherwise.split(" ", 1)[1]
+        return f"{first}, {otherwise}." if first else f"{alone[:1].upper()}{alone[1:]}."
 
 
 @contextlib.contextmanager
@@ -35,12 +76,13 @@ def writing(
     what: str,
     place: str | os.PathLike[str],
     *,
-    fix: str = "Free space, or choose another folder.",
+    otherwise: str = "or choose another folder",
     reads_too: bool = False,
 ) -> Iterator[None]:
     """A context for code that writes `what` at or below `place`.
 
-    With `reads_too`, only a full disk is reported; other errors may concern a file that is read.
+    `otherwise` ends the advice: "or" and what else can be done, or "then" and what comes next. With `reads_too`, only a
+    full disk is reported; other errors may concern a file that is read.
 
     Raises:
         WriteError: the write failed.
@@ -50,10 +92,11 @@ def writing(
     except SFTCoreError:
         raise
     except Exception as error:
-        if (said := disk_error(error)) is None or (reads_too and not _is_full(error)):
+        failure = DiskFailure.of(error)
+        if failure is None or (reads_too and not failure.is_full):
             raise
-        text = f"{what} cannot be written: {said}; {free_space(place)}."
-        raise WriteError(text, where=str(place), fix=fix) from error
+        text = f"{what} cannot be written: {failure.told(place)}."
+        raise WriteError(text, where=str(place), fix=failure.remedy(otherwise)) from error
 
 
 def make_output_dir(folder: str) -> None:
@@ -64,12 +107,6 @@ def make_output_dir(folder: str) -> None:
     """
     with writing("output_dir", folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-
-
-def _is_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    return disk_error(error) in (_TORCH_FAILED, *map(os.strerror, _FULL))
 
 
 def replace_text(path: Path, text: str) -> None:

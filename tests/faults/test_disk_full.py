@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import resource
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from transformers import TrainerCallback
 
 from sftcore.core.errors import CheckError, CheckpointError, WriteError
 from sftcore.train.checkpoint.folders import newest
-from sftcore.util.disk import disk_error, replace_text, writing
+from sftcore.util.disk import DiskFailure, replace_text, writing
 from tests.faults import runs
 
 
@@ -89,7 +90,7 @@ def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing_half_written(tm
     runs.trainer(out, max_steps=2).train()
     sizes = {path.name: path.stat().st_size for path in (out / "checkpoint-2").iterdir()}
     assert sizes[file] > limit > sizes["tokenizer.json"]
-    with no_file_above(limit), pytest.raises(CheckpointError, match=r"step 4 could not .* \(step 2\)\. Free space"):
+    with no_file_above(limit), pytest.raises(CheckpointError, match=r"step 4 could not .* \(step 2\)\. (Free space|Raise the limit)"):
         runs.trainer(out).train(resume_from_checkpoint="auto")
     assert runs.checkpoints(out) == ["checkpoint-2"]
     assert not list(out.glob(".tmp-*"))
@@ -132,10 +133,10 @@ def test_the_errors_of_the_libraries_that_write_are_known(tmp_path):
             torch.save(value, tmp_path / "a.pt")
         with pytest.raises(SafetensorError) as by_safetensors:
             save_file({"a": value}, tmp_path / "a.safetensors")
-    assert disk_error(by_torch.value) == "torch could not write a file to its end"
-    assert disk_error(by_safetensors.value) == "File too large"
-    assert disk_error(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
-    assert disk_error(RuntimeError("CUDA error")) is None
+    assert DiskFailure.of(by_torch.value).said == "torch could not write a file to its end"
+    assert DiskFailure.of(by_safetensors.value).said == "File too large"
+    assert DiskFailure.of(OSError(errno.ENOSPC, "No space left on device")).said == "No space left on device"
+    assert DiskFailure.of(RuntimeError("CUDA error")) is None
 
 
 def test_a_full_disk_under_the_log_ends_the_run_with_one_error(tmp_path, full_disk):
@@ -187,3 +188,25 @@ def test_a_manifest_or_log_that_cannot_be_written_leaves_the_one_before(tmp_path
         replace_text(path, "x" * 2000)
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free space, or"),
+        (errno.EDQUOT, "Free space, or"),
+        (errno.EFBIG, "Raise the limit on the size of a file"),
+        (errno.EROFS, "Mount the file system for writing, or"),
+        (errno.EACCES, "Change who may write there, or"),
+        (errno.EPERM, "Change who may write there, or"),
+        (errno.ENOENT, "Make the folder again"),
+        (errno.EIO, "Look for a fault of the disk"),
+        (errno.EBUSY, "Choose another folder."),
+    ],
+)
+def test_the_advice_fits_what_the_system_said(tmp_path, number, advice):
+    with pytest.raises(WriteError) as error, writing("the page", tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert error.value.fix.startswith(advice)
+    assert os.strerror(number) in error.value.what
+    assert ("are free there" in error.value.what) == (number in (errno.ENOSPC, errno.EDQUOT))

@@ -6,38 +6,32 @@ file lock; then all map the same file. An entry is written to a temporary folder
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sftcore.data.columns import without_empty_weights
 from sftcore.data.ledger import Ledger
-from sftcore.util.disk import sync, writing
+from sftcore.data.store.entry import FACTS, DamagedEntry, complete, mapped, release
+from sftcore.data.store.prune import prepared_folder, prune
+from sftcore.util.disk import writing
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-_DATA, _FACTS = "data.arrow", "entry.json"
-WRITE_FIX = "Free space, or set SFTCORE_CACHE (TMPDIR if dataset_cache is false) to a folder on another disk."
+OTHERWISE = "or set SFTCORE_CACHE (TMPDIR if dataset_cache is false) to a folder on another disk"
 
 
 Key: TypeAlias = Mapping[str, str]
 """Everything a prepared set was made from, as named parts, each a short text or a digest."""
-
-
-def cache_folder() -> Path:
-    """`$SFTCORE_CACHE`, or else `sftcore` in the user's cache folder."""
-    if given := os.environ.get("SFTCORE_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sftcore"
 
 
 def find_or_make(
@@ -45,41 +39,61 @@ def find_or_make(
 ) -> tuple[Dataset, Ledger, str]:
     """The set with this key, its ledger, and a note that says whether it was made or found in the cache, and why.
 
-    If it does not exist, `make` writes `data.arrow` (an Arrow stream) into the folder that it is given. With `folder`,
-    the entry is there and not in the cache.
+    If it does not exist or is damaged, `make` writes `data.arrow` (an Arrow stream) into the folder that it is given.
+    With `folder`, the entry is there and not in the cache.
+
+    Raises:
+        WriteError: the set does not exist, and cannot be written.
     """
     from filelock import FileLock
 
-    folder = folder or cache_folder() / "prepared"
-    with writing("prepared rows", folder, fix=WRITE_FIX):
-        folder.mkdir(parents=True, exist_ok=True)
+    bounded, folder = folder is None, folder or prepared_folder()
     name = digest_of(json.dumps(key, sort_keys=True).encode())[:32]
     entry = folder / name
-    # No time-out: preparing a large set may take hours, and a process that dies releases its lock
-    with FileLock(folder / f"{name}.lock"):
-        if (found := _load(entry)) is not None:
-            return *found, f"found in the cache, and nothing has changed since ({entry})"
-        reason = _explain(folder, key)
-        start = time.monotonic()
-        for left in folder.glob(f"{name}-*"):  # left by a process that was killed; this one holds the lock
-            shutil.rmtree(left, ignore_errors=True)
-        with writing("prepared rows", folder, fix=WRITE_FIX):
-            aside = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
+    with contextlib.suppress(DamagedEntry):  # before the lock, which needs a folder that can be written to
+        if (found := mapped(entry, key)) is not None:
+            return *found, _found(entry)
+    with contextlib.ExitStack() as stack:
+        with writing("prepared rows", folder, otherwise=OTHERWISE):
+            folder.mkdir(parents=True, exist_ok=True)
+            # No time-out: preparing a large set may take hours, and a process that dies releases its lock
+            stack.enter_context(FileLock(folder / f"{name}.lock"))
         try:
-            _, ledger = make(aside)
-            facts = {"parts": key, "ledger": ledger.as_dict()}
-            with writing("prepared rows", folder, fix=WRITE_FIX):
-                (aside / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-                # otherwise a name could survive a power cut while its rows do not
-                for written in (*aside.iterdir(), aside):
-                    sync(written)
-                shutil.rmtree(entry, ignore_errors=True)
-                aside.rename(entry)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        found = _load(entry)
+            if (found := mapped(entry, key)) is not None:
+                return *found, _found(entry)
+            reason = _explain(folder, key)
+        except DamagedEntry as damage:
+            warn(f"the cache is damaged: {damage}; the rows are prepared anew")
+            reason = f"because what the cache held is damaged: {damage}"
+        start = time.monotonic()
+        _make(key, make, folder, entry)
+        found = mapped(entry, key)
         assert found is not None
+        if bounded:
+            prune(folder, keep=entry)
         return *found, f"prepared in {time.monotonic() - start:.1f} s, {reason}"
+
+
+def _found(entry: Path) -> str:
+    return f"found in the cache, and nothing has changed since ({entry})"
+
+
+def _make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], folder: Path, entry: Path) -> None:
+    """Write the entry beside its place, and put it there when it is complete; the caller holds its lock."""
+    for left in folder.glob(f"{entry.name}-*"):  # left by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with writing("prepared rows", folder, otherwise=OTHERWISE):
+        aside = folder / f"{entry.name}-{uuid.uuid4().hex[:8]}"  # not by mkdtemp, whose folders nobody else can read
+        aside.mkdir()
+    try:
+        _, ledger = make(aside)
+        with writing("prepared rows", folder, otherwise=OTHERWISE):
+            complete(aside, {"parts": key, "ledger": ledger.as_dict()})
+            release(entry)
+            shutil.rmtree(entry, ignore_errors=True)
+            aside.rename(entry)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def wrapped(table: pa.Table) -> Dataset:
@@ -95,25 +109,10 @@ def digest_of(*chunks: bytes) -> str:
     return hashlib.blake2b(b"".join(chunks), digest_size=32).hexdigest()
 
 
-def _load(entry: Path) -> tuple[Dataset, Ledger] | None:
-    """The entry's memory-mapped rows and its ledger, or None if it does not exist or cannot be read."""
-    from datasets import Dataset
-
-    try:
-        ledger = Ledger.from_dict(json.loads((entry / _FACTS).read_text(encoding="utf-8"))["ledger"])
-        dataset = Dataset.from_file(str(entry / _DATA))
-    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are OSError and ValueError
-        return None
-    expected = ledger.packing.blocks if ledger.packing else ledger.rows_kept
-    if len(dataset) != expected:
-        return None
-    return dataset.select_columns(without_empty_weights(dataset.data.table).column_names), ledger
-
-
 def _explain(folder: Path, key: Key) -> str:
     """Which parts of the key differ from the most similar entry, or from the newest of several."""
     known = []
-    for facts in folder.glob(f"*/{_FACTS}"):
+    for facts in folder.glob(f"*/{FACTS}"):
         try:
             parts = json.loads(facts.read_text(encoding="utf-8"))["parts"]
         except (OSError, ValueError, KeyError):

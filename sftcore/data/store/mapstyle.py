@@ -17,7 +17,7 @@ from sftcore.data.images.reference import holds_only_images
 from sftcore.data.ledger import Ledger
 from sftcore.data.packing.blocks import PackingPlan, blocks_of, num_supervised
 from sftcore.data.pipeline import OUTCOME, Pipeline, rows_of
-from sftcore.data.store.cache import WRITE_FIX
+from sftcore.data.store.cache import OTHERWISE
 from sftcore.util.disk import writing
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Sink:
         if self.folder is None:
             self._tables.append(table)
             return
-        with writing("prepared rows", self.folder, fix=WRITE_FIX):
+        with writing("prepared rows", self.folder, otherwise=OTHERWISE):
             if self._writer is None:
                 import pyarrow as pa
 
@@ -62,7 +62,7 @@ class Sink:
 
         if self.folder is None:
             return pa.concat_tables(self._tables)
-        with writing("prepared rows", self.folder, fix=WRITE_FIX):
+        with writing("prepared rows", self.folder, otherwise=OTHERWISE):
             self._writer.close()
         return pa.ipc.open_stream(pa.memory_map(str(self.path))).read_all()
 

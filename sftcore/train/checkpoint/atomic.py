@@ -15,7 +15,7 @@ from sftcore.config.recipe import AUTO
 from sftcore.core.errors import CheckpointError
 from sftcore.train.checkpoint.checksums import seal
 from sftcore.train.checkpoint.folders import PREFIX, Chosen, choose, clear_leftovers, newest, place, place_model, rotate
-from sftcore.util.disk import disk_error, free_space
+from sftcore.util.disk import DiskFailure
 from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
@@ -141,10 +141,10 @@ class AtomicCheckpoints:
             yield
         except BaseException as error:
             self._clear(aside)
-            said = disk_error(error) if isinstance(error, Exception) else None
-            if said is None:
+            failure = DiskFailure.of(error)
+            if failure is None:
                 raise
-            raise _unwritten(what, folder, Path(self._args.output_dir), said) from error
+            raise _unwritten(what, folder, Path(self._args.output_dir), failure) from error
         self._clear(aside)
 
     def _clear(self, aside: Path) -> None:
@@ -152,17 +152,17 @@ class AtomicCheckpoints:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _unwritten(what: str, folder: Path, output_dir: Path, said: str) -> CheckpointError:
+def _unwritten(what: str, folder: Path, output_dir: Path, failure: DiskFailure) -> CheckpointError:
     last = newest(output_dir)
     if last.folder is None:
         kept = "There is no earlier checkpoint."
     else:
         kept = f"The last good checkpoint is {last.folder} (step {last.step})."
     return CheckpointError(
-        f"{what} could not be written: {said}; {free_space(folder)}. {kept}",
+        f"{what} could not be written: {failure.told(folder)}. {kept}",
         where=str(folder),
-        fix=f"Free space or name another output_dir, then resume with resume_from_checkpoint: {AUTO}; "
-        "save_total_limit keeps fewer checkpoints.",
+        fix=failure.remedy(f"or name another output_dir, and then resume with resume_from_checkpoint: {AUTO}")
+        + (" save_total_limit keeps fewer checkpoints." if failure.is_full else ""),
     )
 
 

@@ -31,7 +31,7 @@ from sftcore.util.warned import warn
 if TYPE_CHECKING:
     from sftcore.train.view import RunView
 
-_RESUME = f"Free space, then resume from the last checkpoint with resume_from_checkpoint: {AUTO}."
+_RESUME = f"then resume from the last checkpoint with resume_from_checkpoint: {AUTO}"
 
 
 class RunRecorder(TrainerCallback):
@@ -79,7 +79,7 @@ class RunRecorder(TrainerCallback):
         """Append what was logged."""
         if self._begun and logs and self._trainer.is_in_train:
             path = Path(args.output_dir) / "metrics.jsonl"
-            with writing("the log", path, fix=_RESUME), path.open("a", encoding="utf-8") as file:
+            with writing("the log", path, otherwise=_RESUME), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
     def check_parity(self, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Verbs about this machine, one file each."""
