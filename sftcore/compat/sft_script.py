@@ -198,8 +198,9 @@ def run(words: Sequence[str], watch: Callable[[SFTTrainer], object] = lambda _: 
     trainer = trainer_of(arguments)
     watch(trainer)
     trainer.add_callback(ReplaceOtherRun(output))
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
+    with trainer.checkpoints.owned():
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.save_model()
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
     return folder

@@ -164,8 +164,9 @@ def run_recipe(
             before_training(trainer)
         trainer.add_callback(ReplaceOtherRun(_output_folder(checked.recipe)))
         start = time.monotonic()
-        result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
-    trainer.save_model()
+        with trainer.checkpoints.owned():
+            result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
+            trainer.save_model()
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     seconds = time.monotonic() - start
     return Outcome(trainer, losses or (result.training_loss,), seconds, Path(trainer.args.output_dir))

@@ -262,12 +262,17 @@ class SFTTrainer(OpenLayout):
 
         Raises:
             CheckpointError: the checkpoint is not there, or damaged; or one cannot be written.
+            ConflictError: another run writes to the output folder.
             ResumeError: the run is not the one that the checkpoint was saved in.
             DivergenceError: NaN or Inf where `on_nonfinite` is "stop", or divergence where it is looked for.
             StoppedBySignal: a KeyboardInterrupt for SIGINT, a SystemExit for SIGTERM.
         """
+        with self.checkpoints.owned():
+            self.checkpoints.clear_leftovers()
+            return self._train_as_owner(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train_as_owner(self, resume_from_checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> Any:
         args = self.args
-        self.checkpoints.clear_leftovers()
         checkpoint = self.checkpoints.choose(resume_from_checkpoint)
         self.facts()  # read before anything is wrapped or moved
         self.resumption.begin()

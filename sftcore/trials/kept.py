@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from sftcore.data.store.cache import source_digest
-from sftcore.data.store.prune import cache_folder
 from sftcore.data.store.keys import plugin_digest
+from sftcore.data.store.prune import cache_folder
 from sftcore.trials.outcome import Outcome
 from sftcore.util.disk import replace_text
 

@@ -90,7 +90,10 @@ def test_a_file_that_cannot_be_written_to_its_end_leaves_nothing_half_written(tm
     runs.trainer(out, max_steps=2).train()
     sizes = {path.name: path.stat().st_size for path in (out / "checkpoint-2").iterdir()}
     assert sizes[file] > limit > sizes["tokenizer.json"]
-    with no_file_above(limit), pytest.raises(CheckpointError, match=r"step 4 could not .* \(step 2\)\. (Free space|Raise the limit)"):
+    with (
+        no_file_above(limit),
+        pytest.raises(CheckpointError, match=r"step 4 could not .* \(step 2\)\. (Free space|Raise the limit)"),
+    ):
         runs.trainer(out).train(resume_from_checkpoint="auto")
     assert runs.checkpoints(out) == ["checkpoint-2"]
     assert not list(out.glob(".tmp-*"))

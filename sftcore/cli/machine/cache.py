@@ -41,8 +41,12 @@ def show(as_json: bool) -> None:
 
 
 @command.command("prune")
-@click.option("--limit", metavar="SIZE", help='Keep this much, such as "10 GiB". Default: $SFTCORE_CACHE_LIMIT or 50 GiB.')
-@click.option("--unused-for", metavar="DAYS", type=click.FloatRange(min=0), help="Remove all sets not used for so long.")
+@click.option(
+    "--limit", metavar="SIZE", help='Keep this much, such as "10 GiB". Default: $SFTCORE_CACHE_LIMIT or 50 GiB.'
+)
+@click.option(
+    "--unused-for", metavar="DAYS", type=click.FloatRange(min=0), help="Remove all sets not used for so long."
+)
 @click.option("--all", "everything", is_flag=True, help="Remove every set that no process has open.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed.")
 def remove(limit: str | None, unused_for: float | None, everything: bool, dry_run: bool) -> None:

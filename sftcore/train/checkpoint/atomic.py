@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from sftcore.config.recipe import AUTO
-from sftcore.core.errors import CheckpointError
+from sftcore.core.errors import CheckpointError, SFTCoreError
 from sftcore.train.checkpoint.checksums import seal
 from sftcore.train.checkpoint.folders import PREFIX, Chosen, choose, clear_leftovers, newest, place, place_model, rotate
+from sftcore.train.checkpoint.owner import owned
 from sftcore.util.disk import DiskFailure
 from sftcore.util.warned import warn
 
@@ -33,6 +34,25 @@ class AtomicCheckpoints:
         self.aside: Path | None = None
         self._args = args
         self._accelerator = accelerator
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """A context in which no other run writes to the output folder; the first process answers for all.
+
+        Raises:
+            ConflictError: another run does.
+        """
+        with contextlib.ExitStack() as stack:
+            answer: list[Any] = [None]
+            if self._args.process_index == 0:
+                try:
+                    stack.enter_context(owned(Path(self._args.output_dir)))
+                except SFTCoreError as error:
+                    answer = [error]
+            [refusal] = broadcast_object_list(answer) if self._accelerator.num_processes > 1 else answer
+            if refusal is not None:
+                raise refusal
+            yield
 
     # --- Resuming ---------------------------------------------------------------------------------------------------
     def clear_leftovers(self) -> None:
@@ -115,7 +135,9 @@ class AtomicCheckpoints:
             CheckpointError: it cannot be written.
         """
         aside = folder / f"{PREFIX}model"
-        with self._explained("the model", folder, aside):
+        # scripts may save on the first process alone, so that it cannot tell the others
+        own = self._args.process_index == 0 and folder.resolve() == Path(self._args.output_dir).resolve()
+        with owned(folder) if own else contextlib.nullcontext(), self._explained("the model", folder, aside):
             if self._args.should_save:
                 shutil.rmtree(aside, ignore_errors=True)
             wait()

@@ -14,6 +14,7 @@ from attrs import frozen
 from sftcore.config.recipe import AUTO, LAST
 from sftcore.core.errors import ConflictError
 from sftcore.train.checkpoint.folders import MODEL_CONFIGS, RESUME, STATE, can_be_resumed
+from sftcore.train.checkpoint.owner import refuse_owned
 
 
 @frozen
@@ -33,12 +34,15 @@ class OutputFolder:
     model: str | None
 
     def refuse(self) -> None:
-        """Refuse the folder of the model that is trained, and one that holds another run, which is not to be replaced.
+        """Refuse the folder of the model that is trained, and one that another run writes to or has written to.
+
+        What is in it may be replaced where that was asked for.
 
         Raises:
             ConflictError: it is one of these.
         """
         where = f"output_dir {self.path}"
+        refuse_owned(self.path)
         if self.model and Path(self.model).expanduser().resolve() == self.path.resolve() and self.path.is_dir():
             raise ConflictError(
                 "this is the folder of the model that is trained, which the run would replace.",

@@ -1,4 +1,4 @@
-"""A damaged cache is never trained on: whatever happens to an entry's files, the rows are those of a fresh preparation."""
+"""A damaged cache is never trained on: whatever happens to its files, the rows are those of a fresh preparation."""
 
 from __future__ import annotations
 
