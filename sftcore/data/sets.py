@@ -29,6 +29,7 @@ from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank
 from sftcore.data.source.load import numbers_of
 from sftcore.data.store.cache import Key, find_or_make, wrapped
+from sftcore.data.store.counts import StreamCounts
 from sftcore.data.store.keys import key_of
 from sftcore.data.store.mapstyle import build
 from sftcore.data.store.stream import columns_of, first_rows, packed_stream, prepare_stream
@@ -54,7 +55,8 @@ class DataPreparation:
     processor: the model's processor, if it reads images.
     rank: the rank whose rows of a stream are prepared. shards: each such stream, beside the whole stream.
     shared: a folder of the run, through which one process shares sets that the cache does not keep.
-    ledgers: what became of the rows of each map-style set. formats: the plugin that read each set.
+    ledgers: what became of the rows of each map-style set. streams: the same of the rows that were read of a stream.
+    formats: the plugin that read each set.
     notes: what else the run reports. numberings: the numbers of each set's rows.
     labels: what the user calls sets, where that is not by their argument. mixed: the sets that are mixtures.
     given_tokens: the sets whose rows came as token ids. embeddings: how many tokens the model has, where it is known.
@@ -68,6 +70,7 @@ class DataPreparation:
     rank: Rank = field(factory=Rank)
     shared: Path | None = None
     ledgers: list[Ledger] = field(factory=list)
+    streams: dict[str, StreamCounts] = field(factory=dict)
     formats: dict[str, Bound] = field(factory=dict)
     notes: list[str] = field(factory=list)
     shards: list[tuple[IterableDataset, IterableDataset]] = field(factory=list)
@@ -123,10 +126,12 @@ class DataPreparation:
                 _say_what_is_left_out(self.ledgers[-1])
             return prepared.shuffle(seed=seed) if seed is not None and not in_mixture else prepared
         raw = dataset.shuffle(seed=seed) if (packing or in_mixture) and seed is not None else dataset
+        workers = self.setup.plan.settings.get("dataloader_num_workers") or 0
+        self.streams[name] = counts = StreamCounts.of(name, pipeline.reader.label, pipeline.reasons, workers)
         if in_mixture:
-            return prepare_stream(raw, pipeline, rank=self.rank), prepare_stream(raw, pipeline)
-        self.notes.append(f"{name}: a stream, which is prepared as it is read; its rows are not counted")
-        stream = prepare_stream(raw, pipeline, packing=packing, rank=self.rank)
+            return prepare_stream(raw, pipeline, rank=self.rank, counts=counts), prepare_stream(raw, pipeline)
+        self.notes.append(f"{name}: a stream, which is prepared and counted as it is read")
+        stream = prepare_stream(raw, pipeline, packing=packing, rank=self.rank, counts=counts)
         stream = stream.shuffle(seed=seed) if seed is not None else stream
         self.shards.append((stream, prepare_stream(raw, pipeline, packing=packing)))
         return stream
@@ -194,7 +199,7 @@ class DataPreparation:
         how = "one after another" if not order.shares else f"mixed, stop: {order.stop}"
         shares = order.shares or (None,) * len(names)
         told = (one if share is None else f"{one} {share:.1%}" for one, share in zip(names, shares, strict=True))
-        self.notes.append(f"{name}: streams, {how}, prepared as they are read; their rows are not counted")
+        self.notes.append(f"{name}: streams, {how}, prepared and counted as they are read")
         self.notes.append(f"{name}: {', '.join(told)}")
         return own
 

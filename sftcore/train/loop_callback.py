@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from sftcore.core.errors import DataError
 from sftcore.core.visible import visible
 from sftcore.train.checkpoint.other_run import OutputFolder, remove_run
 from sftcore.train.guard.signals import EvaluationLeft
@@ -55,11 +54,7 @@ class LoopCallback(TrainerCallback):
         """
         self.trainer.resumption.epoch_is_over = True
         if state.global_step == 0 and not self.trainer.guard.stopped_by:
-            raise DataError(
-                "the data gave no batch: none of their rows is kept.",
-                where="train_dataset",
-                fix="Look at what becomes of the rows with: sftcore check RECIPE.",
-            )
+            raise self.trainer.rows.none_kept()
         if self.trainer.guard.stopped_by:
             control.should_log = control.should_evaluate = control.should_save = False
 

@@ -102,7 +102,54 @@ def test_samples_tell_files_apart_that_take_long_to_read(tmp_path):
 
 def test_a_stream_of_which_no_row_is_kept_is_an_error_and_saves_nothing(model_folder, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl")
-    with pytest.raises(DataError, match=r"rows\.jsonl: the data gave no batch: none of their rows is kept"):
+    with pytest.raises(DataError, match=r"rows\.jsonl: the data gave no batch: none of their rows is kept .*24 rows dropped, no supervised"):
         # the answers lie behind what is kept of each row
         run(model_folder, rows, tmp_path / "out", "max_steps=2", "max_length=2")
     assert not list((tmp_path / "out").glob("**/*.safetensors"))
+
+
+def with_long_prompts(path, long):
+    """Twenty-four rows, of which those in `long` have no answer left within 16 tokens, and rows cut elsewhere."""
+    rows = [{"prompt": "a " * 40 if i in long else f"say {i}", "completion": "yes"} for i in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_rows_left_out_of_a_stream_are_counted_and_said(model_folder, tmp_path, capsys, workers):
+    rows = with_long_prompts(tmp_path / "rows.jsonl", {5, 6, 20})
+    words = ("max_steps=4", "max_length=16", f"dataloader_num_workers={workers}", "num_train_epochs=1")
+    run(model_folder, rows, tmp_path / "out", *words)
+    said = capsys.readouterr().err
+    assert "data       train_dataset: 24 rows read of the stream, 21 kept" in said
+    assert "data       train_dataset: 3 rows dropped, no supervised token left after truncation (first: row 5)" in said
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    (found,) = manifest["data"]["streams"]
+    assert (found["rows_read"], found["rows_kept"], list(found["dropped"].values())) == (24, 21, [3])
+    assert json.loads((tmp_path / "out" / "ledger.json").read_text())["streams"] == [found]
+    assert "3 rows dropped" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_sources_of_a_mixed_stream_are_counted_each_for_itself(model_folder, tmp_path, capsys):
+    one, two = (with_long_prompts(tmp_path / f"{name}.jsonl", long) for name, long in (("a", {1}), ("b", {2, 3})))
+    words = (f"data.train=[{{path: {one}, weight: 1}}, {{path: {two}, name: b, weight: 1}}]",)
+    run(model_folder, one, tmp_path / "out", *words, "max_steps=4", "max_length=16")
+    said = capsys.readouterr().err
+    assert f"train_dataset['{one}']: 24 rows read of the stream, 23 kept" in said
+    assert "train_dataset['b']: 2 rows dropped, no supervised token left after truncation (first: row 2)" in said
+
+
+def test_rows_that_an_evaluation_of_a_stream_leaves_out_are_said(model_folder, tmp_path, capsys):
+    from datasets import load_dataset
+
+    from sftcore import SFTConfig, SFTTrainer
+
+    rows = with_long_prompts(tmp_path / "rows.jsonl", {4})
+    stream = load_dataset("json", data_files=str(rows), split="train", streaming=True, cache_dir=str(tmp_path))
+    args = SFTConfig(str(tmp_path / "out"), max_length=16, max_steps=1, use_cpu=True, report_to="none")
+    trainer = SFTTrainer(str(model_folder), args, train_dataset=stream, eval_dataset=stream)
+    for _ in range(2):
+        trainer.evaluate()
+        said = capsys.readouterr().err
+        assert "data       eval_dataset: 24 rows read of the stream, 23 kept" in said
+        assert "eval_dataset: 1 rows dropped, no supervised token left after truncation (first: row 4)" in said

@@ -11,6 +11,7 @@ from sftcore.data.columns import without_empty_weights
 from sftcore.data.packing.blocks import PackingPlan, blocks_of
 from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank, shard_source
+from sftcore.data.store.counts import StreamCounts
 from sftcore.data.store.mapstyle import BATCH, kept_rows
 from sftcore.data.suggestions import TRIED
 
@@ -19,9 +20,14 @@ if TYPE_CHECKING:
 
 
 def prepare_stream(
-    dataset: IterableDataset, pipeline: Pipeline, *, packing: PackingPlan | None = None, rank: Rank | None = None
+    dataset: IterableDataset,
+    pipeline: Pipeline,
+    *,
+    packing: PackingPlan | None = None,
+    rank: Rank | None = None,
+    counts: StreamCounts | None = None,
 ) -> IterableDataset:
-    """A stream of token rows or blocks, without rows that have no supervised tokens.
+    """A stream of token rows or blocks, without rows that have no supervised tokens, which `counts` counts.
 
     With a `rank`, only its rows are prepared, so that the ranks share the work.
 
@@ -39,7 +45,10 @@ def prepare_stream(
     def prepared(batch: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         own = rank.own(numbers)
         taken = {name: [values[place] for place in own] for name, values in batch.items()}
-        rows = kept_rows(pipeline(taken, [numbers[place] for place in own]))
+        table = pipeline(taken, [numbers[place] for place in own])
+        if counts is not None:
+            counts.add(table)
+        rows = kept_rows(table)
         if packing is not None and len(rows):
             rows = pa.concat_tables(blocks_of(rows, packing)[1])
         return {"weights": [None] * len(rows), **rows.to_pydict()}

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from sftcore.core.errors import DataError
 from sftcore.data.ranks import (
     BatchSync,
     Rank,
@@ -21,6 +22,7 @@ from sftcore.data.ranks import (
     rank_of,
     split_stream,
 )
+from sftcore.train.parts.streams import sum_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -140,3 +142,13 @@ class RowDistribution:
         )
         self._ended = epoch_iterator if not batches else None
         return batches
+
+    def none_kept(self) -> DataError:
+        """What to raise where an epoch had no batch; all processes ask for it together."""
+        totals = sum_up(self._data, self._args.world_size)
+        why = "; ".join(line for one in totals for line in one.lines()[1:])
+        return DataError(
+            f"the data gave no batch: none of their rows is kept{why and f' ({why})'}.",
+            where="train_dataset",
+            fix="Look at what becomes of the rows with: sftcore check RECIPE.",
+        )

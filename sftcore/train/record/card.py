@@ -128,6 +128,7 @@ def _facts(trainer: RunView) -> list[str]:
         f"rows on each of {args.world_size} process(es), learning rate {args.learning_rate:g}, seed {args.seed}",
     ]
     facts += [line for ledger in trainer.data.ledgers for line in ledger.lines()]
+    facts += [line for one in trainer.data.streams.values() if one.total for line in one.total.lines()]
     if losses:
         facts.append(f"Loss from {losses[0]:.4g} to {losses[-1]:.4g}")
     return facts

@@ -20,6 +20,7 @@ from sftcore.model.tokens import supervised_ids
 from sftcore.train.checkpoint.folders import final_place
 from sftcore.train.checkpoint.other_run import held_run
 from sftcore.train.checkpoint.state import rewind_log
+from sftcore.train.parts.streams import reset, say, sum_up
 from sftcore.train.record import manifest
 from sftcore.train.record.environment import environment, fingerprint, sources
 from sftcore.train.record.summary import plan_lines
@@ -52,6 +53,7 @@ class RunRecorder(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say what the run will do, and start a new log unless the run is resumed."""
+        reset(self._trainer.data)
         if not state.is_world_process_zero:
             return
         for line in plan_lines(self._trainer):
@@ -67,13 +69,44 @@ class RunRecorder(TrainerCallback):
 
     def _begin(self, folder: Path, state: Any) -> None:
         self._begun = True
-        ledgers = [ledger.as_dict() for ledger in self._trainer.data.ledgers]
         with writing("manifest and ledger", folder):
             folder.mkdir(parents=True, exist_ok=True)
             rewind_log(folder / "metrics.jsonl", state.log_history)
-            self.write_manifest(folder)
-            told = json.dumps({"schema": 1, "ledgers": ledgers}, indent=2, ensure_ascii=False)
-            replace_text(folder / "ledger.json", f"{told}\n")
+            self._write_facts(folder)
+
+    def _write_facts(self, folder: Path) -> None:
+        data = self._trainer.data
+        self.write_manifest(folder)
+        told = {"schema": 1, "ledgers": [one.as_dict() for one in data.ledgers], **self._streams()}
+        replace_text(folder / "ledger.json", f"{json.dumps(told, indent=2, ensure_ascii=False)}\n")
+
+    def _streams(self) -> dict[str, Any]:
+        """What became of the rows of streams, once a run has read them."""
+        found = [one.total.as_dict() for one in self._trainer.data.streams.values() if one.total is not None]
+        return {"streams": found} if found else {}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say what became of the rows of streams, which is known only now."""
+        totals = sum_up(self._trainer.data, args.world_size)
+        if not totals or not state.is_world_process_zero:
+            return
+        say([one for one in totals if one.rows_read])
+        if self._begun:
+            with writing("manifest and ledger", Path(args.output_dir)):
+                self._write_facts(Path(args.output_dir))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say which rows of a stream an evaluation has left out; those within a run are counted with it."""
+        if self._trainer.is_in_train:
+            return
+        totals = sum_up(self._trainer.data, args.world_size)
+        if state.is_world_process_zero:
+            say([one for one in totals if one.dropped])
+        reset(self._trainer.data)
+
+    def on_predict(self, args: Any, state: Any, control: Any, *_: Any, **__: Any) -> None:
+        """The same for predictions."""
+        self.on_evaluate(args, state, control)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append what was logged."""
@@ -121,6 +154,7 @@ class RunRecorder(TrainerCallback):
                         "train_rows_sha256": self.rows_hash(),
                         "formats": {name: describe_plugin(one) for name, one in trainer.data.formats.items()},
                         "ledgers": [ledger.summary() for ledger in trainer.data.ledgers],
+                        **self._streams(),
                     },
                     **({"nonfinite": found} if (found := trainer.nonfinite.as_dict())["count"] else {}),
                     **({"documents": proof.record()} if (proof := trainer.shared_rows.proof) else {}),
