@@ -15,6 +15,7 @@ from sftcore.chat.template import ChatTemplate, Turn
 from sftcore.core.errors import RowError
 from sftcore.core.types import Example, Message, Part, Turns
 from sftcore.rows.columns import from_json
+from sftcore.rows.details import DETAIL
 from sftcore.rows.marks import as_marked
 from sftcore.rows.parts import text_of_parts
 from sftcore.rows.tools import arguments_of, calls_of
@@ -184,7 +185,7 @@ class Content:
 
     def _without_keys(self, turn: Message, index: int, template: Reads, notes: dict[str, None]) -> Message:
         turn = _without_older_keys(turn, index, template)
-        unread = [key for key in turn.extra if not template.key(key)]
+        unread = [key for key in turn.extra if key != DETAIL and not template.key(key)]
         if not unread:
             return turn
         for key in unread:

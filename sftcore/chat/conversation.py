@@ -50,6 +50,16 @@ class RenderedConversation:
         """The position as an index into the text."""
         return position.at(self.lengths)
 
+    def places(self) -> list[tuple[int, int, int]]:
+        """Where the conversation's texts are in the rendering: number, beginning and end, in the order of the slots."""
+        skeleton, at, found = self.skeleton, 0, []
+        for slot, literal in enumerate(skeleton.literals[:-1]):
+            at += len(literal)
+            length = self.lengths[slot + 1] - self.lengths[slot]
+            found.append((slot if skeleton.order is None else skeleton.order[slot], at, at + length))
+            at += length
+        return found
+
     def end_at(self, position: Position) -> int:
         """The position where something ends; the end of the rendering comes after an appended stop token."""
         at, stop = self.at(position), len(self.stop)

@@ -11,11 +11,13 @@ from attrs import frozen
 
 from sftcore.chat.content import Content, refuse_unseen, says_otherwise, switches
 from sftcore.chat.conversation import Conversations, RenderedConversation
+from sftcore.chat.details import counted
 from sftcore.chat.skeleton import REWRITTEN
 from sftcore.chat.spans import TurnSpan
 from sftcore.chat.template import SpecialTexts
 from sftcore.core.errors import DataError, OptionTypeError, RowError
 from sftcore.core.types import Example, Span, Turns
+from sftcore.rows.details import DETAIL, without_details
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -199,7 +201,7 @@ class Renderer:
         if skeleton.completion is not None:
             return conversation.at(skeleton.completion)
         if skeleton.unproven:
-            text = self._conversations.render_prompt(turns, prompt_turns, example, skeleton.variant)
+            text = self._conversations.render_prompt(without_details(turns), prompt_turns, example, skeleton.variant)
             if conversation.text.startswith(text):
                 return len(text)
         raise RowError(
@@ -232,18 +234,19 @@ class Renderer:
             raise RowError(
                 f"{conversation.skeleton.unproven}.", fix=f"{first}, or use a template with {{% generation %}} markers."
             )
-        spans = []
+        spans: list[Span] = []
         for message, start, end in conversation.skeleton.turns:
             turn = turns[message]
             weight = 0.0 if turn.train is False else 1.0 if turn.weight is None else turn.weight
+            whole = Span(conversation.at(start), conversation.end_at(end), weight)
             if weight:
-                spans.append(Span(conversation.at(start), conversation.end_at(end), weight))
+                spans += counted(conversation, turns, message, whole) if DETAIL in turn.extra else [whole]
         return tuple(span for span in spans if span.start < span.end)
 
     def _render_turns(self, turns: Turns, example: Example, *, prompt_turns: int | None = None) -> RenderedConversation:
         singled_out = _singled_out(turns)
         return self._conversations.render(
-            turns,
+            without_details(turns),
             example,
             prompt_turns=prompt_turns,
             # markers do not say which message they belong to, so selected turns are always derived

@@ -18,6 +18,7 @@ from attrs import frozen
 from sftcore.chat.template import Turn, json_data
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message, Part
+from sftcore.rows.details import THOUGHTS
 
 _THINKING = re.compile(r"(<think>|</think>)")
 
@@ -144,6 +145,34 @@ def marked(turn: Message, index: int, mark: Mark) -> Message:
     if content is turn.content and reasoning is turn.reasoning:
         return turn
     return attrs.evolve(turn, content=content, reasoning=reasoning)
+
+
+def places_of(turn: Message) -> list[tuple[bool, int, int]]:
+    """Where the texts are that `marked` visits: whether in the reasoning, their beginning, and their length.
+
+    Of a content, it is the place in the texts of its parts joined, without those of reasoning.
+    """
+    words: list[str] = []
+
+    def mark(index: int, text: str, kind: Kind) -> str:
+        words.append(text)
+        return "\0"
+
+    found = marked(turn, 0, mark)
+    left = iter(words)
+    places = [(True, 0, len(next(left)))] if turn.reasoning is not None and turn.reasoning.strip() else []
+    content: Any = [Part("text", found.content)] if isinstance(found.content, str) else found.content
+    said = 0
+    for part in content or ():
+        thought = part.type in THOUGHTS
+        pieces = (part.text or "").split("\0")
+        for number, piece in enumerate(pieces):
+            said += 0 if thought else len(piece)
+            if number < len(pieces) - 1:
+                length = len(next(left))
+                places.append((thought, said, length))
+                said += 0 if thought else length
+    return places
 
 
 def _marked_text(text: str, put: Callable[[str, Kind], str]) -> str:

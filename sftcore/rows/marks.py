@@ -10,6 +10,7 @@ import attrs
 
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message, Part
+from sftcore.rows.details import NAMES, as_details, with_details
 
 _FLAGS = {"train": True, "loss": True, "loss_mask": True, "trainable": True, "masked": False}
 """Keys that say whether something is trained, and the value with which it is: ms-swift's, verl's, Axolotl's."""
@@ -17,12 +18,14 @@ _FLAGS = {"train": True, "loss": True, "loss_mask": True, "trainable": True, "ma
 _WEIGHTS = ("weight", "loss_weight", "loss_scale")
 """Keys that say how much something counts: OpenAI's, and ms-swift's."""
 
-_REFUSED = {
-    "mask": "which says in one library what counts, and in another what does not",
-    "training_detail": "which says for single characters whether they count",
-}
+_REFUSED = {"mask": "which says in one library what counts, and in another what does not"}
 
 _MARKS = frozenset((*_FLAGS, *_WEIGHTS, *_REFUSED))
+
+_PARTS_MARKS = _MARKS | {"label"}
+_DETAILS = frozenset(NAMES)
+_SILENT = ("image", "image_url", "input_image", "video", "audio")
+"""Parts that nobody is trained to say."""
 
 _FIX = 'Give "train" (true or false) or "weight" (0.0 to 1.0) to the whole message.'
 
@@ -30,36 +33,42 @@ _FIX = 'Give "train" (true or false) or "weight" (0.0 to 1.0) to the whole messa
 def as_marked(message: Message, where: str) -> Message:
     """The message with `train` and `weight` where it, or each of its parts, has another library's marks.
 
+    Where some of it is trained and some is not, its `extra` holds the details (see sftcore.rows.details).
+
     Raises:
-        RowError: a mark cannot be read, two of them differ, or some parts are trained and others are not.
+        RowError: a mark cannot be read, or two of them differ.
     """
     if message.extra and not _MARKS.isdisjoint(message.extra):
         train, weight, rest = _read(message.extra, where)
         message = attrs.evolve(_counting(message, train, weight, where), extra=rest)
-    if isinstance(message.content, str) or not message.content:
-        return message
-    if all(_MARKS.isdisjoint(part.extra) for part in message.content):
-        return message
-    return _as_parts_are_marked(message, message.content, where)
+    content = message.content
+    if content and not isinstance(content, str) and not all(_PARTS_MARKS.isdisjoint(part.extra) for part in content):
+        message = _as_parts_are_marked(message, content, where)
+    return with_details(message, where) if message.extra and not _DETAILS.isdisjoint(message.extra) else message
 
 
 def _as_parts_are_marked(message: Message, parts: Sequence[Part], where: str) -> Message:
-    read = [_read(part.extra, where) for part in parts]
-    marks = {(train, weight) for train, weight, _ in read}
-    if len({_share(*one) for one in marks}) > 1:
-        raise RowError(
-            f"{where} trains some of its parts and not others.", fix=f"Split it into messages, or g{_FIX[1:]}"
-        )
+    read = [_read(_labelled(part.extra), where) for part in parts]
     bare = [attrs.evolve(part, extra=rest) for part, (_, _, rest) in zip(parts, read, strict=True)]
-    train, weight = next((one for one in marks if one != (None, None)), (None, None))
-    return attrs.evolve(_counting(message, train, weight, where), content=bare)
+    speaks = [part.type not in _SILENT for part in parts]
+    marks = {(train, weight) for (train, weight, _), said in zip(read, speaks, strict=True) if said}
+    if len(marks) < 2:
+        train, weight = marks.pop() if marks else (None, None)
+        return attrs.evolve(_counting(message, train, weight, where), content=bare)
+    if not _DETAILS.isdisjoint(message.extra):
+        raise RowError(f"{where} has marks on its parts and details for its characters.", fix="Keep one of them.")
+    for train, weight in marks:
+        _counting(message, train, weight, where)  # two weights that differ
+    usual = 1.0 if message.weight is None else message.weight
+    weights = [0.0 if train is False else usual if weight is None else weight for train, weight, _ in read]
+    return as_details(message, bare, weights, where)
 
 
-def _share(train: bool | None, weight: float | None) -> float | None:
-    """How much of it counts, None where nothing says so."""
-    if train is None and weight is None:
-        return None
-    return 0.0 if train is False else 1.0 if weight is None else weight
+def _labelled(keys: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys of a part; a segment of Axolotl's says in `label` whether it is trained."""
+    if not isinstance(keys.get("label"), bool):
+        return keys
+    return {"train": keys["label"], **{key: value for key, value in keys.items() if key != "label"}}
 
 
 def _counting(message: Message, train: bool | None, weight: float | None, where: str) -> Message:

@@ -24,8 +24,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 _SAYS = ("function_call", "function_calls", "refusal", "audio")
 """Keys in which OpenAI's and OLMo's messages say something without content."""
 
-_CONTENT = ("content", "value", "parts", "text", "message")
-"""Names for what a turn says: OpenAI's, ShareGPT's, Gemini's, and those of transcripts."""
+_CONTENT = ("content", "value", "parts", "text", "message", "segments")
+"""Names for what a turn says: OpenAI's, ShareGPT's, Gemini's, those of transcripts, and Axolotl's."""
 
 _KEYS = frozenset(("role", "content", "train", "weight", *REASONING, "tool_calls", "tool_call_id", "name"))
 

@@ -187,7 +187,7 @@ def test_marks_of_other_libraries_for_single_turns_are_read(key, no, yes):
         rendered(tokenizer, [*talk("a"), Message("assistant", "b", extra={key: "some"})])
 
 
-def test_marks_on_the_parts_of_a_message_are_read_where_they_agree_and_refused_where_they_do_not():
+def test_marks_on_the_parts_of_a_message_are_read_for_each_of_them():
     tokenizer = tokenizer_of(CALLING, "<|im_end|>", ("<|im_start|>",))
 
     def parts(first: bool, second: bool) -> Message:
@@ -200,8 +200,10 @@ def test_marks_on_the_parts_of_a_message_are_read_where_they_agree_and_refused_w
         "BAD STEP<|im_end|>",
         "GOOD<|im_end|>",
     ]
-    with pytest.raises(RowError, match="message 1 trains some of its parts"):
-        found(tokenizer, [*talk("a"), parts(True, False), *talk("b"), good])
+    assert found(tokenizer, [*talk("a"), parts(False, True), *talk("b"), good]) == [
+        "STEP<|im_end|>",
+        "GOOD<|im_end|>",
+    ]
 
 
 def test_calls_in_a_key_that_the_template_does_not_read_are_refused():

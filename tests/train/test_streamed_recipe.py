@@ -102,7 +102,7 @@ def test_samples_tell_files_apart_that_take_long_to_read(tmp_path):
 
 def test_a_stream_of_which_no_row_is_kept_is_an_error_and_saves_nothing(model_folder, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl")
-    with pytest.raises(DataError, match=r"rows\.jsonl: the data gave no batch: none of their rows is kept .*24 rows dropped, no supervised"):
+    with pytest.raises(DataError, match=r"rows\.jsonl: the data gave no batch: .*24 rows dropped, no supervised"):
         # the answers lie behind what is kept of each row
         run(model_folder, rows, tmp_path / "out", "max_steps=2", "max_length=2")
     assert not list((tmp_path / "out").glob("**/*.safetensors"))

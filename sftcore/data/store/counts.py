@@ -86,7 +86,8 @@ class StreamCounts:
                 dropped[reason] = facts[at]
                 if alone:
                     first[reason] = min(row[at + 1] for row in every)
-        self.total = StreamTotal(self.name, self.format, *facts[: len(_FACTS)], dropped, first)
+        counted = dict(zip(_FACTS, facts, strict=False))
+        self.total = StreamTotal(name=self.name, format=self.format, **counted, dropped=dropped, first_dropped=first)
         return self.total
 
 

@@ -315,7 +315,6 @@ def test_marks_of_turns_that_are_not_trained_are_read_in_every_shape(mark):
     [
         ({"mask": 1}, '"mask", which says'), ({"mask": False}, '"mask", which says'),
         ({"loss": "no"}, 'has "loss": "no"'),
-        ({"training_detail": [{"begin_offset": 0, "end_offset": 2, "train": False}]}, '"training_detail"'),
         ({"loss_weight": 2}, '"loss_weight": 2'), ({"weight": 0.5, "loss_weight": 0.25}, "two weights that differ"),
         ({"train": "false"}, "train must be true or false"), ({"masked": [1, 0]}, '"masked": .1, 0.'),
     ],
@@ -323,16 +322,6 @@ def test_marks_of_turns_that_are_not_trained_are_read_in_every_shape(mark):
 def test_marks_that_cannot_be_read_are_refused_by_name(mark, said):
     with pytest.raises(RowError, match=said):
         shown({"messages": [ASKED, {**ANSWERED, **mark}]})
-
-
-@pytest.mark.parametrize("key", ["train", "loss", "trainable", "loss_mask", "weight", "loss_weight"])
-def test_parts_that_are_marked_otherwise_than_others_are_refused(key):
-    parts = [{"type": "text", "text": "keep this ", key: 1}, {"type": "text", "text": "WRONG STEP", key: 0}]
-    with pytest.raises(RowError, match="trains some of its parts and not others"):
-        shown({"messages": [ASKED, {"role": "assistant", "content": parts}]})
-    del parts[1][key]
-    with pytest.raises(RowError, match="trains some of its parts and not others"):
-        shown({"messages": [ASKED, {"role": "assistant", "content": parts}]})
 
 
 # --- Keys
