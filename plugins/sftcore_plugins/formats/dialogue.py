@@ -7,8 +7,17 @@ from typing import Any
 
 import attrs
 
-from sftcore import Example, Formatter, Message, Row, hookimpl, plugin
-from sftcore.rows import is_trained_turns, single_out, template_kwargs_of, text_of, tools_of
+from sftcore import Example, Formatter, Row, hookimpl, plugin
+from sftcore.rows import (
+    is_trained_turns,
+    single_out,
+    system_column,
+    template_kwargs_of,
+    text_of,
+    tools_column,
+    tools_of,
+    with_system,
+)
 from sftcore_plugins.formats._sharegpt_turns import ShareGPTTurns
 
 _CLEAR = ("conversation", "dialog", "dialogue", "turns")
@@ -48,15 +57,16 @@ class Dialogue:
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
         reader = ShareGPTTurns(self._column(columns), "", self.roles)
+        system, of_tools = system_column(columns, self.system), tools_column(columns, self.tools)
 
         def read(row: Row) -> Example:
             messages = reader.messages_of(row)
-            if row.get(self.system):
-                words = text_of(row, self.system).removeprefix("SYSTEM:").strip()
-                messages = [Message("system", words), *messages] if words else messages
+            if row.get(system):
+                words = text_of(row, system).removeprefix("SYSTEM:").strip()  # as Glaive has it
+                messages = with_system(messages, {system: words}, system)
             return Example(
                 messages=single_out(messages, self.trained_turns),
-                tools=tools_of(row, self.tools),
+                tools=tools_of(row, of_tools),
                 template_kwargs=template_kwargs_of(row, self.template_kwargs),
             )
 

@@ -8,7 +8,16 @@ from typing import Any
 import attrs
 
 from sftcore import Example, Formatter, Message, Row, hookimpl, plugin
-from sftcore.rows import read_messages, template_kwargs_of, text_of, tools_of, value_of
+from sftcore.rows import (
+    read_messages,
+    system_column,
+    template_kwargs_of,
+    text_of,
+    tools_column,
+    tools_of,
+    value_of,
+    with_system,
+)
 from sftcore_plugins.formats._names import CONTEXTS, HISTORIES, REASONINGS, SYSTEMS, column_in, pair_in
 
 
@@ -16,12 +25,14 @@ from sftcore_plugins.formats._names import CONTEXTS, HISTORIES, REASONINGS, SYST
 class PromptCompletion:
     """Rows with `prompt` and `completion`, as texts or as messages; the loss is on the completion.
 
-    `separator` is put between the two where they are texts. A text beside messages is the user's or the assistant's.
+    `separator` is put between the two where they are texts. A text beside messages is the user's or the assistant's. A
+    row's `system` prompt is put before its messages; texts have no place for one.
     """
 
     prompt: str = "prompt"
     completion: str = "completion"
     separator: str = ""
+    system: str = "system"
     tools: str = "tools"
     template_kwargs: str = "chat_template_kwargs"
     roles: dict[str, str] = attrs.field(factory=dict)
@@ -40,14 +51,17 @@ class PromptCompletion:
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
+        system, of_tools = system_column(columns, self.system), tools_column(columns, self.tools)
+
         def read(row: Row) -> Example:
             prompt, completion = value_of(row, self.prompt), value_of(row, self.completion)
             if isinstance(prompt, str) and isinstance(completion, str):
                 return Example(prompt=prompt + self.separator, completion=completion)
+            asked = self._turns(prompt, self.prompt, "user", row)
             return Example(
-                prompt=self._turns(prompt, self.prompt, "user", row),
+                prompt=with_system(asked, row, system) if system in row else asked,
                 completion=self._turns(completion, self.completion, "assistant", row),
-                tools=tools_of(row, self.tools),
+                tools=tools_of(row, of_tools),
                 template_kwargs=template_kwargs_of(row, self.template_kwargs),
             )
 

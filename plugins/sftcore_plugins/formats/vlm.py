@@ -101,7 +101,7 @@ class VisionLanguage:
             return Example(prompt=self._marked(prompt), completion=self._marked(completion), images=images)
         if isinstance(prompt, str) or isinstance(completion, str):
             raise RowError(f'"{self.prompt}" and "{self.completion}" are not both texts or both lists of messages.')
-        asked = self._turns(prompt, self.prompt)
+        asked = with_system(self._turns(prompt, self.prompt), row, self.system)
         turns, images = place_images([*asked, *self._turns(completion, self.completion)], images, self.marker)
         return Example(
             prompt=turns[: len(asked)],

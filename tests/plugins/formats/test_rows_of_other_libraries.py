@@ -7,6 +7,13 @@ import json
 import pytest
 
 from sftcore import RowError
+from sftcore.config.plugins.blocked import Blocklist
+from sftcore.config.plugins.bound import bind
+from sftcore.core.discovery import discover
+from sftcore.core.registry import ActivePlugins
+from sftcore.core.types import Selection
+from sftcore.data.format import reader_for
+from sftcore.data.unread import unread
 from tests.plugins.formats.test_formats import read
 
 
@@ -154,3 +161,46 @@ def test_a_mask_under_another_name_is_read(name):
     assert read("tokenized", both).tokens.labels == [-100, -100, 7]
     assert read("tokenized", {"input_ids": [5, 6], name: [0, 1]}, assistant_masks=name).tokens.labels == [-100, 6]
     assert read("tokenized", {"input_ids": [5, 6], "labels": [-100, 6], name: [0, 1]}).tokens.labels == [-100, 6]
+
+
+# --- A system prompt in a column of its own
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+@pytest.mark.parametrize("prompt", [[{"role": "user", "content": "go"}], {"role": "user", "content": "go"}, "go"])
+def test_a_system_prompt_beside_prompt_and_completion_comes_first(column, prompt):
+    row = {"prompt": prompt, "completion": [{"role": "assistant", "content": "ok"}], column: "Be brief."}
+    example = read("prompt-completion", row)
+    assert [(one.role, one.content) for one in example.prompt] == [("system", "Be brief."), ("user", "go")]
+    for empty in ("", None):
+        assert [one.role for one in read("prompt-completion", {**row, column: empty}).prompt] == ["user"]
+    assert [one.role for one in read("prompt-completion", row, system="").prompt] == ["user"]
+
+
+def test_a_system_prompt_that_stands_twice_is_read_once_and_another_one_is_refused():
+    prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "go"}]
+    row = {"prompt": prompt, "completion": "ok", "system": "Be brief."}
+    assert [one.role for one in read("prompt-completion", row).prompt] == ["system", "user"]
+    with pytest.raises(RowError, match='the column "system" and the first message hold two system prompts'):
+        read("prompt-completion", {**row, "system": "Be long."})
+
+
+def test_a_system_prompt_beside_two_texts_is_named_as_unread():
+    row = {"prompt": "go", "completion": "ok", "system": "Be brief."}
+    bound = bind(Selection("format", "prompt-completion", {}), discover(), Blocklist())
+    assert unread(reader_for(bound, tuple(row), "data", ActivePlugins([])), [row]) == {"system": "Be brief."}
+
+
+def test_a_system_prompt_beside_images_and_their_prompt_comes_first():
+    row = {"prompt": [{"role": "user", "content": "<image>go"}], "completion": [{"role": "assistant", "content": "ok"}]}
+    example = read("vlm", {**row, "images": ["a.png"], "system": "Be brief."})
+    assert [one.role for one in example.prompt] == ["system", "user"]
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+def test_a_dialogue_has_one_system_prompt(column):
+    turns = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "ok"}]
+    row = {"conversation": turns, column: "SYSTEM: Be brief."}
+    assert [one.content for one in read("dialogue", row).messages] == ["Be brief.", "go", "ok"]
+    twice = {**row, "conversation": [{"role": "system", "content": "Be brief."}, *turns]}
+    assert [one.content for one in read("dialogue", twice).messages] == ["Be brief.", "go", "ok"]
+    with pytest.raises(RowError, match="two system prompts"):
+        read("dialogue", {**twice, column: "Be long."})
