@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve, frozen
 
+from sftcore.config.data.section import SampleBy
 from sftcore.data.source.files import has_surrogates, too_much, unique
 from sftcore.data.source.opened import delimiter_of, is_compressed, opened, opened_text
+from sftcore.data.source.texts import texts_in
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
@@ -42,9 +45,12 @@ class Raw:
     whole_file: bool = False
 
 
-def raw_rows(path: Path, builder: str) -> Iterator[Raw]:
+def raw_rows(path: Path, builder: str, sample_by: SampleBy = "line") -> Iterator[Raw]:
     """Every row of one file, or the fault found in its place; never raises because of the file's contents."""
-    readers = {"csv": _csv, "text": _texts, "parquet": _parquet, "arrow": _arrow}
+    texts = functools.partial(_texts, sample_by=sample_by)
+    readers: dict[str, Callable[[Path], Iterator[Raw]]] = {
+        "csv": _csv, "text": texts, "parquet": _parquet, "arrow": _arrow,
+    }  # fmt: skip
     try:
         yield from readers.get(builder, _json)(path)
     except Exception as error:  # a reader may raise anything for a damaged file
@@ -207,14 +213,11 @@ def _csv(path: Path) -> Iterator[Raw]:
                 yield Raw({column: cell or None for column, cell in row.items()}, line)
 
 
-def _texts(path: Path) -> Iterator[Raw]:
-    """The lines of a text file that hold something."""
+def _texts(path: Path, sample_by: SampleBy) -> Iterator[Raw]:
     with opened_text(path, "surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if re.search("[\udc80-\udcff]", line):
-                yield Raw(line=number, fault=Fault("not-utf8"))
-            elif line.strip():
-                yield Raw({"text": line.rstrip("\r\n")}, number)
+        for number, text in texts_in(file, sample_by):
+            bad = re.search("[\udc80-\udcff]", text)
+            yield Raw(line=number, fault=Fault("not-utf8")) if bad else Raw({"text": text}, number)
 
 
 def _parquet(path: Path) -> Iterator[Raw]:

@@ -105,7 +105,7 @@ def _read(reporter: Any, section: SourceSection) -> None:
     from sftcore.data.source.files import local_files
 
     try:
-        files = local_files(section.path)
+        files = local_files(section.path, section.sample_by)
     except DataError as error:
         reporter.findings.add("unreadable", Location(file=error.where), what=error.what, fix=error.fix)
         return
@@ -118,7 +118,7 @@ def _read(reporter: Any, section: SourceSection) -> None:
             (label, map(Raw, load(Source(label, None), section, section.split)))
         ]
     else:
-        sources = ((str(path), raw_rows(path, files.builder)) for path in files.paths)
+        sources = ((str(path), raw_rows(path, files.builder, files.sample_by)) for path in files.paths)
     for file, raws in sources:
         if left > 0:
             left -= reporter.read(file, as_used(raws, left, section.columns))

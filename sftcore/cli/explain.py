@@ -79,7 +79,7 @@ def _format_of(section: SourceSection, setup: Setup) -> Bound | None:
 
     own = with_format(setup, section.format)
     named = [one for one in own.plugins.bound if one.entry.kind == "format"]
-    files = None if named else local_files(section.path)
+    files = None if named else local_files(section.path, section.sample_by)
     rows = first_rows(files, 1000) if files else []
     if not rows or files is None:
         return named[0] if named else None

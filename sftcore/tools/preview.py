@@ -229,7 +229,7 @@ def _source_and_format(section: SourceSection, setup: Setup) -> tuple[Source, Fo
     from sftcore.data.source.files import first_rows, local_files
     from sftcore.data.source.load import SAMPLE, Source
 
-    files = local_files(section.path)
+    files = local_files(section.path, section.sample_by)
     if files is None:
         return Source(str(section.path), None), None
     sample = first_rows(files, min(SAMPLE, section.rows or SAMPLE))

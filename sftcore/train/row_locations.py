@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from attrs import evolve
 
 from sftcore.core.errors import DataError, TemplateStoppedError
 from sftcore.data.source.files import Files, scan
@@ -64,16 +65,16 @@ def place_of(files: Files | None, row: int) -> str | None:
     if files is None or len(files.paths) < 2:
         return None
     for path in files.paths:
-        number = _num_rows(path, files.builder)
+        number = _num_rows(evolve(files, paths=(path,)))
         if row < number:
             return f"{path} row {row}"
         row -= number
     return None
 
 
-def _num_rows(path: Path, builder: str) -> int:
-    if builder == "parquet":
+def _num_rows(files: Files) -> int:
+    if files.builder == "parquet":
         import pyarrow.parquet as pq
 
-        return int(pq.read_metadata(path).num_rows)
-    return sum(1 for _ in scan(Files((path,), builder)))
+        return int(pq.read_metadata(files.paths[0]).num_rows)
+    return sum(1 for _ in scan(files))

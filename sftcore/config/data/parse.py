@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from attrs import evolve, frozen
 
-from sftcore.config.data.section import DataSection, SourceSection, Stop
+from sftcore.config.data.section import DataSection, SampleBy, SourceSection, Stop
 from sftcore.config.near_names import meant_inside, meant_of_source
 from sftcore.config.selections import parse_choice
 from sftcore.core.errors import OptionTypeError, RecipeError, SFTCoreError, UnknownKeyError, nearest
@@ -24,14 +24,16 @@ from sftcore.core.types import Selection
 _PATHS = str | list[str]
 SOURCE_KEYS: dict[str, Any] = {
     "path": _PATHS, "name": str | None, "format": Any, "weight": float | None, "rows": int | None,
-    "columns": list[str] | None, "config": str | None, "split": str,
+    "columns": list[str] | None, "sample_by": SampleBy | None, "config": str | None, "split": str,
 }  # fmt: skip
 SECTION_KEYS: dict[str, Any] = {
     "train": Any, "eval": Any, "eval_fraction": float | None, "config": str | None, "split": str, "eval_split": str,
-    "streaming": bool, "stop": str | None, "rows": int | None,
+    "streaming": bool, "stop": str | None, "rows": int | None, "sample_by": SampleBy | None,
 }  # fmt: skip
 _ALIKE = {".jsonl": ".json", ".ndjson": ".json", ".tsv": ".csv"}
 """Endings of files that one source may hold together."""
+_ROWS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+"""Endings of files that say themselves what a row is."""
 
 
 def parse_data(value: Any, place: str, errors: list[SFTCoreError]) -> DataSection:
@@ -63,9 +65,9 @@ class _Parser:
             else:
                 self.errors.append(RecipeError("no data are named.", where=where, fix="Write data: train.jsonl."))
             return None
-        general: dict[str, Any] = {key: known[key] for key in ("config", "split", "rows") if key in known}
+        general: dict[str, Any] = {key: known[key] for key in ("config", "split", "rows", "sample_by") if key in known}
         sources = self.sources(known["train"], spelled, general)
-        evaluated = {"config": known.get("config"), "split": known.get("eval_split", "test")}
+        evaluated = {**general, "split": known.get("eval_split", "test"), "rows": None}
         sets = self.eval_sets(known.get("eval"), f"{where}.eval", evaluated)
         made = DataSection(sources, sets, known.get("eval_fraction"), known.get("streaming", False))
         return self._combined(made, known, where)
@@ -120,6 +122,8 @@ class _Parser:
         path = known["path"]
         given = {key: part for key, part in {**general, **known}.items() if part is not None and key != "format"}
         given["path"] = tuple(path) if isinstance(path, list) else path
+        if "sample_by" not in known and not _may_be_text(path):
+            given.pop("sample_by", None)
         if "columns" in given:
             given["columns"] = tuple(given["columns"])
         self._refuse_numbers(given, where)
@@ -168,6 +172,9 @@ class _Parser:
     def _combined(self, made: DataSection, known: Mapping[str, Any], where: str) -> DataSection:
         """The section, once its keys are known to go together."""
         fraction, stop = made.eval_fraction, known.get("stop")
+        if known.get("sample_by") and not any(one.sample_by for one in made.every):
+            what = "sample_by says what a row of a .txt file is, and no source is one."
+            self.errors.append(RecipeError(what, where=f"{where}.sample_by", fix="Leave it out."))
         if fraction is not None and not 0 < fraction < 1:
             self.errors.append(RecipeError(f"eval_fraction must be between 0 and 1, got {fraction}.", where=where))
         if fraction is not None and made.eval_sets:
@@ -210,6 +217,11 @@ def _is_one_source(value: Any) -> bool:
         return False
     endings = {Path(one).suffix.lower() for one in value}
     return all(map(_looks_local, value)) and len({_ALIKE.get(ending, ending) for ending in endings}) == 1
+
+
+def _may_be_text(path: str | list[str]) -> bool:
+    paths = [path] if isinstance(path, str) else path
+    return not any(suffix in _ROWS for one in paths for suffix in Path(one.lower()).suffixes[-2:])
 
 
 def _looks_local(path: str) -> bool:

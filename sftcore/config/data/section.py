@@ -11,6 +11,7 @@ from sftcore.core.types import Selection
 
 Paths: TypeAlias = "str | tuple[str, ...]"
 Stop: TypeAlias = Literal["first", "all"]
+SampleBy: TypeAlias = Literal["line", "paragraph", "document"]
 
 
 @frozen
@@ -19,8 +20,9 @@ class SourceSection:
 
     `name` tells it apart in reports and errors, and is its path where the recipe gives none (`named` is then False).
     `weight` is its share of a mixture, in proportion to the weights of the others. `rows` is how many of its rows are
-    read, from the first on; None is all of them. `columns` are those that are kept; None is all. `format` reads its
-    rows instead of the run's format. `place` is where the recipe says so.
+    read, from the first on; None is all of them. `columns` are those that are kept; None is all. `sample_by` says what
+    a row of a .txt file is; None is a line. `format` reads its rows instead of the run's format. `place` is where the
+    recipe says so.
     """
 
     path: Paths
@@ -29,6 +31,7 @@ class SourceSection:
     weight: float | None = None
     rows: int | None = None
     columns: tuple[str, ...] | None = None
+    sample_by: SampleBy | None = None
     config: str | None = None
     split: str = "train"
     place: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import glob
 import itertools
 import json
@@ -13,10 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from sftcore.config.data.section import SampleBy
 from sftcore.core.errors import DataError, quoted
 from sftcore.data.source.opened import delimiter_of, ending, is_compressed, not_utf8, opened, opened_text
+from sftcore.data.source.texts import texts_in
 from sftcore.util.warned import warn
 
 BUILDERS = {
@@ -40,10 +43,14 @@ _PACKED = {
 
 @frozen
 class Files:
-    """Local files of one type; the builder "arrow" stands for a folder that `Dataset.save_to_disk` wrote."""
+    """Local files of one type; the builder "arrow" stands for a folder that `Dataset.save_to_disk` wrote.
+
+    `sample_by` is what a row of text files is.
+    """
 
     paths: tuple[Path, ...]
     builder: str
+    sample_by: SampleBy = "line"
 
     @property
     def label(self) -> str:
@@ -52,12 +59,26 @@ class Files:
         return first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more"
 
 
-def local_files(source: str | Sequence[str]) -> Files | None:
+def local_files(source: str | Sequence[str], sample_by: SampleBy | None = None) -> Files | None:
     """The files that a recipe's data entry names, or None if it is a hub id.
 
     Raises:
-        DataError: a path does not exist, is empty, or has a type that cannot be read.
+        DataError: a path does not exist, is empty, or has a type that cannot be read; or `sample_by` is given for
+            files that are not text.
     """
+    files = _files(source)
+    if sample_by is None:
+        return files
+    if files is None or files.builder != "text":
+        raise DataError(
+            "sample_by says what a row of a .txt file is, and these are not.",
+            where=str(source) if files is None else files.label,
+            fix="Give it to the source that has them: data: [{path: notes.txt, sample_by: document}, …].",
+        )
+    return evolve(files, sample_by=sample_by)
+
+
+def _files(source: str | Sequence[str]) -> Files | None:
     if isinstance(source, str):
         if not _is_local(source):
             return None
@@ -91,7 +112,9 @@ def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
         DataError: broken JSON, with the line; or a row that is not a mapping, with its number, counted from 0.
     """
     for path in () if files.builder in ("parquet", "arrow") else files.paths:
-        readers: dict[str, Callable[[Path], Iterator[Any]]] = {"csv": _csv_rows, "text": _lines}
+        readers: dict[str, Callable[[Path], Iterator[Any]]] = {
+            "csv": _csv_rows, "text": functools.partial(_texts, sample_by=files.sample_by),
+        }  # fmt: skip
         reader = readers.get(files.builder, _json_rows)
         number = -1
         try:
@@ -293,9 +316,7 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield {column: cell or None for column, cell in row.items()}
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a text file that hold something, each a text of its own."""
+def _texts(path: Path, sample_by: SampleBy) -> Iterator[dict[str, Any]]:
     with opened_text(path) as file:
-        for line in file:
-            if line.strip():
-                yield {"text": line.rstrip("\r\n")}
+        for _, text in texts_in(file, sample_by):
+            yield {"text": text}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from sftcore.config.data.section import SourceSection
+from sftcore.config.data.section import SampleBy, SourceSection
 from sftcore.core.errors import DataError, RowError
 from sftcore.data.format import RowReader, choose_format, reader_for
 from sftcore.data.source.files import Files, first_rows, local_files, scan
@@ -40,7 +40,12 @@ class Source:
 
 
 def inspect(
-    source: str | Sequence[str], setup: Setup, *, limit: int = SAMPLE, keep: Sequence[str] | None = None
+    source: str | Sequence[str],
+    setup: Setup,
+    *,
+    limit: int = SAMPLE,
+    keep: Sequence[str] | None = None,
+    sample_by: SampleBy | None = None,
 ) -> Source:
     """Read the first rows of local files with the run's format, using only the standard library.
 
@@ -49,11 +54,12 @@ def inspect(
         setup: whose format reads the rows.
         limit: how many rows are read.
         keep: the columns that are kept; None is all of them.
+        sample_by: what a row of a text file is.
 
     Raises:
         DataError, RowError: a file is missing, empty or broken, or the format does not read its columns or a row.
     """
-    files = local_files(source)
+    files = local_files(source, sample_by)
     if files is None:
         return Source(str(source), None)
     sample = first_rows(files, limit)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftcore.config.data.section import SampleBy
 from sftcore.data.source.files import Files, scan
 
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ def stream_of(files: Files, columns: Sequence[str]) -> IterableDataset:
     import datasets
 
     # lists are what datasets shares out among processes
-    arguments = {"paths": list(map(str, files.paths)), "builder": files.builder, "columns": tuple(columns)}
+    arguments: dict[str, Any] = {"paths": list(map(str, files.paths)), "builder": files.builder}
+    arguments |= {"columns": tuple(columns), "sample_by": files.sample_by}
     return datasets.IterableDataset.from_generator(_rows, gen_kwargs=arguments)
 
 
-def _rows(paths: Iterable[str], builder: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _rows(paths: Iterable[str], builder: str, columns: Sequence[str], sample_by: SampleBy) -> Iterator[dict[str, Any]]:
     empty = dict.fromkeys(columns)
-    for _, row in scan(Files(tuple(map(Path, paths)), builder)):
+    for _, row in scan(Files(tuple(map(Path, paths)), builder, sample_by)):
         yield {**empty, **row}
 
 

@@ -92,7 +92,7 @@ def given_set(sections: Sequence[SourceSection], stop: Stop) -> GivenSet:
     """
     sources = []
     for section in sections:
-        files = local_files(section.path)
+        files = local_files(section.path, section.sample_by)
         label = files.label if files else str(section.path)
         sources.append(GivenSource(section, Source(label, files)))
     return GivenSet(tuple(sources), stop)
@@ -102,7 +102,7 @@ def _inspected(section: SourceSection, setup: Setup) -> GivenSource:
     own = with_format(setup, section.format)
     limit = SAMPLE if section.rows is None else min(SAMPLE, section.rows)
     try:
-        source = inspect(section.path, own, limit=limit, keep=section.columns)
+        source = inspect(section.path, own, limit=limit, keep=section.columns, sample_by=section.sample_by)
     except DataError as error:
         error.where = section.labelled(error.where)
         raise
