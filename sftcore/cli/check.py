@@ -100,9 +100,9 @@ def _sections(recipe: Recipe) -> Iterator[tuple[str, SourceSection]]:
 
 def _read(reporter: Any, section: SourceSection) -> None:
     from sftcore.check.findings import Location
-    from sftcore.check.read import Raw, as_used, raw_rows
     from sftcore.core.errors import DataError
     from sftcore.data.source.files import local_files
+    from sftcore.data.source.rows import Raw, as_used, raw_rows
 
     try:
         files = local_files(section.path, section.sample_by)

@@ -15,11 +15,11 @@ from sftcore import Example, Message
 from sftcore.check.findings import KINDS, SHOWN, Findings, Location
 from sftcore.check.inspect import Inspectors
 from sftcore.check.lengths import describe, packed
-from sftcore.check.read import Raw, raw_rows
 from sftcore.check.report import Reporter
 from sftcore.check.text import Words, text_faults, turn_faults
 from sftcore.config.setup import set_up
 from sftcore.core.types import ModelRequest
+from sftcore.data.source.rows import Raw, raw_rows
 
 
 def read(path, builder="json"):

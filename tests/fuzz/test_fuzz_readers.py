@@ -15,12 +15,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sftcore.check.read import raw_rows
 from sftcore.config.recipe import DataSection, parse_recipe
 from sftcore.config.setup import set_up_recipe
 from sftcore.core.errors import SFTCoreError
 from sftcore.data.source.files import BUILDERS, local_files, scan
 from sftcore.data.source.load import Source, inspect, load
+from sftcore.data.source.rows import raw_rows
 from tests.fuzz.fuzz_profile import fuzzed
 
 pytestmark = pytest.mark.slow

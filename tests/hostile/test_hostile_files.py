@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import sftcore
-from sftcore.check.read import raw_rows
 from sftcore.config import yaml12
 from sftcore.core.errors import CheckpointError, DataError, ModelError, RecipeError, RowError, SFTCoreError
 from sftcore.data.source.files import first_rows, local_files
+from sftcore.data.source.rows import raw_rows
 from tests.conftest import alpaca_rows
 
 # --- Recipes ----------------------------------------------------------------------------------------------------------

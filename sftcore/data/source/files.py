@@ -1,16 +1,12 @@
-"""Reads local data files with the standard library, and says which line or row is broken."""
+"""Finds local data files, and reads them with the standard library up to what is broken in them."""
 
 from __future__ import annotations
 
-import csv
-import functools
 import glob
 import itertools
-import json
 import re
-import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +14,8 @@ from attrs import evolve, frozen
 
 from sftcore.config.data.section import SampleBy
 from sftcore.core.errors import DataError, quoted
-from sftcore.data.source.opened import delimiter_of, ending, is_compressed, not_utf8, opened, opened_text
-from sftcore.data.source.texts import texts_in
+from sftcore.data.source.opened import ending, is_compressed, not_utf8, opened
+from sftcore.data.source.rows import Raw, rows_in
 from sftcore.util.warned import warn
 
 BUILDERS = {
@@ -112,23 +108,30 @@ def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:
         DataError: broken JSON, with the line; or a row that is not a mapping, with its number, counted from 0.
     """
     for path in () if files.builder in ("parquet", "arrow") else files.paths:
-        readers: dict[str, Callable[[Path], Iterator[Any]]] = {
-            "csv": _csv_rows, "text": functools.partial(_texts, sample_by=files.sample_by),
-        }  # fmt: skip
-        reader = readers.get(files.builder, _json_rows)
-        number = -1
-        try:
-            for number, row in enumerate(reader(path)):
-                place = f"{path} row {number}"
-                if not isinstance(row, dict):
-                    raise DataError(f"this is {type(row).__name__}, not a mapping of columns to values.", where=place)
-                yield place, row
-        except UnicodeDecodeError as error:
-            what, fix = not_utf8(path, error)
-            raise DataError(what, where=str(path), fix=fix) from None
-        except csv.Error as error:
-            where = f"{path} row {number + 1}"
-            raise DataError(f"broken CSV: {error}.", where=where, fix="Correct that row.") from None
+        # the first fault ends it, so that all before are rows
+        for number, raw in enumerate(rows_in(path, files.builder, files.sample_by)):
+            if raw.row is None:
+                raise _error_of(raw, path, number)
+            yield f"{path} row {number}", raw.row
+
+
+def _error_of(raw: Raw, path: Path, number: int) -> DataError:
+    """The fault in the place of a row, for a run, which stops at it."""
+    fault = raw.fault
+    assert fault is not None
+    if fault.bad is not None:
+        what, fix = not_utf8(path, fault.bad)
+        return DataError(what, where=str(path) if raw.line is None else f"{path} line {raw.line}", fix=fix)
+    row, line = f"{path} row {number}", f"{path} line {raw.line}"
+    if fault.id == "not-a-row":
+        where = str(path) if raw.whole_file else row
+        return DataError(f"{fault.detail}, not a mapping of columns to values.", where=where, fix=fault.fix)
+    if fault.id == "broken-csv":
+        return DataError(f"broken CSV: {fault.detail}.", where=row, fix=fault.fix or "Correct that row.")
+    if fault.id == "lone-surrogate":
+        what = "half a surrogate pair, which is not a character."
+        return DataError(what, where=line, fix="Correct or delete it.")
+    return DataError(f"broken JSON: {fault.detail}.", where=line, fix=fault.fix or "Correct or delete that line.")
 
 
 def _is_local(text: str) -> bool:
@@ -224,99 +227,3 @@ def _neighbours(path: Path) -> str:
     folder = path.parent
     there = sorted(inner.name for inner in folder.glob("*") if _ending(inner) in BUILDERS) if folder.is_dir() else []
     return f"In {folder}: {', '.join(there[:6])}." if there else f"Check the path; the current folder is {Path.cwd()}."
-
-
-def _json_rows(path: Path) -> Iterator[Any]:
-    with opened_text(path) as file:
-        before = char = file.read(1)
-        while char.isspace():
-            char = file.read(1)
-            before += char
-        if before[-1:] == "[":
-            yield from _json_array(before + file.read(), path)
-        else:
-            yield from _json_lines(file, path, before)
-
-
-class TwiceError(ValueError):
-    """A key occurs twice in one mapping: Arrow refuses that, and Python's json would keep the last."""
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The mapping of these pairs."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise TwiceError(next(key for key in keys if keys.count(key) > 1))
-    return found
-
-
-def has_surrogates(text: str, value: Any) -> bool:
-    """Whether the value holds half a character, which JSON can spell but neither Arrow nor a tokenizer accepts."""
-    if "\\ud" not in text and "\\uD" not in text:
-        return False
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=unique)
-
-
-def _json_array(text: str, path: Path) -> list[Any]:
-    try:
-        rows: list[Any] = _DECODER.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise _broken(error, path, getattr(error, "lineno", 1)) from None
-    if has_surrogates(text, rows):
-        at = next(number for number, row in enumerate(rows) if has_surrogates(text, row))
-        raise DataError("half a surrogate pair, which is not a character.", where=f"{path} row {at}", fix=_MEND)
-    if not rows:
-        raise DataError("the file holds an empty list.", where=str(path), fix="Give a file with at least one row.")
-    return rows
-
-
-def _json_lines(file: Any, path: Path, before: str = "") -> Iterator[Any]:
-    first = before.rpartition("\n")[2] + file.readline()
-    for number, line in enumerate(itertools.chain([first], file), 1 + before.count("\n")):
-        if line.strip():
-            try:
-                row = _DECODER.decode(line.rstrip("\r\n"))
-            except (ValueError, RecursionError) as error:
-                raise _broken(error, path, number) from None
-            if has_surrogates(line, row):
-                what = "half a surrogate pair, which is not a character."
-                raise DataError(what, where=f"{path} line {number}", fix=_MEND)
-            yield row
-
-
-_MEND = "Correct or delete it."
-
-
-def _broken(error: Exception, path: Path, line: int) -> DataError:
-    reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else too_much(error)
-    return DataError(f"broken JSON: {reason}.", where=f"{path} line {line}", fix="Correct or delete that line.")
-
-
-def too_much(error: Exception) -> str:
-    """Why JSON whose syntax is correct cannot be read."""
-    if isinstance(error, TwiceError):
-        return f'the key "{error}" stands twice'
-    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(sys.maxsize)
-    with opened_text(path) as file:
-        for row in csv.DictReader(file, delimiter=delimiter_of(path)):
-            if None in row:
-                raise csv.Error(f"the row has {len(row) - 1 + len(row[None])} cells, the header {len(row) - 1} columns")
-            yield {column: cell or None for column, cell in row.items()}
-
-
-def _texts(path: Path, sample_by: SampleBy) -> Iterator[dict[str, Any]]:
-    with opened_text(path) as file:
-        for _, text in texts_in(file, sample_by):
-            yield {"text": text}

@@ -14,10 +14,10 @@ import pyarrow
 import pytest
 
 from sftcore import DataError
-from sftcore.check.read import raw_rows
 from sftcore.config.recipe import load_recipe
 from sftcore.data.source.files import local_files, scan
 from sftcore.data.source.load import Source, load
+from sftcore.data.source.rows import raw_rows
 
 ROW = {"text": "one", "n": 1}
 

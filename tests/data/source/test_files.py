@@ -57,7 +57,7 @@ def test_a_hub_id_is_no_file():
     [
         ("empty.jsonl", "", "the file is empty"),
         ("blank.jsonl", "\n\n", "the file holds no rows"),
-        ("list.json", "[]", "the file holds an empty list"),
+        ("list.json", "[]", "the file holds no rows"),
         ("broken.jsonl", '{"text": "a"}\n{"text": \n', "broken.jsonl line 2: broken JSON"),
         ("broken.json", '[\n{"text": "a"},\n{"text" "b"}\n]', "broken.json line 3: broken JSON"),
         ("list.jsonl", '{"text": "a"}\n[1, 2]\n', "list.jsonl row 1: this is list, not a mapping of columns to values"),

@@ -7,11 +7,11 @@ import gzip
 import pytest
 
 from sftcore import DataError
-from sftcore.check.read import raw_rows
 from sftcore.config.recipe import load_recipe
 from sftcore.config.setup import set_up_recipe
 from sftcore.core.errors import SFTCoreError
 from sftcore.data.source.files import local_files
+from sftcore.data.source.rows import raw_rows
 from sftcore.data.source.several import inspect_set, load_set
 
 WRITTEN = "\n  First line\nsecond line\n \t\n\nThird, after a gap\n\n\n"

@@ -1,4 +1,7 @@
-"""Reads local files row by row and goes on after errors: a report names all of them, a run stops at the first."""
+"""Reads local files row by row: what is broken is found in the place of its row, and the rows behind it are read on.
+
+A run stops at the first fault (see `scan` in sftcore.data.source.files), `sftcore check` names all of them.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,27 @@ from typing import Any
 from attrs import evolve, frozen
 
 from sftcore.config.data.section import SampleBy
-from sftcore.data.source.files import has_surrogates, too_much, unique
-from sftcore.data.source.opened import delimiter_of, is_compressed, opened, opened_text
+from sftcore.data.source.opened import delimiter_of, opened_text
 from sftcore.data.source.texts import texts_in
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_UTF8_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+_BLANKS = " \t\r\n\f\v"
+_BAD = re.compile("[\udc80-\udcff]")
+"""Bytes that are no UTF-8, as `surrogateescape` keeps them in their row, so that the other rows can still be read."""
+_UTF16_BOMS = ("\udcff\udcfe", "\udcfe\udcff")
 
 
 @frozen
 class Fault:
-    """Why something in a file is not a row: a finding's id, a detail, and a fix if the kind of finding has none."""
+    """Why something in a file is not a row: a finding's id, a detail, and a fix if the kind of finding has none.
+
+    `bad` is what says which byte is not UTF-8.
+    """
 
     id: str
     detail: str = ""
     fix: str = ""
+    bad: UnicodeDecodeError | None = None
 
 
 @frozen
@@ -47,14 +56,22 @@ class Raw:
 
 def raw_rows(path: Path, builder: str, sample_by: SampleBy = "line") -> Iterator[Raw]:
     """Every row of one file, or the fault found in its place; never raises because of the file's contents."""
-    texts = functools.partial(_texts, sample_by=sample_by)
-    readers: dict[str, Callable[[Path], Iterator[Raw]]] = {
-        "csv": _csv, "text": texts, "parquet": _parquet, "arrow": _arrow,
-    }  # fmt: skip
     try:
-        yield from readers.get(builder, _json)(path)
+        yield from rows_in(path, builder, sample_by)
     except Exception as error:  # a reader may raise anything for a damaged file
         yield _of_file("unreadable", f"{type(error).__name__}: {error}")
+
+
+def rows_in(path: Path, builder: str, sample_by: SampleBy = "line") -> Iterator[Raw]:
+    """The same for a file that can be opened and unpacked.
+
+    Raises:
+        DataError: it cannot.
+    """
+    readers: dict[str, Callable[[Path], Iterator[Raw]]] = {
+        "csv": _csv, "text": functools.partial(_texts, sample_by=sample_by), "parquet": _parquet, "arrow": _arrow,
+    }  # fmt: skip
+    return readers.get(builder, _json)(path)
 
 
 def as_used(raws: Iterable[Raw], limit: float, keep: Sequence[str] | None) -> Iterator[Raw]:
@@ -72,59 +89,84 @@ def _of_file(fault: str, detail: str = "", fix: str = "", line: int | None = Non
     return Raw(line=line, fault=Fault(fault, detail, fix), whole_file=True)
 
 
+def _not_utf8(text: str) -> Fault | None:
+    """The fault of a text with bytes that are not UTF-8."""
+    if text.isascii() or not _BAD.search(text):
+        return None
+    try:
+        text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeDecodeError as error:
+        return Fault("not-utf8", f"{error.reason} at byte {error.start}", bad=error)
+    return None
+
+
 # --- JSON -----------------------------------------------------------------------------------------------------------
-_DECODER = json.JSONDecoder(object_pairs_hook=unique)
+class _TwiceError(ValueError):
+    """A key occurs twice in one mapping: Arrow refuses that, and Python's json would keep the last."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _json(path: Path) -> Iterator[Raw]:
-    with io.BytesIO(opened(path).read()) if is_compressed(path) else path.open("rb") as file:
-        head = file.read(4096)
-        if head.startswith(_UTF16_BOMS):
-            yield _of_file("not-utf8", "the file is UTF-16")
+    with opened_text(path, "surrogateescape") as file:
+        before = char = file.read(1)
+        while char.isspace():
+            char = file.read(1)
+            before += char
+        if (before[-1:] + file.read(1)) in _UTF16_BOMS:
+            yield Raw(
+                fault=evolve(_not_utf8(before) or Fault("not-utf8"), detail="the file is UTF-16"), whole_file=True
+            )
             return
-        start = len(_UTF8_BOM) if head.startswith(_UTF8_BOM) else 0
-        while head[start:].isspace() and (more := file.read(4096)):
-            head += more
-        file.seek(start)
-        if head[start:].lstrip()[:1] == b"[":
+    with opened_text(path, "surrogateescape") as file:
+        if before[-1:] == "[":
             yield from _json_array(file.read())
-        else:
-            first = file.readline()
-            if first.strip() == b"{" and (keys := _one_object(first + file.read())):
+            return
+        first = file.readline()
+        if first.strip() == "{":
+            first += file.read()
+            if keys := _one_object(first):
                 fix = "Write its rows as a list, or one on each line."
                 yield _of_file("not-a-row", f"the whole file is one object with the keys {keys}", fix)
                 return
-            file.seek(start)
-            yield from _json_lines(file)
+            yield from _json_lines(io.StringIO(first, newline=""))
+            return
+        yield from _json_lines([first])
+        yield from _json_lines(file, 2)
 
 
-def _one_object(raw: bytes) -> str:
+def _one_object(text: str) -> str:
     """The keys of a file that holds one indented object instead of rows."""
     try:
-        found = json.loads(raw)
+        found = json.loads(text)
     except ValueError:
         return ""
     return ", ".join(map(str, list(found)[:5]))
 
 
-def _json_lines(lines: Iterator[bytes]) -> Iterator[Raw]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                yield Raw(line=number, fault=_not_utf8(error))
-                continue
-            yield _element(text.strip(), 0, number, alone=True)[1]
+def _json_lines(lines: Iterable[str], first: int = 1) -> Iterator[Raw]:
+    for number, line in enumerate(lines, first):
+        if bare := line.strip(_BLANKS):
+            fault = _not_utf8(line)
+            yield Raw(line=number, fault=fault) if fault else _element(bare, 0, number, alone=True)[1]
 
 
-def _json_array(raw: bytes) -> Iterator[Raw]:
+def _json_array(text: str) -> Iterator[Raw]:
     """The elements of one list. After a broken element, reading goes on at the next one that begins like the first."""
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        text = raw.decode(errors="replace")
-        yield Raw(line=raw.count(b"\n", 0, error.start) + 1, fault=_not_utf8(error), whole_file=True)
+    if fault := _not_utf8(text):
+        place = _BAD.search(text)
+        line = text.count("\n", 0, place.start() if place else 0) + 1
+        yield Raw(line=line, fault=fault, whole_file=True)
+        text = text.encode("utf-8", "surrogateescape").decode(errors="replace")
     at = _skip(text, text.index("[") + 1)
     indent = text[text.rfind("\n", 0, at) + 1 : at]
     begin = re.compile(rf"^{re.escape(indent)}(?=\{{)", re.MULTILINE)
@@ -160,7 +202,7 @@ def _element(text: str, at: int, line: int, *, alone: bool = False) -> tuple[int
     """Where the element ends, or None if it is broken, and the element itself; `alone` on its line, or in a list."""
     try:
         value, end = (_DECODER.decode(text), len(text)) if alone else _DECODER.raw_decode(text, at)
-        if has_surrogates(text[at:end], value):
+        if _has_surrogates(text, at, end, value):
             return end, Raw(line=line, fault=Fault("lone-surrogate"))
         if not isinstance(value, dict):
             return end, Raw(line=line, fault=Fault("not-a-row", f"this is {type(value).__name__}"))
@@ -169,8 +211,26 @@ def _element(text: str, at: int, line: int, *, alone: bool = False) -> tuple[int
         place = f"column {error.colno}" if alone else f"line {error.lineno} column {error.colno}"
         detail = f"{error.msg.removesuffix(' at')} at {place}"
     except (ValueError, RecursionError) as error:
-        detail = too_much(error)
+        detail = _too_much(error)
     return None, Raw(line=line, fault=Fault("broken-json", detail))
+
+
+def _has_surrogates(text: str, start: int, end: int, value: Any) -> bool:
+    """Whether the value holds half a character, which JSON can spell but neither Arrow nor a tokenizer accepts."""
+    if text.find("\\ud", start, end) < 0 and text.find("\\uD", start, end) < 0:
+        return False
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _too_much(error: Exception) -> str:
+    """Why JSON whose syntax is correct cannot be read."""
+    if isinstance(error, _TwiceError):
+        return f'the key "{error}" stands twice'
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _broken_list(text: str, at: int, detail: str) -> Raw:
@@ -183,16 +243,13 @@ def _skip(text: str, at: int) -> int:
     return found.end()
 
 
-def _not_utf8(error: UnicodeDecodeError) -> Fault:
-    return Fault("not-utf8", f"{error.reason} at byte {error.start}")
-
-
-# --- Tables ---------------------------------------------------------------------------------------------------------
+# --- Tables and texts -------------------------------------------------------------------------------------------------
 def _csv(path: Path) -> Iterator[Raw]:
     csv.field_size_limit(sys.maxsize)
-    # surrogateescape keeps an invalid byte in its row, so that the other rows can still be read
     with opened_text(path, "surrogateescape") as file:
         reader = csv.DictReader(file, delimiter=delimiter_of(path))
+        if fault := _not_utf8("".join(map(str, reader.fieldnames or ()))):
+            yield Raw(line=1, fault=fault, whole_file=True)
         while True:
             line = reader.line_num + 1
             try:
@@ -207,8 +264,8 @@ def _csv(path: Path) -> Iterator[Raw]:
                 cells, columns = len(row) - 1 + len(row[None]), len(row) - 1
                 detail = f"the row has {cells} cells, but the header has {columns} columns"
                 yield Raw(line=line, fault=Fault("broken-csv", detail, "Quote cells that contain the separator."))
-            elif any(isinstance(cell, str) and re.search("[\udc80-\udcff]", cell) for cell in row.values()):
-                yield Raw(line=line, fault=Fault("not-utf8"))
+            elif fault := _not_utf8("".join(cell for cell in row.values() if isinstance(cell, str))):
+                yield Raw(line=line, fault=fault)
             else:
                 yield Raw({column: cell or None for column, cell in row.items()}, line)
 
@@ -216,10 +273,11 @@ def _csv(path: Path) -> Iterator[Raw]:
 def _texts(path: Path, sample_by: SampleBy) -> Iterator[Raw]:
     with opened_text(path, "surrogateescape") as file:
         for number, text in texts_in(file, sample_by):
-            bad = re.search("[\udc80-\udcff]", text)
-            yield Raw(line=number, fault=Fault("not-utf8")) if bad else Raw({"text": text}, number)
+            fault = _not_utf8(text)
+            yield Raw(line=number, fault=fault) if fault else Raw({"text": text}, number)
 
 
+# --- Arrow ------------------------------------------------------------------------------------------------------------
 def _parquet(path: Path) -> Iterator[Raw]:
     import pyarrow.parquet
 
