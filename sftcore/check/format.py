@@ -46,10 +46,7 @@ def format_for(
     """
     try:
         bound = choose_format(
-            setup.plan,
-            setup.plugins,
-            setup.catalog,
-            setup.blocked,
+            setup,
             columns,
             where,
             rows=rows,

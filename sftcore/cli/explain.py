@@ -84,7 +84,8 @@ def _format_of(section: SourceSection, setup: Setup) -> Bound | None:
     if not rows or files is None:
         return named[0] if named else None
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
-    return choose_format(own.plan, own.plugins, own.catalog, own.blocked, columns, section.labelled(files.label))
+    sample = [row for _, row in rows]
+    return choose_format(own, columns, section.labelled(files.label), rows=lambda: sample)
 
 
 def _described(section: SourceSection, bound: Bound | None) -> str:

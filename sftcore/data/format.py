@@ -8,9 +8,9 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.bound import bind
 from sftcore.config.settings.kept_rows import kept_rows
+from sftcore.config.setup import Setup
 from sftcore.core.discovery import Catalog, PluginEntry
 from sftcore.core.door import Handed, fields
 from sftcore.core.errors import (
@@ -101,10 +101,7 @@ def _turns(some: Any) -> Sequence[Any]:
 
 
 def choose_format(
-    plan: Plan,
-    plugins: ActivePlugins,
-    catalog: Catalog,
-    blocked: Blocklist,
+    setup: Setup,
     columns: Sequence[str],
     where: str,
     *,
@@ -122,6 +119,7 @@ def choose_format(
             the error shows formats that could read them after a mapping.
         ConflictError: several formats detect them.
     """
+    plan, plugins, catalog = setup.plan, setup.plugins, setup.catalog
     columns = tuple(columns)
     named = [one for one in plugins.bound if one.selection.kind == "format"]
     if named:
@@ -129,7 +127,7 @@ def choose_format(
             refuse_images(columns, where)
         return named[0]
     entries = catalog.of_kind("format")
-    candidates = [one for entry in entries if (one := _candidate(entry, plan, plugins, catalog, blocked))]
+    candidates = [one for entry in entries if (one := _candidate(entry, setup))]
     detecting = [one for one in candidates if _asked(one, plugins, "detects", columns)]
     kind = preference_in(columns) if "input_ids" not in columns else None
     kind = kind or unreadable_in(columns)
@@ -145,7 +143,7 @@ def choose_format(
         if missing := _missing_text_field(plan, columns):
             warn(f'{where}: {missing} The rows are read as "{detecting[0].entry.name}".')
         return detecting[0]
-    found = _suggestions(candidates, plugins, catalog, blocked, columns, rows, has_template)
+    found = _suggestions(candidates, setup, columns, rows, has_template)
     missing = _missing_text_field(plan, columns)
     raise UnreadColumnsError(
         kind.what
@@ -219,15 +217,13 @@ def filtered(reader: RowReader, columns: Sequence[str], settings: Mapping[str, A
     return evolve(reader, formatter=formatter, nothing=f"left out by rows: {{where: {dict(kept)}}}")
 
 
-def _candidate(
-    entry: PluginEntry, plan: Plan, plugins: ActivePlugins, catalog: Catalog, blocked: Blocklist
-) -> Bound | None:
-    if blocked.blocks(entry) or entry.missing:
+def _candidate(entry: PluginEntry, setup: Setup) -> Bound | None:
+    if setup.blocked.blocks(entry) or entry.missing:
         return None
     selection = Selection("format", entry.name, {}, entry.distribution, f"format: {AUTO}", default=True)
     try:
-        one = bind(selection, catalog, blocked, plan.settings)
-        plugins.having(one)  # raises if a hook does not fit
+        one = bind(selection, setup.catalog, setup.blocked, setup.plan.settings)
+        setup.plugins.having(one)  # raises if a hook does not fit
     except SFTCoreError as error:
         warn_broken(entry, error)
         return None
@@ -256,22 +252,20 @@ def _unusable(entries: Sequence[PluginEntry]) -> str:
 
 def _suggestions(
     candidates: Sequence[Bound],
-    plugins: ActivePlugins,
-    catalog: Catalog,
-    blocked: Blocklist,
+    setup: Setup,
     columns: tuple[str, ...],
     rows: Callable[[], Sequence[Row]],
     has_template: bool | None,
 ) -> list[Suggestion]:
-    offers = [(one, _asked(one, plugins, "suggest", columns)) for one in candidates]
+    offers = [(one, _asked(one, setup.plugins, "suggest", columns)) for one in candidates]
     offers = [(one, options) for one, options in offers if options and isinstance(options, Mapping)]
 
     def bound_with(one: Bound, options: Mapping[str, Any]) -> Bound:
         selection = evolve(one.selection, options=dict(options), path="suggested", default=False)
-        return bind(selection, catalog, blocked)
+        return bind(selection, setup.catalog, setup.blocked)
 
     def read(bound: Bound, row: Row) -> list[Example]:
-        return reader_for(bound, columns, "", plugins).read(row, 0)
+        return reader_for(bound, columns, "", setup.plugins).read(row, 0)
 
     return suggested(offers, read, bound_with, rows() if offers else (), has_template)
 

@@ -337,10 +337,7 @@ class DataPreparation:
             return filtered(reader, columns, settings)
         setup = with_format(self.setup, own)
         bound = choose_format(
-            setup.plan,
-            setup.plugins,
-            setup.catalog,
-            setup.blocked,
+            setup,
             columns,
             name,
             rows=rows,

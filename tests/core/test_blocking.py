@@ -61,7 +61,7 @@ def test_a_pattern_with_a_distribution_leaves_the_same_name_from_another(install
 def test_format_auto_does_not_ask_a_blocked_format(install, set_up):
     install("acme-chat")
     setup = set_up(block="format:chat@acme-chat")
-    chosen = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, ["messages"], "rows.jsonl")
+    chosen = choose_format(setup, ["messages"], "rows.jsonl")
     assert chosen.entry.distribution == "sftcore"
 
 

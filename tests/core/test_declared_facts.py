@@ -239,7 +239,7 @@ def test_a_format_takes_its_column_from_a_field_as_text_does(write_distribution,
         setup = set_up(format={name: {option: "mine"}}, dataset_text_field="body")
         assert setup.plugins.bound[0].selection.options == {option: "mine"}
     setup = set_up(dataset_text_field="line", block=["format:text"])
-    bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, ["line"], "rows")
+    bound = choose_format(setup, ["line"], "rows")
     assert bound.entry.name == "ours"
 
 

@@ -134,7 +134,7 @@ def test_wrappers_of_the_run_are_around_the_formats_that_are_tried(kernels, set_
         "    read = yield\n    return lambda row: read({'text': row['text'].upper()})",
     )
     setup = set_up(kernel="a")
-    bound = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, ["text"], "rows")
+    bound = choose_format(setup, ["text"], "rows")
     assert bound.entry.name == "text"
     assert set(seen(setup)) == {("text",)}
     reader = reader_for(bound, ["text"], "rows", setup.plugins)

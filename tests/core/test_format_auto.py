@@ -17,7 +17,7 @@ def choose(set_up):
 
     def choose_for(*columns: str, **keys) -> tuple[str, str]:
         setup = set_up(**keys)
-        chosen = choose_format(setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, "rows.jsonl")
+        chosen = choose_format(setup, columns, "rows.jsonl")
         return chosen.entry.name, chosen.entry.distribution
 
     return choose_for
@@ -82,7 +82,7 @@ def test_a_format_whose_library_is_missing_is_named_with_what_installs_it(set_up
     with pytest.raises(
         DataError, match=r'Not tried, because a library is missing: vlm \(pip install "sftcore\[vlm\]"\)'
     ):
-        choose_format(setup.plan, setup.plugins, catalog, setup.blocked, ("messages", "images"), "rows.json")
+        choose_format(attrs.evolve(setup, catalog=catalog), ("messages", "images"), "rows.json")
 
 
 def test_a_named_format_spares_the_others_from_being_asked(install, choose):

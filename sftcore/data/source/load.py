@@ -71,10 +71,7 @@ def inspect(
         raise DataError("the file holds no rows.", where=files.label, fix="Give a file with at least one row.")
     columns = list(dict.fromkeys(key for _, row in sample for key in row))
     bound = choose_format(
-        setup.plan,
-        setup.plugins,
-        setup.catalog,
-        setup.blocked,
+        setup,
         columns,
         files.label,
         rows=lambda: [row for _, row in sample],

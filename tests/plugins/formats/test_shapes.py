@@ -38,7 +38,7 @@ def read(shape: Shape, format_line: str | None, tokenizer):
     setup = set_up(chosen, {}, ModelRequest(None), where="recipe", without=[kind for kind in KINDS if kind != "format"])
     columns = tuple(shape.row)
     bound = choose_format(
-        setup.plan, setup.plugins, setup.catalog, setup.blocked, columns, "data",
+        setup, columns, "data",
         rows=lambda: [shape.row], has_template=True,
     )  # fmt: skip
     reader = reader_for(bound, columns, "data", setup.plugins)
