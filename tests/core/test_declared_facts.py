@@ -275,6 +275,11 @@ NAMES_WITH_A_REASON = {
     ("config/selections.py", "ADAPTER_OF_PEFT_CONFIG"),
     ("config/selections.py", "RENAMED_LOSSES"),
     ("config/near_names.py", "ELSEWHERE"),  # what people write for our keys, in advice alone
+    ("config/foreign/entry.py", "PEERS"),  # a tool, which is named like a built-in for it
+    ("config/foreign/training.py", "ENTRIES"),  # the same, and for importers
+    ("config/foreign/data.py", "ENTRIES"),
+    ("config/foreign/model.py", ""),
+    ("config/foreign/values.py", ""),
     ("config/sft_config.py", "loss_type"),  # the default of a field of TRL
     ("cli/quickstart.py", ""),  # the recipe that it writes
     ("model/build.py", ""),  # eager and sdpa: names of transformers' own attentions
