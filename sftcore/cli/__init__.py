@@ -101,7 +101,8 @@ def _as_setting(error: click.NoSuchOption) -> str:
     if error.ctx is None or not any(one.name == "words" for one in error.ctx.command.params):
         return ""
     from sftcore.config.fields import config_fields
-    from sftcore.config.near_names import ELSEWHERE
+    from sftcore.config.foreign.table import lookup
+    from sftcore.config.near_names import offer
     from sftcore.config.recipe import SECTIONS
 
     key = error.option_name.lstrip("-").replace("-", "_")
@@ -111,10 +112,16 @@ def _as_setting(error: click.NoSuchOption) -> str:
         return f"There is no option {error.option_name}. Write --{long}"
     if key in ("config", "recipe", "c"):
         return f"The recipe is given without an option: sftcore {error.ctx.command.name} recipe.yaml"
-    key = ELSEWHERE.get(key, key)
-    if key.partition(".")[0] not in {*SECTIONS, *config_fields()}:
+    known = {*SECTIONS, *config_fields()}
+    if key in known:
+        return f"There is no option {error.option_name}. Settings are written key=value: {key}=…"
+    found = offer(key, known)
+    if error.possibilities and lookup(key) is None:  # an option of the verb itself is nearer
         return ""
-    return f"There is no option {error.option_name}. Settings are written key=value: {key}=…"
+    if not found.key:
+        return f"There is no option {error.option_name}. {found.note}" if found.note else ""
+    said = f" {found.note}" if found.note else ""
+    return f"There is no option {error.option_name}. Settings are written key=value: {found.key}=…{said}"
 
 
 class _EscapedLogRecord(logging.LogRecord):

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sftcore.config.near_names import meant
+from sftcore.config.near_names import unknown_key
 from sftcore.config.settings.declared import fields_of, training_arguments, type_of
-from sftcore.core.errors import RecipeError, UnknownKeyError
+from sftcore.core.errors import RecipeError
 
 DECLARED_OTHERWISE: dict[str, Any] = {
     "fsdp": bool | str | list[str] | None,
@@ -48,6 +48,6 @@ def wrong_fields(values: Mapping[str, Any], *, where: str, also: tuple[str, ...]
     known = config_fields()
     for key, value in values.items():
         if key not in known:
-            yield UnknownKeyError(key, (*known, *also), where=where, meant=meant(key, (*known, *also)) or None)
+            yield unknown_key(key, (*known, *also), where=where)
         elif error := wrong_value(key, value, known[key], where):
             yield error

@@ -1,77 +1,38 @@
-"""Refuses keys that nobody reads, and offers the key that was meant: a near one, or ours for another tool's name."""
+"""Refuses keys that nobody reads, and offers the key that was meant: one misspelt, or another tool's name for it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
-from sftcore.core.errors import RecipeError, UnknownKeyError, near_name
+from attrs import evolve, frozen
+
+from sftcore.config.foreign.data import OF_A_SOURCE
+from sftcore.config.foreign.entry import Foreign
+from sftcore.config.foreign.spelling import misspelt
+from sftcore.config.foreign.table import lookup, names
+from sftcore.core.errors import RecipeError, UnknownKeyError
 from sftcore.core.types import KINDS
 
 REQUIRED = {"model": "model: HuggingFaceTB/SmolLM2-135M-Instruct", "data": "data: train.jsonl"}
 """The keys that a recipe needs, each with an example."""
 
-_EVAL = "data.eval"
-_SHARE = "data.eval_fraction"
-_TRACKER = "report_to"
-ELSEWHERE = {
-    # training
-    "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
-    "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
-    "eval_batch_size": "per_device_eval_batch_size", "grad_accum": "gradient_accumulation_steps",
-    "accumulation_steps": "gradient_accumulation_steps", "lr_scheduler": "lr_scheduler_type", "optimizer": "optim",
-    "scheduler": "lr_scheduler_type", "warmup": "warmup_steps", "output": "output_dir", "out": "output_dir",
-    "resume": "resume_from_checkpoint", "auto_resume_from_checkpoints": "resume_from_checkpoint",
-    "checkpoint": "resume_from_checkpoint", "deepspeed_config": "deepspeed", "use_liger": "use_liger_kernel",
-    "liger": "use_liger_kernel", "enable_liger_kernel": "use_liger_kernel", "cpu": "use_cpu", "no_cuda": "use_cpu",
-    "device": "use_cpu", "log_steps": "logging_steps", "log_every": "logging_steps", "plot_loss": _TRACKER,
-    "save_every": "save_steps", "eval_every": "eval_steps", "early_stopping": "early_stopping_patience",
-    "patience": "early_stopping_patience", "callback": "callbacks", "pad_to_sequence_len": "pad_to_multiple_of",
-    "wandb_project": _TRACKER, "wandb_entity": _TRACKER, "wandb_name": "run_name", "swanlab_project": _TRACKER,
-    # rows and tokens
-    "sequence_len": "max_length", "cutoff_len": "max_length", "block_size": "max_length", "seq_len": "max_length",
-    "seq_length": "max_length", "max_len": "max_length", "model_max_length": "max_length",
-    "sample_packing": "packing", "eval_sample_packing": "eval_packing", "text_column": "dataset_text_field",
-    "text_field": "dataset_text_field", "chat_template": "chat_template_path", "template": "chat_template_path",
-    "train_on_responses_only": "assistant_only_loss", "train_on_inputs": "completion_only_loss",
-    "mask_prompt": "completion_only_loss", "preprocessing_num_workers": "dataset_num_proc",
-    "dataset_processes": "dataset_num_proc", "num_proc": "dataset_num_proc", "overwrite_cache": "dataset_cache",
-    "load_from_cache_file": "dataset_cache", "dataset_prepared_path": "dataset_cache",
-    "special_tokens": "eos_token",
-    # data
-    "datasets": "data", "dataset": "data", "dataset_name": "data", "dataset_path": "data", "train": "data.train",
-    "train_data": "data.train", "train_file": "data.train", "train_dataset": "data.train", "files": "data.train",
-    "data_path": "data.train", "eval": _EVAL, "eval_data": _EVAL, "eval_file": _EVAL, "eval_dataset": _EVAL,
-    "val_dataset": _EVAL, "test_datasets": _EVAL, "validation": _EVAL, "eval_fraction": _SHARE,
-    "val_set_size": _SHARE, "val_size": _SHARE, "test_split_size": _SHARE, "split_dataset_ratio": _SHARE,
-    "dataset_train_split": "data.split", "split": "data.split", "max_samples": "data.rows", "max_rows": "data.rows",
-    "max_train_samples": "data.rows", "dataset_test_split": "data.eval_split", "dataset_config": "data.config",
-    "stopping_strategy": "data.stop", "mix_strategy": "data.stop", "stop": "data.stop",
-    "dataset_streaming": "data.streaming", "streaming": "data.streaming",
-    # model and plugins
-    "base_model": "model", "model_name_or_path": "model", "model_name": "model", "model_id": "model",
-    "model_path": "model", "model_revision": "model.revision", "revision": "model.revision",
-    "torch_dtype": "model.dtype", "dtype": "model.dtype", "device_map": "model.init_kwargs.device_map",
-    "flash_attention": "attention", "flash_attn": "attention", "attn_impl": "attention",
-    "attn_implementation": "attention", "peft_config": "adapter", "peft": "adapter", "use_peft": "adapter",
-    "lora": "adapter.lora", "lora_r": "adapter.lora.r", "lora_rank": "adapter.lora.r",
-    "lora_alpha": "adapter.lora.lora_alpha", "lora_dropout": "adapter.lora.lora_dropout",
-    "lora_target": "adapter.lora.target_modules", "lora_target_modules": "adapter.lora.target_modules",
-    "lora_target_linear": "adapter.lora.target_modules", "lora_modules_to_save": "adapter.lora.modules_to_save",
-    "load_in_4bit": "adapter.qlora", "load_in_8bit": "adapter.qlora", "quantization_bit": "adapter.qlora",
-    "finetuning_type": "adapter",
-}  # fmt: skip
-"""Names of other tools, and short ones, for our keys: they are offered when an unknown key is refused."""
+_OF_TRAINER = {"data": "train_dataset", "data.train": "train_dataset", "data.eval": "eval_dataset", "model": "model",
+               "adapter": "peft_config"}  # fmt: skip
+"""Keys of a recipe that in Python are arguments of SFTTrainer."""
 
-OF_A_SOURCE = {
-    "dataset": "path", "file": "path", "files": "path", "file_name": "path", "data_files": "path", "train": "path",
-    "hf_hub_url": "path", "dataset_name": "path", "id": "path", "dataset_path": "path",
-    "fraction": "weight", "proportion": "weight", "probability": "weight", "interleave_prob": "weight",
-    "ratio": "weight", "share": "weight", "sampling_weight": "weight",
-    "max_rows": "rows", "num_samples": "rows", "max_samples": "rows", "limit": "rows", "num_rows": "rows",
-    "type": "format", "formatting": "format", "subset": "config", "dataset_config": "config", "label": "name",
-}  # fmt: skip
-"""Names of other tools for the keys of one source of `data`."""
+
+@frozen
+class Offer:
+    """What is said of a key that nobody reads: the one that was probably meant, and a sentence; both may be empty."""
+
+    key: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        asked = f'did you mean "{self.key}"?' if self.key else ""
+        return f"{asked} {self.note}".strip()
 
 
 def wrong_keys(raw: Mapping[str, Any], known: Iterable[str], *, where: str) -> Iterator[RecipeError]:
@@ -85,54 +46,120 @@ def wrong_keys(raw: Mapping[str, Any], known: Iterable[str], *, where: str) -> I
     Yields:
         nothing, an UnknownKeyError where one key is unknown and none is missing, or else a RecipeError.
     """
-    names = tuple(known)
+    keys = tuple(known)
     missing = [section for section in REQUIRED if raw.get(section) in (None, "")]
-    unknown = {str(key): meant(str(key), names, missing) for key in raw if key not in names}
+    unknown = {str(key): _beside(raw, offer(str(key), keys, missing)) for key in raw if key not in keys}
     if not missing and not unknown:
         return
     if not missing and len(unknown) == 1:
-        ((key, offer),) = unknown.items()
-        yield UnknownKeyError(key, names, where=where, meant=offer or None)
+        ((key, found),) = unknown.items()
+        yield _error(key, keys, where, found)
         return
     wrong = [f'the key "{section}" is missing' for section in missing]
-    wrong += [f'unknown key "{key}"' + (f' (did you mean "{near}"?)' if near else "") for key, near in unknown.items()]
-    offered = {near.partition(".")[0] for near in unknown.values()}
+    wrong += [f'unknown key "{key}"' + (f" ({found})" if str(found) else "") for key, found in unknown.items()]
+    offered = {found.key.partition(".")[0] for found in unknown.values()}
     examples = [REQUIRED[section] for section in missing if section not in offered]
     fix = f"Add {'a line' if len(examples) == 1 else 'lines'} such as: {' and '.join(examples)}" if examples else ""
     yield RecipeError(f"{'; '.join(wrong)}.", where=where, fix=fix)
 
 
-def meant(key: str, known: Collection[str], missing: Collection[str] = ()) -> str:
-    """The key that was probably meant, one of the missing where it is near; empty if none is.
+def unknown_key(key: str, known: Collection[str], *, where: str) -> UnknownKeyError:
+    """The error of a key that nobody reads, with what was meant."""
+    return _error(key, known, where, offer(key, known))
 
-    >>> meant("mdoel", ["model", "mode"], ["model"]), meant("lora_rank", ["adapter"]), meant("zzz", ["model"])
-    ('model', 'adapter.lora.r', '')
+
+def unknown_inside(
+    section: str, key: str, known: Collection[str], *, where: str, top: Collection[str] = ()
+) -> UnknownKeyError:
+    """The error of a key that a section of a recipe does not have: `model`, `data`, or a `source` of data.
+
+    Args:
+        section: its name.
+        key: what stands there.
+        known: the keys of the section.
+        where: its place.
+        top: the keys of the recipe itself, for those that stand one level too deep.
     """
-    short = key.lower().replace("-", "_")
-    ours = ELSEWHERE.get(short, "")
-    if (section := ours.partition(".")[0]) in known:
-        return ours
-    if section in KINDS:  # in Python, plugins are chosen elsewhere
-        of_python = ["peft_config", "plugins"] if section == "adapter" else ["plugins"]
-        return next((one for one in of_python if one in known), "") or near_name(short, known)
-    return near_name(short, missing) or near_name(short, known)
+    near = misspelt(key, known)
+    found = lookup(key) or (None if near else lookup(misspelt(key, names())))
+    head, _, inner = (found.ours if found else "").partition(".")
+    if section == "source" and (of_source := OF_A_SOURCE.get(key.lower())) in known:
+        return _error(key, known, where, Offer(of_source or ""))
+    if found and head in (section, "data" if section == "source" else section) and inner in known:
+        return _error(key, known, where, Offer(inner, found.note))
+    if near:
+        return _error(key, known, where, Offer(near))
+    if key in top:
+        return _error(key, known, where, Offer(note=f'"{key}" stands at the top of a recipe, beside model and data.'))
+    if found:
+        return _error(key, known, where, offer(key, (*top, *known)))
+    return _error(key, known, where, Offer(next(iter(get_close_matches(key.lower(), known, n=1, cutoff=0.75)), "")))
 
 
-def meant_inside(section: str, key: str, known: Collection[str]) -> str | None:
-    """The key of a section that another tool calls so; None where there is none.
+def offer(key: str, known: Collection[str], missing: Collection[str] = ()) -> Offer:
+    """The key that was probably meant, one of the missing where it is near.
 
-    >>> meant_inside("data", "validation", ["train", "eval", "eval_fraction"])
-    'eval'
+    >>> keys = ["model", "data", "adapter", "tracker", "project"]
+    >>> [offer(key, keys).key for key in ("mdoel", "lora_rank", "wandb_project", "zebra")]
+    ['model', 'adapter.lora.r', 'tracker.project', '']
     """
-    head, _, inner = ELSEWHERE.get(key, "").partition(".")
-    return inner if head == section and inner in known else None
+    found = lookup(key)
+    if found is None:
+        near = misspelt(key, known) or next(iter(get_close_matches(key.lower(), missing, n=1, cutoff=0.75)), "")
+        found = None if near else lookup(misspelt(key, names()))
+        if found is None:
+            return Offer(near)
+    head = found.ours.partition(".")[0]
+    if not head:
+        return Offer(note=found.note)
+    if head in known and ("data" in known or found.ours == head):
+        return Offer(found.ours, found.note)
+    return _in_python(found, known)
 
 
-def meant_of_source(_: str, key: str, known: Collection[str]) -> str | None:
-    """The key of a source of `data` that another tool calls so; None where there is none.
+def _in_python(found: Foreign, known: Collection[str]) -> Offer:
+    """What is said where the keys are not those of a recipe, but arguments of SFTConfig or SFTTrainer."""
+    head, _, inner = found.ours.partition(".")
+    if head in KINDS and "peft_config" in known and head == "adapter":
+        return Offer("peft_config", found.note)
+    if argument := _OF_TRAINER.get(found.ours):
+        return Offer(argument) if argument in known else Offer(note=f"It belongs to SFTTrainer, as {argument}.")
+    if head == "data":
+        return Offer(note=f"It belongs to the data set that SFTTrainer is given; in a recipe it is {found.ours}.")
+    if head in KINDS:
+        where = _nested({"plugins": found.ours})
+        also = " or give SFTTrainer a peft_config." if head == "adapter" else ""
+        return Offer(note=f"Write SFTConfig({where}),{also}" if also else f"Write SFTConfig({where}).")
+    if head == "model":
+        where = _nested({"model_init_kwargs": inner.removeprefix("init_kwargs.")})
+        return Offer(note=f"Write SFTConfig({where}). {found.note}".strip())
+    if head in known:
+        return Offer(note=f"Write {_nested({head: inner})}. {found.note}".strip())
+    return Offer(note=found.note)
 
-    >>> meant_of_source("source", "num_samples", ["path", "rows"])
-    'rows'
+
+def _nested(named: Mapping[str, str]) -> str:
+    """An argument of Python whose value is a mapping with this dotted path in it.
+
+    >>> _nested({"plugins": "adapter.lora.r"})
+    'plugins={"adapter": {"lora": {"r": …}}}'
     """
-    found = OF_A_SOURCE.get(key.lower())
-    return found if found in known else None
+    ((name, path),) = named.items()
+    value = "…"
+    for key in reversed(path.split(".")):
+        value = f'{{"{key}": {value}}}'
+    return f"{name}={value}"
+
+
+def _beside(raw: Mapping[str, Any], found: Offer) -> Offer:
+    """The offer with the adapter that the recipe has, instead of LoRA."""
+    adapter = raw.get("adapter")
+    name = adapter if isinstance(adapter, str) else next(iter(adapter), "") if isinstance(adapter, Mapping) else ""
+    head, dot, option = found.key.rpartition(".")
+    return evolve(found, key=f"adapter.{name}.{option}") if name and dot and head == "adapter.lora" else found
+
+
+def _error(key: str, known: Collection[str], where: str, found: Offer) -> UnknownKeyError:
+    error = UnknownKeyError(key, known, where=where, meant=found.key)
+    error.fix = f"{error.fix} {found.note}".strip()
+    return error

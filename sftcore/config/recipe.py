@@ -20,14 +20,14 @@ from sftcore.config import yaml12
 from sftcore.config.data.parse import parse_data
 from sftcore.config.data.section import DataSection
 from sftcore.config.fields import config_fields, wrong_fields
-from sftcore.config.near_names import REQUIRED, meant_inside, wrong_keys
+from sftcore.config.near_names import REQUIRED, unknown_inside, wrong_keys
 from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.bound import resolve
 from sftcore.config.selections import parse_choice
 from sftcore.config.settings.older_names import OLDER, use_current_names
-from sftcore.config.settings.values import wrong_dtype
+from sftcore.config.settings.values import as_ours, wrong_dtype
 from sftcore.core.discovery import discover
-from sftcore.core.errors import OptionTypeError, RecipeError, SFTCoreError, UnknownKeyError, raise_all
+from sftcore.core.errors import OptionTypeError, RecipeError, SFTCoreError, raise_all
 from sftcore.core.options import structure
 from sftcore.core.types import KINDS, ModelRequest, Selection
 from sftcore.util.warned import warn
@@ -102,7 +102,7 @@ def parse_recipe(raw: Mapping[str, Any], *, place: str = "recipe", block: Iterab
     """
     known = {*SECTIONS, *_FIELDS_WITH_A_KEY, *OLDER, *config_fields()}
     errors: list[SFTCoreError] = [*wrong_keys(raw, known, where=place)]
-    training = {key: value for key, value in raw.items() if key not in SECTIONS and key in known}
+    training = {key: as_ours(key, value) for key, value in raw.items() if key not in SECTIONS and key in known}
 
     def tried(make: Callable[[], T], instead: T) -> T:
         try:
@@ -198,6 +198,6 @@ def _model(value: Any, place: str) -> ModelRequest:
 def _typed(value: Mapping[str, Any], types: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in value:
         if key not in types:
-            section = where.rpartition(" ")[2]
-            raise UnknownKeyError(str(key), types, where=where, meant=meant_inside(section, str(key), types))
+            section, top = where.rpartition(" ")[2], (*SECTIONS, *config_fields())
+            raise unknown_inside(section, str(key), types, where=where, top=top)
     return {key: structure(got, types[key], path=f"{where}.{key}") for key, got in value.items()}

@@ -17,14 +17,14 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from sftcore.config.fields import config_fields, default_output_dir, wrong_fields
-from sftcore.config.near_names import meant
+from sftcore.config.near_names import unknown_key
 from sftcore.config.probe import ADD_BITS, OF_BITS
 from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
 from sftcore.config.settings.combined import combined_problems
 from sftcore.config.settings.kept_rows import kept_rows
 from sftcore.config.settings.later import Made, snapshot
 from sftcore.config.settings.older_names import GONE, OLDER, use_current_names
-from sftcore.config.settings.values import plain_value, wrong_dtype
+from sftcore.config.settings.values import as_ours, plain_value, wrong_dtype
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError, raise_all
 from sftcore.util.foreign import in_our_words
 from sftcore.util.secrets import masked
@@ -58,7 +58,7 @@ class SFTConfig(TrainingArguments):
     logging_nan_inf_filter: bool = False
     """Hide NaN and Inf from the logged loss, for which every micro-batch waits; `on_nonfinite` says what they do."""
     bf16: bool | None = None
-    """bfloat16 mixed precision. None: on where a GPU has it and fp16 is off; off on a CPU."""
+    """bfloat16 mixed precision. None or "auto": on where a GPU has it and fp16 is off; off on a CPU."""
 
     # --- The model ---
     model_init_kwargs: dict[str, Any] | str | None = None
@@ -194,7 +194,7 @@ class SFTConfig(TrainingArguments):
         """
         known = config_fields()
         for name, wanted in known.items():
-            setattr(self, name, plain_value(getattr(self, name), wanted))
+            setattr(self, name, plain_value(as_ours(name, getattr(self, name)), wanted))
         values = {name: getattr(self, name) for name in known if not isinstance(getattr(self, name), AcceleratorConfig)}
         if self.packing_strategy == "bfd-requeue":
             warn('packing_strategy "bfd-requeue" is now "bfd_split".', FutureWarning)
@@ -293,10 +293,9 @@ def _accept_older_names(init: Any) -> Any:
         unknown = [name for name in kwargs if name not in named]
         if unknown:
             types = config_fields()
-            rest = {name: plain_value(kwargs[name], types[name]) for name in kwargs if name in named & types.keys()}
-            errors = [
-                UnknownKeyError(one, named, where="SFTConfig", meant=meant(one, named) or None) for one in unknown
-            ]
+            both = named & types.keys()
+            rest = {name: plain_value(as_ours(name, kwargs[name]), types[name]) for name in kwargs if name in both}
+            errors = [unknown_key(one, named, where="SFTConfig") for one in unknown]
             raise_all([*errors, *wrong_fields(rest, where="SFTConfig")])
         init(self, *args, **kwargs)
 

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 def near_name(word: str, known: Iterable[str]) -> str:
-    """The closest known name: one that is spelt almost so, or is the last part of the word or its first letter.
+    """The closest known name: one that is spelt almost so, or has the last part of the word, or is its first letter.
 
     >>> near_name("lorra", ["lora", "loss"]), near_name("lora_r", ["r", "lora_alpha"]), near_name("rank", ["r", "x"])
     ('lora', 'r', 'r')
+    >>> near_name("lora_target", ["arguments", "target_modules"])
+    'target_modules'
     """
     names, last = sorted(known), word.rpartition("_")[2]
 
@@ -24,7 +26,8 @@ def near_name(word: str, known: Iterable[str]) -> str:
         return next(iter(difflib.get_close_matches(text, names, n=1, cutoff=cutoff)), "")
 
     letter = last[:1] if last[:1] in names else ""
-    return alike(word, 0.8) or alike(last, 0.6) or letter or alike(word, 0.6)
+    part = next((name for name in names if last in name.split("_")), "")
+    return alike(word, 0.8) or part or alike(last, 0.6) or letter or alike(word, 0.6)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -56,12 +59,12 @@ class RecipeError(SFTCoreError):
 
 
 class UnknownKeyError(RecipeError):
-    """A key that nobody reads; the nearest known one is offered."""
+    """A key that nobody reads; the one that was meant is offered, by default the nearest known one."""
 
     def __init__(self, key: str, known: Iterable[str], *, where: str, meant: str | None = None) -> None:
         self.key, self.known = key, tuple(known)
         listed = f" Known keys: {', '.join(sorted(self.known))}." if len(self.known) <= 20 else ""
-        offer = f' Did you mean "{meant}"?' if meant else nearest(key, self.known)
+        offer = nearest(key, self.known) if meant is None else f' Did you mean "{meant}"?' if meant else ""
         super().__init__(f'unknown key "{key}".', where=where, fix=(offer + listed).strip())
 
 

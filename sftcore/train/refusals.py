@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sftcore.config.fields import config_fields
-from sftcore.config.near_names import meant
+from sftcore.config.near_names import unknown_key
 from sftcore.config.settings.combined import metric_problems, package_problems
 from sftcore.config.settings.older_names import use_current_names
 from sftcore.core.errors import (
@@ -135,7 +135,7 @@ def _put_in_place(args: SFTConfig, older: Mapping[str, Any], own: Iterable[str])
             spelled = f"SFTConfig({name}=…)"
         else:
             known = (*own, *config_fields(), *OF_FROM_PRETRAINED)
-            raise UnknownKeyError(name, known, where="SFTTrainer", meant=meant(name, known) or None)
+            raise unknown_key(name, known, where="SFTTrainer")
         if before is not None and before != value:
             raise ConflictError(
                 f"{name} is {value!r} here, and {before!r} in args.", where="SFTTrainer", fix="Keep args."

@@ -9,9 +9,6 @@ import pytest
 from click.testing import CliRunner
 
 from sftcore.cli import cli
-from sftcore.config.fields import config_fields
-from sftcore.config.near_names import ELSEWHERE
-from sftcore.config.recipe import SECTIONS
 from tests import commands
 from tests.conftest import alpaca_rows
 
@@ -152,12 +149,6 @@ def test_unknown_keys_and_wrong_values_are_named_together():
     done = printed("train", "mdoel=M", "data=d", "lr=1", "lr_scheduler_type=cosin", "max_steps=many", code=1)
     said = ['the key "model" is missing', '"lr" (did you mean "learning_rate"?)', '"cosine"', "max_steps takes int"]
     assert [part for part in said if part not in done] == []
-
-
-def test_every_name_of_another_tool_is_answered_with_a_key_that_exists():
-    known = {*SECTIONS, *config_fields()}
-    assert known & set(ELSEWHERE) == set()
-    assert {meant.partition(".")[0] for meant in ELSEWHERE.values()} <= known
 
 
 def test_options_of_a_plugin_are_offered_by_their_last_part_or_first_letter(model_folder, data):

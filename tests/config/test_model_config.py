@@ -58,7 +58,7 @@ def test_two_values_are_refused():
         ({"dtype": "bf16"}, 'Did you mean "bfloat16"'),
         ({"torch_dtype": "fp16"}, 'Did you mean "float16"'),
         ({"dtype": 16}, "dtype takes str, got int 16"),
-        ({"bnb_4bit_quant_type": "nf8"}, 'Did you mean "nf4"'),
+        ({"bnb_4bit_quant_type": "nf44"}, 'Did you mean "nf4"'),
         ({"lora_task_type": "SEQ_CLS"}, "Use one of: CAUSAL_LM"),
     ],
 )

@@ -274,9 +274,8 @@ NAMES_WITH_A_REASON = {
     ("config/selections.py", "ASKED_FOR_BY"),  # what fields of TRL stand for, by TRL's own contract
     ("config/selections.py", "ADAPTER_OF_PEFT_CONFIG"),
     ("config/selections.py", "RENAMED_LOSSES"),
-    ("config/near_names.py", "ELSEWHERE"),  # what people write for our keys, in advice alone
     ("config/foreign/entry.py", "PEERS"),  # a tool, which is named like a built-in for it
-    ("config/foreign/training.py", "ENTRIES"),  # the same, and for importers
+    ("config/foreign/training.py", "ENTRIES"),  # what other tools call our keys, in advice and for importers
     ("config/foreign/data.py", "ENTRIES"),
     ("config/foreign/model.py", ""),
     ("config/foreign/values.py", ""),

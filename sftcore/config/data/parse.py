@@ -15,11 +15,12 @@ from typing import Any, get_args
 from attrs import evolve, frozen
 
 from sftcore.config.data.section import DataSection, SampleBy, SourceSection, Stop
-from sftcore.config.near_names import meant_inside, meant_of_source
+from sftcore.config.fields import config_fields
+from sftcore.config.near_names import unknown_inside
 from sftcore.config.selections import parse_choice
-from sftcore.core.errors import OptionTypeError, RecipeError, SFTCoreError, UnknownKeyError, nearest
+from sftcore.core.errors import OptionTypeError, RecipeError, SFTCoreError, nearest
 from sftcore.core.options import structure
-from sftcore.core.types import Selection
+from sftcore.core.types import KINDS, Selection
 
 _PATHS = str | list[str]
 SOURCE_KEYS: dict[str, Any] = {
@@ -200,9 +201,8 @@ class _Parser:
         found = {}
         for key, given in value.items():
             if key not in types:
-                near = meant_inside if section == "data" else meant_of_source
-                offer = near(section, str(key), types)
-                self.errors.append(UnknownKeyError(str(key), types, where=where, meant=offer))
+                top = ("model", "data", *KINDS, "block", *config_fields())
+                self.errors.append(unknown_inside(section, str(key), types, where=where, top=top))
                 continue
             try:
                 found[key] = structure(given, types[key], path=f"{where}.{key}" if inner else where)

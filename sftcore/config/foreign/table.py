@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sftcore.config.foreign import data, model, training
 from sftcore.config.foreign.entry import Foreign
@@ -24,6 +24,11 @@ def lookup(name: str, peer: str = "") -> Foreign | None:
     """
     plain = name.strip().lower().replace("-", "_")
     return (peer and _table(peer).get(plain)) or _table("").get(plain)
+
+
+def names(peer: str = "") -> Collection[str]:
+    """The names that this tool has for settings, or those that are of no tool's own."""
+    return _table(peer).keys()
 
 
 @functools.cache

@@ -31,10 +31,18 @@ OPTIMIZERS: Mapping[str, str] = {
 """Optimizers."""
 
 SCHEDULES: Mapping[str, str] = {
+    "cosine_with_warmup": "cosine", "linear_with_warmup": "linear", "cosine_annealing": "cosine",
+    "wsd": "warmup_stable_decay",
     "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup": "cosine",
     "torchtune.modules.get_cosine_schedule_with_warmup": "cosine",
-}
+}  # fmt: skip
 """Schedules of the learning rate that have another name there."""
+
+NEVER: Mapping[str, str] = {"never": "no", "none": "no", "off": "no", "false": "no"}
+"""When nothing is evaluated, saved or logged."""
+
+OFFLOADED = ("unsloth", "offload", "offload_disk")
+"""Values of `gradient_checkpointing` that move what is kept out of the device's memory."""
 
 LONG_ROWS: Mapping[str, str] = {
     "drop": "drop", "delete": "drop", "truncate": "cut", "right": "cut", "left": "cut", "split": "split",
@@ -48,6 +56,16 @@ TARGETS: Mapping[str, Any] = {"all": "all-linear", "all-linear": "all-linear"}
 
 def checkpointing(value: Any) -> Mapping[str, Any]:
     """The settings of `gradient_checkpointing` as Axolotl and Unsloth write it: a switch, or with what is offloaded."""
-    if str(value).lower() in ("unsloth", "offload", "offload_disk"):
+    if str(value).lower() in OFFLOADED:
         return {"gradient_checkpointing": True, "activation_offloading": True}
     return {"gradient_checkpointing": str(value).lower() in ("true", "1", "yes", "on")}
+
+
+OF_PLUGINS: Mapping[str, Mapping[str, str]] = {
+    "attention": ATTENTION,
+    "adapter": {"bnb": "qlora", "quantized": "qlora", "unsloth": "unsloth-lora", "peft": "lora", "dora": "lora"},
+    "loss": {"cross_entropy": "nll", "ce": "nll", "cut_cross_entropy": "cce"},
+    "format": {"sharegpt_chat": "sharegpt", "chatml": "chat", "openai": "chat", "messages": "chat",
+               "chat_template": "chat", "completion": "text", "instruct": "alpaca", "pretrain": "text"},
+}  # fmt: skip
+"""What other tools call plugins, by kind: offered where no plugin has the name."""

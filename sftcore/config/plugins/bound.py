@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from sftcore.config.foreign.values import OF_PLUGINS
 from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.fitting import refuse_misfit
 from sftcore.config.plugins.observed import loaded, observed
@@ -91,7 +92,11 @@ def find(selection: Selection, catalog: Catalog, blocked: Blocklist) -> PluginEn
     allowed = Catalog(tuple(entry for entry in catalog.entries if not blocked.blocks(entry)))
     try:
         return allowed.find(selection.kind, selection.name, selection.distribution, where=selection.path)
-    except UnknownPluginError:
+    except UnknownPluginError as error:
+        name = OF_PLUGINS.get(selection.kind, {}).get(selection.name.lower())
+        if name is not None and any(entry.name == name for entry in catalog.of_kind(selection.kind)):
+            error.fix = f'Did you mean "{name}"? All names: sftcore list-plugins --kind {selection.kind}.'
+            raise
         catalog.find(selection.kind, selection.name, selection.distribution, where=selection.path)
         raise BlockedPluginError(
             f"{selection.label} is blocked.",

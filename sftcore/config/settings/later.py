@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from sftcore.config.near_names import meant
+from sftcore.config.near_names import offer
 
 
 @frozen
@@ -47,7 +47,7 @@ class Made:
         """
         new = [name for name in vars(config) if name not in self.fields and name not in self.attributes]
         new = [name for name in new if not name.startswith("_") and not hasattr(type(config), name)]
-        near = {name: meant(name, self.fields) for name in new}
+        near = {name: offer(name, self.fields).key for name in new}
         if type(config).__module__.partition(".")[0] == "sftcore":
             return near
         return {name: field for name, field in near.items() if get_close_matches(name, [field], cutoff=0.85)}

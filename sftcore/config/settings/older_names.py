@@ -110,6 +110,8 @@ def _replace(settings: dict[str, Any], old: str, now: Mapping[str, Any], where: 
     value = settings.pop(old)
     new = next(iter(now), name or "warmup_steps")
     spelled = f"={now[new]!r}" if new in now and now[new] is not value else ""
+    if old == "warmup_ratio":
+        spelled += ", where a value below 1 is a share of all steps"
     warn(f"{where}: {old} is now {new}{spelled}.", FutureWarning)
     settings.update(now)
 

@@ -19,8 +19,10 @@ from typing import Any, get_args
 from attrs import frozen
 
 from sftcore.config.checks import ADAPTER_DTYPES
+from sftcore.config.foreign import values as foreign
+from sftcore.config.foreign.spelling import misspelt
 from sftcore.config.settings.declared import choices, enum_values, trackers
-from sftcore.core.errors import OptionTypeError, RecipeError, near_name, nearest
+from sftcore.core.errors import OptionTypeError, RecipeError, nearest
 from sftcore.core.options import structure, type_name
 from sftcore.core.types import PACKING_STRATEGIES
 from sftcore.util.secrets import hides, masked
@@ -84,20 +86,17 @@ SEVERAL = ("fsdp", "debug")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 """Names of the dtypes that a model is loaded in."""
-_MEANT = {
-    "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "f32": "float32", "float": "float32",
-    "adamw": "adamw_torch", "adam": "adamw_torch", "adamw_hf": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused",
-    "paged_adamw": "paged_adamw_32bit",
-    "never": "no", "none": "no", "off": "no", "false": "no",
-}  # fmt: skip
+_MEANT = {**foreign.DTYPES, **foreign.OPTIMIZERS, **foreign.SCHEDULES, **foreign.NEVER}
 """What other tools call values of ours."""
 
 _MAPPINGS_FROM_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 
-_INSTEAD = {
-    ("bf16", "auto"): "Leave it out: it is on where a GPU has it. The weights' dtype is the model's own setting.",
-}
+_OFFLOADED = (
+    "Use true. With activation_offloading: true what is kept moves to the host, as there; Unsloth's own is loader: "
+    "unsloth with adapter: {unsloth-lora: {offload_checkpoints: true}}."
+)
+_INSTEAD = {("gradient_checkpointing", value): _OFFLOADED for value in foreign.OFFLOADED}
 """What to write instead of values that other tools take."""
 
 
@@ -112,6 +111,15 @@ def names_of(field: str) -> tuple[str, ...]:
     if field == "torch_compile_backend":
         return tuple(one.lower() for one in enum_values("DynamoBackend", "accelerate.utils.dataclasses"))
     return choices(field)
+
+
+def as_ours(field: str, value: Any) -> Any:
+    """The value here of one that other tools write.
+
+    >>> as_ours("bf16", "auto"), as_ours("seed", "auto")
+    (None, 'auto')
+    """
+    return None if field == "bf16" and isinstance(value, str) and value.lower() == "auto" else value
 
 
 def plain_value(value: Any, wanted: Any) -> Any:
@@ -233,7 +241,7 @@ def _wrong_texts(field: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def _unknown(field: str, word: str, known: tuple[str, ...]) -> tuple[str, str]:
     others = {name: meant for name, meant in _MEANT.items() if meant in known}
-    near = near_name(word.lower(), [*known, *others])
+    near = misspelt(word, [*known, *others], shortest=4)
     offer = f'Did you mean "{others.get(near, near)}"?' if near else ""
     listed = f"Use one of: {', '.join(known)}." if len(known) <= 20 or not offer else ""
     return f'{field} "{shortened(word)[1:-1]}" is not known.', f"{offer} {listed}".strip()
