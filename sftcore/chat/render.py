@@ -45,7 +45,8 @@ class Rendered:
     sentences on what the chat template did to this row. If the text holds `images`, `image_spans` are the characters
     that stand for them, which are never supervised, and `unexpanded` is the text as the processor reads it, with one
     placeholder for each image. `turns` are the assistant's turns, where their places were proven. `thoughtless` are the
-    messages that are supervised without reasoning of theirs, because the template cut it out.
+    messages that are supervised without reasoning of theirs, because the template cut it out. `whole` says what it
+    is, if no part of it means anything by itself.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Rendered:
     images: tuple[Mapping[str, Any], ...] = ()
     turns: tuple[TurnSpan, ...] = ()
     thoughtless: tuple[int, ...] = ()
+    whole: str = ""
 
 
 class Renderer:
@@ -104,7 +106,7 @@ class Renderer:
         """
         if example.text is not None:
             if example.spans is not None:
-                return Rendered(example.text, tuple(example.spans), False)
+                return Rendered(example.text, tuple(example.spans), False, whole="a row that is supervised in part")
             self._refuse_completion_only("a text")
             self._refuse_assistant_only()
             if self._start and example.text[: len(self._start)] == self._start:
@@ -128,7 +130,7 @@ class Renderer:
                 notes = (BEGUN, *notes)
             if self._misses_template(example.prompt):
                 notes = (WITHOUT_TEMPLATE, *notes)
-            return Rendered(text, spans, not begun, notes)
+            return Rendered(text, spans, not begun, notes, whole="" if spans is None else "an answer")
         return self._prompt_and_completion(example)
 
     def _misses_template(self, prompt: str) -> bool:
@@ -177,7 +179,8 @@ class Renderer:
         cut = conversation.skeleton.thoughtless
         if cut:
             cut = tuple(i for i in cut if i >= first and turns[i].train is not False and turns[i].weight != 0)
-        return Rendered(conversation.text, spans, False, conversation.notes + notes, turns=proven, thoughtless=cut)
+        notes = conversation.notes + notes
+        return Rendered(conversation.text, spans, False, notes, turns=proven, thoughtless=cut, whole="a conversation")
 
     def _prompt_and_completion(self, example: Example) -> Rendered:
         prompt, notes = self._as_templates_read(_turns(example.prompt), example)

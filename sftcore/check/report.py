@@ -381,7 +381,7 @@ def _inspected(inspector: Inspector, rows: Sequence[Row], numbers: Sequence[int]
 
 def _refusal(error: RowError) -> tuple[str, str]:
     """The id of the finding, and the reason without the parts that differ from row to row."""
-    reason = re.sub(r"\[\d+\]", "[…]", re.sub(r"\b(message|turn) \d+", r"\1 …", error.what))
+    reason = re.sub(r"\[\d+\]", "[…]", re.sub(r"\b(message|turn|has) \d[\d,]*", r"\1 …", error.what))
     if re.search(r'role ".*" is not known', reason):
         return "unknown-role", reason
     missing = re.search(r'" is (?:null|missing)\.|has no "(?:content|role)"', reason)

@@ -103,6 +103,9 @@ class SFTConfig(TrainingArguments):
     the positions that the model has learned, if it has."""
     truncation_mode: str = "keep_start"
     """Which end of a long row is kept: keep_start or keep_end."""
+    long_rows: str = "cut"
+    """What becomes of rows longer than `max_length`: cut; drop (they are counted); split, which makes several rows of a
+    text that is trained whole, and refuses conversations and answers; or refuse."""
     shuffle_dataset: bool = False
     """Shuffle the data with the run's seed when they are prepared."""
     packing: bool = False

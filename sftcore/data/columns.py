@@ -111,6 +111,19 @@ class TokenColumns:
             self.weighted,
         )
 
+    def split(self, max_length: int) -> tuple[TokenColumns, Sequence[int]]:
+        """The rows with longer ones in pieces of at most `max_length` tokens, and which row each piece is of.
+
+        >>> pieces, rows = TokenColumns.of([TokenizedRow([1, 2, 3]), TokenizedRow([4])]).split(2)
+        >>> [pieces.row(i).input_ids for i in range(3)], rows
+        ([[1, 2], [3], [4]], [0, 0, 1])
+        """
+        counts = np.maximum(-(-self.lengths // max_length), 1)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        firsts = (np.arange(len(rows)) - offsets_of(counts)[rows]) * max_length
+        offsets = np.append(self.offsets[rows] + firsts, self.offsets[-1])
+        return TokenColumns(self.input_ids, self.labels, self.weights, offsets, self.weighted[rows]), rows.tolist()
+
     def to_arrow(self) -> dict[str, pa.Array]:
         """Arrow columns: input_ids and labels list<int32>; weights list<float32>, null for rows without weights."""
         import pyarrow as pa

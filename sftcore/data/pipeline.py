@@ -21,6 +21,7 @@ from sftcore.data.format import RowReader, fault_in
 from sftcore.data.images.expand import Expander
 from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
+from sftcore.data.rules.long_rows import CUT, SPLIT, TOO_LONG, LongRule
 from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, token_range
 from sftcore.util.warned import warn_of_plugin
 
@@ -45,7 +46,8 @@ _LONGEST = 2**26
 class Inspected:
     """What the run would make of one example of a row.
 
-    `example` is None if the format refused the row, and `row` is None if any step did; `error` says which and why.
+    `example` is None if the format refused the row, or if this is a further piece of a row that was split, and `row` is
+    None if any step refused it; `error` says which and why.
     `row` is the example after truncation, always with labels. `dropped` says why the run would drop it, or is empty.
     `pictures` are the example's images, `turns` the assistant's turns in it.
     """
@@ -68,7 +70,8 @@ class Pipeline:
 
     `numbering` holds the numbers of the rows if they differ from their indices (see sftcore.data.source.load). `meant`
     marks nulls that were written, if a column holds JSON (see sftcore.data.nulls).
-    `vocabulary` is how many tokens the model has; rows that come as tokens hold none beyond it.
+    `vocabulary` is how many tokens the model has; rows that come as tokens hold none beyond it. `long_rows` says which
+    rows are not cut to `max_length`, but dropped, split or refused.
     An `expander`, for a vision-language model, adds the column `documents` (see sftcore.data.images.pictures).
     """
 
@@ -81,6 +84,7 @@ class Pipeline:
     numbering: Sequence[int] | None = None
     meant: Callable[[Row], Row] | None = None
     vocabulary: int | None = None
+    long_rows: LongRule = CUT
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -119,7 +123,10 @@ class Pipeline:
         """Tokens, labels and weights of these examples after truncation, with the outcome of each."""
         import pyarrow as pa
 
-        whole, kept, dropped, notes = self._outcome([content for _, content in contents], encoded)
+        whole, kept, origins, faults, dropped, notes = self._outcome([content for _, content in contents], encoded)
+        if fault := next((one for one in faults.items() if self.long_rows.choice != "refuse"), None):
+            raise fault[1].at(self.reader.where, contents[fault[0]][0])
+        contents = [contents[i] for i in origins]
         lengths = whole.lengths
         outcome = {
             "_row": pa.array([number for number, _ in contents], pa.int64()),
@@ -150,12 +157,20 @@ class Pipeline:
             if not examples:
                 pending.append((number, None, None))
         encoded = self.tokenize([(number, content) for number, _, content in pending])
-        whole, kept, dropped, notes = self._outcome([content for _, _, content in pending], encoded)
+        whole, kept, origins, faults, dropped, notes = self._outcome([content for _, _, content in pending], encoded)
         of_texts = iter(encoded)
-        for i, (number, example, content) in enumerate(pending):
+        encodings = [next(of_texts)[1] if isinstance(content, Rendered) else None for *_, content in pending]
+        for i, origin in enumerate(origins):
+            number, example, content = pending[origin]
+            if origin in faults:
+                fault = faults[origin].at(self.reader.where, number)
+                found.append(Inspected(number, example, fault, None, int(whole.lengths[i]), 0, "", ()))
+                continue
+            if i and origins[i - 1] == origin:
+                example = None
             length = int(whole.lengths[i])
             cut = length - int(kept.lengths[i])
-            pictures = self._pictures(content, next(of_texts)[1]) if isinstance(content, Rendered) else ()
+            pictures = self._pictures(content, encodings[origin]) if isinstance(content, Rendered) else ()
             outcome = kept.row(i), length, cut, dropped[i] or "", notes[i], pictures, getattr(content, "turns", ())
             found.append(Inspected(number, example, None, *outcome))
         return sorted(found, key=lambda one: one.number)
@@ -237,17 +252,27 @@ class Pipeline:
 
     def _outcome(
         self, contents: Sequence[Content], encoded: Sequence[Encoded]
-    ) -> tuple[TokenColumns, TokenColumns, list[str | None], list[tuple[str, ...]]]:
-        """The rows before and after truncation; for each the reason to drop it, or None, and its notes."""
-        whole, overlaps_edge = self.tokenizer.columns(contents, encoded)
+    ) -> tuple[TokenColumns, TokenColumns, Sequence[int], dict[int, RowError], list[str | None], list[tuple[str, ...]]]:
+        """The rows before and after truncation, and which content each is of; errors of contents that are refused.
+
+        For each row, the reason to drop it, or None, and its notes.
+        """
+        given, overlaps_edge = self.tokenizer.columns(contents, encoded)
+        lengths = given.lengths
+        found = ((i, self.long_rows.fault(content, int(lengths[i]))) for i, content in enumerate(contents))
+        faults = {i: error for i, error in found if error is not None}
+        whole, origins = self.long_rows.split(given)
         kept = whole.truncated(self.max_length, self.truncation)
         before, after = whole.num_supervised(), kept.num_supervised()
         of_texts = iter(encoded)
+        encodings = [next(of_texts)[1] if isinstance(content, Rendered) else None for content in contents]
         dropped: list[str | None] = []
-        notes = []
-        for i, content in enumerate(contents):
-            encoding = next(of_texts)[1] if isinstance(content, Rendered) else None
-            if self._cuts_image(content, encoding, whole.lengths[i]):
+        notes: list[tuple[str, ...]] = []
+        for i, origin in enumerate(origins):
+            content, length = contents[origin], int(whole.lengths[i])
+            if origin in faults or self.long_rows.drops(length):
+                dropped.append(TOO_LONG)
+            elif self._cuts_image(content, encodings[origin], length):
                 dropped.append(IMAGE_CUT)
             elif content is None:
                 dropped.append(self.reader.nothing)
@@ -255,8 +280,12 @@ class Pipeline:
                 dropped.append(NOTHING_LEFT if before[i] else NOTHING_SUPERVISED)
             else:
                 dropped.append(None)
-            notes.append((*getattr(content, "notes", ()), *([OVERLAPS_EDGE] if overlaps_edge[i] else [])))
-        return whole, kept, dropped, notes
+            if i and origins[i - 1] == origin:
+                notes.append(())  # what is said of a row counts it once
+                continue
+            said = getattr(content, "notes", ()), [OVERLAPS_EDGE] if overlaps_edge[origin] else []
+            notes.append((*said[0], *said[1], *([SPLIT] if length < lengths[origin] else [])))
+        return whole, kept, origins, faults, dropped, notes
 
     def _cuts_image(self, content: Content, encoding: Any, length: int) -> bool:
         """Whether truncation would cut an image of this text off or apart."""

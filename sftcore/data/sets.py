@@ -27,6 +27,7 @@ from sftcore.data.nulls import meant_nulls
 from sftcore.data.packing.blocks import PackingPlan
 from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank
+from sftcore.data.rules.long_rows import LongRule, choice_of
 from sftcore.data.source.load import numbers_of
 from sftcore.data.store.cache import Key, find_or_make, wrapped
 from sftcore.data.store.counts import StreamCounts
@@ -232,7 +233,15 @@ class DataPreparation:
             truncation=settings.get("truncation_mode") or "keep_start",
             expander=self._expander(packing, name, source.image_folder if source else ""),
             vocabulary=self._vocabulary() if "input_ids" in columns else None,
+            long_rows=self._long_rows(name),
         )
+
+    def _long_rows(self, name: str) -> LongRule:
+        """What becomes of long rows of this set; rows to predict are never split, since each has one prediction."""
+        choice = choice_of(self.setup.plan.settings)
+        if name.startswith(PREDICTED) and choice == "split":
+            choice = "refuse"
+        return LongRule(choice, self.max_length)
 
     def _vocabulary(self) -> int:
         """How many tokens the model has: embeddings may be larger than the tokenizer's vocabulary."""
@@ -289,6 +298,8 @@ class DataPreparation:
     ) -> Dataset:
         """The set from the cache, or prepared and put there; rows that are mixed are packed later, if at all."""
         settings = self.setup.plan.settings
+        folder = getattr(pipeline.expander, "folder", None)
+        own = {**settings, "image_folder": folder, "long_rows": pipeline.long_rows.choice}
         how = f"{packing.strategy}, shuffle seed {packing.shuffle_seed}" if packing else ""
         if packing and in_mixture:
             how, packing = f"{packing.strategy}, of a mixture", None
@@ -304,7 +315,7 @@ class DataPreparation:
                 format=self.formats.get(name) or self.formatting_func,
                 tokenizer=self.tokenizer,
                 processor=self.processor if is_vision(self.processor) else None,
-                settings={**settings, "image_folder": getattr(pipeline.expander, "folder", None)},
+                settings=own,
                 max_length=self.max_length,
                 packing=how,
                 numbering=pipeline.numbering,
@@ -318,8 +329,8 @@ class DataPreparation:
             self.ledgers.append(ledger)
             return wrapped(table)
         if key is None:
-            own = {"set": name, "number": str(len(self.ledgers))}
-            found, ledger, _ = find_or_make(own, make, folder=self.shared)
+            set_and_number = {"set": name, "number": str(len(self.ledgers))}
+            found, ledger, _ = find_or_make(set_and_number, make, folder=self.shared)
             note = "prepared by one process for all processes of this machine, and not kept"
         else:
             found, ledger, note = find_or_make(key, make)

@@ -38,6 +38,7 @@ IN_PROSE = {
     "include_num_input_tokens_seen": ["all", "non_padding", "no"], "include_for_metrics": ["inputs", "loss"],
     "adapter_dtype": ["float32", "bfloat16"], "on_nonfinite": ["stop", "skip", "continue"],
     "packing_strategy": ["bfd", "bfd_split", "wrapped"], "truncation_mode": ["keep_start", "keep_end"],
+    "long_rows": ["cut", "drop", "split", "refuse"],
     "mask_style": ["turn", "trl"], "pad_to_multiple_of": ["auto", "none"],
 }  # fmt: skip
 """Names that no annotation declares."""

@@ -197,6 +197,7 @@ SETTINGS = st.fixed_dictionaries(
         "packing_strategy": st.sampled_from(["bfd", "bfd_split", "wrapped"]),
         "assistant_only_loss": st.sampled_from([False, False, True]),
         "completion_only_loss": st.sampled_from([None, None, True, False]),
+        "long_rows": st.sampled_from(["cut", "cut", "drop", "refuse"]),
         "truncation_mode": st.sampled_from(["keep_start", "keep_end"]),
         "dataset_cache": st.just(False),
     }

@@ -75,6 +75,7 @@ _OWN: Mapping[str, tuple[str, ...]] = {
     "on_nonfinite": ("stop", "skip", "continue"),
     "packing_strategy": PACKING_STRATEGIES,
     "truncation_mode": ("keep_start", "keep_end"),
+    "long_rows": ("cut", "drop", "split", "refuse"),
     "mask_style": ("turn", "trl"),
     # transformers says these in prose alone
     "include_num_input_tokens_seen": ("all", "non_padding", "no"),

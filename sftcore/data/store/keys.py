@@ -24,6 +24,7 @@ SETTINGS = (
     "assistant_only_loss",
     "mask_style",
     "truncation_mode",
+    "long_rows",
     "packing_strategy",
     "dataset_text_field",
     "rows",

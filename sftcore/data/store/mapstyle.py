@@ -17,6 +17,7 @@ from sftcore.data.images.reference import holds_only_images
 from sftcore.data.ledger import Ledger
 from sftcore.data.packing.blocks import PackingPlan, blocks_of, num_supervised
 from sftcore.data.pipeline import OUTCOME, Pipeline, rows_of
+from sftcore.data.rules.long_rows import TOO_LONG, several_refused
 from sftcore.data.store.cache import OTHERWISE
 from sftcore.util.disk import writing
 
@@ -97,7 +98,9 @@ def build(
     for table in _prepared(dataset, pipeline, num_proc, name):
         outcomes.append(table.select(_OUTCOME))
         sink.write(kept_rows(table))
-    ledger = Ledger.of(pa.concat_tables(outcomes), name=name, format=pipeline.reader.label)
+    found = pa.concat_tables(outcomes)
+    refuse_long(found, pipeline)
+    ledger = Ledger.of(found, name=name, format=pipeline.reader.label)
     if not ledger.rows_kept:
         raise DataError(
             f"no row is left: {'; '.join(ledger.lines()[1:])}.",
@@ -120,6 +123,24 @@ def pack_sink(sink: Sink, packing: PackingPlan, ledger: Ledger) -> tuple[pa.Tabl
     if sink.folder is not None:
         sink.path.unlink()
     return whole.table(), ledger.packed(packed, packing.strategy, supervised)
+
+
+def refuse_long(outcomes: pa.Table, pipeline: Pipeline) -> None:
+    """Refuse rows that are longer than the run allows, where it refuses them.
+
+    Raises:
+        RowError: with how many they are, at the first of them.
+    """
+    if pipeline.long_rows.choice != "refuse":
+        return
+    import pyarrow.compute as pc
+
+    long = outcomes.filter(pc.equal(outcomes.column("_dropped"), TOO_LONG))
+    if len(long):
+        numbers = long.column("_row").to_pylist()
+        first = pipeline.long_rows.fault(None, long.column("_tokens_in")[0].as_py())
+        assert first is not None
+        raise several_refused(numbers, first.at(pipeline.reader.where, numbers[0]))
 
 
 def kept_rows(table: pa.Table) -> pa.Table:

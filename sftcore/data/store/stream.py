@@ -12,7 +12,7 @@ from sftcore.data.packing.blocks import PackingPlan, blocks_of
 from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank, shard_source
 from sftcore.data.store.counts import StreamCounts
-from sftcore.data.store.mapstyle import BATCH, kept_rows
+from sftcore.data.store.mapstyle import BATCH, kept_rows, refuse_long
 from sftcore.data.suggestions import TRIED
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def prepare_stream(
         own = rank.own(numbers)
         taken = {name: [values[place] for place in own] for name, values in batch.items()}
         table = pipeline(taken, [numbers[place] for place in own])
+        refuse_long(table, pipeline)
         if counts is not None:
             counts.add(table)
         rows = kept_rows(table)
