@@ -141,7 +141,7 @@ class Reporter:
     _columns: Counter[str] = field(factory=Counter)
     _files: list[FileReport] = field(factory=list)
     _suggested: str = ""
-    _number: int = 0
+    number: int = 0
     _characters: array[int] = field(factory=lambda: array("Q"))
     _long: list[tuple[Location, int]] = field(factory=list)
     _lengths: array[int] = field(factory=lambda: array("Q"))
@@ -192,8 +192,8 @@ class Reporter:
     def _all(self, file: str, raws: Iterator[Raw], inspector: Inspector | None) -> None:
         batch: list[tuple[Location, dict[str, Any]]] = []
         for raw in raws:
-            location = Location(None if raw.whole_file else self._number, file, raw.line)
-            self._number += not raw.whole_file
+            location = Location(None if raw.whole_file else self.number, file, raw.line)
+            self.number += not raw.whole_file
             self._counts.read += not raw.whole_file
             if raw.fault is not None:
                 self._counts.broken += not raw.whole_file
@@ -208,7 +208,7 @@ class Reporter:
 
     def _look(self, inspector: Inspector | None, batch: list[tuple[Location, dict[str, Any]]]) -> Inspector | None:
         if self.progress is not None:
-            self.progress(self._number)
+            self.progress(self.number)
         if inspector is None or not batch:
             return inspector
         rows, locations = [row for _, row in batch], {location.row: location for location, _ in batch}

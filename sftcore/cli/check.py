@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -102,14 +101,17 @@ def _read(reporter: Any, section: SourceSection) -> None:
     from sftcore.check.findings import Location
     from sftcore.core.errors import DataError
     from sftcore.data.source.files import local_files
-    from sftcore.data.source.rows import Raw, as_used, raw_rows
+    from sftcore.data.source.rows import Raw, Window, raw_rows
+    from sftcore.data.source.several import window_in
 
     try:
         files = local_files(section.path, section.sample_by)
+        taken = window_in(section, files) or range(sys.maxsize)
     except DataError as error:
         reporter.findings.add("unreadable", Location(file=error.where), what=error.what, fix=error.fix)
         return
-    left = math.inf if section.rows is None else section.rows
+    stop = taken.stop if section.rows is None else min(taken.stop, taken.start + section.rows)
+    window, reporter.number = Window(taken.start, stop, section.columns), taken.start
     if files is None:
         from sftcore.data.source.load import Source, load
 
@@ -120,8 +122,8 @@ def _read(reporter: Any, section: SourceSection) -> None:
     else:
         sources = ((str(path), raw_rows(path, files.builder, files.sample_by)) for path in files.paths)
     for file, raws in sources:
-        if left > 0:
-            left -= reporter.read(file, as_used(raws, left, section.columns))
+        if not window.closed:
+            reporter.read(file, window.of(raws))
 
 
 def _show_progress(rows: int) -> None:

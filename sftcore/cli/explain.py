@@ -92,5 +92,6 @@ def _described(section: SourceSection, bound: Bound | None) -> str:
     path = section.path if isinstance(section.path, str) else ", ".join(section.path)
     said = [f"format {bound.entry.name}"] if bound is not None else []
     said += [f"weight {section.weight:g}"] if section.weight is not None else []
+    said += [f"split {section.split}"] if "[" in section.split else []
     said += [f"the first {section.rows:,} rows"] if section.rows is not None else []
     return section.labelled(path) + (f" ({', '.join(said)})" if said else "")

@@ -17,7 +17,7 @@ from sftcore.core.types import IGNORED, TokenizedRow
 from sftcore.core.visible import visible
 from sftcore.data.images.pictures import DOCUMENTS, Picture
 from sftcore.data.mixing.mixture import Mixture, with_format
-from sftcore.data.source.several import GivenSet, GivenSource, inspect_set, load_set, rename
+from sftcore.data.source.several import GivenSet, GivenSource, inspect_set, load_set, rename, window_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -167,8 +167,8 @@ def preview(recipe: Recipe, row: int, source_name: str | None = None) -> list[Pr
     if len(sections) > 1 and source_name is None and recipe.training.get("packing"):
         return [_block_of_mixture(recipe, setup, row)]
     section = _section_named(sections, source_name)
-    source, choice = _source_and_format(section, with_format(setup, section.format))
-    given = GivenSource(section, source)
+    source, window, choice = _source_and_format(section, with_format(setup, section.format))
+    given = GivenSource(section, source, window)
     loaded = load_set(GivenSet((given,)))
     dataset = loaded.sources[0].dataset if isinstance(loaded, Mixture) else loaded
     label = given.label
@@ -220,8 +220,10 @@ def _block_of_mixture(recipe: Recipe, setup: Setup, row: int) -> Preview:
     return Preview(row, 0, documents, notes=(f"Of {given.label}.",), capacity=preparation.max_length)
 
 
-def _source_and_format(section: SourceSection, setup: Setup) -> tuple[Source, FormatChoice | None]:
-    """Where the rows are, and their format if local files can be sampled, so that errors appear before anything loads.
+def _source_and_format(section: SourceSection, setup: Setup) -> tuple[Source, range | None, FormatChoice | None]:
+    """Where the rows are, which of them are read, and their format if local files can be sampled.
+
+    So errors appear before anything loads.
 
     The sampled rows are not checked, so that a row can be shown even if another one is faulty.
     """
@@ -231,17 +233,17 @@ def _source_and_format(section: SourceSection, setup: Setup) -> tuple[Source, Fo
 
     files = local_files(section.path, section.sample_by)
     if files is None:
-        return Source(str(section.path), None), None
-    sample = first_rows(files, min(SAMPLE, section.rows or SAMPLE))
+        return Source(str(section.path), None), None, None
+    window = window_in(section, files)
+    sample = first_rows(files, min(SAMPLE, section.rows or SAMPLE), window.start if window else 0)
     if section.columns is not None:
         sample = [(place, {key: row[key] for key in section.columns if key in row}) for place, row in sample]
     if not sample:
-        return Source(files.label, files), None
+        return Source(files.label, files), window, None
     columns = list(dict.fromkeys(key for _, row in sample for key in row))
     choice = format_for(setup, columns, files.label, lambda: [row for _, row in sample])
-    return Source(
-        files.label, files, reader_for(choice.bound, columns, files.label, setup.plugins, setup.plan.settings)
-    ), choice
+    reader = reader_for(choice.bound, columns, files.label, setup.plugins, setup.plan.settings)
+    return Source(files.label, files, reader), window, choice
 
 
 def _refuse_beyond(row: int, count: int, unit: str, label: str) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from sftcore.core.errors import DataError, TemplateStoppedError
-from sftcore.data.source.files import Files, scan
+from sftcore.data.source.files import Files
 from sftcore.data.source.load import explained
 from sftcore.data.source.several import GivenSet, GivenSource, rename
+from sftcore.data.source.slices import num_rows
 
 if TYPE_CHECKING:
     from sftcore.train.checked import Checked
@@ -65,16 +66,8 @@ def place_of(files: Files | None, row: int) -> str | None:
     if files is None or len(files.paths) < 2:
         return None
     for path in files.paths:
-        number = _num_rows(evolve(files, paths=(path,)))
+        number = num_rows(evolve(files, paths=(path,)))
         if row < number:
             return f"{path} row {row}"
         row -= number
     return None
-
-
-def _num_rows(files: Files) -> int:
-    if files.builder == "parquet":
-        import pyarrow.parquet as pq
-
-        return int(pq.read_metadata(files.paths[0]).num_rows)
-    return sum(1 for _ in scan(files))

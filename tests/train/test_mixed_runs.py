@@ -165,7 +165,7 @@ def test_what_is_wrong_with_several_sources_is_said_before_anything_is_loaded(ru
     ("words", "said"),
     [
         (["data.train=[{path: chat.jsonl, columns: [txt]}]"], 'no installed format recognises the columns'),
-        (["data.train={path: chat.jsonl, split: 'train[:10]'}"], "data.train: split \"train[:10]\" takes a part"),
+        (["data.train={path: chat.jsonl, split: 'train[5]'}"], "data.train: split \"train[5]\" is not a slice"),
         (["metric_for_best_model=loss"], 'no evaluation of dev, hard measures "loss"'),
         (["data.streaming=true", "max_steps=-1"], "Add max_steps, or drop data.streaming"),
     ],

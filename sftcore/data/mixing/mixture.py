@@ -14,6 +14,7 @@ from sftcore.config.selections import parse_choice
 from sftcore.core.errors import DataError, OptionTypeError, nearest
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import AUTO, Plan, Selection
+from sftcore.data.source.load import taken
 
 if TYPE_CHECKING:
     from sftcore.config.setup import Setup
@@ -67,9 +68,7 @@ class DataSource:
         """The rows that are read of its data set."""
         if self.rows is None:
             return self.dataset
-        if hasattr(self.dataset, "select"):
-            return self.dataset.select(range(min(self.rows, len(self.dataset))))
-        return self.dataset.take(self.rows)
+        return taken(self.dataset, range(self.rows))
 
 
 def _as_sources(given: Any) -> tuple[DataSource, ...]:

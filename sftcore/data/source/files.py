@@ -96,9 +96,12 @@ def _files(source: str | Sequence[str]) -> Files | None:
     return Files(paths, builders[0])
 
 
-def first_rows(files: Files, limit: int) -> list[tuple[str, dict[str, Any]]]:
-    """Up to `limit` rows, each with its location (`file row 3`); none if the standard library cannot read the type."""
-    return list(itertools.islice(scan(files), limit))
+def first_rows(files: Files, limit: int, start: int = 0) -> list[tuple[str, dict[str, Any]]]:
+    """Up to `limit` rows from `start` on, each with its location (`file row 3`).
+
+    There are none if the standard library cannot read the type.
+    """
+    return list(itertools.islice(scan(files), start, start + limit))
 
 
 def scan(files: Files) -> Iterator[tuple[str, dict[str, Any]]]:

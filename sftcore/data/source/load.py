@@ -16,6 +16,7 @@ from sftcore.data.format import RowReader, choose_format, reader_for
 from sftcore.data.source.files import Files, first_rows, local_files, scan
 from sftcore.data.source.made import dataset_of, is_uniform, stream_of
 from sftcore.data.source.opened import needs_python
+from sftcore.data.source.slices import NO_END, numbers_in
 from sftcore.data.source.tokenizers import has_chat_template
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def inspect(
     limit: int = SAMPLE,
     keep: Sequence[str] | None = None,
     sample_by: SampleBy | None = None,
+    window: range | None = None,
 ) -> Source:
     """Read the first rows of local files with the run's format, using only the standard library.
 
@@ -55,6 +57,7 @@ def inspect(
         limit: how many rows are read.
         keep: the columns that are kept; None is all of them.
         sample_by: what a row of a text file is.
+        window: the rows that are read of all; None is all of them.
 
     Raises:
         DataError, RowError: a file is missing, empty or broken, or the format does not read its columns or a row.
@@ -62,12 +65,14 @@ def inspect(
     files = local_files(source, sample_by)
     if files is None:
         return Source(str(source), None)
-    sample = first_rows(files, limit)
+    sample = first_rows(files, limit if window is None else min(limit, len(window)), window.start if window else 0)
     if keep is not None:
         sample = [(place, {name: row[name] for name in keep if name in row}) for place, row in sample]
     if not sample:
         if files.builder in ("parquet", "arrow"):
             return Source(files.label, files)
+        if window is not None and first_rows(files, 1):
+            raise DataError(f"there is no row {window.start}, with which the slice begins.", where=files.label)
         raise DataError("the file holds no rows.", where=files.label, fix="Give a file with at least one row.")
     columns = list(dict.fromkeys(key for _, row in sample for key in row))
     bound = choose_format(
@@ -161,10 +166,28 @@ def split_rows(count: int, size: float, seed: int) -> tuple[Sequence[int], Seque
 
 
 def numbered(dataset: Dataset, rows: Sequence[int]) -> Dataset:
-    """These rows, which keep the numbers that they have in the data set."""
-    found: Any = dataset.select(rows)
-    setattr(found, _ROW_NUMBERS, tuple(rows))
-    return found
+    """These rows, which keep the numbers that they have in the data set, or had in the one that it was taken from."""
+    before, found = numbers_of(dataset), dataset.select(rows)
+    if before is not None:
+        rows = before[rows.start : rows.stop] if isinstance(rows, range) else [before[row] for row in rows]
+    return _with_numbers(found, rows if isinstance(rows, range) else tuple(rows))
+
+
+def taken(dataset: Any, window: range) -> Any:
+    """Those rows of a data set or stream that are in the window, with their numbers."""
+    if hasattr(dataset, "select"):
+        return numbered(dataset, numbers_in(window, len(dataset)))
+    numbers = numbers_of(dataset)
+    found = dataset.skip(window.start) if window.start else dataset
+    found = found if window.stop >= NO_END else found.take(len(window))
+    # a stream counts its rows as they come
+    return _with_numbers(found, range(window.start, NO_END) if numbers is None else numbers[window.start :])
+
+
+def _with_numbers(dataset: Any, numbers: Sequence[int]) -> Any:
+    if not isinstance(numbers, range) or numbers.start:
+        setattr(dataset, _ROW_NUMBERS, numbers)
+    return dataset
 
 
 def paths_of(*sources: Source | None) -> list[Path]:

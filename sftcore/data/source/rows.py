@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import define, evolve, frozen
 
 from sftcore.config.data.section import SampleBy
 from sftcore.data.source.opened import delimiter_of, opened_text
@@ -74,15 +74,31 @@ def rows_in(path: Path, builder: str, sample_by: SampleBy = "line") -> Iterator[
     return readers.get(builder, _json)(path)
 
 
-def as_used(raws: Iterable[Raw], limit: float, keep: Sequence[str] | None) -> Iterator[Raw]:
-    """The first rows as a run uses them, with the columns that it keeps; None keeps all."""
-    for raw in raws:
-        if raw.row is not None and keep is not None:
-            raw = evolve(raw, row={name: raw.row[name] for name in keep if name in raw.row})
-        yield raw
-        limit -= not raw.whole_file
-        if limit <= 0:
-            return
+@define
+class Window:
+    """The rows that a run uses, from `start` to before `stop` of all files; `keep` are their columns, None: all."""
+
+    start: int
+    stop: float
+    keep: Sequence[str] | None
+    _position: int = 0
+
+    def of(self, raws: Iterable[Raw]) -> Iterator[Raw]:
+        """Those rows of the next file that are used, with the columns that are kept."""
+        for raw in raws:
+            self._position += not raw.whole_file
+            if not raw.whole_file and self._position <= self.start:
+                continue
+            if raw.row is not None and self.keep is not None:
+                raw = evolve(raw, row={name: raw.row[name] for name in self.keep if name in raw.row})
+            yield raw
+            if self.closed:
+                return
+
+    @property
+    def closed(self) -> bool:
+        """Whether no further row is used."""
+        return self._position >= self.stop
 
 
 def _of_file(fault: str, detail: str = "", fix: str = "", line: int | None = None) -> Raw:

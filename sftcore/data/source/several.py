@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,10 @@ from sftcore.config.data.section import DataSection, SourceSection, Stop
 from sftcore.core.errors import DataError, SFTCoreError, nearest, raise_all
 from sftcore.core.types import Problem
 from sftcore.data.mixing.mixture import DataSource, Mixture, with_format
-from sftcore.data.source.files import local_files
-from sftcore.data.source.load import SAMPLE, Source, inspect, load, paths_of, split_off
+from sftcore.data.source.files import Files, local_files
+from sftcore.data.source.load import SAMPLE, Source, inspect, load, paths_of, split_off, taken
+from sftcore.data.source.slices import says_nothing, window_of
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -22,15 +23,14 @@ if TYPE_CHECKING:
     from sftcore.config.setup import Setup
     from sftcore.core.types import Plan, Probe
 
-_SLICE = re.compile(r"\[.*\]|\+|%")
-
 
 @frozen
 class GivenSource:
-    """A source of a recipe: what the recipe says of it, and its files."""
+    """A source of a recipe: what the recipe says of it, its files, and which of their rows are read; None is all."""
 
     section: SourceSection
     source: Source
+    window: range | None = None
 
     @property
     def label(self) -> str:
@@ -42,6 +42,7 @@ class GivenSource:
         section, files = self.section, self.source.files
         paths = [str(path) for path in files.paths] if files else []
         said = {"name": section.name, "path": section.path, "weight": section.weight, "rows": section.rows}
+        said |= {"split": section.split} if self.window is not None else {}
         return {**said, "format": section.format and section.format.label, "files": paths}
 
 
@@ -94,25 +95,38 @@ def given_set(sections: Sequence[SourceSection], stop: Stop) -> GivenSet:
     for section in sections:
         files = local_files(section.path, section.sample_by)
         label = files.label if files else str(section.path)
-        sources.append(GivenSource(section, Source(label, files)))
+        sources.append(GivenSource(section, Source(label, files), window_in(section, files)))
     return GivenSet(tuple(sources), stop)
+
+
+def window_in(section: SourceSection, files: Files | None) -> range | None:
+    """The rows that the source's slice takes of its local files; None where there is no slice.
+
+    Raises:
+        DataError: the slice is none, or takes no row.
+    """
+    if files is None:
+        return None
+    ignored = [] if says_nothing(section.split) else [f'split "{section.split}"']
+    ignored += [f'config "{section.config}"'] if section.config is not None else []
+    if ignored:
+        are = "are" if len(ignored) > 1 else "is"
+        warn(f"{files.label}: {' and '.join(ignored)} {are} not read, because local files have neither.")
+    return window_of(section.split, files, section.place or files.label)
 
 
 def _inspected(section: SourceSection, setup: Setup) -> GivenSource:
     own = with_format(setup, section.format)
     limit = SAMPLE if section.rows is None else min(SAMPLE, section.rows)
     try:
-        source = inspect(section.path, own, limit=limit, keep=section.columns, sample_by=section.sample_by)
+        window = window_in(section, local_files(section.path, section.sample_by))
+        source = inspect(
+            section.path, own, limit=limit, keep=section.columns, sample_by=section.sample_by, window=window
+        )
     except DataError as error:
         error.where = section.labelled(error.where)
         raise
-    if source.files is not None and _SLICE.search(section.split):
-        raise DataError(
-            f'split "{section.split}" takes a part, which is for data sets of the hub: local files have no splits.',
-            where=section.place or source.label,
-            fix="Write rows: 100 for the first 100 rows of a source: {path: train.jsonl, rows: 100}.",
-        )
-    return GivenSource(section, source)
+    return GivenSource(section, source, window)
 
 
 def problems_of_formats(data: DataSection, setup: Setup, plan: Plan, probe: Probe) -> Iterator[Problem]:
@@ -177,6 +191,8 @@ def _rows(one: GivenSource, streaming: bool) -> Dataset | IterableDataset:
         if not error.where.startswith(one.label):
             error.where = section.labelled(error.where)
         raise
+    if one.window is not None:
+        rows = taken(rows, one.window)
     return DataSource(rows, rows=section.rows).taken()
 
 
