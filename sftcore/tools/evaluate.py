@@ -80,7 +80,7 @@ def evaluation_rows(run: SavedRun, data: str | None, overrides: Sequence[str] = 
 
 def _own_data(run: SavedRun) -> Any:
     data = (run.manifest.get("recipe") or {}).get("data")
-    if not isinstance(data, Mapping) or (data.get("eval") is None and data.get("eval_fraction") is None):
+    if not isinstance(data, Mapping) or all(data.get(key) is None for key in ("eval", "eval_fraction", "eval_rows")):
         raise DataError(
             "the run names no evaluation rows.", where=run.place, fix="Give DATA: sftcore evaluate RUN DATA"
         )

@@ -44,7 +44,7 @@ def rows_of_run(
         tokenizer: the run's tokenizer, with its template.
         limit: how many token rows to return; rows that the run drops are skipped.
         max_length: cut longer rows to this, on the side that the run cuts; None is the run's own max_length.
-        part: which set; rows held back by `eval_fraction` are held back here too.
+        part: which set; rows held back by `eval_fraction` or `eval_rows` are held back here too.
         seed: the seed for shuffling raw rows; None keeps their order.
 
     Raises:
@@ -81,14 +81,14 @@ def dataset_of_run(recipe: Recipe, run: SavedRun, part: str) -> tuple[GivenSet, 
         DataError: the run has no such set, or it cannot be read.
     """
     data = recipe.data
-    from_train = part == "train" or data.eval_fraction is not None
+    from_train = part == "train" or data.held_back is not None
     wanted = data.sources if from_train else data.eval_sources
     if not wanted:
         raise DataError("the run has no evaluation set.")
     given = given_set(wanted, data.stop)
     dataset = load_set(given)
-    if data.eval_fraction is not None:
-        train, held_back = split_set(dataset, data.eval_fraction, int(run.manifest.get("seed", 42)))
+    if data.held_back is not None:
+        train, held_back = split_set(dataset, data.held_back, int(run.manifest.get("seed", 42)))
         dataset = train if part == "train" else held_back
     return given, dataset
 

@@ -68,7 +68,7 @@ def check_recipe(recipe: Recipe) -> Checked:
         raise ConflictError(
             f'eval_strategy is "{strategy}", and the data have no evaluation set.',
             where=recipe.place,
-            fix="Add data.eval or data.eval_fraction, or remove eval_strategy.",
+            fix="Add data.eval, data.eval_fraction or data.eval_rows, or remove eval_strategy.",
         )
     if recipe.data.streaming and (recipe.training.get("max_steps") or 0) < 1:
         raise ConflictError(
@@ -186,8 +186,8 @@ def _trainer(checked: Checked, console: Console, changed: Mapping[str, Any] | No
     train = load_set(checked.train, streaming=recipe.data.streaming)
     sets = {name: load_set(one) for name, one in checked.eval.items()}
     evaluation = sets.get("", sets or None)
-    if recipe.data.eval_fraction is not None:
-        train, evaluation = split_set(train, recipe.data.eval_fraction, args.seed)
+    if recipe.data.held_back is not None:
+        train, evaluation = split_set(train, recipe.data.held_back, args.seed)
     trainer = SFTTrainer(
         str(Path(recipe.model.name).expanduser()) if recipe.model.name else "",
         args=args,

@@ -25,11 +25,13 @@ from sftcore.core.types import KINDS, Selection
 _PATHS = str | list[str]
 SOURCE_KEYS: dict[str, Any] = {
     "path": _PATHS, "name": str | None, "format": Any, "weight": float | None, "rows": int | None,
-    "columns": list[str] | None, "sample_by": SampleBy | None, "config": str | None, "split": str,
+    "max_rows": int | None, "columns": list[str] | None, "sample_by": SampleBy | None, "config": str | None,
+    "split": str,
 }  # fmt: skip
 SECTION_KEYS: dict[str, Any] = {
     "train": Any, "eval": Any, "eval_fraction": float | None, "config": str | None, "split": str, "eval_split": str,
-    "streaming": bool, "stop": str | None, "rows": int | None, "sample_by": SampleBy | None,
+    "streaming": bool, "stop": str | None, "rows": int | None, "max_rows": int | None, "eval_rows": int | None,
+    "sample_by": SampleBy | None,
 }  # fmt: skip
 _ALIKE = {".jsonl": ".json", ".ndjson": ".json", ".tsv": ".csv"}
 """Endings of files that one source may hold together."""
@@ -58,7 +60,7 @@ class _Parser:
             spelled = f"{where}.train"
         else:
             value = {"train": value}
-        known = self._typed(value, SECTION_KEYS, where, "data")
+        known = self._one_name(self._typed(value, SECTION_KEYS, where, "data"), where)
         if known.get("train") in (None, "", [], {}):
             if "train" not in known or len(value) > 1:
                 what = 'the key "train" is missing.'
@@ -70,8 +72,18 @@ class _Parser:
         sources = self.sources(known["train"], spelled, general)
         evaluated = {**general, "split": known.get("eval_split", "test"), "rows": None}
         sets = self.eval_sets(known.get("eval"), f"{where}.eval", evaluated)
-        made = DataSection(sources, sets, known.get("eval_fraction"), known.get("streaming", False))
+        made = DataSection(
+            sources, sets, known.get("eval_fraction"), known.get("streaming", False), eval_rows=known.get("eval_rows")
+        )
         return self._combined(made, known, where)
+
+    def _one_name(self, known: dict[str, Any], where: str) -> dict[str, Any]:
+        """The values with `rows` for `max_rows`, which are the same."""
+        longer = known.pop("max_rows", None)
+        if longer is not None and known.get("rows") is not None:
+            what = "rows and max_rows are the same setting."
+            self.errors.append(RecipeError(what, where=where, fix="Keep one of the two."))
+        return known if longer is None else {**known, "rows": longer}
 
     def sources(self, value: Any, where: str, general: Mapping[str, Any]) -> tuple[SourceSection, ...]:
         """One source, or each of a list; `general` is what those that do not say it themselves take."""
@@ -112,7 +124,7 @@ class _Parser:
 
     def _source(self, value: Any, where: str, general: Mapping[str, Any]) -> SourceSection | None:
         if isinstance(value, Mapping):
-            known = self._typed(value, SOURCE_KEYS, where, "source")
+            known = self._one_name(self._typed(value, SOURCE_KEYS, where, "source"), where)
         else:
             known = self._typed({"path": value}, {"path": _PATHS}, where, "source", inner=False)
         if not known.get("path"):
@@ -176,13 +188,20 @@ class _Parser:
         if known.get("sample_by") and not any(one.sample_by for one in made.every):
             what = "sample_by says what a row of a .txt file is, and no source is one."
             self.errors.append(RecipeError(what, where=f"{where}.sample_by", fix="Leave it out."))
+        if made.eval_rows is not None and made.eval_rows < 1:
+            what = f"eval_rows is how many training rows are evaluated on instead, at least 1, got {made.eval_rows}."
+            self.errors.append(RecipeError(what, where=where, fix="Leave it out to hold none back."))
+        if made.eval_rows is not None and fraction is not None:
+            what, fix = "eval_rows and eval_fraction contradict each other.", "Keep one of the two."
+            self.errors.append(RecipeError(what, where=where, fix=fix))
         if fraction is not None and not 0 < fraction < 1:
             self.errors.append(RecipeError(f"eval_fraction must be between 0 and 1, got {fraction}.", where=where))
-        if fraction is not None and made.eval_sets:
-            what, fix = "eval and eval_fraction contradict each other.", "Keep one of the two."
+        named = "eval_fraction" if fraction is not None else "eval_rows"
+        if made.held_back is not None and made.eval_sets:
+            what, fix = f"eval and {named} contradict each other.", "Keep one of the two."
             self.errors.append(RecipeError(what, where=where, fix=fix))
-        if fraction is not None and made.streaming:
-            what = "eval_fraction does not work with streaming, because the whole stream would have to be read first."
+        if made.held_back is not None and made.streaming:
+            what = f"{named} does not work with streaming, because the whole stream would have to be read first."
             fix = "Name evaluation rows with eval, or drop streaming."
             self.errors.append(RecipeError(what, where=where, fix=fix))
         if stop is not None and stop not in get_args(Stop):

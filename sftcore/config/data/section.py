@@ -53,7 +53,8 @@ class DataSection:
     `sources` are read one after another, or mixed where one of them has a weight: `stop` then says whether an epoch
     ends when the first of them has no row left, or when all of them have been read. `eval_sets` are the evaluation
     sets by name; the name is empty where there is only one. `eval_fraction` is the share of the training rows to
-    evaluate on instead (above 0, below 1), chosen by the run's seed; it excludes `eval`. `streaming` reads training
+    evaluate on instead (above 0, below 1), and `eval_rows` their number, chosen by the run's seed; each excludes the
+    other and `eval`. `streaming` reads training
     rows as they are needed, but evaluation rows in advance.
     """
 
@@ -62,11 +63,17 @@ class DataSection:
     eval_fraction: float | None = None
     streaming: bool = False
     stop: Stop = "first"
+    eval_rows: int | None = None
+
+    @property
+    def held_back(self) -> float | int | None:
+        """The share (float) or the number (int) of training rows that are evaluated on instead; None for none."""
+        return self.eval_rows if self.eval_fraction is None else float(self.eval_fraction)
 
     @property
     def evaluates(self) -> bool:
         """Whether there are rows to evaluate on."""
-        return bool(self.eval_sets) or self.eval_fraction is not None
+        return bool(self.eval_sets) or self.held_back is not None
 
     @property
     def train(self) -> Paths:

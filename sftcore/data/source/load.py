@@ -149,11 +149,18 @@ def numbers_of(dataset: Any) -> Sequence[int] | None:
     return found
 
 
-def split_off(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split rows into training and evaluation rows, which keep the numbers that they have in the file."""
-    if len(dataset) < 2:
-        raise DataError(f"{len(dataset)} row cannot be split into training and evaluation.", fix="Drop eval_fraction.")
-    train, held_back = split_rows(len(dataset), fraction, seed)
+def split_off(dataset: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split rows into training rows and a share, or number, of evaluation rows; they keep their numbers in the file.
+
+    Raises:
+        DataError: there are too few.
+    """
+    count, name = len(dataset), "eval_rows" if isinstance(size, int) else "eval_fraction"
+    if count < 2:
+        raise DataError(f"{count} row cannot be split into training and evaluation.", fix=f"Drop {name}.")
+    if size >= count:
+        raise DataError(f"eval_rows is {size:,}, and there are {count:,} rows.", fix="Hold fewer back.")
+    train, held_back = split_rows(count, size, seed)
     return numbered(dataset, train), numbered(dataset, held_back)
 
 

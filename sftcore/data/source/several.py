@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,24 +155,53 @@ def load_set(given: GivenSet, *, streaming: bool = False) -> Any:
     return Mixture(loaded, given.stop)
 
 
-def split_set(rows: Any, fraction: float, seed: int) -> tuple[Any, Any]:
-    """Rows to train on and to evaluate on; of a mixture, the same share of every source is held back.
+def split_set(rows: Any, size: float, seed: int) -> tuple[Any, Any]:
+    """Rows to train on, and a share (float) or number (int) of them to evaluate on.
+
+    Of a mixture, the same share of every source is held back; a number is shared out among them by their rows.
 
     Raises:
         DataError: a source has too few rows.
     """
     if not isinstance(rows, Mixture):
-        return split_off(rows, fraction, seed)
+        return split_off(rows, size, seed)
     train, held = [], []
-    for one in rows.sources:
+    counts = [len(one.dataset) for one in rows.sources]
+    sizes = shared_out(size, counts) if isinstance(size, int) else [size] * len(counts)
+    for one, part in zip(rows.sources, sizes, strict=True):
+        if not part:
+            train.append(one)
+            continue
         try:
-            kept, back = split_off(one.dataset, fraction, seed)
+            kept, back = split_off(one.dataset, part, seed)
         except DataError as error:
             error.where = error.where or one.name
             raise
         train.append(evolve(one, dataset=kept))
         held.append(evolve(one, dataset=back, weight=None))
     return evolve(rows, sources=train), Mixture(held)
+
+
+def shared_out(size: int, counts: Sequence[int]) -> list[int]:
+    """How many of `size` rows each source gives, by its share of all rows: the largest remainders are rounded up.
+
+    >>> shared_out(5, [60, 30, 9])
+    [3, 2, 0]
+
+    Raises:
+        DataError: there are not so many, if each source keeps one.
+    """
+    whole = sum(counts)
+    if size > whole - len(counts):
+        what = f"eval_rows is {size:,}, and there are {whole:,} rows in {len(counts)} sources, each of which keeps one."
+        raise DataError(what, fix="Hold fewer back.")
+    found = [min(size * count // whole, count - 1) for count in counts]
+    by_rest = sorted(range(len(counts)), key=lambda i: -(size * counts[i] % whole))
+    for i in itertools.cycle(by_rest):
+        if sum(found) == size:
+            return found
+        found[i] += found[i] < counts[i] - 1
+    return found
 
 
 def _kept(one: GivenSource) -> dict[str, Any]:

@@ -38,10 +38,10 @@ def calibration_rows(run: SavedRun, tokenizer: Any, options: Options) -> Calibra
     recipe, settings = run.manifest["recipe"], run.manifest.get("settings") or {}
     max_length = min(options.max_length, recipe.get("max_length", settings.get("max_length")) or options.max_length)
     entry = recipe["data"] if isinstance(recipe["data"], Mapping) else {}
-    if entry.get("eval") is not None or entry.get("eval_fraction") is not None:
+    if any(entry.get(key) is not None for key in ("eval", "eval_fraction", "eval_rows")):
         train = rows_of_run(run, tokenizer, samples, max_length=max_length, seed=seed)
         held = rows_of_run(run, tokenizer, HELD_OUT, max_length=max_length, part="eval", seed=seed)
-        part = "held back by the run" if entry.get("eval_fraction") else "the evaluation set"
+        part = "held back by the run" if entry.get("eval_fraction") or entry.get("eval_rows") else "the evaluation set"
         return Calibration(train.rows, held.rows, train.label, f"{held.label}, {part}")
     found = rows_of_run(run, tokenizer, samples + HELD_OUT, max_length=max_length, seed=seed)
     total = len(found.rows)
