@@ -96,6 +96,8 @@ class SFTConfig(TrainingArguments):
     freeze_vision_tower: bool | None = None
     """Keep the vision tower of a vision-language model, and what joins it to the language layers, frozen. None: only
     where an adapter is made from a recipe's options, which then goes on the language layers alone. False: never."""
+    system_prompt: str | None = None
+    """Put before every conversation that has no system turn of its own."""
     eos_token: str | None = None
     """The token that ends a turn or text, set on tokenizer, model and generation configuration."""
     max_length: int | None = 1024

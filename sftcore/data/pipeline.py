@@ -7,7 +7,7 @@ import numbers as numbers_
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sftcore.chat.content import with_calls_as_text
 from sftcore.chat.conversation import CallLeftOutError
@@ -22,6 +22,7 @@ from sftcore.data.images.expand import Expander
 from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
 from sftcore.data.rules.long_rows import CUT, SPLIT, TOO_LONG, LongRule
+from sftcore.data.rules.system_prompt import with_system_prompt
 from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, token_range
 from sftcore.util.warned import warn_of_plugin
 
@@ -72,6 +73,7 @@ class Pipeline:
     marks nulls that were written, if a column holds JSON (see sftcore.data.nulls).
     `vocabulary` is how many tokens the model has; rows that come as tokens hold none beyond it. `long_rows` says which
     rows are not cut to `max_length`, but dropped, split or refused.
+    `system_prompt` is put before conversations that have none.
     An `expander`, for a vision-language model, adds the column `documents` (see sftcore.data.images.pictures).
     """
 
@@ -85,6 +87,7 @@ class Pipeline:
     meant: Callable[[Row], Row] | None = None
     vocabulary: int | None = None
     long_rows: LongRule = CUT
+    system_prompt: str = ""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -109,8 +112,8 @@ class Pipeline:
         if self.numbering is not None:
             numbers = [self.numbering[number] for number in numbers]
         for number, row in zip(numbers, rows, strict=True):
-            examples = self.reader.read(row, number)
-            found += [(number, self._content(number, example)) for example in examples] or [(number, None)]
+            examples = self._examples(row, number)
+            found += [(number, self._content(number, *one)) for one in examples] or [(number, None)]
         if first is not None and str(first) != str(rows[0]) and isinstance(self.reader.formatter, Handed):
             warn_of_plugin(f"{self.reader.named} changes the rows that it reads: it should make new values instead.")
         return found
@@ -148,9 +151,9 @@ class Pipeline:
         for number, row in zip(numbers, rows, strict=True):
             example: Example | None = None
             try:
-                examples = self.reader.read(row, number)
-                for example in examples:
-                    pending.append((number, example, self._content(number, example)))
+                examples = self._examples(row, number)
+                for example, note in examples:
+                    pending.append((number, example, self._content(number, example, note)))
             except RowError as error:
                 found.append(Inspected(number, example, error, None, 0, 0, "", ()))
                 continue
@@ -183,7 +186,14 @@ class Pipeline:
         found = zip(content.images, sizes, ranges, strict=True)
         return tuple(Picture(image, *size, *tokens) for image, size, tokens in found)
 
-    def _content(self, number: int, example: Example) -> Content:
+    def _examples(self, row: Row, number: int) -> list[tuple[Example, str]]:
+        """The examples of a row as the run's settings make them, each with a note on what they did, or none."""
+        found = self.reader.read(row, number)
+        if not self.system_prompt:
+            return [(example, "") for example in found]
+        return [with_system_prompt(example, self.system_prompt) for example in found]
+
+    def _content(self, number: int, example: Example, note: str = "") -> Content:
         if (tokens := example.tokens) is not None:
             if not _is_whole(tokens):
                 what = fault_in(example) or "labels and weights as long as input_ids, which are whole numbers, expected"
@@ -194,6 +204,8 @@ class Pipeline:
             return tokens
         try:
             rendered = self._rendered(example)
+            if note:
+                rendered = evolve(rendered, notes=(*rendered.notes, note))
             if rendered.thoughtless:
                 raise self.renderer.refusal_of_thoughts(example, rendered)
             if len(rendered.text) > _LONGEST:

@@ -28,6 +28,7 @@ from sftcore.data.packing.blocks import PackingPlan
 from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank
 from sftcore.data.rules.long_rows import LongRule, choice_of
+from sftcore.data.rules.system_prompt import NOT_ADDED
 from sftcore.data.source.load import numbers_of
 from sftcore.data.store.cache import Key, find_or_make, wrapped
 from sftcore.data.store.counts import StreamCounts
@@ -116,6 +117,8 @@ class DataPreparation:
         columns = columns_of(dataset)
         if "input_ids" in columns:
             self.given_tokens.add(name)
+            if self.setup.plan.settings.get("system_prompt"):
+                self.notes.append(f"{name}: {NOT_ADDED}")
         pipeline = self.pipeline(columns, name, source, functools.partial(first_rows, dataset))
         pipeline = evolve(pipeline, numbering=numbering, meant=meant_nulls(dataset.features))
         if not name.startswith(PREDICTED) and (left := said(unread_of(pipeline.reader, dataset))):
@@ -234,6 +237,7 @@ class DataPreparation:
             expander=self._expander(packing, name, source.image_folder if source else ""),
             vocabulary=self._vocabulary() if "input_ids" in columns else None,
             long_rows=self._long_rows(name),
+            system_prompt=settings.get("system_prompt") or "",
         )
 
     def _long_rows(self, name: str) -> LongRule:

@@ -25,6 +25,7 @@ SETTINGS = (
     "mask_style",
     "truncation_mode",
     "long_rows",
+    "system_prompt",
     "packing_strategy",
     "dataset_text_field",
     "rows",
