@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sftcore.config.settings.templates import FILES, named, read_template, template_text
 from sftcore.core.errors import ModelError, RecipeError
-
-_TEMPLATE_FILES = (".jinja", ".j2")
 
 
 def clones_tokenizer(path: str | None) -> bool:
     """Whether `chat_template_path` names a tokenizer to clone from, rather than a file that holds only a template."""
-    return path is not None and Path(path).suffix not in _TEMPLATE_FILES
+    return path is not None and Path(path).suffix not in FILES
 
 
 def set_chat_template(tokenizer: Any, path: str) -> None:
@@ -22,19 +21,34 @@ def set_chat_template(tokenizer: Any, path: str) -> None:
     Raises:
         RecipeError: the file does not exist, or is not a template.
     """
-    from jinja2 import Environment, TemplateSyntaxError
-
     file = Path(path).expanduser()
     if not file.is_file():
         raise RecipeError("no such file.", where=f"chat_template_path {path}")
-    template = file.read_text(encoding="utf-8")
-    # transformers' own extension of Jinja, which plain Jinja does not know
-    plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)
-    try:
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
-    except TemplateSyntaxError as error:
-        raise RecipeError(f"line {error.lineno}: {error.message}.", where=f"chat_template_path {path}") from None
-    tokenizer.chat_template = template
+    tokenizer.chat_template = read_template(file, f"chat_template_path {path}")
+
+
+def use_template(tokenizer: Any, given: str) -> list[int]:
+    """Give the tokenizer a template by name, as a text or from a file. Returns the ids of tokens that are new to it.
+
+    A named template brings the tokens that it writes around turns, where the tokenizer has not got them.
+
+    Raises:
+        RecipeError: there is no such template.
+    """
+    tokenizer.chat_template = template_text(given)
+    own = named(given)
+    return [] if own is None else add_tokens(tokenizer, own.tokens)
+
+
+def add_tokens(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
+    """Add those of these tokens that the tokenizer has not got; returns their ids."""
+    from transformers import AddedToken
+
+    known = tokenizer.get_vocab()
+    missing = [token for token in dict.fromkeys(tokens) if token not in known]
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+    ids: list[int] = tokenizer.convert_tokens_to_ids(missing)
+    return ids
 
 
 def clone_tokens(tokenizer: Any, source: str) -> list[int]:

@@ -78,6 +78,10 @@ class SFTConfig(TrainingArguments):
     chat_template_path: str | None = None
     """A .jinja or .j2 file with the chat template, or a tokenizer whose template, tokens and EOS are taken over."""
 
+    chat_template: str | None = None
+    """A chat template by name (chatml, llama3, qwen2.5, qwen3, gemma, mistral, …), as a file or as its text. The tokens
+    that a named one writes are added where the tokenizer has not got them, and the run says where its turns end."""
+
     # --- The data ---
     dataset_text_field: str | None = "text"
     """The column of plain texts; None: text."""

@@ -74,6 +74,21 @@ def fit_embeddings(model: Any, tokenizer: Any, multiple: int | None) -> list[int
     return ids
 
 
+def make_room(model: Any, tokens: int) -> None:
+    """Grow embeddings and head to so many rows; they stay as they are where there are enough.
+
+    What loads an adapter grows its base to the length of the tokenizer, so that the rows are not rounded up.
+
+    Raises:
+        ModelError: they would have to grow, but an adapter wraps the model.
+    """
+    if tokens <= num_rows(model):
+        return
+    if hasattr(model, "peft_config"):
+        raise _has_adapter("new tokens")
+    model.resize_token_embeddings(tokens)
+
+
 def stop_where_cloned(model: Any, tokenizer: Any) -> None:
     """Make generation stop only at the EOS and where turns of the cloned template end."""
     ends = dict.fromkeys(filter(None, (turn_end(tokenizer), tokenizer.eos_token)))
@@ -118,5 +133,5 @@ def _has_adapter(where: str) -> ModelError:
     return ModelError(
         "an adapter wraps the model, and its embeddings cannot grow inside an adapter.",
         where=where,
-        fix="Clone the template into the base model first, and add the adapter afterwards.",
+        fix="Add the tokens to the base model first (clone_chat_template), and the adapter afterwards.",
     )

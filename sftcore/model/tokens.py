@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from sftcore.chat.stops import align_pad, align_stop, rendering, uses_template
 from sftcore.chat.template import SpecialTexts
 from sftcore.chat.tokens import clones_tokenizer
-from sftcore.core.errors import DataError, ModelError
-from sftcore.model.embeddings import fit_embeddings, num_rows
+from sftcore.config.settings.templates import named
+from sftcore.core.errors import DataError, ModelError, quoted
+from sftcore.model.embeddings import fit_embeddings, make_room, num_rows
 from sftcore.model.unwrap import is_peft_model
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def fit_model(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int
     Args:
         model: the model as it was loaded.
         tokenizer: the tokenizer with the run's template and tokens.
-        args: the configuration, of which `chat_template_path` and `eos_token` are used.
-        new_ids: the ids of tokens that came with a cloned template.
+        args: the configuration, of which those of templates and tokens are used.
+        new_ids: the ids of tokens that are new to the tokenizer.
         rows: the prepared training set; from other data it cannot be known whether the template is used.
 
     Raises:
@@ -37,7 +38,9 @@ def fit_model(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int
     """
     notes: tuple[str, ...] = ()
     if args.chat_template_path is not None and clones_tokenizer(args.chat_template_path):
-        notes = (_grown(model, tokenizer, args.chat_template_path, new_ids),)
+        notes = (_cloned(model, tokenizer, args.chat_template_path, new_ids),)
+    else:
+        notes = _grown(model, tokenizer, args, new_ids)
     labels = supervised_ids(rows)
     _refuse_without_row(model, tokenizer, labels)
     notes += align_stop(model, tokenizer, labels, eos_is_chosen=args.eos_token is not None)
@@ -95,13 +98,29 @@ def untrained_tokens(
     )
 
 
-def _grown(model: Any, tokenizer: Any, source: str, new_ids: Sequence[int]) -> str:
+def _cloned(model: Any, tokenizer: Any, source: str, new_ids: Sequence[int]) -> str:
     before = num_rows(model)
     fit_embeddings(model, tokenizer, _MULTIPLE if new_ids else None)
-    rows = num_rows(model)
-    grown = f"embeddings grown from {before:,} to {rows:,} rows, the new ones at the mean" if rows != before else ""
-    parts = [f"{len(new_ids)} new tokens", grown]
+    parts = [f"{len(new_ids)} new tokens", _growth(before, num_rows(model))]
     return f"chat template cloned from {source}: {', '.join(filter(None, parts))}"
+
+
+def _grown(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int]) -> tuple[str, ...]:
+    """Rows of embeddings for new tokens where there are not enough, and what is said of them and of the template."""
+    before = num_rows(model)
+    if new_ids:
+        make_room(model, max(new_ids) + 1)
+    growth = _growth(before, num_rows(model))
+    added = f"{quoted(tokenizer.convert_ids_to_tokens(new_ids))} new to the tokenizer" if new_ids else ""
+    own = named(args.chat_template) if args.chat_template is not None else None
+    if own is None:
+        return (", ".join(filter(None, [added, growth])),) if new_ids else ()
+    ends = f'turns end with "{own.end or tokenizer.eos_token}"'
+    return (f"chat template {own.name}: {', '.join(filter(None, [own.source, ends, added, growth]))}",)
+
+
+def _growth(before: int, rows: int) -> str:
+    return f"embeddings grown from {before:,} to {rows:,} rows, the new ones at the mean" if rows != before else ""
 
 
 def _refuse_without_row(model: Any, tokenizer: Any, labels: Collection[int] | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftcore.chat.tokens import clone_tokens, clones_tokenizer, set_chat_template, set_named_token
+from sftcore.chat.tokens import clone_tokens, clones_tokenizer, set_chat_template, set_named_token, use_template
 from sftcore.config.selections import parse_plugins
 from sftcore.config.setup import Setup, check, set_up
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError
@@ -216,6 +216,8 @@ def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list
             new_ids = clone_tokens(tokenizer, args.chat_template_path)
         else:
             set_chat_template(tokenizer, args.chat_template_path)
+    if args.chat_template is not None:
+        new_ids = use_template(tokenizer, args.chat_template)
     for name in ("eos_token", "pad_token"):
         if (token := getattr(args, name)) is not None:
             set_named_token(tokenizer, name, token)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sftcore.config.settings.declared import fields_of, preparation_arguments, source
 from sftcore.config.settings.schedules import FOLLOW_EVALUATIONS, schedule_problems
+from sftcore.config.settings.templates import template_problems
 from sftcore.core.errors import nearest
 from sftcore.core.types import Problem
 
@@ -47,6 +48,7 @@ _OF_WORKERS = ("dataloader_prefetch_factor", "dataloader_persistent_workers", "d
 
 def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems of fields with each other; each field's value has been found right."""
+    yield from template_problems(settings)
     yield from _precisions(settings)
     yield from _intervals(settings)
     yield from _best_model(settings)

@@ -12,7 +12,7 @@ _TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_temp
 
 def has_chat_template(plan: Plan) -> bool | None:
     """Whether the run's tokenizer has a chat template; None where its files are not on this machine."""
-    if plan.settings.get("chat_template_path"):
+    if plan.settings.get("chat_template_path") or plan.settings.get("chat_template"):
         return True
     if not plan.model.name:
         return None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from sftcore.chat.tokens import clones_tokenizer
 from sftcore.model.attention import running_attention
+from sftcore.model.embeddings import num_rows
 
 if TYPE_CHECKING:
     from sftcore.train.view import RunView
@@ -104,7 +104,7 @@ def write_card(trainer: RunView, folder: Path) -> None:
     more: dict[str, Any] = {"tags": list(trainer.tags)}
     if hasattr(model, "peft_config"):
         shown = _base_arguments(public_name(base) if args.push_to_hub else base)
-        grown = _GROWN if clones_tokenizer(args.chat_template_path) else ""
+        grown = _GROWN if num_rows(model) != trainer.rows_as_loaded else ""
         more |= {"library_name": "peft", "usage": _ADAPTER.format(name=name, base=shown, grown=grown)}
     origin = f"Fine-tuned from `{public_name(base)}` with {made_by()}."
     save_card(folder, name=name, base=base, origin=origin, facts=_facts(trainer), **more)
