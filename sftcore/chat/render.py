@@ -12,6 +12,7 @@ from attrs import frozen
 from sftcore.chat.content import Content, refuse_unseen, says_otherwise, switches
 from sftcore.chat.conversation import Conversations, RenderedConversation
 from sftcore.chat.details import counted
+from sftcore.chat.markers.answers import WITHOUT_MARKER, AnswerMarkers
 from sftcore.chat.skeleton import REWRITTEN
 from sftcore.chat.spans import TurnSpan
 from sftcore.chat.template import SpecialTexts
@@ -46,7 +47,7 @@ class Rendered:
     that stand for them, which are never supervised, and `unexpanded` is the text as the processor reads it, with one
     placeholder for each image. `turns` are the assistant's turns, where their places were proven. `thoughtless` are the
     messages that are supervised without reasoning of theirs, because the template cut it out. `whole` says what it
-    is, if no part of it means anything by itself.
+    is, if no part of it means anything by itself, and `nothing` why nothing of it is supervised, where that is so.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Rendered:
     turns: tuple[TurnSpan, ...] = ()
     thoughtless: tuple[int, ...] = ()
     whole: str = ""
+    nothing: str = ""
 
 
 class Renderer:
@@ -72,6 +74,7 @@ class Renderer:
         mask_style: where a completion of messages ends: "turn" ends it after its end token, "trl" at the end of the
             rendering, including whatever the template always adds there.
         text_end: the token that ends texts if the tokenizer has no EOS.
+        answers: what stands before the answers in rows that are texts, if they alone are supervised.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Renderer:
         assistant_only: bool = False,
         mask_style: Literal["turn", "trl"] = "turn",
         text_end: str | None = None,
+        answers: AnswerMarkers | None = None,
     ) -> None:
         if mask_style not in ("turn", "trl"):
             raise OptionTypeError(f'mask_style is "turn" or "trl", got "{mask_style}".')
@@ -89,6 +93,7 @@ class Renderer:
         self._completion_only = completion_only
         self._assistant_only = assistant_only
         self._mask_style = mask_style
+        self._answers = answers
         self._end = tokenizer.eos_token or text_end or ""
         self._start, appends_eos = _added_by(tokenizer)
         self._eos = "" if appends_eos else self._end
@@ -110,8 +115,14 @@ class Renderer:
             self._refuse_completion_only("a text")
             self._refuse_assistant_only()
             if self._start and example.text[: len(self._start)] == self._start:
-                return Rendered(_ended(example.text, self._end), None, False, (BEGUN, *self._of_texts))
-            return Rendered(self._with_eos(example.text), None, True, self._of_texts)
+                return self._text(_ended(example.text, self._end), False, (BEGUN, *self._of_texts))
+            return self._text(self._with_eos(example.text), True, self._of_texts)
+        if self._answers is not None:
+            raise DataError(
+                "response_marker finds answers in rows that are texts, but these rows hold "
+                f"{'messages' if example.messages is not None else 'a prompt and a completion'}.",
+                fix="Drop it: assistant_only_loss and completion_only_loss train the answers of such rows alone.",
+            )
         if example.messages is not None:
             self._refuse_completion_only("messages")
             turns, notes = self._as_templates_read(example.messages, example)
@@ -132,6 +143,17 @@ class Renderer:
                 notes = (WITHOUT_TEMPLATE, *notes)
             return Rendered(text, spans, not begun, notes, whole="" if spans is None else "an answer")
         return self._prompt_and_completion(example)
+
+    def _text(self, text: str, add_special_tokens: bool, notes: tuple[str, ...]) -> Rendered:
+        """A row that is a text, of which the answers alone are supervised where they are marked."""
+        if self._answers is None:
+            return Rendered(text, None, add_special_tokens, notes)
+        spans = self._answers.spans(text)
+        nothing = "" if self._answers.response in text else WITHOUT_MARKER
+        notes = (*notes, *self._answers.notes(text))
+        return Rendered(
+            text, spans, add_special_tokens, notes, whole="a row that is supervised in part", nothing=nothing
+        )
 
     def _misses_template(self, prompt: str) -> bool:
         """Whether the tokenizer has a chat template, and the prompt has none of the tokens that it would add."""

@@ -150,6 +150,11 @@ class SFTConfig(TrainingArguments):
     """Loss on the completion alone. None: where the rows have a prompt and a completion."""
     assistant_only_loss: bool = False
     """Loss on the assistant's turns alone."""
+    response_marker: str | None = None
+    """In rows that are texts: what stands right before each answer. The answers alone are trained, each up to the next
+    marker; rows without it are dropped and counted."""
+    instruction_marker: str | None = None
+    """What stands right before each question, where an answer ends. None: only the last answer of a row is trained."""
     mask_style: str = "turn"
     """Where a completion of messages ends: "turn" (behind its end token), "trl" (with what the template adds there)."""
     loss_type: str = "nll"

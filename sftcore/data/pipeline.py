@@ -289,7 +289,7 @@ class Pipeline:
             elif content is None:
                 dropped.append(self.reader.nothing)
             elif not after[i]:
-                dropped.append(NOTHING_LEFT if before[i] else NOTHING_SUPERVISED)
+                dropped.append(NOTHING_LEFT if before[i] else getattr(content, "nothing", "") or NOTHING_SUPERVISED)
             else:
                 dropped.append(None)
             if i and origins[i - 1] == origin:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field
 
+from sftcore.chat.markers.answers import AnswerMarkers
 from sftcore.chat.render import Renderer
 from sftcore.chat.stops import turn_end
 from sftcore.config.probe import probe_run
@@ -117,6 +118,12 @@ class DataPreparation:
         columns = columns_of(dataset)
         if "input_ids" in columns:
             self.given_tokens.add(name)
+            if self.setup.plan.settings.get("response_marker"):
+                raise ConflictError(
+                    "response_marker finds answers in texts, and these rows are tokens already.",
+                    where=name,
+                    fix='Drop it, and mask what is not to be trained with -100 in "labels".',
+                )
             if self.setup.plan.settings.get("system_prompt"):
                 self.notes.append(f"{name}: {NOT_ADDED}")
         pipeline = self.pipeline(columns, name, source, functools.partial(first_rows, dataset))
@@ -229,6 +236,7 @@ class DataPreparation:
                 mask_style=settings.get("mask_style") or "turn",
                 # the run will take the token that ends turns for the EOS that is missing
                 text_end=turn_end(self.tokenizer) if self.tokenizer.eos_token is None else None,
+                answers=answer_markers(settings),
             ),
             tokenizer=Tokenizer(self.tokenizer),
             # packing splits long documents itself, so they are not truncated before
@@ -361,6 +369,12 @@ class DataPreparation:
         )
         self.formats[name] = bound
         return reader_for(bound, columns, name, setup.plugins, settings)
+
+
+def answer_markers(settings: Mapping[str, Any]) -> AnswerMarkers | None:
+    """What stands before answers and questions in rows that are texts; None where they are trained whole."""
+    response = settings.get("response_marker")
+    return AnswerMarkers(response, settings.get("instruction_marker") or "") if response else None
 
 
 def _say_what_is_left_out(ledger: Ledger) -> None:

@@ -133,5 +133,5 @@ def _has_adapter(where: str) -> ModelError:
     return ModelError(
         "an adapter wraps the model, and its embeddings cannot grow inside an adapter.",
         where=where,
-        fix="Add the tokens to the base model first (clone_chat_template), and the adapter afterwards.",
+        fix="Clone the template into the base model first, or let it grow there, and add the adapter afterwards.",
     )

@@ -28,6 +28,7 @@ class RunView(Protocol):
     args: Any
     setup: Setup
     data: DataPreparation
+    rows_as_loaded: int
     loaded: LoadedModel
     train_dataset: Any
     eval_dataset: Any

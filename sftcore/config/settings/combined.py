@@ -49,6 +49,7 @@ _OF_WORKERS = ("dataloader_prefetch_factor", "dataloader_persistent_workers", "d
 def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems of fields with each other; each field's value has been found right."""
     yield from template_problems(settings)
+    yield from _markers(settings)
     yield from _precisions(settings)
     yield from _intervals(settings)
     yield from _best_model(settings)
@@ -68,6 +69,20 @@ def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
                     f"{name} is of workers, and dataloader_num_workers is 0.",
                     fix=f"Set dataloader_num_workers to at least 1, or drop {name}.",
                 )
+
+
+def _markers(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    response, instruction = settings.get("response_marker"), settings.get("instruction_marker")
+    for name, text in (("response_marker", response), ("instruction_marker", instruction)):
+        if text is not None and not text.strip():
+            yield Problem(f"{name} holds no words, so that it stands everywhere.", fix=f"Drop {name}.")
+    if instruction is not None and response is None:
+        yield Problem(
+            "instruction_marker says where answers end, and response_marker, which says where they begin, is missing.",
+            fix="Set response_marker, or drop instruction_marker.",
+        )
+    elif response is not None and response == instruction:
+        yield Problem("response_marker and instruction_marker are the same.", fix="Give what stands before answers.")
 
 
 def package_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:

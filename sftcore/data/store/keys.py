@@ -26,6 +26,8 @@ SETTINGS = (
     "truncation_mode",
     "long_rows",
     "system_prompt",
+    "response_marker",
+    "instruction_marker",
     "packing_strategy",
     "dataset_text_field",
     "rows",
