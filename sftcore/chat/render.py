@@ -36,6 +36,7 @@ NO_END = "the text ends without an end token, because neither the tokenizer nor 
 """Notes on what is as it was asked for, and often not as it was meant."""
 
 _SPACES = " \n\r\t"
+_IN_PART = "a row that is supervised in part"
 
 
 @frozen
@@ -111,7 +112,7 @@ class Renderer:
         """
         if example.text is not None:
             if example.spans is not None:
-                return Rendered(example.text, tuple(example.spans), False, whole="a row that is supervised in part")
+                return Rendered(example.text, tuple(example.spans), False, whole=_IN_PART)
             self._refuse_completion_only("a text")
             self._refuse_assistant_only()
             if self._start and example.text[: len(self._start)] == self._start:
@@ -151,9 +152,7 @@ class Renderer:
         spans = self._answers.spans(text)
         nothing = "" if self._answers.response in text else WITHOUT_MARKER
         notes = (*notes, *self._answers.notes(text))
-        return Rendered(
-            text, spans, add_special_tokens, notes, whole="a row that is supervised in part", nothing=nothing
-        )
+        return Rendered(text, spans, add_special_tokens, notes, whole=_IN_PART, nothing=nothing)
 
     def _misses_template(self, prompt: str) -> bool:
         """Whether the tokenizer has a chat template, and the prompt has none of the tokens that it would add."""

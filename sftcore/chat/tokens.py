@@ -40,13 +40,16 @@ def use_template(tokenizer: Any, given: str) -> list[int]:
     return [] if own is None else add_tokens(tokenizer, own.tokens)
 
 
-def add_tokens(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
-    """Add those of these tokens that the tokenizer has not got; returns their ids."""
+def add_tokens(tokenizer: Any, tokens: Iterable[str], *, special: bool = True) -> list[int]:
+    """Add those of these tokens that the tokenizer has not got; returns their ids.
+
+    Special ones can be left out where texts are decoded.
+    """
     from transformers import AddedToken
 
     known = tokenizer.get_vocab()
     missing = [token for token in dict.fromkeys(tokens) if token not in known]
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+    tokenizer.add_tokens([AddedToken(token, special=special, normalized=False) for token in missing])
     ids: list[int] = tokenizer.convert_tokens_to_ids(missing)
     return ids
 
@@ -79,7 +82,9 @@ def clone_tokens(tokenizer: Any, source: str) -> list[int]:
 
 
 def set_named_token(tokenizer: Any, name: str, token: str) -> None:
-    """Make `token` the tokenizer's `eos_token` or `pad_token`.
+    """Make `token` the tokenizer's `eos_token`, `bos_token` or another of its named tokens.
+
+    Where the tokenizer puts its BOS before every text, it puts the new one there.
 
     Raises:
         ModelError: the vocabulary does not have it.
@@ -89,9 +94,44 @@ def set_named_token(tokenizer: Any, name: str, token: str) -> None:
         raise ModelError(
             f'the token "{token}" is not in the vocabulary.',
             where=name,
-            fix=f"Use a token that the tokenizer has{such}.",
+            fix=f"Use a token that the tokenizer has{such}, or add it with new_tokens.",
         )
+    before = getattr(tokenizer, name)
     setattr(tokenizer, name, token)
+    if name == "bos_token" and before != token:
+        _begin_with(tokenizer, before, token)
+
+
+def _begin_with(tokenizer: Any, before: str | None, token: str) -> None:
+    """Put `token` where the tokenizer put its former BOS before every text, if it did.
+
+    Raises:
+        ModelError: it goes on with the former one.
+    """
+    if before is None:
+        return
+    old, new = (tokenizer.convert_tokens_to_ids(one) for one in (before, token))
+
+    def begins(with_id: int) -> bool:
+        return list(tokenizer("x")["input_ids"])[:1] == [with_id]
+
+    if not begins(old):
+        return
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is not None and core.post_processor is not None:
+        from tokenizers.processors import TemplateProcessing
+
+        ends = list(tokenizer("x")["input_ids"])[-1:] == [tokenizer.eos_token_id]
+        known = [(token, new), *([(tokenizer.eos_token, tokenizer.eos_token_id)] if ends else [])]
+        after = f" {tokenizer.eos_token}" if ends else ""
+        pair = f"{token} $A{after} {token}:1 $B:1{after and after + ':1'}"
+        core.post_processor = TemplateProcessing(single=f"{token} $A{after}", pair=pair, special_tokens=known)
+    if begins(old):
+        raise ModelError(
+            f'the tokenizer goes on putting "{before}" before every text.',
+            where="bos_token",
+            fix="Drop bos_token, or save a tokenizer whose BOS it is.",
+        )
 
 
 def _tokenizer_of(source: str) -> Any:

@@ -104,6 +104,13 @@ class SFTConfig(TrainingArguments):
     """Put before every conversation that has no system turn of its own."""
     eos_token: str | None = None
     """The token that ends a turn or text, set on tokenizer, model and generation configuration."""
+    bos_token: str | None = None
+    """The token that begins a text, set on tokenizer, model and generation configuration."""
+    unk_token: str | None = None
+    """The token that stands for what the tokenizer does not know."""
+    new_tokens: list[str] | None = None
+    """Tokens that are added to the tokenizer, each with a row of embeddings, which an adapter has to train: name them
+    in its modules_to_save or trainable_token_indices."""
     max_length: int | None = 1024
     """Rows are cut to this many tokens, or to what tokenizer and learned positions allow where that is less. None: to
     the positions that the model has learned, if it has."""

@@ -41,6 +41,7 @@ def fit_model(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int
         notes = (_cloned(model, tokenizer, args.chat_template_path, new_ids),)
     else:
         notes = _grown(model, tokenizer, args, new_ids)
+    notes += _begin(model, tokenizer, args)
     labels = supervised_ids(rows)
     _refuse_without_row(model, tokenizer, labels)
     notes += align_stop(model, tokenizer, labels, eos_is_chosen=args.eos_token is not None)
@@ -98,6 +99,36 @@ def untrained_tokens(
     )
 
 
+def refuse_untrained(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
+    """Refuse to train an adapter that would leave tokens which the run adds as they are: at random, or at the mean.
+
+    Args:
+        model: the model with its adapter; a model without one trains all its tokens.
+        tokenizer: the tokenizer with these tokens.
+        tokens: those that are new to it.
+
+    Raises:
+        ModelError: their embeddings, or their rows of the head, do not train.
+    """
+    if not tokens or not is_peft_model(model):
+        return
+    ids = sorted(tokenizer.convert_tokens_to_ids(list(tokens)))
+    causal = model.get_base_model()
+    embeddings, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    places = {"their embeddings": embeddings, "their rows of the head": head}
+    missing = [what for what, module in places.items() if module is not None and not _trains(module, ids)]
+    if missing:
+        what = f"the adapter does not train {' nor '.join(missing)} of the new tokens {quoted(tokens)}."
+        raise ModelError(
+            what.replace("their ", "the "), where="new_tokens", fix=_sentence(causal, embeddings, head, ids)
+        )
+
+
+def _sentence(causal: Any, embeddings: Any, head: Any, ids: Sequence[int]) -> str:
+    text = _fix(causal, embeddings, head, ids)
+    return text[:1].upper() + text[1:]
+
+
 def _cloned(model: Any, tokenizer: Any, source: str, new_ids: Sequence[int]) -> str:
     before = num_rows(model)
     fit_embeddings(model, tokenizer, _MULTIPLE if new_ids else None)
@@ -117,6 +148,17 @@ def _grown(model: Any, tokenizer: Any, args: SFTConfig, new_ids: Sequence[int]) 
         return (", ".join(filter(None, [added, growth])),) if new_ids else ()
     ends = f'turns end with "{own.end or tokenizer.eos_token}"'
     return (f"chat template {own.name}: {', '.join(filter(None, [own.source, ends, added, growth]))}",)
+
+
+def _begin(model: Any, tokenizer: Any, args: SFTConfig) -> tuple[str, ...]:
+    """Have model and generation begin with the run's own BOS, where it names one."""
+    if args.bos_token is None:
+        return ()
+    configs = (model.config.get_text_config(), getattr(model, "generation_config", None))
+    changed = [one for one in configs if one is not None and one.bos_token_id != tokenizer.bos_token_id]
+    for one in changed:
+        one.bos_token_id = tokenizer.bos_token_id
+    return (f'texts begin with "{args.bos_token}", for the model and its generation too',) if changed else ()
 
 
 def _growth(before: int, rows: int) -> str:

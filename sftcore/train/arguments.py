@@ -7,7 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sftcore.chat.tokens import clone_tokens, clones_tokenizer, set_chat_template, set_named_token, use_template
+from sftcore.chat.tokens import (
+    add_tokens,
+    clone_tokens,
+    clones_tokenizer,
+    set_chat_template,
+    set_named_token,
+    use_template,
+)
 from sftcore.config.selections import parse_plugins
 from sftcore.config.setup import Setup, check, set_up
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError
@@ -199,7 +206,7 @@ def _a_peft_config(peft_config: Any) -> Any:
 
 
 def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list[int]]:
-    """The tokenizer with what the configuration sets on it, and the ids of tokens that a cloned template brought."""
+    """The tokenizer with what the configuration sets on it, and the ids of tokens that are new to it."""
     new_ids: list[int] = []
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if not hasattr(tokenizer, "convert_tokens_to_ids"):
@@ -218,7 +225,8 @@ def prepare_tokenizer(processing_class: Any, args: SFTConfig) -> tuple[Any, list
             set_chat_template(tokenizer, args.chat_template_path)
     if args.chat_template is not None:
         new_ids = use_template(tokenizer, args.chat_template)
-    for name in ("eos_token", "pad_token"):
+    new_ids = [*new_ids, *add_tokens(tokenizer, args.new_tokens or (), special=False)]
+    for name in ("bos_token", "unk_token", "eos_token", "pad_token"):
         if (token := getattr(args, name)) is not None:
             set_named_token(tokenizer, name, token)
     if is_vision(processing_class):

@@ -18,7 +18,7 @@ from sftcore.model.memory.checkpointing import checkpoint_selectively, take_sele
 from sftcore.model.memory.offload import ActivationOffloading, offloading_of
 from sftcore.model.precision import running_dtype
 from sftcore.model.skeleton import task_problems
-from sftcore.model.tokens import fit_model, supervised_ids, untrained_tokens
+from sftcore.model.tokens import fit_model, refuse_untrained, supervised_ids, untrained_tokens
 from sftcore.model.unwrap import causal_model
 from sftcore.model.vision import freeze_vision
 from sftcore.train.refusals import refuse_unsavable
@@ -76,6 +76,9 @@ def load_for_run(
     kernels = Kernels(plugins, plan)
     loaded, loss = finish_model(attrs.evolve(loaded, notes=notes), plan, plugins, kernels)
     kernels.off()
+    refuse_untrained(
+        loaded.model, tokenizer, [one for one in args.new_tokens or () if _is_new(one, tokenizer, new_ids)]
+    )
     untrained = decided_by_first(lambda: untrained_tokens(loaded.model, tokenizer, new_ids, supervised_ids(rows)))
     if untrained is not None:
         warn(untrained)
@@ -84,3 +87,7 @@ def load_for_run(
     if kept := take_selective(args):
         checkpoint_selectively(causal_model(loaded.model), kept)
     return ModelOfRun(loaded, loss, kernels, rows_as_loaded, balance, offloading_of(loaded.model, args))
+
+
+def _is_new(token: str, tokenizer: Any, new_ids: list[int]) -> bool:
+    return tokenizer.convert_tokens_to_ids(token) in new_ids

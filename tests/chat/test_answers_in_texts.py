@@ -62,7 +62,7 @@ def test_rows_without_the_marker_are_counted_and_named(tokenizer):
     rows = [{"text": "hello"}, {"text": "### Response:\nyes"}, {"text": "### Response"}]
     assert len(data.prepare(Dataset.from_list(rows), "train_dataset")) == 1
     assert data.ledgers[0].dropped_rows == {WITHOUT_MARKER: [0, 2]}
-    with pytest.raises(DataError, match="no row is left: .*without response_marker"):
+    with pytest.raises(DataError, match=r"no row is left: .*without response_marker"):
         preparation(tokenizer, **WORDS).prepare(Dataset.from_list(rows[:1]), "train_dataset")
 
 
@@ -79,8 +79,9 @@ def test_streams_packing_and_functions_do_the_same(tokenizer):
 
 def test_the_cache_knows_the_markers(tokenizer):
     text = "Q: hi A: yes Q: so A: no"
-    found = [trained(tokenizer, text, **fields)[0] for fields in
-             ({"response_marker": "A:"}, {"response_marker": "Q:"}, {"response_marker": "A:", "instruction_marker": "Q:"})]  # fmt: skip
+    both = {"response_marker": "A:", "instruction_marker": "Q:"}
+    settings = ({"response_marker": "A:"}, {"response_marker": "Q:"}, both)
+    found = [trained(tokenizer, text, **fields)[0] for fields in settings]
     assert len({str(one) for one in found}) == 3
 
 

@@ -50,6 +50,7 @@ def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems of fields with each other; each field's value has been found right."""
     yield from template_problems(settings)
     yield from _markers(settings)
+    yield from _tokens(settings)
     yield from _precisions(settings)
     yield from _intervals(settings)
     yield from _best_model(settings)
@@ -69,6 +70,12 @@ def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
                     f"{name} is of workers, and dataloader_num_workers is 0.",
                     fix=f"Set dataloader_num_workers to at least 1, or drop {name}.",
                 )
+
+
+def _tokens(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    for token in settings.get("new_tokens") or ():
+        if not token.strip():
+            yield Problem(f"new_tokens has {token!r}, which is no token.", fix="Leave it out.")
 
 
 def _markers(settings: Mapping[str, Any]) -> Iterator[Problem]:
