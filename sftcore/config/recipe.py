@@ -25,6 +25,7 @@ from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.bound import resolve
 from sftcore.config.selections import parse_choice
 from sftcore.config.settings.older_names import OLDER, use_current_names
+from sftcore.config.settings.rhythm import per_epoch
 from sftcore.config.settings.values import as_ours, wrong_dtype
 from sftcore.core.discovery import discover
 from sftcore.core.errors import OptionTypeError, RecipeError, SFTCoreError, raise_all
@@ -60,7 +61,8 @@ class Recipe:
     @property
     def settings(self) -> dict[str, Any]:
         """The fields of SFTConfig with what evaluation data imply: an evaluation after each epoch."""
-        return {**({"eval_strategy": "epoch"} if self.data.evaluates else {}), **self.training}
+        given = {**({"eval_strategy": "epoch"} if self.data.evaluates else {}), **self.training}
+        return {**given, **per_epoch(self.training)}
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), *, block: Iterable[str] = ()) -> Recipe:

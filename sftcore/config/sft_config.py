@@ -24,6 +24,7 @@ from sftcore.config.settings.combined import combined_problems
 from sftcore.config.settings.kept_rows import kept_rows
 from sftcore.config.settings.later import Made, snapshot
 from sftcore.config.settings.older_names import GONE, OLDER, use_current_names
+from sftcore.config.settings.rhythm import OF_RHYTHM, per_epoch
 from sftcore.config.settings.values import as_ours, plain_value, wrong_dtype
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError, raise_all
 from sftcore.util.foreign import in_our_words
@@ -133,6 +134,12 @@ class SFTConfig(TrainingArguments):
     eval_packing: bool | None = None
     """Pack the evaluation set; None: as the training set."""
 
+    # --- How often ---
+    evals_per_epoch: int | None = None
+    """How often an epoch is evaluated, at even distances and at its end; instead of eval_strategy and eval_steps."""
+    saves_per_epoch: int | None = None
+    """How often an epoch is saved, at even distances and at its end; instead of save_strategy and save_steps."""
+
     # --- When something goes wrong ---
     resume_changed: bool = False
     """Resume from a checkpoint although data, chat template, plugins or settings have changed since it was saved."""
@@ -230,6 +237,7 @@ class SFTConfig(TrainingArguments):
 
     def _derive(self) -> None:
         """What the fields make of each other, transformers' own part included."""
+        self.__dict__.update(per_epoch({name: getattr(self, name) for name in OF_RHYTHM}))
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())  # type: ignore[has-type]
         if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():

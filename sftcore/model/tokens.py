@@ -119,14 +119,8 @@ def refuse_untrained(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
     missing = [what for what, module in places.items() if module is not None and not _trains(module, ids)]
     if missing:
         what = f"the adapter does not train {' nor '.join(missing)} of the new tokens {quoted(tokens)}."
-        raise ModelError(
-            what.replace("their ", "the "), where="new_tokens", fix=_sentence(causal, embeddings, head, ids)
-        )
-
-
-def _sentence(causal: Any, embeddings: Any, head: Any, ids: Sequence[int]) -> str:
-    text = _fix(causal, embeddings, head, ids)
-    return text[:1].upper() + text[1:]
+        fix = _fix(causal, embeddings, head, ids)
+        raise ModelError(what.replace("their ", "the "), where="new_tokens", fix=fix[:1].upper() + fix[1:])
 
 
 def _cloned(model: Any, tokenizer: Any, source: str, new_ids: Sequence[int]) -> str:

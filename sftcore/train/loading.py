@@ -76,9 +76,8 @@ def load_for_run(
     kernels = Kernels(plugins, plan)
     loaded, loss = finish_model(attrs.evolve(loaded, notes=notes), plan, plugins, kernels)
     kernels.off()
-    refuse_untrained(
-        loaded.model, tokenizer, [one for one in args.new_tokens or () if _is_new(one, tokenizer, new_ids)]
-    )
+    added = [one for one in args.new_tokens or () if tokenizer.convert_tokens_to_ids(one) in new_ids]
+    refuse_untrained(loaded.model, tokenizer, added)
     untrained = decided_by_first(lambda: untrained_tokens(loaded.model, tokenizer, new_ids, supervised_ids(rows)))
     if untrained is not None:
         warn(untrained)
@@ -87,7 +86,3 @@ def load_for_run(
     if kept := take_selective(args):
         checkpoint_selectively(causal_model(loaded.model), kept)
     return ModelOfRun(loaded, loss, kernels, rows_as_loaded, balance, offloading_of(loaded.model, args))
-
-
-def _is_new(token: str, tokenizer: Any, new_ids: list[int]) -> bool:
-    return tokenizer.convert_tokens_to_ids(token) in new_ids

@@ -158,6 +158,12 @@ def run_problems(
     """
     settings = args.to_settings()
     yield from package_problems(settings)
+    for name in ("evals_per_epoch", "saves_per_epoch"):
+        if not has_length(train_dataset) and getattr(args, name) is not None:
+            yield Problem(
+                f"{name} counts epochs, and how many rows a stream has is not known before its end.",
+                fix=f"Set {name.partition('s_')[0]}_steps.",
+            )
     if not has_length(train_dataset) and args.max_steps < 1:
         yield Problem(
             "how many rows a stream has is not known before its end, so epochs have no length.", fix="Set max_steps."

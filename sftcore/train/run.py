@@ -20,6 +20,7 @@ from sftcore.config.probe import probe_run
 from sftcore.config.processes import world_size
 from sftcore.config.recipe import AUTO, LAST, Recipe
 from sftcore.config.settings.combined import metric_problems, package_problems
+from sftcore.config.settings.rhythm import per_epoch
 from sftcore.config.setup import check, set_up_recipe
 from sftcore.core.errors import ConflictError, RecipeError
 from sftcore.core.types import KINDS
@@ -62,7 +63,7 @@ def check_recipe(recipe: Recipe) -> Checked:
         SFTCoreError: with what is wrong, where, and how to mend it.
     """
     setup = set_up_recipe(recipe)
-    strategy = recipe.training.get("eval_strategy")
+    strategy = {**recipe.training, **per_epoch(recipe.training)}.get("eval_strategy")
     has_eval = recipe.data.evaluates
     if strategy not in (None, "no") and not has_eval:
         raise ConflictError(
@@ -249,7 +250,7 @@ def config_of(recipe: Recipe) -> dict[str, Any]:
     """The fields of SFTConfig for this recipe, so that recipes take the same way as Python users."""
     fields = {**recipe.training, "disable_tqdm": True}
     fields.setdefault("output_dir", default_output_dir(recipe.model.name or "model"))
-    if recipe.data.evaluates:
+    if recipe.data.evaluates and "eval_strategy" not in per_epoch(fields):
         fields.setdefault("eval_strategy", "epoch")
     if "image_folder" not in fields and (folder := _data_folder(recipe)):
         fields["image_folder"] = folder

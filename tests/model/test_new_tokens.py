@@ -16,12 +16,10 @@ ROWS = [{"text": "<thought>hello</thought>world"}] * 2
 
 
 def trainer_of(folder, tokenizer, peft_config=None, model=None, **fields):
-    args = SFTConfig(str(folder / "out"), **{"max_steps": 2, "use_cpu": True, "save_strategy": "no", "learning_rate": 0.1,
-                     "report_to": "none", **fields})  # fmt: skip
-    model = make_llama(tokenizer) if model is None else model
-    return SFTTrainer(
-        model, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer, peft_config=peft_config
-    )
+    defaults = {"max_steps": 2, "use_cpu": True, "save_strategy": "no", "learning_rate": 0.1, "report_to": "none"}
+    args = SFTConfig(str(folder / "out"), **{**defaults, **fields})
+    model, rows = make_llama(tokenizer) if model is None else model, Dataset.from_list(ROWS)
+    return SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, peft_config=peft_config)
 
 
 def test_new_tokens_get_rows_that_train_and_are_saved(tmp_path, capsys):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sftcore.config.settings.declared import fields_of, preparation_arguments, source
+from sftcore.config.settings.rhythm import per_epoch, rhythm_problems
 from sftcore.config.settings.schedules import FOLLOW_EVALUATIONS, schedule_problems
 from sftcore.config.settings.templates import template_problems
 from sftcore.core.errors import nearest
@@ -48,6 +49,8 @@ _OF_WORKERS = ("dataloader_prefetch_factor", "dataloader_persistent_workers", "d
 
 def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems of fields with each other; each field's value has been found right."""
+    yield from rhythm_problems(settings)
+    settings = {**settings, **per_epoch(settings)}
     yield from template_problems(settings)
     yield from _markers(settings)
     yield from _tokens(settings)

@@ -27,11 +27,19 @@ FREE = (
     "ddp_timeout", "ddp_backend", "include_", "do_", "load_best", "metric_for_best", "greater_is_better",
     "enable_jit_checkpoint", "torch_empty_cache_steps", "ignore_data_skip", "batch_eval_metrics",
     "prediction_loss_only", "per_device_eval", "eval_accumulation", "use_cpu", "past_index", "length_column_name",
-    "early_stopping_", "callbacks",
+    "early_stopping_", "callbacks", "saves_per_epoch",
 )  # fmt: skip
 """Settings that may differ, by name or by how the name begins: where a run writes, what it says, how it reads."""
 
-SAID = ("num_train_epochs", "max_steps", "eval_strategy", "eval_steps", "gradient_checkpointing", "activation_")
+SAID = (
+    "num_train_epochs",
+    "max_steps",
+    "eval_strategy",
+    "eval_steps",
+    "evals_per_epoch",
+    "gradient_checkpointing",
+    "activation_",
+)
 """Settings that may differ too, and are shown: the length of a run, and what can move its last bits."""
 
 _FIRST_ROWS = 8

@@ -78,6 +78,10 @@ def callbacks_of(args: Any) -> list[TrainerCallback]:
     settings = {"early_stopping_patience": args.early_stopping_patience, "callbacks": args.callbacks}
     check_callbacks(settings, evaluates=args.eval_strategy != "no", where=where)
     made: list[TrainerCallback] = []
+    if args.evals_per_epoch is not None or args.saves_per_epoch is not None:
+        from sftcore.train.parts.rhythm import PerEpoch
+
+        made.append(PerEpoch(args.evals_per_epoch, args.saves_per_epoch))
     if args.early_stopping_patience is not None:
         made.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
     given = parse_callbacks(args.callbacks, where=f"{where}: callbacks")
