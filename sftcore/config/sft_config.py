@@ -25,6 +25,7 @@ from sftcore.config.settings.kept_rows import kept_rows
 from sftcore.config.settings.later import Made, snapshot
 from sftcore.config.settings.older_names import GONE, OLDER, use_current_names
 from sftcore.config.settings.rhythm import OF_RHYTHM, per_epoch
+from sftcore.config.settings.tracker import fields_for
 from sftcore.config.settings.values import as_ours, plain_value, wrong_dtype
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError, raise_all
 from sftcore.util.foreign import in_our_words
@@ -47,6 +48,7 @@ class SFTConfig(TrainingArguments):
         "plugins",
         "prepare_in_int8_kwargs",
         "callbacks",
+        "tracker",
     ]
 
     # --- Other defaults than in TrainingArguments ---
@@ -140,6 +142,10 @@ class SFTConfig(TrainingArguments):
     saves_per_epoch: int | None = None
     """How often an epoch is saved, at even distances and at its end; instead of save_strategy and save_steps."""
 
+    tracker: dict[str, Any] | str | None = None
+    """Where the trackers of report_to file the run: {project, entity, tags, run_name}, as far as each of them knows
+    them."""
+
     # --- When something goes wrong ---
     resume_changed: bool = False
     """Resume from a checkpoint although data, chat template, plugins or settings have changed since it was saved."""
@@ -231,13 +237,14 @@ class SFTConfig(TrainingArguments):
         if self.eval_steps == 0 and self.eval_strategy == "steps":
             every = f"{self.logging_steps:g}"
             warn(f"eval_steps is 0: an evaluation is made as often as is logged (logging_steps: {every}).")
-        raise_all(
-            RecipeError(one.what, where=one.where or "SFTConfig", fix=one.fix) for one in combined_problems(values)
-        )
+        # what is a warning is said with the other warnings of the run
+        found = [one for one in combined_problems(values) if one.severity == "error"]
+        raise_all(RecipeError(one.what, where=one.where or "SFTConfig", fix=one.fix) for one in found)
 
     def _derive(self) -> None:
         """What the fields make of each other, transformers' own part included."""
         self.__dict__.update(per_epoch({name: getattr(self, name) for name in OF_RHYTHM}))
+        self.__dict__.update(fields_for({"tracker": self.tracker, "report_to": self.report_to}))  # type: ignore[has-type]
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and bool(is_torch_bf16_gpu_available())  # type: ignore[has-type]
         if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():

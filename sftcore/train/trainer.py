@@ -62,6 +62,7 @@ from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_bal
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.rows import RowDistribution
+from sftcore.train.parts.tracking import tracked
 from sftcore.train.parts.trials import try_plugins
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
@@ -285,6 +286,7 @@ class SFTTrainer(OpenLayout):
             self.signals.listening(),
             reading(checkpoint),
             refusals.until_first_step(args, self.callback_handler.callbacks),
+            tracked(args),
         ):
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
@@ -359,7 +361,7 @@ class SFTTrainer(OpenLayout):
         """Evaluate without noise; a raw data set is prepared as those of the constructor were."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepared_for_evaluation(eval_dataset)
-        with self.noise.paused():
+        with self.noise.paused(), tracked(self.args):
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         return metrics
 

@@ -10,6 +10,7 @@ from sftcore.config.settings.declared import fields_of, preparation_arguments, s
 from sftcore.config.settings.rhythm import per_epoch, rhythm_problems
 from sftcore.config.settings.schedules import FOLLOW_EVALUATIONS, schedule_problems
 from sftcore.config.settings.templates import template_problems
+from sftcore.config.settings.tracker import tracker_problems
 from sftcore.core.errors import nearest
 from sftcore.core.types import Problem
 
@@ -51,6 +52,7 @@ def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems of fields with each other; each field's value has been found right."""
     yield from rhythm_problems(settings)
     settings = {**settings, **per_epoch(settings)}
+    yield from tracker_problems(settings)
     yield from template_problems(settings)
     yield from _markers(settings)
     yield from _tokens(settings)
