@@ -27,6 +27,7 @@ from sftcore.config.settings.older_names import GONE, OLDER, use_current_names
 from sftcore.config.settings.rhythm import OF_RHYTHM, per_epoch
 from sftcore.config.settings.tracker import fields_for
 from sftcore.config.settings.values import as_ours, plain_value, wrong_dtype
+from sftcore.config.settings.zero import by_name
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError, raise_all
 from sftcore.util.foreign import in_our_words
 from sftcore.util.secrets import masked
@@ -266,6 +267,7 @@ class SFTConfig(TrainingArguments):
                 where="SFTConfig",
                 fix="Drop tf32.",
             )
+        self.deepspeed = by_name(self.deepspeed)  # type: ignore[has-type]
         refuse_missing_deepspeed(self.deepspeed)
         # Unsloth on a CPU patches TrainingArguments to turn TRL's packing off; here packed documents are proven apart
         own = {name: getattr(self, name) for name in ("packing", "eval_packing", "padding_free")}

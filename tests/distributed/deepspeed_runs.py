@@ -19,7 +19,8 @@ PACKED = {"packing": True, "max_length": 48, "eval_packing": False}
 
 
 def case(stage: int, **fields) -> dict:
-    return {"deepspeed": {**SETTINGS, "zero_optimization": {"stage": stage}}, **fields}
+    named = f"zero{stage}" if not fields else {**SETTINGS, "zero_optimization": {"stage": stage}}
+    return {"deepspeed": named, **fields}
 
 
 CASES = {

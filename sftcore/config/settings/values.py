@@ -22,6 +22,7 @@ from sftcore.config.checks import ADAPTER_DTYPES
 from sftcore.config.foreign import values as foreign
 from sftcore.config.foreign.spelling import misspelt
 from sftcore.config.settings.declared import choices, enum_values, trackers
+from sftcore.config.settings.zero import NAMES, by_name
 from sftcore.core.errors import OptionTypeError, RecipeError, nearest
 from sftcore.core.options import structure, type_name
 from sftcore.core.types import PACKING_STRATEGIES
@@ -257,6 +258,8 @@ def _wrong_mapping(field: str, value: Any, wanted: Any) -> tuple[str, str] | Non
         return _wrong_json(field, value)
     if field not in _MAPPINGS_FROM_FILES:
         return f"{field} is a mapping or JSON text of one, got {shortened(value)}.", ""
+    if field == "deepspeed" and not isinstance(by_name(value), str):
+        return None
     path = Path(value).expanduser()
     if path.is_file():
         return _wrong_json(f"{field}: {value}", path.read_text(encoding="utf-8", errors="replace"))
@@ -264,7 +267,10 @@ def _wrong_mapping(field: str, value: Any, wanted: Any) -> tuple[str, str] | Non
         with suppress(ValueError):  # transformers takes the file's content in this form too
             json.loads(base64.urlsafe_b64decode(value))
             return None
-    return f"{field}: there is no file {shortened(value)}.", "Name a JSON file, or write the mapping itself."
+    fix = "Name a JSON file, or write the mapping itself."
+    if field == "deepspeed":
+        fix = f"{nearest(value, NAMES).strip()} {fix} By name there are: {', '.join(NAMES)}.".strip()
+    return f"{field}: there is no file {shortened(value)}.", fix
 
 
 def _wrong_json(field: str, text: str) -> tuple[str, str] | None:
