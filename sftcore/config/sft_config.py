@@ -180,6 +180,9 @@ class SFTConfig(TrainingArguments):
     """Where a completion of messages ends: "turn" (behind its end token), "trl" (with what the template adds there)."""
     loss_type: str = "nll"
     """The loss plugin."""
+    optimizer_in_backward: bool = False
+    """Step each weight as soon as its gradient is there, and drop the gradient: less memory. It excludes what needs all
+    gradients at once: accumulation, max_grad_norm, master copies, several processes, and on_nonfinite but continue."""
     activation_offloading: bool = False
     """Keep saved activations in host memory."""
     pad_token: str | None = None

@@ -112,6 +112,8 @@ def accepted(given: Mapping[str, Any]) -> tuple[Any, SFTConfig, Any]:
         warn("tokenizer= is now processing_class=.", FutureWarning)
     name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
     made = as_sft_config(given["args"], name)
+    if given["optimizers"][0] is not None or given["optimizer_cls_and_kwargs"] is not None:
+        refuse_in_backward(made, "an optimizer of its own, and only one that it makes itself can step so")
     if given["older"]:
         made = copy.copy(made)  # the user's own may be another trainer's too
         _put_in_place(made, given["older"], given.keys() - {"self", "older", "__class__"})
@@ -271,6 +273,16 @@ def refuse_no_batch(args: SFTConfig, train_dataset: Any, eval_dataset: Any) -> N
                 where=name,
                 fix="Drop dataloader_drop_last, or use smaller batches.",
             )
+
+
+def refuse_in_backward(args: SFTConfig, what: str) -> None:
+    """Refuse a run that steps within the backward pass, and has something that does not go with it.
+
+    Raises:
+        ConflictError: with what it has.
+    """
+    if args.optimizer_in_backward:
+        raise ConflictError(f"the run has {what}.", where="optimizer_in_backward", fix="Drop optimizer_in_backward.")
 
 
 def refuse_no_set(known: Any, asked: Any) -> None:

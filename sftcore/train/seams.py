@@ -32,6 +32,7 @@ from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
 from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known, is_padded, rows_in, without_padding
+from sftcore.train.parts.in_backward import InBackward
 from sftcore.train.parts.loss import count_items
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.part import Part
@@ -52,6 +53,7 @@ class TrainerSeams(Trainer):
     evaluation: EvaluationLoss
     facts: RunFacts
     parts: Sequence[Part] = ()
+    in_backward: InBackward | None = None
     callback_handler: Any
     control: Any
     compute_metrics: Any
@@ -149,7 +151,12 @@ class TrainerSeams(Trainer):
     # --- One step ---------------------------------------------------------------------------------------------------
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Forward and backward of one micro-batch."""
-        loss = super().training_step(*args, **kwargs)
+        if self.in_backward is None:
+            loss = super().training_step(*args, **kwargs)
+        else:
+            self.prove()  # whose trials go backward too, and take no step
+            with self.in_backward.training():
+                loss = super().training_step(*args, **kwargs)
         for part in self.parts:
             part.after_backward(loss)
         return loss

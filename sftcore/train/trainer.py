@@ -58,6 +58,7 @@ from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
 from sftcore.train.parts.callbacks import callbacks_of
 from sftcore.train.parts.evaluation import EvaluationLoss
+from sftcore.train.parts.in_backward import InBackward
 from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_balance
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
@@ -223,7 +224,10 @@ class SFTTrainer(OpenLayout):
         """The optimizer; on float32 copies of what trains below float32, where the plan says so."""
         own, optimizer = self.optimizer is None, super().create_optimizer(*args, **kwargs)
         if own and wants_master_weights(self.model, self.setup.plan.settings):
+            refusals.refuse_in_backward(self.args, "master copies of the weights, which are stepped on all at once")
             add_master_weights(optimizer)
+        if self.args.optimizer_in_backward and self.in_backward is None:
+            self.in_backward = InBackward(optimizer)
         return optimizer
 
     def prove(self, *, plugins: bool = True) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sftcore.config.settings.declared import fields_of, preparation_arguments, source
+from sftcore.config.settings.in_backward import in_backward_problems
 from sftcore.config.settings.rhythm import per_epoch, rhythm_problems
 from sftcore.config.settings.schedules import FOLLOW_EVALUATIONS, schedule_problems
 from sftcore.config.settings.templates import template_problems
@@ -60,6 +61,7 @@ def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _intervals(settings)
     yield from _best_model(settings)
     yield from _schedule(settings)
+    yield from in_backward_problems(settings)
     yield from _optimizer(settings)
     yield from _accelerator(settings.get("accelerator_config"))
     yield from _preparation(settings.get("prepare_in_int8_kwargs"))
