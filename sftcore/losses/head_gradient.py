@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from sftcore.losses.asked_again import asked_plainly, is_transformed, may_be_asked_again, plain_operations
+
 Head = Callable[[torch.Tensor], torch.Tensor]
 ChunkSums = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """From a chunk's hidden states (C, W) and the index of its first position to three scalars: loss, entropy, correct."""
@@ -50,11 +52,13 @@ def sum_of_chunks(part: ChunkSums, hidden_NW: torch.Tensor, head: Head, chunk: i
     """
     if chunk is None:
         chunk = positions_at_once(hidden_NW.device.type, _vocabulary(head, hidden_NW))
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or is_transformed():
         return _summed([part(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
-    parameters = _parameters_of(head, hidden_NW)
-    if parameters is None:
-        parts = [checkpoint(part, rows_CW, at, use_reentrant=False) for at, rows_CW in _chunks(hidden_NW, chunk)]
+    parameters = _parameters_of(part, head, hidden_NW)
+    if parameters is None or any(one._backward_hooks for one in parameters):
+        # a hook on a parameter is to see one gradient, that of the whole step
+        again = _plainly(part) if may_be_asked_again() else part
+        parts = [checkpoint(again, rows_CW, at, use_reentrant=False) for at, rows_CW in _chunks(hidden_NW, chunk)]
         return _summed(parts)
     if not parameters and not hidden_NW.requires_grad:
         return _summed([part(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
@@ -75,34 +79,85 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: ChunkSums, chunk: int, hidden_NW: torch.Tensor, *parameters: torch.Tensor) -> Any:
         wanted = ctx.needs_input_grad[2]
-        hidden_grad_NW = torch.empty_like(hidden_NW) if wanted else None
-        gradients: list[torch.Tensor | None] = [None] * len(parameters)
-        parts = []
-        for at, rows_CW in _chunks(hidden_NW, chunk):
-            rows_CW = rows_CW.detach().requires_grad_(wanted)
-            with torch.enable_grad():
-                loss, entropy, correct = part(rows_CW, at)
-                inputs = [*([rows_CW] if wanted else []), *parameters]
-                found = list(torch.autograd.grad(loss, inputs))
-            parts.append((loss.detach(), entropy, correct))
-            if hidden_grad_NW is not None:
-                hidden_grad_NW[at : at + len(rows_CW)] = found.pop(0)
-            gradients = [new if old is None else old.add_(new) for old, new in zip(gradients, found, strict=True)]
-        ctx.gradients = (hidden_grad_NW, *gradients)
-        total, entropy, correct = _summed(parts)
+        total, entropy, correct, ctx.gradients = _with_gradients(part, chunk, hidden_NW, parameters, wanted)
+        ctx.again = None
+        if may_be_asked_again():
+            ctx.again = part, chunk, wanted, _autocast_like(hidden_NW.device.type)
+            ctx.save_for_backward(hidden_NW, *parameters)
         ctx.mark_non_differentiable(entropy, correct)
         return total, entropy, correct
 
     @staticmethod
     def backward(ctx: Any, loss_grad: torch.Tensor, *_: Any) -> Any:
-        if ctx.gradients is None:
-            raise RuntimeError(
-                "the backward pass of this loss has already run; call the model again before the next one"
-            )
-        # scaled in place and handed over, because the gradient of a trained head is as large as its weight
+        differentiable = torch.is_grad_enabled()  # of create_graph=True
         gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None or differentiable:
+            return None, None, *_once_more(ctx, loss_grad, differentiable=differentiable)
+        # scaled in place and handed over, because the gradient of a trained head is as large as its weight
         scaled = [None if one is None else one.mul_(loss_grad.to(one.dtype)) for one in gradients]
         return None, None, *scaled
+
+
+def _with_gradients(
+    part: ChunkSums, chunk: int, hidden_NW: torch.Tensor, parameters: Sequence[torch.Tensor], wanted: bool
+) -> tuple[Any, ...]:
+    """The three sums, and the gradients of the first by hidden states (where `wanted`, else None) and parameters."""
+    hidden_grad_NW = torch.empty_like(hidden_NW) if wanted else None
+    gradients: list[torch.Tensor | None] = [None] * len(parameters)
+    parts = []
+    for at, rows_CW in _chunks(hidden_NW, chunk):
+        rows_CW = rows_CW.detach().requires_grad_(wanted)
+        with torch.enable_grad():
+            loss, entropy, correct = part(rows_CW, at)
+            inputs = [*([rows_CW] if wanted else []), *parameters]
+            found = list(torch.autograd.grad(loss, inputs))
+        parts.append((loss.detach(), entropy, correct))
+        if hidden_grad_NW is not None:
+            hidden_grad_NW[at : at + len(rows_CW)] = found.pop(0)
+        gradients = [new if old is None else old.add_(new) for old, new in zip(gradients, found, strict=True)]
+    return *_summed(parts), (hidden_grad_NW, *gradients)
+
+
+def _once_more(ctx: Any, loss_grad: torch.Tensor, *, differentiable: bool) -> Sequence[torch.Tensor | None]:
+    """The gradients of a backward pass that is not the first one, or that is to be differentiated itself.
+
+    Raises:
+        RuntimeError: nothing was kept for it.
+    """
+    if ctx.again is None:
+        raise RuntimeError(
+            "the gradient of this loss can itself not be differentiated; compute it within a compute_loss or "
+            "training_step of your own"
+            if differentiable
+            else "the backward pass of this loss has already run; call the model again before the next one"
+        )
+    part, chunk, wanted, autocast = ctx.again
+    hidden_NW, *parameters = ctx.saved_tensors
+    if not differentiable:
+        with autocast():
+            *_, gradients = _with_gradients(part, chunk, hidden_NW, parameters, wanted)
+        return [None if one is None else one.mul_(loss_grad.to(one.dtype)) for one in gradients]
+    with torch.enable_grad(), autocast():
+        total, *_ = _summed([_plainly(part)(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
+    inputs = [*([hidden_NW] if wanted else []), *parameters]
+    found = torch.autograd.grad(total, inputs, loss_grad, create_graph=True)
+    return found if wanted else (None, *found)
+
+
+def _autocast_like(device: str) -> Callable[[], Any]:
+    """What makes the autocast that is around now once more; a backward pass runs without it."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return lambda: torch.autocast(device, dtype, enabled=enabled, cache_enabled=False)
+
+
+def _plainly(part: ChunkSums) -> ChunkSums:
+    """The same sums from operations that torch can differentiate any number of times."""
+
+    def plain(rows_CW: torch.Tensor, at: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with plain_operations():
+            return part(rows_CW, at)
+
+    return plain
 
 
 def _chunks(hidden_NW: torch.Tensor, chunk: int) -> Sequence[tuple[int, torch.Tensor]]:
@@ -113,25 +168,27 @@ def _summed(parts: Sequence[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, ...]
     return tuple(torch.stack(column).sum() for column in zip(*parts, strict=True))
 
 
-def _parameters_of(head: Head, hidden_NW: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-    """The head's trainable parameters, or None if a backward pass inside the forward pass is not safe.
+def _parameters_of(part: ChunkSums, head: Head, hidden_NW: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+    """What trains in the head and in the loss, or None if a backward pass inside the forward pass is not safe.
 
-    They are read from the graph of a call without rows, which finds adapters, biases and a head behind any callable.
+    It is read from the graph of a call without rows, which finds adapters, biases and a head behind any callable.
     Sharded weights (FSDP, ZeRO-3) are gathered and released by hooks that only know the outer backward pass.
     """
     module = getattr(head, "module", None)
     if isinstance(module, torch.nn.Module) and _is_sharded(module):
         return None
     with torch.enable_grad():
-        logits = head(hidden_NW[:0].detach().requires_grad_())
+        rows_0W = hidden_NW[:0].detach().requires_grad_()
+        total, *_ = part(rows_0W, 0)
     found: dict[int, torch.Tensor] = {}
-    pending, seen = [logits.grad_fn], set()
+    pending, seen = [total.grad_fn], set()
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(leaf := getattr(node, "variable", None), torch.nn.Parameter):
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, torch.Tensor) and leaf is not rows_0W:
             found[id(leaf)] = leaf
         pending += [following for following, _ in node.next_functions]
     return tuple(found.values())
@@ -158,6 +215,11 @@ def label_log_probs(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[to
     Returns:
         (C,) float32, (C,) float32, (C,) bool.
     """
+    if asked_plainly():
+        log_probs_CV = logits_CV.float().log_softmax(-1)
+        own_C = log_probs_CV.gather(-1, labels_C[:, None]).squeeze(-1)
+        fixed_CV = log_probs_CV.detach()
+        return own_C, -(fixed_CV.exp() * fixed_CV).sum(-1), fixed_CV.argmax(-1) == labels_C
     found: tuple[torch.Tensor, ...] = _LabelLogProbs.apply(logits_CV, labels_C)
     return found
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 REQUEST = "sft_request"
 """The keyword argument that asks the model's forward for the loss: a `LossRequest`."""
 _TRIAL = "sft_trial"
+_SUMMED = ("loss", "aux_loss")
+"""Those of the answer's scalars that carry gradients."""
 _ATTRIBUTES = _BOUND, _OWN, _ = "_sftcore_loss", "_sftcore_own_forward", "forward"
 
 
@@ -43,19 +45,21 @@ class LossRequest:
 
     labels: (B, T) int64; weights: (B, T) float32, or None; num_items: () float32, what the loss is divided by;
     positions: (N,) int64, row * T + column of each token whose next token counts, None where they are still to be
-    found, for which the host waits; found: the answer, detached.
+    found, for which the host waits; whole: whether the model's own outputs are wanted, with all logits; found: the
+    answer, detached.
     """
 
     labels: torch.Tensor
     num_items: torch.Tensor
     weights: torch.Tensor | None = None
     positions: torch.Tensor | None = None
+    whole: bool = False
     found: dict[str, torch.Tensor] = field(factory=dict, init=False)
 
     def answer(self, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Keep this answer exactly; returns what carries its gradients, for whatever wraps the model to see."""
         self.found = {name: one.detach() for name, one in found.items()}
-        return {name: one for name, one in found.items() if name in ("loss", "aux_loss")}
+        return {name: one for name, one in found.items() if name in _SUMMED}
 
     def exact(self, seen: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The answer with the gradients of `seen`, which may have been rounded on the way."""
@@ -104,6 +108,17 @@ class BoundLoss:
             where the model balances the load of its experts.
         """
         return request.exact(model(**inputs, **{REQUEST: request}))
+
+    def ask_whole(self, model: Any, inputs: Mapping[str, Any], request: LossRequest) -> tuple[dict[str, Any], Any]:
+        """The same, and the outputs of the model's own forward, with their loss as a call with labels has it.
+
+        What hooks on the model make of that loss is the loss.
+        """
+        request.whole = True
+        outputs = model(**inputs, **{REQUEST: request})
+        if not isinstance(outputs, Mapping):  # of a hook that returns a tuple
+            return request.exact({"loss": outputs[0]}), outputs
+        return request.exact({name: outputs[name] for name in _SUMMED if name in request.found}), outputs
 
     def of_outputs(self, outputs: Any, request: LossRequest) -> dict[str, torch.Tensor]:
         """The same from the outputs of a call of the model's own forward, which hold all logits (B, T, V)."""
@@ -179,6 +194,9 @@ def _with_loss(own: inspect.Signature) -> Callable[..., Any]:
             return _own_forward(self)(*args, **kwargs)
         request: LossRequest = kwargs.pop(REQUEST)
         kwargs.pop("labels", None)  # PEFT hands on its own None
+        if request.whole:
+            outputs = _own_forward(self)(*args, **kwargs)
+            return _with_the_loss(outputs, answer(request, of_outputs(bound, outputs, request))["loss"])
         if not bound.gathers:
             return answer(request, of_outputs(bound, _own_forward(self)(*args, **kwargs), request))
         outputs = self.base_model(*args, **kwargs)
@@ -189,6 +207,13 @@ def _with_loss(own: inspect.Signature) -> Callable[..., Any]:
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     forward.__signature__ = own.replace(parameters=[me, *own.parameters.values()])  # type: ignore[attr-defined]
     return forward
+
+
+def _with_the_loss(outputs: Any, loss: torch.Tensor) -> Any:
+    """The outputs of a call without labels, with a loss where a call with labels has it: first."""
+    outputs["loss"] = loss
+    outputs.move_to_end("loss", last=False)
+    return outputs
 
 
 def _own_forward(model: PreTrainedModel) -> Callable[..., Any]:

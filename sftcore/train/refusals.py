@@ -24,6 +24,7 @@ from sftcore.core.errors import (
 )
 from sftcore.core.types import Problem
 from sftcore.data.mixing.mixture import has_length
+from sftcore.model.onlookers import per_sample_wrapper
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
 from sftcore.util.foreign import in_our_words
@@ -105,6 +106,7 @@ def accepted(given: Mapping[str, Any]) -> tuple[Any, SFTConfig, Any]:
     from sftcore.config.sft_config import as_sft_config
 
     _refuse_kinds(given)
+    refuse_per_sample(given["model"], (given["optimizers"] or [None])[0])
     model, processing_class, tokenizer = model_argument(given["model"]), given["processing_class"], given["tokenizer"]
     if tokenizer is not None:
         if processing_class is not None:
@@ -301,6 +303,21 @@ def refuse_no_set(known: Any, asked: Any) -> None:
     if isinstance(asked, str) and asked not in names:
         offer = f"{nearest(asked, names)} Its names: {', '.join(names)}." if names else " Pass the data set itself."
         raise DataError(f'eval_dataset has no set named "{asked}".{offer}', where="evaluate")
+
+
+def refuse_per_sample(model: Any, optimizer: Any) -> None:
+    """Refuse what takes a gradient for every row: rows share one sum here, and its bound on each would not hold.
+
+    Raises:
+        ConflictError: with what was found.
+    """
+    if found := per_sample_wrapper(model, optimizer):
+        raise ConflictError(
+            f"{found} takes gradients by rows, and SFTTrainer sums the losses of tokens over rows, packed rows and "
+            "accumulated batches: what it clips and adds noise to would not be one row's.",
+            where="SFTTrainer",
+            fix="Train with a loop of Opacus' own, or pass the model and the optimizer that it has not made private.",
+        )
 
 
 def refuse_unsavable(model: Any) -> None:

@@ -31,6 +31,7 @@ from sftcore.train.distributed import is_taken_apart, not_sharded_yet, nothing_s
 from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
+from sftcore.train.own_methods import handed_on
 from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known, is_padded, rows_in, without_padding
 from sftcore.train.parts.in_backward import InBackward
 from sftcore.train.parts.loss import count_items
@@ -54,7 +55,10 @@ class TrainerSeams(Trainer):
     facts: RunFacts
     parts: Sequence[Part] = ()
     in_backward: InBackward | None = None
+    in_own_step = False
+    """Whether a training step of transformers' own is computing a loss, which it differentiates once."""
     callback_handler: Any
+    model_accepts_loss_kwargs: Any
     control: Any
     compute_metrics: Any
     model_wrapped: Any
@@ -74,7 +78,7 @@ class TrainerSeams(Trainer):
 
     def _disable_own_loss_and_noise(self) -> None:
         """Loss, noise and kernels are plugins; transformers must not apply its own a second time."""
-        self.model_accepts_loss_kwargs = True  # the bound forward takes the normaliser, whatever its signature says
+        self.divides_itself = bool(self.is_divided)
         self.neftune_noise_alpha = None
         self.args.use_liger_kernel = False
 
@@ -98,6 +102,18 @@ class TrainerSeams(Trainer):
     def columns_for_collator(self) -> list[str]:
         """The columns of a data set that reach the collator."""
         return []
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the loss of a micro-batch is its share of the step's, which transformers need not divide.
+
+        It is of a model that takes the normaliser itself, and wherever `compute_loss` has divided by it.
+        """
+        return bool(self.model_accepts_loss_kwargs)
+
+    @is_divided.setter
+    def is_divided(self, value: bool) -> None:
+        self.model_accepts_loss_kwargs = value
 
     def to_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch on this process's device."""
@@ -134,11 +150,13 @@ class TrainerSeams(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one step, and the sum of their weights over all processes."""
         batches = self.rows.take(epoch_iterator, num_batches)
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _batches_drawn(self, batches: list[Any]) -> None:
         for part in self.parts:
             part.batches(batches)
         if self.resumption.random_is_due():
             self._load_rng_state(self.resumption.folder)
-        return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
         if not batch_samples or "labels" not in batch_samples[0]:
@@ -151,15 +169,19 @@ class TrainerSeams(Trainer):
     # --- One step ---------------------------------------------------------------------------------------------------
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Forward and backward of one micro-batch."""
-        if self.in_backward is None:
-            loss = super().training_step(*args, **kwargs)
-        else:
+        self.is_divided, self.in_own_step = self.divides_itself, True
+        try:
+            if self.in_backward is None:
+                return super().training_step(*args, **kwargs)
             self.prove()  # whose trials go backward too, and take no step
             with self.in_backward.training():
-                loss = super().training_step(*args, **kwargs)
+                return super().training_step(*args, **kwargs)
+        finally:
+            self.in_own_step = False
+
+    def _loss_computed(self, loss: torch.Tensor) -> None:
         for part in self.parts:
             part.after_backward(loss)
-        return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -227,7 +249,8 @@ class TrainerSeams(Trainer):
         self.resumption.enter_epoch(
             kwargs["epoch"], kwargs["train_dataloader"], first=first, load_random=self._load_rng_state
         )
-        super()._run_epoch(**kwargs)
+        with handed_on(self, self._batches_drawn, self._loss_computed):
+            super()._run_epoch(**kwargs)
 
     def _do_what_was_due(self, model: Any, trial: Any, ignore_keys: Any, start_time: Any) -> None:
         """An evaluation, or the end of an epoch, that the checkpoint came before."""

@@ -20,8 +20,10 @@ from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import PREDICTED, DataPreparation
 from sftcore.documents.shared_rows import SharedRows
+from sftcore.losses.asked_again import asked_again
 from sftcore.model.bound_loss import BoundLoss
 from sftcore.model.memory.spared import spared_memory
+from sftcore.model.onlookers import gradient_hooks_paused
 from sftcore.model.precision import add_master_weights, wants_master_weights
 from sftcore.model.processor import processor_of
 from sftcore.model.skeleton import skeleton_of
@@ -56,12 +58,14 @@ from sftcore.train.guard.signals import Listener
 from sftcore.train.guard.steps import StepGuard
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
+from sftcore.train.own_methods import is_overridden
 from sftcore.train.parts.callbacks import callbacks_of
 from sftcore.train.parts.evaluation import EvaluationLoss
 from sftcore.train.parts.in_backward import InBackward
 from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_balance
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
+from sftcore.train.parts.plain_ways import PlainWays
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.tracking import tracked
 from sftcore.train.parts.trials import try_plugins
@@ -200,6 +204,7 @@ class SFTTrainer(OpenLayout):
         self._proven = False
         self.metrics = Metrics(accelerator, copies=self.get_tp_size())
         self.shared_rows = SharedRows()
+        self.plain_ways = PlainWays(self._note, says=args.process_index == 0)
         self.facts = RunFacts(self)
         self.evaluation = EvaluationLoss()
         self.rows = RowDistribution(args, accelerator, self.data, self.to_device)
@@ -248,9 +253,13 @@ class SFTTrainer(OpenLayout):
             reasons = gather_object(reasons) if self.args.world_size > 1 else reasons
             self.bound_loss.reason = next(filter(None, reasons), "")
             if plugins:
-                try_plugins(self)
+                with gradient_hooks_paused(self.model):
+                    try_plugins(self)
         self._proven = True
         before.restore()
+
+    def _note(self, text: str) -> None:
+        self.loaded = attrs.evolve(self.loaded, notes=(*self.loaded.notes, text))
 
     # --- Training ---------------------------------------------------------------------------------------------------
     def train(
@@ -278,6 +287,7 @@ class SFTTrainer(OpenLayout):
 
     def _train_as_owner(self, resume_from_checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> Any:
         args = self.args
+        refusals.refuse_per_sample(self.model, self.optimizer)
         checkpoint = self.checkpoints.choose(resume_from_checkpoint)
         self.facts()  # read before anything is wrapped or moved
         self.resumption.begin()
@@ -317,10 +327,15 @@ class SFTTrainer(OpenLayout):
         facts, apart = facts_of(inputs), self.shared_rows(inputs, mode)
         batch = LossBatch.of(apart, count, routers=self.aux_loss_enabled, facts=facts)
         other = chosen_loss(batch, count, self.compute_loss_func, self.label_smoother)
-        with self.accelerator.autocast(), self.bound_loss.on(causal_model(self.loaded.model)):
-            found, outputs = losses_of(model, batch, self.bound_loss, other, with_outputs=return_outputs)
+        causal = causal_model(self.loaded.model)
+        outputs_for = "compute_loss is asked for outputs" if return_outputs and mode == "train" else ""
+        whole = self.plain_ways.builds_logits(model, causal, inputs, asked=outputs_for) or return_outputs
+        once = self.in_own_step and not is_overridden(self, SFTTrainer, "compute_loss")
+        with self.accelerator.autocast(), self.bound_loss.on(causal), asked_again(not once):
+            found, outputs = losses_of(model, batch, self.bound_loss, other, with_outputs=whole)
         self.metrics.add(mode, found, batch)
         loss = found["loss"]
+        self.is_divided = self.is_divided or count is not None
         if self.args.average_tokens_across_devices and count is not None:
             # every process divides by the items of all, and DDP averages their gradients
             loss = loss * self.accelerator.num_processes

@@ -113,12 +113,14 @@ def losses_of(
 
     Where `other` computes the loss, the plugin's is only looked at for the metrics, without gradients.
     """
+    labels = batch.request.labels
     with masks_known(batch.facts, batch.inputs):
         if other is None and not with_outputs:
             return bound.ask(model, batch.inputs, batch.request), None
-        outputs = without_virtual_tokens(model(**batch.inputs), batch.request.labels)
-    if other is None:
-        return bound.of_outputs(outputs, batch.request), outputs
+        if other is None:
+            found, outputs = bound.ask_whole(model, batch.inputs, batch.request)
+            return found, without_virtual_tokens(outputs, labels)
+        outputs = without_virtual_tokens(model(**batch.inputs), labels)
     with torch.no_grad():
         found = bound.of_outputs(outputs, batch.request)
     return {**found, "loss": other(outputs)}, outputs
@@ -126,8 +128,9 @@ def losses_of(
 
 def without_virtual_tokens(outputs: Any, labels_BT: torch.Tensor) -> Any:
     """Outputs whose logits (B, T, V) begin with the batch's own tokens, where prompt learning has put others before."""
-    if outputs.logits.shape[1] > labels_BT.shape[1]:
-        outputs.logits = outputs.logits[:, -labels_BT.shape[1] :]
+    logits = getattr(outputs, "logits", None)
+    if logits is not None and logits.shape[1] > labels_BT.shape[1]:
+        outputs.logits = logits[:, -labels_BT.shape[1] :]
     return outputs
 
 
