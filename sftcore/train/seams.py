@@ -62,6 +62,7 @@ class TrainerSeams(Trainer):
     control: Any
     compute_metrics: Any
     model_wrapped: Any
+    _made_optimizer = False
     _signature_columns: list[str] | None
 
     # --- Construction and preparation -------------------------------------------------------------------------------
@@ -88,9 +89,30 @@ class TrainerSeams(Trainer):
             self.accelerator.dataloader_config.non_blocking = True
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._made_optimizer = False
         prepared = super()._prepare_for_training(*args, **kwargs)
+        self._fit_optimizer()
         self.prove()
         return prepared
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, unless there is one."""
+        made = self.optimizer is None and self.optimizer_cls_and_kwargs is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        self._made_optimizer = made
+        self._fit_optimizer()
+        return optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self._fit_optimizer()  # which an override of create_optimizer made
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _fit_optimizer(self) -> None:
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self.fit_optimizer(own=self._made_optimizer)
+
+    def fit_optimizer(self, *, own: bool) -> None:
+        """Called once there is an optimizer, before its state is loaded, and may be called again."""
 
     def prove(self, *, plugins: bool = True) -> None:
         """Called once the model is wrapped, and may be called again."""

@@ -24,7 +24,7 @@ from sftcore.losses.asked_again import asked_again
 from sftcore.model.bound_loss import BoundLoss
 from sftcore.model.memory.spared import spared_memory
 from sftcore.model.onlookers import gradient_hooks_paused
-from sftcore.model.precision import add_master_weights, wants_master_weights
+from sftcore.model.precision import wants_master_weights
 from sftcore.model.processor import processor_of
 from sftcore.model.skeleton import skeleton_of
 from sftcore.model.unwrap import causal_model
@@ -65,6 +65,7 @@ from sftcore.train.parts.in_backward import InBackward
 from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_balance
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
+from sftcore.train.parts.optimizer import fit_optimizer
 from sftcore.train.parts.plain_ways import PlainWays
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.tracking import tracked
@@ -225,15 +226,16 @@ class SFTTrainer(OpenLayout):
         self.add_callback(LoopCallback(self))
         self.model.add_model_tags(list(self._tag_names))
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """The optimizer; on float32 copies of what trains below float32, where the plan says so."""
-        own, optimizer = self.optimizer is None, super().create_optimizer(*args, **kwargs)
-        if own and wants_master_weights(self.model, self.setup.plan.settings):
-            refusals.refuse_in_backward(self.args, "master copies of the weights, which are stepped on all at once")
-            add_master_weights(optimizer)
+    def fit_optimizer(self, *, own: bool) -> None:
+        """Compare the optimizer with what trains, put it on float32 copies where the plan says so, or in the backward."""
+        settings = self.setup.plan.settings
         if self.args.optimizer_in_backward and self.in_backward is None:
-            self.in_backward = InBackward(optimizer)
-        return optimizer
+            if not own:
+                refusals.refuse_in_backward(self.args, "an optimizer of its own, and only one that it makes can step so")
+            if wants_master_weights(self.model, settings):
+                refusals.refuse_in_backward(self.args, "master copies of the weights, which are stepped on all at once")
+            self.in_backward = InBackward(self.optimizer)
+        fit_optimizer(self.optimizer, self.model, settings, own=own)
 
     def prove(self, *, plugins: bool = True) -> None:
         """Try the head and what plugins claim, and prove documents apart: once, on the model as the run has placed it.
