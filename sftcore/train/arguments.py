@@ -119,8 +119,8 @@ def begin_run(args: SFTConfig) -> None:
 
 @contextmanager
 def kept(args: Any, *names: str) -> Iterator[None]:
-    """Around a call that changes these arguments: afterwards they are what they were."""
-    before = {name: getattr(args, name) for name in names}
+    """Around a call that changes these attributes: those that were there are afterwards what they were."""
+    before = {name: getattr(args, name) for name in names if hasattr(args, name)}
     try:
         yield
     finally:

@@ -59,6 +59,7 @@ from sftcore.train.guard.steps import StepGuard
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
 from sftcore.train.own_methods import is_overridden
+from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
 from sftcore.train.parts.evaluation import EvaluationLoss
 from sftcore.train.parts.in_backward import InBackward
@@ -151,7 +152,7 @@ class SFTTrainer(OpenLayout):
         collator = self._make_collator(processor, args, data_collator, train_dataset, eval_dataset)
         prepare_processes(args, self.loaded.model)
         self.recorder = RunRecorder(self)
-        with refusals.of_transformers():
+        with refusals.of_transformers(), kept(getattr(self.loaded.model, "config", None), "use_cache"):
             super().__init__(
                 model=self.loaded.model, args=args, data_collator=collator, train_dataset=train_dataset,
                 eval_dataset=eval_dataset, processing_class=processor, compute_loss_func=compute_loss_func,
@@ -222,7 +223,8 @@ class SFTTrainer(OpenLayout):
             name_rows=lambda rows: named_rows(self, rows),
             suspects=third_parties(self.setup.plugins.bound),
         )
-        self.parts = (self.resumption, self.guard, self.noise)
+        self.cache = CacheSetting(getattr(self.loaded.model, "config", None), in_training=bool(args.use_cache))
+        self.parts = (self.resumption, self.guard, self.noise, self.cache)
         self.add_callback(LoopCallback(self))
         self.model.add_model_tags(list(self._tag_names))
 
@@ -297,6 +299,7 @@ class SFTTrainer(OpenLayout):
         with (
             kept(args, "save_only_model", "eval_on_start"),  # a signal or a resumed run changes them
             self.noise.training(),
+            self.cache.training(),
             self.kernels.running(),
             spared_memory(self.loaded.model, self.setup.plan),
             self.signals.listening(),

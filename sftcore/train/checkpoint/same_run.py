@@ -61,7 +61,7 @@ class RunFacts:
         if self._known is None:
             self._known = {**_data(run), **_evaluated(run), **_processor(run), **_plugins(run), **_model(run)}
         settings = {
-            f"setting {name}": _without_addresses(plain(value))
+            f"setting {name}": _as_set(plain(value))
             for name, value in run.args.to_settings().items()
             if not name.startswith(FREE) and name not in ("plugins", "block")
         }
@@ -114,7 +114,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}… ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
-def _without_addresses(value: Any) -> Any:
+def _as_set(value: Any) -> Any:
+    """A setting without what differs where it was set to the same: addresses, and what accelerate notes in its own."""
+    if isinstance(value, Mapping):
+        return {name: one for name, one in value.items() if name != "use_configured_state"}
     return re.sub(r" at 0x[0-9a-f]+", "", value) if isinstance(value, str) else value
 
 

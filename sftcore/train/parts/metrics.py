@@ -55,21 +55,28 @@ class Metrics:
 
     def drain(self, mode: str) -> dict[str, float]:
         """The metrics since the last call, over all ranks; empty where no batch was counted."""
+        import torch
+
         sums = self._sums[mode]
         if sums is None:
             return {}
         self._sums[mode] = None
-        summed = self._accelerator.reduce(sums, reduction="sum") / self._copies
-        total = dict(zip(_SUMS, summed.tolist(), strict=True))
+        since_log = sums if mode == "train" else self._sums["train"]  # which an evaluation leaves to the next log
+        both = torch.stack([sums, torch.zeros_like(sums) if since_log is None else since_log])
+        total, trained = (
+            dict(zip(_SUMS, one, strict=True))
+            for one in (self._accelerator.reduce(both, reduction="sum") / self._copies).tolist()
+        )
+        num_tokens = self.num_tokens + int(trained["tokens"])
+        num_supervised = self.num_supervised_tokens + int(trained["supervised"])
         if mode == "train":
-            self.num_tokens += int(total["tokens"])
-            self.num_supervised_tokens += int(total["supervised"])
+            self.num_tokens, self.num_supervised_tokens = num_tokens, num_supervised
         supervised = max(total["supervised"], 1.0)
         logged = {
             **({"entropy": total["entropy"] / supervised} if self._has_entropy else {}),
             "mean_token_accuracy": total["correct"] / supervised,
-            "num_tokens": float(self.num_tokens),
-            "num_supervised_tokens": float(self.num_supervised_tokens),
+            "num_tokens": float(num_tokens),
+            "num_supervised_tokens": float(num_supervised),
         }
         if total["aux_loss"]:
             logged["aux_loss"] = total["aux_loss"] / total["batches"]
