@@ -71,6 +71,7 @@ from sftcore.train.parts.plain_ways import PlainWays
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.tracking import tracked
 from sftcore.train.parts.trials import try_plugins
+from sftcore.train.parts.weighted import refuse_unread_weights
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder
@@ -89,7 +90,8 @@ class SFTTrainer(OpenLayout):
             a list of them.
         eval_dataset: one, or a mapping of several by name.
         processing_class: tokenizer or processor; the model's own by default.
-        compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, on the full logits.
+        compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, on the full logits; with an argument
+            `weights` also given those of the tokens.
         compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as in
             `transformers.Trainer`; for metrics on logits the forward pass builds them all.
         quantization_config: goes to `from_pretrained` where `model` is a name.
@@ -148,6 +150,7 @@ class SFTTrainer(OpenLayout):
         train_dataset = self._prepare(train_dataset, "train_dataset")
         eval_dataset = self._prepare(eval_dataset, "eval_dataset")
         refusals.refuse_no_batch(args, train_dataset, eval_dataset)
+        refuse_unread_weights(compute_loss_func, [train_dataset, eval_dataset])
         self._load_model(model, processor, args, new_ids, train_dataset)
         collator = self._make_collator(processor, args, data_collator, train_dataset, eval_dataset)
         prepare_processes(args, self.loaded.model)

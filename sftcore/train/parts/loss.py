@@ -16,6 +16,7 @@ from sftcore.core.types import IGNORED
 from sftcore.data.host_facts import HostFacts, facts_of
 from sftcore.model.bound_loss import BoundLoss, LossRequest
 from sftcore.model.known_masks import masks_known
+from sftcore.train.parts.weighted import smoothed_loss, weights_for
 
 
 @frozen
@@ -92,17 +93,29 @@ def chosen_loss(
     batch: LossBatch,
     num_items: torch.Tensor | float | None,
     compute_loss_func: Callable[..., Any] | None,
-    label_smoother: Callable[..., Any] | None,
+    label_smoother: Any,
 ) -> Callable[[Any], Any] | None:
-    """A user's loss function, or label smoothing, as a function of the model's outputs; None: the plugin's loss."""
-    labels = batch.request.labels
+    """A user's loss function, or label smoothing, as a function of the model's outputs; None: the plugin's loss.
+
+    Both are given the weights of the batch, and what the loss is divided by: where nobody says, their sum.
+
+    Raises:
+        ConflictError: the batch has weights, and the user's function takes none.
+    """
+    request = batch.request
+    labels, weights = request.labels, request.weights
     if compute_loss_func is not None:
         if batch.is_empty:
             return None
-        return lambda outputs: compute_loss_func(outputs, labels, num_items_in_batch=num_items)
+        given = weights_for(compute_loss_func, weights)
+        divisor = request.num_items if num_items is None else num_items
+        return lambda outputs: compute_loss_func(outputs, labels, num_items_in_batch=divisor, **given)
     if label_smoother is not None:
-        divisor = {} if num_items is None else {"num_items_in_batch": num_items}
-        return lambda outputs: label_smoother(outputs, labels, shift_labels=True, **divisor)
+        if weights is not None:
+            epsilon = label_smoother.epsilon
+            return lambda outputs: smoothed_loss(outputs.logits, labels, weights, request.num_items, epsilon)
+        own = {} if num_items is None else {"num_items_in_batch": num_items}
+        return lambda outputs: label_smoother(outputs, labels, shift_labels=True, **own)
     return None
 
 
