@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
+from sftcore.core.errors import SFTCoreError
 from sftcore.core.types import LossFunction, LossOutput
 from sftcore.data.host_facts import supervised_positions
 from sftcore.model.embeddings import num_rows
@@ -79,12 +80,19 @@ class BoundLoss:
 
     loss: LossFunction
     reason: str | None = None
+    replaces: SFTCoreError | None = None
+    """The error of a run in which this would replace a loss of the model's own that nobody chose to replace."""
     _forward: tuple[Any, Callable[..., Any]] | None = field(default=None, init=False)
 
     @property
     def gathers(self) -> bool:
         """Whether the head sees supervised positions only."""
         return self.reason == ""
+
+    @property
+    def of_model(self) -> bool:
+        """Whether the run leaves the loss to the model, and this one is for the metrics alone; see `OwnLoss`."""
+        return bool(getattr(self.loss, "of_model", False))
 
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:

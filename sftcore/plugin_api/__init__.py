@@ -10,6 +10,7 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 | collators of images | `DOCUMENTS`, `MAX_PIXELS`, `open_image` |
 | attentions | `edges_of`*, `planned_device`, `unsupported` |
 | kernels | `decoder_layers`* |
+| losses | `OwnLoss`, of a plugin that leaves the loss to the model |
 | kernels, losses | `triton_is_interpreted` |
 | loaders, adapters | `adapter_folder`, `quantisation_asked_for`, `quantisation_of`*, `prepare_quantised`* |
 | adapters | `declared_fields`, `selective_of`, `vision_parts`* |
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sftcore.data.host_facts import edges_of
     from sftcore.data.images.pictures import DOCUMENTS
     from sftcore.data.images.reference import MAX_PIXELS, open_image
+    from sftcore.losses.own_loss import OwnLoss
     from sftcore.model.memory.layers import decoder_layers
     from sftcore.model.precision import prepare_quantised, quantisation_of
     from sftcore.model.vision import vision_parts
@@ -43,6 +45,7 @@ __all__ = [
     "IGNORED",
     "IMAGE",
     "MAX_PIXELS",
+    "OwnLoss",
     "adapter_folder",
     "declared_fields",
     "decoder_layers",

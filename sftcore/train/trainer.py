@@ -232,11 +232,11 @@ class SFTTrainer(OpenLayout):
         self.model.add_model_tags(list(self._tag_names))
 
     def fit_optimizer(self, *, own: bool) -> None:
-        """Compare the optimizer with what trains, put it on float32 copies where the plan says so, or in the backward."""
+        """Compare the optimizer with what trains; put it on float32 copies, or into the backward pass, as asked."""
         settings = self.setup.plan.settings
         if self.args.optimizer_in_backward and self.in_backward is None:
             if not own:
-                refusals.refuse_in_backward(self.args, "an optimizer of its own, and only one that it makes can step so")
+                refusals.refuse_in_backward(self.args, "an optimizer that it did not make itself")
             if wants_master_weights(self.model, settings):
                 refusals.refuse_in_backward(self.args, "master copies of the weights, which are stepped on all at once")
             self.in_backward = InBackward(self.optimizer)
@@ -347,7 +347,7 @@ class SFTTrainer(OpenLayout):
         if self.args.average_tokens_across_devices and count is not None:
             # every process divides by the items of all, and DDP averages their gradients
             loss = loss * self.accelerator.num_processes
-        if self.aux_loss_enabled:
+        if self.aux_loss_enabled and not self.bound_loss.of_model:
             steps = self.current_gradient_accumulation_steps if count is not None else 1
             asked = bool(self.args.router_aux_loss_coef)
             loss = with_balance(loss, found, self.router_aux_loss_coef, steps, asked=asked)

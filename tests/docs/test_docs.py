@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sftcore.config import yaml12
 from sftcore.config.recipe import parse_recipe
@@ -245,9 +248,18 @@ def test_the_plugin_page_describes_a_package_whose_own_tests_pass(tmp_path):
 
 
 def test_the_loss_of_the_losses_page_is_the_example_package():
-    (code,) = blocks("how-to/losses.md", "python")
+    *_, code = blocks("how-to/losses.md", "python")
     package = ROOT / "examples" / "plugins" / "sftcore-focal" / "sftcore_focal.py"
     assert code == package.read_text(encoding="utf-8")
+
+
+def test_the_weighted_loss_of_the_losses_page_weighs():
+    code, _ = blocks("how-to/losses.md", "python")
+    names = {"cross_entropy": torch.nn.functional.cross_entropy}
+    exec(code, names)
+    outputs = SimpleNamespace(logits=torch.zeros(1, 3, 4))
+    found = names["loss"](outputs, torch.tensor([[-100, 1, 2]]), 1.5, torch.tensor([[9.0, 1.0, 0.5]]))
+    assert found.item() == pytest.approx(math.log(4))
 
 
 def test_the_attention_of_the_attention_page_is_refused_where_it_declares_nothing():

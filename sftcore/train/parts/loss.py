@@ -16,6 +16,7 @@ from sftcore.core.types import IGNORED
 from sftcore.data.host_facts import HostFacts, facts_of
 from sftcore.model.bound_loss import BoundLoss, LossRequest
 from sftcore.model.known_masks import masks_known
+from sftcore.train.parts.own_loss import own_arguments, own_loss
 from sftcore.train.parts.weighted import smoothed_loss, weights_for
 
 
@@ -124,19 +125,28 @@ def losses_of(
 ) -> tuple[dict[str, Any], Any]:
     """The scalars of `BoundLoss.ask`, and the model's outputs where they are wanted, from one call of the model.
 
-    Where `other` computes the loss, the plugin's is only looked at for the metrics, without gradients.
+    Where `other` computes the loss, or the model itself, the plugin's is only looked at for the metrics, without
+    gradients.
+
+    Raises:
+        ConflictError: the plugin's loss would replace one of the model's own, which nobody chose.
     """
     labels = batch.request.labels
+    own = other is None and bound.of_model and not batch.is_empty
+    if other is None and bound.replaces is not None:
+        raise bound.replaces
     with masks_known(batch.facts, batch.inputs):
-        if other is None and not with_outputs:
+        if other is None and not own and not with_outputs:
             return bound.ask(model, batch.inputs, batch.request), None
-        if other is None:
+        if other is None and not own:
             found, outputs = bound.ask_whole(model, batch.inputs, batch.request)
             return found, without_virtual_tokens(outputs, labels)
-        outputs = without_virtual_tokens(model(**batch.inputs), labels)
+        asked = own_arguments(model, batch.request) if own else {}
+        outputs = without_virtual_tokens(model(**batch.inputs, **asked), labels)
+    loss = other(outputs) if other is not None else own_loss(model, batch.request, outputs)
     with torch.no_grad():
         found = bound.of_outputs(outputs, batch.request)
-    return {**found, "loss": other(outputs)}, outputs
+    return {**found, "loss": loss}, outputs
 
 
 def without_virtual_tokens(outputs: Any, labels_BT: torch.Tensor) -> Any:

@@ -22,6 +22,7 @@ from sftcore.documents.proof import evaluation_mode, ordinary_token_ids
 from sftcore.model.attention import replaced_attention
 from sftcore.model.build import attention_of
 from sftcore.model.unwrap import causal_model, is_peft_model
+from sftcore.train.parts.own_loss import compare_own_loss
 from sftcore.trials.collator import try_collator
 from sftcore.trials.kept import KeptTrials
 from sftcore.trials.loss import try_loss_in_model
@@ -51,6 +52,7 @@ def try_plugins(trainer: Any) -> None:
     notes = [f"the loss builds all logits: {reason}"] if reason else []
     error: SFTCoreError | None = None
     try:
+        notes += compare_own_loss(trainer)
         notes += RunTrials(trainer)()
     except SFTCoreError as found:
         error = found
