@@ -152,7 +152,12 @@ class KeepsLabels:
 
         if not isinstance(rows[0], Mapping):
             return dict(self.collator(rows))
-        unlabelled = [{name: value for name, value in row.items() if name not in _BESIDE_IDS} for row in rows]
+        # with remove_unused_columns: false rows have other columns too, of which such a collator takes numbers
+        padded = {"input_ids", *getattr(getattr(self.collator, "tokenizer", None), "model_input_names", ())}
+        unlabelled = [
+            {name: value for name, value in row.items() if name in padded or isinstance(value, (int, float))}
+            for row in rows
+        ]
         batch = dict(self.collator(unlabelled))
         shape = tuple(batch["input_ids"].shape)
         left = getattr(getattr(self.collator, "tokenizer", None), "padding_side", "right") == "left"
@@ -166,9 +171,6 @@ class KeepsLabels:
         if any(row.get("weights") is not None for row in rows):
             batch["weights"] = torch.from_numpy(weights)
         return batch
-
-
-_BESIDE_IDS = ("labels", "weights", "seq_lengths")
 
 
 def filler_of(processor: Any) -> int:

@@ -31,6 +31,7 @@ from sftcore.data.ranks import Rank
 from sftcore.data.rules.long_rows import LongRule, choice_of
 from sftcore.data.rules.system_prompt import NOT_ADDED
 from sftcore.data.source.load import numbers_of
+from sftcore.data.store.beside import other_columns, refuse_no_place, with_columns
 from sftcore.data.store.cache import Key, find_or_make, wrapped
 from sftcore.data.store.counts import StreamCounts
 from sftcore.data.store.keys import key_of
@@ -128,11 +129,14 @@ class DataPreparation:
                 self.notes.append(f"{name}: {NOT_ADDED}")
         pipeline = self.pipeline(columns, name, source, functools.partial(first_rows, dataset))
         pipeline = evolve(pipeline, numbering=numbering, meant=meant_nulls(dataset.features))
-        if not name.startswith(PREDICTED) and (left := said(unread_of(pipeline.reader, dataset))):
+        beside = self._beside(columns, packing, name, in_mixture=in_mixture)
+        unread = {} if name.startswith(PREDICTED) else unread_of(pipeline.reader, dataset)
+        if left := said({column: value for column, value in unread.items() if column not in beside}):
             self.notes.append(f"{name}: {left}")
         seed = self._shuffle_seed_of(name)
         if not isinstance(dataset, IterableDataset):
             prepared = self._built(dataset, pipeline, packing, name, in_mixture=in_mixture)
+            prepared = self._with_columns(prepared, dataset, beside, name)
             if name.startswith(PREDICTED):
                 _say_what_is_left_out(self.ledgers[-1])
             return prepared.shuffle(seed=seed) if seed is not None and not in_mixture else prepared
@@ -142,10 +146,28 @@ class DataPreparation:
         if in_mixture:
             return prepare_stream(raw, pipeline, rank=self.rank, counts=counts), prepare_stream(raw, pipeline)
         self.notes.append(f"{name}: a stream, which is prepared and counted as it is read")
-        stream = prepare_stream(raw, pipeline, packing=packing, rank=self.rank, counts=counts)
+        stream = prepare_stream(raw, pipeline, packing=packing, rank=self.rank, counts=counts, beside=beside)
         stream = stream.shuffle(seed=seed) if seed is not None else stream
-        self.shards.append((stream, prepare_stream(raw, pipeline, packing=packing)))
+        self.shards.append((stream, prepare_stream(raw, pipeline, packing=packing, beside=beside)))
         return stream
+
+    def _beside(
+        self, columns: list[str], packing: PackingPlan | None, name: str, *, in_mixture: bool
+    ) -> tuple[str, ...]:
+        """The raw columns that are kept beside the tokens of a row."""
+        found = other_columns(columns, self.setup.plan.settings)
+        if not packing and not in_mixture:
+            return found
+        why = "rows are packed" if packing else "rows come from a mixture"
+        refuse_no_place(found, self.setup.plan, why, where=name)
+        return ()
+
+    def _with_columns(self, prepared: Dataset, raw: Dataset, columns: tuple[str, ...], name: str) -> Dataset:
+        ledger = self.ledgers[-1]
+        if columns and not ledger.one_each:
+            refuse_no_place(columns, self.setup.plan, "rows give several examples each", where=name)
+            return prepared
+        return with_columns(prepared, raw, columns, self.numberings[name], ledger) if columns else prepared
 
     def _refuse_what_it_is(self, dataset: Any, name: str) -> None:
         from datasets import Dataset, IterableDataset

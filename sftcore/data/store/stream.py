@@ -11,6 +11,7 @@ from sftcore.data.columns import without_empty_weights
 from sftcore.data.packing.blocks import PackingPlan, blocks_of
 from sftcore.data.pipeline import Pipeline
 from sftcore.data.ranks import Rank, shard_source
+from sftcore.data.store.beside import columns_of_rows
 from sftcore.data.store.counts import StreamCounts
 from sftcore.data.store.mapstyle import BATCH, kept_rows, refuse_long
 from sftcore.data.suggestions import TRIED
@@ -26,10 +27,12 @@ def prepare_stream(
     packing: PackingPlan | None = None,
     rank: Rank | None = None,
     counts: StreamCounts | None = None,
+    beside: Sequence[str] = (),
 ) -> IterableDataset:
     """A stream of token rows or blocks, without rows that have no supervised tokens, which `counts` counts.
 
-    With a `rank`, only its rows are prepared, so that the ranks share the work.
+    With a `rank`, only its rows are prepared, so that the ranks share the work. The raw columns `beside` are kept where
+    rows are not packed.
 
     With packing, one window of rows is packed at a time: as many rows as a block has tokens, but at least 1,000.
     A window does not depend on the windows before it, so a stream resumes at its own position.
@@ -45,14 +48,15 @@ def prepare_stream(
     def prepared(batch: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         own = rank.own(numbers)
         taken = {name: [values[place] for place in own] for name, values in batch.items()}
-        table = pipeline(taken, [numbers[place] for place in own])
-        refuse_long(table, pipeline)
+        outcome = pipeline(taken, [numbers[place] for place in own])
+        refuse_long(outcome, pipeline)
         if counts is not None:
-            counts.add(table)
-        rows = kept_rows(table)
+            counts.add(outcome)
+        rows = kept_rows(outcome)
         if packing is not None and len(rows):
             rows = pa.concat_tables(blocks_of(rows, packing)[1])
-        return {"weights": [None] * len(rows), **rows.to_pydict()}
+        others = columns_of_rows(taken, beside, [numbers[place] for place in own], outcome) if beside else {}
+        return {"weights": [None] * len(rows), **rows.to_pydict(), **others}
 
     if pipeline.expander is not None and dataset.features is not None:
         dataset = dataset.decode(False)  # images stay references

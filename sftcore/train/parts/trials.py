@@ -219,8 +219,13 @@ def first_rows(trainer: Any) -> list[dict[str, Any]]:
         return made_rows(trainer)
     columns = trainer.columns_for_collator()
     found = [dataset[place] for place in range(min(size, ROWS, len(dataset)))]
-    rows = [{name: row[name] for name in columns if name in row} for row in found if isinstance(row, Mapping)]
+    kept = not args.remove_unused_columns
+    rows = [{name: row[name] for name in (row if kept else columns) if name in row} for row in found if _is_row(row)]
     return rows if all("input_ids" in row for row in rows) else []
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, Mapping)
 
 
 def made_rows(trainer: Any) -> list[dict[str, Any]]:
