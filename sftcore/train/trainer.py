@@ -61,6 +61,7 @@ from sftcore.train.loop_callback import LoopCallback
 from sftcore.train.own_methods import is_overridden
 from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
+from sftcore.train.parts.compiled import Compilations
 from sftcore.train.parts.evaluation import EvaluationLoss
 from sftcore.train.parts.in_backward import InBackward
 from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_balance
@@ -227,7 +228,8 @@ class SFTTrainer(OpenLayout):
             suspects=third_parties(self.setup.plugins.bound),
         )
         self.cache = CacheSetting(getattr(self.loaded.model, "config", None), in_training=bool(args.use_cache))
-        self.parts = (self.resumption, self.guard, self.noise, self.cache)
+        self.compilations = Compilations()
+        self.parts = (self.resumption, self.guard, self.noise, self.cache, self.compilations)
         self.add_callback(LoopCallback(self))
         self.model.add_model_tags(list(self._tag_names))
 
@@ -303,6 +305,7 @@ class SFTTrainer(OpenLayout):
             kept(args, "save_only_model", "eval_on_start"),  # a signal or a resumed run changes them
             self.noise.training(),
             self.cache.training(),
+            self.compilations.counting(says=args.process_index == 0),
             self.kernels.running(),
             spared_memory(self.loaded.model, self.setup.plan),
             self.signals.listening(),
