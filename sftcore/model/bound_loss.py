@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from sftcore.core.errors import SFTCoreError
+from sftcore.core.errors import ModelError, SFTCoreError
 from sftcore.core.types import LossFunction, LossOutput
 from sftcore.data.host_facts import supervised_positions
 from sftcore.model.embeddings import num_rows
@@ -158,6 +158,9 @@ class BoundLoss:
             model: what is called, with whatever adapter or sharding is around the causal model.
             causal: the causal model in it.
             device: where its inputs are.
+
+        Raises:
+            ModelError: it gives no logits of every token.
         """
         import torch
 
@@ -167,6 +170,8 @@ class BoundLoss:
         try:
             with self.on(causal), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 model(input_ids=ids, use_cache=False, **{_TRIAL: True})
+        except SFTCoreError:
+            raise
         except Exception as error:  # kernels, plugins and custom models raise anything
             self.reason = _cannot_be_called(error)
         finally:
@@ -320,6 +325,7 @@ def _compare(model: PreTrainedModel, args: Any, kwargs: Mapping[str, Any]) -> tu
     """
     again = {**kwargs, "past_key_values": copy.deepcopy(kwargs.get("past_key_values"))}  # of prefix tuning
     whole = _own_forward(model)(*args, **kwargs)
+    _require_logits(model, whole, kwargs)
     if model.get_output_embeddings() is None or model.base_model is model:
         return whole, "the model has no separate head"
     try:
@@ -336,6 +342,25 @@ def _compare(model: PreTrainedModel, args: Any, kwargs: Mapping[str, Any]) -> tu
     if aux_losses != [None, None] and not abs(own_aux_loss - aux_loss) <= tolerance * abs(own_aux_loss):
         return whole, f"its experts' auxiliary loss is {own_aux_loss:.4g}, not {aux_loss:.4g} as of their routers"
     return whole, ""
+
+
+def _require_logits(model: PreTrainedModel, outputs: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse a model of any class that scores something else than the next token, such as a reward model.
+
+    Raises:
+        ModelError: its outputs hold no logits of every token over a vocabulary.
+    """
+    given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    shape = tuple(getattr(getattr(outputs, "logits", None), "shape", ()))
+    if len(shape) == 3 and shape[-1] > 1 and (given is None or shape[1] >= given.shape[1]):
+        return
+    found = f"logits of shape {shape}" if shape else f"a {type(outputs).__name__} without logits"
+    raise ModelError(
+        f"{type(model).__name__} gives {found} where a causal language model gives logits of every token, of shape "
+        "(rows, tokens, vocabulary).",
+        where="model",
+        fix="Load one: AutoModelForCausalLM.from_pretrained(…).",
+    )
 
 
 def _cannot_be_called(error: Exception) -> str:

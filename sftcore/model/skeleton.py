@@ -66,6 +66,14 @@ def task_problems(model: Any) -> Iterator[Problem]:
     if model is None:
         return
     kind = type(model)
+    if _reads_ahead(model):
+        yield Problem(
+            f"{kind.__name__} is an encoder, whose tokens see those that follow them, and what is trained here is a "
+            "causal language model.",
+            "model",
+            "Load it as a decoder: AutoModelForCausalLM.from_pretrained(…, is_decoder=True).",
+        )
+        return
     if not kind.__module__.startswith("transformers.") or any(
         kind.__name__ in _listed(f"FOR_{one}") for one in _CAUSAL
     ):
@@ -73,7 +81,7 @@ def task_problems(model: Any) -> Iterator[Problem]:
     tasks = [does for task, does in _NOT_CAUSAL.items() if kind.__name__ in _listed(f"FOR_{task}")]
     if model.config.is_encoder_decoder and kind.__name__ in _listed("FOR_SEQ_TO_SEQ_CAUSAL_LM"):
         tasks = ["has an encoder and a decoder"]
-    elif kind.__name__ in _listed("") and model.get_output_embeddings() is None:
+    elif kind.__name__ in _listed("") | _listed("FOR_TEXT_ENCODING") and model.get_output_embeddings() is None:
         tasks = ["has no head"]
     if tasks:
         yield Problem(
@@ -81,6 +89,18 @@ def task_problems(model: Any) -> Iterator[Problem]:
             "model",
             "Load one: AutoModelForCausalLM.from_pretrained(…).",
         )
+
+
+def _reads_ahead(model: Any) -> bool:
+    """Whether a causal head of transformers' stands on an encoder that is not used as a decoder, such as BERT."""
+    from transformers.models.auto import modeling_auto
+
+    config, kind = model.config, type(model)
+    encoders = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
+    if not kind.__module__.startswith("transformers.") or kind.__name__ not in _listed("FOR_CAUSAL_LM"):
+        return False
+    decodes = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    return getattr(config, "model_type", "") in encoders and not decodes
 
 
 def _listed(task: str) -> set[str]:

@@ -27,7 +27,7 @@ from sftcore.data.mixing.mixture import has_length
 from sftcore.model.onlookers import per_sample_wrapper
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
-from sftcore.train.parts.compiled import regional_problems
+from sftcore.train.parts.compiled import compile_problems
 from sftcore.util.foreign import in_our_words
 from sftcore.util.shown import shortened
 from sftcore.util.warned import warn
@@ -169,7 +169,7 @@ def run_problems(
                 f"{name} counts epochs, and how many rows a stream has is not known before its end.",
                 fix=f"Set {name.partition('s_')[0]}_steps.",
             )
-    yield from regional_problems(bool(args.torch_compile))
+    yield from compile_problems(settings, args.device.type)
     if not has_length(train_dataset) and args.max_steps < 1:
         yield Problem(
             "how many rows a stream has is not known before its end, so epochs have no length.", fix="Set max_steps."

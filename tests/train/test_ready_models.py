@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
@@ -14,11 +15,16 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    BertLMHeadModel,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
     LlamaModel,
+    LlamaPreTrainedModel,
+    T5Config,
+    T5EncoderModel,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 from sftcore import CheckError, ModelError, SFTConfig, SFTTrainer
 from sftcore.core.errors import OptionTypeError
@@ -158,6 +164,14 @@ OTHER_TASKS = {
     "masked": (
         lambda _: BertForMaskedLM(BertConfig(hidden_size=8, intermediate_size=8, **SMALL)), "fills in masked tokens"
     ),
+    "reads ahead": (
+        lambda _: BertLMHeadModel(BertConfig(hidden_size=8, intermediate_size=8, **SMALL)),
+        "is an encoder, whose tokens see those that follow them",
+    ),
+    "an encoder alone": (
+        lambda _: T5EncoderModel(T5Config(vocab_size=400, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)),
+        "T5EncoderModel has no head",
+    ),
     "encoder": (lambda _: BartForConditionalGeneration(BartConfig(**BART)), "has an encoder and a decoder"),
     "in an adapter": (
         lambda config: get_peft_model(
@@ -184,6 +198,41 @@ def test_so_is_a_model_folder(tmp_path, tokenizer, rows, known, monkeypatch):
         monkeypatch.setattr("sftcore.train.trainer.skeleton_of", lambda *_: None)
     with pytest.raises(CheckError if known else ModelError, match="LlamaForSequenceClassification classifies texts"):
         SFTTrainer(str(tmp_path / "model"), config(tmp_path), train_dataset=rows)
+
+
+class Scores(LlamaPreTrainedModel):
+    """A reward model of the user's: a score for each row, or for each token."""
+
+    by_token = False
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model, self.score = LlamaModel(config), torch.nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, **_):
+        scores = self.score(self.model(input_ids, attention_mask).last_hidden_state)
+        return CausalLMOutput(logits=scores if self.by_token else scores[:, -1])
+
+
+class ScoresTokens(Scores):
+    by_token = True
+
+
+@pytest.mark.parametrize("kind", [Scores, ScoresTokens])
+def test_a_class_of_the_users_that_predicts_no_next_token_is_refused_before_the_first_step(
+    tmp_path, tokenizer, rows, kind
+):
+    model = kind(make_llama(tokenizer).config)
+    trainer = SFTTrainer(model, config(tmp_path), train_dataset=rows, processing_class=tokenizer)
+    with pytest.raises(ModelError, match=rf"{kind.__name__} gives logits of shape .*AutoModelForCausalLM"):
+        trainer.train()
+
+
+def test_an_encoder_that_is_used_as_a_decoder_is_taken(tmp_path, tokenizer, rows):
+    fields = {"hidden_size": 8, "intermediate_size": 8, "is_decoder": True, **SMALL}
+    model = BertLMHeadModel(BertConfig(**fields))
+    assert SFTTrainer(model, config(tmp_path), train_dataset=rows, processing_class=tokenizer).train().global_step == 1
 
 
 def test_a_subclass_of_the_users_with_a_head_of_its_own_is_taken(tmp_path, tokenizer, rows):

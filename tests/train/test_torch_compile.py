@@ -102,3 +102,10 @@ def test_accelerates_regional_compilation_is_refused_with_what_does_the_same(tmp
     with pytest.raises(CheckError, match='Choose the kernel "compile"'):
         curve(tmp_path, tokenizer, {"torch_compile": True, "torch_compile_backend": "eager"})
     assert len(curve(tmp_path, tokenizer, {})) == 4
+
+
+def test_without_a_compiler_inductor_is_refused_on_a_cpu(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(CheckError, match=r"no C\+\+ compiler is installed\. Install g\+\+"):
+        curve(tmp_path, tokenizer, {"torch_compile": True})

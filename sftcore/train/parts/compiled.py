@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,13 +68,26 @@ def graphs() -> int:
     return 0 if module is None else int(module.counters["stats"]["unique_graphs"])
 
 
-def regional_problems(torch_compile: bool) -> Iterator[Problem]:
-    """accelerate's regional compilation, which calls a copy of the model that knows nothing of the run's loss."""
-    if torch_compile and os.environ.get(REGIONAL, "").lower() in ("1", "true", "yes", "y", "on", "t"):
+def compile_problems(settings: Mapping[str, Any], device: str) -> Iterator[Problem]:
+    """What `torch_compile` would stumble over in the first step.
+
+    accelerate's regional compilation calls a copy of the model, which knows nothing of the run's loss.
+    """
+    if not settings.get("torch_compile"):
+        return
+    if os.environ.get(REGIONAL, "").lower() in ("1", "true", "yes", "y", "on", "t"):
         yield Problem(
             f"{REGIONAL} is set, and accelerate compiles the blocks of a copy of the model, which does not compute the "
             "run's loss.",
             "torch_compile",
             'Choose the kernel "compile", which compiles each layer (plugins={"kernel": "compile"}), in the place of '
             "torch_compile; or unset the variable.",
+        )
+    backend = settings.get("torch_compile_backend") or "inductor"
+    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    if device == "cpu" and backend == "inductor" and not any(map(shutil.which, filter(None, names))):
+        yield Problem(
+            "inductor writes C++ for a CPU, and no C++ compiler is installed.",
+            "torch_compile",
+            'Install g++ or clang++ (or name one in CXX), set torch_compile_backend to "aot_eager", or drop it.',
         )
