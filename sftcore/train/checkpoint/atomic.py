@@ -14,7 +14,17 @@ from accelerate.utils import broadcast_object_list
 from sftcore.config.recipe import AUTO
 from sftcore.core.errors import CheckpointError, SFTCoreError
 from sftcore.train.checkpoint.checksums import seal
-from sftcore.train.checkpoint.folders import PREFIX, Chosen, choose, clear_leftovers, newest, place, place_model, rotate
+from sftcore.train.checkpoint.folders import (
+    PREFIX,
+    STATE,
+    Chosen,
+    choose,
+    clear_leftovers,
+    newest,
+    place,
+    place_model,
+    rotate,
+)
 from sftcore.train.checkpoint.owner import owned
 from sftcore.util.disk import DiskFailure
 from sftcore.util.warned import warn
@@ -100,18 +110,17 @@ class AtomicCheckpoints:
         written = aside / final.name
         with self._explained(f"the checkpoint of step {state.global_step}", run_dir, aside):
             self._on_each_disk(lambda: clear_leftovers(run_dir))
-            best = run_dir / f"checkpoint-{state.best_global_step}"
-            if state.best_global_step and best.exists():
-                state.best_model_checkpoint = str(best)
+            state.best_model_checkpoint = best = self._best(run_dir, final, state)
             self.aside = aside
             try:
                 write()
             finally:
                 self.aside = None
-            if state.best_model_checkpoint == str(written):
-                state.best_model_checkpoint = str(final)
+            if state.best_model_checkpoint != best or best == str(final):
+                # transformers looks for the folder before each process has written its part of the weights
+                state.best_model_checkpoint = best
                 if self._args.should_save:
-                    state.save_to_json(str(written / "trainer_state.json"))
+                    state.save_to_json(str(written / STATE))
 
             def finish() -> None:
                 if written.is_dir():  # on a disk that nodes share the first of them has moved it
@@ -122,6 +131,15 @@ class AtomicCheckpoints:
         if self._args.should_save:
             rotate(run_dir, self._args.save_total_limit, written=final, best=state.best_model_checkpoint)
         return final
+
+    def _best(self, run_dir: Path, final: Path, state: TrainerState) -> str | None:
+        """The best checkpoint once `final` is there, the same on all processes: the first one looks for it."""
+        best = run_dir / f"checkpoint-{state.best_global_step}"
+        found = state.best_model_checkpoint
+        if state.best_global_step and (best == final or best.exists()):
+            found = str(best)
+        [agreed] = broadcast_object_list([found]) if self._accelerator.num_processes > 1 else [found]
+        return None if agreed is None else str(agreed)
 
     def save_model(self, write: Callable[[str], None], folder: Path, *, wait: Callable[[], None]) -> None:
         """Write the model into `folder`, so that a save that is cut off does not look like one.
