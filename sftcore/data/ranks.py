@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from sftcore.config.processes import tensor_parallel_size
 from sftcore.core.errors import ConflictError, DataError
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 Batch: TypeAlias = "dict[str, Any]"
 Collate: TypeAlias = "Callable[[list[Any]], Batch]"
 T = TypeVar("T")
+
+ROW_NUMBER = "_sftcore_row"
+"""A column of the rows of a stream that is evaluated by several processes: where the row stands among all rows."""
+_FURTHER = 1 << 40
+"""More rows than one file, or one source of several, may have."""
 
 
 @frozen
@@ -182,8 +187,10 @@ def without_weight(batch: Mapping[str, Any]) -> Batch:
     return {**batch, "labels": labels.new_full(labels.shape, IGNORED), "num_tokens": labels.new_zeros(())}
 
 
-def even_batches(loader: Any, *, fill_rows: bool) -> None:
+def even_batches(loader: Any, *, fill_rows: bool) -> tuple[int, int] | None:
     """Give every rank as many batches as the others, of a map-style set that accelerate has prepared, in place.
+
+    Returns how many batches with rows there are for how many ranks; None where the loader is left as it is.
 
     Args:
         loader: from `Accelerator.prepare`; where that did not distribute whole batches, it is left as it is.
@@ -193,11 +200,12 @@ def even_batches(loader: Any, *, fill_rows: bool) -> None:
 
     shard = getattr(loader, "batch_sampler", None)
     if not isinstance(shard, BatchSamplerShard) or shard.num_processes == 1 or shard.split_batches or shard.drop_last:
-        return
+        return None
     shard.batch_sampler = EvenBatches(shard.batch_sampler, shard.num_processes)
     shard.even_batches = False
     base = loader.base_dataloader
     base.collate_fn = RowPadding(base.collate_fn, loader.dataset[0], shard.batch_size if fill_rows else 1)
+    return len(shard.batch_sampler.batches), shard.num_processes
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------------
@@ -213,6 +221,37 @@ def shard_source(source: IterableDataset, rank: Rank) -> tuple[IterableDataset, 
     if source.num_shards % rank.count == 0 and "Take" not in type(source._ex_iterable).__name__:
         return source.shard(num_shards=rank.count, index=rank.index), Rank()
     return source, rank
+
+
+@frozen
+class Numbering:
+    """Where the rows that a rank reads stand among the rows of all ranks: at `first + place * step`.
+
+    first: of the row at place 0, counted as the rank itself counts. step: from one to the next.
+    """
+
+    first: int = 0
+    step: int = 1
+
+    @classmethod
+    def of(cls, source: IterableDataset, rank: Rank, left: Rank, source_place: int = 0) -> Numbering:
+        """That of a stream which `shard_source` has left to be distributed by row as `left`.
+
+        Args:
+            source: the stream before that.
+            rank: the rank that reads it.
+            left: what `shard_source` gave.
+            source_place: the place of the stream among several that are read one after another.
+        """
+        before = source_place * _FURTHER * (1 << 10)
+        if left.count > 1 or rank.count == 1:
+            return cls(before)
+        if (split := source._distributed) is None or source._ex_iterable.num_shards % split.world_size == 0:
+            return cls(before + (rank.index if split is None else split.rank) * _FURTHER)
+        return cls(before + split.rank, split.world_size)
+
+    def __call__(self, place: int) -> int:
+        return self.first + place * self.step
 
 
 def _refuse_other_orders(source: IterableDataset) -> None:
@@ -300,11 +339,13 @@ class SyncedLoader:
 class BatchSync:
     """Brings all ranks to the same number of batches, or a single process to as many as a step has.
 
-    `make_batch` makes one for a rank that never had any.
+    `make_batch` makes one for a rank that never had any. `with_rows` says of each batch that was asked for last how
+    many ranks have rows for it.
     """
 
     accelerator: Any = None
     make_batch: Callable[[], Batch] | None = None
+    with_rows: list[int] = field(factory=list, init=False)
     _last: Batch | None = None
 
     def padded_to_all(self, batches: list[Batch], *, at_least: int = 0) -> list[Batch]:
@@ -312,13 +353,15 @@ class BatchSync:
 
         If any rank has one, every rank gets `at_least` so many.
         """
-        most = len(batches)
+        counts = [len(batches)]
         if self.accelerator is not None:
             import torch
 
             # filled on the device: a tensor made from Python's number would be one wait more in each step
-            own = torch.full((1,), most, device=self.accelerator.device)
-            most = int(self.accelerator.gather(own).max())
+            own = torch.full((1,), len(batches), device=self.accelerator.device)
+            counts = self.accelerator.gather(own).tolist()
+        most = max(counts)
+        self.with_rows = [sum(one > place for one in counts) for place in range(max(most, at_least) if most else 0)]
         if batches:
             self._last = batches[-1]
         if len(batches) == max(most, at_least) or not most:

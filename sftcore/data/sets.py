@@ -57,7 +57,8 @@ class DataPreparation:
     """Prepares the data sets of one run.
 
     processor: the model's processor, if it reads images.
-    rank: the rank whose rows of a stream are prepared. shards: each such stream, beside the whole stream.
+    rank: the rank whose rows of a stream are prepared. shards: each such stream, beside the whole stream, and beside
+    the same rows with their numbers, by which the predictions of several ranks are put in order (None without order).
     shared: a folder of the run, through which one process shares sets that the cache does not keep.
     ledgers: what became of the rows of each map-style set. streams: the same of the rows that were read of a stream.
     formats: the plugin that read each set.
@@ -77,7 +78,7 @@ class DataPreparation:
     streams: dict[str, StreamCounts] = field(factory=dict)
     formats: dict[str, Bound] = field(factory=dict)
     notes: list[str] = field(factory=list)
-    shards: list[tuple[IterableDataset, IterableDataset]] = field(factory=list)
+    shards: list[tuple[IterableDataset, IterableDataset, IterableDataset | None]] = field(factory=list)
     numberings: dict[str, Sequence[int] | None] = field(factory=dict)
     labels: dict[str, str] = field(factory=dict)
     mixed: dict[str, Mixed] = field(factory=dict)
@@ -108,8 +109,9 @@ class DataPreparation:
             return self._prepared_mixture(mixture, name)
         return self._prepared_source(mixture.sources[0], name)
 
-    def _prepared_source(self, source: DataSource, name: str, *, in_mixture: bool = False) -> Any:
-        """The token rows of one source, packed and shuffled unless it is one of several."""
+    def _prepared_source(self, source: DataSource, name: str, place: int | None = None) -> Any:
+        """The token rows of one source, packed and shuffled unless it has a place among several."""
+        in_mixture = place is not None
         from datasets import IterableDataset
 
         self._refuse_what_it_is(source.dataset, name)
@@ -143,12 +145,15 @@ class DataPreparation:
         raw = dataset.shuffle(seed=seed) if (packing or in_mixture) and seed is not None else dataset
         workers = self.setup.plan.settings.get("dataloader_num_workers") or 0
         self.streams[name] = counts = StreamCounts.of(name, pipeline.reader.label, pipeline.reasons, workers)
+        numbered = None
+        if self.rank.count > 1 and (in_mixture or packing is None):
+            numbered = prepare_stream(raw, pipeline, rank=self.rank, beside=beside, numbered=place or 0)
         if in_mixture:
-            return prepare_stream(raw, pipeline, rank=self.rank, counts=counts), prepare_stream(raw, pipeline)
+            return prepare_stream(raw, pipeline, rank=self.rank, counts=counts), prepare_stream(raw, pipeline), numbered
         self.notes.append(f"{name}: a stream, which is prepared and counted as it is read")
         stream = prepare_stream(raw, pipeline, packing=packing, rank=self.rank, counts=counts, beside=beside)
         stream = stream.shuffle(seed=seed) if seed is not None else stream
-        self.shards.append((stream, prepare_stream(raw, pipeline, packing=packing, beside=beside)))
+        self.shards.append((stream, prepare_stream(raw, pipeline, packing=packing, beside=beside), numbered))
         return stream
 
     def _beside(
@@ -199,8 +204,8 @@ class DataPreparation:
             )
         order = Order.of(mixture.weights, self._mixture_seed, mixture.stop)
         parts = [
-            self._prepared_source(source, one, in_mixture=True)
-            for source, one in zip(mixture.sources, names, strict=True)
+            self._prepared_source(source, one, place)
+            for place, (source, one) in enumerate(zip(mixture.sources, names, strict=True))
         ]
         if streamed[0]:
             return self._mixed_stream(parts, order, names, name)
@@ -224,11 +229,14 @@ class DataPreparation:
         from sftcore.data.mixing.stream import mixed_stream
 
         packing, seed = self._packing(name), self._shuffle_seed_of(name)
-        own, whole = (mixed_stream(streams, order) for streams in zip(*parts, strict=True))
+        *streams, numbered = zip(*parts, strict=True)
+        own, whole = (mixed_stream(found, order) for found in streams)
+        # where sources take turns by their weights, each rank mixes its own rows
+        in_order = packing is None and not order.shares and None not in numbered
         if packing is not None:
             own, whole = packed_stream(own, packing), packed_stream(whole, packing)
         own = own.shuffle(seed=seed) if seed is not None else own
-        self.shards.append((own, whole))
+        self.shards.append((own, whole, mixed_stream(numbered, order) if in_order else None))
         how = "one after another" if not order.shares else f"mixed, stop: {order.stop}"
         shares = order.shares or (None,) * len(names)
         told = (one if share is None else f"{one} {share:.1%}" for one, share in zip(names, shares, strict=True))

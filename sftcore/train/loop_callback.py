@@ -25,6 +25,7 @@ class LoopCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Continue what the checkpoint holds."""
         self.trainer.continue_sums()
+        self.trainer.agreement.agree(control)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep the learning rate of the step, before the schedule moves on."""
@@ -40,6 +41,24 @@ class LoopCallback(TrainerCallback):
             control.should_evaluate, control.should_training_stop = False, True
             control.should_save = trainer.saves_on_signal
             args.save_only_model = False
+        trainer.agreement.agree(control)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Agree on what a callback has decided: after a micro-batch the loop may stop."""
+        self.trainer.agreement.agree(control)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Agree on what a callback has decided, before an evaluation or a save."""
+        self.trainer.agreement.after_log(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Agree on what a callback has decided, before a save."""
+        if self.trainer.is_in_train:
+            self.trainer.agreement.agree(control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Agree on what a callback has decided."""
+        self.trainer.agreement.agree(control)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End an evaluation within training where a signal has reached one of the processes: it may take long."""
@@ -57,6 +76,7 @@ class LoopCallback(TrainerCallback):
             raise self.trainer.rows.none_kept()
         if self.trainer.guard.stopped_by:
             control.should_log = control.should_evaluate = control.should_save = False
+        self.trainer.agreement.agree(control)
 
 
 class ReplaceOtherRun(TrainerCallback):

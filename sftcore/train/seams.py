@@ -20,7 +20,6 @@ from transformers.trainer_utils import has_length
 from sftcore.config.sft_config import secrets_kept_out_of_files
 from sftcore.core.errors import ConflictError
 from sftcore.data.host_facts import WithFacts
-from sftcore.data.ranks import SyncedLoader
 from sftcore.model.precision import cast_adapter
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.checkpoint.atomic import AtomicCheckpoints
@@ -31,13 +30,17 @@ from sftcore.train.distributed import is_taken_apart, not_sharded_yet, nothing_s
 from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
+from sftcore.train.loop_callback import LoopCallback
 from sftcore.train.own_methods import handed_on
-from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known, is_padded, rows_in, without_padding
+from sftcore.train.parts.agreement import Agreement
+from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known
+from sftcore.train.parts.gathered import GatheredRows, inside, record_rows
 from sftcore.train.parts.in_backward import InBackward
 from sftcore.train.parts.loss import count_items
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.part import Part
 from sftcore.train.parts.rows import RowDistribution
+from sftcore.train.parts.without_rows import OwnLossWithoutRows
 
 _SAVES_TOGETHER = "is_distributed_loading_by_transformers"
 """transformers' Trainer has it where all processes of a split model take part in saving it (5.24, not 5.17)."""
@@ -47,6 +50,9 @@ class TrainerSeams(Trainer):
     """Where a run's parts meet transformers' loop. A subclass sets them once transformers' constructor is through."""
 
     rows: RowDistribution
+    without_rows: OwnLossWithoutRows
+    agreement: Agreement
+    loop_callback: LoopCallback
     guard: StepGuard
     resumption: Resumption
     checkpoints: AtomicCheckpoints
@@ -91,6 +97,9 @@ class TrainerSeams(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         self._made_optimizer = False
         prepared = super()._prepare_for_training(*args, **kwargs)
+        callbacks = self.callback_handler.callbacks
+        callbacks.append(callbacks.pop(callbacks.index(self.loop_callback)))  # behind those that came later
+        self.agreement.begin(callbacks)
         self._fit_optimizer()
         self.prove()
         return prepared
@@ -153,9 +162,12 @@ class TrainerSeams(Trainer):
 
         training = bool(kwargs.get("is_training"))
         loader = self.rows.loader(make, dataset, batch_size=batch_size, training=training)
-        base = getattr(loader, "base_dataloader", loader)
-        base = base.loader if isinstance(base, SyncedLoader) else base
+        base = inside(loader)
         base.collate_fn = WithFacts(WithinLimits(base.collate_fn, TokenLimits.of(self.model)))
+        if not training:
+            record_rows(loader, self.accelerator)
+            if is_stream(dataset) and base.num_workers > 1 and (self.compute_metrics or description == "test"):
+                base.num_workers = 1  # several would take turns, and give the rows in another order
         return loader
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
@@ -179,6 +191,8 @@ class TrainerSeams(Trainer):
             part.batches(batches)
         if self.resumption.random_is_due():
             self._load_rng_state(self.resumption.folder)
+        drawn = self.resumption.batches_drawn - len(batches)
+        self.without_rows.put_on(self, batches, *self.rows.with_rows(drawn, len(batches)))
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
         if not batch_samples or "labels" not in batch_samples[0]:
@@ -209,6 +223,7 @@ class TrainerSeams(Trainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # of sharded parameters each process has its part, which cannot be gathered as a tensor of its own
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.without_rows.take_off(self)
         for part in self.parts:
             part.before_optimizer(norm)
         return norm
@@ -297,6 +312,8 @@ class TrainerSeams(Trainer):
     ) -> None:
         before = Randomness.now() if self.control.should_evaluate else None
         logged_before = self._globalstep_last_logged
+        if self.control.should_log and self.state.global_step > logged_before:
+            self.agreement.step_is_logged()
         try:
             with best_metric_known(self.args, self.state):
                 super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
@@ -339,9 +356,12 @@ class TrainerSeams(Trainer):
             raise not_sharded_yet()
         prefix = kwargs.get("metric_key_prefix", args[3] if len(args) > 3 else "eval")
         self.evaluation.begin(prefix)
-        compute, padded = self.compute_metrics, is_padded(dataloader)
-        if padded and compute is not None:
-            self.compute_metrics = without_padding(compute)
+        compute, rows = (
+            self.compute_metrics,
+            GatheredRows(dataloader, self.accelerator, self.args.eval_do_concat_batches),
+        )
+        if compute is not None:
+            self.compute_metrics = rows.measured(compute, each_batch=self.args.batch_eval_metrics)
         try:
             output = super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
@@ -349,9 +369,7 @@ class TrainerSeams(Trainer):
         if output.metrics is not None and f"{prefix}_loss" in output.metrics:
             mean = self.evaluation.mean(self.accelerator)
             output.metrics[f"{prefix}_loss"] = output.metrics[f"{prefix}_loss"] if mean is None else mean
-        if padded and (keep := rows_in(output.label_ids)) is not None:
-            output = output._replace(predictions=output.predictions[keep], label_ids=output.label_ids[keep])
-        return output
+        return rows.in_order(output)
 
     # --- Checkpoints ------------------------------------------------------------------------------------------------
     def _get_output_dir(self, trial: Any) -> str:

@@ -59,6 +59,7 @@ from sftcore.train.guard.steps import StepGuard
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
 from sftcore.train.own_methods import is_overridden
+from sftcore.train.parts.agreement import Agreement
 from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
 from sftcore.train.parts.compiled import Compilations
@@ -73,6 +74,7 @@ from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.tracking import tracked
 from sftcore.train.parts.trials import try_plugins
 from sftcore.train.parts.weighted import refuse_unread_weights
+from sftcore.train.parts.without_rows import OwnLossWithoutRows
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder
@@ -214,6 +216,8 @@ class SFTTrainer(OpenLayout):
         self.facts = RunFacts(self)
         self.evaluation = EvaluationLoss()
         self.rows = RowDistribution(args, accelerator, self.data, self.to_device)
+        self.agreement = Agreement(accelerator)
+        self.without_rows = OwnLossWithoutRows(SFTTrainer.compute_loss, accelerator, self.metrics)
         self.signals = Listener(saves=self.saves_on_signal)
         self.resumption = Resumption(accelerator)
         self.checkpoints = AtomicCheckpoints(args, accelerator)
@@ -230,7 +234,8 @@ class SFTTrainer(OpenLayout):
         self.cache = CacheSetting(getattr(self.loaded.model, "config", None), in_training=bool(args.use_cache))
         self.compilations = Compilations()
         self.parts = (self.resumption, self.guard, self.noise, self.cache, self.compilations)
-        self.add_callback(LoopCallback(self))
+        self.loop_callback = LoopCallback(self)
+        self.add_callback(self.loop_callback)
         self.model.add_model_tags(list(self._tag_names))
 
     def fit_optimizer(self, *, own: bool) -> None:
@@ -356,6 +361,7 @@ class SFTTrainer(OpenLayout):
             loss = with_balance(loss, found, self.router_aux_loss_coef, steps, asked=asked)
         if mode == "eval":
             self.evaluation.add(loss, batch.request.num_items)
+        loss = self.without_rows.before_share(loss)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -413,8 +419,12 @@ class SFTTrainer(OpenLayout):
         inputs = self.to_device(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             if prediction_loss_only:
-                return self.compute_loss(model, inputs).detach(), None, None
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+                loss, outputs = self.compute_loss(model, inputs), None
+            else:
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        self.evaluation.gave(loss, inputs["labels"])
+        if outputs is None:
+            return loss.detach(), None, None
         return loss.detach(), outputs.logits.detach(), inputs["labels"]
 
     def _prepared_for_evaluation(self, dataset: Any, name: str = "eval_dataset") -> Any:

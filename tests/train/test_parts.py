@@ -23,7 +23,7 @@ from sftcore.train.checkpoint.same_run import require_same
 from sftcore.train.checkpoint.state import RunState
 from sftcore.train.guard.divergence import LossLevel
 from sftcore.train.guard.steps import Position, StepGuard
-from sftcore.train.parts.evaluation import EvaluationLoss, rows_in, without_padding
+from sftcore.train.parts.evaluation import EvaluationLoss
 from sftcore.train.parts.loss import LossBatch, chosen_loss, count_items, with_balance
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
@@ -262,15 +262,17 @@ def test_the_loss_of_an_evaluation_is_a_mean_over_tokens(accelerator):
     assert evaluation.mean(accelerator) == (1.0 * 3 + 5.0) / 4
 
 
-def test_metrics_are_computed_without_rows_that_fill_a_batch_up():
-    import numpy as np
-    from transformers import EvalPrediction
-
-    labels = np.array([[1, -100], [-100, -100], [-100, 2]])
-    seen = []
-    without_padding(lambda found: seen.append(found))(EvalPrediction(np.arange(3), labels))
-    assert seen[0].predictions.tolist() == [0, 2]
-    assert rows_in(None) is None
+def test_the_loss_of_an_evaluation_is_what_the_users_own_gave(accelerator):
+    evaluation = EvaluationLoss()
+    labels, empty = torch.tensor([[1, 2], [-100, 3], [-100, -100]]), torch.full((3, 2), -100)
+    evaluation.add(torch.tensor(1.0), torch.tensor(3.0))
+    evaluation.gave(torch.tensor(2.0), labels)  # the plugin's and a term: weighed by tokens
+    assert evaluation.mean(accelerator) == 2.0
+    evaluation.begin("eval")
+    evaluation.gave(torch.tensor(1.0), labels)  # the user's alone: by rows that have tokens
+    evaluation.gave(torch.tensor(4.0), labels[:1])
+    evaluation.gave(torch.tensor(math.nan), empty)
+    assert evaluation.mean(accelerator) == (1.0 * 2 + 4.0) / 3
 
 
 def test_metrics_are_means_over_tokens_and_survive_a_resume(accelerator):

@@ -10,7 +10,7 @@ from sftcore.core.errors import DataError
 from sftcore.data.columns import without_empty_weights
 from sftcore.data.packing.blocks import PackingPlan, blocks_of
 from sftcore.data.pipeline import Pipeline
-from sftcore.data.ranks import Rank, shard_source
+from sftcore.data.ranks import ROW_NUMBER, Numbering, Rank, shard_source
 from sftcore.data.store.beside import columns_of_rows
 from sftcore.data.store.counts import StreamCounts
 from sftcore.data.store.mapstyle import BATCH, kept_rows, refuse_long
@@ -28,11 +28,13 @@ def prepare_stream(
     rank: Rank | None = None,
     counts: StreamCounts | None = None,
     beside: Sequence[str] = (),
+    numbered: int | None = None,
 ) -> IterableDataset:
     """A stream of token rows or blocks, without rows that have no supervised tokens, which `counts` counts.
 
     With a `rank`, only its rows are prepared, so that the ranks share the work. The raw columns `beside` are kept where
-    rows are not packed.
+    rows are not packed. Where it is `numbered`, as the n-th of several streams that are read in turn, token rows hold
+    their place among those of all ranks in ROW_NUMBER.
 
     With packing, one window of rows is packed at a time: as many rows as a block has tokens, but at least 1,000.
     A window does not depend on the windows before it, so a stream resumes at its own position.
@@ -43,7 +45,9 @@ def prepare_stream(
     import pyarrow as pa
 
     columns = columns_of(dataset)
-    dataset, rank = shard_source(dataset, rank or Rank())
+    source, reader = dataset, rank or Rank()
+    dataset, rank = shard_source(source, reader)
+    numbering = None if numbered is None else Numbering.of(source, reader, rank, numbered)
 
     def prepared(batch: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
         own = rank.own(numbers)
@@ -52,10 +56,13 @@ def prepare_stream(
         refuse_long(outcome, pipeline)
         if counts is not None:
             counts.add(outcome)
+        others = columns_of_rows(taken, beside, [numbers[place] for place in own], outcome) if beside else {}
+        if numbering is not None:
+            of_rows = [numbering(number) for number in outcome.column("_row").to_pylist()]
+            outcome = outcome.append_column(ROW_NUMBER, pa.array(of_rows, pa.int64()))
         rows = kept_rows(outcome)
         if packing is not None and len(rows):
             rows = pa.concat_tables(blocks_of(rows, packing)[1])
-        others = columns_of_rows(taken, beside, [numbers[place] for place in own], outcome) if beside else {}
         return {"weights": [None] * len(rows), **rows.to_pydict(), **others}
 
     if pipeline.expander is not None and dataset.features is not None:

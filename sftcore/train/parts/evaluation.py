@@ -1,18 +1,16 @@
-"""The loss of an evaluation over the supervised tokens of all processes, and rows that only pad batches."""
+"""The loss of an evaluation over the supervised tokens of all processes, and metrics that it does not measure."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.trainer_utils import EvalPrediction
 
 from sftcore.core.errors import ConflictError, nearest
 from sftcore.core.types import IGNORED
-from sftcore.data.ranks import SyncedLoader
 from sftcore.train.parts.sums import widest_float
 
 if TYPE_CHECKING:
@@ -24,14 +22,31 @@ class EvaluationLoss:
 
     def __init__(self) -> None:
         self._sums: torch.Tensor | None = None
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
         self.prefix = "eval"
 
     def begin(self, prefix: str) -> None:
         """Forget what was counted; the metrics of this evaluation begin with `prefix`, such as `eval_dev`."""
-        self._sums, self.prefix = None, prefix
+        self._sums, self._last, self.prefix = None, None, prefix
 
     def add(self, loss: torch.Tensor, num_items: torch.Tensor) -> None:
         """Count the loss of one batch, a scalar: the mean over `num_items`, a scalar, which may be 0."""
+        self._add_last()
+        self._last = loss, num_items
+
+    def gave(self, loss: torch.Tensor, labels: torch.Tensor) -> None:
+        """What `compute_loss` has given for a batch with these labels (B, T), where it may be the user's own.
+
+        One that does not ask ours is a mean over rows, as transformers takes it; without any row it counts nothing.
+        """
+        rows = (labels != IGNORED).reshape(len(labels), -1).any(-1).sum() if self._last is None else self._last[1]
+        self._last = loss, rows
+        self._add_last()
+
+    def _add_last(self) -> None:
+        if self._last is None:
+            return
+        (loss, num_items), self._last = self._last, None
         dtype = widest_float(loss.device)
         items = num_items.to(loss.device, dtype)
         sums = torch.stack([torch.where(items > 0, loss.detach().to(dtype), 0.0) * items, items])
@@ -39,36 +54,11 @@ class EvaluationLoss:
 
     def mean(self, accelerator: Accelerator) -> float | None:
         """The mean over all tokens of all processes; None where no batch was counted."""
+        self._add_last()
         if self._sums is None:
             return None
         total, items = accelerator.reduce(self._sums, reduction="sum").tolist()
         return total / items if items else float("nan")
-
-
-def is_padded(dataloader: Any) -> bool:
-    """Whether the last batches of a loader are padded with rows that do not count."""
-    return isinstance(vars(dataloader).get("base_dataloader"), SyncedLoader)
-
-
-def without_padding(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """A `compute_metrics` that is not given rows of padding."""
-
-    def compute_metrics(found: EvalPrediction, **kwargs: Any) -> Any:
-        keep = rows_in(found.label_ids)
-        if keep is not None:
-            parts = (found.predictions, found.label_ids, found.inputs, found.losses)
-            found = EvalPrediction(*(one if one is None or len(one) != len(keep) else one[keep] for one in parts))
-        return compute(found, **kwargs)
-
-    return compute_metrics
-
-
-def rows_in(labels: Any) -> Any:
-    """Which rows of gathered labels (N, T) are not padding of a stream's batches; None where that is unknown.
-
-    A stream has no rows without supervised tokens.
-    """
-    return (labels != IGNORED).any(-1) if getattr(labels, "ndim", 0) == 2 else None
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -13,13 +13,16 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from sftcore.core.errors import DataError
 from sftcore.data.ranks import (
+    ROW_NUMBER,
     BatchSync,
+    Numbering,
     Rank,
     RowPadding,
     SyncedLoader,
     even_batches,
     keep_shards,
     rank_of,
+    shard_source,
     split_stream,
 )
 from sftcore.train.parts.streams import sum_up
@@ -32,14 +35,20 @@ if TYPE_CHECKING:
 
 
 class RankStream(IterableDataset[Any]):
-    """The rows of `source` that this process takes: every row, or every N-th. accelerate takes it for all rows."""
+    """The rows of `source` that this process takes: every row, or every N-th. accelerate takes it for all rows.
 
-    def __init__(self, source: Any, rank: Rank) -> None:
+    With a `numbering` each has its place among all rows in ROW_NUMBER.
+    """
+
+    def __init__(self, source: Any, rank: Rank, numbering: Numbering | None = None) -> None:
         self.source = source
-        self._rank = rank
+        self._rank, self._numbering = rank, numbering
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(self.source, self._rank.index, None, self._rank.count)
+        taken = itertools.islice(enumerate(self.source), self._rank.index, None, self._rank.count)
+        for place, row in taken:
+            numbered = self._numbering is not None and isinstance(row, Mapping)
+            yield {**row, ROW_NUMBER: self._numbering(place)} if numbered else row  # type: ignore[misc]
 
     def set_epoch(self, epoch: int) -> None:
         """Have a stream that is shuffled take another order."""
@@ -86,6 +95,7 @@ class RowDistribution:
     ) -> None:
         self._args, self._accelerator, self._data, self._to_device = args, accelerator, data, to_device
         self._stream_ends: BatchSync | None = None
+        self._even: tuple[int, int] | None = None
         self._ended: Iterator[Any] | None = None
 
     def loader(self, make: Callable[[Any], Any], dataset: Any, *, batch_size: int, training: bool) -> Any:
@@ -98,19 +108,20 @@ class RowDistribution:
             training: whether gradients are computed; the last batches of an evaluation are padded, because its logits
                 are gathered by row.
         """
-        rank = rank_of(self._args)
+        rank, is_stream = rank_of(self._args), isinstance(dataset, IterableDataset)
+        if training:
+            self._stream_ends = self._even = None
         if rank.count == 1:
-            if training and isinstance(dataset, IterableDataset):
+            if training and is_stream:
                 self._stream_ends = BatchSync()
             return make(dataset)
-        if not isinstance(dataset, IterableDataset):
+        if not is_stream:
             loader = make(dataset)
-            even_batches(loader, fill_rows=not training)
+            count = even_batches(loader, fill_rows=not training)
+            self._even = count if training else self._even
             return loader
-        whole = next((whole for stream, whole in self._data.shards if stream is dataset), None)
-        split = isinstance(dataset, datasets.IterableDataset)
-        own = split_stream(dataset, rank) if split and whole is None else dataset
-        loader = make(RankStream(own, Rank() if split else rank))
+        _, whole, numbered = next((one for one in self._data.shards if one[0] is dataset), (None, None, None))
+        loader = make(self._own_rows(dataset, rank, numbered, prepared=whole is not None, training=training))
         keep_shards(loader, rank)
         base = loader.base_dataloader
         first = iter(dataset if whole is None else whole)
@@ -122,11 +133,36 @@ class RowDistribution:
             loader.base_dataloader = SyncedLoader(base, sync)
         return loader
 
+    def _own_rows(self, dataset: Any, rank: Rank, numbered: Any, *, prepared: bool, training: bool) -> RankStream:
+        """What this process reads of a stream: as it was prepared for it, or distributed here."""
+        if prepared:
+            return RankStream(dataset if training or numbered is None else numbered, Rank())
+        if not isinstance(dataset, datasets.IterableDataset):
+            return RankStream(dataset, rank, None if training else Numbering())
+        if training:
+            return RankStream(split_stream(dataset, rank), Rank())
+        own, left = shard_source(dataset, rank)
+        return RankStream(own, left, Numbering.of(dataset, rank, left))
+
     def sampler(self, sampler: Any) -> Any:
         """The sampler of the training rows, given transformers' own: all processes draw the same order."""
         if isinstance(sampler, LengthGroupedSampler):
             return GroupedByLength(sampler, self._args.seed if self._args.data_seed is None else self._args.data_seed)
         return sampler
+
+    def with_rows(self, first: int, num_batches: int) -> tuple[list[int], int]:
+        """Of each batch that was taken last how many processes have rows for it, and of how many.
+
+        Args:
+            first: how many batches of the epoch this process had taken before.
+            num_batches: how many it has taken now.
+        """
+        if self._stream_ends is not None:
+            return self._stream_ends.with_rows, self._accelerator.num_processes
+        batches, ranks = self._even or (0, 1)
+        if not batches:
+            return [1] * num_batches, 1
+        return [min(ranks, max(0, batches - place * ranks)) for place in range(first, first + num_batches)], ranks
 
     def take(self, epoch_iterator: Iterator[Any], num_batches: int) -> list[Any]:
         """The batches of one step; those of a stream are as many on every process, and in every step.
