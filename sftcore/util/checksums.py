@@ -32,20 +32,30 @@ def checksums_of(folder: Path, names: Iterable[str], hash: Hash = hashlib.sha256
 
 def differing(folder: Path, entries: Entries, hash: Hash = hashlib.sha256) -> tuple[str, str] | None:
     """The first of these files that is not as it was written, and what is wrong with it; None if all are."""
-    for name, entry in entries.items():
-        path = folder / name
-        if not path.is_file():
-            return name, "is missing"
-        if (size := path.stat().st_size) != entry["size"]:
-            return name, f"has {size:,} bytes, and {entry['size']:,} were written"
-    try:
-        found = checksums_of(folder, entries, hash)
-    except OSError as error:
-        return Path(error.filename or folder).name, f"cannot be read: {error.strerror}"
-    for name, entry in entries.items():
-        if found[name] != entry:
-            return name, f"is not what was written: its {_name(hash)} differs"
-    return None
+    return next(iter(differences(folder, entries, hash).items()), None)
+
+
+def differences(folder: Path, entries: Entries, hash: Hash = hashlib.sha256) -> dict[str, str]:
+    """Each of these files that is not as it was written, and what is wrong with it."""
+    found = {name: said for name, entry in entries.items() if (said := _of_another_size(folder / name, entry))}
+    same_size = [name for name in entries if name not in found]
+
+    def judged(name: str) -> str:
+        try:
+            same = _entry(folder / name, hash, False) == entries[name]
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+        return "" if same else f"is not what was written: its {_name(hash)} differs"
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return found | {name: said for name, said in zip(same_size, pool.map(judged, same_size), strict=True) if said}
+
+
+def _of_another_size(path: Path, entry: Mapping[str, Any]) -> str:
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    return "" if size == entry["size"] else f"has {size:,} bytes, and {entry['size']:,} were written"
 
 
 def spelled(entries: Mapping[str, Mapping[str, Any]], schema: int) -> str:

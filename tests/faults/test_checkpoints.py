@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
 
 from sftcore.core.errors import CheckpointError, RecipeError
 from sftcore.train.checkpoint.checksums import SEAL, fault, seal
@@ -140,7 +141,7 @@ def fault_of(folder):
 @given(seed=st.integers(0, 2**32))
 def test_a_checkpoint_damaged_at_any_byte_is_refused_and_the_one_before_taken(finished, damage, seed):
     drawn = random.Random(seed)
-    files = sorted(path for path in (finished / "checkpoint-6").iterdir() if path.stat().st_size)
+    files = sorted(path for path in (finished / "checkpoint-6").iterdir() if path.stat().st_size and needed(path))
     path = files[drawn.randrange(len(files))]
     whole = path.read_bytes()
     at = drawn.randrange(len(whole))
@@ -153,6 +154,81 @@ def test_a_checkpoint_damaged_at_any_byte_is_refused_and_the_one_before_taken(fi
         assert found.passed_over[0].startswith("checkpoint-6: ")
     finally:
         path.write_bytes(whole)
+
+
+def needed(path):
+    """Whether a run resumes from it: not from descriptions, and not from the arguments beside them."""
+    described = path.suffix in (".md", ".json", ".jinja") or path.name == "training_args.bin"
+    return not described or path.name.startswith(("trainer_state", "run_state", SEAL))
+
+
+@pytest.mark.parametrize("damage", ["rewritten", "gone"])
+@pytest.mark.parametrize("name", ["README.md", "config.json", "training_args.bin", "chat_template.jinja"])
+def test_a_text_that_was_written_again_is_said_and_the_checkpoint_used(run, name, damage):
+    expected = runs.weights_of(run)
+    path = run / "checkpoint-4" / name
+    shutil.rmtree(run / "checkpoint-6")
+    if damage == "rewritten":
+        path.write_text("{}" if name.endswith("json") else "# another")
+    elif name == "config.json":
+        pytest.skip("transformers itself looks into it")
+    else:
+        path.unlink()
+    assert newest(run).folder == run / "checkpoint-4"
+    trainer = runs.trainer(run)
+    with pytest.warns(UserWarning, match=rf"checkpoint-4: {name} .*The checkpoint is used"):
+        trainer.train(resume_from_checkpoint="auto")
+    trainer.save_model()
+    assert runs.weights_of(run) == expected
+
+
+@pytest.mark.parametrize("text", ["", '{"hidden', "\0"])
+def test_a_description_that_cannot_be_read_is_damage(run, text):
+    (run / "checkpoint-6" / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"checkpoint-6 is damaged: config\.json has"):
+        choose(run / "checkpoint-6", run)
+
+
+def written_again(folder):
+    """The weights of a checkpoint as they are, in a file that is spelled in another way."""
+    path = folder / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "by": "a callback"})
+
+
+def test_weights_that_something_wrote_again_are_offered_by_name(run, capsys):
+    expected = runs.weights_of(run)
+    for step in (2, 4, 6):
+        written_again(run / f"checkpoint-{step}")
+    found = newest(run)
+    assert found.folder is None
+    assert found.offer == (
+        f"Weights stand in {run}/checkpoint-6 (step 6, whole but for model.safetensors): to resume from them, set "
+        f"resume_from_checkpoint: {run}/checkpoint-6 and resume_changed: true."
+    )
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .* Weights stand in .*checkpoint-6 \(step 6"):
+        choose("last", run)
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 is damaged: model.*resume from it with resume_changed"):
+        choose(run / "checkpoint-2", run)
+    trainer = runs.trainer(run, resume_changed=True)
+    with pytest.warns(UserWarning, match=r"checkpoint-2: model\.safetensors .* The checkpoint is used"):
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    trainer.save_model()
+    assert runs.weights_of(run) == expected
+
+
+def test_weights_that_are_broken_are_not_offered(run):
+    for step in (2, 4, 6):
+        os.truncate(run / f"checkpoint-{step}" / "model.safetensors", 1000)
+    assert newest(run).offer == ""
+    with pytest.raises(CheckpointError, match="is damaged: model"):
+        choose(run / "checkpoint-6", run, anyway=True)
+
+
+def test_a_state_that_was_written_again_is_damage_whatever_is_wanted(run):
+    written_again(run / "checkpoint-6")
+    (run / "checkpoint-6" / "trainer_state.json").write_text('{"global_step": 6}')
+    with pytest.raises(CheckpointError, match="is damaged"):
+        choose(run / "checkpoint-6", run, anyway=True)
 
 
 def flipped(content, at, bit):
@@ -212,6 +288,36 @@ def test_the_model_alone_is_nothing_to_go_on_from(tmp_path):
     found = newest(tmp_path / "out")
     assert found.folder is None
     assert found.passed_over == ("checkpoint-2: it holds the model alone (save_only_model)",)
+    assert found.offer.startswith(f"Weights stand in {tmp_path}/out/checkpoint-2 (step 2): to resume from them, set ")
+
+
+def test_a_run_that_resumes_from_the_model_alone_says_what_starts_anew(tmp_path):
+    fields = {"save_only_model": True, "max_steps": 4, "lr_scheduler_type": "linear", "logging_steps": 1}
+    runs.trainer(tmp_path / "out", **fields).train()
+    trainer = runs.trainer(tmp_path / "out", **fields)
+    said = r"holds no optimizer state and no learning rate schedule .* so both start anew, at the first learning rate"
+    with pytest.warns(UserWarning, match=said):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+def test_a_callback_that_saves_the_adapter_into_the_checkpoint_leaves_it_whole(tmp_path):
+    class Saves(TrainerCallback):
+        def on_save(self, args, state, control, model=None, processing_class=None, **_):
+            folder = f"{args.output_dir}/checkpoint-{state.global_step}"
+            model.save_pretrained(folder)
+            processing_class.save_pretrained(folder)
+
+    def trainer(**more):
+        adapter = {"adapter": {"lora": {"r": 4, "target_modules": ["q_proj"]}}}
+        return runs.trainer(tmp_path / "out", plugins=adapter, **more)
+
+    made = trainer()
+    made.add_callback(Saves())
+    made.train()
+    resumed = trainer()
+    with pytest.warns(UserWarning, match=r"README\.md .* The checkpoint is used"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    assert newest(tmp_path / "out").folder == tmp_path / "out" / "checkpoint-6"
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(run):

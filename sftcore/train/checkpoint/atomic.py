@@ -83,7 +83,8 @@ class AtomicCheckpoints:
         answer: list[Any] = [None]
         if self._accelerator.is_main_process:
             try:
-                answer = [choose(wanted, Path(self._args.output_dir))]
+                anyway = bool(getattr(self._args, "resume_changed", False))
+                answer = [choose(wanted, Path(self._args.output_dir), anyway=anyway)]
             except CheckpointError as error:
                 answer = [error]
         [found] = broadcast_object_list(answer) if self._accelerator.num_processes > 1 else answer
@@ -211,7 +212,10 @@ def _announce(found: Chosen, wanted: Any, output_dir: str) -> None:
         warn(f"{Path(output_dir) / one} was passed over.")
     if not found.sealed:
         warn(f"{found.folder} has no checksums, so nothing can tell whether it is whole.")
+    for one in found.rewritten:
+        warn(f"{found.folder}: {one}. The checkpoint is used: something wrote that after it was saved.")
     if found.folder is None:
-        print(f"resume     {output_dir} holds no whole checkpoint: the run starts from scratch", file=sys.stderr)
+        offer = f". {found.offer}" if found.offer else ""
+        print(f"resume     {output_dir} holds no whole checkpoint: the run starts from scratch{offer}", file=sys.stderr)
     elif wanted != str(found.folder):
         print(f"resume     {found.folder}, step {found.step}", file=sys.stderr)

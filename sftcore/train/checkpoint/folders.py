@@ -16,7 +16,7 @@ from attrs import frozen
 
 from sftcore.config.recipe import AUTO, LAST
 from sftcore.core.errors import CheckpointError
-from sftcore.train.checkpoint.checksums import SEAL, fault, is_sealed
+from sftcore.train.checkpoint.checksums import SEAL, Compared, compared, is_sealed
 from sftcore.util.disk import sync
 
 PREFIX = ".tmp-"
@@ -29,20 +29,27 @@ RESUME = "resume_from_checkpoint"
 
 @frozen
 class Chosen:
-    """The checkpoint to resume from, None to begin; and those that were passed over, each with the reason."""
+    """The checkpoint to resume from, None to begin; and those that were passed over, each with the reason.
+
+    rewritten: what of its files was written again since, none of which matters.
+    offer: where weights stand all the same, and how to resume from them; empty where there are none.
+    """
 
     folder: Path | None
     step: int = 0
     passed_over: tuple[str, ...] = ()
     sealed: bool = True
+    rewritten: tuple[str, ...] = ()
+    offer: str = ""
 
 
-def choose(wanted: str | bool | os.PathLike[str], output_dir: Path) -> Chosen:
+def choose(wanted: str | bool | os.PathLike[str], output_dir: Path, *, anyway: bool = False) -> Chosen:
     """The checkpoint that a run resumes from.
 
     Args:
         wanted: `"auto"`: the newest in `output_dir` that is whole, or none; `"last"` or True: the same, and there has
             to be one; anything else is a checkpoint's folder.
+        anyway: take a folder that is named also if its weights were written again since, as long as they can be read.
 
     Raises:
         CheckpointError: it is not there, or damaged; with the file's name.
@@ -56,7 +63,7 @@ def choose(wanted: str | bool | os.PathLike[str], output_dir: Path) -> Chosen:
             raise CheckpointError(
                 f"there is no checkpoint in {output_dir} to resume from.{seen}",
                 where=RESUME,
-                fix=f'Use "{AUTO}", which then starts from scratch.',
+                fix=f'{chosen.offer} Use "{AUTO}", which then starts from scratch.'.lstrip(),
             )
         return chosen
     folder = Path(str(wanted))
@@ -66,13 +73,17 @@ def choose(wanted: str | bool | os.PathLike[str], output_dir: Path) -> Chosen:
             where=RESUME,
             fix=f'Name a folder such as {output_dir / "checkpoint-10"}, or use "{AUTO}" or "{LAST}".',
         )
-    if is_sealed(folder) and (found := fault(folder)):
+    if not is_sealed(folder):
+        return Chosen(folder, _step(folder) or 0, sealed=False)
+    found = compared(folder)
+    if found.fault and not (anyway and found.weights):
+        own = "If you have written it yourself, resume from it with resume_changed: true. " if found.weights else ""
         raise CheckpointError(
-            f"{folder} is damaged: {found}.",
+            f"{folder} is damaged: {found.fault}.",
             where=RESUME,
-            fix=f'Use "{AUTO}", which takes the newest checkpoint that is whole.',
+            fix=f'{own}Use "{AUTO}", which takes the newest checkpoint that is whole.',
         )
-    return Chosen(folder, _step(folder) or 0, sealed=is_sealed(folder))
+    return Chosen(folder, _step(folder) or 0, rewritten=(*([found.fault] if found.fault else []), *found.rewritten))
 
 
 def newest(output_dir: Path) -> Chosen:
@@ -82,12 +93,15 @@ def newest(output_dir: Path) -> Chosen:
     """
     found = [(_step(folder), folder) for folder in _folders(output_dir)]
     passed_over = [f"{folder.name}: {STATE} cannot be read" for step, folder in found if step is None]
+    offer = ""
     for step, folder in sorted(((step, folder) for step, folder in found if step is not None), reverse=True):
-        why = _unfit(folder)
+        beside = compared(folder) if is_sealed(folder) else Compared(None)
+        why = _unfit(folder, beside)
         if why is None:
-            return Chosen(folder, step, tuple(passed_over))
+            return Chosen(folder, step, tuple(passed_over), rewritten=beside.rewritten)
         passed_over.append(f"{folder.name}: {why}")
-    return Chosen(None, passed_over=tuple(passed_over))
+        offer = offer or _offer(folder, step, beside)
+    return Chosen(None, passed_over=tuple(passed_over), offer=offer)
 
 
 def _folders(output_dir: Path) -> list[Path]:
@@ -107,14 +121,24 @@ def can_be_resumed(output_dir: Path) -> bool:
     return any(is_sealed(folder) and any(folder.glob("rng_state*")) for folder in _folders(output_dir))
 
 
-def _unfit(folder: Path) -> str | None:
+def _unfit(folder: Path, beside: Compared) -> str | None:
     if not is_sealed(folder):
         return f"it has no {SEAL}: another program wrote it; name its folder to resume from it"
-    if found := fault(folder):
-        return found
+    if beside.fault:
+        return beside.fault
     if not any(folder.glob("rng_state*")):
         return "it holds the model alone (save_only_model)"
     return None
+
+
+def _offer(folder: Path, step: int, beside: Compared) -> str:
+    """How to resume from weights that no run takes by itself; empty where there are none that are whole."""
+    if not any(folder.glob("*.safetensors")) or (beside.fault and not beside.weights):
+        return ""
+    anyway, but = "", ""
+    if beside.weights:
+        anyway, but = " and resume_changed: true", f", whole but for {', '.join(beside.weights)}"
+    return f"Weights stand in {folder} (step {step}{but}): to resume from them, set {RESUME}: {folder}{anyway}."
 
 
 def _step(folder: Path) -> int | None:

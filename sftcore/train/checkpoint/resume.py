@@ -96,6 +96,12 @@ class Resumption(Part):
             return
         self.saved = RunState.read(Path(folder), self._accelerator.process_index)
         self.folder = folder
+        if left_out := _left_out(Path(folder)):
+            warn(
+                f"{folder} holds no {' and no '.join(left_out)} (save_only_model leaves them out), so "
+                f"{'both start' if len(left_out) > 1 else 'it starts'} anew"
+                f"{', at the first learning rate' if 'learning rate schedule' in left_out else ''}."
+            )
         if self.saved is None:
             warn(
                 f"{folder} does not say what was logged last, nor what it was trained on: sums start at zero, and "
@@ -204,6 +210,15 @@ class Resumption(Part):
     def _say(self, text: str) -> None:
         if self._accelerator.is_main_process:
             print(f"resume     {text}", file=sys.stderr)
+
+
+def _left_out(folder: Path) -> list[str]:
+    """What a checkpoint does not hold of optimizer and schedule, by transformers' and accelerate's names."""
+    if any(folder.glob("global_step*")):  # DeepSpeed keeps both in files of its own
+        return []
+    has_optimizer = any(any(folder.glob(name)) for name in ("optimizer*.pt", "optimizer*.bin", "optimizer_*"))
+    missing = {"optimizer state": not has_optimizer, "learning rate schedule": not (folder / "scheduler.pt").is_file()}
+    return [name for name, gone in missing.items() if gone]
 
 
 def is_stream(dataset: Any) -> bool:
