@@ -77,7 +77,7 @@ def _status(entry: PluginEntry, catalog: Catalog, blocked: Blocklist) -> tuple[s
 
 def _details(entry: PluginEntry) -> tuple[dict[str, Any], str]:
     """What importing a plugin shows of it, and why it is broken, or an empty text."""
-    from sftcore.core.errors import SFTCoreError
+    from sftcore.core.errors import SFTCoreError, said_by
     from sftcore.core.hookspecs import LIFECYCLE
     from sftcore.core.options import type_name
     from sftcore.core.plugin_class import options, summary
@@ -89,7 +89,7 @@ def _details(entry: PluginEntry) -> tuple[dict[str, Any], str]:
             hooks = [hook for hook in LIFECYCLE if one.implements(hook)]
             slots = [slot for _, claimed in plugins.all("claims") for slot in claimed]
     except Exception as error:  # a third party's code may raise anything; the list goes on
-        reason = str(error) if isinstance(error, SFTCoreError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, SFTCoreError) else said_by(error)
         return {"summary": "", "options": [], "hooks": [], "slots": []}, reason
     listed = [
         {

@@ -17,6 +17,7 @@ from sftcore.core.errors import (
     UnknownPluginError,
     nearest,
     quoted,
+    said_by,
 )
 from sftcore.core.plugin_class import is_plugin
 from sftcore.core.types import KINDS
@@ -62,10 +63,11 @@ class PluginEntry:
         module_name, _, attribute = self.value.partition(":")
         try:
             obj: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
-        except (Exception, SystemExit) as error:  # a third party's module may raise anything
-            said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a third party's module may raise anything
             raise BrokenPluginError(
-                f"{self.label} cannot be imported from {self.value}: {said}.",
+                f"{self.label} cannot be imported from {self.value}: {said_by(error)}.",
                 fix=f"Update or remove {self.distribution}, or report this to its authors.",
             ) from error
         if not is_plugin(obj):

@@ -17,7 +17,7 @@ import attrs
 from attrs import frozen
 
 import sftcore.core.types
-from sftcore.core.errors import FaultyPluginError, OptionTypeError, SFTCoreError
+from sftcore.core.errors import FaultyPluginError, OptionTypeError, SFTCoreError, said_by
 from sftcore.core.hookspecs import Hooks
 from sftcore.core.options import arms_of, methods_of, structure, type_name
 
@@ -45,14 +45,13 @@ class Origin:
 
     def named(self, error: BaseException, function: Any = None, of: str | None = None) -> BaseException:
         """What to raise for an error of the plugin's; our own, and those that callers look for, stay as they are."""
-        known = isinstance(error, SFTCoreError) or type(error).__name__ in PASSED
-        if known or (isinstance(error, SystemExit) and type(error) is not SystemExit):
+        known = isinstance(error, (SFTCoreError, KeyboardInterrupt)) or type(error).__name__ in PASSED
+        if known or (isinstance(error, SystemExit) and type(error) is not SystemExit):  # signals, which are not its own
             return error
         at = located(function) or self.at
         file = at.rpartition(":")[0]
         lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
-        said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
-        return self.fault(f"raised {said}", f"{file}:{lines[-1]}" if lines else at, of)
+        return self.fault(f"raised {said_by(error)}", f"{file}:{lines[-1]}" if lines else at, of)
 
     def accepted(self, answer: Any, hint: Any, function: Any = None, of: str | None = None) -> Any:
         """The answer as declared, several things as a list, and functions in it as `Handed`.
@@ -116,7 +115,7 @@ class Handed:
             found = self.function(*args, **kwargs)
             if type(found) is not self.kind:
                 found = self.origin.accepted(found, self.returns, self.function, self.of)
-        except (Exception, SystemExit) as error:  # a third party's function may raise anything
+        except BaseException as error:  # a third party's function may raise anything
             if (named := self.origin.named(error, self.function, self.of)) is error:
                 raise
             raise named from error

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from attrs import Attribute
+
 from sftcore.core.visible import message
 
 if TYPE_CHECKING:
@@ -39,6 +41,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def quoted(names: Iterable[object]) -> str:
     """Names as `"a", "b"`, in the order given."""
     return ", ".join(f'"{name}"' for name in names)
+
+
+def said_by(error: BaseException) -> str:
+    """The class and the words of a stranger's error on one line without a full stop; long ones are cut."""
+    try:  # behind attrs' words stand the field and the whole instance
+        words = str(error.args[0] if any(isinstance(one, Attribute) for one in error.args[1:]) else error)
+    except Exception:  # it cannot even say what is wrong
+        words = ""
+    text = " ".join(f"{type(error).__name__}: {words}".split()).rstrip(".: ")
+    return text if len(text) <= 400 else f"{text[:200]} … {text[-200:]}"
 
 
 class SFTCoreError(ValueError):

@@ -165,7 +165,7 @@ class ActivePlugins:
                 return [origin.accepted(answer, hint) for answer in ([None] if silent else found or ())]
         except leaves:
             raise
-        except (Exception, SystemExit) as error:  # a third party's plugin may raise anything
+        except BaseException as error:  # a third party's plugin may raise anything
             for frame, _ in traceback.walk_tb(error.__traceback__):  # a wrapper of another plugin may have raised it
                 at = f"{frame.f_code.co_filename}:{frame.f_code.co_firstlineno}"
                 one = next((each for each in self.bound if each.implements(hook) and each.source(hook) == at), one)

@@ -12,20 +12,19 @@ from sftcore.config.plugins.bound import bind
 from sftcore.config.settings.kept_rows import kept_rows
 from sftcore.config.setup import Setup
 from sftcore.core.discovery import Catalog, PluginEntry
-from sftcore.core.door import Handed, fields
+from sftcore.core.door import Handed
 from sftcore.core.errors import (
     ConflictError,
     DataError,
     FaultyPluginError,
-    OptionTypeError,
     RowError,
     SFTCoreError,
     nearest,
     quoted,
+    said_by,
 )
-from sftcore.core.options import structure
 from sftcore.core.registry import ActivePlugins, Bound
-from sftcore.core.types import AUTO, Example, Formatter, Message, Plan, Row, Selection, TokenizedRow
+from sftcore.core.types import AUTO, Example, Formatter, Plan, Row, Selection
 from sftcore.data.kinds import preference_in, scores_in, unreadable_in, with_filter, with_refusals
 from sftcore.data.suggestions import Suggestion, spelled, suggested
 from sftcore.util.warned import warn, warn_broken
@@ -73,31 +72,9 @@ class RowReader:
             elif faulty is not None:
                 what, fix = faulty.what, faulty.fix
             else:
-                what, fix = f"{self.label} failed: {type(error).__name__}: {error}.", ""
+                what, fix = f"{self.label} failed: {said_by(error)}.", ""
             raise RowError(what, fix=fix).at(self.where, number) from cause
         return [found] if isinstance(found, Example) else list(found)
-
-
-def fault_in(example: Example) -> str:
-    """What field of an example is of a wrong type, and what was expected; empty where none is."""
-    turns = [turn for some in (example.messages, example.prompt, example.completion) for turn in _turns(some)]
-    tokens = [] if example.tokens is None else [example.tokens]
-    try:
-        for value, kind in [
-            (example, Example),
-            *((one, Message) for one in turns),
-            *((one, TokenizedRow) for one in tokens),
-        ]:
-            structure(value, kind, path=kind.__name__)
-            for name, hint in fields(kind).items():
-                structure(getattr(value, name), hint, path=f"{kind.__name__}.{name}")
-    except OptionTypeError as error:
-        return f"{error.what.rstrip('.')} as {error.where}"
-    return ""
-
-
-def _turns(some: Any) -> Sequence[Any]:
-    return some if isinstance(some, (list, tuple)) else ()
 
 
 def choose_format(

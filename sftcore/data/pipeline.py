@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import numbers as numbers_
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,13 +16,14 @@ from sftcore.core.door import Handed
 from sftcore.core.errors import ConflictError, DataError, RowError, TemplateStoppedError
 from sftcore.core.types import Example, Row, TokenizedRow
 from sftcore.data.columns import TokenColumns, Truncation
-from sftcore.data.format import RowReader, fault_in
+from sftcore.data.format import RowReader
 from sftcore.data.images.expand import Expander
 from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
 from sftcore.data.rules.long_rows import CUT, SPLIT, TOO_LONG, LongRule
 from sftcore.data.rules.system_prompt import with_system_prompt
 from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, token_range
+from sftcore.data.well_formed import fault_in
 from sftcore.util.warned import warn_of_plugin
 
 if TYPE_CHECKING:
@@ -194,12 +194,12 @@ class Pipeline:
         return [with_system_prompt(example, self.system_prompt) for example in found]
 
     def _content(self, number: int, example: Example, note: str = "") -> Content:
-        if (tokens := example.tokens) is not None:
-            if not _is_whole(tokens):
-                what = fault_in(example) or "labels and weights as long as input_ids, which are whole numbers, expected"
-                raise RowError(f"{self.reader.named} gave tokens that cannot be read: {what}.").at(
-                    self.reader.where, number
-                )
+        tokens = example.tokens
+        if what := fault_in(example):
+            given = "an example" if tokens is None else "tokens"
+            text = f"{self.reader.named} gave {given} that cannot be read: {what}."
+            raise RowError(text).at(self.reader.where, number)
+        if tokens is not None:
             self._refuse_unknown(number, tokens)
             return tokens
         try:
@@ -213,6 +213,8 @@ class Pipeline:
                     f"its text has {len(rendered.text):,} characters, but at most {_LONGEST:,} can be tokenized.",
                     fix="Split it into several rows.",
                 )
+            if not rendered.text.isascii():
+                rendered.text.encode()
             return rendered
         except (RowError, TemplateStoppedError) as error:
             if isinstance(error, CallLeftOutError) and self.reader.calls_as_text and self._takes_text(example):
@@ -221,16 +223,14 @@ class Pipeline:
         except (DataError, ConflictError) as error:
             error.where = error.where or self.reader.where
             raise
-        except (AttributeError, TypeError, ValueError) as error:
-            if not (what := fault_in(example)):
-                raise
-            text = f"{self.reader.named} gave an example that cannot be read: {what}."
-            raise RowError(text).at(self.reader.where, number) from error
+        except UnicodeEncodeError as error:
+            text = f"{self.reader.named} gave a text with half a surrogate pair, which is not a character."
+            raise RowError(text, fix="Correct or delete it.").at(self.reader.where, number) from error
 
     def _refuse_unknown(self, number: int, row: TokenizedRow) -> None:
         """Refuse ids that the model has no embedding for, which would fail at the first step."""
         for name, ids in (("input_ids", row.input_ids), ("labels", row.labels)):
-            if self.vocabulary is not None and ids and max(ids) >= self.vocabulary:
+            if self.vocabulary is not None and ids is not None and len(ids) and max(ids) >= self.vocabulary:
                 raise RowError(
                     f'"{name}" holds {max(ids)}, but the vocabulary has {self.vocabulary:,} tokens.',
                     fix="Tokenize the rows with the tokenizer of this model.",
@@ -305,16 +305,6 @@ class Pipeline:
         if limit is None or length <= limit or not isinstance(content, Rendered) or not content.image_spans:
             return False
         return token_range(encoding, content.image_spans[-1])[1] > limit
-
-
-def _is_whole(tokens: Any) -> bool:
-    """Whether the parts of a row are as long as its ids, and these are numbers; the first of them is looked at."""
-    ids: Any = getattr(tokens, "input_ids", "")
-    if not isinstance(tokens, TokenizedRow) or isinstance(ids, str):
-        return False
-    length = len(ids)
-    numbers = not length or isinstance(ids[0], numbers_.Integral)
-    return numbers and all(one is None or len(one) == length for one in (tokens.labels, tokens.weights))
 
 
 def rows_of(batch: pa.Table | Mapping[str, list[Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import define
 
+from sftcore.core.errors import said_by
 from sftcore.core.types import PatchReport, Removable
 from sftcore.documents.proof import HALVES
 from sftcore.model.unwrap import causal_model
@@ -55,7 +56,7 @@ class ModelTrial(ModelPasses):
         try:
             plain = self.once(padded=True)
         except _UNSUPPORTED as error:
-            return Outcome(notes=(f"it could not be compared with {PLAIN[0]} attention: {_first_line(error)}",))
+            return Outcome(notes=(f"it could not be compared with {PLAIN[0]} attention: {said_by(error)}",))
         finally:
             config._attn_implementation = name
         return self._judge(self.as_it_is(), plain, f"{PLAIN[0]} attention", exact=exact)
@@ -196,7 +197,3 @@ def _gradient_fault(gap: Gap, other: str, dtype: str, tolerance: float) -> str:
     return (
         f"the gradient of {gap.worst_parameter} differs by {gap.worst:.2g} from {other} (allowed: {10 * tolerance:.0g})"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]

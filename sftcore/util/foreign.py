@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
-from sftcore.core.errors import FaultyPluginError, SFTCoreError
+from sftcore.core.errors import FaultyPluginError, SFTCoreError, said_by
 from sftcore.core.registry import Bound
 
 LIBRARIES = sys.stdlib_module_names | {
@@ -89,9 +89,8 @@ def _fault_of(error: Exception, plugins: Sequence[Bound]) -> FaultyPluginError |
     if found is None:
         return None
     one, at = found
-    said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
     return FaultyPluginError(
-        f"{one.entry.label} {one.entry.version}: its code ({at}) raised {said}.",
+        f"{one.entry.label} {one.entry.version}: its code ({at}) raised {said_by(error)}.",
         fix=f"Update or remove {one.entry.distribution}, or report this to its authors (--traceback shows the way).",
     )
 

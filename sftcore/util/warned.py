@@ -7,7 +7,7 @@ import sys
 import warnings
 
 from sftcore.core.discovery import PluginEntry
-from sftcore.core.errors import BrokenPluginError, SFTCoreError
+from sftcore.core.errors import BrokenPluginError, SFTCoreError, said_by
 
 _PASSED_THROUGH = frozenset(
     {"transformers", "trl", "accelerate", "peft", "torch", "datasets", "pluggy", "contextlib", "functools"}
@@ -46,7 +46,7 @@ def warn_broken(entry: PluginEntry, error: Exception) -> None:
     Raises:
         BrokenPluginError: SFTCORE_STRICT is set.
     """
-    why = error.what if isinstance(error, SFTCoreError) else f"{type(error).__name__}: {error}"
+    why = error.what if isinstance(error, SFTCoreError) else said_by(error)
     why = " ".join(why.replace(f"{entry.label} {entry.version}:", "").replace(entry.label, "").split())
     warn_of_plugin(f"{entry.label} is broken and ignored: {why[:160]}", error)
 

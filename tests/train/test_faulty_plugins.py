@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
-from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import make_llama, make_tokenizer
-
-HEAD = "from sftcore import AttentionBackend, Example, LoadedModel, LoadOptions, LossOutput, Message, PatchReport\n"
-HEAD += "from sftcore import Problem, TokenizedRow, TokenLoss, hookimpl, plugin\n"
-NUMBERS = count()
-GOOD = "Example(messages=[Message('user', row['q']), Message('assistant', row['a'])])"
-MADE = "make_formatter(self, columns)"
-COLLATE = "make_collator(self, processor, plan)"
-LOSS = "make_loss(self, loaded, plan)"
-NOISE = "inject_noise(self, loaded, plan)"
-KERNEL = "patch_kernels(self, loaded, plan)"
-LOADER = "load_model(self, request, options)"
-ADAPTER = "wrap_model(self, loaded, plan)"
-ATTENTION = "attention_backend(self, request)"
-PROCESSOR = """@hookimpl
-def load_processor(self, request):
-    from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(request.name)
-"""
-SAVE = "save_model(self, loaded, folder)"
-BATCH = "from sftcore.plugin_api import pad_rows; batch = pad_rows(rows, pad_token_id=0)"
-OUTPUT = "s = head(hidden).float().log_softmax(-1).sum(); n = labels.sum()"
-
-
-def hook(signature: str, *lines: str) -> str:
-    return f"@hookimpl\ndef {signature}:\n" + "".join(f"    {line}\n" for line in lines)
-
-
-def collate(*lines: str) -> str:
-    return hook(COLLATE, "def collate(rows):", f"    {BATCH}", *(f"    {line}" for line in lines), "return collate")
-
-
-def loss(*lines: str) -> str:
-    head = "def loss(hidden, head, labels, weights, num_items):"
-    return hook(LOSS, head, f"    {OUTPUT}", *(f"    {line}" for line in lines), "return loss")
-
+from tests.train.plugin_code import (
+    ADAPTER,
+    ATTENTION,
+    COLLATE,
+    GOOD,
+    HEAD,
+    KERNEL,
+    LOADER,
+    LOSS,
+    MADE,
+    NOISE,
+    PROCESSOR,
+    SAVE,
+    collate,
+    hook,
+    loss,
+)
 
 WRONG = {
     "None": "return None",
@@ -131,57 +110,6 @@ CASES += [
     ("format", "async", f"@hookimpl\nasync def {MADE}:\n    return None\n"),
     ("collator", "flattens a text", hook(COLLATE, "return None") + hook("flattens(self, plan)", "return 'yes'")),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    """A tiny model, and rows."""
-    folder = tmp_path_factory.mktemp("given")
-    tokenizer = make_tokenizer()
-    made = make_llama(tokenizer, num_hidden_layers=1, hidden_size=8, intermediate_size=8, num_attention_heads=2)
-    made.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rows = [{"q": f"say {i}", "a": f"hello {i}"} for i in range(4)]
-    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def train(given, tmp_path, monkeypatch, capsys, write_distribution):
-    """`sftcore train` with a plugin of this kind and code, in this process: the exit code, and all that was printed."""
-    import sftcore_plugins  # noqa: F401
-
-    from sftcore.cli import main
-
-    def run(
-        kind: str, body: str, *words: str, code: str = "", name: str = "bad", verb: str = "train"
-    ) -> tuple[int, str]:
-        module = f"acme_faulty{next(NUMBERS)}"
-        code = code or f"{HEAD}@plugin\nclass Bad:\n    'Wrong in one way.'\n" + "".join(
-            f"    {line}\n" for line in body.splitlines()
-        )
-        write_distribution(module, code, entry_points=f"[sftcore.{kind}]\nbad = {module}:Bad\n".encode())
-        used: list[str] = [] if kind == "format" else ["format={prompt-completion: {prompt: q, completion: a}}"]
-        settings = [
-            f"output_dir={tmp_path / 'out'}",
-            "max_steps=1",
-            "use_cpu=true",
-            "report_to=none",
-            "save_strategy=no",
-        ]
-        argv = [verb, f"model={given / 'model'}", f"data={given / 'rows.jsonl'}", f"{kind}=bad", *used]
-        argv += [*(settings if verb == "train" else ()), *words]
-        monkeypatch.setattr(sys, "argv", ["sftcore", *argv])
-        try:
-            main()
-        except SystemExit as end:
-            code_ = end.code or 0
-        else:
-            code_ = 0
-        printed = capsys.readouterr()
-        return int(code_), printed.out + printed.err
-
-    return run
 
 
 @pytest.mark.parametrize(("kind", "name", "body"), CASES, ids=[f"{kind}: {name}" for kind, name, _ in CASES])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -16,11 +17,13 @@ from sftcore.config.plugins.observed import loaded, observed
 from sftcore.core.discovery import Catalog, PluginEntry
 from sftcore.core.errors import (
     BlockedPluginError,
+    BrokenPluginError,
     CheckError,
     PluginError,
     SFTCoreError,
     UnknownPluginError,
     problems_of,
+    said_by,
 )
 from sftcore.core.plugin_class import build
 from sftcore.core.registry import ActivePlugins, Bound
@@ -47,7 +50,18 @@ def _alone(entry: PluginEntry, cls: type[Any]) -> ActivePlugins:
 
 
 def _made(selection: Selection, entry: PluginEntry, cls: type[Any], *, path: str) -> Bound:
-    return refuse_misfit(Bound(selection, entry, build(cls, selection.options, path=path), observed))
+    try:
+        plugin = build(cls, selection.options, path=path)
+    except (SFTCoreError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # its own code: a factory of a default, a validator, __attrs_post_init__
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise BrokenPluginError(
+            f"{entry.label} {entry.version} cannot be made ({frame.filename}:{frame.lineno}): {said_by(error)}.",
+            where=path,
+            fix=f"Update or remove {entry.distribution}, or report this to its authors.",
+        ) from error
+    return refuse_misfit(Bound(selection, entry, plugin, observed))
 
 
 def options_from(entry: PluginEntry, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -49,7 +49,15 @@ def _misfits(one: Bound) -> Iterator[tuple[str, str]]:
     elif needed is not None and (needed not in marked or one.wraps(needed)):
         unmarked = callable(getattr(one.plugin, needed, None))
         why = "its method has no @hookimpl" if unmarked and needed not in marked else "it has no method for it"
-        yield f"does not implement {needed}, as every {one.entry.kind} must: {why}.", f"Write @hookimpl above {needed}."
+        fix = f"Write @hookimpl above {needed}" + (
+            ", below @staticmethod or @classmethod." if _bound(one, needed) else "."
+        )
+        yield f"does not implement {needed}, as every {one.entry.kind} must: {why}.", fix
+
+
+def _bound(one: Bound, name: str) -> bool:
+    """Whether a method has a decorator that hides what stands above it."""
+    return isinstance(inspect.getattr_static(one.plugin, name, None), (staticmethod, classmethod))
 
 
 def _arguments(one: Bound, hook: str) -> tuple[str, str] | None:

@@ -16,6 +16,7 @@ from sftcore.core.discovery import PluginEntry
 from sftcore.core.door import Origin
 from sftcore.core.errors import BrokenPluginError
 from sftcore.core.visible import visible
+from sftcore.util.process_state import left_as_found
 from sftcore.util.warned import warn_of_plugin
 
 TRACE = "SFTCORE_TRACE_PLUGINS"
@@ -36,7 +37,8 @@ def observed(origin: Origin) -> Iterator[None]:
     """Around one call of a hook."""
     start, outcome = time.perf_counter(), "raised an error"
     try:
-        with _heard(origin.label, f"in {origin.hook}") if origin.hook in QUESTIONS else contextlib.nullcontext():
+        heard = _heard(origin.label, f"in {origin.hook}") if origin.hook in QUESTIONS else contextlib.nullcontext()
+        with heard, left_as_found(f"{origin.label} in {origin.hook}"):
             yield
         outcome = "answered"
     finally:

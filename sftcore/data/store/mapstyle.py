@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from sftcore.core.errors import DataError
+from sftcore.core.errors import DataError, said_by
 from sftcore.data.columns import without_empty_weights
 from sftcore.data.images.reference import holds_only_images
 from sftcore.data.ledger import Ledger
@@ -182,9 +182,8 @@ def _refuse_unpicklable(pipeline: Pipeline, num_proc: int, name: str) -> None:
     try:
         dill.dumps(pipeline)
     except Exception as error:  # what a plugin or a user handed over may raise anything when it is pickled
-        said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
         raise DataError(
-            f"{pipeline.reader.named} cannot be sent to {num_proc} processes: {said}.",
+            f"{pipeline.reader.named} cannot be sent to {num_proc} processes: {said_by(error)}.",
             where=name,
             fix="Set dataset_num_proc: null, or open in each process what cannot be pickled.",
         ) from error

@@ -15,7 +15,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from attrs import define, field
 
-from sftcore.core.errors import BrokenPluginError, SFTCoreError
+from sftcore.core.errors import BrokenPluginError, SFTCoreError, said_by
 from sftcore.core.types import IGNORED
 from sftcore.documents.layouts import layout_of
 from sftcore.documents.proof import evaluation_mode, ordinary_token_ids
@@ -165,8 +165,7 @@ class RunTrials:
         except Exception as error:
             if type(error).__name__ == "OutOfMemoryError":  # which is nobody's fault
                 raise
-            said = f"{type(error).__name__}: {error}".strip().partition("\n")[0].rstrip(".")
-            raise refused(one, f"{where} it raises {said}") from error
+            raise refused(one, f"{where} it raises {said_by(error)}") from error
 
     def _said(self, one: Bound, outcome: Outcome) -> Iterator[str]:
         """Raise what is wrong, and give what is to be said."""
