@@ -337,7 +337,7 @@ class Removable(Protocol):
     def remove(self) -> None: ...
 
 
-@frozen
+@frozen(init=False)
 class LossOutput:
     """What a loss returns for one micro-batch.
 
@@ -349,6 +349,12 @@ class LossOutput:
     loss: torch.Tensor
     entropy: torch.Tensor | None
     correct: torch.Tensor
+
+    def __init__(self, loss: torch.Tensor, entropy: torch.Tensor | None, correct: torch.Tensor) -> None:
+        # torch.compile cannot trace the one that attrs would write
+        object.__setattr__(self, "loss", loss)
+        object.__setattr__(self, "entropy", entropy)
+        object.__setattr__(self, "correct", correct)
 
 
 class LossFunction(Protocol):

@@ -113,6 +113,16 @@ def wrong_batch(batch: Mapping[str, Any], rows: Any = None) -> str:
             return f'returned "{name}" of shape {tuple(value.shape)}; expected {wanted}'
         if value.is_floating_point() != (name == "weights"):
             return f'returned "{name}" as {value.dtype}; expected {"floats" if name == "weights" else "int64"}'
+    for name in ("attention_mask", "position_ids", "num_tokens"):
+        value = batch.get(name, 0)
+        if name in batch and not isinstance(value, torch.Tensor):
+            return f'returned "{name}" as {type(value).__name__}; expected a tensor, or none of this name'
+        if (
+            name == "position_ids"
+            and name in batch
+            and (value.ndim < 2 or value.shape[-1] != batch["input_ids"].shape[-1])
+        ):
+            return f'returned "{name}" of shape {tuple(value.shape)}; expected {tuple(shape or ())} as input_ids'
     return ""
 
 

@@ -24,9 +24,10 @@ from sftcore.model.precision import (
     keep_gradients,
     quantisation_of,
 )
+from sftcore.model.registration import register
 from sftcore.model.unwrap import is_peft_model
 from sftcore.model.verify.asked_for import hold_asked_for, watched
-from sftcore.util.claims import refused
+from sftcore.util.claims import refused, spelled
 from sftcore.util.foreign import in_our_words
 from sftcore.util.warned import warn
 
@@ -109,8 +110,7 @@ def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, Attenti
     if not (chosen := plugins.answers("attention_backend")):
         return None
     backend: AttentionBackend = plugins.one("attention_backend", request=plan.model)
-    if backend.register is not None:
-        backend.register()
+    register(backend, chosen[0].origin("attention_backend"))
     return chosen[0].selection, backend
 
 
@@ -200,7 +200,11 @@ def finish_model(
     loaded = attrs.evolve(loaded, notes=tuple(notes))
     loss = loss_of(plugins, loaded, plan)
     if wrappers := plugins.answers("wrap_model"):
-        loaded = _with_model(plugins.one("wrap_model", loaded=loaded, plan=plan), wrappers[0].origin("wrap_model"))
+        origin = wrappers[0].origin("wrap_model")
+        wrapped = _with_model(plugins.one("wrap_model", loaded=loaded, plan=plan), origin)
+        if wrapped.processor is None and loaded.processor is not None:
+            raise origin.fault("returned a LoadedModel without the processor that it was given")
+        loaded = wrapped
     elif is_peft_model(loaded.model):
         loaded = attrs.evolve(loaded, notes=(*loaded.notes, *_train_on(loaded.model, plan.settings)))
     if is_peft_model(loaded.model):
@@ -208,19 +212,26 @@ def finish_model(
     if not any(parameter.requires_grad for parameter in loaded.model.parameters()):
         for one in plugins.answers("wrap_model"):
             raise refused(one, "no parameter of the model trains once it is around it (wanted: at least 1)")
+        others = (*plugins.answers("load_model"), *plugins.answers("patch_kernels"))
+        theirs = ", ".join(spelled(one) for one in others if not one.entry.is_own)
         raise ModelError(
-            "no parameter of the model is trainable.",
+            f"no parameter of the model is trainable{theirs and f', after {theirs}'}.",
             fix="Load a PeftModel with is_trainable=True, or unfreeze the layers you want to train.",
         )
     return attrs.evolve(loaded, notes=(*loaded.notes, *dtype_notes(loaded.model, plan.settings))), loss
 
 
 def _with_model(loaded: LoadedModel, origin: Origin) -> LoadedModel:
-    """What a plugin loaded or wrapped, if there is a model in it."""
+    """What a plugin loaded or wrapped, if there is a model in it as transformers has them."""
     import torch
 
+    kind = type(loaded.model).__name__
     if not isinstance(loaded.model, torch.nn.Module):
-        raise origin.fault(f"returned a LoadedModel whose model is {type(loaded.model).__name__}; expected a module")
+        raise origin.fault(f"returned a LoadedModel whose model is {kind}; expected a module")
+    for name in ("config", "get_input_embeddings"):
+        if not hasattr(loaded.model, name):
+            wanted = "expected a model of transformers, or one that hands its attributes on"
+            raise origin.fault(f'returned a LoadedModel whose model, {kind}, has no "{name}"; {wanted}')
     return loaded
 
 

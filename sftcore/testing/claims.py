@@ -9,6 +9,7 @@ from attrs import frozen
 
 from sftcore.config.setup import Setup, set_up
 from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, ModelRequest, Selection
+from sftcore.model.registration import register
 from sftcore.testing.tiny import make_llama, make_tokenizer
 from sftcore.trials.outcome import Outcome
 
@@ -110,8 +111,7 @@ def _attention(trial: Trial) -> dict[str, Any]:
     dtypes = backend.dtypes.get(trial.device, ()) if isinstance(backend.dtypes, Mapping) else backend.dtypes
     half = next((name for name in HALVES if name in dtypes), "float32")
     loaded = trial.loaded("float32" if not dtypes or "float32" in dtypes else half)
-    if backend.register is not None:
-        backend.register()
+    register(backend, trial.setup.plugins.answers("attention_backend")[0].origin("attention_backend"))
     loaded.model.set_attn_implementation(backend.implementation)
     return _said(trial.passes(loaded, backend).attention(exact=backend.exact))
 
@@ -138,7 +138,7 @@ def _noise(trial: Trial) -> dict[str, Any]:
 
 def _adapter(trial: Trial) -> dict[str, Any]:
     found = trial.one("wrap_model", loaded=trial.loaded(), plan=trial.setup.plan)
-    return _said(trial.passes(found).adapter())
+    return _said(trial.passes(found).adapter(saves=bool(trial.setup.plugins.answers("save_model"))))
 
 
 def _loader(trial: Trial) -> dict[str, Any]:

@@ -79,7 +79,7 @@ from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder
 from sftcore.train.settled import OpenLayout, attention_in, layouts_of, reads_by_row, settle
-from sftcore.util.claims import third_parties
+from sftcore.util.claims import suspecting, third_parties
 
 
 class SFTTrainer(OpenLayout):
@@ -261,7 +261,8 @@ class SFTTrainer(OpenLayout):
         if self._proven:
             return
         before = Randomness.now()
-        with self.noise.paused(), self.kernels.running(), self.accelerator.autocast():
+        bound = self.setup.plugins.bound
+        with suspecting(bound), self.noise.paused(), self.kernels.running(), self.accelerator.autocast():
             settle(self)
             reasons = [self.bound_loss.try_head(self.model, causal_model(self.loaded.model), self.args.device)]
             reasons = gather_object(reasons) if self.args.world_size > 1 else reasons

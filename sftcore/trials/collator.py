@@ -58,7 +58,7 @@ def try_collator(collate: Callable[[list[dict[str, Any]]], Any], rows: Sequence[
         rows: prepared rows: `input_ids`, and where a run has them `labels`, `weights`, `seq_lengths` and `documents`.
     """
     batch = collate([dict(row) for row in rows])
-    if fault := _shape_fault(batch):
+    if fault := _shape_fault(batch) or _changed_later(collate, rows, batch):
         return Outcome(fault)
     try:
         found = list(_documents_of_batch(batch))
@@ -81,6 +81,16 @@ def _shape_fault(batch: Any) -> str:
         if shape is None or len(shape) != 2 or shape != batch["input_ids"].shape:
             what = "no tensor" if shape is None else f"shape {tuple(shape)}"
             return f"its {name} have {what}; wanted are (rows, tokens), the same for input_ids and labels"
+    return ""
+
+
+def _changed_later(collate: Callable[[list[dict[str, Any]]], Any], rows: Any, batch: Mapping[str, Any]) -> str:
+    """Whether a collator writes into a batch when it makes the next ones: a run may have several at a time."""
+    own = {name: one.clone() for name, one in batch.items() if hasattr(one, "clone")}
+    later = [collate([dict(row) for row in rows]) for _ in range(2)]
+    for name, one in own.items():
+        if batch[name].shape != one.shape or not bool((batch[name] == one).all()):
+            return f"it changes {name} of a batch that it has given before, while it makes batch {len(later) + 1}"
     return ""
 
 

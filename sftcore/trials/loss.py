@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
+from sftcore.core.door import PASSED as PASSED_ON
+from sftcore.core.errors import ModelError, SFTCoreError, said_by
 from sftcore.core.types import LossFunction, LossOutput
 from sftcore.losses.token_loss import TokenLoss
 from sftcore.model.bound_loss import BoundLoss, LossRequest
@@ -49,14 +52,26 @@ def try_loss_in_model(
         gathers: whether the head is called on hidden states, as `BoundLoss.gathers`; the loss is given logits if not.
         weighted: whether rows have weights, which the loss then has to honour.
         gradients: False where weights are sharded, and no backward pass inside the forward pass is safe.
+
+    Raises:
+        ModelError: the model fails before it comes to a loss, or its hidden states are not finite.
     """
     import torch
 
-    inner = _Inside(loss, weighted, gradients)
+    module, known = getattr(loss, "function", loss), {id(one) for one in model.parameters()}
+    named = module.named_parameters() if isinstance(module, torch.nn.Module) else ()
+    own = {name: one for name, one in named if one.requires_grad and id(one) not in known}
+    inner = _Inside(loss, weighted, gradients, own)
     bound = BoundLoss(inner, "" if gathers else "all logits are built")
     num_items = torch.full((), float(ids.shape[1] - 1), device=ids.device)
-    with bound.on(causal), torch.no_grad():
-        bound.ask(model, {"input_ids": ids, "use_cache": False}, LossRequest(ids, num_items))
+    try:
+        with bound.on(causal), torch.no_grad():
+            bound.ask(model, {"input_ids": ids, "use_cache": False}, LossRequest(ids, num_items))
+    except Exception as error:  # whatever stands in the model may raise anything
+        if inner.entered or isinstance(error, SFTCoreError) or type(error).__name__ in PASSED_ON:
+            raise
+        what = f"the model cannot be run on {ids.shape[1]} ordinary tokens, before any loss: {said_by(error)}."
+        raise ModelError(what) from error
     return inner.outcome
 
 
@@ -67,10 +82,17 @@ class _Inside:
     loss: LossFunction
     weighted: bool
     gradients: bool
+    own: Mapping[str, Any]
     outcome: Outcome = field(default=PASSED)
+    entered: bool = False
 
     def __call__(self, hidden: Any, head: Any, labels: Any, weights: Any, num_items: Any) -> LossOutput:
-        self.outcome = try_loss(self.loss, hidden, head, labels, weighted=self.weighted, gradients=self.gradients)
+        if not bool(hidden.isfinite().all()):
+            raise ModelError("the model's hidden states are NaN or Inf on ordinary tokens, before any loss.")
+        self.entered = True
+        self.outcome = try_loss(
+            self.loss, hidden, head, labels, weighted=self.weighted, gradients=self.gradients, own=self.own
+        )
         zero = hidden.float().sum() * 0
         return LossOutput(zero, None, labels.new_zeros(()))
 
@@ -83,10 +105,12 @@ def try_loss(
     *,
     weighted: bool = True,
     gradients: bool = True,
+    own: Mapping[str, Any] = MappingProxyType({}),
 ) -> Outcome:
     """Try a loss on these hidden states; N is odd, so that tokens left out in some pattern are missed.
 
-    Neither gradients nor random states are left behind: `torch.autograd.grad` is asked, and nothing else.
+    `own` are parameters of the loss that the model does not have. Neither gradients nor random states are left behind:
+    `torch.autograd.grad` is asked, and nothing else.
     """
     import torch
 
@@ -111,7 +135,7 @@ def try_loss(
         total = float(output.loss.detach())
         notes: tuple[str, ...] = ()
         if gradients:
-            fault, notes = _gradient(loss, output, states_NW, head, labels_N)
+            fault, notes = _gradient(loss, output, states_NW, head, labels_N, own, bound)
     if fault:
         return Outcome(fault)
     expected: list[tuple[str, float, float]] = [
@@ -157,7 +181,13 @@ def _shape_fault(output: Any, count: int) -> str:
 
 
 def _gradient(
-    loss: LossFunction, output: LossOutput, states_NW: torch.Tensor, head: Head, labels_N: torch.Tensor
+    loss: LossFunction,
+    output: LossOutput,
+    states_NW: torch.Tensor,
+    head: Head,
+    labels_N: torch.Tensor,
+    own: Mapping[str, Any],
+    bound: float,
 ) -> tuple[str, tuple[str, ...]]:
     """What is wrong with the gradient, and what a run should say of it."""
     import torch
@@ -167,28 +197,48 @@ def _gradient(
     module = getattr(head, "module", None)
     named: Mapping[str, Any] = dict(module.named_parameters()) if isinstance(module, torch.nn.Module) else {}
     trained = {name: one for name, one in named.items() if one.requires_grad}
-    found = torch.autograd.grad(output.loss, [states_NW, *trained.values()], allow_unused=True)
+    found = torch.autograd.grad(output.loss, [states_NW, *trained.values(), *own.values()], allow_unused=True)
+    of_own = [name for name, gradient in zip(own, found[1 + len(trained) :], strict=True) if gradient is not None]
+    found = found[: 1 + len(trained)]
+    notes: tuple[str, ...] = ()
+    if of_own:
+        notes = (f"its own parameters ({', '.join(of_own)}) get gradients, and nothing trains or saves them",)
     for name, gradient in zip(["the hidden states", *(f"the head's {name}" for name in trained)], found, strict=True):
         if gradient is None:
             return f"no gradient reaches {name}", ()
         if not bool(torch.isfinite(gradient).all()):
             return f"the gradient of {name} is NaN or Inf on ordinary tokens", ()
-    own = found[0].float().flatten()
-    size = float(own.norm())
+    of_states = found[0].float().flatten()
+    size = float(of_states.norm())
     if size == 0:
         return "the gradient of the hidden states is 0 everywhere", ()
-    plain_NW = states_NW.detach().clone().requires_grad_()
     count = torch.full((), float(len(labels_N)), device=states_NW.device)
+    half = len(labels_N) // 2
+    half_NW = states_NW.detach()[:half].clone().requires_grad_()
+    alone_NW = torch.autograd.grad(loss(half_NW, head, labels_N[:half], None, count).loss, half_NW)[0]
+    off = float((alone_NW - found[0][:half]).float().norm()) / max(float(found[0][:half].float().norm()), 1e-12)
+    if not off <= bound:
+        notes += (
+            f"the loss of a token depends on the others of its micro-batch (half of {len(labels_N)} tokens alone have "
+            f"gradients that differ by {off:.2g}), so that accumulation and the number of processes change a step",
+        )
+    plain_NW = states_NW.detach().clone().requires_grad_()
     plain = TokenLoss(_negative)(plain_NW, head, labels_N, None, count)
     other = torch.autograd.grad(plain.loss, plain_NW)[0].float().flatten()
-    cosine = float((own @ other) / (size * other.norm()))
+    cosine = float((of_states @ other) / (size * other.norm()))
     if cosine < 0:
-        return "", (f"its gradient makes the labels less likely (cosine with that of cross-entropy: {cosine:.2f})",)
+        return "", (
+            *notes,
+            f"its gradient makes the labels less likely (cosine with that of cross-entropy: {cosine:.2f})",
+        )
     factor = size / float(other.norm())
     value, of_plain = float(output.loss.detach()), factor * float(plain.loss.detach())
     if cosine > 1 - COLLINEAR and abs(value - of_plain) <= 0.01 * value and not 0.95 <= factor <= 1.05:
-        return "", (f"it is cross-entropy times {factor:.3g}, as learning_rate could be",)
-    return "", ()
+        return "", (
+            *notes,
+            f"it is cross-entropy times {factor:.3g}, as learning_rate could be",
+        )
+    return "", notes
 
 
 def _negative(log_probs: torch.Tensor) -> torch.Tensor:

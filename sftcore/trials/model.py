@@ -55,20 +55,24 @@ class ModelTrial(ModelPasses):
         config._attn_implementation = PLAIN[0]
         try:
             plain = self.once(padded=True)
+            evaluated = self.once(padded=True, backward=False, training=False)
         except _UNSUPPORTED as error:
             return Outcome(notes=(f"it could not be compared with {PLAIN[0]} attention: {said_by(error)}",))
         finally:
             config._attn_implementation = name
-        return self._judge(self.as_it_is(), plain, f"{PLAIN[0]} attention", exact=exact)
+        outcome = self._judge(self.as_it_is(), plain, f"{PLAIN[0]} attention", exact=exact)
+        if outcome.fault or not exact:
+            return outcome
+        return self._evaluated(self.once(backward=False, training=False), evaluated, f"{PLAIN[0]} attention")
 
-    def kernel(self, patch: Callable[[], PatchReport | None], *, exact: bool | None = None) -> Outcome:
+    def kernel(self, patch: Callable[[], PatchReport | None]) -> Outcome:
         """The model with a plugin's kernels against the model without any; `undo` has to restore it bit by bit.
 
         Args:
             patch: asks `patch_kernels` of the plugin; no kernel is on before.
-            exact: as the report says, unless it is given.
         """
         plain, before = self.as_it_is(), weights_sum(self.model)
+        trained = {id(one): name for name, one in self.model.named_parameters() if one.requires_grad}
         report = patch()
         if report is None:
             report = PatchReport()
@@ -76,15 +80,26 @@ class ModelTrial(ModelPasses):
             fault = f"it replaced {', '.join(report.replaced)} and its PatchReport has no undo"
             return Outcome(fault, "Give it an undo that puts back what was there.")
         try:
+            now = {id(one) for one in self.model.parameters()}
+            lost = [name for one, name in trained.items() if one not in now]
             patched = self.once()
+            in_evaluation = self.once(backward=False, training=False) if report.exact else patched
         finally:
             if report.undo is not None:
                 report.undo()
-        outcome = self._judge(patched, plain, "the model without it", exact=report.exact if exact is None else exact)
-        return outcome if outcome.fault else attrs.evolve(outcome, fault=self._left(plain, before, "undo"))
+        if lost:
+            fault = f"with it on, another tensor is {lost[0]}, and the optimizer has the one from before"
+            return Outcome(fault, "Keep the parameters of the model as the objects that they are.")
+        outcome = self._judge(patched, plain, "the model without it", exact=report.exact)
+        if not outcome.fault and (left := self._left(plain, before, "undo")):
+            return attrs.evolve(outcome, fault=left)
+        if not outcome.fault and in_evaluation is not patched:
+            evaluated = self.once(backward=False, training=False)
+            return self._evaluated(in_evaluation, evaluated, "the model without it")
+        return outcome
 
     def noise(self, inject: Callable[[], Removable | None]) -> Outcome:
-        """Noise on and off again: off, the model is what it was, bit by bit. On, its loss is finite.
+        """Noise on and off again: off, the model is what it was, bit by bit. On, logits are finite and gradients flow.
 
         Args:
             inject: asks `inject_noise` of the plugin.
@@ -92,20 +107,35 @@ class ModelTrial(ModelPasses):
         plain, before = self.as_it_is(), weights_sum(self.model)
         handle = inject()
         try:
-            noisy = self.once(backward=False)
+            noisy = self.once()
         finally:
             if handle is not None:
                 handle.remove()
         if not bool(noisy.logits_NV.isfinite().all()):
             return Outcome("with it on, logits are NaN or Inf")
+        found = noisy.measured.gradients
+        if cut := [name for name, one in plain.measured.gradients.items() if one is not None and found[name] is None]:
+            return Outcome(f"with it on, no gradient reaches {cut[0]}")
         if fault := self._left(plain, before, "remove"):
             return Outcome(fault)
         if bool((noisy.logits_NV == plain.logits_NV).all()):
             return Outcome(notes=("it changed nothing when it was tried",))
         return PASSED
 
-    def adapter(self) -> Outcome:
-        """What trains gets a gradient: some of it one that is not zero, and every kind of it one at all."""
+    def adapter(self, *, saves: bool = False) -> Outcome:
+        """What trains gets a gradient: some of it one that is not zero, and every kind of it one at all. It is saved.
+
+        Args:
+            saves: whether it writes files of its own, by `save_model`.
+        """
+        kept = set(self.model.state_dict(keep_vars=True))
+        trained = [name for name, one in self.model.named_parameters() if one.requires_grad]
+        if not saves and (lost := [name for name in trained if name not in kept]):
+            return Outcome(
+                f"{len(lost)} of {len(trained)} parameters that train, such as {lost[0]}, are not in the model's state "
+                "dict, so that they are not saved",
+                "Leave them in it, or write them in save_model.",
+            )
         return trained_fault(self.as_it_is().measured.gradients, causal_model(self.model))
 
     def _tolerance(self) -> tuple[float, str]:
@@ -133,6 +163,18 @@ class ModelTrial(ModelPasses):
             )
         said = f"declares that it computes something else: logits differ by {logits:.2g} from {other}"
         return Outcome(notes=(f"{said}, gradients by {gap.gradient:.2g}",))
+
+    def _evaluated(self, got: Passed, wanted: Passed, other: str) -> Outcome:
+        """The logits of evaluation mode, which a plugin may compute in another way."""
+        tolerance, dtype = self._tolerance()
+        routed = mixes_tokens(causal_model(self.model)) and any(half in dtype for half in HALVES)
+        logits = logits_gap(got.logits_NV, wanted.logits_NV, median=routed)
+        if logits <= tolerance:
+            return PASSED
+        fault = (
+            f"in evaluation mode its logits differ by {logits:.2g} from {other} (allowed in {dtype}: {tolerance:.0g})"
+        )
+        return Outcome(fault, "Declare it with exact=False if it is meant to compute something else.")
 
     def _left(self, plain: Passed, before: float, task: str) -> str:
         """What is not as it was before a plugin was on, off again now."""

@@ -70,7 +70,8 @@ class ModelPasses:
             self._now = self.once()
         return self._now
 
-    def once(self, *, padded: bool = False, backward: bool = True) -> Passed:
+    def once(self, *, padded: bool = False, backward: bool = True, training: bool = True) -> Passed:
+        """One pass, in evaluation mode where it is not `training`."""
         import torch
 
         documents = self._documents()
@@ -80,7 +81,7 @@ class ModelPasses:
         self.tokens += (3 if backward else 1) * inputs["input_ids"].numel()
         trained = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
         with ExitStack() as stack:
-            stack.enter_context(as_trained(self.model))
+            stack.enter_context(as_trained(self.model, training))
             stack.enter_context(torch.set_grad_enabled(backward))
             embedded = stack.enter_context(_embedded(self.model, inputs["input_ids"].shape))
             logits_BTV = self.model(**inputs, use_cache=False).logits[:, -width:].float()
@@ -188,8 +189,12 @@ def _sample(gradient: torch.Tensor | None) -> torch.Tensor | None:
 
 
 @contextmanager
-def as_trained(model: Any) -> Iterator[None]:
-    """Training mode without dropout and checkpointing inside; flags, buffers and random states are put back."""
+def as_trained(model: Any, training: bool = True) -> Iterator[None]:
+    """Training mode without dropout and checkpointing inside; flags, buffers and random states are put back.
+
+    Args:
+        training: False for evaluation mode.
+    """
     flags = [(module, module.training) for module in model.modules()]
     saved = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
     buffers = [
@@ -199,7 +204,7 @@ def as_trained(model: Any) -> Iterator[None]:
     ]
     with preserved_random_state(), without_dropout(model):
         try:
-            model.train()
+            model.train(training)
             for module in saved:
                 module.gradient_checkpointing = False
             yield

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sftcore.core.discovery import normalized
-from sftcore.core.errors import BrokenPluginError
+from sftcore.core.errors import BrokenPluginError, ModelError
 from sftcore.core.hookspecs import PROJECT
 
 if TYPE_CHECKING:
@@ -35,6 +36,17 @@ def third_parties(plugins: Iterable[Bound]) -> str:
         one for one in plugins if normalized(one.entry.distribution) != PROJECT and one.entry.kind in _IN_THE_LOSS
     ]
     return ", ".join(map(spelled, foreign))
+
+
+@contextmanager
+def suspecting(plugins: Iterable[Bound]) -> Iterator[None]:
+    """Around passes of a model: an error of the model says which plugins of others take part in it."""
+    try:
+        yield
+    except ModelError as error:
+        if others := third_parties(plugins):
+            error.fix = f"{error.fix} Plugins of others that take part in it: {others}.".strip()
+        raise
 
 
 _IN_THE_LOSS = ("loss", "kernel", "attention", "noise", "adapter", "collator")

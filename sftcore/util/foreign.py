@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from sftcore.core.errors import FaultyPluginError, SFTCoreError, said_by
+from sftcore.core.hookspecs import PROJECT
 from sftcore.core.registry import Bound
 
 LIBRARIES = sys.stdlib_module_names | {
@@ -69,7 +70,9 @@ def naming_plugins(plugins: Iterable[Bound]) -> Iterator[None]:
             error.what = last.partition(": ")[2] or last
             error.args = (error.what,)
         raise
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or type(error).__module__.startswith(PROJECT):  # a signal
+            raise
         if not out_of_memory(error) and (fault := _fault_of(error, [one for one in plugins if not one.entry.is_own])):
             raise fault from error
         raise
@@ -78,7 +81,7 @@ def naming_plugins(plugins: Iterable[Bound]) -> Iterator[None]:
 _IN_WORKER = " in DataLoader worker process "
 
 
-def _fault_of(error: Exception, plugins: Sequence[Bound]) -> FaultyPluginError | None:
+def _fault_of(error: BaseException, plugins: Sequence[Bound]) -> FaultyPluginError | None:
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__", ""))

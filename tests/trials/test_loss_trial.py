@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sftcore import LossOutput, TokenLoss
+from sftcore.core.errors import ModelError
 from sftcore.trials.loss import try_loss, try_loss_in_model
 from tests.conftest import make_llama
 
@@ -44,9 +45,6 @@ RIGHT = {
     "dft": TokenLoss(lambda log_probs: -log_probs * log_probs.detach().exp()),
     "focal": TokenLoss(lambda log_probs: -((1 - log_probs.exp()) ** 2) * log_probs),
     "smoothed": smoothed,
-    "unlikely tokens only": by_hand(
-        lambda nll, weights, n: (weighted(nll, weights) * (nll.detach() > nll.detach().median())).sum() / n
-    ),
 }
 
 
@@ -56,6 +54,55 @@ def test_losses_of_tokens_pass(model, name, gathers):
     found = try_loss_in_model(RIGHT[name], model, model, IDS, gathers=gathers)
 
     assert (found.fault, found.notes) == ("", ())
+
+
+class Learning(torch.nn.Module):
+    """Cross-entropy times a number of its own, or of the model's, that starts at 1."""
+
+    def __init__(self, factor=None):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(())) if factor is None else factor
+
+    def forward(self, *given):
+        output = RIGHT["smoothed"](*given)
+        return LossOutput(output.loss * self.factor, output.entropy, output.correct)
+
+
+def test_parameters_of_a_loss_that_nothing_trains_are_told(tokenizer):
+    model = make_llama(tokenizer)
+    (note,) = try_loss_in_model(Learning(), model, model, IDS).notes
+    assert note.startswith("its own parameters (factor) get gradients")
+    model.factor = torch.nn.Parameter(torch.ones(()))
+    assert try_loss_in_model(Learning(model.factor), model, model, IDS).notes == ()
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        lambda nll, weights, n: (weighted(nll, weights) * (nll.detach() > nll.detach().median())).sum() / n,
+        lambda nll, weights, n: (weighted(nll, weights) / nll.detach().mean()).sum() / n,
+    ],
+)
+def test_a_loss_of_a_token_that_depends_on_the_others_is_told(model, reduce):
+    found = try_loss_in_model(by_hand(reduce), model, model, IDS)
+    assert found.fault == ""
+    assert any("so that accumulation and the number of processes change a step" in note for note in found.notes)
+
+
+def test_a_compiled_loss_passes(model):
+    found = try_loss_in_model(torch.compile(RIGHT["cross-entropy"], backend="eager"), model, model, IDS)
+    assert (found.fault, found.notes) == ("", ())
+
+
+@pytest.mark.parametrize(
+    ("of_model", "said"),
+    [(lambda module, given, output: output * float("nan"), "NaN or Inf"), (lambda *given: 1 / 0, "cannot be run")],
+)
+def test_a_model_that_fails_before_the_loss_is_not_the_fault_of_the_loss(tokenizer, of_model, said):
+    model = make_llama(tokenizer)
+    model.model.norm.register_forward_hook(of_model)
+    with pytest.raises(ModelError, match=said):
+        try_loss_in_model(RIGHT["cross-entropy"], model, model, IDS)
 
 
 WRONG = {

@@ -16,7 +16,7 @@ Structure: TypeAlias = Mapping[str, Any]
 
 SAMPLED = 4096
 """How many numbers of each weight are kept."""
-_LAYER = "the layer "
+_LAYER, _WEIGHT = "the layer ", "the weight "
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_TORCH = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", "forward")
 _PLAIN = (bool, int, float, str, bytes, tuple, type(None))
@@ -31,7 +31,8 @@ def structure_of(model: Any) -> Structure:
         found.update((f"{_LAYER}{name}.{key}", child) for key, child in module._modules.items())
         classes.update(type(module).__mro__)
     for name, parameter in model.named_parameters():
-        found[f"the weight {name}"] = _bits(parameter)
+        found[f"{_WEIGHT}{name}"] = _bits(parameter)
+        found[f"{_WEIGHT}{name}, which is another object"] = parameter  # the optimizer has the one from before
     homes = {one.__module__ for one in classes} - {"builtins", "abc", "torch.nn.modules.module"}
     for kind in classes:
         if kind.__module__ in homes:
@@ -44,9 +45,9 @@ def structure_of(model: Any) -> Structure:
 
 
 def changed(before: Structure, after: Structure) -> list[str]:
-    """The places at which something else stands than before, or nothing; what is new counts where it is a layer."""
+    """The places at which something else stands than before, or nothing; of what is new, layers and weights count."""
     gone = [place for place, value in before.items() if place not in after or not _same(value, after[place])]
-    return gone + [place for place in after if place not in before and place.startswith(_LAYER)]
+    return gone + [place for place in after if place not in before and place.startswith((_LAYER, _WEIGHT))]
 
 
 def _of_module(module: Any) -> Iterator[tuple[str, Any]]:

@@ -30,6 +30,7 @@ from sftcore.trials.model import PLAIN, ModelTrial
 from sftcore.trials.outcome import Outcome
 from sftcore.util.claims import refused, spelled
 from sftcore.util.foreign import naming_plugins
+from sftcore.util.process_state import left_as_found
 
 if TYPE_CHECKING:
     import torch
@@ -81,10 +82,9 @@ class RunTrials:
     def __call__(self) -> Iterator[str]:
         trainer = self.trainer
         plugins = trainer.setup.plugins
-        if trainer.compute_loss_func is None and trainer.label_smoother is None:
-            # first, because all processes take part in a pass of a model that is sharded
-            for one in plugins.answers("make_loss"):
-                yield from self._said(one, self._tried(one, self._loss, kept=not self.sharded))
+        # all processes take part in a pass of a model that is sharded, so that nothing may be refused before it in one
+        if self.sharded:
+            yield from self._losses()
         for one in plugins.answers("make_collator"):
             yield from self._said(one, self._collator(one))
         with trainer.noise.paused(), trainer.kernels.paused():
@@ -92,9 +92,16 @@ class RunTrials:
             if waiting and self.sharded:
                 names = ", ".join(one.selection.label for one, _ in waiting)
                 yield f"not tried on the model, whose weights are sharded: {names}"
-                return
-            for one, trial in waiting:
-                yield from self._said(one, self._tried(one, trial))
+            else:
+                for one, trial in waiting:
+                    yield from self._said(one, self._tried(one, trial))
+        if not self.sharded:  # last, since it runs with what the others do to the model
+            yield from self._losses()
+
+    def _losses(self) -> Iterator[str]:
+        if self.trainer.compute_loss_func is None and self.trainer.label_smoother is None:
+            for one in self.trainer.setup.plugins.answers("make_loss"):
+                yield from self._said(one, self._tried(one, self._loss, kept=not self.sharded))
 
     @property
     def sharded(self) -> bool:
@@ -117,7 +124,7 @@ class RunTrials:
                 for one in plugins.answers("attention_backend"):
                     yield one, lambda one: self.trial.attention(exact=exact)
         for one in plugins.answers("wrap_model"):
-            yield one, lambda one: self.trial.adapter()
+            yield one, lambda one: self.trial.adapter(saves=one.implements("save_model"))
         for one in plugins.answers("patch_kernels"):
             yield one, lambda one: self.trial.kernel(lambda: self.trainer.kernels.patch(one))
         for one in plugins.answers("inject_noise"):
@@ -158,7 +165,7 @@ class RunTrials:
             BrokenPluginError: it raised an error, which is named with the plugin.
         """
         try:
-            with naming_plugins(self.trainer.setup.plugins.bound):
+            with naming_plugins(self.trainer.setup.plugins.bound), left_as_found(f"{spelled(one)} in its trial"):
                 return call()
         except SFTCoreError:
             raise
