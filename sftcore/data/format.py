@@ -120,7 +120,7 @@ def choose_format(
         if missing := _missing_text_field(plan, columns):
             warn(f'{where}: {missing} The rows are read as "{detecting[0].entry.name}".')
         return detecting[0]
-    found = _suggestions(candidates, setup, columns, rows, has_template)
+    found, why_not = _suggestions(candidates, setup, columns, rows, has_template)
     missing = _missing_text_field(plan, columns)
     raise UnreadColumnsError(
         kind.what
@@ -131,7 +131,7 @@ def choose_format(
             text
             for text in (
                 kind.fix if kind else "",
-                spelled(found, in_python=in_python) or ("" if kind else _nothing_fits(candidates)),
+                spelled(found, in_python=in_python) or why_not or ("" if kind else _nothing_fits(candidates)),
                 _unusable(entries),
                 "" if kind else scores_in(columns),
             )
@@ -233,7 +233,7 @@ def _suggestions(
     columns: tuple[str, ...],
     rows: Callable[[], Sequence[Row]],
     has_template: bool | None,
-) -> list[Suggestion]:
+) -> tuple[list[Suggestion], str]:
     offers = [(one, _asked(one, setup.plugins, "suggest", columns)) for one in candidates]
     offers = [(one, options) for one, options in offers if options and isinstance(options, Mapping)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,23 +41,25 @@ def suggested(
     bound_with: Callable[[Bound, Mapping[str, Any]], Bound],
     rows: Sequence[Row] = (),
     has_template: bool | None = None,
-) -> list[Suggestion]:
-    """The offers that read the rows: each a format with options for it.
+) -> tuple[list[Suggestion], str]:
+    """The offers that read the rows, each a format with options for it, or why the first one does not.
 
     With a chat template, conversations are offered alone where there are any, and without one, texts.
     """
-    found = []
+    found, why = [], ""
     for one, options in offers:
         try:
             bound = bound_with(one, options)
         except SFTCoreError:
             continue
-        examples, tried = _examples(bound, rows[:TRIED], read), len(rows[:TRIED])
+        (examples, refused), tried = _examples(bound, rows[:TRIED], read), len(rows[:TRIED])
         if 2 * len(examples) > tried or not tried:  # some rows may lack something, whatever reads them
             found.append(Suggestion(bound, _is_conversation(examples[0]) if examples else None))
-    if has_template is None:
-        return found
-    return [one for one in found if one.is_conversation in (None, has_template)] or found
+        elif refused and not why:
+            why = f"{Suggestion(bound).line} does not read them: {refused}"
+    if has_template is not None:
+        found = [one for one in found if one.is_conversation in (None, has_template)] or found
+    return found, "" if found else why
 
 
 def spelled(found: Sequence[Suggestion], *, in_python: bool) -> str:
@@ -73,13 +74,18 @@ def spelled(found: Sequence[Suggestion], *, in_python: bool) -> str:
     return f"Map them: {' or '.join(shown)}{also}"
 
 
-def _examples(bound: Bound, rows: Sequence[Row], read: Callable[[Bound, Row], Sequence[Example]]) -> list[Example]:
-    """The first example of each row that the format reads."""
+def _examples(
+    bound: Bound, rows: Sequence[Row], read: Callable[[Bound, Row], Sequence[Example]]
+) -> tuple[list[Example], str]:
+    """The first example of each row that the format reads, and why it refuses the first that it does not."""
     found: list[Example] = []
+    why = ""
     for row in rows:
-        with contextlib.suppress(SFTCoreError):
+        try:
             found += read(bound, row)[:1]
-    return found
+        except SFTCoreError as error:
+            why = why or error.what
+    return found, why
 
 
 def _is_conversation(example: Example) -> bool:

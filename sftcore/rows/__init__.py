@@ -3,7 +3,7 @@
 The functions raise `RowError` without a location, to which the core adds the data set and the row number.
 """
 
-from sftcore.rows.columns import template_kwargs_of, text_of, value_of, without_nulls
+from sftcore.rows.columns import is_null, template_kwargs_of, text_of, value_of, without_nulls
 from sftcore.rows.dialogues import as_turns
 from sftcore.rows.documents import documents_of
 from sftcore.rows.images import images_of, place_images
@@ -27,6 +27,7 @@ __all__ = [
     "as_turns",
     "documents_of",
     "images_of",
+    "is_null",
     "is_trained_turns",
     "messages_of",
     "place_images",

@@ -18,13 +18,18 @@ class Meant(dict[str, Any]):
 def value_of(row: Row, column: str) -> Any:
     """The row's value in this column; raises if the column is missing or null."""
     value = row.get(column)
-    if value is None:
-        there = ", ".join(str(key) for key, found in row.items() if found is not None)
+    if is_null(value):
+        there = ", ".join(str(key) for key, found in row.items() if not is_null(found))
         raise RowError(
             f'the column "{column}" is {"null" if column in row else "missing"}.',
             fix=f"The row has: {there or 'nothing'}. Fill it in, drop the row, or map the column in format's options.",
         )
     return value
+
+
+def is_null(value: Any) -> bool:
+    """Whether there is nothing: null, or the number that is none, which pandas fills in."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def text_of(row: Row, column: str) -> str:
@@ -79,7 +84,7 @@ def without_arrays(value: Any) -> Any:
         return [without_arrays(part) for part in value]
     if not isinstance(value, str) and hasattr(value, "tolist") and getattr(value, "ndim", 0) < 2:
         return without_arrays(value.tolist())
-    return None if isinstance(value, float) and value != value else value
+    return None if is_null(value) else value
 
 
 def from_json(text: str, where: str, *, fix: str) -> Any:

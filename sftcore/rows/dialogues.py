@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sftcore.core.errors import RowError
+from sftcore.rows.roles import is_role
 from sftcore.util.shown import shortened
 
 _PAIRS = (
@@ -52,6 +53,8 @@ def as_turns(value: Any, where: str) -> Any:
     if all(isinstance(one, str) for one in value):
         return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(value)]
     if all(isinstance(one, (list, tuple)) and len(one) == 2 for one in value):
+        if all(is_role(one[0]) for one in value):
+            return [{"role": one[0], "content": one[1]} for one in value]
         pairs = [({"user": one[0], "assistant": one[1]}, f"{where}[{i}]") for i, one in enumerate(value)]
         return [turn for pair, place in pairs for turn in _both(pair, ("user", "assistant"), place)]
     if not isinstance(first, Mapping):

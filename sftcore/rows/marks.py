@@ -12,8 +12,12 @@ from sftcore.core.errors import RowError
 from sftcore.core.types import Message, Part
 from sftcore.rows.details import NAMES, as_details, with_details
 
-_FLAGS = {"train": True, "loss": True, "loss_mask": True, "trainable": True, "masked": False}
-"""Keys that say whether something is trained, and the value with which it is: ms-swift's, verl's, Axolotl's."""
+_FLAGS = {
+    **dict.fromkeys(("train", "loss", "loss_mask", "trainable"), True),
+    **dict.fromkeys(("training", "do_train", "supervised", "compute_loss", "calculate_loss"), True),
+    **dict.fromkeys(("masked", "is_masked", "mask_loss"), False),
+}
+"""Keys that say whether something is trained, and the value with which it is, in several libraries."""
 
 _WEIGHTS = ("weight", "loss_weight", "loss_scale")
 """Keys that say how much something counts: OpenAI's, and ms-swift's."""

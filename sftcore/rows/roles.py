@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,10 +42,24 @@ def speaker_of(turn: Mapping[str, Any]) -> str:
     return next((key for key in _SPEAKERS if turn.get(key) is not None), "role")
 
 
+def spelled(name: str) -> str:
+    """A role's name as it is known: in small letters, with what separates its words as `_` and no marks around it.
+
+    >>> spelled(" Tool-Response:"), spelled("<|user|>")
+    ('tool_response', 'user')
+    """
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def is_role(name: Any) -> bool:
+    """Whether it is the name of a role, or one of its aliases."""
+    return isinstance(name, str) and (spelled(name) in KNOWN or spelled(name) in ALIASES)
+
+
 def role_of(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], format_name: str) -> str:
     """The turn's role: one of `KNOWN`, or CALL.
 
-    Names are read in any case and without blanks around them; `roles`, the user's own, come first.
+    Names are read in any case and without blanks or marks around them; `roles`, the user's own, come first.
     """
     role = turn.get(speaker_of(turn))
     if role is None:
@@ -54,7 +69,7 @@ def role_of(turn: Mapping[str, Any], where: str, roles: Mapping[str, str], forma
     if not isinstance(role, str):
         raise RowError(f"{where}: role is {kind_of(role)}, not a text: {shortened(role)}.")
     named = str(roles.get(role, role)).strip()
-    found = named.lower()
+    found = spelled(named)
     found = ALIASES.get(found, found)
     if found not in KNOWN and found != CALL:
         shown = json.dumps(role, ensure_ascii=False) if role != role.strip() or not role else role

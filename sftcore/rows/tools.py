@@ -23,6 +23,8 @@ _DECLARATIONS = ("functionDeclarations", "function_declarations")
 _NAMING = frozenset(("name", "function", "type", "toolSpec", *_DECLARATIONS))
 """The keys of which a schema has one; a mapping without them maps the names of tools to their schemas."""
 
+_CALL = 'A call is {"function": {"name": …, "arguments": …}}.'
+
 _COLUMNS = ("functions", "tool_defs", "available_tools")
 """What columns of schemas are called elsewhere."""
 
@@ -108,6 +110,8 @@ def _call(call: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     clean = {key: value for key, value in call.items() if value is not None}
     if "function" not in clean:
         if not isinstance(clean.get("name"), str):
+            if any(key in clean for key in _ARGUMENTS):
+                raise RowError(f"{where} does not name a function: {shortened(call)}.", fix=_CALL)
             return clean
         inner = {"name": clean.pop("name")}
         for key in _ARGUMENTS:
@@ -117,10 +121,7 @@ def _call(call: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         clean = {"type": "function", **clean, "function": inner}
     function = clean["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RowError(
-            f"{where} does not name a function: {shortened(call)}.",
-            fix='A call is {"function": {"name": …, "arguments": …}}.',
-        )
+        raise RowError(f"{where} does not name a function: {shortened(call)}.", fix=_CALL)
     clean["function"] = {**function, "arguments": arguments_of(function.get("arguments"), where)}
     return clean
 

@@ -14,15 +14,15 @@ from sftcore.core.types import Message, Row
 from sftcore.rows.columns import Meant, from_json, value_of, without_arrays, without_nulls
 from sftcore.rows.marks import as_marked
 from sftcore.rows.parts import content_of, text_of_parts
-from sftcore.rows.roles import ALIASES, CALL, KNOWN, role_of, speaker_of
+from sftcore.rows.roles import CALL, KNOWN, is_role, role_of, speaker_of
 from sftcore.rows.tools import calls_of
 from sftcore.util.shown import kind_of, shortened
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names for the reasoning before an answer: DeepSeek's, newer inference servers', and gpt-oss's."""
 
-_SAYS = ("function_call", "function_calls", "refusal", "audio")
-"""Keys in which OpenAI's and OLMo's messages say something without content."""
+_SAYS = ("function_call", "function_calls", "tool_call", "refusal", "audio")
+"""Keys in which OpenAI's, OLMo's and ms-swift's messages say something without content."""
 
 _CONTENT = ("content", "value", "parts", "text", "message", "segments")
 """Names for what a turn says: OpenAI's, ShareGPT's, Gemini's, those of transcripts, and Axolotl's."""
@@ -211,6 +211,8 @@ def _simple_message(turn: Any, roles: Mapping[str, str] | None) -> Message | Non
 def _message(turn: Any, where: str, asked: _Asked) -> Message:
     if isinstance(turn, str) and turn.lstrip().startswith("{"):
         turn = from_json(turn, where, fix="Write messages with json.dumps.")
+    if isinstance(turn, (list, tuple)) and len(turn) == 2 and is_role(turn[0]):
+        turn = {"role": turn[0], "content": turn[1]}
     if not isinstance(turn, Mapping):
         raise RowError(f"{where} is {kind_of(turn)}, not a message.", fix='A message is {"role": …, "content": …}.')
     turn = _item({key: _plain(value) for key, value in turn.items() if value is not None})
@@ -253,7 +255,9 @@ def _plain(value: Any) -> Any:
 
 
 def _item(turn: dict[str, Any]) -> dict[str, Any]:
-    """A turn that says by its type what it is: an item of OpenAI's Responses that is no message, or LangChain's."""
+    """A turn that says otherwise who speaks: by its only key, or by its type as in OpenAI's Responses and LangChain."""
+    if len(turn) == 1 and is_role(role := next(iter(turn))):
+        return {"role": role, "content": turn[role]}
     if turn.get(speaker_of(turn)) is not None or not isinstance(turn.get("type"), str):
         return turn
     number, named = turn.get("call_id"), turn["type"]
@@ -265,7 +269,7 @@ def _item(turn: dict[str, Any]) -> dict[str, Any]:
     if named == "reasoning":
         thoughts = text_of_parts(turn.get("content") or turn.get("summary"))
         return {"role": "assistant", "content": "", "reasoning": thoughts}
-    if named.lower() in KNOWN or named.lower() in ALIASES:
+    if is_role(named):
         held = turn.get("data")
         return {**turn, **(held if isinstance(held, Mapping) else {}), "role": named, "data": None, "type": None}
     return turn

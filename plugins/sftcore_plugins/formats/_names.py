@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sftcore import Message, Row, RowError
+from sftcore.rows import is_null
+
 PAIRS = (
     ("instruction", "response"),
     ("question", "answer"),
@@ -33,12 +36,40 @@ PAIRS = (
 )
 """A question and its answer, the clearer names first."""
 
-CONTEXTS = ("input", "context", "contexts", "passage")
+CONTEXTS = (
+    "input", "context", "contexts", "passage", "document", "background", "article", "paragraph", "story", "knowledge",
+)  # fmt: skip
 SYSTEMS = ("system", "system_prompt", "system_message")
 HISTORIES = ("history", "chat_history")
 REASONINGS = (
     "reasoning", "reasoning_content", "thinking", "chain_of_thought", "cot", "complex_cot", "rationale", "thought",
 )  # fmt: skip
+
+
+ANSWERS = ("completion", "response", "answer", "output", "target", "reply", "assistant")
+"""What a column is called that may answer a conversation in another column."""
+
+
+def answers_in(columns: Sequence[str]) -> list[str]:
+    """The columns that may answer a conversation, as they are spelled."""
+    spelled = _spelled(columns)
+    return [spelled[name] for name in ANSWERS if name in spelled]
+
+
+def refuse_unanswered(messages: Sequence[Message], row: Row, column: str, answers: Sequence[str]) -> None:
+    """Refuse a conversation that ends with the user where its answer stands in another column, which is not read.
+
+    Raises:
+        RowError: such a column holds something.
+    """
+    if not messages or messages[-1].role != "user":
+        return
+    for name in answers:
+        if not is_null(row.get(name)) and row[name] not in ("", []):
+            raise RowError(
+                f'the conversation ends with the user, and the column "{name}", not read, may hold the answer.',
+                fix=f"Read both: format: {{prompt-completion: {{prompt: {column}, completion: {name}}}}}.",
+            )
 
 
 def pair_in(columns: Sequence[str]) -> tuple[str, str] | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
-from sftcore.rows import text_of
+from sftcore import Example, Formatter, Message, Row, hookimpl, plugin
+from sftcore.rows import as_turns, is_null, read_messages, text_of
 from sftcore_plugins.formats._names import CONTEXTS, HISTORIES, REASONINGS, SYSTEMS, column_in, pair_in
 
 _WITH_INPUT = (
@@ -25,8 +25,8 @@ class Alpaca:
     """Rows with `instruction`, `input` (may be empty) and `output`; the loss is on the output.
 
     `style` "chat" makes two messages for the tokenizer's chat template; "alpaca" the original prompt text, which needs
-    no template. `history` names a column of earlier (instruction, output) pairs, `reasoning` one of what is thought
-    before the output.
+    no template. `history` names a column of earlier turns, as (instruction, output) pairs or as messages, `reasoning`
+    one of what is thought before the output.
     """
 
     instruction: str = "instruction"
@@ -62,7 +62,7 @@ class Alpaca:
     def _as_chat(self, row: Row) -> Example:
         instruction, context = text_of(row, self.instruction), self._optional(row, self.input)
         prompt = [Message("system", system)] if (system := self._optional(row, self.system)) else []
-        if row.get(self.history):
+        if row.get(self.history) and not is_null(row[self.history]):
             prompt += self._earlier(row)
         asked = f"{instruction}\n{context}" if context and instruction else context or instruction
         prompt.append(Message("user", asked))
@@ -79,13 +79,9 @@ class Alpaca:
         )
 
     def _earlier(self, row: Row) -> list[Message]:
-        pairs = row[self.history]
-        turns = (
-            [turn for pair in pairs for turn in pair] if all(isinstance(pair, (list, tuple)) for pair in pairs) else []
-        )
-        if len(turns) != 2 * len(pairs) or not all(isinstance(turn, str) for turn in turns):
-            raise RowError(f'the column "{self.history}" is not a list of (instruction, output) pairs of texts.')
-        return [Message("assistant" if i % 2 else "user", turn) for i, turn in enumerate(turns)]
+        """What was said before, as pairs, as messages, or as JSON of either."""
+        turns = as_turns(row[self.history], self.history)
+        return read_messages(turns, self.history, format_name="alpaca") if turns else []
 
     def _optional(self, row: Row, column: str) -> str:
-        return text_of(row, column) if row.get(column) is not None else ""
+        return "" if is_null(row.get(column)) else text_of(row, column)

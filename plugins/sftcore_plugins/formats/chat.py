@@ -19,6 +19,7 @@ from sftcore.rows import (
     tools_of,
     with_system,
 )
+from sftcore_plugins.formats._names import answers_in, refuse_unanswered
 
 _NAMES = ("contents", "chat_messages")
 """What columns of messages are called elsewhere, beside the names that the format `dialogue` reads."""
@@ -54,9 +55,12 @@ class Chat:
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
         system, of_tools = system_column(columns, self.system), tools_column(columns, self.tools)
+        answers = answers_in(columns)
 
         def read(row: Row) -> Example | list[Example]:
             messages = messages_of(row, self.messages, self.roles, format_name="chat")
+            if answers:
+                refuse_unanswered(messages, row, self.messages, answers)
             if system in row:
                 messages = with_system(messages, row, system)
             messages = single_out(messages, self.trained_turns)

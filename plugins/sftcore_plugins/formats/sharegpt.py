@@ -16,6 +16,7 @@ from sftcore.rows import (
     tools_column,
     tools_of,
 )
+from sftcore_plugins.formats._names import answers_in, refuse_unanswered
 from sftcore_plugins.formats._sharegpt_turns import ShareGPTTurns
 
 
@@ -44,10 +45,13 @@ class ShareGPT:
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
         system, of_tools = system_column(columns, self.system), tools_column(columns, self.tools)
+        answers = answers_in(columns)
         turns = ShareGPTTurns(self.conversations, system, self.roles, self.function_call)
 
         def read(row: Row) -> Example | list[Example]:
             messages = single_out(turns.messages_of(row), self.trained_turns)
+            if answers:
+                refuse_unanswered(messages, row, self.conversations, answers)
             tools, kwargs = tools_of(row, of_tools), template_kwargs_of(row)
             if self.split_turns:
                 return [Example(messages=part, tools=tools, template_kwargs=kwargs) for part in split_turns(messages)]

@@ -81,6 +81,12 @@ def _shapes() -> list[tuple[Any, ...]]:
         (group, "a transcript in which nobody speaks", {"conversation": "2 + 2 is 4."}, "is a text in which nobody is marked as speaking", ()),
         (group, "OpenAssistant's trees", {"message_tree_id": "1", "tree_state": "ready", "prompt": {"role": "prompter", "text": "2 + 2?", "replies": [{"role": "assistant", "text": "5", "rank": 1, "replies": []}, {"role": "assistant", "text": "4", "rank": 0, "replies": [{"role": "prompter", "text": "And 3?", "replies": []}]}]}}, AUTO, ONE),
         (group, "OpenAssistant's flat rows", {"message_id": "1", "parent_id": None, "text": "2 + 2?", "role": "prompter", "message_tree_id": "1"}, "each row is one message of a tree", ()),
+        (group, "turns with the speaker as key", {"messages": [{"user": "2 + 2?"}, {"assistant": "4"}]}, AUTO, ONE),
+        (group, "turns as pairs of role and text (LangChain)", {"conversation": [["human", "2 + 2?"], ["ai", "4"]]}, AUTO, ONE),
+        (group, "messages that end with the user, beside the answer", {"messages": [U], "response": "4"}, "may hold the answer", ()),
+        (group, "a conversation with its system prompt beside it", {"system_prompt": "Be brief.", "conversation": [U, A]}, AUTO, SYS),
+        (group, "parts of which some are not trained (Axolotl)", {"messages": [U, {"role": "assistant", "content": [{"type": "text", "text": "5 or ", "train": False}, {"type": "text", "text": "4"}]}]}, AUTO, ("<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n5 or «4<|im_end|>»\n",)),
+        (group, "training_detail (Axolotl)", {"messages": [U, {**A, "content": "5 or 4", "training_detail": [{"begin_offset": 0, "end_offset": 4, "train": False}, {"begin_offset": 5, "end_offset": 5, "train": True}]}]}, AUTO, ("<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n5 or «4<|im_end|>»\n",)),
         (group, "Magpie: conversations beside instruction and response", {"conversation_id": "1", "instruction": "2 + 2?", "response": "4", "conversations": [H, G], "gen_input_configs": {}}, AUTO, ONE),
     ]  # fmt: skip
     group = "A prompt and its answer"
@@ -88,6 +94,10 @@ def _shapes() -> list[tuple[Any, ...]]:
         (group, "prompt and completion as texts", {"prompt": "2 + 2 =", "completion": " 4"}, AUTO, ("2 + 2 =« 4<|im_end|>»",)),
         (group, "prompt and completion as messages", {"prompt": [U], "completion": [A]}, AUTO, ONE),
         (group, "prompt as messages, completion as a text", {"prompt": [U], "completion": "4"}, AUTO, ONE),
+        (group, "prompt as messages beside a system prompt", {"system": "Be brief.", "prompt": [U], "completion": [A]}, AUTO, SYS),
+        (group, "question with a history of messages", {"question": "And 3?", "answer": "5", "history": [U, A]}, alpaca("question", "answer"), ("user: 2 + 2?", "assistant: 4", "user: And 3?", "assistant*: 5")),
+        (group, "question with an answer that is a number", {"question": "2 + 2?", "answer": 4}, 'the column "answer" holds a number', ()),
+        (group, "question with a document", {"document": "CREATE", "question": "2 + 2?", "answer": "4"}, alpaca("question", "answer", input="document"), ("user: 2 + 2?\nCREATE", "assistant*: 4")),
         (group, "prompt as a text, completion as messages", {"prompt": "2 + 2?", "completion": [A]}, AUTO, ONE),
         (group, "Alpaca", {"instruction": "2 + 2?", "input": "", "output": "4"}, AUTO, ONE),
         (group, "Alpaca with an input", {"instruction": "Add.", "input": "2 + 2?", "output": "4"}, AUTO, ("user: Add.\n2 + 2?", "assistant*: 4")),

@@ -306,7 +306,7 @@ def test_tokenized_makes_labels_of_masks():
         (
             "alpaca",
             {"instruction": "x", "output": "y", "history": [["a"]]},
-            "is not a list of (instruction, output) pairs",
+            "history[0] is a list, not a message",
         ),
     ],
 )

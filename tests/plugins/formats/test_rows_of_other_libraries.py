@@ -204,3 +204,82 @@ def test_a_dialogue_has_one_system_prompt(column):
     assert [one.content for one in read("dialogue", twice).messages] == ["Be brief.", "go", "ok"]
     with pytest.raises(RowError, match="two system prompts"):
         read("dialogue", {**twice, column: "Be long."})
+
+
+# --- Turns that say who speaks in other ways
+SPOKEN = [("user", "go"), ("assistant", "ok")]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"user": "go"}, {"assistant": "ok"}], [{"Human": "go"}, {"GPT": "ok"}], [["user", "go"], ["assistant", "ok"]],
+        [("human", "go"), ("ai", "ok")],
+        [{"role": "<|user|>", "content": "go"}, {"role": "assistant:", "content": "ok"}],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "column"), [("chat", "messages"), ("sharegpt", "conversations"), ("dialogue", "dialog")]
+)
+def test_turns_name_their_speaker_by_a_key_or_in_front(name, column, turns):
+    assert [(one.role, one.content) for one in read(name, {column: turns}).messages] == SPOKEN
+
+
+@pytest.mark.parametrize("role", ["tool-response", "Tool Response", "<|tool|>", "TOOL_RESULT:"])
+def test_marks_around_a_role_and_between_its_words_do_not_matter(role):
+    turns = [{"role": "user", "content": "go"}, {"role": role, "content": "42"}]
+    assert [one.role for one in read("chat", {"messages": turns}).messages] == ["user", "tool"]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"training": False}, {"do_train": 0}, {"supervised": False}, {"compute_loss": False}, {"calculate_loss": 0},
+        {"is_masked": True}, {"mask_loss": True},
+    ],
+)  # fmt: skip
+def test_more_names_for_turns_that_are_not_trained(mark):
+    turns = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "bad", **mark}]
+    assert [one.train for one in read("chat", {"messages": turns}).messages] == [None, False]
+
+
+@pytest.mark.parametrize("call", [{"name": None, "arguments": "{}"}, {"arguments": {"x": 1}}, {"parameters": {}}])
+def test_a_call_of_nothing_is_refused(call):
+    with pytest.raises(RowError, match=r"tool_calls.0. does not name a function"):
+        read("chat", {"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]})
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["a", "b"]], [("a", "b")], ["a", "b"], json.dumps([["a", "b"]]), [{"user": "a", "assistant": "b"}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+    ],
+)  # fmt: skip
+def test_an_earlier_conversation_of_alpaca_is_read_in_every_shape(history):
+    example = read("alpaca", {"instruction": "go", "input": "", "output": "ok", "history": history})
+    assert [(one.role, one.content) for one in example.prompt] == [("user", "a"), ("assistant", "b"), ("user", "go")]
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), ""])
+def test_what_pandas_fills_in_is_nothing(nothing):
+    row = {"instruction": "go", "input": nothing, "output": "ok", "system": nothing, "history": nothing or None}
+    assert [(one.role, one.content) for one in read("alpaca", row).prompt] == [("user", "go")]
+    if nothing != "":
+        with pytest.raises(RowError, match='the column "output" is null'):
+            read("alpaca", {**row, "output": nothing})
+
+
+@pytest.mark.parametrize("answer", ["completion", "response", "answer", "Output"])
+def test_a_conversation_whose_answer_stands_in_another_column_is_not_trained_without_it(answer):
+    asked = [{"role": "user", "content": "go"}]
+    for name, column in (("chat", "messages"), ("sharegpt", "conversations")):
+        with pytest.raises(RowError, match=f'the column "{answer}", not read, may hold the answer') as caught:
+            read(name, {column: asked, answer: "ok"})
+        assert f"format: {{prompt-completion: {{prompt: {column}, completion: {answer}}}}}" in caught.value.fix
+        mapped = read("prompt-completion", {column: asked, answer: "ok"}, prompt=column, completion=answer)
+        assert [(one.role, one.content) for one in (*mapped.prompt, *mapped.completion)] == SPOKEN
+        whole = [*asked, {"role": "assistant", "content": "ok"}]
+        assert len(read(name, {column: whole, answer: "ok"}).messages) == 2
+        assert len(read(name, {column: asked, answer: None}).messages) == 1
