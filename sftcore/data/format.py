@@ -111,12 +111,12 @@ def choose_format(
     detecting.sort(key=lambda one: not one.entry.is_own)
     if detecting and kind is None:
         if len(detecting) > 1:
-            raise ConflictError(
-                f"{len(detecting)} formats recognise the columns {quoted(columns)}: "
-                f"{', '.join(f'{one.entry.name}@{one.entry.distribution}' for one in detecting)}.",
-                where=where,
-                fix=f"Choose one, for example: format: {_spelled(detecting[0].entry, catalog)}",
-            )
+            names = ", ".join(f"{one.entry.name}@{one.entry.distribution}" for one in detecting)
+            fix = f"Choose one, for example: format: {_spelled(detecting[0].entry, catalog)}"
+            if _are_of_several_shapes(detecting, plugins, rows()):
+                fix = "The rows differ in shape: write each shape to a file of its own, data: [one.jsonl, other.jsonl]"
+            what = f"{len(detecting)} formats recognise the columns {quoted(columns)}: {names}."
+            raise ConflictError(what, where=where, fix=fix)
         if missing := _missing_text_field(plan, columns):
             warn(f'{where}: {missing} The rows are read as "{detecting[0].entry.name}".')
         return detecting[0]
@@ -139,6 +139,17 @@ def choose_format(
         ),
         suggestions=tuple(found),
     )
+
+
+def _are_of_several_shapes(detecting: Sequence[Bound], plugins: ActivePlugins, rows: Sequence[Row]) -> bool:
+    """Whether each row has the columns of one of these formats alone, and not all of the same."""
+    found = set()
+    for held in {tuple(name for name, value in row.items() if value is not None) for row in rows}:
+        reading = [one.entry for one in detecting if _asked(one, plugins, "detects", held)]
+        if len(reading) != 1:
+            return False
+        found.add(reading[0])
+    return len(found) > 1
 
 
 class UnreadColumnsError(DataError):

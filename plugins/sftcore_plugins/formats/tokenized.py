@@ -12,6 +12,7 @@ from sftcore.rows import documents_of, value_of
 
 _OTHER_MASKS = ("loss_mask", "assistant_mask", "assistant_tokens_mask", "completion_masks")
 """What masks are called elsewhere."""
+_BITS = (int, bool, float)
 _LAYOUT = ("seq_lengths", "position_ids", "attention_mask")
 """Columns that say where the documents of a row are, or its padding."""
 
@@ -48,7 +49,7 @@ class Tokenized:
         lengths = None if row.get("seq_lengths") is None else _numbers(row["seq_lengths"], "seq_lengths")
         counted = ids if isinstance(ids, list) else list(ids)
         positions = self._column(row, "position_ids", counted)
-        attended = self._column(row, "attention_mask", counted, (int, bool))
+        attended = self._column(row, "attention_mask", counted, _BITS)
         return [
             Example(
                 tokens=TokenizedRow(ids[first:last], labels and labels[first:last], weights and weights[first:last])
@@ -74,7 +75,8 @@ class Tokenized:
         return Example(tokens=TokenizedRow(ids, labels, weights))
 
     def _masked(self, row: Row, ids: list[int], names: Sequence[str]) -> list[int] | None:
-        masks = [mask for name in names if (mask := self._column(row, name, ids, (int, bool), {0, 1})) is not None]
+        found = (self._column(row, name, ids, _BITS, {0, 1}) for name in names)
+        masks = [mask for mask in found if mask is not None]
         if not masks:
             return None
         return [token if all(bits) else IGNORED for token, *bits in zip(ids, *masks, strict=True)]

@@ -130,7 +130,8 @@ def _error_of(raw: Raw, path: Path, number: int) -> DataError:
         where = str(path) if raw.whole_file else row
         return DataError(f"{fault.detail}, not a mapping of columns to values.", where=where, fix=fault.fix)
     if fault.id == "broken-csv":
-        return DataError(f"broken CSV: {fault.detail}.", where=row, fix=fault.fix or "Correct that row.")
+        where = str(path) if raw.whole_file else row
+        return DataError(f"broken CSV: {fault.detail}.", where=where, fix=fault.fix or "Correct that row.")
     if fault.id == "lone-surrogate":
         what = "half a surrogate pair, which is not a character."
         return DataError(what, where=line, fix="Correct or delete it.")

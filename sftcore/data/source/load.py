@@ -136,8 +136,10 @@ def explained(error: Exception, source: Source) -> DataError:
             deque(rows, maxlen=0)
         else:
             _read_all(source.reader, rows)
-    reason = str(error.__cause__ or error).partition("\n")[0]
-    return DataError(f"the file cannot be read: {reason}.", where=source.label)
+    reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
+    untold = "does not have a datasets dtype" in reason
+    fix = "Write that column as a text, a list or a struct, or the rows as JSON lines." if untold else ""
+    return DataError(f"the file cannot be read: {reason}.", where=source.label, fix=fix)
 
 
 _ROW_NUMBERS = "_sftcore_row_numbers"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.*)?\Z")
 _CHUNK = 10_000
 _MIXED = object()
+_MEANT = 2
+"""From this depth on, as in the arguments of a call or the schema of a tool, a null is one that somebody meant, and a
+struct of Arrow would not tell it from those that it fills in. In messages and calls themselves a null says nothing."""
 
 
 def is_uniform(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -67,14 +70,18 @@ def _rows(paths: Iterable[str], builder: str, columns: Sequence[str], sample_by:
 
 
 # --- Kinds of values ------------------------------------------------------------------------------------------------
-def _kind(value: Any) -> Any:
-    """The kind of a value: its type, and those of what it holds."""
+def _kind(value: Any, depth: int = 0) -> Any:
+    """The kind of a value: its type, and those of what it holds; `depth` is how many mappings it lies in."""
     if isinstance(value, str):
         return "date" if _DATE.match(value) else "text"
     if isinstance(value, Mapping):
-        return {key: _kind(part) for key, part in value.items()}
+        if depth >= _MEANT and None in value.values():
+            return _MIXED
+        parts = {key: _kind(part, depth + 1) for key, part in value.items()}
+        return _MIXED if any(part is _MIXED for part in parts.values()) else parts
     if isinstance(value, list):
-        return [_joined(map(_kind, value))]
+        kind = _joined(_kind(part, depth) for part in value)
+        return _MIXED if kind is _MIXED else [kind]
     if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
         return _MIXED
     return None if value is None else type(value).__name__

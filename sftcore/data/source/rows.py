@@ -20,6 +20,7 @@ from attrs import define, evolve, frozen
 from sftcore.config.data.section import SampleBy
 from sftcore.data.source.opened import delimiter_of, opened_text
 from sftcore.data.source.texts import texts_in
+from sftcore.rows.columns import as_meant
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BLANKS = " \t\r\n\f\v"
@@ -222,7 +223,8 @@ def _element(text: str, at: int, line: int, *, alone: bool = False) -> tuple[int
             return end, Raw(line=line, fault=Fault("lone-surrogate"))
         if not isinstance(value, dict):
             return end, Raw(line=line, fault=Fault("not-a-row", f"this is {type(value).__name__}"))
-        return end, Raw(value, line)
+        meant = as_meant(value) if text.find("null", at, end) >= 0 else value  # nobody filled anything in
+        return end, Raw(meant, line)
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if alone else f"line {error.lineno} column {error.colno}"
         detail = f"{error.msg.removesuffix(' at')} at {place}"
@@ -264,8 +266,11 @@ def _csv(path: Path) -> Iterator[Raw]:
     csv.field_size_limit(sys.maxsize)
     with opened_text(path, "surrogateescape") as file:
         reader = csv.DictReader(file, delimiter=delimiter_of(path))
-        if fault := _not_utf8("".join(map(str, reader.fieldnames or ()))):
+        header = list(reader.fieldnames or ())
+        if fault := _not_utf8("".join(header)):
             yield Raw(line=1, fault=fault, whole_file=True)
+        if twice := [name for name in header if header.count(name) > 1]:
+            yield _of_file("broken-csv", f'the header names the column "{twice[0]}" twice', "Rename one of them.", 1)
         while True:
             line = reader.line_num + 1
             try:

@@ -13,11 +13,14 @@ import zipfile
 import pyarrow
 import pytest
 
-from sftcore import DataError
+from sftcore import ConflictError, DataError
 from sftcore.config.recipe import load_recipe
+from sftcore.config.setup import set_up_recipe
+from sftcore.data.nulls import meant_nulls
 from sftcore.data.source.files import local_files, scan
 from sftcore.data.source.load import Source, load
 from sftcore.data.source.rows import raw_rows
+from sftcore.data.source.several import inspect_set, load_set
 
 ROW = {"text": "one", "n": 1}
 
@@ -196,3 +199,63 @@ def test_a_folder_of_several_types_says_which_files_are_read(tmp_path):
         assert loaded(tmp_path) == [ROW] * 9
     (tmp_path / "b.csv").unlink()
     assert [path.name for path in local_files(str(tmp_path)).paths] == ["a.jsonl"]
+
+
+# --- Nulls that were written
+def calling(arguments) -> dict:
+    call = {"id": None, "type": "function", "function": {"name": "f", "arguments": arguments}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    return {"messages": [{"role": "user", "content": "go", "tool_calls": None}, answer]}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "all_of_them",
+    [
+        [{"x": None, "y": 1}, {"x": 2, "y": 1}],  # alike, as Arrow would read them
+        [{"x": None}, {"x": "one", "z": 2}, {"y": None}],
+        [{"x": {"deep": [None, {"a": None}]}}],
+    ],
+)
+def test_a_null_in_the_arguments_of_a_call_stays_whatever_the_other_rows_hold(tmp_path, all_of_them, streaming):
+    path = tmp_path / "calls.jsonl"
+    path.write_text("".join(json.dumps(calling(one)) + "\n" for one in all_of_them))
+    recipe = load_recipe(None, [f"data={path}", "model=m"])
+    given = inspect_set(recipe.data.sources, set_up_recipe(recipe), "first")
+    rows = load_set(given, streaming=streaming)
+    reader, meant = given.sources[0].source.reader, meant_nulls(rows.features)
+    found = [reader.read(meant(row) if meant else row, 0)[0].messages[1].tool_calls[0] for row in rows]
+    checked = [reader.read(raw.row, 0)[0].messages[1].tool_calls[0] for raw in raw_rows(path, "json")]
+    expected = [{"type": "function", "function": {"name": "f", "arguments": one}} for one in all_of_them]
+    assert found == checked == expected
+
+
+@pytest.mark.parametrize("second", [{"prompt": "go", "completion": "ok"}, {"text": "go"}])
+def test_rows_of_several_shapes_in_one_file_are_told_apart(tmp_path, second):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "go"}]}) + "\n" + json.dumps(second))
+    recipe = load_recipe(None, [f"data={path}", "model=m"])
+    with pytest.raises(ConflictError, match="The rows differ in shape: write each shape to a file of its own"):
+        inspect_set(recipe.data.sources, set_up_recipe(recipe), "first")
+
+
+def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,completion\ngo,a,b\n")
+    with pytest.raises(DataError, match=r'rows\.csv: broken CSV: the header names the column "completion" twice'):
+        list(scan(local_files(str(path))))
+    assert [raw.fault.id for raw in raw_rows(path, "csv") if raw.fault] == ["broken-csv"]
+
+
+def test_a_column_that_datasets_does_not_know_is_refused_with_how_to_write_it(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"messages": pa.array([[("user", "go")]], pa.map_(pa.string(), pa.string()))}), path)
+    recipe = load_recipe(None, [f"data={path}", "model=m"])
+    given = inspect_set(recipe.data.sources, set_up_recipe(recipe), "first")
+    with pytest.raises(
+        DataError, match=r"rows\.parquet: the file cannot be read: Arrow type map.*Write that column as"
+    ):
+        load_set(given)

@@ -154,6 +154,11 @@ def test_calls_that_are_trained_otherwise_than_the_words_before_them_stay_apart(
 
 
 # --- Masks of tokens
+def test_a_mask_may_be_of_numbers_with_a_point():
+    row = {"input_ids": [5, 6, 7], "loss_mask": [0.0, 1.0, 1.0], "attention_mask": [1.0, 1.0, 0.0]}
+    assert read("tokenized", row).tokens.labels == [-100, 6]
+
+
 @pytest.mark.parametrize("name", ["loss_mask", "assistant_mask", "assistant_tokens_mask", "completion_masks"])
 def test_a_mask_under_another_name_is_read(name):
     assert read("tokenized", {"input_ids": [5, 6, 7], name: [0, 1, 1]}).tokens.labels == [-100, 6, 7]
