@@ -35,7 +35,13 @@ def documents_of(
             at += one
             edges.add(at)
     if positions is not None:
-        edges.update(_restarts(positions, first, last))
+        restarts = {*_restarts(positions, first, last), last}
+        if lengths is not None and {edge for edge in edges if first <= edge <= last} != restarts:
+            raise RowError(
+                '"position_ids" begins documents elsewhere than the lengths of the documents say.',
+                fix="Remove one of the two columns.",
+            )
+        edges |= restarts
     if attended is not None:
         edges.update(at for at in range(first + 1, last) if attended[at] != attended[at - 1])
     inside = sorted(edge for edge in edges if first <= edge <= last)

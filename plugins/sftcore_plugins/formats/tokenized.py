@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -13,16 +14,19 @@ from sftcore.rows import documents_of, value_of
 _OTHER_MASKS = ("loss_mask", "assistant_mask", "assistant_tokens_mask", "completion_masks")
 """What masks are called elsewhere."""
 _BITS = (int, bool, float)
-_LAYOUT = ("seq_lengths", "position_ids", "attention_mask")
-"""Columns that say where the documents of a row are, or its padding."""
+_LENGTHS, _ENDS = ("seq_lengths", "seq_lens"), ("cu_seqlens", "cu_seq_lens", "cu_seq_lens_q")
+_NUMBERS = ("seq_idx", "document_ids", "doc_ids", "sequence_ids")
+_LAYOUT = frozenset(("position_ids", "attention_mask", *_LENGTHS, *_ENDS, *_NUMBERS))
+"""Columns that say where the documents of a row are, or its padding: the lengths of documents, where each ends, the
+number of each token's document."""
 
 
 @plugin
 class Tokenized:
     """Rows with `input_ids`, used as they are; `labels`, or masks of zeros and ones, say what counts.
 
-    Rows that were packed before (`seq_lengths`, or `position_ids` or `attention_mask` that tell documents apart) are
-    taken apart into their documents, and padding (`attention_mask` of 0) is left out.
+    Rows that were packed before (`seq_lengths`, `cu_seqlens` or `seq_idx`, or `position_ids` or `attention_mask` that
+    tell documents apart) are taken apart into their documents, and padding (`attention_mask` of 0) is left out.
     """
 
     input_ids: str = "input_ids"
@@ -39,15 +43,15 @@ class Tokenized:
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
         names = dict.fromkeys((self.completion_mask, self.assistant_masks, *_OTHER_MASKS))
         masks = tuple(name for name in names if name in columns)
-        read = self._read_documents if set(_LAYOUT) & set(columns) else self._read
+        read = self._read if _LAYOUT.isdisjoint(columns) else self._read_documents
         return functools.partial(read, masks)
 
     def _read_documents(self, masks: Sequence[str], row: Row) -> list[Example]:
         whole = self._read(masks, row).tokens
         assert whole is not None
         ids, labels, weights = whole.input_ids, whole.labels, whole.weights
-        lengths = None if row.get("seq_lengths") is None else _numbers(row["seq_lengths"], "seq_lengths")
         counted = ids if isinstance(ids, list) else list(ids)
+        lengths = self._lengths(row, counted)
         positions = self._column(row, "position_ids", counted)
         attended = self._column(row, "attention_mask", counted, _BITS)
         return [
@@ -56,6 +60,18 @@ class Tokenized:
             )
             for first, last in documents_of(len(ids), lengths, positions, attended)
         ]
+
+    def _lengths(self, row: Row, ids: list[int]) -> list[int] | None:
+        """The lengths of the row's documents, from the first column that tells them; None where none does."""
+        for name in (name for name in (*_LENGTHS, *_ENDS) if row.get(name) is not None):
+            found = _numbers(row[name], name)
+            if name in _LENGTHS:
+                return found
+            return [last - first for first, last in itertools.pairwise(found if found[:1] == [0] else [0, *found])]
+        for name in (name for name in _NUMBERS if row.get(name) is not None):
+            numbers = self._column(row, name, ids) or []
+            return [len(list(some)) for _, some in itertools.groupby(numbers)]
+        return None
 
     def _read(self, masks: Sequence[str], row: Row) -> Example:
         ids = _numbers(value_of(row, self.input_ids), self.input_ids)

@@ -288,3 +288,34 @@ def test_a_conversation_whose_answer_stands_in_another_column_is_not_trained_wit
         whole = [*asked, {"role": "assistant", "content": "ok"}]
         assert len(read(name, {column: whole, answer: "ok"}).messages) == 2
         assert len(read(name, {column: asked, answer: None}).messages) == 1
+
+
+# --- Rows that were packed before
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"seq_lengths": [1, 3]}, {"cu_seqlens": [0, 1, 4]}, {"cu_seq_lens_q": [1, 4]}, {"seq_idx": [0, 1, 1, 1]},
+        {"document_ids": [7, 3, 3, 3]}, {"position_ids": [0, 0, 1, 2]}, {"attention_mask": [1, 2, 2, 2]},
+        {"seq_lengths": [1, 3], "position_ids": [0, 0, 1, 2], "attention_mask": [1, 1, 1, 1]},
+    ],
+)  # fmt: skip
+def test_documents_of_a_packed_row_are_kept_apart_however_it_says_where_they_are(layout):
+    assert documents({"input_ids": [5, 6, 7, 8], **layout}) == [[5], [6, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ({"seq_lengths": [3, 1], "position_ids": [0, 1, 0, 1]}, "begins documents elsewhere"),
+        ({"cu_seqlens": [0, 2, 9]}, "adds up to 9"), ({"seq_idx": [0, 1]}, '"seq_idx" has 2 entries'),
+    ],
+)  # fmt: skip
+def test_documents_that_do_not_fit_the_row_are_refused(layout, said):
+    with pytest.raises(RowError, match=said):
+        documents({"input_ids": [5, 6, 7, 8], **layout})
+
+
+def documents(row: dict) -> list[list[int]]:
+    bound = bind(Selection("format", "tokenized", {}), discover(), Blocklist())
+    found = reader_for(bound, tuple(row), "data", ActivePlugins([])).read(row, 7)
+    return [list(one.tokens.input_ids) for one in found]
