@@ -2,7 +2,8 @@
 
 A row has `input_ids`, and may have `labels`, `weights` and `seq_lengths` (the lengths of the documents packed into it).
 If documents share a row, `position_ids` restart at 0 for each of them and there is no attention mask; padding counts as
-a document of its own. The first label of every document is -100, because nothing of that document comes before it.
+documents of its own, none longer than the longest of the batch, so that no position is taken that the model may not
+have. The first label of every document is -100, because nothing of that document comes before it.
 
 Six tokens of two documents, of 4 and 2 tokens, padded to 8:
 
@@ -13,6 +14,7 @@ Six tokens of two documents, of 4 and 2 tokens, padded to 8:
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,8 +58,11 @@ def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, pad_to_mul
         weights[i, :length] = _weights_of(row)
     batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
     if any(row.get("seq_lengths") is not None for row in rows):
-        padded = [[*_seq_lengths_of(row), shape[1] - length] for row, length in zip(rows, lengths, strict=True)]
-        position_ids = np.stack([restarting_positions(seq_lengths) for seq_lengths in padded])
+        documents = [_seq_lengths_of(row) for row in rows]
+        longest = max(itertools.chain(*documents))
+        padding = [_cut_up(shape[1] - length, longest) for length in lengths]
+        of_rows = zip(documents, padding, strict=True)
+        position_ids = np.stack([restarting_positions([*one, *more]) for one, more in of_rows])
         batch["position_ids"] = torch.from_numpy(position_ids)
         batch["num_tokens"] = torch.tensor(sum(lengths))
     else:
@@ -204,6 +209,11 @@ def restarting_positions(seq_lengths: Sequence[int]) -> Array:
     lengths = np.asarray(seq_lengths, np.int64)
     starts = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(starts, lengths)
+
+
+def _cut_up(length: int, longest: int) -> list[int]:
+    """Lengths of at most `longest` that add up to `length`."""
+    return [longest] * (length // longest) + [length % longest]
 
 
 def no_token_ids(columns: Iterable[str], where: str) -> DataError:

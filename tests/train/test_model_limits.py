@@ -94,6 +94,26 @@ def test_padding_to_a_multiple_stays_within_the_positions(tmp_path, tokenizer):
     trainer.train()
 
 
+PADDED = [("gpt2", {}), ("opt", {}), ("gptj", {}), ("gpt2", {"packing": True}), ("gptj", {"padding_free": True}),
+          ("opt", {"packing": True, "collator": "flattened"})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "keys"), PADDED)
+def test_padding_beyond_the_positions_changes_nothing(tmp_path, tokenizer, kind, keys):
+    rows = Dataset.from_list([{"text": "say hello"}, {"text": "say hello, world"}] * 2)
+    plugins = {"attention": "sdpa", **({"collator": keys["collator"]} if "collator" in keys else {})}
+    fields = {"plugins": plugins, **{name: value for name, value in keys.items() if name != "collator"}}
+    found = []
+    for multiple in (None, 7, 64):
+        trainer = SFTTrainer(
+            make_short(kind, tokenizer), config(tmp_path, pad_to_multiple_of=multiple, **fields), train_dataset=rows,
+            eval_dataset=rows, processing_class=tokenizer,
+        )  # fmt: skip
+        found.append(trainer.evaluate()["eval_loss"])
+        trainer.train()
+    assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-5)
+
+
 def test_a_model_that_computes_its_positions_is_given_longer_rows(tmp_path, tokenizer):
     model = make_llama(tokenizer, max_position_embeddings=16)
     trainer = SFTTrainer(model, config(tmp_path), train_dataset=Dataset.from_list(LONG), processing_class=tokenizer)

@@ -83,7 +83,8 @@ def _is_slip(word: str, meant: str, *, most: int = 2, shortest: int = 4) -> bool
         return True
     length = min(len(word), len(meant))
     longer = max(len(word), len(meant))
-    if length < shortest or longer < 5 or longer > length + most or re.findall(r"\d", word) != re.findall(r"\d", meant):
+    digits, its = (sorted(re.findall(r"\d", one)) for one in (word, meant))
+    if length < shortest or longer < 5 or longer > length + most or digits != its:
         return False
     return _distance(word, meant) <= min(most, 2 if length >= 8 else 1)
 

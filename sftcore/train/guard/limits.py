@@ -6,6 +6,7 @@ the process. Prepared sets are looked at before training, and every batch before
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,14 @@ _OTHER_IDS = ("vision_config", "audio_config")
 
 @frozen
 class TokenLimits:
-    """`rows` of a model's embeddings, and how many `positions` are left for a row; None where there is no limit."""
+    """`rows` of a model's embeddings, and how many `positions` are left for a row; None where there is no limit.
+
+    `takes_positions` says whether the model takes `position_ids` that count from 0, as RoBERTa does not.
+    """
 
     rows: int | None = None
     positions: int | None = None
+    takes_positions: bool = False
 
     @classmethod
     def of(cls, model: Any) -> TokenLimits:
@@ -40,7 +45,9 @@ class TokenLimits:
         causal = causal_model(model)
         found = learned_positions(causal)
         own = any(getattr(causal.config, name, None) is not None for name in _OTHER_IDS)
-        return cls(None if own else num_rows(causal), found and found - virtual_tokens(model, Plan(())))
+        counted = found == getattr(causal.config.get_text_config(), "max_position_embeddings", None)
+        takes = counted and "position_ids" in inspect.signature(causal.forward).parameters
+        return cls(None if own else num_rows(causal), found and found - virtual_tokens(model, Plan(())), takes)
 
     def refuse(self, batch: Mapping[str, Any]) -> None:
         """Refuse a batch on the CPU whose ids (B, T) the model has no row or no position for.
@@ -57,6 +64,17 @@ class TokenLimits:
             raise _beyond("a batch", f"the id {largest}", self.rows)
         if self.positions is not None and (longest := _longest(batch, ids)) > self.positions:
             raise _too_long("a batch", longest, self.positions)
+
+    def placed(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The batch; where padding (B, T) goes beyond the positions, with ones that give it those of the last token."""
+        ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+        if (
+            self.positions is None or not self.takes_positions or "position_ids" in batch
+            or getattr(mask, "ndim", 0) != 2 or mask.shape != getattr(ids, "shape", None)
+            or mask.shape[1] <= self.positions
+        ):  # fmt: skip
+            return batch
+        return {**batch, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
 
     def refuse_set(self, dataset: Any, name: str, data: DataPreparation) -> None:
         """Refuse a prepared map-style set, before training, for the first row that the model has no table for.
@@ -106,9 +124,10 @@ class WithinLimits:
 
     def __call__(self, rows: list[Any]) -> Any:
         found = self.collate(rows)
-        if isinstance(found, Mapping):
-            self.limits.refuse(found)
-        return found
+        if not isinstance(found, Mapping):
+            return found
+        self.limits.refuse(found)
+        return self.limits.placed(found)
 
 
 def _longest(batch: Mapping[str, Any], ids: Any) -> int:

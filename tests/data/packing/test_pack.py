@@ -244,7 +244,7 @@ def test_padded_packed_rows_keep_positions_and_make_padding_a_document():
     assert batch == {
         "input_ids": [[5, 6, 7, 8, 0, 0], [9, 10, 0, 0, 0, 0]],
         "labels": [[-100, 6, -100, 8, -100, -100], [-100, 10, -100, -100, -100, -100]],
-        "position_ids": [[0, 1, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3]],
+        "position_ids": [[0, 1, 0, 1, 0, 1], [0, 1, 0, 1, 0, 1]],
         "num_tokens": 6,
     }
 
