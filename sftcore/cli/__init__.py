@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from sftcore.core.visible import unstyled, visible
 
@@ -34,6 +35,7 @@ _VERBS = {
     "chat": "Chat with a trained model in the terminal, with or without its adapter.",
     "quantize": "Quantise a trained model, calibrated on its own training rows, and measure the effect.",
     "cache": "List and remove the prepared data sets that are kept.",
+    "schema": "Print the JSON schema of recipes, for completion and checks in editors.",
     "new-plugin": "Write a complete distribution for a plugin of your own, with tests.",
     "plugin": "Test plugins as their author: sftcore plugin test PATH|NAME.",
 }
@@ -48,7 +50,7 @@ _SEEING = (
 _FOLDERS = {
     **dict.fromkeys(("parity", "replay", "evaluate", "merge", "chat", "quantize"), "after"),
     **dict.fromkeys(("new-plugin", "plugin"), "authors"),
-    "cache": "machine",
+    **dict.fromkeys(("cache", "schema"), "machine"),
 }
 """The folders of verbs that are not beside this file: for a trained run, for authors of plugins, about this machine."""
 
@@ -59,8 +61,14 @@ class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        verbs = [CompletionItem(verb, help=text) for verb, text in _VERBS.items() if verb.startswith(incomplete)]
+        return verbs or click.Command.shell_complete(self, ctx, incomplete)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
+            if ctx.resilient_parsing:  # a shell asks what may follow
+                return None
             from sftcore.core.errors import nearest
 
             ctx.fail(f'There is no verb "{cmd_name}".{nearest(cmd_name, _VERBS)}')

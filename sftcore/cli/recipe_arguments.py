@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
+from click.shell_completion import CompletionItem
 
 from sftcore.cli.quiet import quiet
 from sftcore.config.recipe import SECTIONS, Recipe, load_recipe
@@ -29,6 +30,16 @@ def _model(text: str) -> Any:
 
 def _data(text: str) -> Any:
     return click.option("--data", multiple=True, metavar="DATA", help=text)
+
+
+def _completed(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Settings that a word may become, and files where it is none."""
+    from sftcore.config.described.words import completed
+    from sftcore.core.discovery import discover
+
+    before = ctx.params.get("words") or ()
+    words = [CompletionItem(one) for one in completed(incomplete, before, discover())]
+    return words if words and (incomplete or before) else [CompletionItem(incomplete, type="file"), *words]
 
 
 takes_dtype = click.option(
@@ -74,7 +85,7 @@ def takes_recipe(function: Callable[..., None]) -> Callable[..., None]:
         _BLOCK,
         _data("Data to train on, instead of data=…; may be repeated."),
         _model("Hub id, folder or .gguf file of the model, instead of model=…"),
-        click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]..."),
+        click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...", shell_complete=_completed),
     ):
         command = option(command)
     return command
@@ -101,7 +112,7 @@ def takes_data(function: Callable[..., None]) -> Callable[..., None]:
         ),
         _data("The same as DATA; may be repeated."),
         _model("Hub id, folder or .gguf file whose tokenizer is used."),
-        click.argument("words", nargs=-1, metavar="DATA|RECIPE [KEY=VALUE]..."),
+        click.argument("words", nargs=-1, metavar="DATA|RECIPE [KEY=VALUE]...", shell_complete=_completed),
     ):
         command = option(command)
     return command

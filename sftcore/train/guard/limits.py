@@ -67,12 +67,14 @@ class TokenLimits:
 
     def placed(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The batch; where padding (B, T) goes beyond the positions, with ones that give it those of the last token."""
+        import torch
+
         ids, mask = batch.get("input_ids"), batch.get("attention_mask")
-        if (
-            self.positions is None or not self.takes_positions or "position_ids" in batch
-            or getattr(mask, "ndim", 0) != 2 or mask.shape != getattr(ids, "shape", None)
-            or mask.shape[1] <= self.positions
-        ):  # fmt: skip
+        if self.positions is None or not self.takes_positions or "position_ids" in batch:
+            return batch
+        if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.shape != getattr(ids, "shape", None):
+            return batch
+        if mask.shape[1] <= self.positions:
             return batch
         return {**batch, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
 

@@ -1,0 +1,1 @@
+"""Recipes described: a JSON schema for editors, words for shells, and where each value of a run comes from."""
