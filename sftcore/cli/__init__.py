@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import keyword
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ _TRACEBACK = "sftcore.traceback"
 _VERBS = {
     "quickstart": "Fine-tune a small model on your machine and compare its answers before and after.",
     "train": "Train a model from a recipe file, from settings on the command line, or both.",
+    "import": "Turn a configuration of TRL, Axolotl, LLaMA-Factory, Unsloth, ms-swift or torchtune into a recipe.",
     "sft": "Train a model with the arguments of `trl sft`.",
     "check": "Check a whole data set without training: report what a run would keep, cut and refuse.",
     "preview": "Show a row as the model will see it, with the supervised tokens marked.",
@@ -51,8 +53,10 @@ _FOLDERS = {
     **dict.fromkeys(("parity", "replay", "evaluate", "merge", "chat", "quantize"), "after"),
     **dict.fromkeys(("new-plugin", "plugin"), "authors"),
     **dict.fromkeys(("cache", "schema"), "machine"),
+    "import": "bring",
 }
-"""The folders of verbs that are not beside this file: for a trained run, for authors of plugins, about this machine."""
+"""The folders of verbs that are not beside this file: for a trained run, for authors of plugins, about this machine, and
+for who comes from another tool."""
 
 
 class _LazyGroup(click.Group):
@@ -72,7 +76,8 @@ class _LazyGroup(click.Group):
             from sftcore.core.errors import nearest
 
             ctx.fail(f'There is no verb "{cmd_name}".{nearest(cmd_name, _VERBS)}')
-        parts = ["sftcore.cli", _FOLDERS.get(cmd_name, ""), cmd_name.replace("-", "_")]
+        module = f"{cmd_name.replace('-', '_')}{'_' if keyword.iskeyword(cmd_name) else ''}"
+        parts = ["sftcore.cli", _FOLDERS.get(cmd_name, ""), module]
         command: click.Command = importlib.import_module(".".join(filter(None, parts))).command
         command.params += [one for one in _SEEING if one not in command.params]
         return command

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from sftcore.cli.quiet import quiet
 from sftcore.config.recipe import SECTIONS, Recipe, load_recipe
+from sftcore.core.errors import RecipeError, SFTCoreError
 from sftcore.core.types import ModelRequest
 from sftcore.data.source.files import BUILDERS
 
@@ -129,7 +130,23 @@ def recipe_from(words: tuple[str, ...], block: tuple[str, ...]) -> Recipe:
         return load_recipe(None, words, block=block)
     if advice := _not_a_recipe(first):
         raise click.UsageError(advice)
-    return load_recipe(first, rest, block=block)
+    try:
+        return load_recipe(first, rest, block=block)
+    except SFTCoreError:
+        if other := _of_another_tool(first):
+            raise RecipeError(other[0], fix=other[1]) from None
+        raise
+
+
+def _of_another_tool(word: str) -> tuple[str, str] | None:
+    """What a file is that was made for another tool, and what to do with it; looked at only if it is no recipe."""
+    from sftcore.importers.bring import PEERS
+    from sftcore.importers.detect import detect
+
+    if not Path(word).is_file() or not (tool := detect(Path(word))):
+        return None
+    what = f"{word} looks like a configuration of {PEERS[tool].title}, not a recipe."
+    return what, f"Turn it into one: sftcore import {tool} {word} -o recipe.yaml"
 
 
 def _not_a_recipe(word: str) -> str:
@@ -139,6 +156,8 @@ def _not_a_recipe(word: str) -> str:
         return f"{word} is data, not a recipe. Write: --data {word}"
     if path.is_dir() or path.suffix.lower() == ".gguf":
         return f"{word} is a {'folder' if path.is_dir() else 'model'}, not a recipe. If it is the model: --model {word}"
+    if path.is_file() and path.suffix.lower() not in _RECIPES and (found := _of_another_tool(word)):
+        return f"{found[0]} {found[1]}"
     if path.exists() or path.suffix.lower() in _RECIPES:
         return ""
     from sftcore.config.fields import config_fields

@@ -19,10 +19,9 @@ MOST_VALUES = 100_000
 _UNWRITABLE = re.compile("[\\x00\\ud800-\\udfff]")
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with other scalars, which looks at keys, texts and sizes before any value is made."""
+class BoundedLoader(yaml.SafeLoader):
+    """SafeLoader which looks at texts and sizes before any value is made."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as PyYAML declares it; filled below
     num_values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
@@ -35,14 +34,29 @@ class _Loader(yaml.SafeLoader):
             raise _fault(node, f"with its aliases written out this has over {MOST_VALUES:,} values, or no end")
         if isinstance(node, yaml.ScalarNode) and _UNWRITABLE.search(node.value):
             raise _fault(node, "a null character or half of a surrogate pair cannot stand in a name or a file")
-        seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) and not is_alias else ():
+        if isinstance(node, yaml.MappingNode) and not is_alias:
+            self.look_at_keys(node)
+        return node
+
+    def look_at_keys(self, node: yaml.MappingNode) -> None:
+        """Refuse keys that are no texts."""
+        for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _fault(key, "a key is a list or a mapping")
+
+
+class _Loader(BoundedLoader):
+    """A loader with other scalars, which takes no key twice."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as PyYAML declares it; filled below
+
+    def look_at_keys(self, node: yaml.MappingNode) -> None:
+        super().look_at_keys(node)
+        seen = set()
+        for key, _ in node.value:
             if key.value in seen:
                 raise _fault(key, f'the key "{key.value}" stands twice')
             seen.add(key.value)
-        return node
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)

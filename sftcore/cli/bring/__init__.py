@@ -1,0 +1,1 @@
+"""Verbs for who comes from another tool, one file each."""

@@ -1,0 +1,1 @@
+"""What each of the other tools means by its settings, one file a tool."""

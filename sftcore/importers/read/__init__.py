@@ -1,0 +1,1 @@
+"""Readers of other tools' files: YAML, shell scripts and Python, of which nothing is run."""
