@@ -7,15 +7,17 @@ from pathlib import Path
 
 from attrs import frozen
 
-from sftcore.core.errors import RecipeError, nearest
+from sftcore.core.errors import RecipeError, SFTCoreError, nearest
 from sftcore.importers.draft import Draft, Line
 from sftcore.importers.peers import axolotl, llamafactory, swift, torchtune, trl, unsloth
 from sftcore.importers.peers.shared import beside
 from sftcore.importers.read.python import read_python
 from sftcore.importers.read.shell import Script, read_shell
-from sftcore.importers.read.source import ACCELERATE, LAUNCHER, Source
+from sftcore.importers.read.source import ACCELERATE, LAUNCHER, Source, dotted
 from sftcore.importers.read.yaml11 import read_yaml
 from sftcore.importers.written import values, written
+from sftcore.util.secrets import masked
+from sftcore.util.shown import shortened
 
 SHELL, PYTHON, YAML = (
     (".sh", ".bash", ".zsh", ".slurm", ".sbatch", ".txt"),
@@ -76,10 +78,26 @@ def bring(name: str, file: Path, *, without_gpu: bool = False) -> Brought:
     source = read_python(file) if kind == "python" else _read(file, kind)
     draft = Draft(source, name, peer.version, without_gpu)
     draft.peer = peer.title
-    peer.fill_python(draft) if kind == "python" and peer.fill_python else peer.fill and peer.fill(draft, file)
+    _fill(draft, peer, file, kind)
     draft.finish()
     text = written(draft, file=file.name, verb=name)
     return Brought(text, values(draft), tuple(draft.account), tuple(draft.left_of_gpu))
+
+
+def _fill(draft: Draft, peer: Peer, file: Path, kind: str) -> None:
+    """Fill the draft in; a value of a kind that the tool does not take is an error that names its setting."""
+    try:
+        if kind == "python" and peer.fill_python is not None:
+            peer.fill_python(draft)
+        elif peer.fill is not None:
+            peer.fill(draft, file)
+    except SFTCoreError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
+        what = (
+            f"{dotted(draft.asked)} is {shortened(masked(draft.get(draft.asked)))}, which {peer.title} does not take."
+        )
+        raise RecipeError(what, where=str(file), fix="Mend it there, or take it out.") from None
 
 
 def _kind(file: Path) -> str:

@@ -10,7 +10,7 @@ from attrs import define, evolve, field, frozen
 from sftcore.config.data.parse import SECTION_KEYS
 from sftcore.config.fields import config_fields, wrong_fields
 from sftcore.core.types import KINDS
-from sftcore.importers.read.source import Key, Place, Source, dotted, leaves, value_at
+from sftcore.importers.read.source import FILL, UNKNOWN, Key, Place, Source, dotted, leaves, value_at
 from sftcore.util.secrets import hides, masked
 from sftcore.util.shown import shortened
 
@@ -42,7 +42,8 @@ class Draft:
     """What the importers fill in.
 
     A setting is named by its key, or by a tuple that reaches into mappings and lists. `peer` is the tool, `version` the
-    one whose defaults are written out. Without a GPU, what needs one is left out and named.
+    one whose defaults are written out, and `asked` the setting that was looked at last. Without a GPU, what needs one
+    is left out and named.
     """
 
     source: Source
@@ -52,6 +53,7 @@ class Draft:
     entries: dict[str, Entry] = field(factory=dict)
     account: list[Line] = field(factory=list)
     left_of_gpu: list[str] = field(factory=list)
+    asked: Key = ()
     _done: dict[Key, tuple[Outcome, str]] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -63,7 +65,8 @@ class Draft:
     # --- reading ---
     def get(self, key: str | Key, default: Any = None) -> Any:
         """What the file says under a key, or the default where it says nothing (or null)."""
-        found = value_at(self.source.values, _key(key))
+        self.asked = _key(key)
+        found = value_at(self.source.values, self.asked)
         return default if found is None else found
 
     def has(self, key: str | Key) -> bool:
@@ -81,7 +84,7 @@ class Draft:
     # --- writing ---
     def put(self, ours: str, value: Any, *of: str | Key, note: str = "") -> None:
         """Write a value, which the settings `of` say."""
-        self.entries[ours] = Entry(value, note)
+        self.entries[ours] = Entry(value, note if value != FILL else note or UNKNOWN)
         for key in of:
             self._mark(_key(key), "used", ours)
 
@@ -130,9 +133,16 @@ class Draft:
     def finish(self) -> None:
         """Take out what a recipe does not take, and account for every setting."""
         self._refuse_wrong()
+        for name, what in (("model.name", "model"), ("data.train", "data")):
+            if name not in self.entries or self.entries[name].value in (None, "", []):
+                self.entries[name] = Entry(FILL, f"the file names no {what} in a way that can be read")
         for leaf, place in self.source.places.items():
             outcome, words = self._of(leaf)
             value = value_at(self.source.values, leaf)
+            if leaf in self.source.unknown:
+                where = f": fill in {words}" if outcome == "used" else ""
+                self.account.append(Line(place, _without_secret(self.source.unknown[leaf]), "named", UNKNOWN + where))
+                continue
             shown = f"{dotted(leaf)}: {_spelled(value)}" if words[:8] != "a secret" else f"{dotted(leaf)}: (not shown)"
             self.account.append(Line(place, shown, outcome, words))
         for one in self.source.unread:
@@ -159,6 +169,8 @@ class Draft:
             if section in SECTIONS and (section != "data" or inner in SECTION_KEYS):
                 continue
             value = self.entries[ours].value
+            if value == FILL:
+                continue
             name = section if section in known else ours
             wrong = ["there is no such setting"] if name not in known else []
             wrong = wrong or ([] if inner else [one.what for one in wrong_fields({ours: value}, where="")])

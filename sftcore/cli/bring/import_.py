@@ -26,8 +26,12 @@ def command(tool: str, file: Path, output: Path | None, without_gpu: bool, accou
     options, or a Python script. Nothing of it is run. Defaults that differ are written out, and what has no equivalent
     is named in comments. Secrets are not carried over.
     """
-    from sftcore.importers.bring import bring
+    from sftcore.importers.bring import PEERS, bring
+    from sftcore.importers.detect import detect
 
+    if (other := detect(file)) not in ("", tool) and {tool, other} != {"trl", "unsloth"} and tool in PEERS:
+        said = f"{file.name} looks like a configuration of {PEERS[other].title}: sftcore import {other} {file}"
+        click.echo(visible(f"warning: {said}"), err=True)
     brought = bring(tool, file, without_gpu=without_gpu)
     count = Counter(one.outcome for one in brought.account)
     if account:

@@ -6,7 +6,7 @@ from sftcore.importers.draft import Draft
 from sftcore.importers.peers import axolotl_rows, shared
 from sftcore.importers.peers.launch import environment
 from sftcore.importers.peers.shared import attention, field, listed, lora
-from sftcore.importers.read.source import Key
+from sftcore.importers.read.source import FILL, Key
 
 VERSION = "0.19"
 _LORA = {
@@ -227,7 +227,7 @@ def _training(draft: Draft) -> None:
     if steps is None and total:
         draft.put(
             "gradient_accumulation_steps",
-            max(1, int(total) // int(micro)),
+            FILL if FILL in (total, micro) else max(1, int(total) // int(micro)),
             "batch_size",
             note="batch_size // micro_batch_size",
         )
@@ -237,8 +237,7 @@ def _training(draft: Draft) -> None:
         draft.put("per_device_eval_batch_size", draft.get("eval_batch_size"), "eval_batch_size")
     else:
         draft.default("per_device_eval_batch_size", micro, "as micro_batch_size, which is Axolotl's default")
-    epochs = draft.get("num_epochs", 1)
-    _strategies(draft, float(epochs))
+    _strategies(draft)
     if (least := draft.get("cosine_min_lr_ratio")) is not None:
         draft.put("lr_scheduler_type", "cosine_with_min_lr", "lr_scheduler", "cosine_min_lr_ratio")
         draft.put("lr_scheduler_kwargs", {"min_lr_rate": least}, "cosine_min_lr_ratio")
@@ -271,7 +270,7 @@ def _training(draft: Draft) -> None:
         draft.put("hub_private_repo", True)
 
 
-def _strategies(draft: Draft, epochs: float) -> None:
+def _strategies(draft: Draft) -> None:
     evaluates = bool(draft.get("val_set_size")) or bool(draft.get("test_datasets"))
     if (times := draft.get("saves_per_epoch")) and not draft.get("save_steps"):
         draft.put("saves_per_epoch", times, "saves_per_epoch")

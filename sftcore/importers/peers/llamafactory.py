@@ -9,7 +9,7 @@ from sftcore.importers.draft import Draft
 from sftcore.importers.peers import shared
 from sftcore.importers.peers.launch import environment
 from sftcore.importers.peers.shared import attention, beside, field, listed, lora, put_sources
-from sftcore.importers.read.source import Source, value_at
+from sftcore.importers.read.source import FILL, Source, value_at
 from sftcore.importers.read.yaml11 import read_yaml
 
 VERSION = "0.9.5"
@@ -102,7 +102,8 @@ def _dtypes(draft: Draft, kind: str) -> None:
 def _adapter(draft: Draft, kind: str) -> None:
     bits = draft.get("quantization_bit")
     if kind == "lora":
-        alpha = 2 * int(draft.get("lora_rank", 8))
+        rank = draft.get("lora_rank", 8)
+        alpha = FILL if rank == FILL else 2 * int(rank)
         usual = {"r": 8, "lora_alpha": alpha, "lora_dropout": 0.0, "target_modules": "all-linear"}
         of = [key for key in ("finetuning_type", "quantization_bit") if draft.has(key)]
         lora(draft, _LORA, usual, bits=int(bits) if bits in (4, 8) else None, of=of)

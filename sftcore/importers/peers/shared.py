@@ -92,7 +92,7 @@ def dtype(value: Any) -> str | None:
 
 def attention(draft: Draft, value: Any, *of: str | Key) -> None:
     """The attention that a peer names."""
-    text = str(value)
+    text = str(value[0] if isinstance(value, list) and value else value)
     ours = ATTENTION.get(text.lower())
     if ours == "auto":
         draft.same("the fastest attention that the run supports is chosen", *of)
@@ -107,7 +107,7 @@ def attention(draft: Draft, value: Any, *of: str | Key) -> None:
 
 
 def lora(draft: Draft, options: Mapping[str, str | Key], defaults: Mapping[str, Any], *, bits: int | None = None,
-         of: Sequence[str | Key] = (), kind: str = "") -> None:  # fmt: skip
+         of: Sequence[str | Key] = (), kind: str = "", note: str = "") -> None:  # fmt: skip
     """An adapter: its options by the peer's keys, and the defaults that differ.
 
     Args:
@@ -117,6 +117,7 @@ def lora(draft: Draft, options: Mapping[str, str | Key], defaults: Mapping[str, 
         bits: how many bits the base is held in; None is all of them.
         of: the settings that say that there is an adapter, and in how many bits its base is held.
         kind: the plugin, where it is neither lora nor qlora.
+        note: whose the defaults are, if not the peer's.
     """
     name = kind or ("qlora" if bits else "lora")
     if bits:
@@ -125,7 +126,7 @@ def lora(draft: Draft, options: Mapping[str, str | Key], defaults: Mapping[str, 
         if (value := draft.get(key)) is not None:
             draft.put(f"adapter.{name}.{option}", _as_option(option, value), key)
         elif option in defaults:
-            draft.default(f"adapter.{name}.{option}", defaults[option])
+            draft.default(f"adapter.{name}.{option}", defaults[option], note)
     if not any(one.startswith(f"adapter.{name}.") for one in draft.entries):
         draft.put("adapter", name, *of)
     for key in of:
@@ -239,17 +240,29 @@ def _by_name(draft: Draft, name: str, value: Any, key: Key, peer: str) -> bool:
     except SFTCoreError as error:
         draft.left(error.what.rstrip(".") + (f": {entry.note}" if entry.note else ""), key)
         return True
+    except (TypeError, ValueError, AttributeError):
+        draft.left("a value of another kind than the tool takes", key)
+        return True
     if not made:
         off = value in (False, 0, "", "no", "false", "none", [], {})
         draft.same("off, as it is here" if off else entry.note.rstrip(".") or "nothing has to be set for it", key)
-    for ours, one in made.items():
-        if ours in draft.entries and draft.entries[ours].value != one:
+    for path, one in made.items():
+        ours = {"model": "model.name", "data": "data.train"}.get(path, path)
+        if ours in ("model.name", "data.train") and not _names(one):
+            draft.left("not a name, as a recipe has there", key)
+        elif ours == "adapter" and any(each.startswith("adapter.") for each in draft.entries):
+            draft.use("adapter", key)
+        elif ours in draft.entries and draft.entries[ours].value != one:
             draft.left(f"{ours} is set already; {entry.note}".rstrip("; "), key)
         elif ours.partition(".")[0] in config_fields():
             field(draft, ours, one, key, note=entry.note if _changes(entry.note) else "")
         else:
             draft.put(ours, one, key)
     return True
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 def _changes(note: str) -> bool:

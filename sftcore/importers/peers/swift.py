@@ -10,7 +10,7 @@ from sftcore.importers.draft import Draft
 from sftcore.importers.peers import shared
 from sftcore.importers.peers.launch import environment
 from sftcore.importers.peers.shared import attention, dtype, field, json_value, listed, lora, put_sources
-from sftcore.importers.read.source import ENVIRONMENT, LAUNCHER
+from sftcore.importers.read.source import ENVIRONMENT, FILL, LAUNCHER
 
 VERSION = "4.6"
 _LORA = {
@@ -237,7 +237,7 @@ def _training(draft: Draft, full: bool) -> None:
     if not draft.has("gradient_accumulation_steps"):
         number = draft.get((ENVIRONMENT, "NPROC_PER_NODE"), draft.get((LAUNCHER, "num_processes"), 1))
         processes = int(number) if str(number).isdigit() else 1
-        steps = max(1, math.ceil(16 / int(batch) / processes))
+        steps = FILL if batch == FILL else max(1, math.ceil(16 / int(batch) / processes))
         draft.put("gradient_accumulation_steps", steps, note="ms-swift's default makes 16 rows a step")
     evaluates = draft.has("val_dataset") or bool(draft.get("split_dataset_ratio"))
     strategy = draft.get("eval_strategy", draft.get("save_strategy", "steps"))

@@ -10,7 +10,7 @@ from sftcore.importers.draft import Draft
 from sftcore.importers.peers import shared
 from sftcore.importers.peers.launch import environment
 from sftcore.importers.peers.shared import dtype, field, lora, put_sources
-from sftcore.importers.read.source import Key, leaves
+from sftcore.importers.read.source import FILL, Key, leaves
 
 VERSION = "0.6"
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
@@ -32,7 +32,7 @@ def fill(draft: Draft) -> None:
     folder = draft.get(("checkpointer", "checkpoint_dir"))
     draft.put(
         "model.name",
-        folder or "FILL-IN",
+        folder or FILL,
         ("checkpointer", "checkpoint_dir"),
         note="the folder with the model as the hub has it",
     )
@@ -146,7 +146,7 @@ def _data(draft: Draft) -> None:
 
 def _source(draft: Draft, one: dict[str, Any], at: Key, trained: set[str]) -> dict[str, Any]:
     name = str(one.get("_component_", "")).rpartition(".")[2]
-    source = one.get("source") or _SOURCES.get(name) or "FILL-IN"
+    source = one.get("source") or _SOURCES.get(name) or FILL
     path = one.get("data_files") or source
     columns = one.get("column_map") or {}
     whole = one.get("train_on_input", name in ("alpaca_dataset", "alpaca_cleaned_dataset"))
@@ -220,7 +220,7 @@ def _training(draft: Draft) -> None:
     if steps:
         draft.put(
             "max_steps",
-            int(steps) * int(draft.get("epochs", 1)),
+            FILL if draft.get("epochs") == FILL else int(steps) * int(draft.get("epochs", 1)),
             "max_steps_per_epoch",
             note="max_steps_per_epoch × epochs, if an epoch has as many",
         )
@@ -281,7 +281,7 @@ def _optimizer(draft: Draft) -> None:
     for theirs, mine in names.items():
         if given.get(theirs) is not None:
             value = given[theirs]
-            draft.put(mine, float(value), ("optimizer", theirs))
+            draft.put(mine, value if value == FILL else float(value), ("optimizer", theirs))
     if "adamw" in component.lower():
         draft.default("weight_decay", 0.01, "the default of torch's and bitsandbytes' AdamW")
     if isinstance(betas := given.get("betas"), list) and len(betas) == 2:

@@ -172,8 +172,6 @@ def fill_python(draft: Draft) -> None:
     shared.remaining(draft, "trl", groups=(*groups, TRAINER))
     if draft.get(python.PLAIN_ARGUMENTS) is not None and draft.get(CONFIG) is None:
         shared.defaults(draft, {**shared.BASE_DEFAULTS, "bf16": False})
-    if "model.name" not in draft.entries:
-        draft.put("model.name", "FILL-IN", note="the script does not say it in a way that can be read")
 
 
 def _python_model(draft: Draft) -> None:
@@ -260,7 +258,7 @@ def _python_adapter(draft: Draft) -> None:
         return
     options: dict[str, Key] = {name: (LORA, name) for name in _OF_PEFT}
     rest = {name: value for name, value in (given or {}).items() if name not in _OF_PEFT and value is not None}
-    lora(draft, options, _PEFT, bits=bits, of=of)
+    lora(draft, options, _PEFT, bits=bits, of=of, note="PEFT's default")
     kind = "qlora" if bits else "lora"
     draft.same("the task of a language model", (LORA, "task_type"))
     draft.entries.pop(f"adapter.{kind}.task_type", None)
@@ -321,8 +319,6 @@ def python_data(draft: Draft) -> None:
             draft.put("data.config", one["name"], (group, "name"))
         if one.get("streaming"):
             draft.put("data.streaming", True, (group, "streaming"))
-    if "data.train" not in draft.entries:
-        draft.put("data.train", "FILL-IN", note="the script does not say it in a way that can be read")
 
 
 def markers(draft: Draft) -> None:

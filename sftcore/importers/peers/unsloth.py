@@ -22,7 +22,7 @@ from sftcore.importers.read.python import (
     TOKENIZER,
     TRAINER,
 )
-from sftcore.importers.read.source import Key
+from sftcore.importers.read.source import FILL, Key
 
 VERSION = "2026.10"
 _OPTIONS = ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora")
@@ -59,7 +59,7 @@ def fill(draft: Draft) -> None:
     """Fill in what a script with Unsloth says."""
     draft.put(
         "model.name",
-        draft.get((MODEL, "model_name"), draft.get((MODEL, "pretrained_model_name_or_path"), "FILL-IN")),
+        draft.get((MODEL, "model_name"), draft.get((MODEL, "pretrained_model_name_or_path"), FILL)),
         (MODEL, "model_name"),
     )
     said = dtype(draft.get((MODEL, "dtype"))) if draft.has((MODEL, "dtype")) else None

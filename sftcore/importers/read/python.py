@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sftcore.core.errors import RecipeError
-from sftcore.importers.read.source import ENVIRONMENT, Key, Place, Source, Unread, text_of
+from sftcore.importers.read.source import ENVIRONMENT, UNKNOWN, Key, Place, Source, Unread, text_of
 
 CONFIG, LORA, BITS, MODEL, TOKENIZER = "SFTConfig", "LoraConfig", "BitsAndBytesConfig", "from_pretrained", "tokenizer"
 PEFT, TRAINER, DATA, TEMPLATE, MARKERS = (
@@ -174,7 +174,7 @@ class _Reader(ast.NodeVisitor):
         for name, value in given:
             self._argument((group, name), value)
         for extra in node.args[len(order) :]:
-            self.source.unread.append(Unread(Place(extra.lineno), f"{group}(… {ast.unparse(extra)[:60]})", _UNKNOWN))
+            self.source.unread.append(Unread(Place(extra.lineno), f"{group}(… {ast.unparse(extra)[:60]})", UNKNOWN))
 
     def _spread(self, value: ast.expr) -> list[tuple[str, ast.expr]]:
         """The arguments of `**settings`, where the file says what they are."""
@@ -184,7 +184,7 @@ class _Reader(ast.NodeVisitor):
                     if isinstance(key, ast.Constant)]  # fmt: skip
         if isinstance(meant, ast.Call) and _called(meant)[0] == "dict":
             return [(one.arg, one.value) for one in meant.keywords if one.arg]
-        self.source.unread.append(Unread(Place(value.lineno), f"**{ast.unparse(value)[:60]}", _UNKNOWN))
+        self.source.unread.append(Unread(Place(value.lineno), f"**{ast.unparse(value)[:60]}", UNKNOWN))
         return []
 
     def _argument(self, key: Key, value: ast.expr) -> None:
@@ -195,8 +195,7 @@ class _Reader(ast.NodeVisitor):
         try:
             self.source.set(key, self._value(value, 0), place)
         except _NotKnown:
-            shown = f"{key[-1]}={ast.unparse(value)[:80]}"
-            self.source.unread.append(Unread(place, shown, _UNKNOWN))
+            self.source.not_known(key, f"{key[-1]}={ast.unparse(value)[:80]}", place)
 
     def _environment(self, target: ast.Subscript, value: ast.expr) -> None:
         if ast.unparse(target.value) in ("os.environ", "environ"):
@@ -205,7 +204,7 @@ class _Reader(ast.NodeVisitor):
                 self.source.set((ENVIRONMENT, name), self._value(value, 0), Place(value.lineno))
             except _NotKnown:
                 shown = f"{ast.unparse(target)[:60]} = …"
-                self.source.unread.append(Unread(Place(value.lineno), shown, _UNKNOWN))
+                self.source.unread.append(Unread(Place(value.lineno), shown, UNKNOWN))
 
     def _attribute(self, target: ast.Attribute, value: ast.expr) -> None:
         """What is set on tokenizer, model or configuration after they were made."""
@@ -216,7 +215,7 @@ class _Reader(ast.NodeVisitor):
                 self.source.set((TOKENIZER, target.attr), self._value(value, 0), Place(value.lineno))
                 return
             except _NotKnown:
-                why = "a pad token is chosen here by itself" if target.attr == "pad_token" else _UNKNOWN
+                why = "a pad token is chosen here by itself" if target.attr == "pad_token" else UNKNOWN
                 self.source.unread.append(Unread(Place(value.lineno), shown, why))
                 return
         self.source.unread.append(Unread(Place(value.lineno), shown, "set after the call: not carried over"))
@@ -298,9 +297,6 @@ class _Reader(ast.NodeVisitor):
         if isinstance(node.op, (ast.Div, ast.FloorDiv)) and right:
             return left // right if isinstance(node.op, ast.FloorDiv) else left / right
         raise _NotKnown
-
-
-_UNKNOWN = "its value is known only when the script runs"
 
 
 def _called(node: ast.Call) -> tuple[str, str]:

@@ -102,7 +102,7 @@ def _options(source: Source, words: list[Word], under: tuple[str, ...], files: l
             if pair and word.known:
                 source.set(tuple(pair[1].split(".")), _value(pair[2]), Place(word.line))
             elif pair:
-                source.unread.append(Unread(Place(word.line), word.text, _UNKNOWN))
+                source.not_known(tuple(pair[1].split(".")), word.text, Place(word.line))
             elif not under:
                 files.append((word.text, Place(word.line)))
             continue
@@ -119,14 +119,10 @@ def _options(source: Source, words: list[Word], under: tuple[str, ...], files: l
         _option(source, (*under, match[1].replace("-", "_")), values, word)
 
 
-_UNKNOWN = "its value is known only when the script runs"
-
-
 def _option(source: Source, key: tuple[str, ...], values: list[Word], word: Word) -> None:
     place = Place(word.line)
     if not all(value.known for value in values):
-        shown = f"{key[-1]}: {' '.join(value.text for value in values)}"
-        source.unread.append(Unread(place, shown, _UNKNOWN))
+        source.not_known(key, f"{key[-1]}: {' '.join(value.text for value in values)}", place)
         return
     if key[-1] in _PROCESSES:
         key = (*key[:-1], "num_processes")

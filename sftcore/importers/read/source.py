@@ -16,6 +16,18 @@ LARGEST = 2**20
 ENVIRONMENT, LAUNCHER, ACCELERATE = "environment", "launcher", "accelerate"
 """Settings under which a script's variables, its launcher's options and accelerate's file stand."""
 
+FILL = "FILL-IN"
+"""Stands for what the file does not say and a recipe needs."""
+UNKNOWN = "its value is known only when the script runs"
+_TO_FILL = {
+    "model", "model_name", "model_name_or_path", "pretrained_model_name_or_path", "base_model", "model_id_or_path",
+    "checkpoint_dir", "dataset", "dataset_name", "path", "data_files", "learning_rate", "lr", "num_train_epochs",
+    "num_epochs", "epochs", "max_steps", "per_device_train_batch_size", "micro_batch_size", "batch_size",
+    "gradient_accumulation_steps", "max_length", "max_seq_length", "sequence_len", "cutoff_len", "lora_r", "lora_rank",
+    "r", "lora_alpha", "lora_dropout", "warmup_steps", "weight_decay",
+}  # fmt: skip
+"""Settings that change what is trained: where a script computes one, no default takes its place."""
+
 
 @frozen
 class Place:
@@ -41,13 +53,14 @@ class Unread:
 class Source:
     """The settings of a file: `values` are plain and nested, `places` says for each leaf where it stands.
 
-    `traits` are what a script is seen to do with its rows.
+    `traits` are what a script is seen to do with its rows, and `unknown` how it computes what has to be filled in.
     """
 
     values: dict[str, Any] = field(factory=dict)
     places: dict[Key, Place] = field(factory=dict)
     unread: list[Unread] = field(factory=list)
     traits: set[str] = field(factory=set)
+    unknown: dict[Key, str] = field(factory=dict)
 
     def set(self, key: Key, value: Any, place: Place) -> None:
         """Set what stands under a key; what stood there before is kept as something that is not read."""
@@ -59,6 +72,14 @@ class Source:
         node[key[-1]] = value
         for leaf, _ in leaves(value, key):
             self.places[leaf] = place
+
+    def not_known(self, key: Key, shown: str, place: Place) -> None:
+        """Note a setting whose value only running the script would tell."""
+        if key[-1] in _TO_FILL:
+            self.set(key, FILL, place)
+            self.unknown[key] = shown
+        else:
+            self.unread.append(Unread(place, shown, UNKNOWN))
 
     def add(self, other: Source, *, under: Key = ()) -> None:
         """Take the settings of another file; those that are there already stay, and theirs are said to be replaced."""

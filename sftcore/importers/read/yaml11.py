@@ -60,20 +60,24 @@ def read_yaml(path: Path, *, name: str = "") -> Source:
     """
     text = text_of(path)
     source = Source()
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+        finally:
+            loader.dispose()
         _Reader(source, name).mapping(node, (), str(path))
+    except RecipeError:
+        raise
     except RecursionError:
         raise RecipeError("the YAML is nested too deeply.", where=str(path)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path} line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise RecipeError(f"{getattr(error, 'problem', None) or error}.", where=place, fix="Mend the YAML.") from None
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise RecipeError(f"{what}.", where=place, fix="Mend the YAML.") from None
     except ValueError as error:
         raise RecipeError(f"this is not YAML: {error}.", where=str(path)) from None
-    finally:
-        loader.dispose()
     source.values = _filled(source.values, source.values, 0)
     return source
 
