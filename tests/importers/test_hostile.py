@@ -14,6 +14,11 @@ TOUCH = "touch written"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
 )
+KEYS = (
+    *("base_model", "model", "datasets", "dataset", "sequence_len", "micro_batch_size", "batch_size", "lora_rank"),
+    *("lora_r", "val_set_size", "val_size", "special_tokens", "tokens", "plugins", "optimizer", "lr_scheduler"),
+    *("tokenizer", "checkpointer", "quantization_bit", "interleave_probs", "test_datasets", "eval_steps"),
+)
 REFUSED = {
     "deep.yml": ("a: " + "[" * 5000, "nested too deeply"),
     "bomb.yml": (BOMB, "aliases"),
@@ -122,12 +127,7 @@ def test_a_value_that_only_a_run_would_tell_is_not_replaced_by_a_default(write):
 @pytest.mark.parametrize("peer", [one for one in PEERS if one != "unsloth"])
 @pytest.mark.parametrize("value", ["x", "-1", "[a, b]", "{a: b}", "null", "true", "[{a: b}, 3, null]"])
 def test_values_of_a_wrong_kind_are_named_or_refused_as_ours(write, peer, value):
-    keys = """
-        base_model model datasets dataset sequence_len micro_batch_size batch_size lora_rank lora_r val_set_size
-        val_size special_tokens tokens plugins optimizer lr_scheduler tokenizer checkpointer quantization_bit
-        interleave_probs test_datasets eval_steps
-    """.split()
-    for key in keys:
+    for key in KEYS:
         file = write("x.yml", f"{key}: {value}\nlearning_rate: 1e-4\n")
         with contextlib.suppress(RecipeError):
             made = bring(peer, file)
