@@ -174,14 +174,20 @@ class Draft:
             name = section if section in known else ours
             wrong = ["there is no such setting"] if name not in known else []
             wrong = wrong or ([] if inner else [one.what for one in wrong_fields({ours: value}, where="")])
-            if not wrong:
-                continue
-            del self.entries[ours]
-            for key, (outcome, words) in self._done.items():
-                if outcome == "used" and ours in words.split(", "):
-                    rest = [one for one in words.split(", ") if one != ours]
-                    reason = f"{ours}: {shortened(value)} is not taken: {wrong[0]}"
-                    self._done[key] = ("used", ", ".join(rest)) if rest else ("named", reason)
+            if wrong:
+                self._take_out(ours, f"{ours}: {shortened(value)} is not taken: {wrong[0]}")
+        report = self.entries.get("report_to")
+        if report is None or report.value in (None, "none", [], ["none"]):
+            for ours in [one for one in self.entries if one.startswith("tracker.")]:
+                self._take_out(ours, "report_to names no tracker")
+
+    def _take_out(self, ours: str, why: str) -> None:
+        """Take a value out of the recipe, and name the settings that nothing else of it says."""
+        del self.entries[ours]
+        for key, (outcome, words) in self._done.items():
+            if outcome == "used" and ours in words.split(", "):
+                rest = [one for one in words.split(", ") if one != ours]
+                self._done[key] = ("used", ", ".join(rest)) if rest else ("named", why)
 
     def of_outcome(self, outcome: Outcome) -> Iterator[Line]:
         """The lines of the account with this outcome."""

@@ -25,6 +25,9 @@ BASE_DEFAULTS: Mapping[str, Any] = {"learning_rate": 5e-5, "logging_steps": 500,
 """Defaults of transformers 5's TrainingArguments that are not those of SFTConfig."""
 TEMPLATES: Mapping[str, str] = {
     "chatml": "chatml",
+    "llama2": "llama2",
+    "llama-2": "llama2",
+    "llama2_zh": "llama2",
     "llama3": "llama3",
     "llama-3": "llama3",
     "llama-3.1": "llama3",
