@@ -76,7 +76,7 @@ def test_substitutions_of_a_shell_are_not_run_and_named(write, tmp_path, monkeyp
     made = bring("swift", write("x.sh", script))
     assert (made.values["model"]["name"], made.values["learning_rate"]) == ("FILL-IN", "FILL-IN")
     assert made.values["adapter"]["lora"]["r"] == 8
-    assert {"model: $(…)", "dataset: `…`"} <= {one.shown for one in made.account}
+    assert {f"model: $({TOUCH}; echo x)", f"dataset: `{TOUCH}`"} <= {one.shown for one in made.account}
     assert not (tmp_path / "written").exists()
 
 

@@ -132,8 +132,9 @@ def _dtypes(draft: Draft) -> None:
 
 
 def _attention(draft: Draft) -> None:
-    if draft.has("attn_implementation"):
-        attention(draft, draft.get("attn_implementation"), "attn_implementation")
+    for key in ("attn_implementation", "attention"):
+        if draft.has(key):
+            attention(draft, draft.get(key), key)
     for key, ours in _FLAGS.items():
         if draft.get(key):
             attention(draft, {"flash-2": "flash_attention_2"}.get(ours, ours), key)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sftcore.importers.draft import Draft
-from sftcore.importers.peers.shared import field
+from sftcore.importers.peers.shared import field, fsdp
 from sftcore.importers.read.source import ACCELERATE, ENVIRONMENT, LAUNCHER, Key, leaves
 
 _OF_ACCELERATE = (
@@ -78,8 +78,8 @@ def accelerate(draft: Draft, processes: list[Any]) -> None:
         draft.same("what the script says", (*under, "mixed_precision"))
     if deep := given.get("deepspeed_config"):
         _deepspeed(draft, deep, (*under, "deepspeed_config"))
-    if fsdp := given.get("fsdp_config"):
-        _fsdp(draft, fsdp, (*under, "fsdp_config"))
+    if sharded := given.get("fsdp_config"):
+        fsdp(draft, sharded, (*under, "fsdp_config"))
     if steps := given.get("gradient_accumulation_steps"):
         _from_accelerate(draft, "gradient_accumulation_steps", steps, (*under, "gradient_accumulation_steps"))
     for name in given:
@@ -120,30 +120,3 @@ def _from_accelerate(draft: Draft, ours: str, value: Any, key: Key) -> None:
         draft.left(f"the training's own {ours} goes first", key)
     else:
         draft.put(ours, value, key)
-
-
-def _fsdp(draft: Draft, given: Mapping[str, Any], key: Key) -> None:
-    names = {str(name).removeprefix("fsdp_"): value for name, value in given.items()}
-    how = (
-        "full_shard"
-        if str(names.get("sharding_strategy", "FULL_SHARD")).upper() in ("FULL_SHARD", "1")
-        else "shard_grad_op"
-    )
-    parts = [how, *(["offload"] if names.get("offload_params") else [])]
-    parts += ["auto_wrap"] if names.get("auto_wrap_policy", "TRANSFORMER_BASED_WRAP") != "NO_WRAP" else []
-    field(draft, "fsdp", " ".join(parts), key)
-    kept = (
-        "backward_prefetch",
-        "cpu_ram_efficient_loading",
-        "transformer_layer_cls_to_wrap",
-        "use_orig_params",
-        "sync_module_states",
-        "min_num_params",
-        "activation_checkpointing",
-        "reshard_after_forward",
-        "state_dict_type",
-        "version",
-    )
-    config = {name: value for name, value in names.items() if name in kept and value is not None}
-    if config:
-        field(draft, "fsdp_config", config, key)

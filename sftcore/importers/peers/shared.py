@@ -72,6 +72,11 @@ _GPU_SETTINGS: Mapping[str, str] = {
     "torch_compile": "torch.compile", "ddp_find_unused_parameters": "several processes",
 }  # fmt: skip
 _STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy", "evaluation_strategy")
+_FSDP = {
+    "backward_prefetch", "cpu_ram_efficient_loading", "transformer_layer_cls_to_wrap", "use_orig_params",
+    "sync_module_states", "min_num_params", "activation_checkpointing", "reshard_after_forward", "state_dict_type",
+    "version",
+}  # fmt: skip
 _IRRELEVANT = ("do_train", "do_eval", "do_predict", "prediction_loss_only")
 
 
@@ -199,7 +204,32 @@ def _typed(ours: str, value: str) -> Any:
     return read if isinstance(read, (int, float)) and any(one in wanted for one in ("int", "float", "bool")) else value
 
 
+def fsdp(draft: Draft, given: Mapping[str, Any], key: Key) -> None:
+    """The settings of FSDP by the names of today: without the prefix that accelerate's file gives them."""
+    names = {name: str(name).removeprefix("fsdp_") for name in given}
+    config = {ours: given[name] for name, ours in names.items() if ours in _FSDP and given[name] is not None}
+    before = draft.entries.get("fsdp")
+    parts = str(before.value).split() if before is not None else _sharded({names[name]: given[name] for name in given})
+    offload = [name for name, ours in names.items() if ours == "offload_params" and given[name] is True]
+    parts += ["offload"] if offload and "offload" not in parts else []
+    draft.put_gpu("fsdp", " ".join(parts), *((*key, name) for name in offload), what="FSDP")
+    if config:
+        used = [(*key, name) for name, ours in names.items() if ours in _FSDP]
+        draft.put_gpu("fsdp_config", config, *used, what="the settings of FSDP")
+    for name in given:
+        if not draft.knows((*key, name)):
+            draft.same("what fsdp says, or always so", (*key, name))
+
+
+def _sharded(names: Mapping[str, Any]) -> list[str]:
+    full = str(names.get("sharding_strategy", "FULL_SHARD")).upper() in ("FULL_SHARD", "1")
+    wrapped = names.get("auto_wrap_policy", "TRANSFORMER_BASED_WRAP") != "NO_WRAP"
+    return ["full_shard" if full else "shard_grad_op", *(["auto_wrap"] if wrapped else [])]
+
+
 def _joined(ours: str, value: Any) -> Any:
+    if ours == "packing_strategy":
+        return {"ffd": "bfd", "bfd-requeue": "bfd_split"}.get(value, value)
     if ours == "fsdp" and isinstance(value, list):
         return " ".join(map(str, value))
     if ours in ("optim_args", "debug") and isinstance(value, Mapping):
@@ -224,6 +254,9 @@ def remaining(draft: Draft, peer: str, *, groups: Groups = ()) -> None:
 def _by_name(draft: Draft, name: str, value: Any, key: Key, peer: str) -> bool:
     """Whether a name was found, in the table or among the fields."""
     plain = name.replace("-", "_")
+    if plain == "fsdp_config" and isinstance(value, Mapping) and value:
+        fsdp(draft, value, key)
+        return True
     if value is None and (plain in config_fields() or lookup(plain, peer) is not None):
         draft.same("says nothing", key)
         return True

@@ -16,6 +16,7 @@ VERSION = "0.6"
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
 _MLP = ["gate_proj", "up_proj", "down_proj"]
 _SAME = {
+    "low_cpu_ram": "weights are loaded so", "collate_fn": "the collator is chosen by what the run proves",
     "device": "the device that is there is used", "log_peak_memory_stats": "memory is always recorded",
     "profiler": "no profile is made; torch's own profiler can be run around it", "shuffle": "", "recipe": "",
     "save_adapter_weights_only": "an adapter is saved alone", "log_level": "nothing has to be set for it",
@@ -41,6 +42,11 @@ def fill(draft: Draft) -> None:
     _data(draft)
     _training(draft)
     _optimizer(draft)
+    for key in ("teacher_model", "teacher_checkpointer", "kd_loss", "kd_ratio", "quantizer"):
+        if draft.has(key):
+            draft.left(
+                "distillation and training for quantisation are not done here: this recipe is another training", key
+            )
     for leaf, _ in [*leaves(draft.source.values)]:
         if draft.knows(leaf):
             continue
@@ -195,10 +201,12 @@ def _source(draft: Draft, one: dict[str, Any], at: Key, trained: set[str]) -> di
     ):
         if one.get(key) is not None and not draft.knows((*at, key)):
             draft.use("data.train", (*at, key))
+    if one.get("subset") is not None:
+        draft.use("data.train", (*at, "subset"))
     for key in one:
         if key in ("split_across_pack", "add_eos") and not draft.knows((*at, key)):
             draft.same("nothing has to be set for it", (*at, key))
-    found = {"path": path, "format": made, "rows": rows, "config": one.get("name")}
+    found = {"path": path, "format": made, "rows": rows, "config": one.get("subset") or one.get("name")}
     return found if split in (None, "train") else {**found, "split": split}
 
 

@@ -89,8 +89,35 @@ def _adapter(draft: Draft) -> None:
             draft.put(f"{kind}storage_dtype", dtype(draft.get("bnb_4bit_quant_storage")), "bnb_4bit_quant_storage")
 
 
+def _handbook(draft: Draft) -> None:
+    """A `dataset_mixture`: of each data set its first rows, as many as its weight says of its own."""
+    given = draft.get("dataset_mixture")
+    if not isinstance(given, dict) or not isinstance(given.get("datasets"), list):
+        return
+    found = []
+    for i, one in enumerate(given["datasets"]):
+        at: Key = ("dataset_mixture", "datasets", i)
+        split, weight = str(one.get("split", "train")), float(one.get("weight") or 1)
+        part = split if weight >= 1 else f"{split}[:{weight * 100:g}%]"
+        found.append({"path": one.get("id"), "config": one.get("config"), "split": part, "columns": one.get("columns")})
+        draft.use(
+            "data.train", *((*at, name) for name in ("id", "config", "split", "columns", "weight") if name in one)
+        )
+    shared.put_sources(draft, found)
+    _held_back(draft, given.get("test_split_size"), ("dataset_mixture", "test_split_size"))
+    if "seed" in given:
+        draft.same("rows are trained in an order drawn by the run's seed", ("dataset_mixture", "seed"))
+
+
+def _held_back(draft: Draft, size: Any, key: Key) -> None:
+    """Rows to evaluate on: a share, or from 1 on a number."""
+    if size:
+        draft.put("data.eval_fraction" if float(size) < 1 else "data.eval_rows", size, key)
+
+
 def _data(draft: Draft) -> None:
     mixture = draft.get("datasets")
+    _handbook(draft)
     if isinstance(mixture, list) and mixture and all(isinstance(one, dict) for one in mixture):
         found = []
         for i, one in enumerate(mixture):
@@ -117,7 +144,7 @@ def _data(draft: Draft) -> None:
     if draft.get("dataset_streaming") or draft.get("streaming"):
         draft.put("data.streaming", True, draft.first("dataset_streaming", "streaming"))
     if draft.has("test_split_size"):
-        draft.put("data.eval_fraction", draft.get("test_split_size"), "test_split_size")
+        _held_back(draft, draft.get("test_split_size"), ("test_split_size",))
     elif _evaluates(draft) and draft.has("dataset_name") and not mixture:
         draft.put("data.eval", draft.get("dataset_name"), note="TRL evaluates on the test split of the same data set")
     draft.same("buffers are dealt with by torch", "ignore_bias_buffers")

@@ -87,7 +87,7 @@ def commands(text: str) -> list[Command]:
     """The commands of a script, in its order.
 
     >>> [[word.text for word in one.words] for one in commands("LR=1e-4\\nrun --lr $LR --out \\"$(pwd)/x\\"")]
-    [[], ['run', '--lr', '1e-4', '--out', '$(…)/x']]
+    [[], ['run', '--lr', '1e-4', '--out', '$(pwd)/x']]
     """
     return _Lexer(text).run()
 
@@ -232,11 +232,10 @@ class _Lexer:
         rest = self.text[self.at : self.at + 2000]
         if rest[0] == "`":
             end = self.text.find("`", self.at + 1)
-            self._skip((end if end > 0 else len(self.text)) + 1 - self.at)
-            return "`…`", False
+            return self._skip((end if end > 0 else len(self.text)) + 1 - self.at)[:100], False
         if rest.startswith("$("):
-            self._skip(_closed(self.text, self.at + 1, "(", ")") - self.at)
-            return "$(…)", False
+            inner = self._skip(_closed(self.text, self.at + 1, "(", ")") - self.at)
+            return " ".join(inner.split())[:100], False
         if match := re.match(r"\$\{([A-Za-z_]\w*)(?::?-([^${}`]*))?\}", rest):
             self._skip(match.end())
             word = self.variables.get(match[1])
