@@ -155,6 +155,11 @@ class SFTConfig(TrainingArguments):
     divergence_factor: float | None = None
     """Stop where the mean loss of ten steps is this many times the lowest such mean and 1 nat above it. None: never."""
 
+    loss_watchdog_threshold: float | None = None
+    """Stop, with a checkpoint, where the loss of `loss_watchdog_patience` steps in a row is above this. None: never."""
+    loss_watchdog_patience: int | None = None
+    """How many steps in a row; None: 3."""
+
     # --- Stopping early, callbacks and the output folder ---
     early_stopping_patience: int | None = None
     """Stop after so many evaluations in a row whose `metric_for_best_model` (the loss, if none is named) is no better

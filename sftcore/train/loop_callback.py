@@ -11,6 +11,7 @@ from sftcore.core.visible import visible
 from sftcore.train.checkpoint.other_run import OutputFolder, remove_run
 from sftcore.train.guard.signals import EvaluationLeft
 from sftcore.util.disk import writing
+from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
     from sftcore.train.seams import TrainerSeams
@@ -36,6 +37,12 @@ class LoopCallback(TrainerCallback):
         trainer = self.trainer
         if (epoch := trainer.resumption.epoch_of_stream()) is not None:
             state.epoch = epoch
+        watchdog = trainer.guard.watchdog
+        if watchdog is not None and watchdog.tripped:
+            control.should_training_stop, control.should_save = True, trainer.saves_on_signal
+            if state.is_world_process_zero:
+                kept = "a checkpoint is saved" if trainer.saves_on_signal else 'no checkpoint: save_strategy is "no"'
+                warn(f"step {state.global_step}: {watchdog.sentence()} (loss_watchdog_threshold); {kept}.")
         if trainer.guard.stopped_by:
             trainer.resumption.due_evaluation = control.should_evaluate
             control.should_evaluate, control.should_training_stop = False, True

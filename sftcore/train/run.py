@@ -51,8 +51,9 @@ class Outcome:
     def sentence(self) -> str:
         """The outcome in one line."""
         spelled = " to ".join(f"{loss:.4f}" for loss in (self.losses[0], self.losses[-1])[: len(self.losses)])
-        found = self.trainer.nonfinite.sentence()
-        said = f"; {found}" if found else ""
+        watchdog = self.trainer.guard.watchdog
+        found = (self.trainer.nonfinite.sentence(), watchdog.sentence() if watchdog is not None else "")
+        said = "".join(f"; {one}" for one in found if one)
         return f"loss {spelled} in {self.seconds:.0f} s of training; saved in {self.folder}{said}"
 
 

@@ -56,6 +56,7 @@ from sftcore.train.guard.limits import refuse_beyond_tables
 from sftcore.train.guard.named_rows import named_rows
 from sftcore.train.guard.signals import Listener
 from sftcore.train.guard.steps import StepGuard
+from sftcore.train.guard.watchdog import LossWatch
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
 from sftcore.train.own_methods import is_overridden
@@ -306,7 +307,8 @@ class SFTTrainer(OpenLayout):
         checkpoint = self.checkpoints.choose(resume_from_checkpoint)
         self.facts()  # read before anything is wrapped or moved
         self.resumption.begin()
-        self.guard.begin(LossLevel.of(args.divergence_factor, self.loaded.model.config))
+        watchdog = LossWatch.of(args.loss_watchdog_threshold, args.loss_watchdog_patience)
+        self.guard.begin(LossLevel.of(args.divergence_factor, self.loaded.model.config), watchdog)
         with (
             kept(args, "save_only_model", "eval_on_start"),  # a signal or a resumed run changes them
             self.noise.training(),

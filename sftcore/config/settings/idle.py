@@ -15,6 +15,7 @@ def idle_problems(plan: Plan) -> Iterator[Problem]:
     optimizer = str(getattr(optimizer, "value", optimizer))
     belongings = {
         "early_stopping_threshold": ("early_stopping_patience", settings.get("early_stopping_patience") is not None),
+        "loss_watchdog_patience": ("loss_watchdog_threshold", settings.get("loss_watchdog_threshold") is not None),
         "liger_kernel_config": ("use_liger_kernel", settings.get("use_liger_kernel") or plan.selected("kernel")),
         "fsdp_config": ("fsdp", uses_fsdp(settings)),
         "optim_target_modules": ("a GaLore or APOLLO optimizer", optimizer.startswith(("galore", "apollo"))),

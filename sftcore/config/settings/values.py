@@ -62,7 +62,8 @@ RANGES: Mapping[str, Range] = {
     "ddp_timeout": _COUNT, "local_rank": Range(-1), "router_aux_loss_coef": _NOT_NEGATIVE, "dataset_num_proc": _COUNT,
     "max_image_pixels": _COUNT, "max_length": Range(2), "pad_to_multiple_of": _COUNT,
     "divergence_factor": Range(1, above=True), "early_stopping_patience": _COUNT,
-    "early_stopping_threshold": _NOT_NEGATIVE, "evals_per_epoch": _COUNT, "saves_per_epoch": _COUNT,
+    "early_stopping_threshold": _NOT_NEGATIVE, "loss_watchdog_threshold": _POSITIVE,
+    "loss_watchdog_patience": _COUNT, "evals_per_epoch": _COUNT, "saves_per_epoch": _COUNT,
 }  # fmt: skip
 """The range of each field that holds a number."""
 

@@ -12,6 +12,7 @@ from attrs import frozen
 
 from sftcore.core.errors import DivergenceError
 from sftcore.train.guard.divergence import LossLevel, Nonfinite, RememberedBatches
+from sftcore.train.guard.watchdog import LossWatch
 from sftcore.train.parts.loss import on_device
 from sftcore.train.parts.part import Part
 from sftcore.util.warned import warn
@@ -55,6 +56,7 @@ class StepGuard(Part):
     ) -> None:
         self.nonfinite = Nonfinite(policy)
         self.level: LossLevel | None = None
+        self.watchdog: LossWatch | None = None
         self.stopped_by = 0
         self._accelerator = accelerator
         self._position, self._received, self._remember = position, received, remember
@@ -63,13 +65,14 @@ class StepGuard(Part):
         self._undo: Callable[[], None] = lambda: None
         self._remembered: RememberedBatches | None = None
 
-    def begin(self, level: LossLevel | None) -> None:
+    def begin(self, level: LossLevel | None, watchdog: LossWatch | None = None) -> None:
         """Forget the last call of `train`.
 
         Args:
             level: finds losses that run away; None where nobody looks for them.
+            watchdog: counts losses above a level; None where nobody does.
         """
-        self.stopped_by, self.level = 0, level
+        self.stopped_by, self.level, self.watchdog = 0, level, watchdog
         self.nonfinite.restore({"count": 0, "steps": []})
 
     def watch(self, loader: Any) -> None:
@@ -110,7 +113,10 @@ class StepGuard(Part):
         self.stopped_by = int(signal)
         if is_bad:
             self._not_finite(bad_losses.tolist(), norm)
-        elif self.level is not None and (ran := self.level.add(loss)):
+            return
+        if self.watchdog is not None:
+            self.watchdog.add(loss)
+        if self.level is not None and (ran := self.level.add(loss)):
             step = self._position().step + 1
             raise DivergenceError(
                 f"the loss has diverged: the mean of the last ten steps is {ran[0]:.4g}, and it was {ran[1]:.4g}.",
@@ -132,11 +138,14 @@ class StepGuard(Part):
         """The steps that were not finite, and the losses to compare the next ones with."""
         level = self.level
         known = {} if level is None else {"losses": level.losses, "lowest": level.lowest, "first": level.first}
-        return {"nonfinite": self.nonfinite.as_dict(), "level": known}
+        watched = {} if self.watchdog is None else {"count": self.watchdog.count}
+        return {"nonfinite": self.nonfinite.as_dict(), "level": known, "watchdog": watched}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
         self.nonfinite.restore(state["nonfinite"])
+        if self.watchdog is not None:
+            self.watchdog.restore(state.get("watchdog", {}).get("count", 0))
         if self.level is not None:
             for name, value in state["level"].items():
                 setattr(self.level, name, value)
