@@ -115,8 +115,9 @@ def accepted(given: Mapping[str, Any]) -> tuple[Any, SFTConfig, Any]:
         warn("tokenizer= is now processing_class=.", FutureWarning)
     name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "model"
     made = as_sft_config(given["args"], name)
-    if given["optimizers"][0] is not None or given["optimizer_cls_and_kwargs"] is not None:
-        refuse_in_backward(made, "an optimizer of its own, and only one that it makes itself can step so")
+    if made.optimizer_in_backward:
+        given_one = given["optimizers"][0] is not None or given["optimizer_cls_and_kwargs"] is not None
+        refuse_in_backward(own=not given_one, copies=False)
     if given["older"]:
         made = copy.copy(made)  # the user's own may be another trainer's too
         _put_in_place(made, given["older"], given.keys() - {"self", "older", "__class__"})
@@ -279,14 +280,17 @@ def refuse_no_batch(args: SFTConfig, train_dataset: Any, eval_dataset: Any) -> N
             )
 
 
-def refuse_in_backward(args: SFTConfig, what: str) -> None:
-    """Refuse a run that steps within the backward pass, and has something that does not go with it.
+def refuse_in_backward(*, own: bool, copies: bool) -> None:
+    """Refuse steps within the backward pass of an optimizer that the user has made, or that steps on master copies.
 
     Raises:
-        ConflictError: with what it has.
+        ConflictError: with what it is.
     """
-    if args.optimizer_in_backward:
-        raise ConflictError(f"the run has {what}.", where="optimizer_in_backward", fix="Drop optimizer_in_backward.")
+    if own and not copies:
+        return
+    what = "master copies of the weights, which are stepped on all at once"
+    what = what if own else "an optimizer of its own, and only one that it makes itself can step so"
+    raise ConflictError(f"the run has {what}.", where="optimizer_in_backward", fix="Drop optimizer_in_backward.")
 
 
 def refuse_no_set(known: Any, asked: Any) -> None:

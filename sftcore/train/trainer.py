@@ -72,13 +72,13 @@ from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.optimizer import fit_optimizer
 from sftcore.train.parts.plain_ways import PlainWays
 from sftcore.train.parts.rows import RowDistribution
-from sftcore.train.parts.tracking import tracked
 from sftcore.train.parts.trials import try_plugins
 from sftcore.train.parts.weighted import refuse_unread_weights
 from sftcore.train.parts.without_rows import OwnLossWithoutRows
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder
+from sftcore.train.reporting.tracking import tracked
 from sftcore.train.settled import OpenLayout, attention_in, layouts_of, reads_by_row, settle
 from sftcore.util.claims import suspecting, third_parties
 
@@ -240,13 +240,10 @@ class SFTTrainer(OpenLayout):
         self.model.add_model_tags(list(self._tag_names))
 
     def fit_optimizer(self, *, own: bool) -> None:
-        """Compare the optimizer with what trains; put it on float32 copies, or into the backward pass, as asked."""
+        """Compare the optimizer with what trains; put it on float32 copies, or in the backward pass, as was asked."""
         settings = self.setup.plan.settings
         if self.args.optimizer_in_backward and self.in_backward is None:
-            if not own:
-                refusals.refuse_in_backward(self.args, "an optimizer that it did not make itself")
-            if wants_master_weights(self.model, settings):
-                refusals.refuse_in_backward(self.args, "master copies of the weights, which are stepped on all at once")
+            refusals.refuse_in_backward(own=own, copies=wants_master_weights(self.model, settings))
             self.in_backward = InBackward(self.optimizer)
         fit_optimizer(self.optimizer, self.model, settings, own=own)
 

@@ -117,3 +117,18 @@ def test_master_copies_and_an_own_optimizer_are_refused(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ConflictError, match="an optimizer of its own"):
         SFTTrainer(model, args, train_dataset=ROWS, processing_class=tokenizer, optimizers=(optimizer, None))
+
+
+class OwnStep(SFTTrainer):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        loss.backward()
+        return loss.detach()
+
+
+def test_a_training_step_that_is_not_ours_is_refused_before_it_trains_nothing(tmp_path):
+    tokenizer = make_tokenizer()
+    args = SFTConfig(str(tmp_path), optimizer_in_backward=True, use_cpu=True, max_steps=1, **NEEDED)
+    trainer = OwnStep(make_llama(tokenizer), args, train_dataset=ROWS, processing_class=tokenizer)
+    with pytest.raises(ConflictError, match="no weight has stepped in the backward pass"):
+        trainer.train()

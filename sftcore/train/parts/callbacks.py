@@ -79,7 +79,7 @@ def callbacks_of(args: Any) -> list[TrainerCallback]:
     check_callbacks(settings, evaluates=args.eval_strategy != "no", where=where)
     made: list[TrainerCallback] = []
     if args.evals_per_epoch is not None or args.saves_per_epoch is not None:
-        from sftcore.train.parts.rhythm import PerEpoch
+        from sftcore.train.reporting.rhythm import PerEpoch
 
         made.append(PerEpoch(args.evals_per_epoch, args.saves_per_epoch))
     if args.early_stopping_patience is not None:

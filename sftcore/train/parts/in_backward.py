@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from sftcore.core.errors import ConflictError
+
 
 class InBackward:
     """Takes the steps of an optimizer within the backward pass: torch's hook that runs when a gradient is complete.
@@ -24,10 +26,11 @@ class InBackward:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._whole = optimizer
         self._counts = False
+        self._stepped = 0
         for number, group in enumerate(optimizer.param_groups):
             for weight in group["params"]:
                 self._follow(weight, number)
-        vars(optimizer)["step"] = types.MethodType(_taken, optimizer)
+        vars(optimizer)["step"] = types.MethodType(self._taken, optimizer)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -49,10 +52,21 @@ class InBackward:
             own.state = self._whole.state
             own.param_groups = [{**self._whole.param_groups[number], "params": [weight]}]
             own.step()
+            self._stepped += 1
             weight.grad = None
 
         weight.register_post_accumulate_grad_hook(step)
 
+    def _taken(self, optimizer: torch.optim.Optimizer, closure: Any = None) -> None:
+        """The step of the whole: all its weights have taken theirs.
 
-def _taken(_: torch.optim.Optimizer, closure: Any = None) -> None:
-    """The step of the whole: all its weights have taken theirs."""
+        Raises:
+            ConflictError: none has, because the backward pass was not ours.
+        """
+        if not self._stepped:
+            raise ConflictError(
+                "no weight has stepped in the backward pass: a training_step of your own makes its own.",
+                where="optimizer_in_backward",
+                fix="Call super().training_step there, or drop optimizer_in_backward.",
+            )
+        self._stepped = 0
