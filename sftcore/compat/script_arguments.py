@@ -22,8 +22,9 @@ from sftcore.config import yaml12
 from sftcore.config.settings.older_names import OLDER, use_current_names
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError, RecipeError, UnknownKeyError, nearest, quoted
 from sftcore.data.mixing.mixture import DataSource, Mixture
+from sftcore.data.rules.numbers import numbered
 from sftcore.data.source.files import BUILDERS, local_files
-from sftcore.data.source.load import Source, explained, numbered, split_rows
+from sftcore.data.source.load import Source, explained, split_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset

@@ -181,7 +181,7 @@ def test_a_mixture_holds_the_rows_that_trls_holds(files, fractions):
 
 @pytest.mark.parametrize("fractions", [(None, None), (0.5, 0.5), (1, 0)])
 def test_sources_of_other_columns_hold_the_rows_that_those_of_equal_columns_would(files, write, fractions):
-    from sftcore.data.source.load import numbers_of
+    from sftcore.data.rules.numbers import numbers_of
 
     other = str(write("c.jsonl", "".join(json.dumps({"prompt": f"{i}", "completion": "x"}) + "\n" for i in range(4))))
     alike, unlike = (

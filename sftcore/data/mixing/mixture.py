@@ -14,7 +14,7 @@ from sftcore.config.selections import parse_choice
 from sftcore.core.errors import DataError, OptionTypeError, nearest
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import AUTO, Plan, Selection
-from sftcore.data.source.load import taken
+from sftcore.data.rules.numbers import taken
 
 if TYPE_CHECKING:
     from sftcore.config.setup import Setup

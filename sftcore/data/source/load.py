@@ -13,10 +13,10 @@ from attrs import frozen
 from sftcore.config.data.section import SampleBy, SourceSection
 from sftcore.core.errors import DataError, RowError
 from sftcore.data.format import RowReader, choose_format, reader_for
+from sftcore.data.rules.numbers import numbered
 from sftcore.data.source.files import Files, first_rows, local_files, scan
 from sftcore.data.source.made import dataset_of, is_uniform, stream_of
 from sftcore.data.source.opened import needs_python
-from sftcore.data.source.slices import NO_END, numbers_in
 from sftcore.data.source.tokenizers import has_chat_template
 
 if TYPE_CHECKING:
@@ -142,15 +142,6 @@ def explained(error: Exception, source: Source) -> DataError:
     return DataError(f"the file cannot be read: {reason}.", where=source.label, fix=fix)
 
 
-_ROW_NUMBERS = "_sftcore_row_numbers"
-
-
-def numbers_of(dataset: Any) -> Sequence[int] | None:
-    """The number of each row in its file, or None if it is the index in the data set, as in all that users make."""
-    found: Sequence[int] | None = getattr(dataset, _ROW_NUMBERS, None)
-    return found
-
-
 def split_off(dataset: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
     """Split rows into training rows and a share, or number, of evaluation rows; they keep their numbers in the file.
 
@@ -172,31 +163,6 @@ def split_rows(count: int, size: float, seed: int) -> tuple[Sequence[int], Seque
 
     parts = datasets.Dataset.from_dict({"row": range(count)}).train_test_split(test_size=size, seed=seed)
     return parts["train"]["row"][:], parts["test"]["row"][:]
-
-
-def numbered(dataset: Dataset, rows: Sequence[int]) -> Dataset:
-    """These rows, which keep the numbers that they have in the data set, or had in the one that it was taken from."""
-    before, found = numbers_of(dataset), dataset.select(rows)
-    if before is not None:
-        rows = before[rows.start : rows.stop] if isinstance(rows, range) else [before[row] for row in rows]
-    return _with_numbers(found, rows if isinstance(rows, range) else tuple(rows))
-
-
-def taken(dataset: Any, window: range) -> Any:
-    """Those rows of a data set or stream that are in the window, with their numbers."""
-    if hasattr(dataset, "select"):
-        return numbered(dataset, numbers_in(window, len(dataset)))
-    numbers = numbers_of(dataset)
-    found = dataset.skip(window.start) if window.start else dataset
-    found = found if window.stop >= NO_END else found.take(len(window))
-    # a stream counts its rows as they come
-    return _with_numbers(found, range(window.start, NO_END) if numbers is None else numbers[window.start :])
-
-
-def _with_numbers(dataset: Any, numbers: Sequence[int]) -> Any:
-    if not isinstance(numbers, range) or numbers.start:
-        setattr(dataset, _ROW_NUMBERS, numbers)
-    return dataset
 
 
 def paths_of(*sources: Source | None) -> list[Path]:

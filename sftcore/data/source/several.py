@@ -13,8 +13,9 @@ from sftcore.config.data.section import DataSection, SourceSection, Stop
 from sftcore.core.errors import DataError, SFTCoreError, nearest, raise_all
 from sftcore.core.types import Problem
 from sftcore.data.mixing.mixture import DataSource, Mixture, with_format
+from sftcore.data.rules.numbers import taken
 from sftcore.data.source.files import Files, local_files
-from sftcore.data.source.load import SAMPLE, Source, inspect, load, paths_of, split_off, taken
+from sftcore.data.source.load import SAMPLE, Source, inspect, load, paths_of, split_off
 from sftcore.data.source.slices import says_nothing, window_of
 from sftcore.util.warned import warn
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TypeAlias
 
 from sftcore.core.errors import DataError
+from sftcore.data.rules.numbers import NO_END
 from sftcore.data.source.files import Files, scan
 
 Bound: TypeAlias = "tuple[int, bool] | None"
@@ -15,8 +15,6 @@ Bound: TypeAlias = "tuple[int, bool] | None"
 _SLICE = re.compile(r"(?P<name>[\w\-]*)\[(?P<first>-?[\d_]+%?)?:(?P<last>-?[\d_]+%?)?\](?:\(closest\))?")
 _NAMES = ("train", "test", "")
 """Names of splits that say nothing of local files: our own defaults."""
-NO_END = 2**62
-"""Behind the last row of all that there are."""
 _FIX = "Write split: train[:100], train[10%:] or train[-100:]; several slices are several sources of the same path."
 
 
@@ -70,11 +68,6 @@ def num_rows(files: Files) -> int:
 
         return sum(len(datasets.load_from_disk(str(path))) for path in files.paths)
     return sum(1 for _ in scan(files))
-
-
-def numbers_in(window: range, count: int) -> Sequence[int]:
-    """The numbers of those of the window's rows that there are."""
-    return range(min(window.start, count), min(window.stop, count))
 
 
 def _bound(text: str | None, split: str, where: str) -> Bound:

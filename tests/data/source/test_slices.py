@@ -12,10 +12,11 @@ from sftcore import DataError, RowError
 from sftcore.cli import cli
 from sftcore.config.recipe import load_recipe
 from sftcore.config.setup import set_up_recipe
+from sftcore.data.rules.numbers import numbers_in, numbers_of
 from sftcore.data.source.files import local_files
-from sftcore.data.source.load import numbers_of, split_off
+from sftcore.data.source.load import split_off
 from sftcore.data.source.several import inspect_set, load_set
-from sftcore.data.source.slices import numbers_in, window_of
+from sftcore.data.source.slices import window_of
 
 COUNT = 37
 
