@@ -55,7 +55,8 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
 
     active = [name for name in self.active_adapters if name in self.lora_A]
     plain = len(active) == 1 and not (args or kwargs or self.disable_adapters or self.merged)
-    if not plain or torch.compiler.is_compiling():
+    plain = plain and not any(map(_is_hooked, (self.lora_A[active[0]], self.lora_B[active[0]])))
+    if not plain or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         result: torch.Tensor = type(self).forward(self, x, *args, **kwargs)
         return result
     (name,) = active
@@ -79,10 +80,9 @@ def _is_frozen_product(layer: torch.nn.Module, x: torch.Tensor) -> bool:
     """Whether a layer computes x W^T with weights that are not trained, and nobody looks at what it gives."""
     import torch
 
-    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     if torch._C._len_torch_dispatch_stack():  # selective checkpointing keeps products
         return False
-    if type(layer) is not torch.nn.Linear or "forward" in vars(layer) or any(getattr(layer, name) for name in hooks):
+    if type(layer) is not torch.nn.Linear or _is_hooked(layer):
         return False
     # weights that are sharded (DeepSpeed, DTensor) are gathered by the operations that they know
     weight, bias = layer.weight, layer.bias
@@ -90,11 +90,16 @@ def _is_frozen_product(layer: torch.nn.Module, x: torch.Tensor) -> bool:
     return plain and not (weight.requires_grad or (bias is not None and bias.requires_grad))
 
 
+def _is_hooked(layer: torch.nn.Module) -> bool:
+    """Whether somebody looks at what a layer is given or gives, or has replaced its forward."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return "forward" in vars(layer) or any(getattr(layer, name) for name in hooks)
+
+
 @functools.cache
 def _function() -> Any:
     """The autograd function; made on demand, since torch is not imported with this module."""
     import torch
-    from torch.autograd.function import once_differentiable
 
     def without_autocast(x: torch.Tensor) -> Any:
         device = x.device.type
@@ -137,8 +142,10 @@ def _function() -> Any:
             return torch.ops.aten._unsafe_view(added_NO, [*x.shape[:-1], added_NO.shape[-1]])
 
         @staticmethod
-        @once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+            if torch.is_grad_enabled():  # create_graph=True: the gradient is to be differentiated itself
+                with without_autocast(grad):
+                    return _differentiable(ctx, grad)
             x, inner_NR, a_RI, b_OR, weight_OI = ctx.saved_tensors
             dtype, needs = ctx.dtype, ctx.needs_input_grad
             grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
@@ -169,6 +176,22 @@ def _function() -> Any:
             )
 
     return AddLowRank
+
+
+def _differentiable(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of `AddLowRank` in operations of torch's own, none of them in place."""
+    x, _, a_RI, b_OR, weight_OI = ctx.saved_tensors
+    scaling, dtype = ctx.scaling, ctx.dtype
+    grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    wide_NO, tall_NI, down_RI, up_OR = (one.to(dtype) for one in (grad_NO, x_NI, a_RI, b_OR))
+    narrow_NR = (wide_NO @ up_OR) * scaling
+    grad_x_NI = (narrow_NR @ down_RI).to(x.dtype)
+    if weight_OI is not None:
+        grad_x_NI = grad_x_NI + grad_NO @ weight_OI
+    grad_a_RI = (narrow_NR.T @ tall_NI).to(a_RI.dtype)
+    grad_b_OR = (wide_NO.T @ (tall_NI @ down_RI.T) * scaling).to(b_OR.dtype)
+    found = grad, None, None, grad_x_NI.view_as(x), grad_a_RI, grad_b_OR, None, None
+    return tuple(one if needed else None for one, needed in zip(found, ctx.needs_input_grad, strict=True))
 
 
 def _rows_at_once(x_NI: torch.Tensor, dtype: torch.dtype) -> list[slice]:

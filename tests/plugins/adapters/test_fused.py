@@ -288,3 +288,44 @@ def test_less_is_kept_for_the_backward_pass(tokenizer):
 
     theirs, ours = pair(tokenizer, dtype=torch.bfloat16)
     assert kept(ours) < 0.75 * kept(theirs)
+
+
+def test_the_gradient_can_itself_be_differentiated(tokenizer):
+    """As a penalty on it needs, with frozen weights under the adapter and with others."""
+
+    def penalty(model):
+        loss = model(input_ids=IDS, labels=IDS).loss
+        trained = [one for one in model.parameters() if one.requires_grad]
+        gradients = torch.autograd.grad(loss, trained, create_graph=True)
+        (loss + sum((one**2).sum() for one in gradients)).backward()
+        return loss.detach(), loss.detach(), {name: one.grad for name, one in model.named_parameters()
+                                              if one.requires_grad}  # fmt: skip
+
+    eager = {"attn_implementation": "eager"}
+    for options in ({}, {"lora_dropout": 1e-9}):
+        theirs, ours = pair(tokenizer, config=eager, **options)
+        same(penalty(ours), penalty(theirs), 1e-4)
+
+
+def test_a_hook_within_the_adapter_is_called_as_in_peft(tokenizer):
+    seen = []
+    for model in pair(tokenizer):
+        layer = model.base_model.model.model.layers[0].mlp.up_proj
+        layer.lora_A["default"].register_forward_hook(lambda module, args, output: seen.append(output.norm().item()))
+        step(model)
+    assert len(seen) == 2
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)
+
+
+def test_transforms_of_torch_func_take_pefts_own_forward(tokenizer):
+    def gradient(model):
+        trained = {name: one.detach() for name, one in model.named_parameters() if one.requires_grad}
+
+        def loss(weights):
+            return torch.func.functional_call(model, weights, (), {"input_ids": IDS, "labels": IDS}).loss
+
+        return torch.func.grad(loss)(trained)
+
+    wanted, got = (gradient(one) for one in pair(tokenizer, config={"attn_implementation": "eager"}))
+    for name, one in wanted.items():
+        torch.testing.assert_close(got[name], one, rtol=1e-4, atol=1e-6)
