@@ -24,6 +24,7 @@ from sftcore.core.errors import ModelError, SFTCoreError
 from sftcore.core.types import LossFunction, LossOutput
 from sftcore.data.host_facts import supervised_positions
 from sftcore.model.embeddings import num_rows
+from sftcore.model.loss_call import LossCall, computing
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +47,8 @@ class LossRequest:
 
     labels: (B, T) int64; weights: (B, T) float32, or None; num_items: () float32, what the loss is divided by;
     positions: (N,) int64, row * T + column of each token whose next token counts, None where they are still to be
-    found, for which the host waits; whole: whether the model's own outputs are wanted, with all logits; found: the
-    answer, detached.
+    found, for which the host waits; whole: whether the model's own outputs are wanted, with all logits; inputs: the
+    model's other arguments, for losses that ask for them; found: the answer, detached.
     """
 
     labels: torch.Tensor
@@ -55,6 +56,7 @@ class LossRequest:
     weights: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     whole: bool = False
+    inputs: Mapping[str, Any] = field(factory=dict)
     found: dict[str, torch.Tensor] = field(factory=dict, init=False)
 
     def answer(self, found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -115,6 +117,7 @@ class BoundLoss:
             Scalars: loss, entropy and correct as in `LossOutput`, supervised (how many tokens counted), and aux_loss
             where the model balances the load of its experts.
         """
+        request.inputs = inputs
         return request.exact(model(**inputs, **{REQUEST: request}))
 
     def ask_whole(self, model: Any, inputs: Mapping[str, Any], request: LossRequest) -> tuple[dict[str, Any], Any]:
@@ -122,7 +125,7 @@ class BoundLoss:
 
         What hooks on the model make of that loss is the loss.
         """
-        request.whole = True
+        request.whole, request.inputs = True, inputs
         outputs = model(**inputs, **{REQUEST: request})
         if not isinstance(outputs, Mapping):  # of a hook that returns a tuple
             return request.exact({"loss": outputs[0]}), outputs
@@ -251,11 +254,16 @@ def gathered_loss(
         positions_N = supervised_positions(labels_BT, weights_BT)
     labels_N = labels_BT.flatten().index_select(0, positions_N + 1)
     weights_N = None if weights_BT is None else weights_BT.flatten().index_select(0, positions_N + 1)
-    if virtual := states_BTW.shape[1] - width:
-        positions_N = positions_N + (positions_N // width + 1) * virtual
     device = states_BTW.device  # of a model on several devices: the last one
-    states_NW = states_BTW.flatten(0, 1).index_select(0, positions_N.to(device))
-    output: LossOutput = loss(states_NW, head, labels_N.to(device), weights_N, request.num_items)
+
+    def gather(states_BTX: torch.Tensor) -> torch.Tensor:
+        places_N = positions_N
+        if virtual := states_BTX.shape[1] - width:
+            places_N = places_N + (places_N // width + 1) * virtual
+        return states_BTX.flatten(0, 1).index_select(0, places_N.to(states_BTX.device))
+
+    with computing(LossCall(request.inputs, gather)):
+        output: LossOutput = loss(gather(states_BTW), head, labels_N.to(device), weights_N, request.num_items)
     return {
         "loss": output.loss,
         **({} if output.entropy is None else {"entropy": output.entropy.detach()}),

@@ -12,6 +12,7 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 | kernels | `decoder_layers`* |
 | losses | `OwnLoss`, of a plugin that leaves the loss to the model |
 | kernels, losses | `triton_is_interpreted` |
+| losses | `loss_call`: what the model was called with, and what gathers a teacher's states at the loss's positions |
 | loaders, adapters | `adapter_folder`, `quantisation_asked_for`, `quantisation_of`*, `prepare_quantised`* |
 | adapters | `declared_fields`, `selective_of`, `vision_parts`* |
 | errors | `nearest`, the closest of some names, as a question |
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sftcore.data.images.pictures import DOCUMENTS
     from sftcore.data.images.reference import MAX_PIXELS, open_image
     from sftcore.losses.own_loss import OwnLoss
+    from sftcore.model.loss_call import loss_call
     from sftcore.model.memory.layers import decoder_layers
     from sftcore.model.precision import prepare_quantised, quantisation_of
     from sftcore.model.vision import vision_parts
@@ -52,6 +54,7 @@ __all__ = [
     "edges_of",
     "filler_of",
     "flatten_rows",
+    "loss_call",
     "multiple_of",
     "nearest",
     "open_image",

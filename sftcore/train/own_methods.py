@@ -38,6 +38,7 @@ def handed_on(
         loss_computed(loss)
         return loss
 
+    get_batch_samples.own, training_step.own = own_batches, own_step  # type: ignore[attr-defined]
     trainer.get_batch_samples, trainer.training_step = get_batch_samples, training_step
     try:
         yield
@@ -46,9 +47,18 @@ def handed_on(
         vars(trainer).update(before)
 
 
-def is_overridden(trainer: Any, own: type, name: str) -> bool:
-    """Whether a subclass, or the trainer itself, has another method of this name than `own`."""
-    return name in vars(trainer) or getattr(type(trainer), name) is not getattr(own, name)
+CALL_THE_MODEL = "compute_loss", "training_step", "prediction_step"
+"""Methods that call the model, or have others call it, on a batch as `_prepare_inputs` gives it."""
+
+
+def is_overridden(trainer: Any, own: type, *names: str) -> bool:
+    """Whether a subclass, or the trainer itself, has another method of one of these names than `own`."""
+    for name in names:
+        method = getattr(trainer, name)
+        method = getattr(method, "own", method)  # within `handed_on`
+        if getattr(method, "__func__", method) is not getattr(own, name):
+            return True
+    return False
 
 
 def _as_loss(found: Any, owner: str) -> torch.Tensor:

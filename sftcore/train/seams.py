@@ -151,6 +151,13 @@ class TrainerSeams(Trainer):
         moved: dict[str, Any] = self._prepare_inputs(inputs)
         return moved
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return self.as_the_model_takes(super()._prepare_inputs(inputs))
+
+    def as_the_model_takes(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch as a subclass that calls the model itself may hand it to the model."""
+        return inputs
+
     def items_of_step(self, batches: list[Any]) -> torch.Tensor | None:
         """What the loss of a step is divided by: the sum of weights in its batches, of all processes: () float32."""
         return self._get_num_items_in_batch(batches, torch.device(self.args.device))

@@ -59,7 +59,7 @@ from sftcore.train.guard.steps import StepGuard
 from sftcore.train.guard.watchdog import LossWatch
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
-from sftcore.train.own_methods import is_overridden
+from sftcore.train.own_methods import CALL_THE_MODEL, is_overridden
 from sftcore.train.parts.agreement import Agreement
 from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
@@ -363,6 +363,12 @@ class SFTTrainer(OpenLayout):
             self.evaluation.add(loss, batch.request.num_items)
         loss = self.without_rows.before_share(loss)
         return (loss, outputs) if return_outputs else loss
+
+    def as_the_model_takes(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Documents that share a row are kept apart here already where a subclass calls the model itself."""
+        if not is_overridden(self, SFTTrainer, *CALL_THE_MODEL):
+            return inputs
+        return self.shared_rows(inputs, self._mode)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add entropy, mean_token_accuracy and num_tokens to what is logged; at evaluation with its prefix.

@@ -20,6 +20,7 @@ from sftcore.core.errors import ModelError, SFTCoreError, said_by
 from sftcore.core.types import LossFunction, LossOutput
 from sftcore.losses.token_loss import TokenLoss
 from sftcore.model.bound_loss import BoundLoss, LossRequest
+from sftcore.model.loss_call import repeated
 from sftcore.trials.outcome import PASSED, Outcome
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def try_loss(
 
     def value(repeats: int = 1, items: float = 1.0, weights_N: torch.Tensor | None = None) -> float:
         states, labels = hidden_NW.repeat(repeats, 1), labels_N.repeat(repeats)
-        with torch.no_grad():
+        with torch.no_grad(), repeated(repeats):
             found = loss(states, head, labels, weights_N, torch.full((), items * count, device=device))
         return float(found.loss)
 

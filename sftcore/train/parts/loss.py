@@ -58,7 +58,7 @@ class LossBatch:
             own = {"labels": labels, "weights": weights}
             num_items = count_items([own]) if facts is None else facts.num_items
         divisor = on_device(num_items, labels.device)
-        request = LossRequest(labels, divisor, weights, None if facts is None else facts.positions)
+        request = LossRequest(labels, divisor, weights, None if facts is None else facts.positions, inputs=inputs)
         return cls(inputs, request, num_tokens, facts)
 
     @property

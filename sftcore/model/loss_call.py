@@ -1,0 +1,77 @@
+"""The call of the model in which a loss is computed, for losses that need more than hidden states and labels.
+
+A teacher's, for one: it is called with what the model was called with, and gathered at the same positions.
+
+Shapes: B rows, T tokens, N supervised positions.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, frozen
+
+from sftcore.core.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@frozen
+class LossCall:
+    """What a loss function may ask about the call in which it computes.
+
+    inputs: the arguments that the model was called with: input_ids (B, T), and attention_mask or position_ids and
+    whatever keeps documents apart; gather: from (B, T, ...) to (N, ...), the positions of the loss's hidden states, in
+    their order.
+    """
+
+    inputs: Mapping[str, Any]
+    gather: Callable[[torch.Tensor], torch.Tensor]
+
+
+class _Now(threading.local):
+    call: LossCall | None = None
+
+
+_now = _Now()
+
+
+def loss_call() -> LossCall:
+    """The call in which a loss function is computing. Ask within the loss, and not within what it differentiates.
+
+    Raises:
+        ModelError: no model is called, as where a loss is tried by itself.
+    """
+    if _now.call is None:
+        raise ModelError("loss_call() is asked outside a call of the model, which a loss is computed in.", where="loss")
+    return _now.call
+
+
+@contextmanager
+def computing(call: LossCall) -> Iterator[None]:
+    """Around a call of the loss."""
+    before, _now.call = _now.call, call
+    try:
+        yield
+    finally:
+        _now.call = before
+
+
+@contextmanager
+def repeated(times: int) -> Iterator[None]:
+    """Inside, the loss is given each position so many times, one round behind another, as a trial does."""
+    call = _now.call
+    if call is None or times == 1:
+        yield
+        return
+
+    def gather(states: torch.Tensor) -> torch.Tensor:
+        found = call.gather(states)
+        return found.repeat(times, *(1 for _ in found.shape[1:]))
+
+    with computing(evolve(call, gather=gather)):
+        yield
