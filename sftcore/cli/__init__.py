@@ -55,7 +55,7 @@ _FOLDERS = {
     **dict.fromkeys(("cache", "schema"), "machine"),
     "import": "bring",
 }
-"""The folders of verbs that are not beside this file: for a trained run, for authors of plugins, about this machine, and
+"""The folders of verbs that are not beside this file: for a trained run, for authors of plugins, about this machine,
 for who comes from another tool."""
 
 

@@ -31,7 +31,6 @@ from sftcore.data.ranks import Rank
 from sftcore.data.rules.long_rows import LongRule, choice_of
 from sftcore.data.rules.numbers import numbers_of
 from sftcore.data.rules.system_prompt import NOT_ADDED
-from sftcore.data.source.load import numbers_of
 from sftcore.data.store.beside import other_columns, refuse_no_place, with_columns
 from sftcore.data.store.cache import Key, find_or_make, wrapped
 from sftcore.data.store.counts import StreamCounts

@@ -65,7 +65,8 @@ def test_every_field_of_a_recipe_is_a_word():
 def test_each_shell_gets_its_script_and_nothing_heavy_is_imported(shell):
     code = (
         "import sys, atexit\n"
-        "atexit.register(lambda: sys.stderr.write(str(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))))\n"
+        "heavy = {'torch', 'transformers', 'datasets'}\n"
+        "atexit.register(lambda: sys.stderr.write(str(sorted(heavy & set(sys.modules)))))\n"
         "from sftcore.cli import main\nmain()"
     )
 
