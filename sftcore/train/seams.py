@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
 from sftcore.config.sft_config import secrets_kept_out_of_files
@@ -25,12 +25,10 @@ from sftcore.model.unwrap import is_peft_model
 from sftcore.train.checkpoint.atomic import AtomicCheckpoints
 from sftcore.train.checkpoint.resume import Resumption, is_stream
 from sftcore.train.checkpoint.same_run import RunFacts
-from sftcore.train.checkpoint.state import Randomness
 from sftcore.train.distributed import is_taken_apart, not_sharded_yet, nothing_sharded
 from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
-from sftcore.train.loop_callback import LoopCallback
 from sftcore.train.own_methods import handed_on
 from sftcore.train.parts.agreement import Agreement
 from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known
@@ -41,6 +39,7 @@ from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.part import Part
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.without_rows import OwnLossWithoutRows
+from sftcore.train.randomness import Randomness
 
 _SAVES_TOGETHER = "is_distributed_loading_by_transformers"
 """transformers' Trainer has it where all processes of a split model take part in saving it (5.24, not 5.17)."""
@@ -52,7 +51,7 @@ class TrainerSeams(Trainer):
     rows: RowDistribution
     without_rows: OwnLossWithoutRows
     agreement: Agreement
-    loop_callback: LoopCallback
+    loop_callback: TrainerCallback
     guard: StepGuard
     resumption: Resumption
     checkpoints: AtomicCheckpoints

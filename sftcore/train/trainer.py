@@ -48,7 +48,6 @@ from sftcore.train.arguments import (
 from sftcore.train.checkpoint.atomic import AtomicCheckpoints
 from sftcore.train.checkpoint.resume import Resumption
 from sftcore.train.checkpoint.same_run import RunFacts
-from sftcore.train.checkpoint.state import Randomness
 from sftcore.train.checkpoint.untrusted import reading
 from sftcore.train.distributed import prepare_processes
 from sftcore.train.guard.divergence import LossLevel, Nonfinite
@@ -75,6 +74,7 @@ from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.trials import try_plugins
 from sftcore.train.parts.weighted import refuse_unread_weights
 from sftcore.train.parts.without_rows import OwnLossWithoutRows
+from sftcore.train.randomness import Randomness
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.recorder import RunRecorder

@@ -12,14 +12,12 @@ from datasets import IterableDataset
 
 from sftcore.train.checkpoint.same_run import require_same
 from sftcore.train.checkpoint.state import (
-    Randomness,
     RunState,
-    set_torch_random,
     source_of,
     storable,
-    torch_random,
 )
 from sftcore.train.parts.part import Part
+from sftcore.train.randomness import Randomness, set_torch_random, torch_random
 from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
