@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -62,7 +63,11 @@ class PluginEntry:
         """
         module_name, _, attribute = self.value.partition(":")
         try:
-            obj: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+            obj: Any = functools.reduce(
+                getattr, filter(None, attribute.split(".")), importlib.import_module(module_name)
+            )
+            if isinstance(obj, types.ModuleType):
+                raise TypeError(f"{self.value} is a module; an entry point names a class in it, as MODULE:CLASS")
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a third party's module may raise anything

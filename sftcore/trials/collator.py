@@ -15,6 +15,8 @@ from attrs import define
 from sftcore.core.types import IGNORED
 from sftcore.trials.outcome import PASSED, Outcome
 
+SHIFTED = "its labels are shifted by "
+"""How the fault begins that no collator can mean."""
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
@@ -217,7 +219,7 @@ def _changed_labels(changed: Sequence[tuple[_Document, _Document]]) -> str:
         ahead, behind = document.labels[max(shift, 0) :], taken.labels[max(-shift, 0) :]
         both = min(len(ahead), len(behind))
         if (ahead[:both] != IGNORED).any() and (ahead[:both] == behind[:both]).all():
-            return f"its labels are shifted by {shift}: the model shifts them by itself (allowed: 0)"
+            return f"{SHIFTED}{shift}: the model shifts them by itself (allowed: 0)"
     same = (taken.counted == document.counted) & (taken.labels == document.labels)
     if same.all():
         kept = document.counted

@@ -58,7 +58,7 @@ def _made(selection: Selection, entry: PluginEntry, cls: type[Any], *, path: str
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise BrokenPluginError(
             f"{entry.label} {entry.version} cannot be made ({frame.filename}:{frame.lineno}): {said_by(error)}.",
-            where=path,
+            where="" if path == entry.label else path,
             fix=f"Update or remove {entry.distribution}, or report this to its authors.",
         ) from error
     return refuse_misfit(Bound(selection, entry, plugin, observed))

@@ -15,7 +15,8 @@ import numpy as np
 from accelerate.utils import gather_object
 from attrs import define, field
 
-from sftcore.core.errors import BrokenPluginError, SFTCoreError, said_by
+from sftcore.core.door import located
+from sftcore.core.errors import BrokenPluginError, DataError, SFTCoreError, said_by
 from sftcore.core.types import IGNORED
 from sftcore.documents.layouts import layout_of
 from sftcore.documents.proof import evaluation_mode, ordinary_token_ids
@@ -28,6 +29,7 @@ from sftcore.trials.kept import KeptTrials
 from sftcore.trials.loss import try_loss_in_model
 from sftcore.trials.model import PLAIN, ModelTrial
 from sftcore.trials.outcome import Outcome
+from sftcore.trials.own import try_own_collator, try_own_loss
 from sftcore.util.claims import refused, spelled
 from sftcore.util.foreign import naming_plugins
 from sftcore.util.process_state import left_as_found
@@ -97,11 +99,32 @@ class RunTrials:
                     yield from self._said(one, self._tried(one, trial))
         if not self.sharded:  # last, since it runs with what the others do to the model
             yield from self._losses()
+        yield from self._own()
 
     def _losses(self) -> Iterator[str]:
         if self.trainer.compute_loss_func is None and self.trainer.label_smoother is None:
             for one in self.trainer.setup.plugins.answers("make_loss"):
                 yield from self._said(one, self._tried(one, self._loss, kept=not self.sharded))
+
+    def _own(self) -> Iterator[str]:
+        """What the user passed in beside plugins: a collator, and a loss function."""
+        import torch
+
+        trainer = self.trainer
+        own = getattr(trainer.layouts.taken, "collator", trainer.layouts.taken)
+        if (
+            self.rows
+            and not trainer.setup.plugins.answers("make_collator")
+            and hasattr(trainer.train_dataset, "__len__")
+        ):
+            yield from own_said("data_collator", own, try_own_collator(trainer.layouts.taken, self.rows))
+        if trainer.compute_loss_func is not None and not self.sharded:
+            ids = self._ids()
+            with evaluation_mode(trainer.model), torch.no_grad():
+                outputs = trainer.model(input_ids=ids, use_cache=False)
+            adds_up = trainer.args.gradient_accumulation_steps * trainer.args.world_size > 1
+            outcome = try_own_loss(trainer.compute_loss_func, outputs, ids, adds_up=adds_up)
+            yield from own_said("compute_loss_func", trainer.compute_loss_func, outcome)
 
     @property
     def sharded(self) -> bool:
@@ -192,24 +215,41 @@ class RunTrials:
         return self._called(one, f"on the first {len(rows)} rows", lambda: try_collator(trainer.layouts.taken, rows))
 
     def _loss(self, one: Bound) -> Outcome:
-        import torch
-
-        trainer = self.trainer
-        causal = causal_model(trainer.loaded.model)
-        known = torch.tensor(ordinary_token_ids(causal.config))
-        tokens = min(TOKENS, trainer.data.max_length or TOKENS)  # a model may have few positions
-        generator = torch.Generator().manual_seed(3)
-        ids = known[torch.randint(len(known), (1, tokens), generator=generator)].to(trainer.args.device)
+        trainer, ids = self.trainer, self._ids()
         with evaluation_mode(trainer.model):
             return try_loss_in_model(
                 trainer.bound_loss.loss,
                 trainer.model,
-                causal,
+                causal_model(trainer.loaded.model),
                 ids,
                 gathers=trainer.bound_loss.gathers,
                 weighted=self.weighted,
                 gradients=not self.sharded,
             )
+
+    def _ids(self) -> torch.Tensor:
+        """Ordinary tokens that a loss is tried on: (1, T) int64."""
+        import torch
+
+        trainer = self.trainer
+        known = torch.tensor(ordinary_token_ids(causal_model(trainer.loaded.model).config))
+        tokens = min(TOKENS, trainer.data.max_length or TOKENS)  # a model may have few positions
+        generator = torch.Generator().manual_seed(3)
+        return known[torch.randint(len(known), (1, tokens), generator=generator)].to(trainer.args.device)
+
+
+def own_said(what: str, function: Any, outcome: Outcome) -> Iterator[str]:
+    """Raise what is wrong with something of the user's, or give what is to be said; both name its file and line.
+
+    Raises:
+        DataError: it is nothing that a run can train on.
+    """
+    at = located(function)
+    named = f"{what} ({at})" if at else what
+    if outcome.fault:
+        raise DataError(f"{named} {outcome.fault}.", fix=outcome.fix)
+    for note in outcome.notes:
+        yield f"{named} {note}"
 
 
 def first_rows(trainer: Any) -> list[dict[str, Any]]:
