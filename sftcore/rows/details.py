@@ -78,10 +78,11 @@ def with_details(message: Message, where: str) -> Message:
     content = message.content
     length = len(content) if isinstance(content, str) else sum(len(part.text or "") for part in text_parts(content))
     entries = _entries(value, names[0], where)
-    usual = _usual(message)
-    read = (_stretch(one, names[0], where, usual) for one in entries if "of" not in one)
-    stretches = _covered(sorted(read, key=lambda one: one.start), length, where)
-    thought = next((float(one["weight"]) for one in entries if "of" in one), None)
+    usual = usual_weight(message)
+    read = [(one, _weight_of(one, names[0], where, usual)) for one in entries]
+    stretches = [_stretch(one, weight, names[0], where) for one, weight in read if "of" not in one]
+    stretches = _covered(sorted(stretches, key=lambda one: one.start), length, where)
+    thought = next((weight for one, weight in read if "of" in one), None)
     return _kept(attrs.evolve(message, extra=rest), stretches, thought)
 
 
@@ -101,7 +102,7 @@ def as_details(message: Message, parts: Sequence[Part], weights: Sequence[float]
         elif part.text is not None:
             start = stretches[-1].end if stretches else 0
             stretches.append(Stretch(start, start + len(part.text), weight))
-        elif weight != _usual(message):
+        elif weight != usual_weight(message):
             raise RowError(
                 f'{where} trains some of its parts, and not the one of type "{part.type}", which is not a text.',
                 fix="Give it a message of its own, with train: false.",
@@ -114,7 +115,7 @@ def _kept(message: Message, stretches: Sequence[Stretch], thought: float | None)
     stretches = [one for one in stretches if one.start < one.end]
     weights = {one.weight for one in stretches} | ({thought} - {None})
     trained = message.train if message.train is not None else any(weights)
-    if weights <= {0.0} or weights == {_usual(message)}:
+    if weights <= {0.0} or weights == {usual_weight(message)}:
         return attrs.evolve(message, train=trained) if weights else message
     entries: list[dict[str, Any]] = [
         {"begin_offset": one.start, "end_offset": one.end - 1, "train": one.weight > 0, "weight": one.weight}
@@ -125,7 +126,7 @@ def _kept(message: Message, stretches: Sequence[Stretch], thought: float | None)
     return attrs.evolve(message, train=trained, extra={**message.extra, DETAIL: entries})
 
 
-def _usual(message: Message) -> float:
+def usual_weight(message: Message) -> float:
     """How much the message counts where it says no more."""
     return 1.0 if message.weight is None else message.weight
 
@@ -144,14 +145,31 @@ def _entries(value: Any, name: str, where: str) -> list[Mapping[str, Any]]:
     return list(found)
 
 
-def _stretch(entry: Mapping[str, Any], name: str, where: str, usual: float) -> Stretch:
-    start, last, train = entry.get("begin_offset"), entry.get("end_offset"), entry.get("train")
-    whole = all(
-        isinstance(one, (int, float)) and not isinstance(one, bool) and one == int(one) >= 0 for one in (start, last)
-    )
-    if not whole or not isinstance(train, (bool, int, float)) or train not in (0, 1) or last < start:  # type: ignore[operator]
-        raise RowError(f'{where}: "{name}" holds {shortened(dict(entry))}, which cannot be read.', fix=_FIX)
-    return Stretch(int(start), int(last) + 1, entry.get("weight", usual if train else 0.0))  # type: ignore[arg-type]
+def _weight_of(entry: Mapping[str, Any], name: str, where: str, usual: float) -> float:
+    train, weight = entry.get("train"), entry.get("weight")
+    if isinstance(train, (bool, int, float)) and train in (0, 1):
+        if weight is None or not train:
+            return usual if train else 0.0
+        if isinstance(weight, (int, float)) and 0 <= weight <= 1:
+            return float(weight)
+    raise _unreadable(entry, name, where)
+
+
+def _stretch(entry: Mapping[str, Any], weight: float, name: str, where: str) -> Stretch:
+    first, last = (_offset(entry.get(key)) for key in ("begin_offset", "end_offset"))
+    if first is None or last is None or last < first:
+        raise _unreadable(entry, name, where)
+    return Stretch(first, last + 1, weight)
+
+
+def _offset(value: Any) -> int | None:
+    """A place in a text, also as a number with a point, which tables make of one; None for anything else."""
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return int(value) if whole and not isinstance(value, bool) and value >= 0 else None
+
+
+def _unreadable(entry: Mapping[str, Any], name: str, where: str) -> RowError:
+    return RowError(f'{where}: "{name}" holds {shortened(dict(entry))}, which cannot be read.', fix=_FIX)
 
 
 def _covered(stretches: Sequence[Stretch], length: int, where: str) -> list[Stretch]:

@@ -10,7 +10,7 @@ import attrs
 
 from sftcore.core.errors import RowError
 from sftcore.core.types import Message, Part
-from sftcore.rows.details import NAMES, as_details, with_details
+from sftcore.rows.details import NAMES, as_details, usual_weight, with_details
 
 _FLAGS = {
     **dict.fromkeys(("train", "loss", "loss_mask", "trainable"), True),
@@ -63,7 +63,7 @@ def _as_parts_are_marked(message: Message, parts: Sequence[Part], where: str) ->
         raise RowError(f"{where} has marks on its parts and details for its characters.", fix="Keep one of them.")
     for train, weight in marks:
         _counting(message, train, weight, where)  # two weights that differ
-    usual = 1.0 if message.weight is None else message.weight
+    usual = usual_weight(message)
     weights = [0.0 if train is False else usual if weight is None else weight for train, weight, _ in read]
     return as_details(message, bare, weights, where)
 
