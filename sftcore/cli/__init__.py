@@ -28,7 +28,7 @@ _VERBS = {
     "check": "Check a whole data set without training: report what a run would keep, cut and refuse.",
     "preview": "Show a row as the model will see it, with the supervised tokens marked.",
     "list-plugins": "List the installed plugins, and say why any of them cannot be used.",
-    "explain": "Show which plugin answers each hook of a run.",
+    "explain": "Show every value of a run with where it comes from, and which plugin answers each hook.",
     "selftest": "Verify that a run computes the same loss and gradients as plain transformers.",
     "parity": "Check that a saved model will be served with the template and tokens it was trained with.",
     "replay": "Repeat a run from its manifest and compare the weights bit by bit.",

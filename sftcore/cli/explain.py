@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,16 +13,33 @@ from sftcore.core.visible import visible
 
 if TYPE_CHECKING:
     from sftcore.config.data.section import SourceSection
+    from sftcore.config.recipe import Recipe
     from sftcore.config.setup import Setup
     from sftcore.core.registry import Bound
 
 
 @click.command("explain")
 @takes_recipe
-def command(words: tuple[str, ...], block: tuple[str, ...]) -> None:
-    """Show which plugin answers each hook of a run, from which distribution, file and line, in which order."""
-    for line in _lines(words, block):
+@click.option("--diff", metavar="OTHER", help="Show what another recipe, or the run in a folder, does differently.")
+def command(words: tuple[str, ...], block: tuple[str, ...], diff: str | None) -> None:
+    """Show every value of a run with where it comes from, and which plugin answers each hook, in which order.
+
+    With --diff, show only the values in which the run differs from another recipe, or from a run's manifest.
+    """
+    for line in _lines(words, block) if diff is None else _differences(words, block, diff):
         click.echo(visible(line))
+
+
+def _differences(words: tuple[str, ...], block: tuple[str, ...], other: str) -> Iterator[str]:
+    from sftcore.config.described.origins import MISSING, differences, values_by_path, values_of
+    from sftcore.config.setup import set_up_recipe
+
+    recipe = recipe_from(words, block)
+    found = list(differences(values_by_path(recipe, set_up_recipe(recipe)), values_of(other)))
+    counted = "1 value differs" if len(found) == 1 else f"{len(found)} values differ"
+    yield f"{counted}: here, and in {other}" if found else f"No value differs from {other}."
+    for path, mine, its in found:
+        yield f"  {path:<40} {_spelled(mine, MISSING)}  |  {_spelled(its, MISSING)}"
 
 
 def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
@@ -69,6 +87,24 @@ def _lines(words: tuple[str, ...], block: tuple[str, ...]) -> Iterator[str]:
             around = "  around the others" if one.wraps(hook) else ""
             who = f"{one.entry.name}@{one.entry.distribution}"
             yield f"  {hook if i == 0 else '':<18} {who}  {one.source(hook)}{around}"
+    yield ""
+    yield "Values, and where each comes from:"
+    yield from _with_origins(words, recipe, setup)
+
+
+def _with_origins(words: tuple[str, ...], recipe: Recipe, setup: Setup) -> Iterator[str]:
+    """A line for each value, those that somebody set before the defaults."""
+    from sftcore.config.described.origins import origins
+
+    keys = [word.partition("=")[0] for word in words if "=" in word]
+    found = sorted(origins(recipe, setup, keys), key=lambda one: one.whose.startswith("default"))
+    for one in found:
+        yield f"  {one.path:<40} {_spelled(one.value):<24} ({one.whose})"
+
+
+def _spelled(value: Any, missing: Any = None) -> str:
+    """A value as a recipe writes it, on one line."""
+    return str(value) if missing is not None and value == missing else json.dumps(value, ensure_ascii=False)
 
 
 def _format_of(section: SourceSection, setup: Setup) -> Bound | None:

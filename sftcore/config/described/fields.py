@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from attrs import frozen
 
 from sftcore.config.fields import config_fields
-from sftcore.config.settings.declared import fields_of, training_arguments
+from sftcore.config.settings.declared import fields_of, source, training_arguments
 
 OURS, TRANSFORMERS, TRL = "sftcore", "transformers", "TRL"
 OF_TRL = frozenset((
@@ -37,8 +38,8 @@ class Described:
 @functools.cache
 def described_fields() -> Mapping[str, Described]:
     """Each field by name. Of a default that is computed, the value is its expression in `<…>`."""
-    source = (Path(__file__).parents[1] / "sft_config.py").read_text(encoding="utf-8")
-    own, texts = fields_of(source, "SFTConfig"), _docstrings(source)
+    text = (Path(__file__).parents[1] / "sft_config.py").read_text(encoding="utf-8")
+    own, texts = fields_of(text, "SFTConfig"), _docstrings(text)
     found = {}
     for name in config_fields():
         if name in own:
@@ -49,17 +50,17 @@ def described_fields() -> Mapping[str, Described]:
     return found
 
 
-def _docstrings(source: str) -> Mapping[str, str]:
+def _docstrings(text: str) -> Mapping[str, str]:
     """The text below each field of SFTConfig, on one line."""
-    body = next(node.body for node in ast.parse(source).body if getattr(node, "name", "") == "SFTConfig")  # type: ignore[attr-defined]
+    body = next(node.body for node in ast.parse(text).body if getattr(node, "name", "") == "SFTConfig")  # type: ignore[attr-defined]
     return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(body)
+        field.target.id: " ".join(below.value.value.split())
+        for field, below in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
     }
 
 
@@ -88,4 +89,11 @@ def _literal(value: ast.expr) -> Any:
         return ast.literal_eval(value)
     except ValueError:
         text = ast.unparse(value)
-        return {"dict": {}, "list": []}.get(text, f"<{text}>")
+    if text in ("dict", "list"):
+        return {} if text == "dict" else []
+    if text.isidentifier():  # a name of the module, or of the class
+        found = re.findall(rf"^ *{text} = ['\"](\w+)['\"]$", source("transformers.training_args"), re.MULTILINE)
+        if len(set(found)) == 1:
+            return found[0]
+        text = " or ".join(dict.fromkeys(found)) or text  # which one it is depends on the machine
+    return f"<{text}>"

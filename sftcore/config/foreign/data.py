@@ -102,7 +102,8 @@ ENTRIES = (
             "message_field_training_detail masking_strategy", "", _TURNS),
     Foreign("train_on_eos train_on_eot eot_tokens ignore_eos", "", _END, rule=nothing),
     # templates and tokens
-    Foreign("template chat_template chat_template_name template_name prompt_template prompt_style", "chat_template",
+    Foreign("chat_template", "chat_template", _TEMPLATE, "axolotl llamafactory swift trl unsloth"),
+    Foreign("template chat_template_name template_name prompt_template prompt_style", "chat_template",
             _TEMPLATE),
     Foreign("chat_template_jinja chat_template_file chat_template_text jinja_template", "chat_template", _TEMPLATE),
     Foreign("system system_message default_system system_text default_system_prompt default_system_message",
@@ -126,7 +127,7 @@ OF_A_SOURCE = {
     "hf_hub_url": "path", "dataset_name": "path", "id": "path", "dataset_path": "path",
     "fraction": "weight", "proportion": "weight", "probability": "weight", "interleave_prob": "weight",
     "ratio": "weight", "share": "weight", "sampling_weight": "weight",
-    "max_rows": "rows", "num_samples": "rows", "max_samples": "rows", "limit": "rows", "num_rows": "rows",
+    "num_samples": "rows", "max_samples": "rows", "limit": "rows", "num_rows": "rows",
     "type": "format", "formatting": "format", "subset": "config", "dataset_config": "config", "label": "name",
 }  # fmt: skip
 """Names of other tools for the keys of one source of `data`."""
