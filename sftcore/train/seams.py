@@ -20,6 +20,7 @@ from transformers.trainer_utils import has_length
 from sftcore.config.sft_config import secrets_kept_out_of_files
 from sftcore.core.errors import ConflictError
 from sftcore.data.host_facts import WithFacts
+from sftcore.model.memory.in_backward import InBackward
 from sftcore.model.precision import cast_adapter
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.checkpoint.atomic import AtomicCheckpoints

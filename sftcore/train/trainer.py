@@ -22,6 +22,7 @@ from sftcore.data.sets import PREDICTED, DataPreparation
 from sftcore.documents.shared_rows import SharedRows
 from sftcore.losses.asked_again import asked_again
 from sftcore.model.bound_loss import BoundLoss
+from sftcore.model.memory.in_backward import InBackward
 from sftcore.model.memory.spared import spared_memory
 from sftcore.model.onlookers import gradient_hooks_paused
 from sftcore.model.precision import wants_master_weights
@@ -64,7 +65,6 @@ from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
 from sftcore.train.parts.compiled import Compilations
 from sftcore.train.parts.evaluation import EvaluationLoss
-from sftcore.train.parts.in_backward import InBackward
 from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_balance
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise

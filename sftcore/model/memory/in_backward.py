@@ -5,11 +5,12 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from sftcore.core.errors import ConflictError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class InBackward:
