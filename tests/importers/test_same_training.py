@@ -92,9 +92,8 @@ LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 def test_axolotl(prepared):
     """chat_template with roles_to_train: assistant, train_on_eos: turn; bf16: auto holds the base in bfloat16."""
-    trainer = prepared(
-        "axolotl-chat.yml", "data.eval_fraction=null", "eval_strategy=no", "eval_on_start=false", "evals_per_epoch=null"
-    )
+    without = ["data.eval_fraction=null", "eval_strategy=no", "eval_on_start=false", "evals_per_epoch=null"]
+    trainer = prepared("axolotl-chat.yml", *without)
     assert supervised(trainer) == [text + END for text in ROWS]
     assert effective_batch(trainer) == 4
     assert rates(trainer, 20, (0, 2, 11)) == pytest.approx([cosine(2e-4, step, 2, 20) for step in (0, 2, 11)])
