@@ -108,7 +108,7 @@ def _adapter(draft: Draft, kind: str) -> None:
         of = [key for key in ("finetuning_type", "quantization_bit") if draft.has(key)]
         lora(draft, _LORA, usual, bits=int(bits) if bits in (4, 8) else None, of=of)
         if bits in (4, 8):
-            compute = draft.entries["model.dtype"].value
+            compute = "float16" if draft.get("fp16") else draft.entries["model.dtype"].value
             if bits == 4:
                 draft.put("adapter.qlora.quant_type", draft.get("quantization_type", "nf4"), "quantization_type")
                 draft.put("adapter.qlora.double_quant", draft.get("double_quantization", True), "double_quantization")

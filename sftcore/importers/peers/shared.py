@@ -257,7 +257,7 @@ def _by_name(draft: Draft, name: str, value: Any, key: Key, peer: str) -> bool:
     if plain == "fsdp_config" and isinstance(value, Mapping) and value:
         fsdp(draft, value, key)
         return True
-    if value is None and (plain in config_fields() or lookup(plain, peer) is not None):
+    if value is None and (plain in config_fields() or plain in OLDER or lookup(plain, peer) is not None):
         draft.same("says nothing", key)
         return True
     if plain in _IRRELEVANT:
@@ -274,7 +274,8 @@ def _by_name(draft: Draft, name: str, value: Any, key: Key, peer: str) -> bool:
     try:
         made = entry.translated(value)
     except SFTCoreError as error:
-        draft.left(error.what.rstrip(".") + (f": {entry.note}" if entry.note else ""), key)
+        what = error.what.rstrip(".").replace(entry.names[0], name, 1)
+        draft.left(what + (f": {entry.note}" if entry.note else ""), key)
         return True
     except (TypeError, ValueError, AttributeError):
         draft.left("a value of another kind than the tool takes", key)

@@ -259,6 +259,7 @@ def _training(draft: Draft) -> None:
         draft.same("off, as it is here", "compile")
     if draft.get("optimizer_in_bwd"):
         draft.put("optimizer_in_backward", True, "optimizer_in_bwd")
+        draft.put("on_nonfinite", "continue", note="torchtune looks at no gradient before a weight changes")
     else:
         draft.same("off, as it is here", "optimizer_in_bwd")
     resume = draft.get("resume_from_checkpoint")

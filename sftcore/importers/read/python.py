@@ -142,7 +142,7 @@ class _Reader(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
         name, owner = _called(node)
-        if name == "apply_chat_template":
+        if name in ("apply_chat_template", "standardize_data_formats", "standardize_sharegpt"):
             self.source.traits.add(RENDERS)
         if name == "from_pretrained":
             group = TOKENIZER if owner in _TOKENIZERS else MODEL if owner in _MODELS or not owner else ""

@@ -1,0 +1,127 @@
+"""Spellings of the same thing: launchers, older names, values that scripts compute, and what only one tool means."""
+
+from __future__ import annotations
+
+import pytest
+
+from sftcore.importers.bring import bring
+from sftcore.importers.detect import detect
+
+
+def made(write, peer, name, text, **options):
+    return bring(peer, write(name, text), **options)
+
+
+def test_a_launcher_says_how_many_processes_and_its_module_is_not_an_option(write):
+    found = made(
+        write, "trl", "x.sh", "torchrun --nproc_per_node=8 train.py --model_name_or_path m --learning_rate 1e-4\n"
+    )
+    assert found.values["learning_rate"] == 1e-4
+    assert "sftcore train --nproc 8" in found.text
+
+
+def test_options_of_a_command_replace_those_of_the_file_that_it_names(write):
+    write(
+        "cfg.yml",
+        "base_model: m\nlearning_rate: 2e-4\nmicro_batch_size: 2\ndatasets: [{path: a.jsonl, type: alpaca}]\n",
+    )
+    found = made(write, "axolotl", "x.sh", "accelerate launch -m axolotl.cli.train cfg.yml --learning_rate=1e-5\n")
+    assert (found.values["learning_rate"], found.values["per_device_train_batch_size"]) == (1e-5, 2)
+    assert "replaced by learning_rate on the command line" in found.text
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("zero2", "zero2"),
+        ("examples/deepspeed/ds_z3_config.json", "zero3"),
+        ("deepspeed_configs/zero3_bf16.json", "zero3"),
+        ("ds_z3_offload_config.json", "zero3-offload"),
+    ],
+)
+def test_a_configuration_of_deepspeed_that_a_tool_ships_is_meant_by_name(write, value, name):
+    found = made(write, "llamafactory", "x.yaml", f"model_name_or_path: m\ndeepspeed: {value}\n")
+    assert found.values.get("deepspeed") == name
+
+
+@pytest.mark.parametrize(
+    ("peer", "text", "dtype"),
+    [
+        ("llamafactory", "finetuning_type: lora\nbf16: true", "bfloat16"),
+        ("llamafactory", "finetuning_type: full\nbf16: true", "float32"),
+        ("llamafactory", "finetuning_type: full\npure_bf16: true", "bfloat16"),
+        ("llamafactory", "finetuning_type: lora", "auto"),
+        ("axolotl", "bf16: false", "float32"),
+        ("axolotl", "adapter: lora\nlora_r: 8", "bfloat16"),
+        ("swift", "torch_dtype: bfloat16", "bfloat16"),
+        ("torchtune", "dtype: fp32", "float32"),
+        ("torchtune", "batch_size: 2", "bfloat16"),
+    ],
+)
+def test_the_dtype_of_the_weights_is_the_tools_own(write, peer, text, dtype):
+    assert made(write, peer, "x.yaml", text + "\n").values["model"]["dtype"] == dtype
+
+
+@pytest.mark.parametrize(
+    ("peer", "text", "rows"),
+    [
+        ("axolotl", "base_model: m", "drop"), ("axolotl", "excess_length_strategy: truncate", "cut"),
+        ("axolotl", "datasets: [{path: a, type: completion}]", "split"), ("swift", "model: m", "drop"),
+        ("swift", "truncation_strategy: right", "cut"), ("llamafactory", "cutoff_len: 512", None),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_long_rows_is_the_tools_own(write, peer, text, rows):
+    assert made(write, peer, "x.yaml", text + "\n").values.get("long_rows") == rows
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama3", "chatml"])
+def test_a_template_is_known_by_its_name(write, name):
+    found = made(write, "llamafactory", "x.yaml", f"model_name_or_path: m\ntemplate: {name}\n")
+    assert found.values["chat_template"] == name
+
+
+def test_a_template_that_is_not_known_is_named(write):
+    found = made(write, "llamafactory", "x.yaml", "model_name_or_path: m\ntemplate: intern_vl\n")
+    assert "chat_template" not in found.values
+    assert "there is no template 'intern_vl' here" in found.text
+
+
+def test_settings_of_fsdp_are_each_accounted_for(write):
+    config = "fsdp_config: {fsdp_offload_params: true, fsdp_use_orig_params: false}"
+    text = f"base_model: m\nfsdp: [full_shard, auto_wrap]\n{config}\n"
+    found = made(write, "axolotl", "x.yml", text)
+    assert found.values["fsdp"] == "full_shard auto_wrap offload"
+    assert found.values["fsdp_config"] == {"use_orig_params": False}
+
+
+def test_a_key_that_stands_twice_is_read_as_the_tools_do_and_named(write):
+    found = made(write, "axolotl", "x.yml", "base_model: m\nlearning_rate: 1e-4\nlearning_rate: 2e-4\n")
+    assert found.values["learning_rate"] == 2e-4
+    assert "set again on line 3" in found.text
+
+
+def test_booleans_are_those_of_yaml_1_1(write):
+    found = made(write, "axolotl", "x.yml", "base_model: m\nsample_packing: yes\ntrain_on_inputs: off\n")
+    assert found.values["packing"] is True
+
+
+def test_a_setting_in_a_branch_is_not_taken_for_granted(write):
+    script = "lr = 1e-4\nif big:\n    lr = 1e-5\nargs = SFTConfig(learning_rate=lr)\nSFTTrainer(model='m', args=args)\n"
+    assert made(write, "trl", "x.py", script).values["learning_rate"] == "FILL-IN"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "tool"),
+    [
+        ("a.yml", "base_model: m\nsequence_len: 2048\n", "axolotl"),
+        ("b.yaml", "model_name_or_path: m\nfinetuning_type: lora\nstage: sft\n", "llamafactory"),
+        ("c.sh", "swift sft --model m\n", "swift"),
+        ("d.py", "from unsloth import FastLanguageModel\n", "unsloth"),
+        ("e.py", "from trl import SFTConfig\n", "trl"),
+        ("f.yaml", "tokenizer: {_component_: torchtune.models.x}\n", "torchtune"),
+        ("g.yaml", "model: m\ndata: d.jsonl\nlora_rank: 8\nfinetuning_type: lora\n", ""),
+        ("h.yaml", "learning_rate: 1e-4\n", ""),
+    ],
+)
+def test_whose_a_file_is(write, name, text, tool):
+    assert detect(write(name, text)) == tool
