@@ -359,6 +359,9 @@ class SFTTrainer(OpenLayout):
             steps = self.current_gradient_accumulation_steps if count is not None else 1
             asked = bool(self.args.router_aux_loss_coef)
             loss = with_balance(loss, found, self.router_aux_loss_coef, steps, asked=asked)
+            if isinstance(outputs, Mapping) and "loss" in outputs:
+                share = with_balance(found["loss"], found, self.router_aux_loss_coef, steps, asked=asked)
+                outputs["loss"] = share  # type: ignore[index]
         if mode == "eval":
             self.evaluation.add(loss, batch.request.num_items)
         loss = self.without_rows.before_share(loss)
