@@ -8,7 +8,7 @@ Shapes: B rows, T tokens, N supervised positions.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -62,16 +62,11 @@ def computing(call: LossCall) -> Iterator[None]:
 
 
 @contextmanager
-def repeated(times: int) -> Iterator[None]:
-    """Inside, the loss is given each position so many times, one round behind another, as a trial does."""
+def at_places(places: Sequence[int]) -> Iterator[None]:
+    """Inside, the loss is given these of the call's positions, as a trial does: fewer, or some of them twice."""
     call = _now.call
-    if call is None or times == 1:
+    if call is None:
         yield
         return
-
-    def gather(states: torch.Tensor) -> torch.Tensor:
-        found = call.gather(states)
-        return found.repeat(times, *(1 for _ in found.shape[1:]))
-
-    with computing(evolve(call, gather=gather)):
+    with computing(evolve(call, gather=lambda states: call.gather(states)[list(places)])):
         yield

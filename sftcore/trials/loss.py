@@ -20,7 +20,7 @@ from sftcore.core.errors import ModelError, SFTCoreError, said_by
 from sftcore.core.types import LossFunction, LossOutput
 from sftcore.losses.token_loss import TokenLoss
 from sftcore.model.bound_loss import BoundLoss, LossRequest
-from sftcore.model.loss_call import repeated
+from sftcore.model.loss_call import at_places
 from sftcore.trials.outcome import PASSED, Outcome
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def try_loss(
 
     def value(repeats: int = 1, items: float = 1.0, weights_N: torch.Tensor | None = None) -> float:
         states, labels = hidden_NW.repeat(repeats, 1), labels_N.repeat(repeats)
-        with torch.no_grad(), repeated(repeats):
+        with torch.no_grad(), at_places([*range(count)] * repeats):
             found = loss(states, head, labels, weights_N, torch.full((), items * count, device=device))
         return float(found.loss)
 
@@ -216,7 +216,9 @@ def _gradient(
     count = torch.full((), float(len(labels_N)), device=states_NW.device)
     half = len(labels_N) // 2
     half_NW = states_NW.detach()[:half].clone().requires_grad_()
-    alone_NW = torch.autograd.grad(loss(half_NW, head, labels_N[:half], None, count).loss, half_NW)[0]
+    with at_places(range(half)):
+        alone = loss(half_NW, head, labels_N[:half], None, count).loss
+    alone_NW = torch.autograd.grad(alone, half_NW)[0]
     off = float((alone_NW - found[0][:half]).float().norm()) / max(float(found[0][:half].float().norm()), 1e-12)
     if not off <= bound:
         notes += (
