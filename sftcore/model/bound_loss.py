@@ -23,8 +23,8 @@ from attrs import define, field
 from sftcore.core.errors import ModelError, SFTCoreError
 from sftcore.core.types import LossFunction, LossOutput
 from sftcore.data.host_facts import supervised_positions
+from sftcore.losses.loss_call import LossCall, computing
 from sftcore.model.embeddings import num_rows
-from sftcore.model.loss_call import LossCall, computing
 
 if TYPE_CHECKING:
     import torch

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from sftcore.data.host_facts import edges_of
     from sftcore.data.images.pictures import DOCUMENTS
     from sftcore.data.images.reference import MAX_PIXELS, open_image
+    from sftcore.losses.loss_call import loss_call
     from sftcore.losses.own_loss import OwnLoss
-    from sftcore.model.loss_call import loss_call
     from sftcore.model.memory.layers import decoder_layers
     from sftcore.model.precision import prepare_quantised, quantisation_of
     from sftcore.model.vision import vision_parts

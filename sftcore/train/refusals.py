@@ -24,9 +24,9 @@ from sftcore.core.errors import (
 )
 from sftcore.core.types import Problem
 from sftcore.data.mixing.mixture import has_length
-from sftcore.model.onlookers import per_sample_wrapper
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
+from sftcore.train.own.hooks import per_sample_wrapper
 from sftcore.train.parts.compiled import compile_problems
 from sftcore.util.foreign import in_our_words
 from sftcore.util.shown import shortened

@@ -30,6 +30,7 @@ from sftcore.train.distributed import is_taken_apart, not_sharded_yet, nothing_s
 from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
+from sftcore.train.own.methods import handed_on
 from sftcore.train.own_methods import handed_on
 from sftcore.train.parts.agreement import Agreement
 from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known

@@ -24,7 +24,6 @@ from sftcore.losses.asked_again import asked_again
 from sftcore.model.bound_loss import BoundLoss
 from sftcore.model.memory.in_backward import InBackward
 from sftcore.model.memory.spared import spared_memory
-from sftcore.model.onlookers import gradient_hooks_paused
 from sftcore.model.precision import wants_master_weights
 from sftcore.model.processor import processor_of
 from sftcore.model.skeleton import skeleton_of
@@ -59,7 +58,9 @@ from sftcore.train.guard.steps import StepGuard
 from sftcore.train.guard.watchdog import LossWatch
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
-from sftcore.train.own_methods import CALL_THE_MODEL, is_overridden
+from sftcore.train.own.hooks import gradient_hooks_paused
+from sftcore.train.own.methods import CALL_THE_MODEL, is_overridden
+from sftcore.train.own.plain_ways import PlainWays
 from sftcore.train.parts.agreement import Agreement
 from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
@@ -69,7 +70,6 @@ from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_bal
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.optimizer import fit_optimizer
-from sftcore.train.parts.plain_ways import PlainWays
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.trials import try_plugins
 from sftcore.train.parts.weighted import refuse_unread_weights

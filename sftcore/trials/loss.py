@@ -18,9 +18,9 @@ from attrs import define, field
 from sftcore.core.door import PASSED as PASSED_ON
 from sftcore.core.errors import ModelError, SFTCoreError, said_by
 from sftcore.core.types import LossFunction, LossOutput
+from sftcore.losses.loss_call import at_places
 from sftcore.losses.token_loss import TokenLoss
 from sftcore.model.bound_loss import BoundLoss, LossRequest
-from sftcore.model.loss_call import at_places
 from sftcore.trials.outcome import PASSED, Outcome
 
 if TYPE_CHECKING:

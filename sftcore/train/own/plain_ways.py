@@ -8,7 +8,7 @@ from typing import Any
 
 from sftcore.core.visible import visible
 from sftcore.model.embeddings import num_rows
-from sftcore.model.onlookers import hook_on_gradient, hook_on_logits
+from sftcore.train.own.hooks import hook_on_gradient, hook_on_logits
 
 
 class PlainWays:

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
 
-from sftcore.core.errors import ModelError
-
 if TYPE_CHECKING:
     import torch
 
@@ -44,10 +42,10 @@ def loss_call() -> LossCall:
     """The call in which a loss function is computing. Ask within the loss, and not within what it differentiates.
 
     Raises:
-        ModelError: no model is called, as where a loss is tried by itself.
+        RuntimeError: no model is called, as where a loss is tried by itself.
     """
     if _now.call is None:
-        raise ModelError("loss_call() is asked outside a call of the model, which a loss is computed in.", where="loss")
+        raise RuntimeError("loss_call() is asked outside a call of the model, in which a loss is computed")
     return _now.call
 
 
