@@ -1,1 +1,0 @@
-"""Losses that no plugin computes: the model's own, and smoothed labels or a user's function with weights."""
