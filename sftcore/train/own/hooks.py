@@ -86,7 +86,7 @@ def per_sample_wrapper(model: Any, optimizer: Any = None) -> str:
         return name
     if name := _kind_of(model):
         return name
-    if not hasattr(model, "modules"):
+    if isinstance(model, type) or not hasattr(model, "modules"):
         return ""
     for inner in model.modules():
         for attribute in _ON_MODULES:
