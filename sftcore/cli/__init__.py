@@ -151,14 +151,28 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; an error of our own is shown as one message, and the exit code is 1."""
-    from sftcore.core.errors import SFTCoreError
+    """Run the command line; an error of our own is shown as one message, and the exit code is 1.
 
+    Of several processes the first one that fails shows its error. What the others end with follows from that.
+    """
+    from sftcore.core.errors import SFTCoreError
+    from sftcore.util.launched import claim, end_with_launcher, is_launched
+
+    end_with_launcher()
+    if is_launched():
+        from sftcore.util.words import bring_back
+
+        bring_back()
     with _plain_reports():
         try:
             cli(prog_name="sftcore")
         except SFTCoreError as error:
-            click.echo(f"error: {error}", err=True)
+            if claim(f"error: {error}"):
+                click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+        except Exception as error:
+            if claim(f"{type(error).__name__}: {error}"):
+                raise
             sys.exit(1)
 
 

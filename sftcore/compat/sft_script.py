@@ -32,8 +32,9 @@ from sftcore.config.sft_config import SFTConfig
 from sftcore.core.errors import DataError, RecipeError, SFTCoreError, nearest, raise_all
 from sftcore.core.visible import visible
 from sftcore.train.checkpoint.other_run import OutputFolder
-from sftcore.util.secrets import masked
+from sftcore.util.launched import LAUNCHER
 from sftcore.util.warned import warn
+from sftcore.util.words import hidden, without_secrets_in
 
 if TYPE_CHECKING:
     from sftcore.train.trainer import SFTTrainer
@@ -342,10 +343,12 @@ def _several_gpus(args: SFTConfig) -> bool:
 
 def _launch(options: Sequence[str], words: Sequence[str]) -> NoReturn:
     """Become accelerate's launcher of this program with the same words, and say so."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *launcher_options(options), "-m", "sftcore", "sft"]
-    shown = shlex.join(["python", *_without_secrets([*launcher[1:], *words])])
+    launcher = [sys.executable, "-m", "sftcore.train.launcher", *launcher_options(options), "-m", "sftcore", "sft"]
+    given, secrets = hidden(words)
+    shown = shlex.join(["python", *without_secrets_in(launcher[1:]), *given])
     print(f"launch     {visible(shown)}", file=sys.stderr, flush=True)
-    os.execve(launcher[0], [*launcher, *words], {**os.environ, _LAUNCHED: "1"})
+    environment = {**os.environ, **secrets, _LAUNCHED: "1", LAUNCHER: str(os.getpid())}
+    os.execve(launcher[0], [*launcher, *given], environment)
 
 
 def launcher_options(given: Sequence[str]) -> list[str]:
@@ -363,13 +366,3 @@ def launcher_options(given: Sequence[str]) -> list[str]:
     defaults = {"--num_machines": "1", "--mixed_precision": "no", "--dynamo_backend": "no"}
     added = [word for name, value in defaults.items() if name not in names for word in (name, value)]
     return [*several, *added, *given]
-
-
-def _without_secrets(words: Sequence[str]) -> list[str]:
-    """The words as they may be printed: values of options that hold a token or a key are left out."""
-    found = []
-    for before, word in zip(["", *words], words, strict=False):
-        name, _, value = word.partition("=") if "=" in word else (before, "", word)
-        safe = masked({name.lstrip("-"): value})[name.lstrip("-")]
-        found.append(f"{name}={safe}" if "=" in word else safe)
-    return found

@@ -31,6 +31,7 @@ from sftcore.core.discovery import discover
 from sftcore.core.errors import OptionTypeError, RecipeError, SFTCoreError, raise_all
 from sftcore.core.options import structure
 from sftcore.core.types import KINDS, ModelRequest, Selection
+from sftcore.util.secrets import masked
 from sftcore.util.warned import warn
 
 T = TypeVar("T")
@@ -86,8 +87,10 @@ def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
+            name, colon, value = override.partition(":")
+            shown = f"{name}:{masked({name: value})[name]}" if colon else masked(override)
             raise RecipeError(
-                f'"{override}" is not an override.',
+                f'"{shown}" is not an override.',
                 where="command line",
                 fix="Write key=value, without spaces around the =, and a value that has spaces in quotes.",
             )

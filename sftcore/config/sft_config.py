@@ -30,6 +30,7 @@ from sftcore.config.settings.values import as_ours, plain_value, wrong_dtype
 from sftcore.config.settings.zero import by_name
 from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError, raise_all
 from sftcore.util.foreign import in_our_words
+from sftcore.util.launched import end_with_launcher
 from sftcore.util.secrets import masked
 from sftcore.util.warned import warn
 
@@ -200,6 +201,7 @@ class SFTConfig(TrainingArguments):
     """Plugins that must not be used, as kind:name."""
 
     def __post_init__(self) -> None:
+        end_with_launcher()
         given = snapshot(self, config_fields())
         self._check_values()
         for name, instead in (("pad_token", "tokenizer.pad_token"), ("label_smoothing_factor", "a loss plugin")):

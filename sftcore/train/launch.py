@@ -1,4 +1,4 @@
-"""A run in several processes of this machine, started by accelerate's launcher."""
+"""A run in several processes of this machine, started by accelerate's launcher (see `sftcore.train.launcher`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any, NoReturn
 
 from sftcore.config.processes import world_size
 from sftcore.core.errors import ConflictError
+from sftcore.core.visible import visible
+from sftcore.util.launched import LAUNCHER
+from sftcore.util.words import hidden
 
 
 def launch(count: int, words: Sequence[str], settings: Mapping[str, Any]) -> NoReturn:
     """Become the launcher of `sftcore train` with these words in `count` processes, and say so.
 
-    The launcher takes this process's place, so that signals reach it and its exit code is ours.
+    The launcher takes this process's place, so that signals reach it and its exit code is ours. Secrets stand in its
+    environment, not in its words.
 
     Raises:
         ConflictError: there are fewer GPUs than processes, or this is one of several processes already.
@@ -33,10 +37,13 @@ def launch(count: int, words: Sequence[str], settings: Mapping[str, Any]) -> NoR
             where=f"--nproc {count}",
             fix=f"Use --nproc {gpus}, or use_cpu=true.",
         )
-    started = command(count, words)
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(_threads(count, gpus))}
-    where = f"a GPU each ({gpus} visible)" if gpus else f"{environment['OMP_NUM_THREADS']} CPU thread(s) each"
-    print(f"launch     {count} processes, {where}: {shlex.join(['python', *started[1:]])}", file=sys.stderr, flush=True)
+    shown, secrets = hidden(words)
+    started = command(count, shown)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(_threads(count, gpus))
+    environment = {**os.environ, **secrets, LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": threads}
+    where = f"a GPU each ({gpus} visible)" if gpus else f"{threads} CPU thread(s) each"
+    line = visible(shlex.join(["python", *started[1:]]))
+    print(f"launch     {count} processes, {where}: {line}", file=sys.stderr, flush=True)
     os.execve(started[0], started, environment)
 
 
@@ -44,14 +51,14 @@ def command(count: int, words: Sequence[str]) -> list[str]:
     """What starts `sftcore train WORDS` in `count` processes.
 
     >>> " ".join(command(2, ["run.yaml"])[1:])
-    '-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
+    '-m sftcore.train.launcher --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
 --dynamo_backend no --main_process_port 0 -m sftcore train run.yaml'
     """
     # --multi_gpu is accelerate's word for several processes, on a CPU too; the rest would else come from the user's
     # default configuration, or be asked for: precision and compilation are the recipe's
     options = {"num_processes": count, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
     given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *given, "--main_process_port", "0"]
+    launcher = [sys.executable, "-m", "sftcore.train.launcher", "--multi_gpu", *given, "--main_process_port", "0"]
     return [*launcher, "-m", "sftcore", "train", *words]
 
 

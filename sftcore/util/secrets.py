@@ -37,7 +37,8 @@ def hides(key: object, value: object) -> bool:
     >>> [hides(key, "abc") for key in ("token", "hub-token", "apiKey", "WANDB_API_KEY", "eos_token", "max_tokens")]
     [True, True, True, True, False, False]
     """
-    is_number = isinstance(value, (int, float)) and "token" in str(key).lower()
+    counts = str(key).lower() == "token" or str(key).lower().endswith("tokens")
+    is_number = isinstance(value, (int, float)) and counts
     return _KEY.search(str(key)) is not None and not (value is None or isinstance(value, bool) or is_number)
 
 

@@ -15,9 +15,9 @@ from accelerate.commands.launch import launch_command_parser
 from datasets import IterableDataset
 
 from sftcore import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTTrainer
-from sftcore.compat import sft_script
 from sftcore.compat.sft_script import ACCELERATE_CONFIGS, launcher_options, parse, run
 from sftcore.core.errors import SettingsError, SFTCoreError
+from sftcore.util.words import without_secrets_in
 from tests import commands
 from tests.conftest import alpaca_rows
 
@@ -319,7 +319,7 @@ def test_the_launcher_knows_what_a_named_way_asks_for(name):
 
 
 def test_a_token_is_not_printed_with_the_launch():
-    shown = sft_script._without_secrets(["sft", "--hub_token", "abc", "--max_steps", "3", "--hub_token=abc"])
+    shown = without_secrets_in(["sft", "--hub_token", "abc", "--max_steps", "3", "--hub_token=abc"])
     assert "abc" not in " ".join(shown)
     assert shown[3:5] == ["--max_steps", "3"]
 

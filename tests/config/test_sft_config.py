@@ -25,7 +25,8 @@ from sftcore import (
     get_quantization_config,
 )
 from sftcore.config.fields import DECLARED_OTHERWISE, config_fields
-from sftcore.core.errors import SettingsError
+from sftcore.config.recipe import load_recipe
+from sftcore.core.errors import SettingsError, SFTCoreError
 
 OWN_DEFAULTS = {
     "model_init_kwargs": None, "trust_remote_code": False, "router_aux_loss_coef": None, "chat_template_path": None,
@@ -201,3 +202,15 @@ def test_an_unknown_field_and_wrong_values_are_in_one_error(tmp_path):
     with pytest.raises(SettingsError) as caught:
         SFTConfig(str(tmp_path), learnin_rate=2, optim="x", seed="a", max_steps="b", num_train_epochs=2)
     assert [one.what.partition(" ")[0] for one in caught.value.problems] == ["unknown", "optim", "seed", "max_steps"]
+
+
+@pytest.mark.parametrize("given", [12345678, ["12345678"], {"a": "12345678"}])
+def test_a_token_of_another_type_is_not_echoed(tmp_path, given):
+    with pytest.raises(SFTCoreError, match=r"hub_token.*\(not shown\)") as raised:
+        SFTConfig(str(tmp_path), hub_token=given, use_cpu=True)
+    assert "12345678" not in str(raised.value)
+
+
+def test_a_token_that_is_written_in_another_way_is_not_echoed():
+    with pytest.raises(SFTCoreError, match=r'"hub_token:<not written>" is not an override'):
+        load_recipe(None, ["hub_token:12345678"])

@@ -19,6 +19,8 @@ from typing import Any
 
 from attrs import define, field
 
+from sftcore.util.launched import is_launched, is_told
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SAME_SECONDS = 1.0
 _NOT_TRAINING = "It was not training; resume_from_checkpoint=auto resumes from a checkpoint if there is one"
@@ -102,7 +104,7 @@ class Listener:
             if os.environ.get("RANK", "0") == "0":
                 saved = "finished and saved" if self.saves else 'finished (save_strategy is "no": nothing is saved)'
                 _say(f"{signal.Signals(number).name}: the step in progress is {saved}; send it again to stop at once")
-            if not _launched():
+            if not is_launched():
                 # from now on the system ends the process, also where it is deep in C code
                 for one in SIGNALS:
                     signal.signal(one, signal.SIG_DFL)
@@ -149,16 +151,14 @@ def how_to_continue(number: int, step: int, checkpoint: str | None) -> None:
     _say(f"stopped by {signal.Signals(number).name} after step {step}. {resumed}")
 
 
-def _launched() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def _die(number: int) -> None:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
 def _say(text: str) -> None:
+    if is_told():  # a launcher ends the others where one process has failed
+        return
     # print could be what the signal has interrupted
     with contextlib.suppress(OSError):
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{text}\n".encode())
