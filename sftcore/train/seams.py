@@ -31,11 +31,9 @@ from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
 from sftcore.train.own.methods import handed_on
-from sftcore.train.own_methods import handed_on
 from sftcore.train.parts.agreement import Agreement
 from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known
 from sftcore.train.parts.gathered import GatheredRows, inside, record_rows
-from sftcore.train.parts.in_backward import InBackward
 from sftcore.train.parts.loss import count_items
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.part import Part

@@ -58,11 +58,9 @@ from sftcore.train.guard.steps import StepGuard
 from sftcore.train.guard.watchdog import LossWatch
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
-from sftcore.train.losses.weighted import refuse_unread_weights
 from sftcore.train.own.hooks import gradient_hooks_paused
 from sftcore.train.own.methods import CALL_THE_MODEL, is_overridden
 from sftcore.train.own.plain_ways import PlainWays
-from sftcore.train.own_methods import is_overridden
 from sftcore.train.parts.agreement import Agreement
 from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
