@@ -64,7 +64,6 @@ from sftcore.train.own.plain_ways import PlainWays
 from sftcore.train.parts.agreement import Agreement
 from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
-from sftcore.train.parts.compiled import Compilations
 from sftcore.train.parts.evaluation import EvaluationLoss
 from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_balance
 from sftcore.train.parts.metrics import Metrics
@@ -77,6 +76,7 @@ from sftcore.train.parts.without_rows import OwnLossWithoutRows
 from sftcore.train.randomness import Randomness
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
+from sftcore.train.record.compiled import Compilations
 from sftcore.train.record.recorder import RunRecorder
 from sftcore.train.reporting.tracking import tracked
 from sftcore.train.settled import OpenLayout, attention_in, layouts_of, reads_by_row, settle

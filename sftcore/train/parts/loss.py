@@ -16,8 +16,8 @@ from sftcore.core.types import IGNORED
 from sftcore.data.host_facts import HostFacts, facts_of
 from sftcore.model.bound_loss import BoundLoss, LossRequest
 from sftcore.model.known_masks import masks_known
-from sftcore.train.parts.own_loss import own_arguments, own_loss
-from sftcore.train.parts.weighted import smoothed_loss, weights_for
+from sftcore.train.losses.own_loss import own_arguments, own_loss
+from sftcore.train.losses.weighted import smoothed_loss, weights_for
 
 
 @frozen

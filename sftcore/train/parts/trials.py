@@ -23,7 +23,7 @@ from sftcore.documents.proof import evaluation_mode, ordinary_token_ids
 from sftcore.model.attention import replaced_attention
 from sftcore.model.build import attention_of
 from sftcore.model.unwrap import causal_model, is_peft_model
-from sftcore.train.parts.own_loss import compare_own_loss
+from sftcore.train.losses.own_loss import compare_own_loss
 from sftcore.trials.collator import try_collator
 from sftcore.trials.kept import KeptTrials
 from sftcore.trials.loss import try_loss_in_model
