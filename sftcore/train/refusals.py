@@ -27,7 +27,7 @@ from sftcore.data.mixing.mixture import has_length
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
 from sftcore.train.own.hooks import per_sample_wrapper
-from sftcore.train.parts.compiled import compile_problems
+from sftcore.train.record.compiled import compile_problems
 from sftcore.util.foreign import in_our_words
 from sftcore.util.shown import shortened
 from sftcore.util.warned import warn

@@ -58,6 +58,7 @@ from sftcore.train.guard.steps import StepGuard
 from sftcore.train.guard.watchdog import LossWatch
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
+from sftcore.train.losses.weighted import refuse_unread_weights
 from sftcore.train.own.hooks import gradient_hooks_paused
 from sftcore.train.own.methods import CALL_THE_MODEL, is_overridden
 from sftcore.train.own.plain_ways import PlainWays
@@ -71,7 +72,6 @@ from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.optimizer import fit_optimizer
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.trials import try_plugins
-from sftcore.train.parts.weighted import refuse_unread_weights
 from sftcore.train.parts.without_rows import OwnLossWithoutRows
 from sftcore.train.randomness import Randomness
 from sftcore.train.record.beside import write_beside
