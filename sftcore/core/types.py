@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from attrs import Factory, field, frozen
-from attrs.validators import ge, instance_of, optional
+from attrs.validators import ge, in_, instance_of, optional
 
 if TYPE_CHECKING:
     import torch
@@ -248,10 +248,10 @@ class Probe:
 class Problem:
     """Something that would make the run fail or go wrong. `severity` "error" stops it, "warning" is shown."""
 
-    what: str
+    what: str = field(validator=instance_of(str))
     where: str = ""
     fix: str = ""
-    severity: Literal["error", "warning"] = "error"
+    severity: Literal["error", "warning"] = field(default="error", validator=in_(("error", "warning")))
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what

@@ -97,6 +97,8 @@ CASES += [
     ("kernel", "claims no slot", hook("claims(self)", "return 'embedding.nois'")),
     ("kernel", "claims numbers", hook("claims(self)", "return [1]")),
     ("kernel", "check of texts", hook("check(self)", "return ['no problem']")),
+    ("kernel", "check of a number", hook("check(self)", "return [Problem(3)]")),
+    ("kernel", "check of another severity", hook("check(self)", "return [Problem('bad', severity='fatal')]")),
     ("kernel", "check raises", hook("check(self)", "yield 1 / 0")),
     ("kernel", "load_options mapping", hook("load_options(self, request)", "return {'a': 1}")),
     ("kernel", "prepare never runs", hook("prepare(self, plan)", "yield")),
