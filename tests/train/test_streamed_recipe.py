@@ -153,3 +153,11 @@ def test_rows_that_an_evaluation_of_a_stream_leaves_out_are_said(model_folder, t
         said = capsys.readouterr().err
         assert "data       eval_dataset: 24 rows read of the stream, 23 kept" in said
         assert "eval_dataset: 1 rows dropped, no supervised token left after truncation (first: row 4)" in said
+
+
+def test_rows_that_are_too_long_are_counted_as_left_out_of_a_stream(model_folder, tmp_path, capsys):
+    rows = with_long_prompts(tmp_path / "rows.jsonl", {5, 6, 20})
+    run(model_folder, rows, tmp_path / "out", "max_steps=4", "max_length=16", "long_rows=drop")
+    said = capsys.readouterr().err
+    assert "data       train_dataset: 24 rows read of the stream, 21 kept" in said
+    assert "data       train_dataset: 3 rows dropped, longer than max_length (first: row 5)" in said
