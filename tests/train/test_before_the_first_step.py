@@ -301,6 +301,7 @@ def test_early_stopping_on_one_of_several_sets_stops_and_is_not_said_to_be_disab
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold does nothing without early_stopping_patience"),
         ({"liger_kernel_config": {"rope": True}}, "liger_kernel_config does nothing without use_liger_kernel"),
         ({"fsdp_config": {"x": 1}}, "fsdp_config does nothing without fsdp"),
+        ({"project": "p", "report_to": "none"}, "project is read by trackio alone"),
         ({"optim_target_modules": "all-linear"}, "optim_target_modules does nothing without a GaLore"),
         ({"eval_steps": 0, "eval_strategy": "steps"}, "as often as is logged"),
         ({"prepare_in_int8_kwargs": {}}, "prepare_in_int8_kwargs does nothing: the model is not quantised"),

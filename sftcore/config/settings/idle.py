@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sftcore.config.processes import uses_fsdp
+from sftcore.config.settings.tracker import trackers_of
 from sftcore.core.types import Plan, Problem
+
+_PROJECT = "huggingface"
+"""The default of `project`."""
 
 
 def idle_problems(plan: Plan) -> Iterator[Problem]:
@@ -20,6 +24,12 @@ def idle_problems(plan: Plan) -> Iterator[Problem]:
         "fsdp_config": ("fsdp", uses_fsdp(settings)),
         "optim_target_modules": ("a GaLore or APOLLO optimizer", optimizer.startswith(("galore", "apollo"))),
     }
+    if settings.get("project") not in (None, "", _PROJECT) and "trackio" not in trackers_of(settings):
+        yield Problem(
+            "project is read by trackio alone, which report_to does not name.",
+            fix="Write tracker: {project: …} for the others.",
+            severity="warning",
+        )
     for name, (owner, there) in belongings.items():
         if settings.get(name) and not there:
             yield Problem(
