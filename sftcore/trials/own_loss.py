@@ -54,7 +54,7 @@ def own_loss_of(model: Any, causal: Any, device: torch.device) -> OwnLossFound |
     import torch
 
     known = ordinary_token_ids(causal.config)
-    vocabulary = causal.get_input_embeddings().num_embeddings
+    vocabulary = causal.config.get_text_config().vocab_size  # embeddings that an adapter wraps do not always say it
     ids = torch.tensor([[known[place * len(known) // TOKENS] for place in range(TOKENS)]], device=device)
     # any token may be a label, also those that a loss may treat in a way of their own
     labels = torch.tensor([[place * vocabulary // TOKENS for place in range(TOKENS)]], device=device)

@@ -24,7 +24,7 @@ def numbered(dataset: Dataset, rows: Sequence[int]) -> Dataset:
     before, found = numbers_of(dataset), dataset.select(rows)
     if before is not None:
         rows = before[rows.start : rows.stop] if isinstance(rows, range) else [before[row] for row in rows]
-    return _with_numbers(found, rows if isinstance(rows, range) else tuple(rows))
+    return with_numbers(found, rows if isinstance(rows, range) else tuple(rows))
 
 
 def taken(dataset: Any, window: range) -> Any:
@@ -35,10 +35,11 @@ def taken(dataset: Any, window: range) -> Any:
     found = dataset.skip(window.start) if window.start else dataset
     found = found if window.stop >= NO_END else found.take(len(window))
     # a stream counts its rows as they come
-    return _with_numbers(found, range(window.start, NO_END) if numbers is None else numbers[window.start :])
+    return with_numbers(found, range(window.start, NO_END) if numbers is None else numbers[window.start :])
 
 
-def _with_numbers(dataset: Any, numbers: Sequence[int]) -> Any:
+def with_numbers(dataset: Any, numbers: Sequence[int]) -> Any:
+    """The data set or stream, whose rows have these numbers in their file."""
     if not isinstance(numbers, range) or numbers.start:
         setattr(dataset, _ROW_NUMBERS, numbers)
     return dataset

@@ -13,7 +13,7 @@ from attrs import frozen
 from sftcore.config.data.section import SampleBy, SourceSection
 from sftcore.core.errors import DataError, RowError
 from sftcore.data.format import RowReader, choose_format, reader_for
-from sftcore.data.rules.numbers import numbered
+from sftcore.data.rules.numbers import numbered, numbers_in
 from sftcore.data.source.files import Files, first_rows, local_files, scan
 from sftcore.data.source.made import dataset_of, is_uniform, stream_of
 from sftcore.data.source.opened import needs_python
@@ -87,8 +87,12 @@ def inspect(
     return Source(files.label, files, reader)
 
 
-def load(source: Source, data: SourceSection, split: str, *, streaming: bool = False) -> Dataset | IterableDataset:
+def load(
+    source: Source, data: SourceSection, split: str, *, streaming: bool = False, window: range | None = None
+) -> Dataset | IterableDataset:
     """The rows of a source; with `streaming` they are read when needed. `data` says the configuration of a hub's.
+
+    `window` is for the stream of a saved data set alone: its parts are made of these rows.
 
     Raises:
         DataError: they cannot be read; for local files, the error names the line or row.
@@ -107,6 +111,7 @@ def load(source: Source, data: SourceSection, split: str, *, streaming: bool = F
     files = source.files
     if files.builder == "arrow":
         saved = datasets.load_from_disk(str(files.paths[0]))
+        saved = saved if window is None else saved.select(numbers_in(window, len(saved)))
         return saved.to_iterable_dataset(num_shards=min(_SHARDS, len(saved))) if streaming else saved
     if files.builder != "parquet":
         sample = [row for _, row in first_rows(files, SAMPLE)]

@@ -13,7 +13,7 @@ from sftcore.config.data.section import DataSection, SourceSection, Stop
 from sftcore.core.errors import DataError, SFTCoreError, nearest, raise_all
 from sftcore.core.types import Problem
 from sftcore.data.mixing.mixture import DataSource, Mixture, with_format
-from sftcore.data.rules.numbers import taken
+from sftcore.data.rules.numbers import NO_END, taken, with_numbers
 from sftcore.data.source.files import Files, local_files
 from sftcore.data.source.load import SAMPLE, Source, inspect, load, paths_of, split_off
 from sftcore.data.source.slices import says_nothing, window_of
@@ -213,16 +213,20 @@ def _kept(one: GivenSource) -> dict[str, Any]:
 
 
 def _rows(one: GivenSource, streaming: bool) -> Dataset | IterableDataset:
-    section = one.section
+    section, files = one.section, one.source.files
+    # datasets 4 skips rows of such a stream in each of its parts
+    within = one.window if streaming and files is not None and files.builder == "arrow" else None
     try:
-        rows = load(one.source, section, section.split, streaming=streaming)
+        rows = load(one.source, section, section.split, streaming=streaming, window=within)
         if section.columns is not None:
             rows = _with_columns(rows, section, one.label)
     except DataError as error:
         if not error.where.startswith(one.label):
             error.where = section.labelled(error.where)
         raise
-    if one.window is not None:
+    if within is not None:
+        rows = with_numbers(rows, range(within.start, NO_END))
+    elif one.window is not None:
         rows = taken(rows, one.window)
     return DataSource(rows, rows=section.rows).taken()
 
