@@ -9,6 +9,7 @@ from peft import LoraConfig
 
 from sftcore import ConflictError, SFTConfig, SFTTrainer
 from tests.conftest import alpaca_rows, make_llama
+from tests.model.test_bound_loss import build
 from tests.train.overrides.twins import FIELDS, assert_same, twins
 
 
@@ -94,6 +95,33 @@ def test_variants_of_hooked_runs(tmp_path, tokenizer, fields, hang):
     own, other = twins(tmp_path, tokenizer, hang=hang, rows=rows, **fields)
     assert_same(own, other, fields.get("max_steps", 2))
     assert own.notes == pytest.approx(other.notes, rel=1e-4)
+
+
+def on_a_parametrized_head(model, seen):
+    class Twice(torch.nn.Module):
+        def forward(self, weight):
+            return weight * 2
+
+    torch.nn.utils.parametrize.register_parametrization(model.lm_head, "weight", Twice())
+    for hook in (record, scale):
+        hook(model.lm_head.parametrizations.weight.original, seen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "hang"),
+    [
+        ("Gemma2", on(HEAD, record, scale)),
+        ("Cohere", on(HEAD, record, clamp)),
+        ("Granite", on(HEAD, record, noise)),
+        ("Llama", on_a_parametrized_head),
+    ],
+)
+def test_other_heads(tmp_path, tokenizer, family, hang):
+    """With a soft-cap, a scale and a divisor, and with a weight that is computed anew in each call."""
+    model = make_llama(tokenizer) if family == "Llama" else build(family)
+    model.resize_token_embeddings(len(tokenizer))
+    held(*twins(tmp_path, tokenizer, model=model, hang=hang))
 
 
 def test_hooks_on_modules_see_all_logits_and_their_gradient(tmp_path, tokenizer, capsys):

@@ -41,6 +41,49 @@ def test_a_training_step_that_does_not_call_ours(tmp_path, tokenizer, accumulati
     assert own.logs[0]["num_tokens"] > 0  # compute_loss counts, whoever calls it
 
 
+@pytest.mark.slow
+def test_a_training_step_that_is_set_on_the_trainer_itself(tmp_path, tokenizer):
+    def subclass(base, seen):
+        class Mine(base):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+
+                def step(*args, **kwargs):
+                    handle = self.model.lm_head.weight.register_hook(lambda grad: seen.notes.append(grad.norm().item()))
+                    loss = base.training_step(self, *args, **kwargs)
+                    handle.remove()
+                    return loss
+
+                self.training_step = step
+
+        return Mine
+
+    own, other = twins(tmp_path, tokenizer, subclass=subclass, gradient_accumulation_steps=2)
+    assert_same(own, other)
+    assert own.notes == pytest.approx(other.notes, rel=1e-4)
+    assert "training_step" in vars(own.trainer)
+
+
+@pytest.mark.slow
+def test_a_gradient_of_torch_func_within_compute_loss(tmp_path, tokenizer):
+    def compute_loss(base, seen):
+        def looked_at(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            def loss(weights):
+                called = lambda **given: torch.func.functional_call(model, weights, (), given)  # noqa: E731
+                return base.compute_loss(self, called, inputs, num_items_in_batch=num_items_in_batch)
+
+            weights = {name: one.detach() for name, one in model.named_parameters()}
+            seen.notes += [one.norm().item() for one in torch.func.grad(loss)(weights).values()]
+            return base.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+
+        return looked_at
+
+    model = make_llama(tokenizer, attn_implementation="eager")
+    own, other = twins(tmp_path, tokenizer, model=model, subclass=made_of(compute_loss=compute_loss))
+    assert_same(own, other)
+    assert own.notes == pytest.approx(other.notes, rel=1e-4)
+
+
 @pytest.mark.parametrize("returned", [None, 1.5, torch.ones(2)])
 def test_a_training_step_that_returns_no_loss_is_named(tmp_path, tokenizer, returned):
     class Mine(SFTTrainer):
