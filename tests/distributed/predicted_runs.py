@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 
 from sftcore import DataSource, Mixture
-from tests.distributed.runs import PADDED, Run, files, logged, rows, stream
+from tests.distributed.case_runs import PADDED, Run, files, logged, rows, stream
 
 
 def predicted(run: Run, name: str, data: Any, **given: Any) -> dict[str, Any]:

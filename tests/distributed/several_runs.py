@@ -20,9 +20,9 @@ from transformers import TrainerCallback
 
 from sftcore import SFTTrainer
 from sftcore.testing.libraries import spare_libraries
+from tests.distributed.case_runs import INDEX, PADDED, WORLD, Run, equal_rows, logged, rows, stream
 from tests.distributed.predicted_runs import GATHERED
 from tests.distributed.ranked_runs import LORA, SHARDED
-from tests.distributed.runs import INDEX, PADDED, WORLD, Run, equal_rows, logged, rows, stream
 
 
 # --- A loss of one's own ----------------------------------------------------------------------------------------------

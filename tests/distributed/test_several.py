@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.distributed import several_runs
+from tests.distributed.case_runs import Run
 from tests.distributed.ranked_runs import read, start
-from tests.distributed.runs import Run
 from tests.distributed.several_runs import BEST, CASES, GATHERED, TRAINED, saved_weights
 
 pytestmark = pytest.mark.slow
