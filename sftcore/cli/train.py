@@ -40,7 +40,7 @@ def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run:
     checked = run.check_recipe(recipe_from(words, block))
     run.refuse_folder(checked.recipe)
     if nproc > 1:
-        from sftcore.train.launch import launch
+        from sftcore.train.processes.launch import launch
 
         flags = [name for name, given in (("--dry-run", dry_run), ("--push-dry-run", push_dry_run)) if given]
         launch(nproc, [*words, *(f"--block={one}" for one in block), *flags], checked.recipe.training)

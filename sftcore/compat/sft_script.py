@@ -343,7 +343,15 @@ def _several_gpus(args: SFTConfig) -> bool:
 
 def _launch(options: Sequence[str], words: Sequence[str]) -> NoReturn:
     """Become accelerate's launcher of this program with the same words, and say so."""
-    launcher = [sys.executable, "-m", "sftcore.train.launcher", *launcher_options(options), "-m", "sftcore", "sft"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "sftcore.train.processes.launcher",
+        *launcher_options(options),
+        "-m",
+        "sftcore",
+        "sft",
+    ]
     given, secrets = hidden(words)
     shown = shlex.join(["python", *without_secrets_in(launcher[1:]), *given])
     print(f"launch     {visible(shown)}", file=sys.stderr, flush=True)

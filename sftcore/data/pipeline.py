@@ -22,8 +22,8 @@ from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
 from sftcore.data.rules.long_rows import CUT, SPLIT, TOO_LONG, LongRule
 from sftcore.data.rules.system_prompt import with_system_prompt
+from sftcore.data.rules.well_formed import fault_in
 from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, token_range
-from sftcore.data.well_formed import fault_in
 from sftcore.util.warned import warn_of_plugin
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from sftcore.model.precision import (
     keep_gradients,
     quantisation_of,
 )
-from sftcore.model.registration import register
 from sftcore.model.unwrap import is_peft_model
 from sftcore.model.verify.asked_for import hold_asked_for, watched
+from sftcore.model.verify.registration import register
 from sftcore.util.claims import refused, spelled
 from sftcore.util.foreign import in_our_words
 from sftcore.util.warned import warn

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from sftcore.config.setup import Setup, set_up
 from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, ModelRequest, Selection
-from sftcore.model.registration import register
+from sftcore.model.verify.registration import register
 from sftcore.testing.tiny import make_llama, make_tokenizer
 from sftcore.trials.outcome import Outcome
 

@@ -200,8 +200,8 @@ def _refuse_if_beyond_limit(agreements: list[Agreement], run: SavedRun, say: Say
 
 def _parity_notes(folder: Path) -> Iterator[str]:
     """A note for each way in which serving the folder would differ from training, by its template, tokens and stops."""
-    from sftcore.chat.parity import parity
-    from sftcore.chat.record import read_served
+    from sftcore.chat.served.parity import parity
+    from sftcore.chat.served.record import read_served
 
     for check in parity(read_served(str(folder))):
         if check.state == "differs":

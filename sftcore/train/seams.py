@@ -26,19 +26,19 @@ from sftcore.model.unwrap import is_peft_model
 from sftcore.train.checkpoint.atomic import AtomicCheckpoints
 from sftcore.train.checkpoint.resume import Resumption, is_stream
 from sftcore.train.checkpoint.same_run import RunFacts
-from sftcore.train.distributed import is_taken_apart, not_sharded_yet, nothing_sharded
 from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
 from sftcore.train.own.methods import handed_on
-from sftcore.train.parts.agreement import Agreement
 from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known
-from sftcore.train.parts.gathered import GatheredRows, inside, record_rows
 from sftcore.train.parts.loss import count_items
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.part import Part
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.without_rows import OwnLossWithoutRows
+from sftcore.train.processes.agreement import Agreement
+from sftcore.train.processes.distributed import is_taken_apart, not_sharded_yet, nothing_sharded
+from sftcore.train.processes.gathered import GatheredRows, inside, record_rows
 from sftcore.train.randomness import Randomness
 
 _SAVES_TOGETHER = "is_distributed_loading_by_transformers"

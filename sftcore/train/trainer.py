@@ -49,7 +49,6 @@ from sftcore.train.checkpoint.atomic import AtomicCheckpoints
 from sftcore.train.checkpoint.resume import Resumption
 from sftcore.train.checkpoint.same_run import RunFacts
 from sftcore.train.checkpoint.untrusted import reading
-from sftcore.train.distributed import prepare_processes
 from sftcore.train.guard.divergence import LossLevel, Nonfinite
 from sftcore.train.guard.limits import refuse_beyond_tables
 from sftcore.train.guard.named_rows import named_rows
@@ -62,7 +61,6 @@ from sftcore.train.losses.weighted import refuse_unread_weights
 from sftcore.train.own.hooks import gradient_hooks_paused
 from sftcore.train.own.methods import CALL_THE_MODEL, is_overridden
 from sftcore.train.own.plain_ways import PlainWays
-from sftcore.train.parts.agreement import Agreement
 from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
 from sftcore.train.parts.evaluation import EvaluationLoss
@@ -73,6 +71,8 @@ from sftcore.train.parts.optimizer import fit_optimizer
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.trials import try_plugins
 from sftcore.train.parts.without_rows import OwnLossWithoutRows
+from sftcore.train.processes.agreement import Agreement
+from sftcore.train.processes.distributed import prepare_processes
 from sftcore.train.randomness import Randomness
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card

@@ -17,8 +17,8 @@ from peft import LoraConfig
 from transformers import PreTrainedTokenizerFast
 
 from sftcore import ModelError, SFTTrainer
-from sftcore.chat.parity import parity
-from sftcore.chat.record import Chat, Served, chat_of, read_served
+from sftcore.chat.served.parity import parity
+from sftcore.chat.served.record import Chat, Served, chat_of, read_served
 from sftcore.cli import cli
 from tests.chat.made import base_tokenizer, chat_tokenizer, qwen_like, saved
 from tests.conftest import CHATML, alpaca_rows, make_tokenizer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sftcore.core.types import Example, Message, Part, Span, TokenizedRow
-from sftcore.data.well_formed import fault_in
+from sftcore.data.rules.well_formed import fault_in
 
 ANSWER = Message("assistant", "yes")
 

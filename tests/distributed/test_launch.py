@@ -20,7 +20,7 @@ from sftcore.config.processes import process_problems
 from sftcore.config.recipe import load_recipe
 from sftcore.core.errors import CheckError, ConflictError, RecipeError
 from sftcore.model.precision import wants_master_weights
-from sftcore.train.launch import launch
+from sftcore.train.processes.launch import launch
 from sftcore.train.run import check_recipe, config_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "distributed"

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import ConflictError
 from sftcore.data.ranks import EmptyBatch, EvenBatches, Rank, RowPadding
-from sftcore.train.distributed import may_leave_some_unused
+from sftcore.train.processes.distributed import may_leave_some_unused
 from tests.conftest import make_llama
 from tests.distributed import ranked_runs
 from tests.distributed.ranked_runs import (

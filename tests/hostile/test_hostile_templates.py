@@ -336,7 +336,7 @@ def test_no_way_that_goes_through_transformers_is_without_limits(source, monkeyp
     import copy
 
     from sftcore import apply_chat_template
-    from sftcore.chat.record import render as render_record
+    from sftcore.chat.served.record import render as render_record
     from sftcore.tools.chat_model import ChatModel, Sampling
 
     monkeypatch.setattr(limits, "SECONDS", 0.3)

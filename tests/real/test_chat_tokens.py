@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from sftcore import SFTConfig, SFTTrainer
-from sftcore.chat.parity import parity
-from sftcore.chat.record import read_served
+from sftcore.chat.served.parity import parity
+from sftcore.chat.served.record import read_served
 from tests.chat.made import answer, build
 
 pytestmark = [

@@ -11,7 +11,7 @@ from transformers import EvalPrediction
 
 from sftcore.data.host_facts import Batch
 from sftcore.data.ranks import ROW_NUMBER
-from sftcore.train.parts.gathered import GatheredRows, RecordedLoader, WithRows
+from sftcore.train.processes.gathered import GatheredRows, RecordedLoader, WithRows
 
 
 def collate(rows):

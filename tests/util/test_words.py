@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sftcore.train import launch
+from sftcore.train.processes import launch
 from sftcore.util.words import HIDDEN, bring_back, hidden, without_secrets_in
 
 SECRET = "s3cr3t-value"

@@ -22,8 +22,8 @@ def command(folder: str, against: str | None) -> None:
     FOLDER is an adapter or a whole model that a run saved, or any other model by folder or hub id. It is compared with
     what its run recorded in manifest.json. No weights are read. The exit code is 1 if something differs.
     """
-    from sftcore.chat.parity import parity
-    from sftcore.chat.record import read_served
+    from sftcore.chat.served.parity import parity
+    from sftcore.chat.served.record import read_served
 
     served = read_served(folder)
     trained = read_served(against).chat if against else served.record

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from transformers import TrainerCallback
 
-from sftcore.chat.parity import record_of, saved_parity
+from sftcore.chat.served.parity import record_of, saved_parity
 from sftcore.chat.stops import trained_stop
 from sftcore.config.recipe import AUTO
 from sftcore.core.visible import visible

@@ -1,6 +1,6 @@
 """accelerate's launcher, without its report behind an error that a process has told.
 
-`python -m sftcore.train.launcher` takes the words of `accelerate launch`.
+`python -m sftcore.train.processes.launcher` takes the words of `accelerate launch`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run in several processes of this machine, started by accelerate's launcher (see `sftcore.train.launcher`)."""
+"""A run in several processes of this machine, started by accelerate's launcher (see `launcher`)."""
 
 from __future__ import annotations
 
@@ -51,14 +51,22 @@ def command(count: int, words: Sequence[str]) -> list[str]:
     """What starts `sftcore train WORDS` in `count` processes.
 
     >>> " ".join(command(2, ["run.yaml"])[1:])
-    '-m sftcore.train.launcher --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
+    '-m sftcore.train.processes.launcher --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
 --dynamo_backend no --main_process_port 0 -m sftcore train run.yaml'
     """
     # --multi_gpu is accelerate's word for several processes, on a CPU too; the rest would else come from the user's
     # default configuration, or be asked for: precision and compilation are the recipe's
     options = {"num_processes": count, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
     given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    launcher = [sys.executable, "-m", "sftcore.train.launcher", "--multi_gpu", *given, "--main_process_port", "0"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "sftcore.train.processes.launcher",
+        "--multi_gpu",
+        *given,
+        "--main_process_port",
+        "0",
+    ]
     return [*launcher, "-m", "sftcore", "train", *words]
 
 

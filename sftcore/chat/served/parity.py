@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 from attrs import frozen
 
-from sftcore.chat.record import Chat, Served, chat_of, ids_of, read_served
+from sftcore.chat.served.record import Chat, Served, chat_of, ids_of, read_served
 from sftcore.chat.stops import as_list, known_stops
 from sftcore.core.errors import ModelError
 

@@ -1,0 +1,1 @@
+"""A run in several processes: how they are started, end with their launcher, and agree."""
