@@ -92,7 +92,7 @@ class Pipeline:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why a row may be dropped."""
-        return (NOTHING_SUPERVISED, NOTHING_LEFT, IMAGE_CUT, self.reader.nothing)
+        return (NOTHING_SUPERVISED, NOTHING_LEFT, IMAGE_CUT, TOO_LONG, self.reader.nothing)
 
     def __call__(self, batch: pa.Table | Mapping[str, list[Any]], numbers: Sequence[int]) -> pa.Table:
         """Turn a batch of raw rows and their numbers into token rows with the outcome of each example.
