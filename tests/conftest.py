@@ -21,9 +21,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
 
 from sftcore.testing.libraries import spare_libraries
 from sftcore.testing.tiny import CHATML, make_llama, make_tokenizer, save_tiny  # noqa: F401 - for the tests
+
+settings.register_profile("any machine", settings(deadline=None))  # one may be slow, or have other work
+settings.load_profile("any machine")
 
 CHATML_MARKED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sftcore.config.settings.declared import checkpointing_arguments
 from sftcore.core.errors import nearest
 from sftcore.core.types import Problem
 
@@ -14,11 +15,6 @@ ADAPTER_DTYPES = ("float32", "bfloat16")
 KEPT = ("attention", "matmul")
 """Values of `selective`: keep the results of attention, or of attention and every matrix multiplication."""
 
-OPTIONS = (
-    "use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop",
-)  # fmt: skip
-"""What `torch.utils.checkpoint.checkpoint` takes."""
-
 CHECKPOINTING_FIELDS = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 ON_CPU = "on a CPU, activations are already in host memory, so there is nothing to offload."
 
@@ -27,7 +23,7 @@ def memory_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     """Problems with `activation_offloading` and `selective` in the run's settings."""
     if settings.get("activation_offloading") and settings.get("use_cpu"):
         yield Problem(ON_CPU, "activation_offloading", "Set activation_offloading: false.")
-    known = (*OPTIONS, "selective")
+    known = (*checkpointing_arguments(), "selective")
     for key in dict.fromkeys(key for one in _options(settings) for key in one if key not in known):
         listed = f"It takes: {', '.join(known)}."
         yield Problem(f'there is no option "{key}".{nearest(str(key), known)}', CHECKPOINTING_FIELDS[1], listed)

@@ -89,11 +89,11 @@ def test_the_tokenizer_that_a_model_carries_comes_before_that_of_its_name(tmp_pa
 
 
 def test_a_ready_model_that_reads_images_brings_its_processor(tmp_path):
-    from tests.plugins.vlm.test_training import MIXED
+    from tests.plugins.vlm.test_training import mixed
 
     folder = save("llava", tmp_path / "model")
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
-    trainer = SFTTrainer(model, config(tmp_path), train_dataset=Dataset.from_list(MIXED))
+    trainer = SFTTrainer(model, config(tmp_path), train_dataset=Dataset.from_list(mixed()))
     assert trainer.processing_class.image_processor is not None
     assert [one.label for one in trainer.setup.plan.selected("collator")] == ['collator "vlm"']
     trainer.train()

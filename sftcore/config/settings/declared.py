@@ -136,6 +136,14 @@ def preparation_arguments() -> tuple[str, ...]:
     return (*(one.arg for one in found.args.args if one.arg != "model"), "layer_norm_names")
 
 
+@functools.cache
+def checkpointing_arguments() -> tuple[str, ...]:
+    """What `torch.utils.checkpoint.checkpoint` takes by name; `preserve_rng_state` is not in every signature."""
+    found = _statement(source("torch.utils.checkpoint"), "def checkpoint")
+    assert isinstance(found, ast.FunctionDef)
+    return tuple(dict.fromkeys([*(one.arg for one in found.args.kwonlyargs), "preserve_rng_state"]))
+
+
 def type_of(annotation: ast.expr) -> Any:
     """The annotation as a type; other classes than the simple ones are left out of unions."""
     if isinstance(annotation, ast.Constant) and annotation.value is None:

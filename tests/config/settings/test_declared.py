@@ -17,7 +17,6 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import FSDPOption
 
 from sftcore import SFTConfig
-from sftcore.config.checks import OPTIONS
 from sftcore.config.settings import combined, declared
 from sftcore.config.settings.values import RANGES, names_of
 
@@ -77,7 +76,7 @@ def test_packages_of_optimizers_are_those_that_transformers_asks_for():
 def test_options_of_checkpointing_are_those_of_torch():
     parameters = inspect.signature(torch.utils.checkpoint.checkpoint).parameters
     named = {name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
-    assert set(OPTIONS) == named | {"preserve_rng_state"}
+    assert set(declared.checkpointing_arguments()) == named | {"preserve_rng_state"}
 
 
 def test_a_library_that_is_not_installed_is_named():

@@ -26,12 +26,14 @@ def conversation(question, answer, *colours):
     return {"messages": turns, "images": [encoded(colour) for colour in colours]}
 
 
-MIXED = [
-    conversation("What is it?", "A wall.", "red"),
-    conversation("Hello", "Good day to you."),
-    conversation("Which?", "All three of them, I think.", "red", "green", "blue"),
-    conversation("And this?", "The sky.", "blue"),
-]
+def mixed():
+    """Rows of zero to three images; made anew each time, as processors write into the messages that they are given."""
+    return [
+        conversation("What is it?", "A wall.", "red"),
+        conversation("Hello", "Good day to you."),
+        conversation("Which?", "All three of them, I think.", "red", "green", "blue"),
+        conversation("And this?", "The sky.", "blue"),
+    ]
 
 
 def config(folder, **options):
@@ -62,9 +64,9 @@ def family(request):
 
 # --- What counts ----------------------------------------------------------------------------------------------------
 def test_only_the_assistants_words_count_and_never_an_image(tmp_path, family):
-    trainer = make_trainer(tmp_path, family, MIXED, assistant_only_loss=True)
+    trainer = make_trainer(tmp_path, family, mixed(), assistant_only_loss=True)
     tokenizer = trainer.data.tokenizer
-    for row, raw in zip(trainer.train_dataset, MIXED, strict=True):
+    for row, raw in zip(trainer.train_dataset, mixed(), strict=True):
         counted = tokenizer.decode([label for label in row["labels"] if label != -100])
         answer = raw["messages"][1]["content"]
         assert counted.strip().startswith(answer)
@@ -72,10 +74,10 @@ def test_only_the_assistants_words_count_and_never_an_image(tmp_path, family):
 
 
 def test_an_image_is_no_label_where_all_else_is(tmp_path, family):
-    trainer = make_trainer(tmp_path, family, MIXED)
+    trainer = make_trainer(tmp_path, family, mixed())
     tokenizer = trainer.data.tokenizer
     written = {index for name, index in tokenizer.get_vocab().items() if name in OF_IMAGES}
-    for row, raw in zip(trainer.train_dataset, MIXED, strict=True):
+    for row, raw in zip(trainer.train_dataset, mixed(), strict=True):
         counted = [label for label in row["labels"] if label != -100]
         assert not written & set(counted)
         assert bool(written & set(row["input_ids"])) is bool(raw["images"])
@@ -92,10 +94,10 @@ OF_IMAGES = {
 # --- Batches --------------------------------------------------------------------------------------------------------
 def test_mixed_batches_have_the_loss_of_one_row_at_a_time(tmp_path, family):
     options = {"max_steps": 1, "learning_rate": 0.0, "assistant_only_loss": True}
-    together = make_trainer(tmp_path / "a", family, MIXED, per_device_train_batch_size=4, **options)
+    together = make_trainer(tmp_path / "a", family, mixed(), per_device_train_batch_size=4, **options)
     together.train()
     alone = make_trainer(
-        tmp_path / "b", family, MIXED, per_device_train_batch_size=1, gradient_accumulation_steps=4, **options
+        tmp_path / "b", family, mixed(), per_device_train_batch_size=1, gradient_accumulation_steps=4, **options
     )
     alone.train()
     assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
@@ -104,9 +106,9 @@ def test_mixed_batches_have_the_loss_of_one_row_at_a_time(tmp_path, family):
 @pytest.mark.parametrize("layout", [{"packing": True, "max_length": 512}, {"padding_free": True}])
 def test_rows_that_share_one_have_the_loss_of_padded_ones(tmp_path, family, layout):
     options = {"max_steps": 1, "learning_rate": 0.0, "assistant_only_loss": True, "per_device_train_batch_size": 4}
-    padded = make_trainer(tmp_path / "a", family, MIXED, **options)
+    padded = make_trainer(tmp_path / "a", family, mixed(), **options)
     padded.train()
-    shared = make_trainer(tmp_path / "b", family, MIXED, **{**options, **layout})
+    shared = make_trainer(tmp_path / "b", family, mixed(), **{**options, **layout})
     shared.train()
     assert losses(shared) == pytest.approx(losses(padded), rel=1e-4)
     assert "with images: logits are bit-identical" in str(shared.shared_rows.proof)
@@ -114,19 +116,19 @@ def test_rows_that_share_one_have_the_loss_of_padded_ones(tmp_path, family, layo
 
 def test_workers_make_the_same_batches(tmp_path, family):
     options = {"max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": 4}
-    here = make_trainer(tmp_path / "a", family, MIXED, **options)
+    here = make_trainer(tmp_path / "a", family, mixed(), **options)
     here.train()
-    there = make_trainer(tmp_path / "b", family, MIXED, dataloader_num_workers=2, **options)
+    there = make_trainer(tmp_path / "b", family, mixed(), dataloader_num_workers=2, **options)
     there.train()
     assert losses(there) == losses(here)
 
 
 def test_a_row_whose_image_would_be_cut_is_dropped_and_counted(tmp_path, family):
-    whole = make_trainer(tmp_path, family, MIXED)
+    whole = make_trainer(tmp_path, family, mixed())
     ids = whole.train_dataset[2]["input_ids"]
     place = whole.data.tokenizer.convert_tokens_to_ids(IMAGE_TOKENS[family])
     last = max(i for i, token in enumerate(ids) if token == place)
-    ledger = make_trainer(tmp_path, family, MIXED, max_length=last).data.ledgers[0]
+    ledger = make_trainer(tmp_path, family, mixed(), max_length=last).data.ledgers[0]
     assert ledger.first_dropped["an image would be cut at max_length"] == 2
     assert ledger.rows_kept + sum(ledger.dropped.values()) == 4
 
@@ -150,8 +152,8 @@ def test_a_row_is_cut_behind_its_images(tmp_path, family):
 def test_a_stream_of_images_gives_the_rows_of_the_set(tmp_path, packing):
     options = {"max_steps": 1, "learning_rate": 0.0, "packing": packing, "max_length": 512}
     options |= {"per_device_train_batch_size": 1 if packing else 4}
-    features = Dataset.from_list(MIXED).features | {"images": List(Image())}
-    rows = Dataset.from_list(MIXED).cast(Features(features))
+    features = Dataset.from_list(mixed()).features | {"images": List(Image())}
+    rows = Dataset.from_list(mixed()).cast(Features(features))
     found = []
     for number, data in enumerate((rows, rows.to_iterable_dataset())):
         model, processor = make_vlm("llava")
@@ -164,7 +166,7 @@ def test_a_stream_of_images_gives_the_rows_of_the_set(tmp_path, packing):
 
 def test_several_processes_prepare_the_same_rows(tmp_path):
     one, two = (
-        make_trainer(tmp_path / str(count), "idefics3", MIXED, dataset_num_proc=count, assistant_only_loss=True)
+        make_trainer(tmp_path / str(count), "idefics3", mixed(), dataset_num_proc=count, assistant_only_loss=True)
         for count in (None, 2)
     )
     assert one.train_dataset[:] == two.train_dataset[:]
@@ -188,7 +190,7 @@ def test_twenty_steps_halve_the_loss_and_plain_transformers_loads_what_was_saved
     folder = save(family, tmp_path / "base")
     trainer = SFTTrainer(
         str(folder), config(tmp_path / "run", max_steps=20, learning_rate=5e-3, assistant_only_loss=True),
-        train_dataset=Dataset.from_list(MIXED),
+        train_dataset=Dataset.from_list(mixed()),
     )  # fmt: skip
     trainer.train()
     assert sum(losses(trainer)[-4:]) < 0.5 * sum(losses(trainer)[:4])
@@ -208,7 +210,7 @@ def test_twenty_steps_halve_the_loss_and_plain_transformers_loads_what_was_saved
 def adapted_by(tmp_path, family, **options) -> list[str]:
     """The names of what trains, with an adapter of these options."""
     options = {"target_modules": "all-linear", **options}
-    trainer = make_trainer(tmp_path, family, MIXED, plugins={"adapter": {"lora": options}}, max_steps=1)
+    trainer = make_trainer(tmp_path, family, mixed(), plugins={"adapter": {"lora": options}}, max_steps=1)
     trainer.train()
     return [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
 
@@ -235,7 +237,7 @@ def test_a_quantised_base_trains_an_adapter_on_images(tmp_path, bits):
             tmp_path / "run", max_steps=10, learning_rate=2e-2, assistant_only_loss=True,
             plugins={"adapter": {"qlora": {"bits": bits}}},
         ),
-        train_dataset=Dataset.from_list(MIXED),
+        train_dataset=Dataset.from_list(mixed()),
     )  # fmt: skip
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0] - 0.1  # the head of random weights stays as it is
@@ -249,7 +251,7 @@ def test_a_frozen_vision_tower_does_not_move_and_another_does(tmp_path, family, 
     from sftcore.model.vision import vision_parts
 
     trainer = make_trainer(
-        tmp_path, family, MIXED, freeze_vision_tower=frozen, max_steps=2, learning_rate=1e-2, weight_decay=0.0
+        tmp_path, family, mixed(), freeze_vision_tower=frozen, max_steps=2, learning_rate=1e-2, weight_decay=0.0
     )
     tower = [trainer.model.get_submodule(name) for name in vision_parts(trainer.model)]
     before = [value.clone() for part in tower for value in part.parameters()]
@@ -262,7 +264,7 @@ def test_a_frozen_vision_tower_does_not_move_and_another_does(tmp_path, family, 
 # --- Wrong combinations ---------------------------------------------------------------------------------------------
 def test_a_text_collator_refuses_rows_with_images(tmp_path):
     with pytest.raises(ConflictError, match="the rows have images, and the collator PaddedCollator takes none"):
-        make_trainer(tmp_path, "llava", MIXED, plugins={"collator": "padded"})
+        make_trainer(tmp_path, "llava", mixed(), plugins={"collator": "padded"})
 
 
 def test_a_collator_of_the_users_own_gets_the_rows_as_they_are(tmp_path):
@@ -278,7 +280,7 @@ def test_a_collator_of_the_users_own_gets_the_rows_as_they_are(tmp_path):
         labels[labels == processor.image_token_id] = -100
         return {**batch, "labels": labels}
 
-    rows = [row for row in MIXED if row["images"]]
+    rows = [row for row in mixed() if row["images"]]
     for row in rows:
         parts = [{"type": "image"}] * len(row["images"])
         text = row["messages"][0]["content"].replace("<image>", "")
