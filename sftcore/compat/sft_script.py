@@ -31,7 +31,7 @@ from sftcore.config.settings.values import wrong_choice
 from sftcore.config.sft_config import SFTConfig
 from sftcore.core.errors import DataError, RecipeError, SFTCoreError, nearest, raise_all
 from sftcore.core.visible import visible
-from sftcore.train.checkpoint.other_run import OutputFolder
+from sftcore.train.checkpoint.other_run import OutputFolder, held_model
 from sftcore.util.launched import LAUNCHER
 from sftcore.util.warned import warn
 from sftcore.util.words import hidden, without_secrets_in
@@ -201,7 +201,8 @@ def run(words: Sequence[str], watch: Callable[[SFTTrainer], object] = lambda _: 
     trainer.add_callback(ReplaceOtherRun(output))
     with trainer.checkpoints.owned():
         trainer.train(resume_from_checkpoint=resume)
-        trainer.save_model()
+        if not trainer.nothing_left or not held_model(folder):
+            trainer.save_model()
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
     return folder

@@ -28,7 +28,7 @@ from sftcore.core.visible import visible
 from sftcore.data.source.several import inspect_set, problems_of_formats
 from sftcore.train.checked import Checked
 from sftcore.train.checkpoint.folders import choose
-from sftcore.train.checkpoint.other_run import OutputFolder
+from sftcore.train.checkpoint.other_run import OutputFolder, held_model
 from sftcore.train.parts.callbacks import check_callbacks
 from sftcore.train.row_locations import named_by_file, sources_by_name
 
@@ -50,6 +50,8 @@ class Outcome:
     @property
     def sentence(self) -> str:
         """The outcome in one line."""
+        if self.trainer.nothing_left:
+            return f"{self.trainer.nothing_left}; the model is in {self.folder}"
         spelled = " to ".join(f"{loss:.4f}" for loss in (self.losses[0], self.losses[-1])[: len(self.losses)])
         watchdog = self.trainer.guard.watchdog
         found = (self.trainer.nonfinite.sentence(), watchdog.sentence() if watchdog is not None else "")
@@ -168,7 +170,8 @@ def run_recipe(
         start = time.monotonic()
         with trainer.checkpoints.owned():
             result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
-            trainer.save_model()
+            if not trainer.nothing_left or not held_model(Path(trainer.args.output_dir)):
+                trainer.save_model()
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     seconds = time.monotonic() - start
     return Outcome(trainer, losses or (result.training_loss,), seconds, Path(trainer.args.output_dir))

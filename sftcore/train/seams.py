@@ -26,6 +26,7 @@ from sftcore.model.unwrap import is_peft_model
 from sftcore.train.checkpoint.atomic import AtomicCheckpoints
 from sftcore.train.checkpoint.resume import Resumption, is_stream
 from sftcore.train.checkpoint.same_run import RunFacts
+from sftcore.train.checkpoint.state import refuse_no_step
 from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position, StepGuard
@@ -263,6 +264,9 @@ class TrainerSeams(Trainer):
         found: tuple[int, int] = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        if resume_from_checkpoint is not None:
+            self.state.compute_steps(self.args, max_steps)  # else those of the checkpoint would hold
+            refuse_no_step(self.state.global_step, max_steps, Path(self.args.output_dir))
         return self.resumption.first_batch(found, streams=is_stream(self.train_dataset))
 
     def continue_sums(self) -> None:

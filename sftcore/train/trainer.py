@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from sftcore.config.sft_config import SFTConfig
+from sftcore.core.visible import visible
 from sftcore.data.host_facts import facts_of
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
@@ -48,6 +51,7 @@ from sftcore.train.arguments import (
 from sftcore.train.checkpoint.atomic import AtomicCheckpoints
 from sftcore.train.checkpoint.resume import Resumption
 from sftcore.train.checkpoint.same_run import RunFacts
+from sftcore.train.checkpoint.state import NothingLeft
 from sftcore.train.checkpoint.untrusted import reading
 from sftcore.train.guard.divergence import LossLevel, Nonfinite
 from sftcore.train.guard.limits import refuse_beyond_tables
@@ -211,6 +215,7 @@ class SFTTrainer(OpenLayout):
         self._disable_own_loss_and_noise()
         self._copy_batches_without_waiting()
         self._proven = False
+        self.nothing_left = ""
         self.metrics = Metrics(accelerator, copies=self.get_tp_size())
         self.shared_rows = SharedRows()
         self.plain_ways = PlainWays(self._note, says=args.process_index == 0)
@@ -287,6 +292,10 @@ class SFTTrainer(OpenLayout):
             resume_from_checkpoint: a folder, "last" (or True), or "auto", which may begin from scratch.
             trial, ignore_keys_for_eval: as in `transformers.Trainer`.
 
+        Returns:
+            As transformers does. Where the checkpoint is at the last step already, `nothing_left` says so, the loss is
+            0.0, there are no metrics, and nothing was written.
+
         Raises:
             CheckpointError: the checkpoint is not there, or damaged; or one cannot be written.
             ConflictError: another run writes to the output folder.
@@ -318,7 +327,16 @@ class SFTTrainer(OpenLayout):
             refusals.until_first_step(args, self.callback_handler.callbacks),
             tracked(args),
         ):
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            self.nothing_left = ""
+            try:
+                return super().train(checkpoint, trial, ignore_keys_for_eval)
+            except NothingLeft as error:
+                self.nothing_left = str(error)
+                if args.process_index == 0:
+                    print(
+                        visible(f"resume     {checkpoint}: {error}; {args.output_dir} stays as it is"), file=sys.stderr
+                    )
+                return TrainOutput(self.state.global_step, 0.0, {})
 
     @contextlib.contextmanager
     def compute_loss_context_manager(self) -> Iterator[None]:

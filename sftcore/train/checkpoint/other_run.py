@@ -88,6 +88,11 @@ def held_run(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if _is_checkpoint(path) or _is_of_model(path)]
 
 
+def held_model(folder: Path) -> bool:
+    """Whether a whole model or adapter is in the folder itself."""
+    return folder.is_dir() and any(_is_of_model(path) for path in folder.iterdir())
+
+
 def remove_run(folder: Path) -> None:
     """Remove what `held_run` finds, and the configurations without which no model is loaded.
 

@@ -28,7 +28,7 @@ FREE = (
     "ddp_timeout", "ddp_backend", "include_", "do_", "load_best", "metric_for_best", "greater_is_better",
     "enable_jit_checkpoint", "torch_empty_cache_steps", "ignore_data_skip", "batch_eval_metrics",
     "prediction_loss_only", "per_device_eval", "eval_accumulation", "use_cpu", "past_index", "length_column_name",
-    "early_stopping_", "callbacks", "saves_per_epoch", "tracker", "loss_watchdog_",
+    "early_stopping_", "eval_packing", "callbacks", "saves_per_epoch", "tracker", "loss_watchdog_",
 )  # fmt: skip
 """Settings that may differ, by name or by how the name begins: where a run writes, what it says, how it reads."""
 
@@ -180,9 +180,10 @@ def _plugins(run: RunView) -> dict[str, Any]:
     every |= {f"format {one.entry.name} of {name}": one for name, one in run.data.formats.items()}
     found = {}
     for name, one in every.items():
-        about = describe_plugin(one)
-        found[f"plugin {name}"] = f"{about['distribution']} {about['version']} {json.dumps(about['options'])}"
-        found[f"options and source of plugin {name}"] = plugin_digest(one)[:16]
+        about, evaluated = describe_plugin(one), "of eval_dataset" in name
+        prefix = f"{_EVALUATED}: " if evaluated else ""
+        found[f"{prefix}plugin {name}"] = f"{about['distribution']} {about['version']} {json.dumps(about['options'])}"
+        found[f"{prefix}options and source of plugin {name}"] = plugin_digest(one)[:16]
     return found
 
 

@@ -110,3 +110,30 @@ def source_of(loader: Any, is_stream: Callable[[Any], bool]) -> Any:
     while found is not None and not is_stream(found):
         found = getattr(found, "dataset", None) or getattr(found, "source", None)
     return found
+
+
+class NothingLeft(Exception):
+    """A run resumes from a checkpoint at or behind its last step; says so in a sentence."""
+
+
+def refuse_no_step(step: int, max_steps: int, output_dir: Path) -> None:
+    """Stop a resumed run that has no step to take, before it writes anything.
+
+    A run that ended between its last checkpoint and its end is not stopped: an evaluation may be due, and the model.
+
+    Raises:
+        NothingLeft: the checkpoint is behind the last step, or at it, and the run that wrote it came to its end.
+    """
+    if step > max_steps or (step == max_steps and _ended(output_dir / "metrics.jsonl", step)):
+        raise NothingLeft(
+            f"the checkpoint is at step {step:,}, and the run has {max_steps:,}: nothing is left to train"
+        )
+
+
+def _ended(log: Path, step: int) -> bool:
+    """Whether the log has the line that transformers writes when a run is over."""
+    try:
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return False
+    return any("train_runtime" in line and line.get("step") == step for line in lines)
