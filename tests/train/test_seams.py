@@ -13,16 +13,18 @@ from transformers import Trainer
 
 import sftcore
 from sftcore.train.seams import TrainerSeams
+from sftcore.train.seams_of_saving import SavingSeams
 from sftcore.train.trainer import SFTTrainer
 from sftcore.util.versions import TESTED, warn_if_untested
 
 ONLY_IN_THE_NEWER = {"_initial_global_step"}
 """Attributes of transformers 5.24 that 5.17 does not have, and that do no harm there."""
 PACKAGE = Path(sftcore.__file__).parent
+SEAMS = [PACKAGE / "train" / name for name in ("seams.py", "seams_of_saving.py")]
 OVERRIDDEN = sorted(
     (cls, name)
-    for cls in ("TrainerSeams", "SFTTrainer")
-    for name, value in vars({"TrainerSeams": TrainerSeams, "SFTTrainer": SFTTrainer}[cls]).items()
+    for cls, kind in (("SavingSeams", SavingSeams), ("TrainerSeams", TrainerSeams), ("SFTTrainer", SFTTrainer))
+    for name, value in vars(kind).items()
     if inspect.isfunction(value) and name in vars(Trainer) and name != "__init__"
 )
 
@@ -51,8 +53,8 @@ def test_a_seam_takes_what_transformers_passes(cls, name):
 
 
 def test_a_seam_calls_methods_and_reads_attributes_that_transformers_has():
-    found = attributes(PACKAGE / "train" / "seams.py")
-    known = private_names_of_trainer() | set(vars(TrainerSeams)) | set(vars(SFTTrainer))
+    found = {name for path in SEAMS for name in attributes(path)}
+    known = private_names_of_trainer().union(*(vars(kind) for kind in (SavingSeams, TrainerSeams, SFTTrainer)))
     used = {name for name in found if name.startswith("_") and not name.startswith("__")}
     others = {"_replace", "_zero3_consolidated_16bit_state_dict"}  # of a named tuple, of DeepSpeed's engine
     assert used - known - others <= ONLY_IN_THE_NEWER
@@ -68,7 +70,7 @@ def test_transformers_calls_what_it_passes_by_name_as_the_seam_reads_it():
 
 def test_only_the_seams_reach_into_transformers_trainer():
     private = private_names_of_trainer()
-    others = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "train" / "seams.py"]
+    others = [path for path in PACKAGE.rglob("*.py") if path not in SEAMS]
     reaching = {str(path.relative_to(PACKAGE)): attributes(path) & private for path in others}
     assert {path: names for path, names in reaching.items() if names} == {}
 

@@ -1,0 +1,127 @@
+"""The part of the seams that writes and reads: checkpoints, and saved models (see `seams`)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from sftcore.config.sft_config import secrets_kept_out_of_files
+from sftcore.model.precision import cast_adapter
+from sftcore.model.unwrap import is_peft_model
+from sftcore.train.checkpoint.atomic import AtomicCheckpoints
+from sftcore.train.checkpoint.resume import Resumption
+from sftcore.train.checkpoint.same_run import RunFacts
+from sftcore.train.guard.steps import StepGuard
+from sftcore.train.parts.metrics import Metrics
+from sftcore.train.parts.part import Part
+from sftcore.train.processes.distributed import is_taken_apart
+
+
+class SavingSeams(Trainer):
+    """Where a run's parts meet what transformers saves and loads."""
+
+    checkpoints: AtomicCheckpoints
+    resumption: Resumption
+    guard: StepGuard
+    metrics: Metrics
+    facts: RunFacts
+    parts: Sequence[Part] = ()
+    model_wrapped: Any
+
+    # --- Checkpoints ------------------------------------------------------------------------------------------------
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.checkpoints.aside) if self.checkpoints.aside else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        def write() -> None:
+            super(SavingSeams, self)._save_checkpoint(model, trial)
+
+        final = self.checkpoints.save(write, Path(self._get_output_dir(trial)), self.state)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.checkpoints.aside is None:  # else the folder has no name yet, and is pushed when it has one
+            with secrets_kept_out_of_files(self):
+                super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        state = self.resumption.state_now()
+        state.loss_sum, state.total_loss = self._tr_loss.item(), self._total_loss_scalar
+        state.logged_at = self._globalstep_last_logged
+        state.metrics, state.watch, state.facts = self.metrics.state(), self.guard.state(), self.facts()
+        state.write(Path(output_dir), self.args.process_index)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if not self.resumption.restored_random():
+            super()._load_rng_state(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._read_state(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if is_peft_model(self.model):
+            # PEFT raises an adapter that it loads to float32, whatever it was trained in
+            cast_adapter(self.model, self.args.adapter_dtype)
+
+    def _read_state(self, folder: str) -> None:
+        self.resumption.read(folder, self.facts, anyway=self.args.resume_changed)
+
+    def _load_best_model(self) -> None:
+        self.checkpoints.choose(self.state.best_model_checkpoint)
+        super()._load_best_model()
+
+    # --- Saving -----------------------------------------------------------------------------------------------------
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole model, so that a save that is cut off does not look like one.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self.checkpoints.aside is not None:
+            super().save_model(output_dir, _internal_call)  # into a checkpoint, which may be in parts
+            return
+
+        def wait() -> None:
+            # else other processes write nothing, and scripts may save on the first alone
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                self.accelerator.wait_for_everyone()
+
+        self.checkpoints.save_model(self._write_whole_model, Path(output_dir or self.args.output_dir), wait=wait)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _write_whole_model(self, folder: str) -> None:
+        """The model in one piece, also where its checkpoints are in parts."""
+        if is_taken_apart(self.model_wrapped) and not is_peft_model(self.model):
+            # as accelerate does it, which asks for stage3_gather_16bit_weights_on_model_save first
+            self._save_gathered(folder, self.model_wrapped._zero3_consolidated_16bit_state_dict())
+            return
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and "SHARDED" in str(plugin.state_dict_type):
+            self._save_gathered(folder, self.accelerator.get_state_dict(self.model))
+        super().save_model(folder, _internal_call=True)
+
+    def _save_gathered(self, folder: str, state_dict: dict[str, Any] | None) -> None:
+        # transformers 5.17 does not ask in _save, and processes would write over each other; only the first has all
+        if self.args.should_save and state_dict:
+            self._save(folder, state_dict=state_dict)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with ExitStack() as stack, warnings.catch_warnings():
+            for part in self.parts:
+                stack.enter_context(part.around_save())
+            # PEFT looks for the base model's config.json, which a base from a single file does not have
+            warnings.filterwarnings("ignore", message="Could not find a config file in")
+            with secrets_kept_out_of_files(self):
+                super()._save(output_dir, state_dict)
+            if self.args.should_save:
+                self.add_to_saved(Path(output_dir or self.args.output_dir), state_dict)
+
+    def add_to_saved(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
+        """Write what else belongs to a saved model."""
