@@ -1,4 +1,4 @@
-"""Checks of memory options and adapter dtypes that need no library."""
+"""Checks of memory options that need no library."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import Any
 from sftcore.config.settings.declared import checkpointing_arguments
 from sftcore.core.errors import nearest
 from sftcore.core.types import Problem
-
-ADAPTER_DTYPES = ("float32", "bfloat16")
-"""The dtypes that an adapter can be trained in; the range of float16 is too small for weight updates."""
 
 KEPT = ("attention", "matmul")
 """Values of `selective`: keep the results of attention, or of attention and every matrix multiplication."""

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sftcore.config.checks import ADAPTER_DTYPES
 from sftcore.config.processes import uses_deepspeed, uses_fsdp
+from sftcore.config.settings.values import ADAPTER_DTYPES
 from sftcore.core.errors import ModelError, OptionTypeError
 from sftcore.core.types import Plan
 from sftcore.model.unwrap import causal_model, num_weights

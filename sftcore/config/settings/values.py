@@ -18,7 +18,6 @@ from typing import Any, get_args
 
 from attrs import frozen
 
-from sftcore.config.checks import ADAPTER_DTYPES
 from sftcore.config.foreign import values as foreign
 from sftcore.config.foreign.spelling import misspelt
 from sftcore.config.settings.declared import choices, enum_values, trackers
@@ -48,6 +47,8 @@ class Range:
         return f"{others}{low}{f' and below {self.below}' if self.below < math.inf else ''}"
 
 
+ADAPTER_DTYPES = ("float32", "bfloat16")
+"""The dtypes that an adapter can be trained in; the range of float16 is too small for weight updates."""
 _COUNT, _SHARE, _NOT_NEGATIVE, _POSITIVE, _SEED = Range(1), Range(0, 1), Range(0), Range(0, above=True), Range(0, 2**32)
 
 RANGES: Mapping[str, Range] = {
