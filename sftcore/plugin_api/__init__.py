@@ -13,6 +13,7 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 | losses | `OwnLoss`, of a plugin that leaves the loss to the model |
 | kernels, losses | `triton_is_interpreted` |
 | losses | `loss_call`: what the model was called with, and what gathers a teacher's states at the loss's positions |
+| loaders | `refuse_endless`: regular expressions of a saved adapter that would be matched without end |
 | loaders, adapters | `adapter_folder`, `quantisation_asked_for`, `quantisation_of`*, `prepare_quantised`* |
 | adapters | `declared_fields`, `selective_of`, `vision_parts`* |
 | errors | `nearest`, the closest of some names, as a question |
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 from sftcore.util.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from sftcore.chat.sandbox.patterns import refuse_endless
     from sftcore.config.attention import planned_device, unsupported
     from sftcore.config.checks import selective_of
     from sftcore.config.probe import adapter_folder, quantisation_asked_for
@@ -63,6 +65,7 @@ __all__ = [
     "prepare_quantised",
     "quantisation_asked_for",
     "quantisation_of",
+    "refuse_endless",
     "selective_of",
     "triton_is_interpreted",
     "unsupported",

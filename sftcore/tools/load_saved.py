@@ -126,7 +126,10 @@ def put_adapter(base: Any, run: SavedRun, rows: int) -> Any:
     """
     from peft import PeftModel
 
+    from sftcore.chat.sandbox.patterns import refuse_endless
+
     assert run.adapter is not None
+    refuse_endless(run.adapter_config, [name for name, _ in base.named_modules()], str(run.adapter))
     _fit_embeddings(base, run, rows)
     try:
         with warnings.catch_warnings():

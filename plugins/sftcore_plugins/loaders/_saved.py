@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -47,3 +49,12 @@ def base_of(request: ModelRequest) -> ModelRequest:
     if not config.base_model_name_or_path:
         raise OSError(f"the adapter {request.name} does not say which base it belongs to")
     return attrs.evolve(request, name=config.base_model_name_or_path, revision=config.revision)
+
+
+def adapter_config(request: ModelRequest) -> dict[str, Any]:
+    """The configuration of a saved adapter as its file says it, before PEFT makes anything of it."""
+    from transformers.utils import cached_file
+
+    found = cached_file(request.name, "adapter_config.json", revision=request.revision)
+    told: dict[str, Any] = json.loads(Path(str(found)).read_text(encoding="utf-8"))
+    return told

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sftcore import LoadedModel, LoadOptions, ModelError, ModelRequest, hookimpl, plugin
-from sftcore_plugins.loaders._saved import base_of, has, is_adapter, load_processor
+from sftcore.plugin_api import refuse_endless
+from sftcore_plugins.loaders._saved import adapter_config, base_of, has, is_adapter, load_processor
 
 
 @plugin
@@ -51,6 +52,8 @@ class HuggingFace:
                 fix="Set allow_pickle: true if you trust it, or save the adapter again.",
             )
         base = self.load_model(base_of(request), options)
+        names = [name for name, _ in base.model.named_modules()]
+        refuse_endless(adapter_config(request), names, f"model {request.name}")
         rows = _saved_embedding_rows(request)
         notes: tuple[str, ...] = (f"adapter {request.name} trains on, on its base {base.request.name}",)
         if rows and rows != base.model.get_input_embeddings().weight.shape[0]:
