@@ -14,10 +14,46 @@ from sftcore.core.options import structure
 from sftcore.core.types import IGNORED, Example, Message, Part, Span, TokenizedRow
 
 
+_LISTS = (list, tuple)
+
+
 def fault_in(example: Example) -> str:
     """What of an example is of a wrong type or has a wrong value, and what was expected; empty where nothing is."""
+    if _is_plain(example):
+        return ""
     said = next(_faults(example), "")
     return (_of_type(example) or said) if said else ""
+
+
+def _is_plain(example: Example) -> bool:
+    """Whether all is of the very types that nearly all rows have: without a call, as each row is looked at."""
+    if not (
+        example.tokens is example.spans is example.tools is None
+        and type(example.images) in _LISTS
+        and type(example.template_kwargs) is dict
+        and not example.template_kwargs
+        and (example.text is None or type(example.text) is str)
+        and type(example.messages) is not str
+    ):
+        return False
+    for turns in (example.messages, example.prompt, example.completion):
+        if turns is None or type(turns) is str:
+            continue
+        if type(turns) not in _LISTS:
+            return False
+        for turn in turns:
+            if not (
+                type(turn) is Message
+                and type(turn.role) is type(turn.content) is str
+                and turn.weight is turn.reasoning is turn.tool_call_id is turn.name is None
+                and type(turn.tool_calls) in _LISTS
+                and type(turn.extra) is dict
+            ):
+                return False
+            for call in turn.tool_calls:
+                if type(call) is not dict:
+                    return False
+    return True
 
 
 def _faults(example: Example) -> Iterator[str]:
