@@ -174,20 +174,24 @@ def split_turns(messages: list[Message]) -> list[list[Message]]:
 
 
 def is_trained_turns(instance: object, attribute: object, value: str) -> None:
-    """An attrs validator for the option `trained_turns`: "all", "last" or "first N"."""
-    if not re.fullmatch(r"all|last|first [1-9][0-9]*", value):
-        raise ValueError(f'trained_turns is "all", "last" or "first N" (such as "first 2"), got "{value}"')
+    """An attrs validator for the option `trained_turns`: "all", "answers", "last" or "first N"."""
+    if not re.fullmatch(r"all|answers|last|first [1-9][0-9]*", value):
+        raise ValueError(f'trained_turns is "all", "answers", "last" or "first N" (such as "first 2"), got "{value}"')
 
 
 def single_out(messages: list[Message], trained_turns: str) -> list[Message]:
-    """The messages with `train` set so that only these assistant turns are trained on: "all", "last", or "first N".
+    """The messages with `train` set so that only these assistant turns are trained on: "answers", "last", or "first N".
 
     "all" leaves the data's own `train` and `weight` unchanged; the others set `train` to false on every other turn.
+    "answers" are all assistant turns.
     """
     if trained_turns == "all":
         return messages
     turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    chosen = set(turns[-1:] if trained_turns == "last" else turns[: int(trained_turns.removeprefix("first "))])
+    if trained_turns == "answers":
+        chosen = set(turns)
+    else:
+        chosen = set(turns[-1:] if trained_turns == "last" else turns[: int(trained_turns.removeprefix("first "))])
     return [
         attrs.evolve(message, train=i in chosen and message.train is not False) if i in turns else message
         for i, message in enumerate(messages)

@@ -125,3 +125,12 @@ def test_a_setting_in_a_branch_is_not_taken_for_granted(write):
 )
 def test_whose_a_file_is(write, name, text, tool):
     assert detect(write(name, text)) == tool
+
+
+def test_conversations_among_prompts_say_themselves_that_their_answers_are_trained(write):
+    sources = "[{path: a, type: chat_template}, {path: b, type: alpaca}, {path: c, type: {field_output: x}}]"
+    found = made(write, "axolotl", "x.yml", f"base_model: m\ndatasets: {sources}\ntrain_on_inputs: false\n")
+    formats = [one["format"] for one in found.values["data"]["train"]]
+    assert formats[0] == {"chat": {"trained_turns": "answers"}}
+    assert formats[1] == {"alpaca": {"style": "alpaca"}}
+    assert "assistant_only_loss" not in found.values

@@ -34,8 +34,8 @@ class Dialogue:
     transcript with `USER:` and `ASSISTANT:`, or as messages under another name.
 
     `turns` names its column, by default the first of conversation, dialog, dialogue and turns, and where no other
-    format could be meant, of items, data, chat, utterances and thread. `system` goes in front. `trained_turns` "last"
-    or "first N" trains those assistant turns alone.
+    format could be meant, of items, data, chat, utterances and thread. `system` goes in front. `trained_turns`
+    "answers" (all), "last" or "first N" trains those assistant turns alone.
     """
 
     turns: str | None = None

@@ -26,7 +26,7 @@ class ShareGPT:
 
     `function_call` says what becomes of a turn that calls a tool: "tool_calls" for templates that render them,
     "content" to keep the call's text as the assistant's words. `trained_turns` "last" or "first N" trains those
-    assistant turns alone. `split_turns` makes a row of each trained turn of the assistant.
+    assistant turns alone, "answers" all of them. `split_turns` makes a row of each trained turn of the assistant.
     """
 
     conversations: str = "conversations"

@@ -21,30 +21,51 @@ def _data(draft: Draft) -> None:
     if draft.has("pretraining_dataset"):
         draft.left("rows of plain text are data with format: text; a stream needs max_steps", "pretraining_dataset")
     trained: set[str] = set()
+    sources: dict[str, list[dict[str, Any]]] = {}
     for key, section in (("datasets", "train"), ("test_datasets", "eval")):
         given = draft.get(key)
         if not isinstance(given, list) or not given:
             continue
         found = [_source(draft, one, (key, i), trained) for i, one in enumerate(given) if isinstance(one, dict)]
-        put_sources(draft, found, section=section)
+        sources[section] = found
     whole = draft.get("train_on_inputs", False)
+    for section, found in sources.items():
+        put_sources(draft, _answers_alone(found) if _mixed(trained) and not whole else found, section=section)
     if whole:
         field(draft, "completion_only_loss", False, "train_on_inputs")
         if "turns" in trained:
             draft.put("assistant_only_loss", False, "train_on_inputs")
+    elif _mixed(trained):
+        draft.same("it is said by each source", *(k for k in ("train_on_inputs",) if draft.has(k)))
     elif "turns" in trained:
         note = "Axolotl trains the assistant's turns alone; we train whole conversations unless told so"
         draft.put("assistant_only_loss", True, *(k for k in ("train_on_inputs",) if draft.has(k)), note=note)
     elif draft.has("train_on_inputs"):
         draft.same("the loss is on the answers alone", "train_on_inputs")
+    tested = draft.get("test_datasets")
     size = draft.get("val_set_size", 0)
-    if size and not draft.get("test_datasets"):
+    if size and not tested:
         share = float(size) < 1
         draft.put("data.eval_fraction" if share else "data.eval_rows", size if share else int(size), "val_set_size")
     elif draft.has("val_set_size"):
         draft.same("nothing is held back", "val_set_size")
     if (processes := draft.first("dataset_num_proc", "dataset_processes")) and draft.has(processes):
         draft.put("dataset_num_proc", draft.get(processes), processes)
+
+
+def _mixed(trained: set[str]) -> bool:
+    """Whether conversations stand among rows that are texts, which the run's assistant_only_loss refuses."""
+    return "turns" in trained and ("texts" in trained or "prompts" in trained)
+
+
+def _answers_alone(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sources with what is trained of a conversation said by their formats."""
+    return [{**one, "format": _with_answers(one["format"])} for one in sources]
+
+
+def _with_answers(given: Any) -> Any:
+    name = next(iter(given), "") if isinstance(given, dict) else ""
+    return {name: {**given[name], "trained_turns": "answers"}} if name in ("chat", "sharegpt") else given
 
 
 def _source(draft: Draft, one: dict[str, Any], at: Key, trained: set[str]) -> dict[str, Any]:
@@ -73,18 +94,21 @@ def _format(draft: Draft, one: dict[str, Any], at: Key, trained: set[str]) -> An
     kind = one.get("type")
     used: list[str] = ["type"]
     if isinstance(kind, dict):
+        trained.add("prompts")
         return _own_format(draft, kind, at)
     name = str(kind or "").removesuffix(".load")
     options: dict[str, Any] = {}
     made: Any = None
     if name in ("alpaca", "alpaca_instruct", "alpaca:instruct"):
         made = {"alpaca": {"style": "alpaca"}}
+        trained.add("prompts")
     elif name == "completion":
         made = {"text": {"field": one.get("field", "text")}}
         used.append("field")
         trained.add("texts")
     elif name == "input_output":
         made = {"segments": {}}
+        trained.add("prompts")
     elif name.startswith(("chat_template", "sharegpt", "messages")):
         used += _turns(draft, one, at, options)
         sharegpt = name.startswith("sharegpt")

@@ -172,10 +172,10 @@ def test_chat_maps_roles_by_its_option():
 
 
 @pytest.mark.parametrize(
-    ("turns_", "trained"), [("all", [None, None]), ("last", [False, True]), ("first 1", [True, False])]
+    ("turns_", "trained"), [("all", [None, None]), ("answers", [True, True]), ("last", [False, True]), ("first 1", [True, False])]
 )
 @pytest.mark.parametrize("format_name", ["chat", "sharegpt"])
-def test_the_last_or_the_first_turns_can_be_trained_alone(format_name, turns_, trained):
+def test_all_answers_the_last_or_the_first_can_be_trained_alone(format_name, turns_, trained):
     said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     row = (
         {"messages": [{"role": role, "content": text} for role, text in said]}
@@ -184,7 +184,7 @@ def test_the_last_or_the_first_turns_can_be_trained_alone(format_name, turns_, t
     )
     messages = read(format_name, row, trained_turns=turns_).messages
     assert [message.train for message in messages if message.role == "assistant"] == trained
-    with pytest.raises(RecipeError, match='trained_turns is "all", "last" or "first N"'):
+    with pytest.raises(RecipeError, match='trained_turns is "all", "answers", "last" or "first N"'):
         read(format_name, row, trained_turns="second")
 
 
