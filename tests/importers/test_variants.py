@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sftcore.core.errors import SFTCoreError
 from sftcore.importers.bring import bring
 from sftcore.importers.detect import detect
 
@@ -134,3 +135,27 @@ def test_conversations_among_prompts_say_themselves_that_their_answers_are_train
     assert formats[0] == {"chat": {"trained_turns": "answers"}}
     assert formats[1] == {"alpaca": {"style": "alpaca"}}
     assert "assistant_only_loss" not in found.values
+
+
+@pytest.mark.parametrize("value", ["linear", "{type: linear, factor: 2.0}"])
+def test_positions_are_not_taken_for_arguments_of_loading(write, value):
+    found = made(write, "llamafactory", "x.yaml", f"model_name_or_path: m\nrope_scaling: {value}\n")
+    assert "init_kwargs" not in found.values["model"]
+    assert "rope_parameters" in found.text
+
+
+def test_values_of_the_models_configuration_are_arguments_of_loading(write):
+    found = made(write, "axolotl", "x.yml", "base_model: m\noverrides_of_model_config: {attention_bias: true}\n")
+    assert found.values["model"]["init_kwargs"] == {"attention_bias": True}
+
+
+def test_a_source_whose_address_is_a_secret_is_to_be_filled_in(write):
+    text = "base_model: m\ndatasets: [{path: 'https://u:p4ss@h/x.jsonl', type: alpaca}]\n"
+    found = made(write, "axolotl", "x.yml", text)
+    assert "p4ss" not in found.text
+    assert found.values["data"]["train"] == {"path": "FILL-IN"}
+
+
+def test_the_setting_whose_value_is_wrong_is_the_one_that_is_named(write):
+    with pytest.raises(SFTCoreError, match="val_set_size is 'many', which Axolotl does not take"):
+        made(write, "axolotl", "x.yml", "base_model: m\nval_set_size: many\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sftcore.config.foreign.entry import Foreign, Settings, as_number, chosen, is_on, nothing, only, when_on
@@ -27,6 +28,20 @@ def _adapter(value: Any) -> Settings:
     if (found := known.get(str(value).lower())) is None:
         raise RecipeError(f"{value!r} has no equivalent as adapter.", fix="PEFT's other methods are peft_type of lora.")
     return found
+
+
+def _of_configuration(value: Any) -> Settings:
+    if not isinstance(value, Mapping):
+        if is_on(value):
+            raise RecipeError(f"{value!r} has no equivalent.", fix="It is a mapping here.")
+        return {}
+    return {f"model.init_kwargs.{name}": one for name, one in value.items()}
+
+
+def _positions(value: Any) -> Settings:
+    if is_on(value):
+        raise RecipeError(f"{value!r} has no equivalent as it stands.")
+    return {}
 
 
 def _flag(name: str) -> Foreign:
@@ -55,8 +70,11 @@ ENTRIES = (
     Foreign("max_memory", "model.init_kwargs.max_memory"),
     Foreign("low_cpu_mem_usage", "model.init_kwargs.low_cpu_mem_usage"),
     Foreign("cache_dir", "model.init_kwargs.cache_dir"),
-    Foreign("rope_scaling rope_theta overrides_of_model_config model_kwargs model_config", "model.init_kwargs",
-            "Values of the model's configuration go into model: {init_kwargs: …}."),
+    Foreign("overrides_of_model_config model_kwargs model_config", "model.init_kwargs",
+            "Values of the model's configuration go into model: {init_kwargs: …}.", rule=_of_configuration),
+    Foreign("rope_scaling rope_theta", "model.init_kwargs",
+            "Rotary positions are part of the model's configuration: model: {init_kwargs: {rope_parameters: …}}, with "
+            "rope_type, rope_theta and factor.", rule=_positions),
     Foreign("model_type tokenizer_type processor_type is_llama_derived_model is_mistral_derived_model "
             "is_falcon_derived_model is_qwen_derived_model base_model_config base_model_ignore_patterns "
             "tokenizer_legacy task_type", "", "The class is that of the model's own configuration.", rule=nothing),

@@ -14,7 +14,7 @@ from sftcore.config.foreign.values import ATTENTION, DTYPES, OPTIMIZERS
 from sftcore.config.settings.older_names import GONE, OLDER, RENAMED, TRANSLATED, WITHOUT_EFFECT
 from sftcore.core.errors import SFTCoreError
 from sftcore.importers.draft import Draft
-from sftcore.importers.read.source import ACCELERATE, ENVIRONMENT, LAUNCHER, Key, leaves
+from sftcore.importers.read.source import ACCELERATE, ENVIRONMENT, FILL, LAUNCHER, Key, leaves
 from sftcore.importers.read.yaml11 import scalar
 
 Groups: TypeAlias = "Sequence[str]"
@@ -392,5 +392,5 @@ def put_sources(draft: Draft, found: Sequence[Mapping[str, Any]], *of: str | Key
         draft.put("format", formats[0])
     of_run = draft.entries["format"].value if "format" in draft.entries else None
     plain = [{name: value for name, value in one.items() if name != "format" or value != of_run} for one in plain]
-    made = [one["path"] if set(one) == {"path"} else one for one in plain]
+    made = [one["path"] if set(one) == {"path"} else {"path": FILL, **one} for one in plain]
     draft.put(f"data.{section}", made[0] if len(made) == 1 else made, *of)
