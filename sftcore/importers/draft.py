@@ -111,6 +111,8 @@ class Draft:
         """Say something of a value that is written."""
         if ours in self.entries:
             before = self.entries[ours].note
+            if note in before:
+                return
             self.entries[ours] = evolve(self.entries[ours], note=f"{before}; {note}" if before else note)
 
     def same(self, why: str, *keys: str | Key) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sftcore.importers.draft import Draft
 from sftcore.importers.peers import shared
-from sftcore.importers.peers.shared import field, listed, put_sources
+from sftcore.importers.peers.shared import answers_alone, field, listed, put_sources
 from sftcore.importers.read.source import Key
 
 
@@ -30,7 +30,9 @@ def _data(draft: Draft) -> None:
         sources[section] = found
     whole = draft.get("train_on_inputs", False)
     for section, found in sources.items():
-        put_sources(draft, _answers_alone(found) if _mixed(trained) and not whole else found, section=section)
+        if _mixed(trained) and not whole:
+            found = [answers_alone(one) for one in found]
+        put_sources(draft, found, section=section)
     if whole:
         field(draft, "completion_only_loss", False, "train_on_inputs")
         if "turns" in trained:
@@ -56,16 +58,6 @@ def _data(draft: Draft) -> None:
 def _mixed(trained: set[str]) -> bool:
     """Whether conversations stand among rows that are texts, which the run's assistant_only_loss refuses."""
     return "turns" in trained and ("texts" in trained or "prompts" in trained)
-
-
-def _answers_alone(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The sources with what is trained of a conversation said by their formats."""
-    return [{**one, "format": _with_answers(one["format"])} for one in sources]
-
-
-def _with_answers(given: Any) -> Any:
-    name = next(iter(given), "") if isinstance(given, dict) else ""
-    return {name: {**given[name], "trained_turns": "answers"}} if name in ("chat", "sharegpt") else given
 
 
 def _source(draft: Draft, one: dict[str, Any], at: Key, trained: set[str]) -> dict[str, Any]:

@@ -394,3 +394,11 @@ def put_sources(draft: Draft, found: Sequence[Mapping[str, Any]], *of: str | Key
     plain = [{name: value for name, value in one.items() if name != "format" or value != of_run} for one in plain]
     made = [one["path"] if set(one) == {"path"} else {"path": FILL, **one} for one in plain]
     draft.put(f"data.{section}", made[0] if len(made) == 1 else made, *of)
+
+
+def answers_alone(source: Mapping[str, Any]) -> dict[str, Any]:
+    """A source whose format says that the answers of its conversations are trained, whatever the other sources train."""
+    given = source["format"]
+    name = next(iter(given), "") if isinstance(given, dict) else ""
+    said = name in ("chat", "sharegpt")
+    return {**source, "format": {name: {**given[name], "trained_turns": "answers"}} if said else given}

@@ -9,7 +9,7 @@ from sftcore.config.foreign.values import OPTIMIZERS
 from sftcore.importers.draft import Draft
 from sftcore.importers.peers import shared
 from sftcore.importers.peers.launch import environment
-from sftcore.importers.peers.shared import dtype, field, lora, put_sources
+from sftcore.importers.peers.shared import answers_alone, dtype, field, lora, put_sources
 from sftcore.importers.read.source import FILL, Key, leaves
 
 VERSION = "0.6"
@@ -119,14 +119,22 @@ def _data(draft: Draft) -> None:
         _source(draft, one, ("dataset", i) if isinstance(given, list) else ("dataset",), trained)
         for i, one in enumerate(many)
     ]
-    if found:
-        put_sources(draft, found)
     evaluated = draft.get("dataset_val")
-    if isinstance(evaluated, dict):
-        put_sources(draft, [_source(draft, evaluated, ("dataset_val",), trained)], section="eval")
+    held = [_source(draft, evaluated, ("dataset_val",), trained)] if isinstance(evaluated, dict) else []
+    by_source = "turns" in trained and bool(trained & {"whole", "whole turns"})
+    for section, sources, said in (("train", found, many), ("eval", held, [evaluated])):
+        if by_source:
+            sources = [
+                made if one.get("train_on_input") else answers_alone(made)
+                for made, one in zip(sources, said, strict=False)
+            ]
+        if sources:
+            put_sources(draft, sources, section=section)
     if "whole" in trained:
         draft.put("completion_only_loss", False, note="train_on_input is true: prompts are trained too")
-    elif "turns" in trained:
+        if "answers" in trained:
+            draft.remark("completion_only_loss", "of every source, though train_on_input is false for some")
+    if "turns" in trained and not by_source:
         draft.put(
             "assistant_only_loss",
             True,
@@ -173,15 +181,15 @@ def _source(draft: Draft, one: dict[str, Any], at: Key, trained: set[str]) -> di
             ("sharegpt", "conversations", "conversations") if style == "sharegpt" else ("chat", "messages", "messages")
         )
         made = {kind: {} if column == usual else {option: column}}
-        trained.add("turns")
+        trained.add("whole turns" if whole else "turns")
     elif name == "text_completion_dataset":
         made = {"text": {"field": one.get("column", "text")}}
         if one.get("add_eos") is False:
             draft.left("the EOS is appended once where a text does not end with it", (*at, "add_eos"))
     elif name:
         draft.left(f"there is no format like {name} here: write one that reads these rows", (*at, "_component_"))
-    if whole:
-        trained.add("whole")
+    if not made or next(iter(made)) == "alpaca":
+        trained.add("whole" if whole else "answers")
     if one.get("new_system_prompt"):
         draft.put("system_prompt", one["new_system_prompt"], (*at, "new_system_prompt"))
     rows, split = None, one.get("split")
@@ -217,6 +225,7 @@ def _training(draft: Draft) -> None:
         "epochs": "num_train_epochs",
         "gradient_accumulation_steps": "gradient_accumulation_steps",
         "log_every_n_steps": "logging_steps",
+        "batch_size_val": "per_device_eval_batch_size",
     }
     usual = {"gradient_accumulation_steps": 1, "logging_steps": 1}
     for theirs, ours in names.items():
@@ -224,6 +233,9 @@ def _training(draft: Draft) -> None:
             draft.put(ours, draft.get(theirs), theirs)
         elif ours in usual:
             draft.default(ours, usual[ours])
+    if draft.get("run_val_every_n_steps"):
+        draft.put("eval_strategy", "steps")
+        draft.put("eval_steps", draft.get("run_val_every_n_steps"), "run_val_every_n_steps")
     steps = draft.get("max_steps_per_epoch")
     if steps:
         draft.put(

@@ -172,7 +172,8 @@ def test_chat_maps_roles_by_its_option():
 
 
 @pytest.mark.parametrize(
-    ("turns_", "trained"), [("all", [None, None]), ("answers", [True, True]), ("last", [False, True]), ("first 1", [True, False])]
+    ("turns_", "trained"),
+    [("all", [None, None]), ("answers", [True, True]), ("last", [False, True]), ("first 1", [True, False])],
 )
 @pytest.mark.parametrize("format_name", ["chat", "sharegpt"])
 def test_all_answers_the_last_or_the_first_can_be_trained_alone(format_name, turns_, trained):
