@@ -38,6 +38,11 @@ def test_options_of_a_command_replace_those_of_the_file_that_it_names(write):
         ("examples/deepspeed/ds_z3_config.json", "zero3"),
         ("deepspeed_configs/zero3_bf16.json", "zero3"),
         ("ds_z3_offload_config.json", "zero3-offload"),
+        ("ds_z2_offload_config.json", "zero2-offload"),
+        ("zero2_offload", "zero2-offload"),
+        ("deepspeed_configs/zero1.json", "zero1"),
+        ("deepspeed_configs/zero3_bf16_cpuoffload_all.json", "zero3-offload"),
+        ("my_zero2_own.json", None),
     ],
 )
 def test_a_configuration_of_deepspeed_that_a_tool_ships_is_meant_by_name(write, value, name):
@@ -159,3 +164,23 @@ def test_a_source_whose_address_is_a_secret_is_to_be_filled_in(write):
 def test_the_setting_whose_value_is_wrong_is_the_one_that_is_named(write):
     with pytest.raises(SFTCoreError, match="val_set_size is 'many', which Axolotl does not take"):
         made(write, "axolotl", "x.yml", "base_model: m\nval_set_size: many\n")
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload", "name"),
+    [(1, "none", "zero1"), (2, "none", "zero2"), (2, "cpu", "zero2-offload"), (3, "cpu", "zero3-offload")],
+)  # fmt: skip
+def test_a_stage_of_accelerates_file_is_a_configuration_by_name(write, stage, offload, name):
+    deepspeed = f"{{zero_stage: {stage}, offload_optimizer_device: {offload}}}"
+    write("acc.yaml", f"distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {deepspeed}\n")
+    command = "accelerate launch --config_file acc.yaml --num_processes 4 sft.py --model_name_or_path m\n"
+    found = made(write, "trl", "x.sh", command)
+    assert found.values["deepspeed"] == name
+    assert "--nproc 4" in found.text
+    assert "--nproc 2" not in found.text
+
+
+@pytest.mark.parametrize(("said", "ours"), [("zero0", None), ("zero1", "zero1"), ("zero2_offload", "zero2-offload")])
+def test_configurations_that_swift_has_by_name_are_those_here(write, said, ours):
+    found = made(write, "swift", "x.sh", f"swift sft --model m --dataset a.jsonl --deepspeed {said}\n")
+    assert found.values.get("deepspeed") == ours

@@ -55,7 +55,9 @@ def environment(draft: Draft) -> None:
             draft.left("it belongs to the launcher: sftcore train has --nproc, and accelerate launch works too", key)
     accelerate(draft, processes)
     for number, key in processes:
-        if number > 1:
+        if number != processes[0][0] and key[0] == ACCELERATE:
+            draft.same(f"the command's own number of processes goes first, {processes[0][0]}", key)
+        elif number > 1:
             draft.left(
                 f"start it with sftcore train --nproc {number}: the rows of a step are those of {number} processes", key
             )
@@ -94,13 +96,13 @@ def _deepspeed(draft: Draft, given: Mapping[str, Any], key: Key) -> None:
     else:
         stage = str(given.get("zero_stage", 2))
         offload = str(given.get("offload_optimizer_device", "none")).lower() not in ("none", "")
-        name = {"3": "zero3", "2": "zero2"}.get(stage)
+        name = {"3": "zero3", "2": "zero2", "1": "zero1"}.get(stage)
         if name is None:
             draft.left(f"there is no DeepSpeed configuration by name of stage {stage}: write a file", key)
             return
-        field(draft, "deepspeed", "zero3-offload" if offload and name == "zero3" else name, (*key, "zero_stage"))
-        if offload and name == "zero2":
-            draft.left("stage 2 with offloading has no name here: write a file", (*key, "offload_optimizer_device"))
+        field(draft, "deepspeed", f"{name}-offload" if offload and name != "zero1" else name, (*key, "zero_stage"))
+        if offload and name == "zero1":
+            draft.left("stage 1 with offloading has no name here: write a file", (*key, "offload_optimizer_device"))
     for name, ours in (
         ("gradient_accumulation_steps", "gradient_accumulation_steps"),
         ("gradient_clipping", "max_grad_norm"),

@@ -183,8 +183,9 @@ def _deepspeed_by_name(value: Any) -> Any:
     """
     if not isinstance(value, str) or Path(value).is_file():
         return value
-    match = re.search(r"(?:^|[/_-])(?:zero|z)([23])(_offload(?:_param\w*)?)?(?:_bf16|_config)*(?:\.json)?$", value)
-    if match is None or (match[1] == "2" and match[2]):
+    ends = r"((?:_bf16)?_(?:cpu)?offload(?:_param\w*|_all)?)?(?:_bf16|_config)*(?:\.json)?$"
+    match = re.search(r"(?:^|[/_-])(?:zero|z)([123])" + ends, value)
+    if match is None or (match[1] == "1" and match[2]):
         return value
     return f"zero{match[1]}{'-offload' if match[2] else ''}"
 
@@ -397,7 +398,7 @@ def put_sources(draft: Draft, found: Sequence[Mapping[str, Any]], *of: str | Key
 
 
 def answers_alone(source: Mapping[str, Any]) -> dict[str, Any]:
-    """A source whose format says that the answers of its conversations are trained, whatever the other sources train."""
+    """A source whose format says that the answers of its conversations are trained, whatever others train."""
     given = source["format"]
     name = next(iter(given), "") if isinstance(given, dict) else ""
     said = name in ("chat", "sharegpt")

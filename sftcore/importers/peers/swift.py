@@ -249,8 +249,8 @@ def _training(draft: Draft, full: bool) -> None:
         keys = [key for key in ("eval_strategy", "eval_steps") if draft.has(key)]
         draft.same("there are no rows to evaluate on", *keys)
     if (deep := draft.get("deepspeed")) is not None:
-        if str(deep) in ("zero0", "zero1", "zero2_offload"):
-            draft.left("no configuration of that name here: write a file", "deepspeed")
+        if str(deep) == "zero0":
+            draft.same("stage 0 shards nothing, as several processes without DeepSpeed", "deepspeed")
         else:
             field(draft, "deepspeed", json_value(deep), "deepspeed")
     if not draft.has("report_to"):
