@@ -184,3 +184,20 @@ def test_a_stage_of_accelerates_file_is_a_configuration_by_name(write, stage, of
 def test_configurations_that_swift_has_by_name_are_those_here(write, said, ours):
     found = made(write, "swift", "x.sh", f"swift sft --model m --dataset a.jsonl --deepspeed {said}\n")
     assert found.values.get("deepspeed") == ours
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("trainer.train(resume_from_checkpoint=True)", "resume_from_checkpoint: auto"),
+        ("model.save_pretrained_merged('out', tokenizer, save_method='merged_16bit')", "sftcore merge"),
+        ("model.save_pretrained_gguf('out', tokenizer, quantization_method='q4_k_m')", "GGUF"),
+        ("model.push_to_hub('me/m', token='abcd1234')", "hub_model_id"),
+        ("trainer.train()", ""), ("trainer.train(resume_from_checkpoint=False)", ""), ("model.train()", ""),
+    ],
+)  # fmt: skip
+def test_calls_after_the_training_are_accounted_for(write, call, words):
+    script = f"from trl import SFTTrainer\ntrainer = SFTTrainer(model='m')\n{call}\n"
+    named = [line for line in made(write, "trl", "x.py", script).account if line.place.line == 3]
+    assert [line.outcome for line in named] == (["named"] if words else [])
+    assert all(words in line.words and "abcd" not in line.shown for line in named)

@@ -48,6 +48,13 @@ _OBJECTS = ("model", "tokenizer", "processing_class", "args", "peft_config", "tr
             "quantization_config", "data_collator", "processor")  # fmt: skip
 """Arguments that pass on what another call of the script made."""
 OURS = "(an object of the script)"
+_AFTERWARDS = {
+    "merge_and_unload": "sftcore merge does it, after the training",
+    "save_pretrained_merged": "sftcore merge does it, after the training",
+    "save_pretrained_gguf": "sftcore merge writes the merged model, which llama.cpp converts to GGUF",
+    "save_pretrained_torchao": "sftcore merge writes the merged model; sftcore quantize quantises it",
+}
+"""Calls that export what was trained, and what does it here."""
 RENDERS, ALPACA = "renders its rows by the chat template", "has Alpaca's prompt"
 LONGEST = 100_000
 
@@ -160,6 +167,19 @@ class _Reader(ast.NodeVisitor):
             shown = f".{name}({', '.join(ast.unparse(one)[:60] for one in [*node.args, *node.keywords])})"
             why = "what it does to the rows is not done here: check the rows with sftcore preview"
             self.source.unread.append(Unread(Place(node.lineno), shown, why))
+        elif (why := self._afterwards(name, owner, node)) and owner:
+            # without its arguments, one of which may be a token
+            self.source.unread.append(Unread(Place(node.lineno), f"{owner}.{name}(…)", why))
+
+    def _afterwards(self, name: str, owner: str, node: ast.Call) -> str:
+        """What to do for a call that resumes the run, or that exports or publishes what was trained."""
+        if name == "train":
+            given = [one.value for one in node.keywords if one.arg == "resume_from_checkpoint"]
+            off = not given or (isinstance(given[0], ast.Constant) and not given[0].value)
+            return "" if off else "resume_from_checkpoint: auto goes on from the newest checkpoint"
+        if name in ("push_to_hub", "push_to_hub_merged", "push_to_hub_gguf"):
+            return "nothing is published here: push_to_hub with hub_model_id does it at each save"
+        return _AFTERWARDS.get(name, "")
 
     def _arguments(self, node: ast.Call, group: str, order: tuple[str, ...]) -> None:
         given = [(order[i], one) for i, one in enumerate(node.args[: len(order)])]
