@@ -201,3 +201,33 @@ def test_calls_after_the_training_are_accounted_for(write, call, words):
     named = [line for line in made(write, "trl", "x.py", script).account if line.place.line == 3]
     assert [line.outcome for line in named] == (["named"] if words else [])
     assert all(words in line.words and "abcd" not in line.shown for line in named)
+
+
+@pytest.mark.parametrize(
+    ("options", "order"),
+    [("--train_dataloader_shuffle false", "sequential"), ("", None), ("--train_dataloader_shuffle true", None)],
+)
+def test_rows_in_the_order_of_the_file_stay_so(write, options, order):
+    found = made(write, "swift", "x.sh", f"swift sft --model m --dataset a.jsonl {options}\n")
+    assert found.values.get("train_sampling_strategy") == order
+
+
+def test_what_begins_a_generated_answer_marks_no_answer_of_a_text(write):
+    found = made(write, "swift", "x.sh", "swift sft --model m --dataset a.jsonl --response_prefix '<think>'\n")
+    assert "response_marker" not in found.values
+    assert "It begins what is generated" in found.text
+
+
+def test_tokens_with_commas_between_them_are_several(write):
+    text = 'model_name_or_path: m\nnew_special_tokens: "<|a|>,<|b|>"\n'
+    assert made(write, "llamafactory", "x.yaml", text).values["new_tokens"] == ["<|a|>", "<|b|>"]
+
+
+@pytest.mark.parametrize(("given", "evaluated"), [("eval_dataset=ev", "b.jsonl"), ("", None)])
+def test_the_second_of_two_data_sets_is_evaluated_on_where_the_trainer_is_given_one(write, given, evaluated):
+    load = "load_dataset('json', data_files='{}', split='train')"
+    script = (
+        f"tr = {load.format('a.jsonl')}\nev = {load.format('b.jsonl')}\nSFTTrainer('m', train_dataset=tr, {given})\n"
+    )
+    data = made(write, "trl", "x.py", script).values["data"]
+    assert (data["train"], data.get("eval")) == ("a.jsonl", evaluated)

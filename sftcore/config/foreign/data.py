@@ -97,6 +97,7 @@ ENTRIES = (
     Foreign("train_on_responses_only train_only_on_responses responses_only answer_only_loss assistant_only "
             "train_on_assistant_only", "assistant_only_loss", _MARKED),
     Foreign("response_template response_part response_prefix", "response_marker", _MARKED),
+    Foreign("response_prefix", "", "It begins what is generated; answers are trained as the rows have them.", "swift"),
     Foreign("instruction_template instruction_part instruction_prefix", "instruction_marker", _MARKED),
     Foreign("mask_history loss_scale roles_to_train last_turn_only message_field_training train_last_turn_only "
             "message_field_training_detail masking_strategy", "", _TURNS),

@@ -243,11 +243,9 @@ def _rows(draft: Draft) -> None:
             shared.template(draft, name, "template")
     if draft.has("default_system"):
         draft.put("system_prompt", draft.get("default_system"), "default_system")
-    if draft.has("new_special_tokens_config") or draft.has("add_special_tokens") or draft.has("add_tokens"):
-        keys = [key for key in ("add_tokens", "add_special_tokens") if draft.has(key)]
-        tokens = [token for key in keys for token in listed(draft.get(key))]
-        if tokens:
-            draft.put("new_tokens", tokens, *keys)
+    keys = [key for key in ("add_tokens", "add_special_tokens", "new_special_tokens") if draft.has(key)]
+    if tokens := [token for key in keys for token in listed(draft.get(key))]:
+        draft.put("new_tokens", tokens, *keys)
 
 
 def _formats(draft: Draft) -> set[str]:

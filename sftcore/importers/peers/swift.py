@@ -71,6 +71,11 @@ def fill(draft: Draft) -> None:
     _data(draft)
     _rows(draft)
     _training(draft, full)
+    if str(draft.get("train_dataloader_shuffle", True)).lower() == "false":
+        if draft.get("group_by_length"):
+            draft.same("group_by_length says the order of the rows", "train_dataloader_shuffle")
+        else:
+            draft.put("train_sampling_strategy", "sequential", "train_dataloader_shuffle")
     for name, why in _SAME.items():
         if draft.has(name) and not draft.knows((name,)):
             draft.same(why or "nothing has to be set for it", name)

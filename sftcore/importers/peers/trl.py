@@ -329,6 +329,9 @@ def python_data(draft: Draft) -> None:
             draft.put("data.train", path, *((group, key) for key in ("path", "data_files") if key in one))
         elif path is not None and (split is not None and not str(split).startswith("train")):
             draft.put("data.eval", path, *((group, key) for key in ("path", "data_files") if key in one))
+        elif path is not None and len(groups) == 2 and draft.get((TRAINER, "eval_dataset")) == OURS:
+            of = [(group, key) for key in ("path", "data_files") if key in one]
+            draft.put("data.eval", path, *of, note="the script's second data set, taken for its eval_dataset")
         else:
             draft.left("another data set of the script: which of them is trained on cannot be told", group)
             continue
