@@ -30,9 +30,9 @@ class Chat:
     """Rows with `messages`, each a list of turns with role and content; `tools` are honoured per row.
 
     A row's `system` prompt, if it has one, is put before its messages. `trained_turns` "last" or "first N" trains those
-    assistant turns alone, "answers" all of them, whatever the other sources train; "all" leaves it to the messages' own `train` (true or false) and `weight` (0.0 to 1.0), and
-    to the run's settings where they have none. `split_turns` makes a row of each trained turn of the assistant, with
-    what was said before it.
+    assistant turns alone, "answers" all of them, whatever the other sources train; "all" leaves it to the messages' own
+    `train` (true or false) and `weight` (0.0 to 1.0), and to the run's settings where they have none. `split_turns`
+    makes a row of each trained turn of the assistant, with what was said before it.
     """
 
     messages: str = "messages"
