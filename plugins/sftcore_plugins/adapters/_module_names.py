@@ -16,6 +16,8 @@ NOT_ADAPTED = ("norm", "ln_", "act", "drop", "rotary", "loss")
 """Parts of the names of layers that an adapter cannot be put on."""
 
 _SHOWN = 12
+_ALL = ("all", "all-linear", "all_linear", "linear")
+"""What stands in other tools, or in a list, for all linear layers."""
 
 
 def unknown_names(config: Mapping[str, Any], module_names: Sequence[str]) -> Iterator[Problem]:
@@ -109,7 +111,14 @@ def _pattern(option: str, pattern: str, module_names: Sequence[str], *, fused: b
         )
         return
     layers = _adapted(module_names)
-    if re.fullmatch(r"\w+", pattern):
+    names = [one.strip() for one in pattern.split(",")]
+    if option == "target_modules" and pattern.lower() in _ALL:
+        yield _all_linear(option, pattern)
+    elif len(names) > 1 and all(one in module_names or _is_end(one, module_names) for one in names):
+        what = f'{option} "{pattern}" is a text, which PEFT takes for a regular expression of whole names.'
+        listed = ", ".join(f'"{one}"' for one in names)
+        yield Problem(what, fix=f"Write a list: [{listed}].")
+    elif re.fullmatch(r"\w+", pattern):
         words = ["all-linear"] if option == "target_modules" else []
         near = nearest(pattern, [*words, *_last_parts(layers, 1)])
         yield Problem(f'{option} "{pattern}" matches no module of the model.{near}', fix=_shown(layers))
@@ -124,7 +133,14 @@ def _adapted(module_names: Sequence[str]) -> list[str]:
     return [name for name in layers if not any(part in name.rpartition(".")[2].lower() for part in NOT_ADAPTED)]
 
 
+def _all_linear(option: str, name: str) -> Problem:
+    what = f'{option} "{name}" matches no module of the model. Did you mean "all-linear"?'
+    return Problem(what, fix="Write target_modules: all-linear, which is a text, not a list.")
+
+
 def _unknown(option: str, name: Any, module_names: Sequence[str]) -> Problem:
+    if option == "target_modules" and str(name).lower() in _ALL:
+        return _all_linear(option, str(name))
     depth = str(name).count(".") + 1
     near = nearest(str(name), _last_parts(module_names, depth))
     return Problem(f'{option} names "{name}", and no module of the model is called so.{near}', fix=_shown(module_names))
