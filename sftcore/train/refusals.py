@@ -26,7 +26,7 @@ from sftcore.core.types import Problem
 from sftcore.data.mixing.mixture import has_length
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
-from sftcore.train.own.hooks import per_sample_wrapper
+from sftcore.train.own.hooks import hook_lost_in_shards, per_sample_wrapper
 from sftcore.train.record.compiled import compile_problems
 from sftcore.util.foreign import in_our_words
 from sftcore.util.shown import shortened
@@ -323,6 +323,21 @@ def refuse_per_sample(model: Any, optimizer: Any) -> None:
             "accumulated batches: what it clips and adds noise to would not be one row's.",
             where="SFTTrainer",
             fix="Train with a loop of Opacus' own, or pass the model and the optimizer that it has not made private.",
+        )
+
+
+def refuse_lost_hooks(model: Any, *, sharded: bool) -> None:
+    """Refuse hooks on parameters that FSDP would drop without a word.
+
+    Raises:
+        ConflictError: with the first such hook.
+    """
+    if sharded and (found := hook_lost_in_shards(model)):
+        raise ConflictError(
+            f"{found} would never be called: FSDP puts shards in the place of parameters, without their hooks.",
+            where="fsdp",
+            fix="Change gradients in a callback's on_pre_optimizer_step, or register_post_accumulate_grad_hook on the "
+            "shards in on_train_begin.",
         )
 
 

@@ -310,6 +310,7 @@ class SFTTrainer(OpenLayout):
     def _train_as_owner(self, resume_from_checkpoint: Any, trial: Any, ignore_keys_for_eval: list[str] | None) -> Any:
         args = self.args
         refusals.refuse_per_sample(self.model, self.optimizer)
+        refusals.refuse_lost_hooks(self.model, sharded=self.is_fsdp_enabled)
         checkpoint = self.checkpoints.choose(resume_from_checkpoint)
         self.facts()  # read before anything is wrapped or moved
         self.resumption.begin()

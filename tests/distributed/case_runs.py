@@ -41,6 +41,7 @@ class Run:
                 "callbacks",
                 "compute_loss_func",
                 "formatting_func",
+                "peft_config",
             )
             if one in given
         }

@@ -62,6 +62,23 @@ def hook_on_gradient(causal: Any) -> str:
     return ""
 
 
+def hook_lost_in_shards(model: torch.nn.Module) -> str:
+    """A hook on a parameter that FSDP 2 would never call, in words; "" where there is none.
+
+    FSDP 2 puts a shard in the place of each parameter. It writes the gradient of a shard itself, and then calls no hook
+    but those of `register_post_accumulate_grad_hook` that hang on the shard.
+    """
+    for name, one in model.named_parameters():
+        is_shard = hasattr(one, "full_tensor")
+        lost = {"register_hook": one._backward_hooks}
+        if not is_shard:
+            lost["register_post_accumulate_grad_hook"] = getattr(one, "_post_accumulate_grad_hooks", None)
+        for registered, hooks in lost.items():
+            if one.requires_grad and hooks and _of_user(hooks):
+                return f"the hook of {registered} on {name}"
+    return ""
+
+
 @contextmanager
 def gradient_hooks_paused(model: torch.nn.Module) -> Iterator[None]:
     """Inside, gradients that are not a step's reach no hook of the user's."""

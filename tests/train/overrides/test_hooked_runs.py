@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from sftcore import ConflictError, SFTConfig, SFTTrainer
+from sftcore.train.refusals import refuse_lost_hooks
 from tests.conftest import alpaca_rows, make_llama
 from tests.model.test_bound_loss import build
 from tests.train.overrides.twins import FIELDS, assert_same, twins
@@ -167,6 +168,20 @@ def test_a_run_without_hooks_takes_the_fast_way(tmp_path, tokenizer, monkeypatch
     own, other = twins(tmp_path, tokenizer, hang=on(HEAD, after_accumulation, on_the_node))
     held(own, other)
     assert "builds all logits" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("registered", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hook_that_shards_would_drop_is_found_where_its_parameter_trains(tokenizer, registered):
+    model = make_llama(tokenizer)
+    weight = model.model.norm.weight
+    handle = getattr(weight, registered)(lambda one: None)
+    refuse_lost_hooks(model, sharded=False)
+    with pytest.raises(ConflictError, match=rf"the hook of {registered} on model\.norm\.weight would never be called"):
+        refuse_lost_hooks(model, sharded=True)
+    refuse_lost_hooks(model.requires_grad_(False), sharded=True)
+    model.requires_grad_(True)
+    handle.remove()
+    refuse_lost_hooks(model, sharded=True)
 
 
 class GradSampleModule(torch.nn.Module):
