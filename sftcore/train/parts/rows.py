@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from accelerate.data_loader import DataLoaderDispatcher
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import IterableDataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from sftcore.core.errors import DataError
+from sftcore.core.errors import ConflictError, DataError
 from sftcore.data.ranks import (
     ROW_NUMBER,
     BatchSync,
@@ -114,7 +116,7 @@ class RowDistribution:
         if rank.count == 1:
             if training and is_stream:
                 self._stream_ends = BatchSync()
-            return make(dataset)
+            return _refusing_unequal(make(dataset))
         if not is_stream:
             loader = make(dataset)
             count = even_batches(loader, fill_rows=not training)
@@ -188,3 +190,42 @@ class RowDistribution:
             where="train_dataset",
             fix="Look at what becomes of the rows with: sftcore check RECIPE.",
         )
+
+
+_UNEQUAL = "unequal"
+
+
+def _refusing_unequal(loader: Any) -> Any:
+    """The loader; with `dispatch_batches` all processes refuse batches that accelerate cannot join.
+
+    Only the first process reads rows. Its error would leave the others waiting for what it sends to them.
+    """
+    if not isinstance(loader, DataLoaderDispatcher):
+        return loader
+    fetch = loader._fetch_batches
+
+    def refusing(iterator: Iterator[Any]) -> Any:
+        try:
+            found = fetch(iterator)
+        except RuntimeError as error:
+            if "batches of different size" not in str(error):
+                raise
+            # the others ask once more where the last batches may be fewer
+            for _ in range(1 if loader._drop_last else 2):
+                broadcast_object_list([None, _UNEQUAL])
+            raise _unequal() from None
+        if loader._stop_iteration == _UNEQUAL:
+            raise _unequal()
+        return found
+
+    loader._fetch_batches = refusing
+    return loader
+
+
+def _unequal() -> ConflictError:
+    return ConflictError(
+        "with dispatch_batches accelerate joins the batches of all processes to one, which takes rows of equal length "
+        "that are not packed.",
+        where="accelerator_config",
+        fix="Drop dispatch_batches: each process then reads its own rows, each row once.",
+    )

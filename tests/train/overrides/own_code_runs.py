@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from sftcore import ConflictError, SFTTrainer
 from sftcore.testing.libraries import spare_libraries
-from tests.distributed.case_runs import INDEX, WORLD, Run, logged, rows
+from tests.distributed.case_runs import INDEX, WORLD, Run, equal_rows, logged, rows
 from tests.train.overrides.subclasses import made_of
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "distillation.md"
@@ -101,6 +101,20 @@ def refused(run: Run, name: str) -> Any:
     return said
 
 
+def dispatched(run: Run, name: str) -> Any:
+    """Rows that accelerate cannot join to one batch, and rows that it can."""
+    said = []
+    options = {"accelerator_config": {"dispatch_batches": True}, "max_steps": 1}
+    for number, given in enumerate(({}, {"dataloader_drop_last": True}, {"packing": True, "max_length": 32})):
+        try:
+            trained(run, f"{name}{number}", count=24, **options, **given)
+        except ConflictError as error:
+            said.append(str(error))
+    trainer = run.trainer(f"{name}-equal", Dataset.from_list(equal_rows(16)), **options)
+    trainer.train()
+    return {"said": said, "logged": logged(trainer)}
+
+
 CASES = {
     "distilled": distillation,
     "distilled_split": lambda run, name: distillation(run, name, **SPLIT),
@@ -117,6 +131,7 @@ CASES = {
     "on_shards": lambda run, name: trained(run, name, callbacks=[OnShards()], **SHARDED),
     "before_the_step": lambda run, name: trained(run, name, callbacks=[BeforeTheStep()], **SHARDED),
     "refused": refused,
+    "dispatched": dispatched,
 }
 
 

@@ -22,7 +22,7 @@ def alone(tmp_path_factory, model_folder):
     return Run(str(model_folder), str(tmp_path_factory.mktemp("own_code_alone")))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "refused"])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("refused", "dispatched")])
 def test_losses_gradients_and_weights_are_those_of_one_process(both, alone, case):
     own_code_runs.write(case, alone)
     wanted = read(alone.folder, case)
@@ -40,3 +40,15 @@ def test_hooks_on_parameters_that_shards_replace_are_refused(both):
         first, second = read(both, "refused", rank)
         assert "the hook of register_hook on lm_head.weight would never be called" in first
         assert "the hook of register_post_accumulate_grad_hook on model.embed_tokens.weight would never" in second
+
+
+def test_rows_that_cannot_be_dispatched_together_are_refused_on_all_processes(both, alone):
+    own_code_runs.write("dispatched", alone)
+    wanted = read(alone.folder, "dispatched")
+    assert len(wanted["said"]) == 1  # one process joins nothing, and counts tokens of packed rows
+    for rank in (0, 1):
+        found = read(both, "dispatched", rank)
+        assert len(found["said"]) == 3
+        assert all("takes rows of equal length" in one for one in (*found["said"], *wanted["said"]))
+        for one, other in zip(found["logged"], wanted["logged"], strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
