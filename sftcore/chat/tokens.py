@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sftcore.config.settings.templates import FILES, named, read_template, template_text
+from sftcore.config.settings.templates import FILES, named, read_template, refuse_large, template_text
 from sftcore.core.errors import ModelError, RecipeError
 
 
@@ -157,6 +157,7 @@ def load_tokenizer(source: str, what: str, where: str, fix: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    refuse_large(Path(source))
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError) as error:

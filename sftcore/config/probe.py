@@ -11,6 +11,7 @@ from sftcore.config.checks import memory_problems
 from sftcore.config.processes import process_problems, uses_deepspeed, uses_fsdp, world_size
 from sftcore.config.settings.combined import combined_problems
 from sftcore.config.settings.idle import idle_problems
+from sftcore.config.settings.templates import large_files
 from sftcore.core.errors import RecipeError, nearest
 from sftcore.core.types import ModelRequest, Plan, Probe, Problem
 from sftcore.util.disk import output_problems
@@ -171,6 +172,7 @@ def model_problems(model: ModelRequest, needs_tokenizer: bool, allow_pickle: boo
         if _is_path(model.name) or model.name.endswith(".gguf") or model.name.count("/") > 1:
             yield Problem("no such folder or file.", where, "Give a hub id (owner/name) or an existing folder.")
         return
+    yield from large_files(path)
     if any(path.glob("*.gguf")) and not (path / "config.json").is_file():
         found = sorted(inner.name for inner in path.glob("*.gguf"))
         yield Problem("the folder holds GGUF files.", where, f"Give the file itself: model: {path / found[0]}")

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from sftcore.config.installed import Installed
 from sftcore.config.plugins.bound import bind
 from sftcore.config.selections import default_selections
+from sftcore.config.settings.templates import refuse_large
 from sftcore.core.errors import ModelError, SFTCoreError, near_name
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import KINDS, ModelRequest, Plan
+from sftcore.data.source.tokenizers import tokenizer_folder
 from sftcore.model.unwrap import causal_model
 
 if TYPE_CHECKING:
@@ -99,6 +101,8 @@ def _loaded(request: ModelRequest, plugins: ActivePlugins, *, ready: bool = Fals
             fix="Add the hook to the loader, or in Python pass processing_class.",
         )
     leaves = (ImportError, OSError, ValueError) if all(one.entry.is_own for one in answering) else ()
+    if folder := tokenizer_folder(request.name or "", request.revision):
+        refuse_large(folder)
     try:
         return plugins.one("load_processor", leaves=leaves, request=request)
     except SFTCoreError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from sftcore.config.settings.templates import refuse_large
 from sftcore.core.errors import CheckError, ModelError
 from sftcore.core.types import ModelRequest, Selection
 from sftcore.model.embeddings import embedding_names, is_whole_weight, saved_shapes
@@ -26,6 +28,7 @@ def load_tokenizer(run: SavedRun) -> Any:
 
     for folder in dict.fromkeys(filter(None, (run.folder, run.adapter))):
         if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            refuse_large(folder)
             try:
                 return AutoTokenizer.from_pretrained(folder, trust_remote_code=run.base.trust_remote_code)
             except (OSError, ValueError) as error:
@@ -49,6 +52,7 @@ def load_processor_of(run: SavedRun) -> Any | None:
         return None
     folders = [folder for folder in (run.folder, run.adapter) if folder and any(folder.glob("*processor_config.json"))]
     place = folders[0] if folders else run.base.name
+    refuse_large(Path(place or "").expanduser())
     try:
         return AutoProcessor.from_pretrained(place, trust_remote_code=run.base.trust_remote_code)
     except (OSError, ValueError) as error:

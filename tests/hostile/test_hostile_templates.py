@@ -13,8 +13,8 @@ import time
 import pytest
 
 from sftcore.chat.sandbox import limits
-from sftcore.chat.sandbox.environment import MAX_SOURCE
 from sftcore.chat.template import ChatTemplate, SpecialTexts
+from sftcore.config.settings.templates import MAX_SOURCE
 from sftcore.core.errors import ModelError, RowError, SFTCoreError
 
 TURNS = [{"role": "user", "content": "say hello"}, {"role": "assistant", "content": "hello"}]

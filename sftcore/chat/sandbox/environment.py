@@ -19,10 +19,9 @@ from jinja2.utils import _PassArg, missing, pass_context
 from sftcore.chat.sandbox.bounds import FILTERS, METHODS, percent, power, product
 from sftcore.chat.sandbox.compiler import OF_MAPPINGS, Generator
 from sftcore.chat.sandbox.limits import SMALL, VALUE, LimitError, Rendering, steps
+from sftcore.config.settings.templates import MAX_SOURCE
 from sftcore.core.errors import ModelError
 
-MAX_SOURCE = 2**17
-"""Characters of a template; the longest in use have some 30,000."""
 _MAX_DATE = 1000
 _FOR_WEB_PAGES = ("urlize", "urlencode", "xmlattr", "striptags", "wordwrap", "pprint")
 _QUICK = frozenset(["length", "count", "default", "d", "first", "last", "attr", "random"])

@@ -9,10 +9,19 @@ from typing import Any
 
 from attrs import frozen
 
-from sftcore.core.errors import RecipeError, near_name
+from sftcore.core.errors import ModelError, RecipeError, near_name
 from sftcore.core.types import Problem
 
 FILES = (".jinja", ".j2")
+MAX_SOURCE = 2**17
+"""Characters of a template; the longest in use have some 30,000."""
+_MAX_BYTES = 16 * MAX_SOURCE
+"""Of a file with a template, which JSON may write with more than ten bytes a character."""
+_LARGEST = {
+    "chat_template.jinja": _MAX_BYTES, "chat_template.json": 16 * _MAX_BYTES, "additional_chat_templates/*": _MAX_BYTES,
+    "tokenizer_config.json": 2**26, "special_tokens_map.json": 2**26, "processor_config.json": 2**26,
+}  # fmt: skip
+"""Bytes of the files of a tokenizer, which are read whole; with 100,000 added tokens the largest one has 20 MiB."""
 _FOLDER = Path(__file__).parents[2] / "assets" / "chat_templates"
 
 
@@ -113,9 +122,35 @@ def read_template(path: Path, where: str) -> str:
         RecipeError: the file cannot be read, or is not a template.
     """
     try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise _too_long(f"the file has {size:,} bytes", where)
         return checked(path.read_text(encoding="utf-8"), where)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the template cannot be read: {error}.", where=where) from None
+
+
+def _too_long(what: str, where: str) -> RecipeError:
+    what = f"{what}, and a chat template has at most {MAX_SOURCE:,} characters."
+    return RecipeError(what, where=where, fix="Give another one.")
+
+
+def large_files(folder: Path) -> Iterator[Problem]:
+    """The files of a tokenizer that are larger than any such file, told before they are read."""
+    for pattern, largest in _LARGEST.items():
+        for path in folder.glob(pattern):
+            if path.is_file() and (size := path.stat().st_size) > largest:
+                what = f"the file has {size:,} bytes, and at most {largest:,} are read."
+                yield Problem(what, str(path), "Replace it by the one of the model that it is to be.")
+
+
+def refuse_large(folder: Path) -> None:
+    """Refuse a tokenizer with a file that is larger than any such file, before it is read.
+
+    Raises:
+        ModelError: with the file and its size.
+    """
+    for problem in large_files(folder):
+        raise ModelError(problem.what, where=problem.where, fix=problem.fix)
 
 
 def checked(template: str, where: str) -> str:
@@ -126,6 +161,8 @@ def checked(template: str, where: str) -> str:
     """
     from jinja2 import Environment, TemplateSyntaxError
 
+    if len(template) > MAX_SOURCE:
+        raise _too_long(f"it has {len(template):,} characters", where)
     # transformers' own extension of Jinja, which plain Jinja does not know
     plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)
     try:
