@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from attrs import evolve, frozen
 
@@ -16,6 +17,7 @@ from sftcore.config.data.section import SampleBy
 from sftcore.core.errors import DataError, quoted
 from sftcore.data.source.opened import ending, is_compressed, not_utf8, opened
 from sftcore.data.source.rows import Raw, rows_in
+from sftcore.util.secrets import without_secrets
 from sftcore.util.warned import warn
 
 BUILDERS = {
@@ -29,6 +31,8 @@ _NOT_ROWS = re.compile(
     r"\.txt|licen[sc]e.*|readme.*"
 )
 """Names of files that stand beside data and hold none."""
+_ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+)://")
+_ON_THE_HUB = re.compile(r"(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/([\w.-]+/[\w.-]+)")
 _PACKED = {
     "gzip": (0, b"\x1f\x8b"), "zip": (0, b"PK\x03\x04"), "empty zip": (0, b"PK\x05\x06"), "bzip2": (0, b"BZh"),
     "xz": (0, b"\xfd7zXZ\x00"), "zstd": (0, b"\x28\xb5\x2f\xfd"), "lz4": (0, b"\x04\x22\x4d\x18"),
@@ -75,6 +79,8 @@ def local_files(source: str | Sequence[str], sample_by: SampleBy | None = None) 
 
 
 def _files(source: str | Sequence[str]) -> Files | None:
+    for text in [source] if isinstance(source, str) else source:
+        _refuse_address(text)
     if isinstance(source, str):
         if not _is_local(source):
             return None
@@ -94,6 +100,24 @@ def _files(source: str | Sequence[str]) -> Files | None:
             raise DataError("the file is empty.", where=str(path), fix="Give a file with at least one row.")
         _refuse_packed(path, builders[0])
     return Files(paths, builders[0])
+
+
+def _refuse_address(text: str) -> None:
+    """Refuse the address of a file elsewhere by its own name: as a path, it would lose a slash.
+
+    Raises:
+        DataError: it is an address.
+    """
+    if (found := _ADDRESS.match(text)) is None:
+        return
+    scheme, rest = found[1].lower(), text[found.end() :]
+    fix = "Copy the file to this machine, or mount where it is, and give its path."
+    if scheme == "file":
+        fix = f"Write its path: {without_secrets(unquote(re.sub('^localhost(?=/)', '', rest)))}"
+    elif hub := _ON_THE_HUB.match(rest if scheme != "hf" else f"huggingface.co/{rest}"):
+        fix = f"Write the data set's hub id: {hub[1]}"
+    what = f"this is an address ({scheme}://), and rows are read from files of this machine or a data set of the hub."
+    raise DataError(what, where=without_secrets(text), fix=fix)
 
 
 def first_rows(files: Files, limit: int, start: int = 0) -> list[tuple[str, dict[str, Any]]]:
