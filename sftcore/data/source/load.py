@@ -17,6 +17,7 @@ from sftcore.data.rules.numbers import numbered, numbers_in
 from sftcore.data.source.files import Files, first_rows, local_files, scan
 from sftcore.data.source.made import dataset_of, is_uniform, stream_of
 from sftcore.data.source.opened import needs_python
+from sftcore.data.source.parquet import rows_at_once
 from sftcore.data.source.tokenizers import has_chat_template
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ def load(
     try:
         # datasets would read * and [ in a name as a pattern
         paths = [glob.escape(str(path.resolve())) for path in files.paths]
-        return datasets.load_dataset(files.builder, data_files=paths, split="train", streaming=streaming)
+        few = rows_at_once(files.paths) if files.builder == "parquet" else None
+        given = {} if few is None else {"batch_size": few}
+        return datasets.load_dataset(files.builder, data_files=paths, split="train", streaming=streaming, **given)
     except Exception as error:  # the builder may raise anything, and the user needs the line
         if files.builder == "json":
             return dataset_of(files)  # rows that differ behind the first ones; what is broken is named with its line
