@@ -23,7 +23,7 @@ class AnswerMarkers:
         Without an instruction marker it cannot be seen where an answer ends, so the last one is taken alone.
 
         >>> AnswerMarkers("A:", "Q:").spans("Q:hi A:yes Q:ok A:no")
-        (Span(start=7, end=11, weight=1.0), Span(start=17, end=19, weight=1.0))
+        (Span(start=7, end=11, weight=1.0), Span(start=18, end=20, weight=1.0))
         """
         starts = [at + len(self.response) for at in _places(text, self.response)]
         if not self.instruction:

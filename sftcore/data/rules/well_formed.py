@@ -13,7 +13,6 @@ from sftcore.core.errors import OptionTypeError
 from sftcore.core.options import structure
 from sftcore.core.types import IGNORED, Example, Message, Part, Span, TokenizedRow
 
-
 _LISTS = (list, tuple)
 
 

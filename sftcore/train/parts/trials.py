@@ -24,6 +24,7 @@ from sftcore.model.attention import replaced_attention
 from sftcore.model.build import attention_of
 from sftcore.model.unwrap import causal_model, is_peft_model
 from sftcore.train.losses.own_loss import compare_own_loss
+from sftcore.train.parts.loss import without_virtual_tokens
 from sftcore.trials.collator import try_collator
 from sftcore.trials.kept import KeptTrials
 from sftcore.trials.loss import try_loss_in_model
@@ -121,7 +122,7 @@ class RunTrials:
         if trainer.compute_loss_func is not None and not self.sharded:
             ids = self._ids()
             with evaluation_mode(trainer.model), torch.no_grad():
-                outputs = trainer.model(input_ids=ids, use_cache=False)
+                outputs = without_virtual_tokens(trainer.model(input_ids=ids, use_cache=False), ids)
             adds_up = trainer.args.gradient_accumulation_steps * trainer.args.world_size > 1
             outcome = try_own_loss(trainer.compute_loss_func, outputs, ids, adds_up=adds_up)
             yield from own_said("compute_loss_func", trainer.compute_loss_func, outcome)
