@@ -27,12 +27,14 @@ def fault_in(example: Example) -> str:
 def _is_plain(example: Example) -> bool:
     """Whether all is of the very types that nearly all rows have: without a call, as each row is looked at."""
     if not (
-        example.tokens is example.spans is example.tools is None
+        example.tokens is None
+        and example.spans is None
+        and example.tools is None
         and type(example.images) in _LISTS
         and type(example.template_kwargs) is dict
         and not example.template_kwargs
         and (example.text is None or type(example.text) is str)
-        and type(example.messages) is not str
+        and (example.messages is None or type(example.messages) in _LISTS)
     ):
         return False
     for turns in (example.messages, example.prompt, example.completion):
@@ -44,7 +46,10 @@ def _is_plain(example: Example) -> bool:
             if not (
                 type(turn) is Message
                 and type(turn.role) is type(turn.content) is str
-                and turn.weight is turn.reasoning is turn.tool_call_id is turn.name is None
+                and turn.weight is None
+                and turn.reasoning is None
+                and turn.tool_call_id is None
+                and turn.name is None
                 and type(turn.tool_calls) in _LISTS
                 and type(turn.extra) is dict
             ):
