@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from sftcore.core.errors import WriteError
 from sftcore.data.ledger import Ledger
-from sftcore.data.store.entry import FACTS, DamagedEntry, complete, mapped, release
-from sftcore.data.store.prune import prepared_folder, prune
+from sftcore.data.store.entry import FACTS, DamagedEntry, complete, facts_of, mapped, release
+from sftcore.data.store.prune import default_limit, prepared_folder, prune
 from sftcore.util.disk import writing
 from sftcore.util.warned import warn
 
@@ -44,9 +45,11 @@ def find_or_make(
 
     Raises:
         WriteError: the set does not exist, and cannot be written.
+        RecipeError: the limit of the cache is not a size.
     """
     from filelock import FileLock
 
+    limit = default_limit()
     bounded, folder = folder is None, folder or prepared_folder()
     name = digest_of(json.dumps(key, sort_keys=True).encode())[:32]
     entry = folder / name
@@ -67,15 +70,30 @@ def find_or_make(
             reason = f"because what the cache held is damaged: {damage}"
         start = time.monotonic()
         _make(key, make, folder, entry)
-        found = mapped(entry, key)
-        assert found is not None
+        found = _just_made(entry, key)
         if bounded:
-            prune(folder, keep=entry)
+            prune(folder, limit=limit, keep=entry)
         return *found, f"prepared in {time.monotonic() - start:.1f} s, {reason}"
 
 
 def _found(entry: Path) -> str:
     return f"found in the cache, and nothing has changed since ({entry})"
+
+
+def _just_made(entry: Path, key: Key) -> tuple[Dataset, Ledger]:
+    """The entry that was written a moment ago.
+
+    Raises:
+        WriteError: the disk does not hold what was written.
+    """
+    try:
+        if (found := mapped(entry, key)) is not None:
+            return found
+        what = f"{entry} was removed as soon as it was written"
+    except DamagedEntry as damage:
+        what = str(damage)
+    fix = f"Look for a fault of the disk in the system's log, {OTHERWISE}."
+    raise WriteError(f"prepared rows cannot be kept: {what}.", where=str(entry.parent), fix=fix)
 
 
 def _make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], folder: Path, entry: Path) -> None:
@@ -113,12 +131,11 @@ def _explain(folder: Path, key: Key) -> str:
     """Which parts of the key differ from the most similar entry, or from the newest of several."""
     known = []
     for facts in folder.glob(f"*/{FACTS}"):
-        try:
-            parts = json.loads(facts.read_text(encoding="utf-8"))["parts"]
-        except (OSError, ValueError, KeyError):
+        if (found := facts_of(facts.parent)) is None:
             continue
-        differ = [name for name, value in key.items() if parts.get(name) != value]
-        known.append((len(differ), -facts.stat().st_mtime, differ))
+        differ = [name for name, value in key.items() if found["parts"].get(name) != value]
+        with contextlib.suppress(FileNotFoundError):  # removed since
+            known.append((len(differ), -facts.stat().st_mtime, differ))
     if not known:
         return "for the first time"
     differ = min(known)[2]

@@ -48,6 +48,22 @@ def complete(folder: Path, facts: Mapping[str, Any]) -> None:
         sync(written)
 
 
+def facts_of(entry: Path) -> dict[str, Any] | None:
+    """The facts of an entry, not compared with their checksum; None where they are none.
+
+    `parts` is what it was made from, `name`, `rows_kept` and `tokens_kept` of `ledger` are a text and two numbers.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((entry / FACTS).read_text(encoding="utf-8"))
+        parts, ledger = facts["parts"], facts["ledger"]
+        numbers = [ledger["rows_kept"], ledger["tokens_kept"]]
+        texts = [ledger["name"], *parts, *parts.values()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    fits = all(isinstance(one, str) for one in texts) and all(isinstance(one, int) for one in numbers)
+    return facts if fits else None
+
+
 def mapped(entry: Path, key: Mapping[str, str]) -> tuple[Dataset, Ledger] | None:
     """The memory-mapped rows of an entry and their ledger, every byte of which was compared; None if it is not there.
 

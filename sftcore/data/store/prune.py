@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from attrs import frozen
 
 from sftcore.core.errors import RecipeError
-from sftcore.data.store.entry import FACTS, USED, unused
+from sftcore.data.store.entry import USED, facts_of, unused
 
 DEFAULT_LIMIT = "50 GiB"
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -71,7 +70,7 @@ def prune(
     Raises:
         RecipeError: `$SFTCORE_CACHE_LIMIT` is not a size.
     """
-    limit = limit_of(os.environ.get("SFTCORE_CACHE_LIMIT") or DEFAULT_LIMIT) if limit is None else limit
+    limit = default_limit() if limit is None else limit
     there = kept(folder)
     total, removed = sum(one.size for one in there), []
     for one in reversed(there):
@@ -81,6 +80,15 @@ def prune(
             total -= one.size
             removed.append(one)
     return removed
+
+
+def default_limit() -> int:
+    """`$SFTCORE_CACHE_LIMIT`, or 50 GiB, in bytes.
+
+    Raises:
+        RecipeError: it is not a size.
+    """
+    return limit_of(os.environ.get("SFTCORE_CACHE_LIMIT") or DEFAULT_LIMIT)
 
 
 def limit_of(text: str) -> int:
@@ -111,14 +119,11 @@ def _kept(folder: Path) -> Iterator[Kept]:
             used = (path / USED if (path / USED).exists() else path).stat().st_mtime
         except OSError:  # removed since
             continue
-        try:
-            facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-            ledger = facts["ledger"]
-            yield Kept(
-                path, size, used, facts["parts"], str(ledger["name"]), ledger["rows_kept"], ledger["tokens_kept"]
-            )
-        except (OSError, ValueError, LookupError, TypeError):
+        if (facts := facts_of(path)) is None:
             yield Kept(path, size, used, {})
+        else:
+            ledger = facts["ledger"]
+            yield Kept(path, size, used, facts["parts"], ledger["name"], ledger["rows_kept"], ledger["tokens_kept"])
 
 
 def _remove(path: Path, dry_run: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -10,7 +11,9 @@ import shutil
 import pytest
 from datasets import Dataset
 
+from sftcore.cli import main
 from sftcore.core.errors import RecipeError, WriteError
+from sftcore.data.store import cache as store
 from sftcore.data.store.entry import release
 from sftcore.data.store.prune import limit_of, prune
 from tests.conftest import alpaca_rows, make_tokenizer
@@ -181,3 +184,41 @@ def test_sizes_are_read(text, size):
 def test_what_is_not_a_size_is_refused(text):
     with pytest.raises(RecipeError, match="is not a size"):
         limit_of(text)
+
+
+# --- What other entries hold ------------------------------------------------------------------------------------------
+NO_FACTS = ["", "[]", "null", "1", '"x"', "{}", '{"parts": []}', '{"parts": null, "ledger": {}}', "[" * 100_000]
+NO_FACTS += ['{"parts": {"max_length": 1}, "ledger": {"name": 1, "rows_kept": "many", "tokens_kept": []}}']
+
+
+@pytest.mark.parametrize("text", NO_FACTS, ids=range(len(NO_FACTS)))
+def test_facts_of_another_entry_that_are_none_harm_nobody(tokenizer, cache, wanted, text, monkeypatch, capsys):
+    prepared(tokenizer, 3)
+    (other,) = entries(cache)
+    (other / "entry.json").write_text(text)
+    rows, note = prepared(tokenizer)
+    assert rows == wanted
+    assert "prepared in" in note
+    monkeypatch.setattr("sys.argv", ["sftcore", "cache", "list"])
+    with contextlib.suppress(SystemExit):
+        main()
+    assert "its facts are damaged" in capsys.readouterr().out
+
+
+def test_rows_that_the_disk_changes_as_they_are_written_are_an_error_of_ours(tokenizer, cache, monkeypatch):
+    complete = store.complete
+
+    def changed(folder, facts):
+        complete(folder, facts)
+        flipped(folder / "data.arrow", 1)
+
+    monkeypatch.setattr(store, "complete", changed)
+    with pytest.raises(WriteError, match=r"data\.arrow is not what was written"):
+        prepared(tokenizer)
+
+
+def test_a_limit_that_is_none_is_told_before_anything_is_prepared(tokenizer, cache, monkeypatch):
+    monkeypatch.setenv("SFTCORE_CACHE_LIMIT", "much")
+    with pytest.raises(RecipeError, match='"much" is not a size'):
+        prepared(tokenizer)
+    assert entries(cache) == []
