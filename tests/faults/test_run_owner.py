@@ -12,9 +12,10 @@ import time
 
 import psutil
 import pytest
+from attrs import asdict
 from transformers import TrainerCallback
 
-from sftcore.core.errors import ConflictError
+from sftcore.core.errors import ConflictError, WriteError
 from sftcore.train.checkpoint import owner
 from sftcore.train.checkpoint.other_run import OutputFolder
 from tests.faults import runs
@@ -177,3 +178,28 @@ def test_a_new_run_waits_for_processes_whose_launcher_has_ended(tmp_path, sleepe
     threading.Timer(1.0, sleeper.kill).start()
     with pytest.warns(UserWarning, match="takes its place"):
         entered(tmp_path)
+
+
+WRONG = [
+    {"pid": "12"}, {"pid": -1}, {"pid": 0}, {"pid": None}, {"pid": 1.5}, {"pid": 2**70}, {"started": "x"},
+    {"started": None}, {"parent": [1]}, {"parent": ["a", "b"]}, {"parent": [1, 2, 3]}, {"parent": 5}, {"host": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, None], ids=range(len(WRONG) + 1))
+def test_a_lock_that_names_no_process_is_replaced(tmp_path, wrong):
+    facts = {**json.loads(json.dumps(asdict(owner.Owner.here()))), **(wrong or {})}
+    lock = tmp_path / owner.LOCK
+    lock.write_text(json.dumps(facts) if wrong else "[" * 100_000)
+    os.utime(lock, (time.time() - 1000,) * 2)
+    owner.refuse_owned(tmp_path)
+    with owner.owned(tmp_path):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_place_of_the_lock_is_named_and_left(tmp_path):
+    (tmp_path / owner.LOCK).mkdir()
+    with pytest.raises(WriteError, match="Move the folder that stands where a file has to be"), owner.owned(tmp_path):
+        pytest.fail("it was taken")
+    assert [path.name for path in tmp_path.iterdir()] == [owner.LOCK]

@@ -7,6 +7,7 @@ systems without locks, and its time is set again every few seconds, which tells 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -156,6 +157,8 @@ def _take(folder: Path) -> str:
 
 def _remove_stale(lock: Path, found: str | None) -> None:
     """Remove a lock that was found stale, and no other that has taken its place since."""
+    if lock.is_dir() and not lock.is_symlink():  # nobody's lock
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(lock))
     aside = lock.with_name(f"{lock.name}-{uuid.uuid4().hex}")
     with contextlib.suppress(FileNotFoundError):
         os.rename(lock, aside)
@@ -195,9 +198,14 @@ def _parsed(text: str | None) -> Owner | None:
     try:
         facts: Mapping[str, Any] = json.loads(text or "")
         kept = {key: value for key, value in facts.items() if key != "token"}
-        return Owner(**{**kept, "parent": tuple(kept["parent"]) if kept.get("parent") else None})
-    except (ValueError, TypeError, AttributeError):
+        found = Owner(**{**kept, "parent": tuple(kept["parent"]) if kept.get("parent") else None})
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
+    numbered = [(found.pid, found.started), *([found.parent] if found.parent else [])]
+    fits = all(
+        len(one) == 2 and type(one[0]) is int and one[0] > 0 and isinstance(one[1], (int, float)) for one in numbered
+    )
+    return found if fits and isinstance(found.host, str) and isinstance(found.space, str) else None
 
 
 def _beat(lock: Path, over: threading.Event) -> None:
