@@ -41,9 +41,11 @@ def probe_run(model: ModelRequest, columns: Sequence[str] | None = None) -> Prob
 def _json(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"this file is not valid JSON: {error}.", where=str(path)) from None
+    if not isinstance(found, dict):
+        raise RecipeError("this file does not hold a JSON object.", where=str(path))
+    return found
 
 
 def adapter_folder(model: ModelRequest) -> Path | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ _PROCESSOR_NEEDS = ("torchvision", "num2words", "pillow", "sentencepiece", "tikt
 _UNKNOWN = "Unrecognized processing class"
 """How transformers' error begins where a folder holds nothing that it reads a tokenizer from."""
 
+_SMALL = ("tokenizer_config.json", "special_tokens_map.json")
 _GIVE_ONE = "pass processing_class=AutoTokenizer.from_pretrained(…)"
 
 
@@ -101,8 +103,10 @@ def _loaded(request: ModelRequest, plugins: ActivePlugins, *, ready: bool = Fals
             fix="Add the hook to the loader, or in Python pass processing_class.",
         )
     leaves = (ImportError, OSError, ValueError) if all(one.entry.is_own for one in answering) else ()
-    if folder := tokenizer_folder(request.name or "", request.revision):
+    folder = tokenizer_folder(request.name or "", request.revision)
+    if folder:
         refuse_large(folder)
+        _refuse_damaged(folder, _SMALL)
     try:
         return plugins.one("load_processor", leaves=leaves, request=request)
     except SFTCoreError:
@@ -115,10 +119,28 @@ def _loaded(request: ModelRequest, plugins: ActivePlugins, *, ready: bool = Fals
             fix=f"Install it: pip install {named}" if named else "Install it, or pass processing_class.",
         ) from error
     except (OSError, ValueError) as error:
+        if folder:
+            _refuse_damaged(folder, ("tokenizer.json",))  # parsed where it failed alone, as it is large
         said, fix = _explained(str(request.name), _first_line(error))
         if ready:
             fix = f"{_GIVE_ONE[0].upper()}{_GIVE_ONE[1:]} to SFTTrainer."
         raise ModelError(said, where=f"model {request.name}", fix=fix) from error
+
+
+def _refuse_damaged(folder: Path, names: Sequence[str]) -> None:
+    """Name a file that is not what it has to be, where a library would say that there is no tokenizer.
+
+    Raises:
+        ModelError: one of these files is there, and does not hold a JSON object.
+    """
+    for path in (folder / name for name in names if (folder / name).is_file()):
+        try:
+            what = "" if isinstance(json.loads(path.read_bytes()), dict) else "it does not hold a JSON object"
+        except (ValueError, RecursionError) as error:
+            what = f"it is not valid JSON: {error}"
+        if what:
+            fix = "Save the tokenizer there again, or fetch the file anew."
+            raise ModelError(f"the file is damaged: {what}.", where=str(path), fix=fix)
 
 
 def _explained(name: str, said: str) -> tuple[str, str]:
