@@ -19,8 +19,8 @@ from tests.faults import runs
 
 pytestmark = pytest.mark.slow
 
-MOMENTS = int(os.environ.get("SFTCORE_KILLS", "2"))
-"""More of them: SFTCORE_KILLS=10 python -m pytest -s tests/faults/test_killed_launcher.py"""
+MOMENTS = int(os.environ.get("SFTCORE_LAUNCHER_KILLS", "2"))
+"""More of them: SFTCORE_LAUNCHER_KILLS=10 python -m pytest -s tests/faults/test_killed_launcher.py"""
 MARK = "SFTCORE_TEST_LAUNCH"
 """A variable by which all processes of one launch are known, however deep below the launcher."""
 SECONDS = 10

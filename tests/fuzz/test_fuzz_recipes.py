@@ -121,7 +121,9 @@ def assert_read_or_refused(raw: dict[str, Any]) -> None:
     assert repr({key: recipe.training[key] for key in said}) == repr(said)  # nan equals nothing
     assert recipe.model.name == (raw["model"] if isinstance(raw["model"], str) else raw["model"]["name"])
     train = raw["data"]["train"] if isinstance(raw["data"], dict) else raw["data"]
-    assert recipe.data.train == (tuple(train) if isinstance(train, list) else train)
+    given = tuple(train) if isinstance(train, list) else train
+    # a list of one hub id is that source
+    assert recipe.data.train in ([given, given[0]] if isinstance(train, list) and len(train) == 1 else [given])
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class OwnLossWithoutRows:
             finally:
                 self._share = 1.0
         before = self.metrics.sums()
-        found = _times(compute(model, _with_labels(inputs), *args, **kwargs), 0.0)
+        found = _times(compute(model, _with_labels(inputs) if self.takes_mean else inputs, *args, **kwargs), 0.0)
         if (counted := self.metrics.sums()) is not None:
             self.metrics.put_back(torch.zeros_like(counted) if before is None else before)
         return found
