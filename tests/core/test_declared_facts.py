@@ -286,6 +286,7 @@ NAMES_WITH_A_REASON = {
     ("documents/ways.py", ""),
     ("selftest/features.py", "REFERENCE_ATTENTION"),
     ("data/images/reference.py", ""),  # hf: the scheme of an address
+    ("data/source/files.py", ""),
     ("trials/model.py", "PLAIN"),  # eager and sdpa: what claims are compared with
     ("testing/claims.py", ""),
     ("testing/conformance/adapters.py", ""),

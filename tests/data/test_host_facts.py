@@ -38,6 +38,7 @@ def test_facts_are_what_a_loop_over_the_rows_finds(rows, collate, multiple):
     width = batch["labels"].shape[1]
     # by hand: a token counts by the label and the weight of the one after it, if that is of the same document
     starts, positions, total, start = [], [], 0.0, 0
+    longest = max(length for row in rows for length in row["seq_lengths"])
     for number, row in enumerate(rows):
         base = at = number * width if collate is pad_rows else start
         weights = row.get("weights", [1.0] * len(row["labels"]))
@@ -49,13 +50,13 @@ def test_facts_are_what_a_loop_over_the_rows_finds(rows, collate, multiple):
                     positions += [index - 1] if weights[index - base] > 0 else []
             at += length
         start = at
-        if collate is pad_rows and at < base + width:
-            starts.append(at)
-    if collate is flatten_rows and start < width:
-        starts.append(start)
+        if collate is pad_rows:
+            starts += range(at, base + width, longest)
+    if collate is flatten_rows:
+        starts += range(start, width, longest)
     assert facts.positions.tolist() == positions
     assert facts.num_items == pytest.approx(total)
-    # padding counts up from 0 like a document, so that its first token begins one
+    # padding counts up from 0 like documents, none longer than the batch's longest, which has positions for all
     assert list(facts.edges) == [*starts, batch["labels"].numel()]
     assert facts.boundaries.tolist() == list(facts.edges)
     assert facts.boundaries.dtype == torch.int32

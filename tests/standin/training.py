@@ -119,14 +119,14 @@ def train_images(*, family: str, **fields: Any) -> dict[str, Any]:
 
     from sftcore import SFTConfig, SFTTrainer
     from sftcore.testing.tiny_vlm import make_vlm
-    from tests.plugins.vlm.test_training import MIXED
+    from tests.plugins.vlm.test_training import mixed
 
     model, processor = make_vlm(family)
     with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(None):
         trainer = SFTTrainer(
             model,
             SFTConfig(**{**settings(output, max_length=512), **fields}),
-            train_dataset=Dataset.from_list(MIXED * 2),
+            train_dataset=Dataset.from_list(mixed() * 2),
             processing_class=processor,
         )
         return outcome(trainer)
