@@ -150,22 +150,32 @@ def _take(folder: Path) -> str:
         if owner is None and found is not None and _silence(lock) < BEAT:  # it is being written
             time.sleep(0.05)
             continue
-        _remove_stale(lock, found)
-        if owner is not None:
+        if _remove_stale(lock, found) and owner is not None:
             warn(f"{folder}: the run of {owner} ended without a word; this one takes its place")
 
 
-def _remove_stale(lock: Path, found: str | None) -> None:
-    """Remove a lock that was found stale, and no other that has taken its place since."""
+def _remove_stale(lock: Path, found: str | None) -> bool:
+    """Remove a lock that was found stale, and no other that has taken its place since; whether it was removed here.
+
+    One process at a time looks again and removes: while the stale lock is there, nobody can make another.
+    """
     if lock.is_dir() and not lock.is_symlink():  # nobody's lock
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(lock))
-    aside = lock.with_name(f"{lock.name}-{uuid.uuid4().hex}")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(lock, aside)
-        if _read(aside) != found:  # that of another run, which found the same a moment before
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, lock)
-        aside.unlink()
+    guard = lock.with_name(f"{lock.name}.removing")
+    try:
+        os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        if _silence(guard) > BEAT:  # left by a process that was killed within these lines
+            guard.unlink(missing_ok=True)
+        time.sleep(0.02)
+        return False
+    try:
+        if not os.path.lexists(lock) or _read(lock) != found:
+            return False
+        lock.unlink()
+        return True
+    finally:
+        guard.unlink(missing_ok=True)
 
 
 def _ends_soon(owner: Owner) -> bool:
