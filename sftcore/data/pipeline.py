@@ -271,8 +271,7 @@ class Pipeline:
         """
         given, overlaps_edge = self.tokenizer.columns(contents, encoded)
         lengths = given.lengths
-        found = ((i, self.long_rows.fault(content, int(lengths[i]))) for i, content in enumerate(contents))
-        faults = {i: error for i, error in found if error is not None}
+        faults = self.long_rows.faults(contents, lengths)
         whole, origins = self.long_rows.split(given)
         kept = whole.truncated(self.max_length, self.truncation)
         before, after = whole.num_supervised(), kept.num_supervised()

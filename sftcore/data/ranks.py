@@ -312,19 +312,10 @@ def keep_shards(loader: Any, rank: Rank) -> None:
 
 
 @define(slots=False)
-class SyncedLoader:
-    """The loader of a stream, in which a rank that has run out of rows gets batches without weight until all have.
-
-    It stands in for the loader: every other attribute is the loader's.
-    """
+class StandIn:
+    """What stands in for a loader: all attributes that it does not have itself are the loader's."""
 
     loader: Any
-    sync: BatchSync
-
-    def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self.loader)
-        while found := self.sync.padded_to_all(list(itertools.islice(batches, 1))):
-            yield found[0]
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -333,6 +324,18 @@ class SyncedLoader:
         if name.startswith("__") or name == "loader":
             raise AttributeError(name)
         return getattr(self.loader, name)
+
+
+@define(slots=False)
+class SyncedLoader(StandIn):
+    """The loader of a stream, in which a rank that has run out of rows gets batches without weight until all have."""
+
+    sync: BatchSync
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        while found := self.sync.padded_to_all(list(itertools.islice(batches, 1))):
+            yield found[0]
 
 
 @define

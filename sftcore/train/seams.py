@@ -26,12 +26,12 @@ from sftcore.train.guard.steps import Position
 from sftcore.train.own.methods import handed_on
 from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known
 from sftcore.train.parts.loss import count_items
+from sftcore.train.parts.randomness import Randomness
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.without_rows import OwnLossWithoutRows
 from sftcore.train.processes.agreement import Agreement
 from sftcore.train.processes.distributed import not_sharded_yet, nothing_sharded
 from sftcore.train.processes.gathered import GatheredRows, inside, record_rows
-from sftcore.train.randomness import Randomness
 from sftcore.train.seams_of_saving import SavingSeams
 
 _SAVES_TOGETHER = "is_distributed_loading_by_transformers"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
@@ -21,7 +20,7 @@ from sftcore.data.host_facts import facts_of
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
-from sftcore.data.sets import PREDICTED, DataPreparation
+from sftcore.data.sets import DataPreparation
 from sftcore.documents.shared_rows import SharedRows
 from sftcore.losses.asked_again import asked_again
 from sftcore.model.bound_loss import BoundLoss
@@ -53,6 +52,7 @@ from sftcore.train.checkpoint.resume import Resumption
 from sftcore.train.checkpoint.same_run import RunFacts
 from sftcore.train.checkpoint.state import NothingLeft
 from sftcore.train.checkpoint.untrusted import reading
+from sftcore.train.evaluating import EvaluatingTrainer
 from sftcore.train.guard.divergence import LossLevel, Nonfinite
 from sftcore.train.guard.limits import refuse_beyond_tables
 from sftcore.train.guard.named_rows import named_rows
@@ -72,22 +72,22 @@ from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_bal
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
 from sftcore.train.parts.optimizer import fit_optimizer
+from sftcore.train.parts.randomness import Randomness
 from sftcore.train.parts.rows import RowDistribution
 from sftcore.train.parts.trials import try_plugins
 from sftcore.train.parts.without_rows import OwnLossWithoutRows
 from sftcore.train.processes.agreement import Agreement
 from sftcore.train.processes.distributed import prepare_processes
-from sftcore.train.randomness import Randomness
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.compiled import Compilations
 from sftcore.train.record.recorder import RunRecorder
 from sftcore.train.reporting.tracking import tracked
-from sftcore.train.settled import OpenLayout, attention_in, layouts_of, reads_by_row, settle
+from sftcore.train.settled import attention_in, layouts_of, reads_by_row, settle
 from sftcore.util.claims import suspecting, third_parties
 
 
-class SFTTrainer(OpenLayout):
+class SFTTrainer(EvaluatingTrainer):
     """Supervised fine-tuning of a causal language model. Arguments and defaults are TRL's.
 
     Args:
@@ -417,53 +417,6 @@ class SFTTrainer(OpenLayout):
     @property
     def tags(self) -> tuple[str, ...]:  # of the model card
         return tuple(self._tag_names)
-
-    # --- Evaluation -------------------------------------------------------------------------------------------------
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Evaluate without noise; a raw data set is prepared as those of the constructor were."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = self._prepared_for_evaluation(eval_dataset)
-        with self.noise.paused(), tracked(self.args):
-            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        return metrics
-
-    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
-        """Logits and labels of a data set, raw or prepared; raw rows each by themselves, in the order given."""
-        test_dataset = self._prepared_for_evaluation(test_dataset, PREDICTED)
-        with self.noise.paused():
-            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The loop of `evaluate` and `predict`, with the run's kernels on."""
-        with self.kernels.running():
-            return super().evaluation_loop(*args, **kwargs)
-
-    def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Any, Any, Any]:
-        """One batch of an evaluation: logits are built only where something asks for them."""
-        inputs = self.to_device(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            if prediction_loss_only:
-                loss, outputs = self.compute_loss(model, inputs), None
-            else:
-                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        self.evaluation.gave(loss, inputs["labels"])
-        if outputs is None:
-            return loss.detach(), None, None
-        return loss.detach(), outputs.logits.detach(), inputs["labels"]
-
-    def _prepared_for_evaluation(self, dataset: Any, name: str = "eval_dataset") -> Any:
-        if isinstance(dataset, Mapping) and name != PREDICTED:
-            return {key: self._prepared_for_evaluation(one) for key, one in dataset.items()}
-        known = self.eval_dataset.values() if isinstance(self.eval_dataset, Mapping) else [self.eval_dataset]
-        if dataset is not None and any(dataset is one for one in (*known, self.train_dataset)):
-            return dataset
-        if self._skip_prepare and dataset is not None:
-            return as_given(dataset, name, self.setup.plan)
-        return self.data.prepare(dataset, name)
 
     def columns_for_collator(self) -> list[str]:
         """Columns of prepared rows; with a processor also those of rows that were not prepared."""

@@ -121,7 +121,7 @@ def made_with_liger(**fields: Any) -> dict[str, Any]:
 def restored_randomness(*, every: bool) -> list[Any]:
     """What a device is given back of its random state; some have one state, some one for each device."""
     from sftcore.testing.standin.device_module import DeviceModule
-    from sftcore.train.randomness import Randomness
+    from sftcore.train.parts.randomness import Randomness
 
     class Module(DeviceModule):
         """A device that draws its own random numbers."""

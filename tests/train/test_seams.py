@@ -12,6 +12,7 @@ import pytest
 from transformers import Trainer
 
 import sftcore
+from sftcore.train.evaluating import EvaluatingTrainer
 from sftcore.train.seams import TrainerSeams
 from sftcore.train.seams_of_saving import SavingSeams
 from sftcore.train.trainer import SFTTrainer
@@ -23,7 +24,7 @@ PACKAGE = Path(sftcore.__file__).parent
 SEAMS = [PACKAGE / "train" / name for name in ("seams.py", "seams_of_saving.py")]
 OVERRIDDEN = sorted(
     (cls, name)
-    for cls, kind in (("SavingSeams", SavingSeams), ("TrainerSeams", TrainerSeams), ("SFTTrainer", SFTTrainer))
+    for cls, kind in ((kind.__name__, kind) for kind in (SavingSeams, TrainerSeams, EvaluatingTrainer, SFTTrainer))
     for name, value in vars(kind).items()
     if inspect.isfunction(value) and name in vars(Trainer) and name != "__init__"
 )

@@ -38,6 +38,13 @@ class LongRule:
             return RowError(f"{what} {length:,} tokens of at most {self.limit:,}.", fix=_ADVICE)
         return None
 
+    def faults(self, contents: Sequence[Rendered | TokenizedRow | None], lengths: np.ndarray) -> dict[int, RowError]:
+        """The errors of these rows, by their places; where rows are cut or dropped none is looked at."""
+        if self.limit is None or self.choice in ("cut", "drop"):
+            return {}
+        found = ((i, self.fault(content, int(lengths[i]))) for i, content in enumerate(contents))
+        return {i: error for i, error in found if error is not None}
+
     def split(self, rows: TokenColumns) -> tuple[TokenColumns, Sequence[int]]:
         """The rows with long ones in pieces, and which row each piece is of."""
         if self.choice != "split" or self.limit is None:

@@ -10,7 +10,7 @@ from attrs import evolve
 from sftcore.core.types import Example, Message
 
 ADDED = "the system prompt of the run (system_prompt) is put before the conversation, which has none"
-NOT_ADDED = "the system prompt of the run is left out, because the row is no conversation"
+NOT_ADDED = "the system prompt of the run is left out, because the row is not a conversation"
 
 _SYSTEM = ("system", "developer")
 

@@ -122,15 +122,21 @@ def release(entry: Path) -> None:
 @contextlib.contextmanager
 def unused(entry: Path) -> Iterator[bool]:
     """A context that says whether no process has this entry mapped, and in which none begins to."""
+    with contextlib.ExitStack() as stack:
+        yield _is_free(entry / USED, stack)
+
+
+def _is_free(used: Path, stack: contextlib.ExitStack) -> bool:
+    """Whether nobody holds the lock, which `stack` holds from here on."""
     try:
         import fcntl
-
-        with (entry / USED).open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
     except ImportError:
-        yield True
-    except FileNotFoundError:  # it was never complete
-        yield True
+        return True
+    try:
+        file = stack.enter_context(used.open())
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:  # the entry was never complete
+        return True
     except OSError:
-        yield False
+        return False
+    return True

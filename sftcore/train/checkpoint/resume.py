@@ -17,7 +17,7 @@ from sftcore.train.checkpoint.state import (
     storable,
 )
 from sftcore.train.parts.part import Part
-from sftcore.train.randomness import Randomness, set_torch_random, torch_random
+from sftcore.train.parts.randomness import Randomness, set_torch_random, torch_random
 from sftcore.util.warned import warn
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from attrs import define, field
 
 from sftcore.core.types import IGNORED
-from sftcore.train.randomness import Randomness
+from sftcore.train.parts.randomness import Randomness
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

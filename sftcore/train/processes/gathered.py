@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from attrs import define, field
 from transformers.trainer_utils import EvalPrediction
 
-from sftcore.data.ranks import ROW_NUMBER, SyncedLoader
+from sftcore.data.ranks import ROW_NUMBER, StandIn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,13 +40,12 @@ class WithRows:
 
 
 @define(slots=False)
-class RecordedLoader:
-    """The loader of an evaluation, which keeps what each batch that it gave holds; it stands in for the loader.
+class RecordedLoader(StandIn):
+    """The loader of an evaluation, which keeps what each batch that it gave holds.
 
     read: of each batch the number of each row, None for a row of padding; None of a batch whose rows are not known.
     """
 
-    loader: Any
     read: list[list[int | None] | None] = field(factory=list, init=False)
 
     def __iter__(self) -> Iterator[Any]:
@@ -54,14 +53,6 @@ class RecordedLoader:
         for batch in self.loader:
             self.read.append(_rows_of(batch))
             yield batch
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "loader":
-            raise AttributeError(name)
-        return getattr(self.loader, name)
 
 
 def _rows_of(batch: Any) -> list[int | None] | None:
@@ -79,7 +70,7 @@ def _rows_of(batch: Any) -> list[int | None] | None:
 def inside(loader: Any) -> Any:
     """torch's own loader within a loader that accelerate has prepared and we have wrapped."""
     base = getattr(loader, "base_dataloader", loader)
-    while isinstance(base, (SyncedLoader, RecordedLoader)):
+    while isinstance(base, StandIn):
         base = base.loader
     return base
 
