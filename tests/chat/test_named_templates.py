@@ -53,7 +53,6 @@ STOCK = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(not trl.folder(), reason="needs: pip install trl")
 @pytest.mark.parametrize(("name", "stock"), STOCK.items())
 def test_a_template_writes_what_the_models_own_does(name, stock):
     """On every conversation that the model's own template, as trl ships it, takes and prints in full."""

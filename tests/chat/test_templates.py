@@ -15,8 +15,6 @@ from sftcore.core.types import IGNORED
 from sftcore.data.tokenize import Tokenizer
 from tests.chat import trl_templates as trl
 
-pytestmark = pytest.mark.skipif(not trl.names(training=False), reason="needs: pip install trl")
-
 STOCK, TRAINING = trl.names(training=False), trl.names(training=True)
 
 

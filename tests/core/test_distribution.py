@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hatchling.builders.wheel import WheelBuilder
 
 from sftcore.cli import cli
 from sftcore.core.discovery import discover
@@ -24,11 +25,10 @@ else:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> dict[str, Path]:
     """The folder that each way of building fills, as pip would unpack it."""
-    builders = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
     folders = {}
     for way in ("standard", "editable"):
         folders[way] = tmp_path_factory.mktemp(way)
-        (wheel,) = builders.WheelBuilder(str(ROOT)).build(directory=str(folders[way]), versions=[way])
+        (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(folders[way]), versions=[way])
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folders[way])
     return folders

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pytest
 from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
 
 from tests.conftest import make_tokenizer
 from tests.data.test_pipeline import preparation
 from tests.plugins.formats.rendered import TEMPLATE, told
-
-datasets = pytest.importorskip("datasets", minversion="4.7")
 
 ARGUMENTS = [{"x": None, "y": 1}, {"z": "a"}, {"q": [None, {"r": None}]}]
 SCHEMA = {

@@ -114,7 +114,6 @@ def test_an_empty_place_for_thoughts_is_no_reasoning():
     assert prepared({"messages": [ASK, empty]}, NEVER, {"assistant_only_loss": True}) == ()
 
 
-@pytest.mark.skipif("deepseek_r1_distill" not in trl.names(training=False), reason="needs: pip install trl")
 @pytest.mark.parametrize("name", ["deepseek_r1_distill", "qwen3", "llama3", "gemma3"])
 def test_templates_of_real_models_never_train_an_answer_without_its_reasoning(name):
     tokenizer = trl.tokenizer_of(name)

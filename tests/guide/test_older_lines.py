@@ -169,7 +169,6 @@ def test_a_chat_format_for_a_base_model():
 
 @NEEDS_8BIT
 def test_a_model_in_8_bits():
-    pytest.importorskip("bitsandbytes")
     model = today("from_pretrained(…, load_in_8bit=True)")["model"]
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     trainer = SFTTrainer(model, train_dataset=dataset, args=short(), peft_config=lora(bias="none"))
@@ -178,7 +177,6 @@ def test_a_model_in_8_bits():
 
 @NEEDS_8BIT
 def test_a_trainer_that_loads_in_8_bits():
-    pytest.importorskip("bitsandbytes")
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     with pytest.warns(FutureWarning, match="load_in_8bit goes in args=SFTConfig"):
         trainer = SFTTrainer(

@@ -121,7 +121,6 @@ def test_every_feature_gives_the_plain_paths_loss_and_gradients(found, tmp_path,
 
 
 def test_a_quantised_base_and_weighted_turns_are_compared_too(found, write):
-    pytest.importorskip("bitsandbytes")
     turns = [{"role": "user", "content": "say hello"}, {"role": "assistant", "content": "hello world", "weight": 0.3}]
     more = [{"role": "user", "content": "say 1"}, {"role": "assistant", "content": "The answer is 1"}]
     given = [{"messages": turns[:2] + more * (i % 3)} for i in range(8)]

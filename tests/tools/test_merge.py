@@ -160,7 +160,6 @@ def test_auto_is_the_dtype_in_which_the_base_is_saved(tmp_path, tokenizer):
 
 
 def test_a_run_on_a_quantised_base_is_merged_into_the_whole_one_and_the_gap_is_told(tmp_path, tokenizer):
-    pytest.importorskip("bitsandbytes")
     save_base(tmp_path / "base", tokenizer, hidden_size=64, intermediate_size=128)
     quantised = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
     run, _ = trained(tmp_path, tokenizer, lora(), model_init_kwargs=quantised)
@@ -178,7 +177,6 @@ def test_a_run_on_a_quantised_base_is_merged_into_the_whole_one_and_the_gap_is_t
 
 
 def test_a_base_that_is_saved_in_4_bits_is_turned_back_into_floats(tmp_path, tokenizer):
-    pytest.importorskip("bitsandbytes")
     save_base(tmp_path / "whole", tokenizer, hidden_size=64, intermediate_size=128)
     quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=quantised, dtype=torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 
 import pytest
 from datasets import Dataset
@@ -136,7 +137,8 @@ def test_what_a_process_that_was_killed_left_behind_is_removed_by_the_next(token
     assert [path for path in cache.glob("prepared/*") if path.is_dir()] == [entry]
 
 
-def _prepare_in_a_process(queue, start):
+def _prepare_in_a_process(queue, start, cache):
+    os.environ["SFTCORE_CACHE"] = cache  # conftest has chosen another one
     start.wait()
     data = preparation(make_tokenizer(), 64)
     data.prepare(Dataset.from_list(alpaca_rows(400)), "train")
@@ -144,9 +146,9 @@ def _prepare_in_a_process(queue, start):
 
 
 def test_of_several_processes_one_prepares_and_the_others_take_it(cache):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     queue, start = context.Queue(), context.Event()
-    processes = [context.Process(target=_prepare_in_a_process, args=(queue, start)) for _ in range(3)]
+    processes = [context.Process(target=_prepare_in_a_process, args=(queue, start, str(cache))) for _ in range(3)]
     for process in processes:
         process.start()
     start.set()

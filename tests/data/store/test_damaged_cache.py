@@ -102,8 +102,10 @@ def test_damage_is_warned_of(tokenizer, cache):
         prepared(tokenizer)
 
 
-def _ask_as_nobody(queue, num_rows):
-    os.setgroups([])
+def _ask_as_nobody(queue, num_rows, cache):
+    os.environ["SFTCORE_CACHE"] = cache  # conftest has chosen another one
+    preparation(make_tokenizer(), 64, dataset_cache=False).prepare(Dataset.from_list(alpaca_rows(1)), "train")
+    os.setgroups([])  # all that is needed is imported now: nobody else may be able to read it
     os.setgid(65534)
     os.setuid(65534)
     try:
@@ -122,9 +124,9 @@ def test_a_cache_that_belongs_to_somebody_else_is_used_and_not_written_to(tokeni
             folder.chmod(0o755)
 
     def asked(num_rows):
-        context = multiprocessing.get_context("fork")  # what is imported already may not be readable to others
+        context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
         queue = context.Queue()
-        process = context.Process(target=_ask_as_nobody, args=(queue, num_rows))
+        process = context.Process(target=_ask_as_nobody, args=(queue, num_rows, str(cache)))
         process.start()
         said = queue.get(timeout=60)
         process.join()

@@ -6,18 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from sftcore_plugins.loaders.gguf import GGUF
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftcore import ModelError, ModelRequest, SFTConfig, SFTTrainer
 from tests.conftest import alpaca_rows, make_llama
-
-gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-
-from sftcore_plugins.loaders.gguf import GGUF  # noqa: E402
 
 
 def write_gguf(path: Path, model, tokenizer) -> None:

@@ -229,7 +229,6 @@ def test_an_adapter_that_excludes_more_stays_off_the_vision_tower_too(tmp_path):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_base_trains_an_adapter_on_images(tmp_path, bits):
-    pytest.importorskip("bitsandbytes")
     folder = save("llava", tmp_path / "base")
     trainer = SFTTrainer(
         str(folder),
