@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sftcore.importers.draft import Draft
-from sftcore.importers.peers import shared
 from sftcore.importers.peers.shared import answers_alone, field, listed, put_sources
+from sftcore.importers.peers.templates import template
 from sftcore.importers.read.source import Key
 
 
@@ -178,7 +178,7 @@ def _template(draft: Draft, value: Any, *of: str | Key) -> None:
     elif str(value) == "jinja":
         draft.same("its text is in chat_template_jinja", *of)
     else:
-        shared.template(draft, value, *of)
+        template(draft, value, *of)
 
 
 def _length(draft: Draft) -> None:
@@ -232,6 +232,6 @@ def _tokens(draft: Draft) -> None:
         draft.put("new_tokens", [*(before.value if before else []), *tokens], "tokens")
     text = draft.get("chat_template_jinja")
     if text:
-        shared.template(draft, text, "chat_template_jinja")
+        template(draft, text, "chat_template_jinja")
     if draft.has("chat_template"):
         _template(draft, draft.get("chat_template"), "chat_template")

@@ -9,6 +9,7 @@ from sftcore.importers.draft import Draft
 from sftcore.importers.peers import shared
 from sftcore.importers.peers.launch import environment
 from sftcore.importers.peers.shared import attention, beside, field, listed, lora, put_sources
+from sftcore.importers.peers.templates import template
 from sftcore.importers.read.source import FILL, Source, value_at
 from sftcore.importers.read.yaml11 import read_yaml
 
@@ -240,7 +241,7 @@ def _rows(draft: Draft) -> None:
         if name in ("default", "empty"):
             draft.left("the model's own template is used: compare with sftcore preview", "template")
         else:
-            shared.template(draft, name, "template")
+            template(draft, name, "template")
     if draft.has("default_system"):
         draft.put("system_prompt", draft.get("default_system"), "default_system")
     keys = [key for key in ("add_tokens", "add_special_tokens", "new_special_tokens") if draft.has(key)]

@@ -10,6 +10,7 @@ from sftcore.importers.draft import Draft
 from sftcore.importers.peers import shared
 from sftcore.importers.peers.launch import environment
 from sftcore.importers.peers.shared import attention, dtype, field, json_value, listed, lora, put_sources
+from sftcore.importers.peers.templates import template
 from sftcore.importers.read.source import ENVIRONMENT, FILL, LAUNCHER
 
 VERSION = "4.6"
@@ -212,7 +213,7 @@ def _rows(draft: Draft) -> None:
     if draft.has("system"):
         draft.put("system_prompt", str(draft.get("system")).replace("\\n", "\n"), "system")
     if draft.has("template"):
-        shared.template(draft, draft.get("template"), "template")
+        template(draft, draft.get("template"), "template")
     if draft.has("new_special_tokens"):
         draft.put("new_tokens", listed(draft.get("new_special_tokens")), "new_special_tokens")
     length = draft.get("max_length")

@@ -8,6 +8,7 @@ from sftcore.importers.draft import Draft
 from sftcore.importers.peers import shared
 from sftcore.importers.peers.launch import environment
 from sftcore.importers.peers.shared import attention, dtype, field, lora
+from sftcore.importers.peers.templates import template
 from sftcore.importers.read import python
 from sftcore.importers.read.python import (
     BITS,
@@ -57,7 +58,7 @@ def fill(draft: Draft) -> None:
     _data(draft)
     template = draft.get("chat_template")
     if template is not None:
-        shared.template(draft, template, "chat_template")
+        template(draft, template, "chat_template")
     environment(draft)
     shared.remaining(draft, "trl")
 
@@ -247,7 +248,7 @@ def _python_tokens(draft: Draft) -> None:
         if name in ("pad_token", "eos_token", "bos_token") and isinstance(value, str):
             draft.put(name, value, key)
         elif name == "chat_template" and isinstance(value, str):
-            shared.template(draft, value, key)
+            template(draft, value, key)
         elif name in ("pretrained_model_name_or_path", "model_name"):
             same = value == draft.get((MODEL, "pretrained_model_name_or_path"), value)
             draft.same("the model's own tokenizer", key) if same else draft.put("chat_template_path", value, key)
@@ -256,7 +257,7 @@ def _python_tokens(draft: Draft) -> None:
         else:
             draft.same("the tokenizer comes with the model, and rows are padded on the right", key)
     if draft.has((TEMPLATE, "chat_template")):
-        shared.template(draft, draft.get((TEMPLATE, "chat_template")), (TEMPLATE, "chat_template"))
+        template(draft, draft.get((TEMPLATE, "chat_template")), (TEMPLATE, "chat_template"))
     for name in draft.get(TEMPLATE, {}):
         if name != "chat_template":
             why = "roles and keys of messages are known by themselves; format: {chat: {roles: …}} names others"

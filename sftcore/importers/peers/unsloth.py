@@ -8,6 +8,7 @@ from sftcore.importers.draft import Draft
 from sftcore.importers.peers import shared, trl
 from sftcore.importers.peers.launch import environment
 from sftcore.importers.peers.shared import dtype, field, lora
+from sftcore.importers.peers.templates import template
 from sftcore.importers.read import python
 from sftcore.importers.read.python import (
     ALPACA,
@@ -211,7 +212,7 @@ def _arguments(draft: Draft) -> None:
 
 def _tokens(draft: Draft) -> None:
     if draft.has((TEMPLATE, "chat_template")):
-        shared.template(draft, draft.get((TEMPLATE, "chat_template")), (TEMPLATE, "chat_template"))
+        template(draft, draft.get((TEMPLATE, "chat_template")), (TEMPLATE, "chat_template"))
     for name in draft.get(TEMPLATE, {}) or {}:
         if not draft.knows((TEMPLATE, name)):
             draft.same("roles and keys of messages are known by themselves", (TEMPLATE, name))
