@@ -16,13 +16,13 @@ from attrs import asdict, define, field, frozen
 from sftcore.check.findings import Finding, Findings, Location
 from sftcore.check.images import Images, with_broken_images
 from sftcore.check.inspect import Inspector, Inspectors
-from sftcore.check.lengths import Lengths, Packed, describe, packed
 from sftcore.check.text import LONG_CHARACTERS, Words, answer_of, text_faults, turn_faults, whole_of, words_of
 from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError
 from sftcore.core.types import IGNORED, Example, Row, TokenizedRow
 from sftcore.data.pipeline import Inspected
 from sftcore.data.source.rows import Raw
 from sftcore.data.unread import unread
+from sftcore.report.lengths import Lengths, Packed, describe, packed
 from sftcore.util.shown import EXAMPLE, shortened
 
 SAMPLE = 1000

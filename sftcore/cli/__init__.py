@@ -32,6 +32,7 @@ _VERBS = {
     "selftest": "Verify that a run computes the same loss and gradients as plain transformers.",
     "parity": "Check that a saved model will be served with the template and tokens it was trained with.",
     "replay": "Repeat a run from its manifest and compare the weights bit by bit.",
+    "report": "Make the page of a run anew, or one that compares several runs.",
     "evaluate": "Evaluate a trained model: loss, perplexity and accuracy on rows of your choice.",
     "merge": "Merge a run's adapter into its base model, so that it loads without PEFT.",
     "chat": "Chat with a trained model in the terminal, with or without its adapter.",
@@ -50,7 +51,7 @@ _SEEING = (
 )  # fmt: skip
 """Options that every verb has, to see plugins at work."""
 _FOLDERS = {
-    **dict.fromkeys(("parity", "replay", "evaluate", "merge", "chat", "quantize"), "after"),
+    **dict.fromkeys(("parity", "replay", "report", "evaluate", "merge", "chat", "quantize"), "after"),
     **dict.fromkeys(("new-plugin", "plugin"), "authors"),
     **dict.fromkeys(("cache", "schema"), "machine"),
     "import": "bring",

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from sftcore.config.recipe import Recipe
-    from sftcore.tools.preview import Piece, Preview
+    from sftcore.report.pieces import Piece
+    from sftcore.tools.preview import Preview
 
 
 @click.command("preview")

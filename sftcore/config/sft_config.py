@@ -162,6 +162,8 @@ class SFTConfig(TrainingArguments):
     """How many steps in a row; None: 3."""
 
     # --- Stopping early, callbacks and the output folder ---
+    report_html: bool = True
+    """Keep report.html, loss.svg and what they are made of in output_dir: curves, plan, rows with their masks."""
     early_stopping_patience: int | None = None
     """Stop after so many evaluations in a row whose `metric_for_best_model` (the loss, if none is named) is no better
     than the best. None: never. `load_best_model_at_end` then keeps the best model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -13,11 +13,11 @@ from sftcore.check.format import FormatChoice, format_for
 from sftcore.config.recipe import Recipe
 from sftcore.config.setup import Setup, check, set_up_recipe
 from sftcore.core.errors import DataError, RecipeError, nearest
-from sftcore.core.types import IGNORED, TokenizedRow
 from sftcore.core.visible import visible
 from sftcore.data.images.pictures import DOCUMENTS, Picture
 from sftcore.data.mixing.mixture import Mixture, with_format
 from sftcore.data.source.several import GivenSet, GivenSource, inspect_set, load_set, rename, window_in
+from sftcore.report.pieces import Piece, documents_of, part_of, pieces_of, with_pictures
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,23 +32,6 @@ if TYPE_CHECKING:
 _NAME = "train_dataset"
 CUT_SHOWN = 200
 """How many of the tokens that max_length cuts away are shown."""
-
-
-@frozen
-class Piece:
-    """The smallest group of tokens that decodes to whole characters.
-
-    `position` is that of its first token in the document. `weight` is 0 if the tokens are not supervised. `cut` is set
-    if max_length cuts the tokens away. The tokens of an image are one piece, with its `picture`.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    position: int
-    weight: float = 0.0
-    special: bool = False
-    cut: bool = False
-    picture: Picture | None = None
 
 
 @frozen
@@ -215,7 +198,7 @@ def _block_of_mixture(recipe: Recipe, setup: Setup, row: int) -> Preview:
     _refuse_beyond(row, len(blocks), "block", given.label)
     documents = tuple(
         Document(start, len(part.input_ids), tuple(pieces_of(part, preparation.tokenizer)))
-        for start, part in _documents_of(blocks[row])
+        for start, part in documents_of(blocks[row])
     )
     return Preview(row, 0, documents, notes=(f"Of {given.label}.",), capacity=preparation.max_length)
 
@@ -275,7 +258,7 @@ def _example(
         cut_span = (
             slice(max(one.tokens_cut - CUT_SHOWN, 0), one.tokens_cut) if from_end else slice(length, length + CUT_SHOWN)
         )
-        cut_pieces = pieces_of(_part(full.row, cut_span), tokenizer, cut_span.start)
+        cut_pieces = pieces_of(part_of(full.row, cut_span), tokenizer, cut_span.start)
         cut = [attrs.evolve(piece, cut=True) for piece in cut_pieces]
         pieces = [*cut, *pieces] if from_end else [*pieces, *cut]
     document = Document(0, length, tuple(with_pictures(pieces, full.pictures)))
@@ -305,20 +288,12 @@ def _block(preparation: DataPreparation, dataset: Dataset, row: int, label: str,
     block = blocks[row]
     documents = []
     carried_along = block.get(DOCUMENTS) or [None] * len(block["seq_lengths"])
-    for (start, part), carried in zip(_documents_of(block), carried_along, strict=True):
+    for (start, part), carried in zip(documents_of(block), carried_along, strict=True):
         pieces = pieces_of(part, preparation.tokenizer)
         if carried is not None and carried["images"]:
             pieces = with_pictures(pieces, _pictures(pipeline, dataset, carried))
         documents.append(Document(start, len(part.input_ids), tuple(pieces)))
     return Preview(row, 0, tuple(documents), notes=notes, capacity=preparation.max_length)
-
-
-def _documents_of(block: dict[str, Any]) -> Iterator[tuple[int, TokenizedRow]]:
-    """The documents of a block, each with the position of its first token."""
-    whole, start = TokenizedRow(block["input_ids"], block["labels"], block.get("weights")), 0
-    for length in block["seq_lengths"]:
-        yield start, _part(whole, slice(start, start + length))
-        start += length
 
 
 def _pictures(pipeline: Pipeline, dataset: Dataset, document: dict[str, Any]) -> tuple[Picture, ...]:
@@ -327,62 +302,3 @@ def _pictures(pipeline: Pipeline, dataset: Dataset, document: dict[str, Any]) ->
     made = pipeline.inspect([dataset[number]], [number])
     sources = [dict(image) for image in document["images"]]
     return next(one.pictures for one in made if [dict(picture.source) for picture in one.pictures] == sources)
-
-
-def _part(row: TokenizedRow, part: slice) -> TokenizedRow:
-    labels = None if row.labels is None else row.labels[part]
-    return TokenizedRow(row.input_ids[part], labels, None if row.weights is None else row.weights[part])
-
-
-# --- From tokens to text --------------------------------------------------------------------------------------------
-def pieces_of(row: TokenizedRow, tokenizer: Any, start: int = 0) -> list[Piece]:
-    """The tokens of one document as text; `start` is the position of the first token."""
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special |= set(tokenizer.all_special_ids)
-    labels = row.input_ids if row.labels is None else row.labels
-    weights: Sequence[float] = row.weights or [1.0] * len(row.input_ids)
-    pieces = []
-    for first, last, text in _texts(row.input_ids, tokenizer):
-        ids = tuple(row.input_ids[first:last])
-        # the first token of a document has no token before it from which it could be predicted
-        counted = [i for i in range(first, last) if labels[i] != IGNORED and start + i > 0]
-        weight = max((float(weights[i]) for i in counted), default=0.0)
-        pieces.append(Piece(visible(text), ids, start + first, weight, ids[0] in special))
-    return pieces
-
-
-def with_pictures(pieces: Sequence[Piece], pictures: Sequence[Picture]) -> list[Piece]:
-    """The pieces, with the tokens of each image joined into one."""
-    shown: list[Piece] = []
-    number = 0
-    for piece in pieces:
-        while number < len(pictures) and piece.position >= pictures[number].last:
-            number += 1
-        if number == len(pictures) or piece.position < pictures[number].first:
-            shown.append(piece)
-        elif shown and shown[-1].picture is pictures[number]:
-            shown[-1] = attrs.evolve(shown[-1], ids=(*shown[-1].ids, *piece.ids))
-        else:
-            text = f"[image {number + 1}: {pictures[number].num_tokens} tokens]"
-            shown.append(attrs.evolve(piece, text=text, special=True, picture=pictures[number]))
-    return shown
-
-
-def _texts(ids: Sequence[int], tokenizer: Any) -> Iterator[tuple[int, int, str]]:
-    """The smallest groups of tokens, from `first` to `last` (exclusive), that decode to whole characters.
-
-    Each group is decoded together with the one before it, since some tokenizers drop a space at the start of a text.
-    """
-
-    def decoded(tokens: Sequence[int]) -> str:
-        text: str = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
-    before = first = 0
-    for last in range(1, len(ids) + 1):
-        context, text = decoded(ids[before:first]), decoded(ids[before:last])
-        # an incomplete character is decoded as U+FFFD; a character has at most four bytes
-        if text.endswith("\ufffd") and last - first < 4 and last < len(ids):
-            continue
-        yield first, last, text[len(context) :]
-        before, first = first, last

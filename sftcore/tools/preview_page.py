@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from sftcore.core.visible import visible
 from sftcore.data.images.pictures import Picture
 from sftcore.data.images.reference import open_image
-from sftcore.tools.preview import CUT_SHOWN, Document, Piece, Preview
+from sftcore.report.pieces import Piece
+from sftcore.tools.preview import CUT_SHOWN, Document, Preview
 
 THUMBNAIL = 320
 """The longer side of an image on the page, in pixels."""

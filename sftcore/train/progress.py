@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from sftcore.train.reporting.clock import TrainingClock
 
 if TYPE_CHECKING:
     from sftcore.train.parts.metrics import Metrics
@@ -24,17 +25,12 @@ class RichProgress(TrainerCallback):
         self._metrics = metrics
         self._progress: Progress | None = None
         self._task: Any = None
-        self._start, self._first_step = 0.0, 0
-        self._step_ended = 0.0
-        self._paused = 0.0
-        self._seen = (0.0, 0.0, 0.0)
+        self._clock, self._first_step = TrainingClock(), 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Show the bar."""
-        self._start = self._step_ended = time.monotonic()
-        self._first_step, self._paused = state.global_step, 0.0
-        known = self._metrics
-        self._seen = (0.0, known.num_tokens, known.num_supervised_tokens) if known else (0.0, 0.0, 0.0)
+        self._first_step, known = state.global_step, self._metrics
+        self._clock.begin(*((known.num_tokens, known.num_supervised_tokens) if known else ()))
         if self._console.is_terminal and state.is_world_process_zero:
             self._progress = Progress(
                 TextColumn("step"),
@@ -53,26 +49,17 @@ class RichProgress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Move the bar."""
-        self._step_ended = time.monotonic()
+        self._clock.step()
         if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave the time of an evaluation out."""
-        self._pause()
+        self._clock.pause()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave the time of a save out."""
-        self._pause()
-
-    def _pause(self) -> None:
-        now = time.monotonic()
-        self._paused += now - self._step_ended
-        self._step_ended = now
-
-    def _trained(self) -> float:
-        """Seconds of training so far."""
-        return time.monotonic() - self._start - self._paused
+        self._clock.pause()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Show the newest figures."""
@@ -93,8 +80,8 @@ class RichProgress(TrainerCallback):
             self._progress.update(self._task, completed=state.global_step, figures=figures)
         else:
             done = max(state.global_step - self._first_step, 1)
-            left = self._trained() / done * (state.max_steps - state.global_step)
-            self._say(f"step {state.global_step}/{state.max_steps}  {figures}  left {_clock(left)}")
+            left = self._clock.seconds() / done * (state.max_steps - state.global_step)
+            self._say(f"step {state.global_step}/{state.max_steps}  {figures}  left {_minutes(left)}")
 
     def _say(self, line: str) -> None:
         """One line, however narrow the console is taken to be: a file or a pipe has no width."""
@@ -107,12 +94,8 @@ class RichProgress(TrainerCallback):
             self._progress = None
 
     def _speed(self, logs: dict[str, Any]) -> str:
-        now = self._trained()
-        then, tokens, supervised = self._seen
-        self._seen = (now, logs["num_tokens"], logs["num_supervised_tokens"])
-        seconds = max(now - then, 1e-9)
-        per_second = (logs["num_tokens"] - tokens) / seconds
-        return f"{per_second:,.0f} tokens/s ({(logs['num_supervised_tokens'] - supervised) / seconds:,.0f} supervised)"
+        tokens, supervised = self._clock.speed(logs["num_tokens"], logs["num_supervised_tokens"])
+        return f"{tokens:,.0f} tokens/s ({supervised:,.0f} supervised)"
 
 
 class RichProgressCallback(RichProgress):
@@ -127,5 +110,5 @@ def _of_evaluation(name: str) -> bool:
     return name.startswith("eval_") and name.endswith("loss") and not name.endswith("aux_loss")
 
 
-def _clock(seconds: float) -> str:
+def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

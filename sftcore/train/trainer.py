@@ -81,10 +81,12 @@ from sftcore.train.processes.distributed import prepare_processes
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.compiled import Compilations
+from sftcore.train.record.page import RunPage
 from sftcore.train.record.recorder import RunRecorder
 from sftcore.train.reporting.tracking import tracked
 from sftcore.train.settled import attention_in, layouts_of, reads_by_row, settle
 from sftcore.util.claims import suspecting, third_parties
+from sftcore.util.warned import count
 
 
 class SFTTrainer(EvaluatingTrainer):
@@ -141,6 +143,7 @@ class SFTTrainer(EvaluatingTrainer):
         **older: Any,
     ) -> None:
         model, args, processing_class = refusals.accepted(locals())
+        warned = count()
         request = model_request(model, args, quantization_config, processing_class)
         refuse_data(train_dataset)
         by_row = reads_by_row(type(self), SFTTrainer, compute_loss_func)
@@ -162,12 +165,13 @@ class SFTTrainer(EvaluatingTrainer):
         self._load_model(model, processor, args, new_ids, train_dataset)
         collator = self._make_collator(processor, args, data_collator, train_dataset, eval_dataset)
         prepare_processes(args, self.loaded.model)
-        self.recorder = RunRecorder(self)
+        self.recorder, self.page = RunRecorder(self), RunPage(self, warned)
         with refusals.of_transformers(), kept(getattr(self.loaded.model, "config", None), "use_cache"):
             super().__init__(
                 model=self.loaded.model, args=args, data_collator=collator, train_dataset=train_dataset,
                 eval_dataset=eval_dataset, processing_class=processor, compute_loss_func=compute_loss_func,
-                compute_metrics=compute_metrics, callbacks=[self.recorder, *callbacks_of(args), *(callbacks or [])],
+                compute_metrics=compute_metrics,
+                callbacks=[self.recorder, self.page, *callbacks_of(args), *(callbacks or [])],
                 optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )  # fmt: skip
@@ -327,6 +331,7 @@ class SFTTrainer(EvaluatingTrainer):
             reading(checkpoint),
             refusals.until_first_step(args, self.callback_handler.callbacks),
             tracked(args),
+            self.page.kept_up(),
         ):
             self.nothing_left = ""
             try:

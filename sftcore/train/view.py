@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 class RowRecord(Protocol):
-    """What is known of the training rows."""
+    """What is known of the training rows, and whether the run's log was begun by this process."""
 
     train_files_sha256: Sequence[str]
+    begun: bool
 
     def rows_hash(self) -> str | None:
         """Hash of the prepared training rows; None for a stream."""

@@ -16,11 +16,25 @@ _PASSED_THROUGH = frozenset(
 """Packages that may stand between a user's line and what it leads to here."""
 
 
+_said: list[str] = []
+
+
+def count() -> int:
+    """How many warnings this process has given so far, from which `said_since` counts."""
+    return len(_said)
+
+
+def said_since(number: int) -> list[str]:
+    """The warnings given since there were so many, each once."""
+    return list(dict.fromkeys(_said[number:]))
+
+
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the innermost line outside sftcore and the libraries that call it."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_passed_through(frame):
         frame, level = frame.f_back, level + 1
+    _said.append(text)
     warnings.warn(text, category, stacklevel=level)
 
 

@@ -13,7 +13,8 @@ from sftcore.cli import cli
 from sftcore.cli.preview import _coloured
 from sftcore.config.recipe import load_recipe
 from sftcore.core.types import TokenizedRow
-from sftcore.tools.preview import CUT_SHOWN, Piece, pieces_of, preview
+from sftcore.report.pieces import Piece, pieces_of
+from sftcore.tools.preview import CUT_SHOWN, preview
 from sftcore.tools.preview_page import html_page
 from tests.conftest import alpaca_rows
 from tests.train.test_command_line import sftcore

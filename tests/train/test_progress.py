@@ -9,7 +9,6 @@ from rich.console import Console
 from transformers import Trainer, TrainerState, TrainingArguments
 
 from sftcore import DataCollatorForLanguageModeling, RichProgressCallback, SFTConfig, SFTTrainer
-from sftcore.train import progress
 from sftcore.train.progress import RichProgress
 
 ROWS = [{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}]
@@ -53,7 +52,7 @@ class Clock:
 
 def test_speed_and_time_left_are_of_training_alone_and_of_this_call(monkeypatch):
     clock, console = Clock(), Console(file=io.StringIO(), width=200)
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr("sftcore.train.reporting.clock.time", clock)
     counted = SimpleNamespace(num_tokens=5000, num_supervised_tokens=500)
     shown, state = RichProgress(console, counted), TrainerState(global_step=10, max_steps=14)
     shown.on_train_begin(None, state, None)

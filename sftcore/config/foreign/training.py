@@ -5,7 +5,7 @@ from __future__ import annotations
 from sftcore.config.foreign.entry import Foreign, chosen, nothing, only, when_on
 from sftcore.config.foreign.values import OPTIMIZERS, SCHEDULES, checkpointing
 
-_METRICS = "metrics.jsonl in the output folder holds every logged loss; a tracker (report_to) draws it."
+_METRICS = "report.html and loss.svg in the output folder draw it, and metrics.jsonl holds every logged loss."
 _LAUNCH = "It belongs to the command: sftcore train recipe.yaml --nproc N, or accelerate launch for several machines."
 _NO_TEXTS = "Evaluations measure and write no texts; talk to the trained model with: sftcore chat RUN"
 _MERGE = "It is a step of its own after training: sftcore merge RUN"

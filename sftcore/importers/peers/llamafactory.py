@@ -25,7 +25,7 @@ _SAME = {
     "do_eval": "it evaluates where there are rows for it",
     "overwrite_cache": "",
     "report_to": "",
-    "plot_loss": "metrics.jsonl in the output folder holds every logged loss",
+    "plot_loss": "report.html and loss.svg in the output folder draw it",
     "include_num_input_tokens_seen": "tokens are always counted",
     "ignore_pad_token_for_loss": "padding never counts",
     "preprocessing_batch_size": "the size of the batches that are prepared changes nothing",

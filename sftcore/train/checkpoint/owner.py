@@ -130,6 +130,12 @@ def refuse_owned(folder: Path) -> None:
         raise _refusal(folder, owner)
 
 
+def is_owned(folder: Path) -> bool:
+    """Whether a process that lives writes to a folder."""
+    owner = _parsed(_read(folder / LOCK))
+    return owner is not None and owner.lives(_silence(folder / LOCK))
+
+
 _OURS: set[Path] = set()
 
 

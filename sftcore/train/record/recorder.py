@@ -49,7 +49,7 @@ class RunRecorder(TrainerCallback):
         self._model_sha256 = fingerprint(trainer.setup.plan.model.name)  # as it was loaded, whatever happens to it
         self.extra: dict[str, Any] = {}
         self.train_files_sha256: Sequence[str] = ()
-        self._begun = False
+        self.begun = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say what the run will do, and start a new log unless the run is resumed."""
@@ -58,17 +58,17 @@ class RunRecorder(TrainerCallback):
             return
         for line in plan_lines(self._trainer):
             print(visible(line), file=sys.stderr)
-        self._begun = False
+        self.begun = False
         if state.global_step > 0 or not held_run(Path(args.output_dir)):
             self._begin(Path(args.output_dir), state)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the log of a run that takes the place of another."""
-        if state.is_world_process_zero and not self._begun:
+        if state.is_world_process_zero and not self.begun:
             self._begin(Path(args.output_dir), state)
 
     def _begin(self, folder: Path, state: Any) -> None:
-        self._begun = True
+        self.begun = True
         with writing("manifest and ledger", folder):
             folder.mkdir(parents=True, exist_ok=True)
             rewind_log(folder / "metrics.jsonl", state.log_history)
@@ -91,7 +91,7 @@ class RunRecorder(TrainerCallback):
         if not totals or not state.is_world_process_zero:
             return
         say([one for one in totals if one.rows_read])
-        if self._begun:
+        if self.begun:
             with writing("manifest and ledger", Path(args.output_dir)):
                 self._write_facts(Path(args.output_dir))
 
@@ -110,7 +110,7 @@ class RunRecorder(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Append what was logged."""
-        if self._begun and logs and self._trainer.is_in_train:
+        if self.begun and logs and self._trainer.is_in_train:
             path = Path(args.output_dir) / "metrics.jsonl"
             with writing("the log", path, otherwise=_RESUME), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

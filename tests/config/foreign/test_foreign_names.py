@@ -186,7 +186,7 @@ def test_several_are_answered_at_once():
         parse_recipe(raw)
     said = str(caught.value)
     assert 'unknown key "lora_r" (did you mean "adapter.lora.r"?)' in said
-    assert 'unknown key "plot_loss" (metrics.jsonl' in said
+    assert 'unknown key "plot_loss" (report.html and loss.svg' in said
     assert 'unknown key "zebra"; ' in said
     assert 'unknown key "val_size" (did you mean "data.eval_fraction"? It is a share below 1;' in said
 
