@@ -27,8 +27,9 @@ def entries():
     dice = random.Random(0)
     for step in range(1, STEPS + 1):
         noise = dice.random()
-        yield {"step": step, "loss": 3 * math.exp(-step / 4000) + noise / 5, "grad_norm": 1 + noise, "entropy": 2 + noise,
-               "learning_rate": 2e-5 * (1 - step / STEPS), "mean_token_accuracy": 0.5 + noise / 10}  # fmt: skip
+        yield {"step": step, "loss": 3 * math.exp(-step / 4000) + noise / 5, "grad_norm": 1 + noise,
+               "entropy": 2 + noise, "learning_rate": 2e-5 * (1 - step / STEPS),
+               "mean_token_accuracy": 0.5 + noise / 10}  # fmt: skip
         if step % 500 == 0:
             yield {"step": step, "eval_loss": 2.5 * math.exp(-step / 5000) + 0.3}
 

@@ -1,4 +1,4 @@
-"""The page of a run: what it shows is what was logged, all text stands there as text, and nothing comes from elsewhere."""
+"""The page of a run shows what was logged, and all text as text; nothing in it comes from elsewhere."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def test_text_of_data_and_runs_is_shown_as_text(tmp_path):
     assert found.scripts[1:] == plain.scripts[1:]
     assert [one for one in found.tags if one[0] == "img"] == []
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
-    assert "\x1b" not in page and "\u202e" not in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page
     shown = HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
     assert "".join(found.shown).count(shown) >= 12
 
@@ -102,7 +103,8 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path):
         for name, value in attributes.items()
         if name in ("src", "href", "action", "data", "srcset")
     ]
-    assert addresses and all(one.startswith(("#", "data:,")) for one in addresses)
+    assert addresses
+    assert all(one.startswith(("#", "data:,")) for one in addresses)
     assert not re.search(r"@import|url\((?!data:)", page)
 
 
