@@ -7,7 +7,7 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 |---|---|
 | formats | `IGNORED`, the label of a token that does not count; `IMAGE`, the place of an image in a text |
 | collators | `pad_rows`*, `flatten_rows`*, `filler_of`, `multiple_of` |
-| collators of images | `DOCUMENTS`, `MAX_PIXELS`, `open_image` |
+| collators of images | `DOCUMENTS`, `MAX_PIXELS`, `open_image`, `facts_of_processor`* |
 | attentions | `edges_of`*, `planned_device`, `unsupported` |
 | kernels | `decoder_layers`* |
 | losses | `OwnLoss`, of a plugin that leaves the loss to the model |
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sftcore.data.collate import filler_of, flatten_rows, multiple_of, pad_rows
     from sftcore.data.host_facts import edges_of
     from sftcore.data.images.pictures import DOCUMENTS
+    from sftcore.data.images.processors import facts_of_processor
     from sftcore.data.images.reference import MAX_PIXELS, open_image
     from sftcore.losses.loss_call import loss_call
     from sftcore.losses.own_loss import OwnLoss
@@ -54,6 +55,7 @@ __all__ = [
     "declared_fields",
     "decoder_layers",
     "edges_of",
+    "facts_of_processor",
     "filler_of",
     "flatten_rows",
     "loss_call",

@@ -9,6 +9,8 @@ from attrs import frozen
 
 from sftcore.core.errors import ModelError
 from sftcore.core.types import LoadedModel, LossFunction
+from sftcore.data.images.expand import is_vision
+from sftcore.data.images.processors import facts_of_processor
 from sftcore.data.ranks import decided_by_first
 from sftcore.model.build import adopt_model, finish_model, load_model, refuse_unsupported
 from sftcore.model.embeddings import num_rows
@@ -70,7 +72,8 @@ def load_for_run(
         raise ModelError(problem.what, where=problem.where, fix=problem.fix)
     rows_as_loaded = num_rows(loaded.model)
     notes = fit_model(loaded.model, tokenizer, args, new_ids, rows)
-    notes = (*loaded.notes, *notes, *freeze_vision(loaded.model, args.freeze_vision_tower))
+    of_images = (facts_of_processor(processor).note,) if is_vision(processor) else ()
+    notes = (*loaded.notes, *notes, *of_images, *freeze_vision(loaded.model, args.freeze_vision_tower))
     balance = balance_experts(loaded.model, args.router_aux_loss_coef)
     refuse_unsupported(plan, plugins, loaded.model, running_dtype(loaded.model, args), args.device.type)
     kernels = Kernels(plugins, plan)

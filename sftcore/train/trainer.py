@@ -42,8 +42,8 @@ from sftcore.train.arguments import (
     num_embeddings,
     positions_for,
     prepare_tokenizer,
+    refuse_collator,
     refuse_data,
-    refuse_text_collator,
     set_up_trainer,
     skips_preparation,
 )
@@ -208,7 +208,7 @@ class SFTTrainer(EvaluatingTrainer):
     def _make_collator(self, processor: Any, args: SFTConfig, own: Any, *datasets: Any) -> Any:
         self.packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
         self.layouts = layouts_of(self.setup, processor, own, packed=self.packed)
-        refuse_text_collator(self.layouts.taken, *datasets, own=own is not None)
+        refuse_collator(self.layouts.taken, args, *datasets, own=own is not None, packed=self.packed)
         refuse_beyond_tables(self.loaded.model, self.data, *datasets)
         return self.shown_collator()
 

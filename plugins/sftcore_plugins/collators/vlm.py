@@ -11,7 +11,9 @@ from attrs import field, frozen
 from sftcore import Collator, ConflictError, DataError, Plan, Probe, Problem, RowError, hookimpl, plugin
 from sftcore.plugin_api import (
     DOCUMENTS,
+    IGNORED,
     MAX_PIXELS,
+    facts_of_processor,
     filler_of,
     flatten_rows,
     multiple_of,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 """What processors say of each token: which of them stand for an image. 0 for text."""
+OWN = ("labels",)
+"""What processors return as well, and the run makes itself."""
 
 
 @plugin
@@ -71,12 +75,17 @@ class VisionCollator:
 
     The layout is that of `sftcore.plugin_api.pad_rows`, or with `flattened` of `flatten_rows`: see there for shapes
     and dtypes. Beside it stand what the processor makes of the images, in the order of the documents (pixel_values and
-    whatever tells the model their grid, sizes or mask, in the processor's own shapes), and token_type_ids or
-    mm_token_type_ids (rows, width) int64 where the processor gives them. `images` says that it takes rows with images.
+    whatever tells the model their grid, sizes or mask, in the processor's own shapes), and what it gives for each token
+    (token_type_ids, mm_token_type_ids: (rows, width) int64; a cross_attention_mask: (rows, width, images, tiles)).
+    Token types that tell a prompt from what is learned (PaliGemma's) are made from the labels: 0 before the first
+    token that counts, 1 from there on. Labels are the run's own, whatever the processor returns.
+    `images` says that it takes rows with images, and `images_by_row` names the processor if these stand in the rows of
+    the batch, so that rows with and without images cannot share one, nor documents with images a row.
 
     Raises:
         RowError: an image cannot be decoded.
-        DataError: the processor makes other tokens of a text than it did when the rows were prepared.
+        DataError: the processor makes other tokens of a text than it did when the rows were prepared; it returns what
+            the batch has already; or rows share a batch that cannot.
     """
 
     processor: Any
@@ -86,15 +95,35 @@ class VisionCollator:
     max_pixels: int = MAX_PIXELS
     images: bool = field(default=True, init=False)
 
+    facts: Any = field(init=False, repr=False, eq=False)
+
+    @facts.default
+    def _found_out(self) -> Any:
+        return facts_of_processor(self.processor)
+
+    @property
+    def images_by_row(self) -> str:
+        """The name of a processor whose images belong to the rows of a batch, as cross-attention has it; or empty."""
+        return self.facts.name if self.facts.by_document else ""
+
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         build = flatten_rows if self.flattened else pad_rows
         batch = build(rows, pad_token_id=self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of)
         documents = [document for row in rows for document in _documents(row)]
         features = self._features([one for one, _ in documents if one["images"]])
-        token_types = {name: features.pop(name, None) for name in TOKEN_TYPES}
-        for name, given in token_types.items():
-            if given is not None or name in self.processor.model_input_names:
-                batch[name] = self._spread(given, rows, documents, batch["input_ids"])
+        if self.images_by_row and features:
+            self._hold_rows(rows, documents)
+        given = {name: features.pop(name, None) for name in dict.fromkeys((*TOKEN_TYPES, *self.facts.per_token))}
+        for name, values in given.items():
+            if values is not None or (name in TOKEN_TYPES and name in self.processor.model_input_names):
+                batch[name] = self._spread(name, values, rows, documents, batch["input_ids"])
+        if self.facts.marks_prompt:
+            batch["token_type_ids"] = self._prompt_types(rows, documents, batch["labels"])
+        if twice := sorted(features.keys() & batch.keys()):
+            raise DataError(
+                f"{self.facts.name} returns {', '.join(twice)}, which the batch has of its own.",
+                fix="Use a collator of your own for this model.",
+            )
         return {**batch, **features}
 
     def _features(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -115,7 +144,7 @@ class VisionCollator:
         )
         made = dict(found)
         self._hold(made.pop("input_ids"), made.pop("attention_mask"), documents)
-        return made
+        return {name: value for name, value in made.items() if name not in OWN}
 
     def _opened(self, document: Mapping[str, Any]) -> list[Image]:
         try:
@@ -135,11 +164,28 @@ class VisionCollator:
                     fix="Do not change images between preparation and training; if none changed, please report it.",
                 )
 
-    def _spread(self, given: Any, rows: Any, documents: Any, ids: torch.Tensor) -> torch.Tensor:
-        """Token types in the batch's layout: (rows, width) int64; 0 for documents without images, and on padding."""
+    def _hold_rows(self, rows: Any, documents: Any) -> None:
+        """Hold that each row is one document with images, where a model looks for images in the row of the batch."""
+        name = self.images_by_row
+        if len(documents) != len(rows) or self.flattened:
+            raise DataError(
+                f"{name}'s model looks for images in the rows of a batch, so documents with images cannot share a row.",
+                fix="Set packing and padding_free to false.",
+            )
+        without = next((one for one, _ in documents if not one["images"]), None)
+        if without is not None:
+            raise DataError(
+                f"{name}'s model looks for images in the rows of a batch, and rows with and without images share one.",
+                fix="Set per_device_train_batch_size: 1 with gradient_accumulation_steps, or keep the rows apart.",
+            )
+
+    def _spread(self, name: str, given: Any, rows: Any, documents: Any, ids: torch.Tensor) -> torch.Tensor:
+        """What is given for each token in the batch's layout: (rows, width, ...); text and padding as it pads them."""
         import torch
 
-        spread = torch.zeros_like(ids)
+        shape = ids.shape if given is None else (*ids.shape, *given.shape[2:])
+        dtype = ids.dtype if given is None else given.dtype
+        spread = torch.full(shape, self.facts.per_token.get(name, 0), dtype=dtype)
         number = 0
         starts = _starts(rows, self.flattened)
         for (document, length), (row, start) in zip(documents, starts, strict=True):
@@ -148,17 +194,29 @@ class VisionCollator:
                 number += 1
         return spread
 
+    def _prompt_types(self, rows: Any, documents: Any, labels: torch.Tensor) -> torch.Tensor:
+        """0 for each document's tokens before the first that counts, and 1 from there on: (rows, width) int64."""
+        import torch
+
+        types = torch.ones_like(labels)
+        for (document, length), (row, start) in zip(documents, _starts(rows, self.flattened), strict=True):
+            counts = np.asarray(document["labels"]) != IGNORED
+            types[row, start : start + (int(counts.argmax()) if counts.any() else length)] = 0
+        return types
+
 
 def _documents(row: Mapping[str, Any]) -> list[tuple[dict[str, Any], int]]:
-    """The documents of a row with their lengths and tokens."""
+    """The documents of a row with their tokens and labels, and their lengths."""
     ids = row["input_ids"]
+    labels = ids if row.get("labels") is None else row["labels"]
     lengths = row.get("seq_lengths")
     lengths = [len(ids)] if lengths is None else [int(length) for length in lengths]
     given = row.get(DOCUMENTS)
     given = [{"text": None, "images": []}] * len(lengths) if given is None else given
     found, start = [], 0
     for document, length in zip(given, lengths, strict=True):
-        found.append(({**document, "input_ids": ids[start : start + length]}, length))
+        part = slice(start, start + length)
+        found.append(({**document, "input_ids": ids[part], "labels": labels[part]}, length))
         start += length
     return found
 

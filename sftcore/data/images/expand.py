@@ -1,8 +1,9 @@
 """Expands image placeholders into the text that becomes the image's tokens, before the image is decoded.
 
 A vision-language processor replaces the placeholder of each image by as many tokens as the image has, with the rows,
-columns and borders of its model family. Their number depends only on the image's size, so it is found with a blank
-image of the same size.
+columns and borders of its model family. With most of them these depend on the image's size alone, so they are found
+once for each size, with a blank image; others are asked for each row as a whole. Which it is was found out before (see
+sftcore.data.images.processors).
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from typing import Any
 import attrs
 
 from sftcore.chat.render import Rendered, Renderer
-from sftcore.core.errors import DataError, RowError
+from sftcore.core.errors import DataError, ModelError, RowError
 from sftcore.core.types import IMAGE, Example, Message, Part, Span
+from sftcore.data.images.processors import (
+    BY_ROW,
+    FAULTS,
+    ProcessorFacts,
+    expansion_of,
+    facts_of_processor,
+    first_line,
+    placeholder_of,
+)
 from sftcore.data.images.reference import MAX_PIXELS, ImageSource, size_of, source_of
+from sftcore.data.images.whole_row import Piece, Size, WholeRows
 
 _KEPT = 4096
 """How many sizes are kept with their text."""
@@ -37,7 +48,9 @@ class Expander:
         self.processor = processor
         self.folder = folder
         self.max_pixels = max_pixels
-        self._texts: dict[tuple[int, int], str] = {}
+        self.facts: ProcessorFacts = facts_of_processor(processor)
+        self._texts: dict[Size, str] = {}
+        self._rows = WholeRows(processor, self.facts.placeholder) if self.facts.known == BY_ROW else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the known texts: workers find their own, and no cache key depends on them."""
@@ -45,8 +58,8 @@ class Expander:
 
     @property
     def placeholder(self) -> str:
-        """The token that stands for one image in a text that the processor reads."""
-        return str(self.processor.image_token)
+        """The token that stands for one image in a text that the processor reads; empty if it has none."""
+        return placeholder_of(self.processor)
 
     @functools.cached_property
     def placeholder_in_text(self) -> str:
@@ -88,9 +101,15 @@ class Expander:
 
         Raises:
             RowError: the numbers of images and placeholders differ, or an image cannot be used.
+            ModelError: the processor cannot be used for rows with images.
         """
         placeholder = self.placeholder
-        parts = rendered.text.split(placeholder)
+        parts = rendered.text.split(placeholder) if placeholder else [rendered.text]
+        if sources and self.facts.refusal:
+            raise ModelError(
+                f"{self.facts.name} {self.facts.refusal}, so its model cannot be trained on images.",
+                fix="Use another vision-language model, or train this one on rows without images.",
+            )
         if len(parts) - 1 != len(sources):
             raise RowError(
                 f"the text has {_counted(len(parts) - 1, 'image placeholder')} ({placeholder}), but the row has "
@@ -99,47 +118,69 @@ class Expander:
             )
         if not sources:
             return rendered
-        text, moved, image_spans = parts[0], [(0, 0)], []
-        for number, (source, part) in enumerate(zip(sources, parts[1:], strict=True)):
+        if self.facts.most is not None and len(sources) > self.facts.most:
+            most = _counted(self.facts.most, "image")
+            raise RowError(
+                f"the row has {len(sources)} images, and {self.facts.name} takes at most {most} in one.",
+                fix="Drop the others, or the row.",
+            )
+        sizes = []
+        for number, source in enumerate(sources):
             with _numbered(number, len(sources)):
-                tokens = self.text_of(size_of(source, self.max_pixels))
-            image_spans.append(Span(len(text), len(text) + len(tokens)))
-            text += tokens + part
-            before = sum(map(len, parts[: number + 1])) + (number + 1) * len(placeholder)
-            moved.append((before, len(text) - len(part) - before))
-        spans = None if rendered.spans is None else tuple(_moved(span, moved) for span in rendered.spans)
+                sizes.append(size_of(source, self.max_pixels))
+        if self._rows is None:
+            text, images, pieces = self._by_size(parts, sizes)
+        else:
+            text, images, pieces = self._by_row(rendered.text, sizes)
+        spans = None if rendered.spans is None else tuple(_moved(span, pieces) for span in rendered.spans)
         return attrs.evolve(
             rendered,
             text=text,
             spans=spans,
-            image_spans=tuple(image_spans),
+            image_spans=tuple(Span(*one) for one in images),
             unexpanded=rendered.text,
             images=tuple(sources),
         )
 
-    def text_of(self, size: tuple[int, int]) -> str:
+    def _by_size(
+        self, parts: Sequence[str], sizes: Sequence[Size]
+    ) -> tuple[str, Sequence[tuple[int, int]], Sequence[Piece]]:
+        text, before, images, pieces = parts[0], len(parts[0]), [], [Piece(0, 0, len(parts[0]))]
+        for number, (size, part) in enumerate(zip(sizes, parts[1:], strict=True)):
+            with _numbered(number, len(sizes)):
+                tokens = self.text_of(size)
+            images.append((len(text), len(text) + len(tokens)))
+            text += tokens + part
+            before += len(self.placeholder)
+            pieces.append(Piece(before, len(text) - len(part), len(part)))
+            before += len(part)
+        return text, images, pieces
+
+    def _by_row(self, text: str, sizes: Sequence[Size]) -> tuple[str, Sequence[tuple[int, int]], Sequence[Piece]]:
+        assert self._rows is not None
+        try:
+            found = self._rows(text, sizes)
+        except FAULTS as error:
+            raise RowError(
+                f"{self.facts.name} cannot process a row with {_sizes_in_words(sizes)} ({first_line(error)}).",
+                fix="Change it, or drop the row.",
+            ) from error
+        return found.text, found.images, found.pieces
+
+    def text_of(self, size: Size) -> str:
         """The text that stands for an image of this width and height.
 
         Raises:
-            RowError: the processor cannot process an image of this size, or does not say what it replaces.
+            RowError: the processor cannot process an image of this size.
         """
         if size in self._texts:
             return self._texts[size]
-        from PIL import Image
-
         width, height = size
         try:
-            batch = self.processor(
-                images=[[Image.new("RGB", size)]],
-                text=[self.placeholder],
-                add_special_tokens=False,
-                return_text_replacement_offsets=True,
-            )
-            text = str(batch["text_replacement_offsets"][0][0]["replacement"])
-        except (ValueError, TypeError, LookupError, ZeroDivisionError, RuntimeError, AttributeError) as error:
+            text = expansion_of(self.processor, self.placeholder, size)
+        except FAULTS as error:
             raise RowError(
-                f"{type(self.processor).__name__} cannot process an image of {width} x {height} pixels "
-                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}).",
+                f"{self.facts.name} cannot process an image of {width} x {height} pixels ({first_line(error)}).",
                 fix="Resize it, or drop the row.",
             ) from error
         if len(self._texts) >= _KEPT:
@@ -153,10 +194,16 @@ def is_vision(processor: Any) -> bool:
     return getattr(processor, "image_processor", None) is not None and hasattr(processor, "tokenizer")
 
 
-def _moved(span: Span, moved: Sequence[tuple[int, int]]) -> Span:
-    """The span, moved by the text that was inserted for images before its start and before its end."""
-    start, end = (max(gained for before, gained in moved if before <= at) for at in (span.start, span.end))
-    return attrs.evolve(span, start=span.start + start, end=span.end + end)
+def _moved(span: Span, pieces: Sequence[Piece]) -> Span:
+    """The span, moved by what was inserted before the texts that its start and its end stand in."""
+    start, end = (next(one for one in reversed(pieces) if one.before <= at) for at in (span.start, span.end))
+    moved = start.after - start.before, end.after - end.before
+    return attrs.evolve(span, start=span.start + moved[0], end=span.end + moved[1])
+
+
+def _sizes_in_words(sizes: Sequence[Size]) -> str:
+    told = ", ".join(f"{width} x {height}" for width, height in sizes[:4])
+    return f"{_counted(len(sizes), 'image')} of {told}{', ...' if len(sizes) > 4 else ''} pixels"
 
 
 @contextlib.contextmanager

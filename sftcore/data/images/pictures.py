@@ -61,9 +61,27 @@ def has_images(dataset: Any) -> bool:
         return True
     import pyarrow.compute as pc
 
-    documents = dataset.with_format("arrow")[DOCUMENTS]
-    images = pc.struct_field(pc.list_flatten(documents), "images")
-    return bool(pc.any(pc.greater(pc.list_value_length(images), 0)).as_py())
+    return bool(pc.any(pc.greater(_image_counts(dataset), 0)).as_py())
+
+
+def has_rows_without_images(dataset: Any) -> bool:
+    """Whether a prepared map-style set has documents without images."""
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.equal(_image_counts(dataset), 0)).as_py())
+
+
+def _image_counts(dataset: Any) -> Any:
+    """How many images each document has, without touching the images."""
+    import pyarrow.compute as pc
+
+    documents = dataset.data.column(DOCUMENTS)
+    counts = pc.list_value_length(pc.struct_field(pc.list_flatten(documents), "images"))
+    # of a selection, whose rows would be copied with their images
+    chosen = getattr(dataset, "_indices", None)
+    if chosen is None or len(counts) != len(documents):
+        return counts
+    return counts.take(chosen.column(0))
 
 
 def _document(number: int, content: Any) -> dict[str, Any]:
