@@ -29,6 +29,7 @@ from sftcore.documents.proof import (
 )
 from sftcore.documents.ways import Way
 from sftcore.model.unwrap import causal_model
+from sftcore.model.vision import FeatureDtypes
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +125,8 @@ def _inputs(model: Any, collate: Collate, row: dict[str, Any]) -> dict[str, Any]
     device = model.get_input_embeddings().weight.device
     batch = collate([dict(row)])
     kept = {name: value for name, value in batch.items() if name not in ("labels", "weights", "num_tokens")}
-    return {name: value.to(device) if hasattr(value, "to") else value for name, value in kept.items()}
+    moved = {name: value.to(device) if hasattr(value, "to") else value for name, value in kept.items()}
+    return FeatureDtypes(model)(moved)
 
 
 def _documents_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,12 +1,24 @@
-"""Finds the vision parts of a vision-language model: the tower, and what connects it to the language layers."""
+"""Finds the vision parts of a vision-language model: the tower, and what connects it to the language layers.
+
+What processors make of images and sounds goes to these parts in the dtype of their weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
 
 from sftcore.core.errors import ModelError
 from sftcore.model.unwrap import causal_model
+
+if TYPE_CHECKING:
+    import torch
+
+_SIGHT = ("pixel", "image", "video", "vision", "patch")
+_SOUND = ("audio", "speech", "sound", "input_features")
+"""What processors' names for images and sounds contain; other floats of a batch are the user's, and stay as they are."""
 
 
 def vision_parts(model: Any) -> list[str]:
@@ -49,3 +61,49 @@ def _without(module: Any, name: str, language: set[int]) -> Iterator[str]:
             yield from _without(child, path, language)
         elif any(True for _ in child.parameters()):
             yield path
+
+
+@define
+class FeatureDtypes:
+    """Puts what a processor made of images and sounds into the dtype of the part of the model that takes it.
+
+    Most models do that themselves. Llama 4's processor gives bfloat16 whatever its tower has, and others give float32 to
+    a tower in bfloat16. The dtype is that of the part's first weight in 16, 32 or 64 bits, so that of its embedding: in a
+    quantised model what was left in floats. It is found at the first batch, when the run has placed the model.
+    """
+
+    model: Any
+    _found: dict[bool, torch.dtype | None] = field(factory=dict)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch, with images and sounds that are floats in the dtype of what takes them."""
+        changed: dict[str, Any] = {}
+        for name, value in batch.items():
+            sound = any(part in name for part in _SOUND)
+            if not sound and not any(part in name for part in _SIGHT):
+                continue
+            if not hasattr(value, "is_floating_point") or not value.is_floating_point():
+                continue
+            if sound not in self._found:
+                self._found[sound] = _dtype_of_part(causal_model(self.model), sound=sound)
+            dtype = self._found[sound]
+            if dtype is not None and value.dtype != dtype:
+                changed[name] = value.to(dtype)
+        return {**batch, **changed} if changed else batch
+
+
+def _dtype_of_part(model: Any, *, sound: bool) -> torch.dtype | None:
+    """The dtype of the first float weight in the parts that take sounds, or in those that take images."""
+    import torch
+
+    if not hasattr(model, "get_decoder"):
+        return None
+    language = {id(module) for module in (model.get_decoder(), model.get_output_embeddings()) if module is not None}
+    if id(model) in language:
+        return None
+    names = list(_without(model, "", language))
+    of_sound = [name for name in names if any(part in name for part in _SOUND)]
+    chosen = of_sound if sound else [name for name in names if name not in of_sound]
+    weights = (one.dtype for name in chosen or names for one in model.get_submodule(name).parameters())
+    whole = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return next((dtype for dtype in weights if dtype in whole), None)

@@ -30,6 +30,7 @@ from sftcore.model.precision import wants_master_weights
 from sftcore.model.processor import processor_of
 from sftcore.model.skeleton import skeleton_of
 from sftcore.model.unwrap import causal_model
+from sftcore.model.vision import FeatureDtypes
 from sftcore.train import refusals
 from sftcore.train.arguments import (
     RAW_COLUMNS,
@@ -222,6 +223,7 @@ class SFTTrainer(EvaluatingTrainer):
         self.nothing_left = ""
         self.metrics = Metrics(accelerator, copies=self.get_tp_size())
         self.shared_rows = SharedRows()
+        self.features = FeatureDtypes(self.loaded.model)
         self.plain_ways = PlainWays(self._note, says=args.process_index == 0)
         self.facts = RunFacts(self)
         self.evaluation = EvaluationLoss()
@@ -392,7 +394,8 @@ class SFTTrainer(EvaluatingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def as_the_model_takes(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Documents that share a row are kept apart here already where a subclass calls the model itself."""
+        """Images in the dtype of their tower; documents that share a row are kept apart for a subclass that calls it."""
+        inputs = self.features(inputs)
         if not is_overridden(self, SFTTrainer, *CALL_THE_MODEL):
             return inputs
         return self.shared_rows(inputs, self._mode)

@@ -206,6 +206,7 @@ def wrap(
     wanted = plan.settings.get("freeze_vision_tower")
     if wanted or (wanted is None and not ready):
         notes = (*notes, *_leave_vision_out(loaded.model, config))
+    _leave_routers_out(loaded.model, config)
     if quantisation_of(loaded.model):
         _refuse_on_quantised(loaded.model, config, where)
         notes = (*notes, *prepare_quantised(loaded.model, plan.settings))
@@ -233,6 +234,27 @@ def _leave_vision_out(model: Any, config: PeftConfig) -> tuple[str, ...]:
     """Keep the adapter off the vision tower, by the configuration's own exclusion."""
     if not hasattr(config, "exclude_modules") or not (parts := vision_parts(model)):
         return ()
+    _exclude(config, parts)
+    return (f"the adapter stays off the vision tower: {', '.join(parts)}",)
+
+
+def _leave_routers_out(model: Any, config: PeftConfig) -> None:
+    """Keep an adapter on all linear layers off routers, which are linear layers that return several tensors."""
+    from torch import nn
+
+    if getattr(config, "target_modules", None) != "all-linear" or not hasattr(config, "exclude_modules"):
+        return
+    found = [
+        name
+        for name, one in model.named_modules()
+        if isinstance(one, nn.Linear) and type(one).forward is not nn.Linear.forward and "Router" in type(one).__name__
+    ]
+    if found:
+        _exclude(config, found)
+
+
+def _exclude(config: PeftConfig, parts: list[str]) -> None:
+    """Exclude these modules, with all that they hold, beside what the configuration excludes."""
     names = "|".join(re.escape(name) for name in parts)
     given = config.exclude_modules
     if isinstance(given, str):
@@ -242,7 +264,6 @@ def _leave_vision_out(model: Any, config: PeftConfig) -> tuple[str, ...]:
     else:  # what PEFT finds by a list is the modules of these names, and not what they hold
         ends = "|".join(re.escape(name) for name in given)
         config.exclude_modules = rf"(?:.*\.)?(?:{ends})|(?:{names})(?:\..*)?"
-    return (f"the adapter stays off the vision tower: {', '.join(parts)}",)
 
 
 def _keep_tied(model: Any, config: PeftConfig) -> tuple[str, ...]:
