@@ -24,6 +24,7 @@ from sftcore.data.rules.long_rows import CUT, SPLIT, TOO_LONG, LongRule
 from sftcore.data.rules.system_prompt import with_system_prompt
 from sftcore.data.rules.well_formed import fault_in
 from sftcore.data.tokenize import OVERLAPS_EDGE, Encoded, Tokenizer, token_range
+from sftcore.rows.images import with_own_images
 from sftcore.util.warned import warn_of_plugin
 
 if TYPE_CHECKING:
@@ -189,9 +190,18 @@ class Pipeline:
     def _examples(self, row: Row, number: int) -> list[tuple[Example, str]]:
         """The examples of a row as the run's settings make them, each with a note on what they did, or none."""
         found = self.reader.read(row, number)
+        if self.expander is not None:
+            found = self._with_images(found, number)
         if not self.system_prompt:
             return [(example, "") for example in found]
         return [with_system_prompt(example, self.system_prompt) for example in found]
+
+    def _with_images(self, examples: Sequence[Example], number: int) -> list[Example]:
+        """The examples with the images of their messages' parts, which formats of texts leave there."""
+        try:
+            return list(map(with_own_images, examples))
+        except RowError as error:
+            raise error.at(self.reader.where, number) from None
 
     def _content(self, number: int, example: Example, note: str = "") -> Content:
         tokens = example.tokens

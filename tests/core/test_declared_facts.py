@@ -285,7 +285,6 @@ NAMES_WITH_A_REASON = {
     ("model/precision.py", ""),  # gguf: what transformers calls such a file's quantisation
     ("documents/ways.py", ""),
     ("selftest/features.py", "REFERENCE_ATTENTION"),
-    ("data/images/reference.py", ""),  # hf: the scheme of an address
     ("data/source/files.py", ""),
     ("trials/model.py", "PLAIN"),  # eager and sdpa: what claims are compared with
     ("testing/claims.py", ""),

@@ -19,6 +19,7 @@ import attrs
 from sftcore.chat.render import Rendered, Renderer
 from sftcore.core.errors import DataError, ModelError, RowError
 from sftcore.core.types import IMAGE, Example, Message, Part, Span
+from sftcore.data.images.given import source_of
 from sftcore.data.images.processors import (
     BY_ROW,
     FAULTS,
@@ -28,7 +29,7 @@ from sftcore.data.images.processors import (
     first_line,
     placeholder_of,
 )
-from sftcore.data.images.reference import MAX_PIXELS, ImageSource, size_of, source_of
+from sftcore.data.images.reference import MAX_PIXELS, ImageSource, size_of
 from sftcore.data.images.whole_row import Piece, Size, WholeRows
 
 _KEPT = 4096

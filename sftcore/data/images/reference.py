@@ -5,14 +5,11 @@ A reference is a mapping with `bytes` (an encoded image) or `path` (a local file
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import unquote, urlparse
 
 from sftcore.core.errors import ModelError, RowError
 
@@ -31,40 +28,6 @@ SIDEWAYS = (5, 6, 7, 8)
 """Orientations in which width and height are swapped."""
 
 _OPENING = threading.Lock()
-
-
-def source_of(value: Any, folder: str = "") -> dict[str, Any]:
-    """A reference to what a row calls an image.
-
-    Args:
-        value: a PIL image, encoded bytes, a path, a file or data URL; or a mapping with one of them as `bytes`, `path`,
-            `image` or `url`.
-        folder: the folder that relative paths start from.
-
-    Raises:
-        RowError: it is none of these, is empty, or does not name a file on this machine.
-    """
-    if isinstance(value, Mapping):
-        found = next((value[key] for key in ("bytes", "path", "image", "url") if value.get(key) is not None), None)
-        if found is None:
-            raise RowError("an image is a mapping without bytes or path.", fix="Fill it in, or drop the row.")
-        return source_of(found, folder)
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        if not len(value):
-            raise RowError("an image has no bytes.", fix="Fill it in, or drop the row.")
-        return {"bytes": bytes(value), "path": None}
-    if isinstance(value, str) and value.startswith("data:"):
-        return {"bytes": _of_data_url(value), "path": None}
-    if isinstance(value, (str, Path)):
-        return {"bytes": None, "path": _existing(str(value), folder)}
-    if hasattr(value, "save") and hasattr(value, "getbands"):
-        return {"bytes": _encoded(value), "path": None}
-    if value is None:
-        raise RowError("an image is null.", fix="Fill it in, or drop the row.")
-    raise RowError(
-        f"a value of type {type(value).__name__} cannot be read as an image.",
-        fix="Give a PIL image, encoded bytes, or the path of a local file.",
-    )
 
 
 def size_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -122,44 +85,6 @@ def holds_only_images(feature: Any) -> bool:
     if inner is not None:
         return holds_only_images(inner)
     return isinstance(feature, Image) or not hasattr(feature, "decode_example")
-
-
-def _of_data_url(text: str) -> bytes:
-    head, _, data = text.partition(",")
-    try:
-        if not head.endswith(";base64"):
-            raise ValueError("it is not in base64")
-        return base64.b64decode(data, validate=True)
-    except ValueError as error:
-        raise RowError(f"an image is a data URL that cannot be read: {error}.", fix="Give the bytes.") from error
-
-
-def _existing(text: str, folder: str) -> str:
-    url = urlparse(text)
-    if url.scheme == "file":
-        text = unquote(url.path)
-    elif url.scheme in ("http", "https", "ftp", "s3", "gs", "hf"):
-        raise RowError(
-            f"the image {text} is not on this machine, and a run does not download images.",
-            fix="Download it, and give the path of the file.",
-        )
-    path = Path(text).expanduser()
-    path = path if path.is_absolute() else Path(folder).expanduser() / path
-    if not path.is_file():
-        raise RowError(
-            f"the image {path} does not exist.",
-            fix="Set image_folder, the folder that relative paths start from, or correct the path.",
-        )
-    return str(path.resolve())
-
-
-def _encoded(image: Image) -> bytes:
-    if not image.width or not image.height:
-        raise RowError(f"an image has no pixels ({image.width} x {image.height}).", fix="Drop the row.")
-    buffer = io.BytesIO()
-    lossless = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
-    lossless.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _has_orientation(image: Image) -> bool:

@@ -1,5 +1,7 @@
 """Preparations for tiny vision-language models, without their weights."""
 
+import functools
+
 import pytest
 
 from sftcore.config.setup import set_up
@@ -14,11 +16,17 @@ def _preparation(tokenizer, processor, max_length, settings):
     return DataPreparation(setup, tokenizer, max_length, processor=processor)
 
 
-@pytest.fixture
+@functools.cache
+def _processor(family):
+    processor = make_processor(family)
+    processor.tokenizer.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    return processor
+
+
+@pytest.fixture(scope="session")
 def vlm_data():
     def make(family, max_length=1024, **settings):
-        processor = make_processor(family)
-        processor.tokenizer.chat_template = processor.chat_template or processor.tokenizer.chat_template
+        processor = _processor(family)
         return _preparation(processor.tokenizer, processor, max_length, settings)
 
     return make

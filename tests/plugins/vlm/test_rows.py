@@ -12,7 +12,8 @@ from sftcore_plugins.formats.vlm import VisionLanguage
 
 from sftcore.cli import cli
 from sftcore.core.errors import DataError, RowError
-from sftcore.data.images.reference import open_image, size_of, source_of
+from sftcore.data.images.given import source_of
+from sftcore.data.images.reference import open_image, size_of
 from sftcore.testing.tiny_vlm import save
 
 
