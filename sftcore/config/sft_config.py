@@ -102,6 +102,8 @@ class SFTConfig(TrainingArguments):
     """The folder in which the relative image paths of rows begin. None: that of the data file, or the current one."""
     max_image_pixels: int = 89478485
     """A row with an image of more pixels is refused: decoding it could take all memory."""
+    allow_remote_images: bool = False
+    """Fetch images that rows name by a web address into the cache when the rows are prepared; else they are refused."""
     freeze_vision_tower: bool | None = None
     """Keep the vision tower of a vision-language model, and what joins it to the language layers, frozen. None: only
     where an adapter is made from a recipe's options, which then goes on the language layers alone. False: never."""

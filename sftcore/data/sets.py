@@ -317,7 +317,8 @@ class DataPreparation:
                 fix="Use packing_strategy: bfd.",
             )
         folder, limit = own_folder or settings.get("image_folder"), settings.get("max_image_pixels")
-        return Expander(self.processor, folder or "", limit or MAX_PIXELS)
+        remote = bool(settings.get("allow_remote_images"))
+        return Expander(self.processor, folder or "", limit or MAX_PIXELS, remote=remote)
 
     def _packing(self, name: str) -> PackingPlan | None:
         """How this set is packed: an evaluation set by `eval_packing` if given, otherwise like the training set."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-
 from attrs import frozen
 
 from sftcore.core.errors import RowError

@@ -43,12 +43,14 @@ class Expander:
         processor: a vision-language processor of transformers.
         folder: the folder that relative paths of images start from.
         max_pixels: the most pixels that an image may have.
+        remote: whether images at web addresses are fetched.
     """
 
-    def __init__(self, processor: Any, folder: str = "", max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, processor: Any, folder: str = "", max_pixels: int = MAX_PIXELS, *, remote: bool = False) -> None:
         self.processor = processor
         self.folder = folder
         self.max_pixels = max_pixels
+        self.remote = remote
         self.facts: ProcessorFacts = facts_of_processor(processor)
         self._texts: dict[Size, str] = {}
         self._rows = WholeRows(processor, self.facts.placeholder) if self.facts.known == BY_ROW else None
@@ -94,7 +96,7 @@ class Expander:
         found = []
         for number, image in enumerate(images):
             with _numbered(number, len(images)):
-                found.append(source_of(image, self.folder))
+                found.append(source_of(image, self.folder, remote=self.remote))
         return found
 
     def expand(self, rendered: Rendered, sources: Sequence[ImageSource]) -> Rendered:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from sftcore.core.errors import RowError
+from sftcore.data.images.fetch import fetch, place_of, shown
 from sftcore.data.images.reference import ORIENTATION, name_of, open_image, size_of
 from sftcore.rows.images import Twice
 from sftcore.util.shown import kind_of
@@ -35,7 +36,7 @@ _SHORTEST = 64
 _GIVE = "Give a PIL image, encoded bytes, the path of a local file, or an array of uint8 (height, width, 3)."
 
 
-def source_of(value: Any, folder: str = "") -> dict[str, Any]:
+def source_of(value: Any, folder: str = "", *, remote: bool = False) -> dict[str, Any]:
     """A reference to what a row calls an image.
 
     Args:
@@ -43,18 +44,19 @@ def source_of(value: Any, folder: str = "") -> dict[str, Any]:
             width, colours), (height, width) or (colours, height, width); or a mapping with one of them as `bytes`,
             `path`, `image`, `url`, `image_url`, `base64`, `data` or `source`.
         folder: the folder that relative paths start from.
+        remote: whether an image at a web address is fetched into the cache.
 
     Raises:
         RowError: it is none of these, is empty, or does not name a file on this machine.
     """
     if isinstance(value, Twice):
-        return _compared(value, folder)
+        return _compared(value, folder, remote)
     if isinstance(value, Mapping):
-        return _of_mapping(value, folder)
+        return _of_mapping(value, folder, remote)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _of_bytes(bytes(value))
     if isinstance(value, (str, Path)):
-        return _of_text(str(value), folder)
+        return _of_text(str(value), folder, remote)
     if hasattr(value, "save") and hasattr(value, "getbands"):
         return _of_bytes(_encoded(value))
     if value is None:
@@ -64,7 +66,7 @@ def source_of(value: Any, folder: str = "") -> dict[str, Any]:
     raise RowError(f"a value of type {type(value).__name__} cannot be read as an image.", fix=_GIVE)
 
 
-def _of_mapping(value: Mapping[str, Any], folder: str) -> dict[str, Any]:
+def _of_mapping(value: Mapping[str, Any], folder: str, remote: bool) -> dict[str, Any]:
     given = {key: value[key] for key in _KEYS if value.get(key) is not None}
     if not given:
         raise RowError("an image is a mapping without bytes or path.", fix="Fill it in, or drop the row.")
@@ -73,7 +75,7 @@ def _of_mapping(value: Mapping[str, Any], folder: str) -> dict[str, Any]:
     key, found = next(iter(given.items()))
     if key in ("base64", "bytes", "data") and isinstance(found, str) and not found.startswith("data:"):
         return _of_bytes(_of_base64(found))
-    return source_of(found, folder)
+    return source_of(found, folder, remote=remote)
 
 
 def _of_bytes(data: bytes) -> dict[str, Any]:
@@ -83,16 +85,13 @@ def _of_bytes(data: bytes) -> dict[str, Any]:
 
 
 # --- Texts ----------------------------------------------------------------------------------------------------------
-def _of_text(text: str, folder: str) -> dict[str, Any]:
+def _of_text(text: str, folder: str, remote: bool) -> dict[str, Any]:
     if not text.strip():
         raise RowError("an image is an empty text.", fix="Fill it in, or drop the row.")
     if text[:5].lower() == "data:":
         return _of_bytes(_of_data_url(text))
     if _ADDRESS.match(text):
-        raise RowError(
-            f"the image {_cut(text)} is not on this machine, and a run does not download images.",
-            fix="Download it, and give the path of the file.",
-        )
+        return _of_address(text, remote)
     try:
         name = unquote(urlsplit(text).path) if text[:6].lower() == "file:/" else text
         path = Path(name).expanduser()
@@ -110,6 +109,29 @@ def _of_text(text: str, folder: str) -> dict[str, Any]:
         f"the image {_cut(str(path))} does not exist.",
         fix="Set image_folder, the folder that relative paths start from, or correct the path.",
     )
+
+
+def _of_address(text: str, remote: bool) -> dict[str, Any]:
+    """The file in the cache with the image of an address."""
+    on_the_web = text[:8].lower().startswith(("http://", "https://"))
+    if not remote or not on_the_web:
+        also = ", or set allow_remote_images: true, and it is fetched once" if on_the_web else ""
+        raise RowError(
+            f"the image {shown(text)} is not on this machine, and {'the run does not' if on_the_web else 'no run can'} "
+            "fetch it.",
+            fix=f"Download it, and give the path of the file{also}.",
+        )
+    is_new = not place_of(text).is_file()
+    found = {"bytes": None, "path": str(fetch(text))}
+    try:
+        if is_new:
+            size_of(found, sys.maxsize)
+    except RowError:
+        Path(found["path"]).unlink(missing_ok=True)
+        raise RowError(
+            f"what the address {shown(text)} holds is not an image.", fix="Correct the address, or drop the row."
+        ) from None
+    return found
 
 
 def _cut(text: str) -> str:
@@ -196,20 +218,20 @@ def _of_pixels(value: Any) -> bytes:
 
 
 def _are_bytes(found: np.ndarray) -> bool:
-    return not found.size or (0 <= int(found.min()) and int(found.max()) <= 255)
+    return not found.size or (int(found.min()) >= 0 and int(found.max()) <= 255)
 
 
 # --- Twice ----------------------------------------------------------------------------------------------------------
-def _compared(given: Twice, folder: str) -> dict[str, Any]:
+def _compared(given: Twice, folder: str, remote: bool) -> dict[str, Any]:
     """The image that stands in two places of a row.
 
     Raises:
         RowError: there are two.
     """
-    column = source_of(given.column, folder)
+    column = source_of(given.column, folder, remote=remote)
     if _is_named_as(given.part, given.column):
         return column
-    part = source_of(given.part, folder)
+    part = source_of(given.part, folder, remote=remote)
     if not _are_equal(part, column):
         raise RowError(
             f"{given.places} are not the same: {name_of(part)}, and {name_of(column)}.",

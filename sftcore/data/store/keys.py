@@ -80,7 +80,7 @@ def key_of(
 
 def _images_digest(processor: Any, settings: Mapping[str, Any]) -> str:
     """Digest of the settings that decide how many tokens an image has, and which images are refused."""
-    limits = [settings.get("image_folder"), settings.get("max_image_pixels")]
+    limits = [settings.get(name) for name in ("image_folder", "max_image_pixels", "allow_remote_images")]
     return digest_of(processor.to_json_string().encode(), json.dumps(limits).encode())
 
 

@@ -165,7 +165,6 @@ def test_different_images_in_a_part_and_a_column_are_refused_with_both(prepared)
         ([{"type": "image"}], {}, "0 images, but its messages have 1 image placeholder"),
         ([{"type": "image"}] * 2, {"images": ["red.png"]}, "1 image, but its messages have 2 image placeholders"),
         ([{"type": "image", "image": "none.png"}], {}, "none.png does not exist"),
-        ([{"type": "image", "image": "https://example.com/a.png"}], {}, "not on this machine"),
         ([{"type": "image", "image": ""}, PARTS["path"]], {}, "1 image placeholder, and 1 that holds"),
         ([PARTS["image"], {"type": "video", "video": "a.mp4"}], {}, 'part of type "video"'),
     ],
@@ -181,3 +180,12 @@ def test_a_placeholder_in_a_text_stays_a_text_where_no_column_has_images(vlm_dat
     (found,) = data.prepare(Dataset.from_list(rows), "train")
     assert colours(found) == [(255, 0, 0)]
     assert "<image> is a tag of HTML." in data.tokenizer.decode(found["input_ids"])
+
+
+def test_a_web_address_is_fetched_where_the_run_allows_it_alone(vlm_data, folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("SFTCORE_CACHE", str(tmp_path))
+    rows = Dataset.from_list([row(PARTS["image"]), row({"type": "image", "image": "http://127.0.0.1:1/a.png"})])
+    for allowed, said in ((False, "not on this machine, .*allow_remote_images: true"), (True, "cannot be fetched")):
+        data = vlm_data("llava", image_folder=str(folder), allow_remote_images=allowed)
+        with pytest.raises(RowError, match=rf"train row 1: the image http://127.0.0.1:1/a.png .*{said}"):
+            data.prepare(rows, "train")
