@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -35,6 +36,7 @@ Content: TypeAlias = "Rendered | TokenizedRow | None"
 NOTHING_SUPERVISED = "no supervised token"
 NOTHING_LEFT = "no supervised token left after truncation"
 IMAGE_CUT = "an image would be cut at max_length"
+FIRST_FRAME = "of an animation or a file with several pages, the first picture is read"
 
 OUTCOME = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
 """Columns that say what became of an example; in tables their names begin with an underscore."""
@@ -101,8 +103,7 @@ class Pipeline:
         Raises:
             RowError: the format, the template or the mask refuses a row; names the data set and the row.
         """
-        contents = self.read(rows_of(batch), numbers)
-        return self.encode(contents, self.tokenize(contents))
+        return self.encode(*self.completed(self.read(rows_of(batch), numbers)))
 
     def read(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[tuple[int, Content]]:
         """Each example as a text with spans, or as the tokens that it holds; None for a row without examples."""
@@ -115,12 +116,32 @@ class Pipeline:
         for number, row in zip(numbers, rows, strict=True):
             examples = self._examples(row, number)
             found += [(number, self._content(number, *one)) for one in examples] or [(number, None)]
-        if first is not None and str(first) != str(rows[0]) and isinstance(self.reader.formatter, Handed):
+        if first is not None and _written(first) != _written(rows[0]) and isinstance(self.reader.formatter, Handed):
             warn_of_plugin(f"{self.reader.named} changes the rows that it reads: it should make new values instead.")
         return found
 
+    def completed(self, contents: Sequence[tuple[int, Content]]) -> tuple[Sequence[tuple[int, Content]], list[Encoded]]:
+        """The contents with what their images say of themselves, and their tokens; this may run in another thread.
+
+        Raises:
+            RowError: an image is damaged; names the data set and the row.
+        """
+        if self.expander is not None:
+            contents = [(number, self._looked_at(number, content)) for number, content in contents]
+        return contents, self.tokenize(contents)
+
+    def _looked_at(self, number: int, content: Content) -> Content:
+        """The content, whose images are whole, with a note if one of them is the first of several pictures."""
+        if not isinstance(content, Rendered) or not content.images or self.expander is None:
+            return content
+        try:
+            several = self.expander.most_frames(content.images) > 1
+        except RowError as error:
+            raise error.at(self.reader.where, number) from None
+        return evolve(content, notes=(*content.notes, FIRST_FRAME)) if several else content
+
     def tokenize(self, contents: Sequence[tuple[int, Content]]) -> list[Encoded]:
-        """Tokenize the contents that are texts; this may run in another thread."""
+        """Tokenize the contents that are texts."""
         return self.tokenizer.encode([content for _, content in contents if isinstance(content, Rendered)])
 
     def encode(self, contents: Sequence[tuple[int, Content]], encoded: Sequence[Encoded]) -> pa.Table:
@@ -314,6 +335,11 @@ class Pipeline:
         if limit is None or length <= limit or not isinstance(content, Rendered) or not content.image_spans:
             return False
         return token_range(encoding, content.image_spans[-1])[1] > limit
+
+
+def _written(row: Row) -> str:
+    """The row as a text, without where its objects are in memory, which differs between a picture and its copy."""
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", str(row))
 
 
 def rows_of(batch: pa.Table | Mapping[str, list[Any]]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from sftcore.data.images.processors import (
     placeholder_of,
 )
 from sftcore.data.images.reference import MAX_PIXELS, ImageSource, size_of
+from sftcore.data.images.whole import frames_in
 from sftcore.data.images.whole_row import Piece, Size, WholeRows
 
 _KEPT = 4096
@@ -98,6 +99,18 @@ class Expander:
             with _numbered(number, len(images)):
                 found.append(source_of(image, self.folder, remote=self.remote))
         return found
+
+    def most_frames(self, sources: Sequence[ImageSource]) -> int:
+        """The most pictures that one of these images holds; 2 for any more than one.
+
+        Raises:
+            RowError: an image is damaged; names its number.
+        """
+        most = 0
+        for number, source in enumerate(sources):
+            with _numbered(number, len(sources)):
+                most = max(most, frames_in(source, self.max_pixels))
+        return most
 
     def expand(self, rendered: Rendered, sources: Sequence[ImageSource]) -> Rendered:
         """The text as the model will read it, with its spans moved, and the characters of images as `image_spans`.

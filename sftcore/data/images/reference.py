@@ -26,6 +26,21 @@ ORIENTATION = 0x0112
 """The EXIF tag for the orientation of the camera."""
 SIDEWAYS = (5, 6, 7, 8)
 """Orientations in which width and height are swapped."""
+_TURNED_BY = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Where the head of a PNG may have an orientation."""
+_TAIL = 2**14
+"""How many bytes at the end of a PNG are looked at for an orientation behind the pixels."""
+_KINDS = (
+    (b"", "it is an empty file"),
+    (b"<svg", "it is a drawing in SVG, which has no pixels"),
+    (b"<?xml", "it is XML, such as a drawing in SVG, which has no pixels"),
+    (b"<!doctype html", "it is a web page"),
+    (b"<html", "it is a web page"),
+    (b"%pdf", "it is a PDF document"),
+    (b"%!ps", "it is a PostScript document"),
+    (b"version https://git-lfs", "it is a pointer of Git LFS, whose file was not fetched"),
+)
+"""What files that are not images begin with."""
 
 _OPENING = threading.Lock()
 
@@ -38,7 +53,7 @@ def size_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int
     """
     with _opened(source) as image:
         width, height = image.size
-        if _has_orientation(image) and image.getexif().get(ORIENTATION) in SIDEWAYS:
+        if _has_orientation(image) and _orientation_of(image, source) in SIDEWAYS:
             width, height = height, width
     if not width or not height:
         raise RowError(f"{name_of(source)} has no pixels ({width} x {height}).", fix="Drop the row.")
@@ -54,6 +69,8 @@ def size_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
     """The image, decoded, upright by its EXIF orientation, in RGB: what transformers' own `load_image` gives.
 
+    Of an animation or a file with several pages it is the first picture.
+
     Raises:
         RowError: it cannot be read or decoded, or is too large.
     """
@@ -64,8 +81,25 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
         try:
             upright = ImageOps.exif_transpose(image) if _has_orientation(image) else image
             return upright.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise RowError(f"{name_of(source)} is broken: {error}.", fix="Repair the file, or drop the row.") from error
+        except Exception as error:  # the decoders of damaged files raise a dozen types
+            said = f"{error}" or type(error).__name__
+            raise RowError(f"{name_of(source)} is broken: {said}.", fix="Repair the file, or drop the row.") from error
+
+
+def frames_of(source: ImageSource) -> int:
+    """How many pictures the file holds, 2 for any more than one. A photograph beside which a camera keeps others is 1.
+
+    Raises:
+        RowError: it cannot be read.
+    """
+    with _opened(source) as image:
+        if image.format in ("JPEG", "MPO"):
+            return 1
+        try:
+            image.seek(1)
+        except Exception:  # EOFError where there is no other; what is broken behind the first is not read
+            return 1
+        return 2
 
 
 def name_of(source: ImageSource) -> str:
@@ -88,8 +122,22 @@ def holds_only_images(feature: Any) -> bool:
 
 
 def _has_orientation(image: Image) -> bool:
-    """Whether the header has an orientation; Pillow would decode a whole PNG to look for one at its end."""
-    return image.format != "PNG" or "exif" in image.info
+    """Whether the file may have one; Pillow would decode a whole PNG to look for one at its end."""
+    if image.format != "PNG" or any(key in image.info for key in _TURNED_BY):
+        return True
+    file: Any = image.fp
+    here = file.tell()
+    file.seek(-min(_TAIL, file.seek(0, io.SEEK_END)), io.SEEK_END)
+    found = b"eXIf" in file.read()
+    file.seek(here)
+    return found
+
+
+def _orientation_of(image: Image, source: ImageSource) -> Any:
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception as error:  # the readers of damaged files raise a dozen types
+        raise RowError(f"{name_of(source)} is broken: {error}.", fix="Repair the file, or drop the row.") from error
 
 
 @contextlib.contextmanager
@@ -107,9 +155,31 @@ def _opened(source: ImageSource) -> Iterator[Image]:
                 image = PIL.Image.open(file)
             finally:
                 PIL.Image.MAX_IMAGE_PIXELS = limit
-    except (OSError, ValueError, SyntaxError, TypeError) as error:
+        if image.format == "EPS":  # Pillow would have Ghostscript run it
+            raise ValueError("a program in PostScript")
+    except Exception as error:  # the readers of damaged files raise a dozen types
         raise RowError(
-            f"{name_of(source)} cannot be read ({type(error).__name__}).", fix="Repair the file, or drop the row."
+            f"{name_of(source)} cannot be read ({_said(error, source)}).", fix="Repair the file, or drop the row."
         ) from error
     with image:
         yield image
+
+
+def _said(error: Exception, source: ImageSource) -> str:
+    """Why an image cannot be read: by what it is instead, or by the error."""
+    if isinstance(error, FileNotFoundError):
+        return "it is not there any more"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    try:
+        head = source["bytes"] if source.get("bytes") is not None else _head_of(source["path"])
+    except OSError as unreadable:
+        return unreadable.strerror or type(unreadable).__name__
+    start = head[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    kinds = (what for begin, what in _KINDS if (start.startswith(begin) if begin else not head))
+    return next(kinds, f"{type(error).__name__}: it is not in a format that Pillow reads, or is damaged at its head")
+
+
+def _head_of(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)

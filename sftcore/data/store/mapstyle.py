@@ -190,7 +190,7 @@ def _refuse_unpicklable(pipeline: Pipeline, num_proc: int, name: str) -> None:
 
 
 def _in_this_process(dataset: Dataset, pipeline: Pipeline, name: str) -> Iterator[pa.Table]:
-    """Tokenize in another thread, without the GIL, while this one reads the next batch and encodes the last."""
+    """Tokenize and look at images in another thread, while this one reads the next batch and encodes the last."""
     from datasets.utils import tqdm
 
     starts = tqdm(range(0, len(dataset), BATCH), desc=f"Preparing {name}", unit_scale=BATCH, unit=" rows")
@@ -199,12 +199,12 @@ def _in_this_process(dataset: Dataset, pipeline: Pipeline, name: str) -> Iterato
         for start in starts:
             numbers = range(start, min(start + BATCH, len(dataset)))
             contents = pipeline.read(rows_of(dataset[start : start + BATCH]), numbers)
-            encoded = pool.submit(pipeline.tokenize, contents)
+            completed = pool.submit(pipeline.completed, contents)
             if before is not None:
-                yield pipeline.encode(before[0], before[1].result())
-            before = contents, encoded
+                yield pipeline.encode(*before.result())
+            before = completed
         if before is not None:
-            yield pipeline.encode(before[0], before[1].result())
+            yield pipeline.encode(*before.result())
 
 
 @contextmanager

@@ -203,3 +203,26 @@ def test_check_finds_an_image_that_is_broken_in_the_middle(tmp_path):
     report = json.loads(CliRunner().invoke(cli, words).stdout)["sets"][0]
     (finding,) = (one for one in report["findings"] if one["id"] == "refused")
     assert "half.jpg is broken" in finding["what"]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP"])
+def test_a_picture_that_is_cut_off_names_its_row_before_the_run(vlm_data, tmp_path, kind):
+    turns = [{"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "She."}]
+    whole = encoded(Pillow.effect_noise((90, 60), 90).convert("RGB"), kind)
+    (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
+    rows = [{"messages": turns, "image": one} for one in (whole, (tmp_path / "half").read_bytes())]
+    with pytest.raises(RowError, match=r"train row 1: the image .* is broken"):
+        vlm_data("llava").prepare(Dataset.from_list(rows), "train")
+    stream = Dataset.from_list([{"messages": turns, "image": "half"}]).to_iterable_dataset()
+    with pytest.raises(RowError, match=r"train row 0: the image .*half is broken"):
+        list(vlm_data("llava", image_folder=str(tmp_path)).prepare(stream, "train"))
+
+
+def test_rows_of_which_the_first_picture_alone_is_read_are_counted(vlm_data):
+    turns = [{"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "She."}]
+    moving = encoded(picture(), "GIF", save_all=True, append_images=[picture(colour="blue")] * 3)
+    data = vlm_data("llava")
+    data.prepare(
+        Dataset.from_list([{"messages": turns, "image": one} for one in (moving, encoded(picture()))]), "train"
+    )
+    assert data.ledgers[0].notes["of an animation or a file with several pages, the first picture is read"] == 1
