@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import sys
 from collections.abc import Iterator, Sequence
 
 from sftcore.core.visible import visible
@@ -111,7 +112,7 @@ def document_heading(index: int, document: Document, count: int) -> str:
 
 def thumbnail(picture: Picture) -> str:
     """The image as a data URL, scaled down to at most THUMBNAIL pixels in width and height."""
-    image = open_image(picture.source)
+    image = open_image(picture.source, sys.maxsize)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)

@@ -31,6 +31,7 @@ from sftcore.train.checkpoint.folders import choose
 from sftcore.train.checkpoint.other_run import OutputFolder, held_model
 from sftcore.train.parts.callbacks import check_callbacks
 from sftcore.train.row_locations import named_by_file, sources_by_name
+from sftcore.util.disk import cache_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,8 +136,6 @@ def _aside() -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield folder
         return
-    from sftcore.data.store.prune import cache_folder  # it imports numpy
-
     shared = cache_folder() / f"dry-run-{os.environ.get('MASTER_PORT', '')}-{os.environ.get('TORCHELASTIC_RUN_ID', '')}"
     try:
         yield str(shared)

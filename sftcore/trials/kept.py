@@ -17,9 +17,8 @@ from attrs import frozen
 
 from sftcore.data.store.cache import source_digest
 from sftcore.data.store.keys import plugin_digest
-from sftcore.data.store.prune import cache_folder
 from sftcore.trials.outcome import Outcome
-from sftcore.util.disk import replace_text
+from sftcore.util.disk import cache_folder, replace_text
 
 if TYPE_CHECKING:
     from sftcore.core.registry import Bound

@@ -71,6 +71,13 @@ class DiskFailure:
         return f"{first}, {otherwise}." if first else f"{alone[:1].upper()}{alone[1:]}."
 
 
+def cache_folder() -> Path:
+    """`$SFTCORE_CACHE`, or else `sftcore` in the user's cache folder."""
+    if given := os.environ.get("SFTCORE_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sftcore"
+
+
 @contextlib.contextmanager
 def writing(
     what: str,

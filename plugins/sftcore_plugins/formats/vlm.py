@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
+from attrs.validators import ge, optional
 
 from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
 from sftcore.plugin_api import IMAGE
@@ -24,6 +25,12 @@ from sftcore.rows import (
 from sftcore_plugins.formats._sharegpt_turns import ShareGPTTurns
 
 
+def _is_size(instance: object, attribute: object, value: int | list[int]) -> None:
+    sides = value if isinstance(value, list) else [value]
+    if len(sides) != (2 if isinstance(value, list) else 1) or min(sides, default=0) < 1:
+        raise ValueError(f"image_size is a number of pixels, or [width, height]; got {value}")
+
+
 @plugin
 class VisionLanguage:
     """Rows with `image` or `images`, and messages, conversations, a prompt with its completion, or a text.
@@ -31,6 +38,10 @@ class VisionLanguage:
     A place for an image is a part {"type": "image"} of a message, which may hold its image itself, or the `marker` in a
     plain string. Conversations without any place get their images before the first user's words. Rows without images
     may stand among the others.
+
+    Images are resized before the model's processor reads them, in their shape: to `max_pixels` at most and `min_pixels`
+    at least, or to an `image_size` of this many pixels on the longer side at most; [width, height] is exact. What a
+    part says of its own image goes first.
     """
 
     images: str = "images"
@@ -46,6 +57,15 @@ class VisionLanguage:
     template_kwargs: str = "chat_template_kwargs"
     roles: dict[str, str] = attrs.field(factory=dict)
     trained_turns: str = attrs.field(default="all", validator=is_trained_turns)
+    max_pixels: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    min_pixels: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    image_size: int | list[int] | None = attrs.field(default=None, validator=optional(_is_size))
+
+    def __attrs_post_init__(self) -> None:
+        if self.image_size is not None and (self.max_pixels, self.min_pixels) != (None, None):
+            raise ValueError("image_size and max_pixels or min_pixels both say how large images are: drop one")
+        if self.max_pixels is not None and (self.min_pixels or 0) > self.max_pixels:
+            raise ValueError(f"min_pixels is {self.min_pixels:,}, more than max_pixels, {self.max_pixels:,}")
 
     @hookimpl
     def options_from(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -62,7 +82,20 @@ class VisionLanguage:
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
         shape = self._shape(set(columns))
         readers = {"messages": self._chat, "conversations": self._sharegpt, "prompt": self._pair, "text": self._text}
-        return readers[shape or "messages"]
+        return self._resized(readers[shape or "messages"])
+
+    def _resized(self, reader: Callable[[Row], Example]) -> Formatter:
+        """The reader, whose images are to have the size that the options ask for."""
+        names = ("max_pixels", "min_pixels", "image_size")
+        asked = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if not asked:
+            return reader
+
+        def read(row: Row) -> Example:
+            example = reader(row)
+            return attrs.evolve(example, images=[{"image": one, **asked} for one in example.images])
+
+        return read
 
     def _shape(self, columns: set[str]) -> str | None:
         if self.messages in columns:

@@ -49,7 +49,9 @@ ENTRIES = (
     Foreign("dataset_dir dataset_info custom_dataset_info", "",
             "Files are named by their paths, under data, with the format that reads them."),
     Foreign("media_dir image_dir images_dir image_root", "image_folder"),
-    Foreign("image_max_pixels", "", "max_image_pixels refuses larger images; the model's processor resizes."),
+    Foreign("image_max_pixels max_pixels image_min_pixels min_pixels image_size image_resize_algorithm", "",
+            "Options of the format resize images: format: {vlm: {max_pixels: 1003520}}, min_pixels, image_size; "
+            "max_image_pixels refuses larger ones."),
     # preparation
     Foreign("preprocessing_num_workers dataset_processes num_proc dataset_num_workers preprocess_num_workers "
             "num_preprocessing_workers", "dataset_num_proc"),

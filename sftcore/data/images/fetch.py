@@ -21,8 +21,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from sftcore.core.errors import RowError
-from sftcore.data.store.prune import cache_folder
-from sftcore.util.disk import writing
+from sftcore.util.disk import cache_folder, writing
 
 MAX_BYTES = 64 * 2**20
 """The most bytes of one image."""
@@ -168,7 +167,7 @@ class _Fetching:
         return _RefusedError(f"it took more than {MAX_SECONDS:.0f} seconds", fix)
 
 
-def _connecting(kind: type[Any], fetching: _Fetching, request: Any) -> type[Any]:
+def _connecting(kind: type[Any], fetching: _Fetching, request: Any) -> Any:
     """A kind of connection that is looked at as soon as it is made."""
     by_proxy = request.has_proxy() or getattr(request, "_tunnel_host", None) is not None
 

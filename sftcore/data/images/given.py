@@ -18,6 +18,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from sftcore.core.errors import RowError
 from sftcore.data.images.fetch import fetch, place_of, shown
 from sftcore.data.images.reference import ORIENTATION, name_of, open_image, size_of
+from sftcore.data.images.sizes import KEYS, asked_of
 from sftcore.rows.images import Twice
 from sftcore.util.shown import kind_of
 
@@ -42,7 +43,8 @@ def source_of(value: Any, folder: str = "", *, remote: bool = False) -> dict[str
     Args:
         value: a PIL image; encoded bytes; a path, a file or data URL, or base64; pixels as an array of uint8 (height,
             width, colours), (height, width) or (colours, height, width); or a mapping with one of them as `bytes`,
-            `path`, `image`, `url`, `image_url`, `base64`, `data` or `source`.
+            `path`, `image`, `url`, `image_url`, `base64`, `data` or `source`, which may ask for a size (see
+            sftcore.data.images.sizes; what is asked for within goes first).
         folder: the folder that relative paths start from.
         remote: whether an image at a web address is fetched into the cache.
 
@@ -52,7 +54,8 @@ def source_of(value: Any, folder: str = "", *, remote: bool = False) -> dict[str
     if isinstance(value, Twice):
         return _compared(value, folder, remote)
     if isinstance(value, Mapping):
-        return _of_mapping(value, folder, remote)
+        found, asked = _of_mapping(value, folder, remote), asked_of(value)
+        return {**found, **asked} if asked and found.keys().isdisjoint(KEYS) else found
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _of_bytes(bytes(value))
     if isinstance(value, (str, Path)):
@@ -122,12 +125,13 @@ def _of_address(text: str, remote: bool) -> dict[str, Any]:
             fix=f"Download it, and give the path of the file{also}.",
         )
     is_new = not place_of(text).is_file()
-    found = {"bytes": None, "path": str(fetch(text))}
+    file = fetch(text)
+    found = {"bytes": None, "path": str(file)}
     try:
         if is_new:
             size_of(found, sys.maxsize)
     except RowError:
-        Path(found["path"]).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         raise RowError(
             f"what the address {shown(text)} holds is not an image.", fix="Correct the address, or drop the row."
         ) from None
@@ -230,7 +234,7 @@ def _compared(given: Twice, folder: str, remote: bool) -> dict[str, Any]:
     """
     column = source_of(given.column, folder, remote=remote)
     if _is_named_as(given.part, given.column):
-        return column
+        return {**column, **(asked_of(given.part) if isinstance(given.part, Mapping) else {})}
     part = source_of(given.part, folder, remote=remote)
     if not _are_equal(part, column):
         raise RowError(

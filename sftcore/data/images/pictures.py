@@ -15,6 +15,7 @@ from attrs import frozen
 
 from sftcore.chat.render import Rendered
 from sftcore.data.images.reference import ImageSource
+from sftcore.data.images.sizes import KEYS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +48,7 @@ def documents_column(contents: Sequence[tuple[int, Any]]) -> pa.Array:
     """The column for rows of one document each, given with their numbers."""
     import pyarrow as pa
 
-    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string(), **dict.fromkeys(KEYS, pa.int64())})
     fields = {"row": pa.int64(), "text": pa.string(), "special": pa.bool_(), "images": pa.list_(image)}
     return pa.array([[_document(number, content)] for number, content in contents], pa.list_(pa.struct(fields)))
 

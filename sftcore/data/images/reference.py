@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sftcore.core.errors import ModelError, RowError
+from sftcore.data.images.sizes import fitted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageSource: TypeAlias = Mapping[str, Any]
-"""{"bytes": …, "path": …}; one of the two is None."""
+"""{"bytes": …, "path": …}; one of the two is None. It may ask for a size (see sftcore.data.images.sizes)."""
 
 MAX_PIXELS = 89_478_485
 """The most pixels that an image may have by default: Pillow's own limit, 256 MiB in RGB."""
@@ -46,7 +47,7 @@ _OPENING = threading.Lock()
 
 
 def size_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height in pixels, from the header of the file; nothing is decoded.
+    """Width and height in pixels that `open_image` gives, from the header of the file; nothing is decoded.
 
     Raises:
         RowError: it cannot be read, has no pixels, or has more than `max_pixels`.
@@ -63,24 +64,33 @@ def size_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int
             f"{3 * width * height / 2**20:,.0f} MiB.",
             fix="Shrink it, drop the row, or raise max_image_pixels.",
         )
-    return width, height
+    given = fitted(width, height, source)
+    if given[0] * given[1] > max_pixels:
+        raise RowError(
+            f"{name_of(source)} would be given {given[0]:,} x {given[1]:,} pixels, more than {max_pixels:,}.",
+            fix="Ask for a smaller size, or raise max_image_pixels.",
+        )
+    return given
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
     """The image, decoded, upright by its EXIF orientation, in RGB: what transformers' own `load_image` gives.
+
+    Where it is to have another size, it is resized with Pillow's bicubic filter.
 
     Of an animation or a file with several pages it is the first picture.
 
     Raises:
         RowError: it cannot be read or decoded, or is too large.
     """
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
-    size_of(source, max_pixels)
+    size = size_of(source, max_pixels)
     with _opened(source) as image:
         try:
             upright = ImageOps.exif_transpose(image) if _has_orientation(image) else image
-            return upright.convert("RGB")
+            found = upright.convert("RGB")
+            return found if found.size == size else found.resize(size, Image.Resampling.BICUBIC)
         except Exception as error:  # the decoders of damaged files raise a dozen types
             said = f"{error}" or type(error).__name__
             raise RowError(f"{name_of(source)} is broken: {said}.", fix="Repair the file, or drop the row.") from error
@@ -125,7 +135,8 @@ def _has_orientation(image: Image) -> bool:
     """Whether the file may have one; Pillow would decode a whole PNG to look for one at its end."""
     if image.format != "PNG" or any(key in image.info for key in _TURNED_BY):
         return True
-    file: Any = image.fp
+    opened: Any = image
+    file = opened.fp
     here = file.tell()
     file.seek(-min(_TAIL, file.seek(0, io.SEEK_END)), io.SEEK_END)
     found = b"eXIf" in file.read()

@@ -13,16 +13,10 @@ from attrs import frozen
 
 from sftcore.core.errors import RecipeError
 from sftcore.data.store.entry import USED, facts_of, unused
+from sftcore.util.disk import cache_folder
 
 DEFAULT_LIMIT = "50 GiB"
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-
-
-def cache_folder() -> Path:
-    """`$SFTCORE_CACHE`, or else `sftcore` in the user's cache folder."""
-    if given := os.environ.get("SFTCORE_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sftcore"
 
 
 def prepared_folder() -> Path:
