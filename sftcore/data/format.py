@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +28,7 @@ from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import AUTO, Example, Formatter, Plan, Row, Selection
 from sftcore.data.kinds import preference_in, scores_in, unreadable_in, with_filter, with_refusals
 from sftcore.data.suggestions import Suggestion, spelled, suggested
+from sftcore.util.process_state import left_as_found
 from sftcore.util.warned import warn, warn_broken
 
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
@@ -51,6 +53,11 @@ class RowReader:
     def named(self) -> str:
         """The plugin with its distribution and version, where the rows are read by one."""
         return self.formatter.origin.label if isinstance(self.formatter, Handed) else self.label
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Around rows that are read: what a plugin changes for everything in the process is put back and told."""
+        whose = self.formatter.origin.label if isinstance(self.formatter, Handed) else ""
+        return left_as_found(f"{whose}, as it reads rows,") if whose else nullcontext()
 
     def read(self, row: Row, number: int) -> list[Example]:
         """The examples of one row; rows are numbered from 0.

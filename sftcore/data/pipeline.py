@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import evolve, frozen
@@ -113,9 +114,10 @@ class Pipeline:
         first = copy.deepcopy(rows[0]) if rows and numbers[0] == 0 else None
         if self.numbering is not None:
             numbers = [self.numbering[number] for number in numbers]
-        for number, row in zip(numbers, rows, strict=True):
-            examples = self._examples(row, number)
-            found += [(number, self._content(number, *one)) for one in examples] or [(number, None)]
+        with nullcontext() if first is None else self.reader.watched():
+            for number, row in zip(numbers, rows, strict=True):
+                examples = self._examples(row, number)
+                found += [(number, self._content(number, *one)) for one in examples] or [(number, None)]
         if first is not None and _written(first) != _written(rows[0]) and isinstance(self.reader.formatter, Handed):
             warn_of_plugin(f"{self.reader.named} changes the rows that it reads: it should make new values instead.")
         return found

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from attrs import define, frozen
 
-from sftcore.core.errors import ModelError
+from sftcore.core.errors import BrokenPluginError, ModelError
 
 Collate: TypeAlias = "Callable[[list[dict[str, Any]]], Mapping[str, Any]]"
 
@@ -63,6 +63,7 @@ def layout_of(collator: Collate, *, packed: bool) -> Layout:
 
     Raises:
         ModelError: rows are packed, and the collator gives no positions that restart at each document.
+        BrokenPluginError: it would have ended the process.
     """
     row: dict[str, Any] = {"input_ids": [1, 1, 1, 1], "labels": [1, 1, 1, 1]}
     rows = [{**row, "seq_lengths": [2, 2]} if packed else row] * 2
@@ -74,6 +75,8 @@ def layout_of(collator: Collate, *, packed: bool) -> Layout:
         positions = batch["position_ids"][..., : 8 if flattened else 4] if "attention_mask" not in batch else None
         restarts = positions is not None and int((positions == 0).sum()) == (4 if packed else 2)
     except Exception as error:  # a user's collator may want rows of its own shape, and raise anything
+        if type(error) is BrokenPluginError:
+            raise
         if packed:
             raise ModelError(
                 f"the collator cannot batch packed rows: {type(error).__name__}: {error}.",

@@ -11,8 +11,9 @@ from attrs import define
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import LoadedModel, PatchReport, Plan
 from sftcore.model.verify.structure import changed, structure_of
-from sftcore.util.claims import refused
+from sftcore.util.claims import refused, spelled
 from sftcore.util.foreign import naming_plugins
+from sftcore.util.process_state import left_as_found
 
 
 @define
@@ -61,7 +62,8 @@ class Kernels:
             fault = f"it replaced {', '.join(report.replaced)} and its PatchReport has no undo"
             raise refused(one, fault, "Give it an undo that puts back what was there.")
         if report.undo is not None:
-            report.undo()
+            with left_as_found(f"{spelled(one)} in its undo"):
+                report.undo()
         if left := changed(before, structure_of(loaded.model)):
             what = "its undo leaves" if report.undo is not None else "it reports no replacement, and it left"
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""

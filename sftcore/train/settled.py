@@ -20,6 +20,7 @@ from sftcore.model.unwrap import causal_model
 from sftcore.train.refusals import refuse_no_set
 from sftcore.train.seams import TrainerSeams
 from sftcore.util.claims import spelled
+from sftcore.util.process_state import left_as_found
 
 if TYPE_CHECKING:
     from sftcore.config.setup import Setup
@@ -108,11 +109,12 @@ def layouts_of(setup: Setup, processor: Any, own: Any, *, packed: bool) -> RowLa
         return collator_of(setup.plugins, processor, setup.plan)
 
     plan = setup.plan
+    names = [] if own else [*map(spelled, setup.plugins.answers("make_collator"))]
     try:
-        found = RowLayouts.fixed(keeping_labels(own) if own else made(setup), packed=packed)
+        with left_as_found(f"{names[0]}, on two small rows,") if names else nullcontext():
+            found = RowLayouts.fixed(keeping_labels(own) if own else made(setup), packed=packed)
     except ModelError as error:
-        names = [] if own else [f"{spelled(one)}: " for one in setup.plugins.answers("make_collator")]
-        raise ModelError(f"{''.join(names)}{error.what}", where=error.where, fix=error.fix) from error
+        raise ModelError(": ".join([*names, error.what]), where=error.where, fix=error.fix) from error
     by_default = own is None and all(one.default for one in plan.selected("collator")) and not plan.model.vision
     if by_default and (plan.open_layout or (packed and plan.candidates)):
         side_by_side, end_to_end = (made(setup.settled(None, flattened=one)) for one in (False, True))

@@ -7,7 +7,19 @@ import os
 import pytest
 import torch
 
-from tests.train.plugin_code import ADAPTER, GOOD, KERNEL, LOADER, MADE, PROCESSOR, collate, hook, loss
+from tests.train.plugin_code import (
+    ADAPTER,
+    ATTENTION,
+    GOOD,
+    HEAD,
+    KERNEL,
+    LOADER,
+    MADE,
+    PROCESSOR,
+    collate,
+    hook,
+    loss,
+)
 
 POST_INIT = "def __attrs_post_init__(self):\n    {}\n"
 FORMAT = hook(MADE, f"return lambda row: {GOOD}")
@@ -81,3 +93,62 @@ def test_what_belongs_to_the_process_is_put_back_and_told(train, what, line):
     assert told
     assert told[0].startswith('warning: kernel "bad@acme_faulty')
     assert code == 0
+
+
+# --- The process ----------------------------------------------------------------------------------------------------
+HIDES = "import warnings; warnings.simplefilter('ignore')"
+MUTES = "import sys, io; sys.stdout = io.StringIO()"
+HOOK = "import sys; sys.excepthook = print"
+END = "os._exit(0)"
+IGNORES = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+CHANGING = {
+    "a kernel": ("kernel", hook(KERNEL, HOOK, "return PatchReport()"), "patch_kernels changes sys.excepthook"),
+    "a kernel's undo": (
+        "kernel", hook(KERNEL, "def undo():", f"    {IGNORES}", "return PatchReport((), undo=undo)"),
+        "in its undo changes what happens on SIGINT"),
+    "an adapter": ("adapter", hook(ADAPTER, HIDES, "return loaded"), "wrap_model changes the filters of warnings"),
+    "a collator": ("collator", collate(HIDES, "return batch"), "rows, changes the filters of warnings"),
+    "a formatter": (
+        "format", hook(MADE, "def read(row):", f"    {MUTES}", f"    return {GOOD}", "return read"),
+        "as it reads rows, changes sys.stdout"),
+    "an attention that is made known": (
+        "attention", hook(ATTENTION, "def register():", f"    {HOOK}",
+                          "return AttentionBackend('sdpa', register=register)"),
+        "in its register changes sys.excepthook"),
+    "a plugin that is made": ("format", POST_INIT.format(HIDES) + FORMAT, "as it is made, changes the filters"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_plugin_that_changes_the_process_is_told_wherever_it_does(train, name):
+    kind, body, words = CHANGING[name]
+    code, said = train(kind, body)
+    (first, *_) = [line for line in said.splitlines() if words in line]
+    assert first.startswith(f'warning: {kind} "bad@acme_faulty')
+    assert code == 0
+
+
+def test_a_module_that_changes_the_process_as_it_is_imported_is_told(train):
+    code = f"{HIDES}\n{HEAD}@plugin\nclass Bad:\n    'Reads rows.'\n" + "".join(
+        f"    {line}\n" for line in FORMAT.splitlines()
+    )
+    status, said = train("format", "", code=code)
+    assert "as it is imported, changes the filters of warnings" in said
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("kernel", hook(KERNEL, f"import os; {END}")),
+        ("kernel", hook(KERNEL, "import os", f"return PatchReport((), undo=lambda: {END})")),
+        ("collator", collate(f"import os; {END}")),
+        ("format", hook(MADE, "import os", f"return lambda row: {END}")),
+    ],
+)
+def test_a_plugin_that_ends_the_process_is_named(train, kind, body):
+    code, said = train(kind, body)
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert code == 1
+    assert f'{kind} "bad@acme_faulty' in line
+    assert "calls os._exit, which ends the process" in line

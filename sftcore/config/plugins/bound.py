@@ -28,6 +28,7 @@ from sftcore.core.errors import (
 from sftcore.core.plugin_class import build
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import AUTO, Selection
+from sftcore.util.process_state import left_as_found
 
 OPEN = ("format", "attention")
 """Kinds for which a run may leave the choice open, by the name AUTO."""
@@ -51,7 +52,8 @@ def _alone(entry: PluginEntry, cls: type[Any]) -> ActivePlugins:
 
 def _made(selection: Selection, entry: PluginEntry, cls: type[Any], *, path: str) -> Bound:
     try:
-        plugin = build(cls, selection.options, path=path)
+        with left_as_found(f"{entry.label} {entry.version}, as it is made,"):
+            plugin = build(cls, selection.options, path=path)
     except (SFTCoreError, KeyboardInterrupt):
         raise
     except BaseException as error:  # its own code: a factory of a default, a validator, __attrs_post_init__

@@ -60,7 +60,8 @@ def loaded(entry: PluginEntry) -> type[Any]:
     if not entry.is_own and (needed := _newer_sftcore(entry.distribution)):
         warn_of_plugin(f"{entry.label} {entry.version} {needed}.")
     light = [name for name in HEAVY if name not in sys.modules]
-    with _heard(f"{entry.label} {entry.version}", "when it is imported"):
+    who = f"{entry.label} {entry.version}"
+    with _heard(who, "when it is imported"), left_as_found(f"{who}, as it is imported,"):
         found = entry.load()
     if pulled := [name for name in light if name in sys.modules]:
         _pulled[module] = pulled[0]

@@ -184,9 +184,10 @@ def _read_all(reader: RowReader, rows: Iterable[tuple[str, dict[str, Any]]]) -> 
     Raises:
         RowError: the format refuses a row; names its location.
     """
-    for number, (place, row) in enumerate(rows):
-        try:
-            reader.read(row, number)
-        except RowError as error:
-            error.where = place
-            raise
+    with reader.watched():
+        for number, (place, row) in enumerate(rows):
+            try:
+                reader.read(row, number)
+            except RowError as error:
+                error.where = place
+                raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sftcore.core.door import Origin
 from sftcore.core.types import AttentionBackend
+from sftcore.util.process_state import left_as_found
 
 _BUILT_IN = "eager"
 """transformers' own, which each model's module defines and the registry does not list."""
@@ -23,7 +24,8 @@ def register(backend: AttentionBackend, origin: Origin) -> None:
 
     before = [(known, dict(known._global_mapping)) for known in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)]
     if backend.register is not None:
-        backend.register()
+        with left_as_found(f"{origin.label} in its register"):
+            backend.register()
     taken = []
     for known, functions in before:
         now = known._global_mapping
