@@ -90,3 +90,13 @@ def layout_of(collator: Collate, *, packed: bool) -> Layout:
             fix="Give restarting position_ids and no attention_mask, or leave data_collator out.",
         )
     return Layout(packed or flattened, flattened)
+
+
+def pads_left(collator: Collate) -> bool:
+    """Whether this collator puts padding before shorter rows, seen on two small ones."""
+    rows: list[dict[str, Any]] = [{"input_ids": [1] * length, "labels": [1] * length} for length in (4, 2)]
+    try:
+        mask = collator(rows)["attention_mask"]
+        return tuple(mask.shape) == (2, mask.shape[1]) and not bool(mask[1][0]) and bool(mask[1][-1])
+    except Exception:  # it gives no mask, or wants rows of its own shape
+        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import attrs
 from attrs import frozen
 
 from sftcore.config.setup import Setup, set_up
@@ -113,7 +114,12 @@ def _attention(trial: Trial) -> dict[str, Any]:
     loaded = trial.loaded("float32" if not dtypes or "float32" in dtypes else half)
     register(backend, trial.setup.plugins.answers("attention_backend")[0].origin("attention_backend"))
     loaded.model.set_attn_implementation(backend.implementation)
-    return _said(trial.passes(loaded, backend).attention(exact=backend.exact))
+    passes = trial.passes(loaded, backend)
+    found = passes.attention(exact=backend.exact)
+    if not found.fault and not trial.packed:  # some collators pad on the left
+        again = attrs.evolve(passes, left=True).attention(exact=backend.exact)
+        found = attrs.evolve(again, fault=again.fault and f"with padding on the left {again.fault}")
+    return _said(found)
 
 
 def _kernel(trial: Trial) -> dict[str, Any]:

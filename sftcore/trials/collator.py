@@ -14,9 +14,11 @@ from attrs import define
 
 from sftcore.core.types import IGNORED
 from sftcore.trials.outcome import PASSED, Outcome
+from sftcore.trials.square_masks import gaps_between, hold_apart, seen_through, spans_of
 
 SHIFTED = "its labels are shifted by "
 """How the fault begins that no collator can mean."""
+_FIRST_LABEL = "the first token of a document that shares its row has a label, predicted from what stands before it"
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
@@ -52,21 +54,24 @@ class _Document:
         )
 
 
-def try_collator(collate: Callable[[list[dict[str, Any]]], Any], rows: Sequence[Mapping[str, Any]]) -> Outcome:
+def try_collator(
+    collate: Callable[[list[dict[str, Any]]], Any], rows: Sequence[Mapping[str, Any]], attention: str = ""
+) -> Outcome:
     """Batch these rows, and compare.
 
     Args:
         collate: what `make_collator` returned.
         rows: prepared rows: `input_ids`, and where a run has them `labels`, `weights`, `seq_lengths` and `documents`.
+        attention: transformers' name of the run's attention, which reads a mask of four dimensions in its own way.
     """
     batch = collate([dict(row) for row in rows])
     if fault := _shape_fault(batch) or _changed_later(collate, rows, batch):
         return Outcome(fault)
+    wanted = [document for row in rows for document in _documents_of_row(row)]
     try:
-        found = list(_documents_of_batch(batch))
+        found = list(_documents_of_batch(batch, wanted, attention))
     except ValueError as error:
         return Outcome(str(error))
-    wanted = [document for row in rows for document in _documents_of_row(row)]
     if fault := _compare(wanted, found):
         return Outcome(fault)
     tokens, said = sum(len(one.ids) for one in wanted), batch.get("num_tokens")
@@ -115,7 +120,7 @@ def _effective(ids: Array, labels: Array, weights: Array, *, open_end: bool = Fa
     return _Document(ids, np.where(weights > 0, labels, IGNORED), weights, open_end)
 
 
-def _documents_of_batch(batch: Mapping[str, Any]) -> Iterator[_Document]:
+def _documents_of_batch(batch: Mapping[str, Any], wanted: Sequence[_Document], attention: str) -> Iterator[_Document]:
     """The documents of a batch, with padding as documents without labels.
 
     Raises:
@@ -126,9 +131,15 @@ def _documents_of_batch(batch: Mapping[str, Any]) -> Iterator[_Document]:
         _beside(batch, name, ids.shape) for name in ("weights", "attention_mask", "position_ids")
     )
     weights = np.ones(ids.shape) if weights is None else weights
+    given = batch.get("attention_mask")
+    seen = seen_through(given, ids.shape, attention) if mask is None and given is not None else None
+    left = list(wanted)
     for row in range(len(ids)):
         parts = ids[row], labels[row], weights[row]
-        if mask is not None:
+        if seen is not None:
+            places = None if positions is None else positions[row]
+            yield from _documents_seen(_effective(*parts), seen[row], places, left)
+        elif mask is not None:
             kept = mask[row] != 0
             if (labels[row][~kept] != IGNORED).any():
                 raise ValueError("tokens that its attention_mask hides have labels")
@@ -140,13 +151,31 @@ def _documents_of_batch(batch: Mapping[str, Any]) -> Iterator[_Document]:
             for start, end in zip(starts, [*starts[1:], len(ids[row])], strict=True):
                 _hold_positions(positions[row][start:end])
                 if start and labels[row][start] != IGNORED and weights[row][start] > 0:
-                    raise ValueError(
-                        "the first token of a document that shares its row has a label, so it would be predicted from "
-                        "the document before it"
-                    )
+                    raise ValueError(_FIRST_LABEL)
                 yield _effective(*(part[start:end] for part in parts))
         else:
             yield _effective(*parts, open_end=True)
+
+
+def _documents_seen(
+    row: _Document, seen_TT: Array, positions: Array | None, left: list[_Document]
+) -> Iterator[_Document]:
+    """The documents of a row whose mask says which token sees which; those of `left` that it has are taken from it.
+
+    Raises:
+        ValueError: it lets documents see padding or each other, or hides some of them.
+    """
+    spans = spans_of(row.ids, [one.ids for one in left])
+    edges = [(start, end) for start, end, _ in spans]
+    hold_apart(seen_TT, row.labels != IGNORED, edges)
+    for start, end in edges:
+        _hold_positions(None if positions is None else positions[start:end])
+        if start and row.labels[start] != IGNORED:
+            raise ValueError(_FIRST_LABEL)
+    for which in sorted((which for _, _, which in spans), reverse=True):
+        del left[which]
+    for start, end in sorted([*edges, *gaps_between(edges, len(row.ids))]):
+        yield _Document(row.ids[start:end], row.labels[start:end], row.weights[start:end])
 
 
 def _beside(batch: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Array | None:

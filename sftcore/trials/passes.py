@@ -51,6 +51,7 @@ class ModelPasses:
         flattened: whether documents are laid end to end in one row, rather than in two.
         autocast: the name of the dtype of the autocast that the caller is in.
         room: the most tokens of a document, where the model has few positions.
+        left: whether shorter rows are padded on the left.
     """
 
     model: Any
@@ -58,6 +59,7 @@ class ModelPasses:
     flattened: bool = False
     autocast: str | None = None
     room: int | None = None
+    left: bool = False
     passes: int = field(default=0, init=False)
     """Forward passes so far, a backward pass counted as two."""
     tokens: int = field(default=0, init=False)
@@ -126,10 +128,15 @@ class ModelPasses:
 
         lengths = [len(one) for one in documents]
         if padded:
-            ids_BT = torch.nn.utils.rnn.pad_sequence(list(documents), batch_first=True)
+            side = "left" if self.left else "right"
+            ids_BT = torch.nn.utils.rnn.pad_sequence(list(documents), batch_first=True, padding_side=side)
             ends = torch.tensor(lengths, device=ids_BT.device)
             mask_BT = (torch.arange(ids_BT.shape[1], device=ids_BT.device) < ends[:, None]).long()
-            return {"input_ids": ids_BT, "attention_mask": mask_BT}, [(i, slice(n)) for i, n in enumerate(lengths)]
+            width = ids_BT.shape[1]
+            starts = [width - length if self.left else 0 for length in lengths]
+            mask_BT = mask_BT.flip(1) if self.left else mask_BT
+            spans = [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+            return {"input_ids": ids_BT, "attention_mask": mask_BT}, [*enumerate(spans)]
         assert self.way is not None
         rows = [documents] if self.flattened else [documents[:2], documents[2:]]
         width = max(sum(len(one) for one in row) for row in rows)

@@ -216,6 +216,28 @@ def _register() -> None:
 
 
 @plugin
+class CausalAlone:
+    """Attention without a mask, which is right where nothing stands before a document."""
+
+    @hookimpl
+    def claims(self):
+        return ["attention"]
+
+    @hookimpl
+    def attention_backend(self):
+        return AttentionBackend("causal_of_the_tests", register=_register_causal)
+
+
+def _register_causal() -> None:
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register("causal_of_the_tests", sdpa_attention_forward)
+    AttentionMaskInterface.register("causal_of_the_tests", lambda *args, **kwargs: None)
+
+
+@plugin
 class BadKernel:
     """An MLP times 1.01, or one that is not put back."""
 

@@ -130,6 +130,7 @@ def test_a_collator(test, options, said):
         ("loss", faulty.BadLoss, {"how": "detached"}, "detached|no gradient"),
         ("loss", faulty.BadLoss, {"how": "shape"}, "shape|twice"),
         ("attention", faulty.Scaled, {}, "its logits differ by"),
+        ("attention", faulty.CausalAlone, {}, "with padding on the left its logits differ by"),
         ("kernel", faulty.BadKernel, {}, "its logits differ by"),
         ("kernel", faulty.BadKernel, {"factor": 1.0, "undone": False}, "after undo logits differ"),
         ("noise", faulty.BadNoise, {}, "after remove logits differ"),

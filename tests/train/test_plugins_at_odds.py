@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.train.plugin_code import ADAPTER, ATTENTION, KERNEL, NOISE, collate, hook
+from tests.train.plugin_code import ADAPTER, ATTENTION, HEAD, KERNEL, NOISE, collate, hook
 
 ATTEND = """def attend(module, query, key, value, mask, scaling=None, **kwargs):
     import torch
@@ -83,6 +83,12 @@ WRONG = {
     "collator gives flat positions": (
         "collator", collate("import torch", "batch['position_ids'] = torch.arange(batch['labels'].shape[1])",
                             "return batch"), '"position_ids" of shape'),
+    "collator lets an answer be seen": (
+        "collator", collate("import torch", "rows, width = batch['labels'].shape",
+                            "batch['attention_mask'] = torch.zeros(rows, 1, width, width)", "return batch"),
+        "its attention_mask lets"),
+    "collator has a mask of another width": (
+        "collator", collate("batch['attention_mask'] = batch['attention_mask'][:, 1:]", "return batch"), "has shape"),
     "collator writes into earlier batches": (
         "collator", collate("seen = globals().setdefault('SEEN', [])", "seen.append(batch)",
                             "if len(seen) > 2: seen[-2]['labels'].fill_(-100)", "return batch"),
@@ -100,6 +106,21 @@ def test_the_plugin_at_fault_is_named(train, name):
     assert words in line
     assert "sftcore" not in line.partition("acme_faulty")[0]
     assert "Traceback" not in said
+
+
+def test_an_attention_that_lets_padding_on_the_left_be_seen_is_named(train, write_distribution):
+    shift = ("for i, row in enumerate(rows):", "    by = batch['labels'].shape[1] - len(row['input_ids'])",
+             "    for one in batch.values(): one[i] = one[i].roll(by)", "return batch")  # fmt: skip
+    left = f"{HEAD}@plugin\nclass Left:\n    'Padding before rows.'\n" + "".join(
+        f"    {line}\n" for line in collate(*shift).splitlines()
+    )
+    write_distribution("acme_left", left, entry_points=b"[sftcore.collator]\nleft = acme_left:Left\n")
+    causal = attention("", "acme_causal").replace("attn_mask=mask, is_causal=mask is None", "is_causal=True")
+    code, said = train("attention", causal, "per_device_train_batch_size=2", "collator=left")
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert code == 1
+    assert 'attention "bad@acme_faulty' in line
+    assert "its logits differ by" in line
 
 
 def test_what_was_in_the_place_of_an_attention_of_transformers_is_back(train):

@@ -18,7 +18,7 @@ from attrs import define, field
 from sftcore.core.door import located
 from sftcore.core.errors import BrokenPluginError, DataError, SFTCoreError, said_by
 from sftcore.core.types import IGNORED
-from sftcore.documents.layouts import layout_of
+from sftcore.documents.layouts import layout_of, pads_left
 from sftcore.documents.proof import evaluation_mode, ordinary_token_ids
 from sftcore.model.attention import replaced_attention
 from sftcore.model.build import attention_of
@@ -163,7 +163,14 @@ class RunTrials:
             proof = trainer.shared_rows.proof
             way = proof.way if proof is not None and layout.shared else None
             autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
-            self._on_model = ModelTrial(trainer.loaded.model, way, layout.flattened, autocast, trainer.data.max_length)
+            self._on_model = ModelTrial(
+                trainer.loaded.model,
+                way,
+                layout.flattened,
+                autocast,
+                trainer.data.max_length,
+                left=pads_left(trainer.layouts.taken),
+            )
         return self._on_model
 
     @property
@@ -213,7 +220,9 @@ class RunTrials:
             return Outcome()
         if self.weighted and all(row.get("weights") is None for row in rows):
             rows = [{**row, "weights": np.linspace(0.5, 1, len(row["input_ids"])).tolist()} for row in rows]
-        return self._called(one, f"on the first {len(rows)} rows", lambda: try_collator(trainer.layouts.taken, rows))
+        attention = str(causal_model(trainer.loaded.model).config.get_text_config()._attn_implementation)
+        where = f"on the first {len(rows)} rows"
+        return self._called(one, where, lambda: try_collator(trainer.layouts.taken, rows, attention))
 
     def _loss(self, one: Bound) -> Outcome:
         trainer, ids = self.trainer, self._ids()
@@ -321,7 +330,7 @@ def facts_of_run(trainer: Any, trial: ModelTrial) -> dict[str, Any]:
         "device": name,
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "attention": causal.config.get_text_config()._attn_implementation,
-        "way": [getattr(trial.way, "name", ""), trial.flattened],
+        "way": [getattr(trial.way, "name", ""), trial.flattened, trial.left],
         "head": trainer.bound_loss.reason,
     }
 
