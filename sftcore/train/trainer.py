@@ -79,6 +79,7 @@ from sftcore.train.parts.trials import try_plugins
 from sftcore.train.parts.without_rows import OwnLossWithoutRows
 from sftcore.train.processes.agreement import Agreement
 from sftcore.train.processes.distributed import prepare_processes
+from sftcore.train.processes.workers import refuse_unsent
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.compiled import Compilations
@@ -209,6 +210,7 @@ class SFTTrainer(EvaluatingTrainer):
     def _make_collator(self, processor: Any, args: SFTConfig, own: Any, *datasets: Any) -> Any:
         self.packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
         self.layouts = layouts_of(self.setup, processor, own, packed=self.packed)
+        refuse_unsent(self.layouts, args, () if own else self.setup.plugins.answers("make_collator"))
         refuse_collator(self.layouts.taken, args, *datasets, own=own is not None, packed=self.packed)
         refuse_beyond_tables(self.loaded.model, self.data, *datasets)
         return self.shown_collator()

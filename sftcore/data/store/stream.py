@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sftcore.core.errors import DataError
+import attrs
+from attrs import frozen
+
+from sftcore.core.errors import DataError, said_by
 from sftcore.data.columns import without_empty_weights
 from sftcore.data.packing.blocks import PackingPlan, blocks_of
 from sftcore.data.pipeline import Pipeline
@@ -42,45 +46,79 @@ def prepare_stream(
     Raises (while it is read):
         RowError: a row cannot be used; names its number.
     """
-    import pyarrow as pa
-
     columns = columns_of(dataset)
     source, reader = dataset, rank or Rank()
     dataset, rank = shard_source(source, reader)
     numbering = None if numbered is None else Numbering.of(source, reader, rank, numbered)
 
-    def prepared(batch: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
-        own = rank.own(numbers)
-        taken = {name: [values[place] for place in own] for name, values in batch.items()}
-        outcome = pipeline(taken, [numbers[place] for place in own])
-        refuse_long(outcome, pipeline)
-        if counts is not None:
-            counts.add(outcome)
-        others = columns_of_rows(taken, beside, [numbers[place] for place in own], outcome) if beside else {}
-        if numbering is not None:
-            of_rows = [numbering(number) for number in outcome.column("_row").to_pylist()]
-            outcome = outcome.append_column(ROW_NUMBER, pa.array(of_rows, pa.int64()))
-        rows = kept_rows(outcome)
-        if packing is not None and len(rows):
-            rows = pa.concat_tables(blocks_of(rows, packing)[1])
-        return {"weights": [None] * len(rows), **rows.to_pydict(), **others}
-
+    prepared = _Prepared(pipeline, packing, rank, counts, tuple(beside), numbering)
     if pipeline.expander is not None and dataset.features is not None:
         dataset = dataset.decode(False)  # images stay references
     size = BATCH if packing is None else max(BATCH, packing.capacity) * rank.count
     return dataset.map(prepared, batched=True, batch_size=size, with_indices=True, remove_columns=columns)
 
 
+@frozen
+class _Prepared:
+    """From raw rows and their numbers to token rows or blocks, as a mapping of lists; it can be sent to a worker."""
+
+    pipeline: Pipeline
+    packing: PackingPlan | None
+    rank: Rank
+    counts: StreamCounts | None
+    beside: tuple[str, ...]
+    numbering: Numbering | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As map-style sets are sent to processes: a format may give a function that `pickle` does not know."""
+        import dill
+
+        try:
+            return _sent, (dill.dumps(attrs.asdict(self, recurse=False)),)
+        except Exception as error:  # what a plugin or a user handed over may raise anything when it is pickled
+            raise DataError(
+                f"{self.pipeline.reader.named} cannot be sent to worker processes: {said_by(error)}.",
+                fix="Set dataloader_num_workers: 0, or open in each process what cannot be pickled.",
+            ) from error
+
+    def __call__(self, batch: dict[str, list[Any]], numbers: Sequence[int]) -> dict[str, list[Any]]:
+        import pyarrow as pa
+
+        own = self.rank.own(numbers)
+        taken = {name: [values[place] for place in own] for name, values in batch.items()}
+        outcome = self.pipeline(taken, [numbers[place] for place in own])
+        refuse_long(outcome, self.pipeline)
+        if self.counts is not None:
+            self.counts.add(outcome)
+        others = {}
+        if self.beside:
+            others = columns_of_rows(taken, self.beside, [numbers[place] for place in own], outcome)
+        if self.numbering is not None:
+            of_rows = [self.numbering(number) for number in outcome.column("_row").to_pylist()]
+            outcome = outcome.append_column(ROW_NUMBER, pa.array(of_rows, pa.int64()))
+        rows = kept_rows(outcome)
+        if self.packing is not None and len(rows):
+            rows = pa.concat_tables(blocks_of(rows, self.packing)[1])
+        return {"weights": [None] * len(rows), **rows.to_pydict(), **others}
+
+
+def _sent(given: bytes) -> _Prepared:
+    import dill
+
+    return _Prepared(**dill.loads(given))
+
+
 def packed_stream(stream: IterableDataset, packing: PackingPlan) -> IterableDataset:
     """The blocks of a stream of token rows, packed a window at a time as in `prepare_stream`."""
+    return stream.map(partial(_packed, packing=packing), batched=True, batch_size=max(BATCH, packing.capacity))
+
+
+def _packed(batch: dict[str, list[Any]], *, packing: PackingPlan) -> dict[str, list[Any]]:
     import pyarrow as pa
 
-    def packed(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rows = without_empty_weights(pa.table(batch))
-        blocks = pa.concat_tables(blocks_of(rows, packing)[1])
-        return {"weights": [None] * len(blocks), **blocks.to_pydict()}
-
-    return stream.map(packed, batched=True, batch_size=max(BATCH, packing.capacity))
+    rows = without_empty_weights(pa.table(batch))
+    blocks = pa.concat_tables(blocks_of(rows, packing)[1])
+    return {"weights": [None] * len(blocks), **blocks.to_pydict()}
 
 
 def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
