@@ -32,7 +32,7 @@ def meant_nulls(features: Mapping[str, Any] | None) -> Callable[[Mapping[str, An
 
 
 def _where(feature: Any) -> Where:
-    if type(feature).__name__ == "Json":  # the class is newer than the oldest `datasets` that may be installed
+    if getattr(feature, "_type", None) == "Json":  # not to import `datasets` for rows that need no JSON
         return True
     if isinstance(feature, Mapping):
         return {key: where for key, part in feature.items() if (where := _where(part))}

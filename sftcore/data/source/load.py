@@ -14,6 +14,7 @@ from sftcore.config.data.section import SampleBy, SourceSection
 from sftcore.core.errors import DataError, RowError
 from sftcore.data.format import RowReader, choose_format, reader_for
 from sftcore.data.rules.numbers import numbered, numbers_in
+from sftcore.data.source.as_written import is_as_written
 from sftcore.data.source.files import Files, first_rows, local_files, scan
 from sftcore.data.source.made import dataset_of, is_uniform, stream_of
 from sftcore.data.source.opened import needs_python
@@ -125,11 +126,12 @@ def load(
         paths = [glob.escape(str(path.resolve())) for path in files.paths]
         few = rows_at_once(files.paths) if files.builder == "parquet" else None
         given = {} if few is None else {"batch_size": few}
-        return datasets.load_dataset(files.builder, data_files=paths, split="train", streaming=streaming, **given)
+        found = datasets.load_dataset(files.builder, data_files=paths, split="train", streaming=streaming, **given)
     except Exception as error:  # the builder may raise anything, and the user needs the line
         if files.builder == "json":
             return dataset_of(files)  # rows that differ behind the first ones; what is broken is named with its line
         raise explained(error, source) from error
+    return found if files.builder != "json" or is_as_written(found, sample) else dataset_of(files)
 
 
 def explained(error: Exception, source: Source) -> DataError:

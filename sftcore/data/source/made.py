@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftcore.config.data.section import SampleBy
+from sftcore.data.source.as_written import MEANT
 from sftcore.data.source.files import Files, scan
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.*)?\Z")
 _CHUNK = 10_000
 _MIXED = object()
-_MEANT = 2
-"""From this depth on, as in the arguments of a call or the schema of a tool, a null is one that somebody meant, and a
-struct of Arrow would not tell it from those that it fills in. In messages and calls themselves a null says nothing."""
 
 
 def is_uniform(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -36,21 +34,23 @@ def dataset_of(files: Files) -> Dataset:
     import datasets
     import pyarrow as pa
 
+    from sftcore.data.source.exact import ExactJson, encoded
+
     rows = [row for _, row in scan(files)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    data: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     features: dict[str, Any] = {}
     for column in columns:
         values = [row.get(column) for row in rows]
-        data[column] = values
-        kind = _joined(map(_kind, values))
         try:
-            if kind is _MIXED:
+            if _joined(map(_kind, values)) is _MIXED:
                 raise pa.ArrowInvalid("mixed")
-            features[column] = datasets.features.features.generate_from_arrow_type(pa.array(values).type)
+            arrays[column] = pa.array(values)
+            features[column] = datasets.features.features.generate_from_arrow_type(arrays[column].type)
         except (pa.ArrowException, OverflowError, NotImplementedError):
-            features[column] = datasets.Json()
-    return datasets.Dataset.from_dict(data, features=datasets.Features(features))
+            arrays[column], features[column] = encoded(values), ExactJson()
+    described = datasets.DatasetInfo(features=datasets.Features(features))
+    return datasets.Dataset(datasets.table.InMemoryTable(pa.table(arrays)), info=described)
 
 
 def stream_of(files: Files, columns: Sequence[str]) -> IterableDataset:
@@ -75,7 +75,7 @@ def _kind(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return "date" if _DATE.match(value) else "text"
     if isinstance(value, Mapping):
-        if depth >= _MEANT and None in value.values():
+        if depth >= MEANT and None in value.values():
             return _MIXED
         parts = {key: _kind(part, depth + 1) for key, part in value.items()}
         return _MIXED if any(part is _MIXED for part in parts.values()) else parts

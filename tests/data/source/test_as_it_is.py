@@ -76,8 +76,6 @@ def test_every_row_of_a_mixed_file_keeps_its_own_values(name, ending, number, tm
     path = tmp_path / f"d{number}.{ending}"
     path.write_bytes((b"\xef\xbb\xbf" if ending.startswith("bom") else b"") + text.encode())
     for found in (loaded(path), loaded(path, streaming=True), reported(path)):
-        if name == "big integers":  # in a set that is not streamed, the digits are a text
-            found[0]["id"] = int(found[0]["id"])
         assert without_nulls(found) == without_nulls(rows)
     assert not any(isinstance(value, datetime.datetime) for row in loaded(path) for value in row.values())
 
