@@ -23,8 +23,8 @@ if TYPE_CHECKING:
         pack_dataset,
         prepare_multimodal_messages,
     )
+    from sftcore.compat.loaded import DatasetConfig
     from sftcore.compat.script_arguments import (
-        DatasetConfig,
         DatasetMixtureConfig,
         ScriptArguments,
         TrlParser,

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser  # noqa: TID253 - scripts alone import this module
 
+from sftcore.compat.loaded import DatasetConfig, loaded
 from sftcore.config import yaml12
 from sftcore.config.settings.older_names import OLDER, use_current_names
 from sftcore.core.errors import ConflictError, DataError, OptionTypeError, RecipeError, UnknownKeyError, nearest, quoted
 from sftcore.data.mixing.mixture import DataSource, Mixture
 from sftcore.data.rules.numbers import numbered
-from sftcore.data.source.files import BUILDERS, local_files
-from sftcore.data.source.load import Source, explained, split_rows
+from sftcore.data.source.load import split_rows
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, IterableDataset
+    from datasets import Dataset, DatasetDict
 
 SPLIT_SEED = 42
 """Seed of the test split, so that `get_dataset` always splits off the same rows."""
@@ -49,26 +49,6 @@ class ScriptArguments:
     """Stream the data set instead of loading it."""
     ignore_bias_buffers: bool = False
     """Exclude boolean buffers from DDP's synchronisation, for models that fail on them."""
-
-
-@dataclass
-class DatasetConfig:
-    """One data set of a mixture; the first five fields are arguments of `datasets.load_dataset`."""
-
-    path: str
-    """Hub id, folder or file of the data set."""
-    name: str | None = None
-    """Name of the data set's configuration."""
-    data_dir: str | None = None
-    """Folder within `path`."""
-    data_files: str | list[str] | dict[str, str] | None = None
-    """Files within `path`."""
-    split: str = "train"
-    """Split to load."""
-    columns: list[str] | None = None
-    """Columns to keep; None keeps all of them."""
-    fraction: float | None = None
-    """Share of the mixture, which is made as large as possible without repeating a row."""
 
 
 @dataclass
@@ -105,7 +85,8 @@ def get_sources(mixture_config: DatasetMixtureConfig) -> dict[str, Any]:
         DataError, ConflictError: as in `get_dataset`.
     """
     parts = _parts(mixture_config)
-    if len({str(part.features or part.column_names) for part in parts}) == 1:
+    # the types of a stream may not be known, and `datasets` would take those of its first rows
+    if len(parts) == 1 or (parts[0].features is not None and len({str(part.features) for part in parts}) == 1):
         return dict(_concatenated(parts, mixture_config))
     names = [f"{one.path} {one.name}" if one.name else one.path for one in mixture_config.datasets]
     names = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
@@ -149,7 +130,7 @@ def _parts(mixture_config: DatasetMixtureConfig) -> list[Any]:
             where="datasets",
             fix="Name one: --dataset_name train.jsonl, or in a YAML file datasets: [{path: train.jsonl}]",
         )
-    parts = [_loaded(one, streaming=mixture_config.streaming) for one in chosen]
+    parts = [loaded(one, streaming=mixture_config.streaming) for one in chosen]
     return list(_shares(parts, fractions)) if fractions else parts
 
 
@@ -157,7 +138,7 @@ def _concatenated(parts: Sequence[Any], mixture_config: DatasetMixtureConfig) ->
     import datasets
 
     try:
-        whole = datasets.concatenate_datasets(parts)
+        whole = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     except ValueError as error:
         raise DataError(
             f"the data sets cannot be concatenated: {error}",
@@ -302,28 +283,6 @@ def _dataset_config(given: Any, index: int) -> DatasetConfig:
             "the data set has no path.", where=f"datasets[{index}]", fix="Name its path: {path: train.jsonl}"
         )
     return DatasetConfig(**given)
-
-
-def _loaded(one: DatasetConfig, *, streaming: bool) -> Dataset | IterableDataset:
-    import datasets
-
-    path, files, found = one.path, one.data_files, None
-    if files is None and Path(path).suffix.lower() in BUILDERS and (found := local_files(path)):
-        path, files = found.builder, [str(file) for file in found.paths]
-    try:
-        loaded = datasets.load_dataset(
-            path, one.name, data_dir=one.data_dir, data_files=files, split=one.split, streaming=streaming
-        )
-    except Exception as error:  # the hub's client and the builders raise many types of error
-        if found and error.__cause__ is not None:  # a builder could not read a file: its line may be found
-            raise explained(error, Source(one.path, found)) from error
-        reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".")
-        raise DataError(
-            f"the data set cannot be loaded: {reason}.",
-            where=one.path,
-            fix="Check path, name and split; without a network connection, give a local file.",
-        ) from error
-    return loaded if one.columns is None else loaded.select_columns(one.columns)
 
 
 def _test_size(size: float, rows: int) -> float | int:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from attrs import frozen
 
+from sftcore.compat.loaded import DatasetConfig
 from sftcore.compat.script_arguments import (
-    DatasetConfig,
     DatasetMixtureConfig,
     ScriptArguments,
     TrlParser,
