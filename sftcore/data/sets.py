@@ -64,6 +64,7 @@ class DataPreparation:
     formats: the plugin that read each set.
     notes: what else the run reports. numberings: the numbers of each set's rows.
     labels: what the user calls sets, where that is not by their argument. mixed: the sets that are mixtures.
+    beside: the columns that each set's rows have for the run's own code.
     given_tokens: the sets whose rows came as token ids. embeddings: how many tokens the model has, where it is known.
     """
 
@@ -82,6 +83,7 @@ class DataPreparation:
     numberings: dict[str, Sequence[int] | None] = field(factory=dict)
     labels: dict[str, str] = field(factory=dict)
     mixed: dict[str, Mixed] = field(factory=dict)
+    beside: dict[str, tuple[str, ...]] = field(factory=dict)
     given_tokens: set[str] = field(factory=set)
     embeddings: int | None = None
     keys: dict[str, Key | None] = field(factory=dict)
@@ -160,7 +162,7 @@ class DataPreparation:
         self, columns: list[str], packing: PackingPlan | None, name: str, *, in_mixture: bool
     ) -> tuple[str, ...]:
         """The raw columns that are kept beside the tokens of a row."""
-        found = other_columns(columns, self.setup.plan.settings)
+        found = self.beside[name] = other_columns(columns, self.setup.plan.settings)
         if not packing and not in_mixture:
             return found
         why = "rows are packed" if packing else "rows come from a mixture"

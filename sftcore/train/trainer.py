@@ -63,6 +63,7 @@ from sftcore.train.guard.watchdog import LossWatch
 from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
 from sftcore.train.losses.weighted import refuse_unread_weights
+from sftcore.train.own.columns import refuse_columns_left_out
 from sftcore.train.own.hooks import gradient_hooks_paused
 from sftcore.train.own.methods import CALL_THE_MODEL, is_overridden
 from sftcore.train.own.plain_ways import PlainWays
@@ -319,6 +320,8 @@ class SFTTrainer(EvaluatingTrainer):
         args = self.args
         refusals.refuse_per_sample(self.model, self.optimizer)
         refusals.refuse_lost_hooks(self.model, sharded=self.is_fsdp_enabled)
+        if self.data_collator is self._shown:
+            refuse_columns_left_out(self, SFTTrainer)
         checkpoint = self.checkpoints.choose(resume_from_checkpoint)
         self.facts()  # read before anything is wrapped or moved
         self.resumption.begin()

@@ -157,3 +157,50 @@ def test_a_collator_of_transformers_goes_on(make, tokenizer):
     trainer = make(rows, DataCollatorForLanguageModeling(tokenizer, mlm=False), max_steps=1)
     trainer.train()
     assert json.loads(json.dumps(trainer.state.log_history[0]))["loss"] > 0
+
+
+def weighed(inputs, column):
+    return inputs.get(column)
+
+
+class Elsewhere(SFTTrainer):
+    """Reads a column in a function that its loss calls."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.read(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def read(self, inputs):
+        return [weighed(inputs, "about") for _ in range(1)]
+
+
+class OfNoColumn(SFTTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def log(self, logs, *args, **kwargs):
+        super().log({**logs, "difficulty": 1.0}, *args, **kwargs)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({}, "batches of tokens alone"), ({"packing": True}, "packed"), ({"padding_free": True}, "alone")],
+)
+def test_a_loss_that_names_a_column_which_does_not_reach_it_is_refused_before_training(make, fields, said, streamed):
+    rows = TOKEN_ROWS.to_iterable_dataset() if streamed else TOKEN_ROWS
+    with pytest.raises(ConflictError, match=rf'Harder.compute_loss names the column "difficulty".*{said}'):
+        make(rows, cls=Harder, **fields).train()
+    with pytest.raises(ConflictError, match=rf'Elsewhere.read names the column "about".*{said}'):
+        make(rows, cls=Elsewhere, **fields).train()
+
+
+@pytest.mark.parametrize("fields", [{}, {"packing": True}])
+def test_a_loss_that_reads_no_column_trains(make, fields):
+    assert make(TOKEN_ROWS, cls=OfNoColumn, **fields).train().global_step == 3
+
+
+def test_a_column_that_a_collator_given_later_hands_on_is_not_refused(make):
+    trainer = make(TOKEN_ROWS, cls=Harder)
+    trainer.data_collator = Reads()
+    assert trainer.train().global_step == 3

@@ -26,14 +26,19 @@ def other_columns(columns: Iterable[str], settings: Mapping[str, Any]) -> tuple[
     return tuple(name for name in columns if name not in (*_PREPARED, *_OF_TOKENS))
 
 
+def reads_tokens_alone(plan: Plan) -> bool:
+    """Whether the collator is the run's own, which leaves other columns out of its batches."""
+    selected = plan.selected("collator")
+    return bool(selected) and all(one.default or one.path.endswith("padding_free") for one in selected)
+
+
 def refuse_no_place(columns: Sequence[str], plan: Plan, why: str, *, where: str) -> None:
     """Refuse a collator of the user's that may ask for columns which its rows have no place for.
 
     Raises:
         ConflictError: with the columns; not where the run's own collator reads tokens alone.
     """
-    own = all(one.default or one.path.endswith("padding_free") for one in plan.selected("collator"))
-    if columns and not (plan.selected("collator") and own):
+    if columns and not reads_tokens_alone(plan):
         named = ", ".join(f'"{name}"' for name in columns)
         raise ConflictError(
             f"{why}, and have no place for the columns {named}, which remove_unused_columns: false keeps.",
