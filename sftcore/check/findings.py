@@ -38,6 +38,10 @@ _WARNINGS = {
     "duplicate-rows": ("the same as an earlier row.", "Keep one of each."),
     "same-prompt": ("the same prompt as an earlier row, with another answer.", "Check whether both are intended."),
     "also-in-training": ("the same as a row that is trained on.", "Remove it from one of the two sets."),
+    "nearly-in-training": (
+        "nearly the same words as a row that is trained on.",
+        "Check whether it belongs in both: an evaluation on what was learned by heart looks too good.",
+    ),
     "two-in-a-row": ("one role speaks twice in a row.", "Join the turns, or check what is missing between them."),
     "assistant-first": ("the assistant speaks first.", "Many templates refuse this; drop the turn."),
     "system-not-first": ("a system turn after other turns.", "Move it to the front; many templates refuse this."),

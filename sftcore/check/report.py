@@ -16,6 +16,8 @@ from attrs import asdict, define, field, frozen
 from sftcore.check.findings import Finding, Findings, Location
 from sftcore.check.images import Images, with_broken_images
 from sftcore.check.inspect import Inspector, Inspectors
+from sftcore.check.lengths import Lengths, Packed, describe, packed
+from sftcore.check.near import NearRows, Seen
 from sftcore.check.text import LONG_CHARACTERS, Words, answer_of, text_faults, turn_faults, whole_of, words_of
 from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError
 from sftcore.core.types import IGNORED, Example, Row, TokenizedRow
@@ -104,25 +106,13 @@ class SetReport:
 
 
 @define
-class Seen:
-    """Hashes of rows and prompts, with the first row that has each."""
-
-    rows: dict[int, int | str] = field(factory=dict)
-    prompts: dict[int, tuple[int, int]] = field(factory=dict)
-
-    def add(self, other: Seen, of: str) -> None:
-        """Take up the rows of another source, whose numbers are followed by `of` where there are several."""
-        for key, number in other.rows.items():
-            self.rows.setdefault(key, f"{number}{of}" if of else number)
-
-
-@define
 class Reporter:
     """Makes the report of one data set. For each row, only hashes and lengths are kept in memory.
 
     Args:
         inspectors: makes an inspector for the columns of each file.
-        training: the hashes of the training set, if this is the evaluation set.
+        training: the hashes of the training set, if this is an evaluation set; they may come later than its rows.
+        near: the rows of the evaluation sets, which those of the training set are compared with.
         progress: called from time to time with the number of rows read.
     """
 
@@ -132,6 +122,7 @@ class Reporter:
     model: str | None = None
     training: Seen | None = None
     progress: Callable[[int], None] | None = None
+    near: NearRows | None = None
     max_length: int | None = field(default=None, init=False)
     findings: Findings = field(factory=Findings)
     seen: Seen = field(factory=Seen)
@@ -147,6 +138,7 @@ class Reporter:
     _lengths: array[int] = field(factory=lambda: array("Q"))
     _kept: array[int] = field(factory=lambda: array("Q"))
     _images: Images = field(factory=Images)
+    _evaluated: list[tuple[int, Location]] = field(factory=list)
 
     # --- Reading ----------------------------------------------------------------------------------------------------
     def read(self, file: str, raws: Iterable[Raw]) -> int:
@@ -299,8 +291,12 @@ class Reporter:
 
     def _compare(self, example: Example, location: Location) -> None:
         number, whole = location.row or 0, _text_key(whole_of(example))
-        if self.training is not None and whole in self.training.rows:
-            self.findings.add("also-in-training", location, f"as training row {self.training.rows[whole]}")
+        if self.training is not None:
+            self._evaluated.append((whole, location))
+        if self.near is not None and self.training is not None:
+            self.near.add(self.name, location, example)
+        elif self.near is not None:
+            self.near.compare(number, example)
         first = self.seen.rows.setdefault(whole, number)
         if first != number:
             self.findings.add("duplicate-rows", location, f"as row {first}")
@@ -310,12 +306,24 @@ class Reporter:
             if its_answer != answer:
                 self.findings.add("same-prompt", location, f"as row {earlier}")
 
+    def _overlap(self) -> None:
+        """Rows of an evaluation set that are trained on, word for word or nearly."""
+        trained = self.training.rows if self.training is not None else {}
+        same = [(location, trained[whole]) for whole, location in self._evaluated if whole in trained]
+        for location, number in same:
+            self.findings.add("also-in-training", location, f"as training row {number}")
+        exact = {location.row for location, _ in same}
+        for location, like in self.near.near(self.name) if self.near is not None else ():
+            if location.row not in exact:
+                self.findings.add("nearly-in-training", location, like)
+
     # --- The end ----------------------------------------------------------------------------------------------------
     def report(self) -> SetReport:
         """The report, once all files are read."""
         if not self._counts.read:
             self.findings.add("no-rows", Location(file=self.source))
         self._formats()
+        self._overlap()
         self._huge()
         lengths = describe(self._lengths, "tokens") if self._lengths else describe(self._characters, "characters")
         tokenised = bool(self._lengths)

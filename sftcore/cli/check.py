@@ -61,7 +61,8 @@ def command(recipe: Recipe, as_json: bool) -> None:
 def _reports(recipe: Recipe) -> Iterator[SetReport]:
     """A report of each source: of the training set, and of the evaluation sets that the recipe names."""
     from sftcore.check.inspect import Inspectors
-    from sftcore.check.report import Reporter, Seen
+    from sftcore.check.near import NearRows, Seen
+    from sftcore.check.report import Reporter
     from sftcore.config.setup import check, set_up
     from sftcore.core.types import KINDS
     from sftcore.data.mixing.mixture import with_format
@@ -74,19 +75,25 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
     )
     check(setup, needs_weights=False)
     prepare = PreparationFactory(recipe) if named else None
-    training = Seen()
-    for name, section in _sections(recipe):
+    training, near, sections = Seen(), NearRows() if recipe.data.eval_sets else None, list(_sections(recipe))
+    evaluated = []
+    # the rows of the evaluation sets first: those of the training set, which are many more, are compared with them
+    for name, section in sorted(sections, key=lambda one: one[0].startswith("train")):
         path = section.path if isinstance(section.path, str) else ", ".join(section.path)
         shown = _show_progress if sys.stderr.isatty() else None
         inspectors = Inspectors(with_format(setup, section.format), prepare, name)
-        seen = training if name.startswith("eval") else None
-        reporter = Reporter(name, section.labelled(path), inspectors, recipe.model.name, seen, shown)
+        of_evaluation = name.startswith("eval")
+        seen = training if of_evaluation else None
+        reporter = Reporter(name, section.labelled(path), inspectors, recipe.model.name, seen, shown, near)
         _read(reporter, section)
         if shown is not None:
             click.echo("\r\x1b[K", nl=False, err=True)
-        if name.startswith("train"):
-            training.add(reporter.seen, f" of {section.name}" if len(recipe.data.sources) > 1 else "")
+        if of_evaluation:
+            evaluated.append(reporter)
+            continue
+        training.add(reporter.seen, f" of {section.name}" if len(recipe.data.sources) > 1 else "")
         yield reporter.report()
+    yield from (reporter.report() for reporter in evaluated)
 
 
 def _sections(recipe: Recipe) -> Iterator[tuple[str, SourceSection]]:
