@@ -16,7 +16,6 @@ from attrs import asdict, define, field, frozen
 from sftcore.check.findings import Finding, Findings, Location
 from sftcore.check.images import Images, with_broken_images
 from sftcore.check.inspect import Inspector, Inspectors
-from sftcore.check.lengths import Lengths, Packed, describe, packed
 from sftcore.check.near import NearRows, Seen
 from sftcore.check.text import LONG_CHARACTERS, Words, answer_of, text_faults, turn_faults, whole_of, words_of
 from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SIGHT = ("pixel", "image", "video", "vision", "patch")
 _SOUND = ("audio", "speech", "sound", "input_features")
-"""What processors' names for images and sounds contain; other floats of a batch are the user's, and stay as they are."""
+"""What processors' names for images and sounds contain; other floats of a batch are the user's, and stay."""
 
 
 def vision_parts(model: Any) -> list[str]:
@@ -67,9 +67,9 @@ def _without(module: Any, name: str, language: set[int]) -> Iterator[str]:
 class FeatureDtypes:
     """Puts what a processor made of images and sounds into the dtype of the part of the model that takes it.
 
-    Most models do that themselves. Llama 4's processor gives bfloat16 whatever its tower has, and others give float32 to
-    a tower in bfloat16. The dtype is that of the part's first weight in 16, 32 or 64 bits, so that of its embedding: in a
-    quantised model what was left in floats. It is found at the first batch, when the run has placed the model.
+    Most models do that themselves. Llama 4's processor gives bfloat16 whatever its tower has, and others give float32
+    to a tower in bfloat16. The dtype is that of the part's first weight in 16, 32 or 64 bits, so that of its embedding:
+    in a quantised model what was left in floats. It is found at the first batch, when the run has placed the model.
     """
 
     model: Any

@@ -34,7 +34,7 @@ def dataset_of(files: Files) -> Dataset:
     import datasets
     import pyarrow as pa
 
-    from sftcore.data.source.exact import ExactJson, encoded
+    from sftcore.data.store.exact import ExactJson, encoded
 
     rows = [row for _, row in scan(files)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
