@@ -41,9 +41,13 @@ if TYPE_CHECKING:
 
 @frozen
 class Outcome:
-    """What a run gave: the logged losses (of a short run their mean alone), seconds, and where the model is."""
+    """What a run gave: the losses that it logged (of a short run their mean alone), seconds, and where the model is.
+
+    Of a resumed run that is what it did itself, behind the `first_step` steps of the runs before it.
+    """
 
     trainer: SFTTrainer
+    first_step: int
     losses: tuple[float, ...]
     seconds: float
     folder: Path
@@ -53,11 +57,14 @@ class Outcome:
         """The outcome in one line."""
         if self.trainer.nothing_left:
             return f"{self.trainer.nothing_left}; the model is in {self.folder}"
-        spelled = " to ".join(f"{loss:.4f}" for loss in (self.losses[0], self.losses[-1])[: len(self.losses)])
+        spelled = " to ".join(f"{loss:.4f}" for loss in (*self.losses[:1], *self.losses[1:][-1:]))
+        spelled = f"loss {spelled}" if spelled else "no loss was logged"
+        if self.first_step:
+            spelled = f"steps {self.first_step + 1:,} to {self.trainer.state.global_step:,}: {spelled}"
         watchdog = self.trainer.guard.watchdog
         found = (self.trainer.nonfinite.sentence(), watchdog.sentence() if watchdog is not None else "")
         said = "".join(f"; {one}" for one in found if one)
-        return f"loss {spelled} in {self.seconds:.0f} s of training; saved in {self.folder}{said}"
+        return f"{spelled} in {self.seconds:.0f} s of training; saved in {self.folder}{said}"
 
 
 def check_recipe(recipe: Recipe) -> Checked:
@@ -171,9 +178,11 @@ def run_recipe(
             result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
             if not trainer.nothing_left or not held_model(Path(trainer.args.output_dir)):
                 trainer.save_model()
-    losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    seconds = time.monotonic() - start
-    return Outcome(trainer, losses or (result.training_loss,), seconds, Path(trainer.args.output_dir))
+    seconds, first = time.monotonic() - start, trainer.recorder.first_step
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] > first]
+    if not losses and not first:  # of a resumed run, transformers divides by steps that it has not taken
+        losses = [result.training_loss]
+    return Outcome(trainer, first, tuple(losses), seconds, Path(trainer.args.output_dir))
 
 
 def _trainer(checked: Checked, console: Console, changed: Mapping[str, Any] | None = None) -> SFTTrainer:

@@ -193,16 +193,19 @@ def _in_this_process(dataset: Dataset, pipeline: Pipeline, name: str) -> Iterato
     """Tokenize and look at images in another thread, while this one reads the next batch and encodes the last."""
     from datasets.utils import tqdm
 
-    starts = tqdm(range(0, len(dataset), BATCH), desc=f"Preparing {name}", unit_scale=BATCH, unit=" rows")
-    with ThreadPoolExecutor(1) as pool:
+    with (
+        tqdm(total=len(dataset), desc=f"Preparing {name}", unit=" rows") as shown,
+        ThreadPoolExecutor(1) as pool,
+    ):
         before = None
-        for start in starts:
+        for start in range(0, len(dataset), BATCH):
             numbers = range(start, min(start + BATCH, len(dataset)))
             contents = pipeline.read(rows_of(dataset[start : start + BATCH]), numbers)
             completed = pool.submit(pipeline.completed, contents)
             if before is not None:
                 yield pipeline.encode(*before.result())
             before = completed
+            shown.update(len(numbers))
         if before is not None:
             yield pipeline.encode(*before.result())
 

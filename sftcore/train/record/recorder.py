@@ -41,6 +41,7 @@ class RunRecorder(TrainerCallback):
     In a folder that holds another run they are written once the first step was taken: until then the new run might
     fail, and what is there describes the weights beside it. `extra` is added to the manifest: the command line puts
     recipe and data files there. `train_files_sha256` are those of the training set, where it was read from files.
+    `first_step` is the step behind which the last call of `train` began.
     """
 
     def __init__(self, trainer: RunView) -> None:
@@ -50,10 +51,12 @@ class RunRecorder(TrainerCallback):
         self.extra: dict[str, Any] = {}
         self.train_files_sha256: Sequence[str] = ()
         self.begun = False
+        self.first_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say what the run will do, and start a new log unless the run is resumed."""
         reset(self._trainer.data)
+        self.first_step = state.global_step
         if not state.is_world_process_zero:
             return
         for line in plan_lines(self._trainer):

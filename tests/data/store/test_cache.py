@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 
+import datasets
 import pytest
 from datasets import Dataset
 
@@ -158,3 +159,15 @@ def test_of_several_processes_one_prepares_and_the_others_take_it(cache):
     assert [note.split()[1] for note in notes] == ["found", "found", "prepared"]
     (entry,) = (path for path in cache.glob("prepared/*") if path.is_dir())
     assert json.loads((entry / "entry.json").read_text())["ledger"]["rows_kept"] == 400
+
+
+def test_the_bar_counts_rows(tokenizer, cache, monkeypatch):
+    counted = []
+
+    class Bar(datasets.utils.tqdm):
+        def update(self, number=1):  # a bar that is not shown does not count
+            counted.append((number, self.total))
+
+    monkeypatch.setattr("datasets.utils.tqdm", Bar)
+    preparation(tokenizer, 64, dataset_cache=False).prepare(Dataset.from_list(alpaca_rows(1016)), "train")
+    assert counted == [(1000, 1016), (16, 1016)]
