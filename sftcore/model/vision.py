@@ -16,6 +16,8 @@ from sftcore.model.unwrap import causal_model
 if TYPE_CHECKING:
     import torch
 
+_CONFIGS = ("vision_config", "vq_config")
+"""Where models say what sees: a tower, or what turns pictures into codes (Emu3, Chameleon, Janus)."""
 _SIGHT = ("pixel", "image", "video", "vision", "patch")
 _SOUND = ("audio", "speech", "sound", "input_features")
 """What processors' names for images and sounds contain; other floats of a batch are the user's, and stay."""
@@ -28,7 +30,7 @@ def vision_parts(model: Any) -> list[str]:
         ModelError: the model has a vision tower, but does not say which modules are its language layers.
     """
     model = causal_model(model)
-    if not hasattr(model.config, "vision_config"):
+    if not any(hasattr(model.config, name) for name in _CONFIGS):
         return []
     language = {id(module) for module in (model.get_decoder(), model.get_output_embeddings()) if module is not None}
     names = list(_without(model, "", language))

@@ -399,7 +399,7 @@ class SFTTrainer(EvaluatingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def as_the_model_takes(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Images in the dtype of their tower; documents in a row are kept apart for a subclass that calls the model."""
+        """Images in the dtype of what takes them; documents kept apart already where a subclass calls the model."""
         inputs = self.features(inputs)
         if not is_overridden(self, SFTTrainer, *CALL_THE_MODEL):
             return inputs

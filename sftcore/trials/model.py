@@ -224,11 +224,18 @@ def trained_fault(gradients: Mapping[str, torch.Tensor | None], causal: Any) -> 
     return PASSED
 
 
+_NOT_OF_TEXT = (
+    "vision", "visual", "audio", "image", "video", "projector", "connector", "perceiver", "resampler", "vqmodel",
+    "cross_attn",
+)  # fmt: skip
+"""What names of modules contain that a text alone does not pass: towers, what connects them, and attention to them."""
+
+
 def _reads_text(name: str, causal: Any) -> bool:
     """Whether a parameter of this name belongs to what a text passes: of a model that reads more, not its towers."""
     if causal.config.get_text_config() is causal.config:
         return True
-    return not any(part in name for part in ("vision", "visual", "audio", "image", "video", "projector"))
+    return not any(part in name for part in _NOT_OF_TEXT)
 
 
 def _gradient_fault(gap: Gap, other: str, dtype: str, tolerance: float) -> str:

@@ -135,7 +135,7 @@ class VisionCollator:
         if len(specials) > 1:
             raise DataError("texts and conversations with images stand in one batch.", fix="Give rows of one shape.")
         found = self.processor(
-            images=images,
+            images=images if self.facts.nested else [image for one in images for image in one],
             text=[one["text"] for one in documents],
             add_special_tokens=specials.pop(),
             padding=True,

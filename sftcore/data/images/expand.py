@@ -54,7 +54,8 @@ class Expander:
         self.remote = remote
         self.facts: ProcessorFacts = facts_of_processor(processor)
         self._texts: dict[Size, str] = {}
-        self._rows = WholeRows(processor, self.facts.placeholder) if self.facts.known == BY_ROW else None
+        by_row = self.facts.known == BY_ROW
+        self._rows = WholeRows(processor, self.placeholder, nested=self.facts.nested) if by_row else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the known texts: workers find their own, and no cache key depends on them."""
@@ -93,7 +94,13 @@ class Expander:
 
         Raises:
             RowError: one of them is not an image or does not exist; names its number.
+            ModelError: the processor cannot be used for rows with images.
         """
+        if images and self.facts.refusal:
+            raise ModelError(
+                f"{self.facts.name} {self.facts.refusal}, so its model cannot be trained on images.",
+                fix="Use another vision-language model, or train this one on rows without images.",
+            )
         found = []
         for number, image in enumerate(images):
             with _numbered(number, len(images)):
@@ -117,15 +124,9 @@ class Expander:
 
         Raises:
             RowError: the numbers of images and placeholders differ, or an image cannot be used.
-            ModelError: the processor cannot be used for rows with images.
         """
         placeholder = self.placeholder
         parts = rendered.text.split(placeholder) if placeholder else [rendered.text]
-        if sources and self.facts.refusal:
-            raise ModelError(
-                f"{self.facts.name} {self.facts.refusal}, so its model cannot be trained on images.",
-                fix="Use another vision-language model, or train this one on rows without images.",
-            )
         if len(parts) - 1 != len(sources):
             raise RowError(
                 f"the text has {_counted(len(parts) - 1, 'image placeholder')} ({placeholder}), but the row has "
@@ -133,7 +134,7 @@ class Expander:
                 fix="Give one image for each placeholder. A text that only mentions it must spell it differently.",
             )
         if not sources:
-            return rendered
+            return self._without_images(rendered) if self.facts.changes_texts else rendered
         if self.facts.most is not None and len(sources) > self.facts.most:
             most = _counted(self.facts.most, "image")
             raise RowError(
@@ -157,6 +158,14 @@ class Expander:
             unexpanded=rendered.text,
             images=tuple(sources),
         )
+
+    def _without_images(self, rendered: Rendered) -> Rendered:
+        """A text without images as the processor has it, but for one that the tokenizer itself begins."""
+        if rendered.add_special_tokens:
+            return rendered
+        text, _, pieces = self._by_row(rendered.text, [])
+        spans = None if rendered.spans is None else tuple(_moved(span, pieces) for span in rendered.spans)
+        return attrs.evolve(rendered, text=text, spans=spans)
 
     def _by_size(
         self, parts: Sequence[str], sizes: Sequence[Size]
@@ -193,7 +202,7 @@ class Expander:
             return self._texts[size]
         width, height = size
         try:
-            text = expansion_of(self.processor, self.placeholder, size)
+            text = expansion_of(self.processor, self.placeholder, size, nested=self.facts.nested)
         except FAULTS as error:
             raise RowError(
                 f"{self.facts.name} cannot process an image of {width} x {height} pixels ({first_line(error)}).",

@@ -47,8 +47,9 @@ class WholeText:
 class WholeRows:
     """The texts of rows of one processor, whose placeholder of an image is `placeholder`."""
 
-    def __init__(self, processor: Any, placeholder: str) -> None:
+    def __init__(self, processor: Any, placeholder: str, *, nested: bool = True) -> None:
         self._processor = processor
+        self._nested = nested
         self._placeholder = placeholder
         self._images = _Remembered(processor.image_processor)
 
@@ -64,6 +65,8 @@ class WholeRows:
         """
         found, replaced = self._asked(text, sizes)
         pieces = text.split(self._placeholder)
+        if not sizes:
+            return WholeText(found, (), (Piece(0, _found(text, found, 0, len(found)), len(text)),))
         if replaced is None:
             return self._by_placeholders(found, pieces, sizes)
         if len(replaced) != len(sizes):
@@ -82,7 +85,9 @@ class WholeRows:
         if replace := getattr(asked, "get_text_with_replacements", None):
             asked.get_text_with_replacements = _listened(replace, said)
         try:
-            asked(images=[[_blank(size) for size in sizes]], text=[text], add_special_tokens=False)
+            images = [_blank(size) for size in sizes]
+            given = None if not images else [images] if self._nested else images
+            asked(images=given, text=[text], add_special_tokens=False, return_tensors="pt")
         except _Recorded as recorded:
             found = recorded.text
         else:

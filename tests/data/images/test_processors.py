@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+import torch
 from PIL import Image
 
 from sftcore.chat.render import Rendered
@@ -142,12 +143,22 @@ def shouting(self, images=None, text=None, **kwargs):
 
 def twice(self, images=None, text=None, **kwargs):
     found = super(type(self), self).__call__(images=images, text=text, **kwargs)
-    found["input_ids"] = [[*ids, ids[-1]] for ids in found["input_ids"]]
+    found["input_ids"] = torch.cat([found["input_ids"], found["input_ids"][:, -1:]], 1)
     return found
 
 
 def never(self, images=None, text=None, **kwargs):
     raise ValueError("no images today\nnor tomorrow")
+
+
+def flat_alone(self, images=None, text=None, **kwargs):
+    if images and isinstance(images[0], list):
+        raise ValueError("nested images are not supported")
+    return super(type(self), self).__call__(images=images and [images], text=text, **kwargs)
+
+
+def begun(self, images=None, text=None, **kwargs):
+    return super(type(self), self).__call__(images=images, text=["<|im_start|>" + one for one in text], **kwargs)
 
 
 def one_at_most(self, images=None, text=None, **kwargs):
@@ -164,7 +175,7 @@ def test_a_processor_that_cannot_be_foretold_is_refused_by_name_and_text_alone_i
     expander = Expander(altered("llava_onevision", __call__=method))
     assert expander.expand(Rendered("words alone", None, False), []).text == "words alone"
     with pytest.raises(ModelError, match=f"OddProcessor .*({words})") as caught:
-        expander.expand(Rendered("<image> and words", None, False), sources(["small"]))
+        expander.sources([encoded(Image.new("RGB", (40, 70)))])
     assert "\n" not in str(caught.value)
     assert "Resize" not in str(caught.value)
 
@@ -174,6 +185,27 @@ def test_a_row_with_more_images_than_the_processor_takes_is_refused_with_their_n
     assert expander.expand(Rendered("<image>words", None, False), sources(["small"])).text
     with pytest.raises(RowError, match="the row has 2 images, and OddProcessor takes at most 1 image"):
         expander.expand(Rendered("<image><image>words", None, False), sources(["small", "small"]))
+
+
+def test_a_processor_that_takes_images_one_after_the_other_gets_them_so():
+    processor = altered("llava_onevision", __call__=flat_alone)
+    facts = facts_of_processor(processor)
+    # it says of two texts' images that they are one row's, and so cannot be used for batches
+    assert not facts.nested or facts.refusal
+    usual = altered("paligemma", __call__=flat_alone)
+    assert not facts_of_processor(usual).nested
+    found = Expander(usual).expand(Rendered("<image><image>words", None, False), sources(["small", "small"]))
+    assert found.text.endswith("<bos>words\n")
+
+
+def test_a_processor_that_begins_each_text_begins_those_without_images_too():
+    expander = Expander(altered("llava_onevision", __call__=begun))
+    assert expander.facts.changes_texts
+    found = expander.expand(Rendered("say a word", (Span(4, 5),), False), [])
+    assert found.text == "<|im_start|>say a word"
+    assert [found.text[span.start : span.end] for span in found.spans] == ["a"]
+    # which the tokenizer does where it is asked to
+    assert expander.expand(Rendered("say a word", None, True), []).text == "say a word"
 
 
 def test_what_is_kept_of_images_takes_no_room_for_pixels():

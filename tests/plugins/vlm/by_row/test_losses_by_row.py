@@ -124,3 +124,11 @@ def test_a_batch_of_both_kinds_is_refused_where_nobody_looked_before(tmp_path):
     trainer = make_trainer(tmp_path, "mllama", [TEXT_ROW, *ROWS])
     with pytest.raises(DataError, match="MllamaProcessor"):
         trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
+
+
+@pytest.mark.slow
+def test_an_adapter_on_attention_to_images_trains_where_a_text_alone_would_not_pass_it(tmp_path):
+    options = {"plugins": {"adapter": {"lora": {"target_modules": "all-linear"}}}}
+    trainer = make_trainer(tmp_path, "mllama", ROWS, gradient_accumulation_steps=3, **options)
+    assert loss_of(trainer) == pytest.approx(by_hand("mllama", ROWS), rel=1e-5)
+    assert any("cross_attn" in name for name, one in trainer.model.named_parameters() if one.requires_grad)
