@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import click
 
 from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.bound import by_itself
+from sftcore.config.plugins.unread_groups import UnreadGroups
 from sftcore.core.discovery import Catalog, PluginEntry, discover
 from sftcore.core.types import KINDS
+from sftcore.core.visible import visible
 
 SCHEMA = 1
 _COLUMNS = ("kind", "name", "distribution", "version", "status", "why")
@@ -29,16 +32,21 @@ _COLOURS = {"usable": "green", "missing": "yellow", "ambiguous": "yellow", "bloc
 @click.option("--block", multiple=True, metavar="KIND:NAME", help="Show this plugin as blocked.")
 def command(kind: str | None, as_json: bool, details: bool, block: tuple[str, ...]) -> None:
     """Show what is installed, usable or missing, and why. Nothing is imported without --details."""
-    catalog = discover()
+    unread = UnreadGroups()
+    catalog = discover(also=unread)
     blocked = Blocklist.parse(block, where="--block")
     entries = catalog.of_kind(kind) if kind else catalog.entries
     if details:
         click.echo("--details imports every plugin listed: third-party code runs.", err=True)
     rows = [_row(entry, catalog, blocked, details) for entry in entries]
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, "plugins": rows}, indent=2, ensure_ascii=False))
+        groups = [attrs.asdict(one) for one in unread]
+        shown = {"schema": SCHEMA, "plugins": rows, "unread_groups": groups}
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
         _show(rows)
+    for one in unread:
+        click.echo(f"warning: {visible(str(one))}", err=True)
 
 
 def _row(entry: PluginEntry, catalog: Catalog, blocked: Blocklist, details: bool) -> dict[str, Any]:

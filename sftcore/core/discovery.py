@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.metadata
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from attrs import frozen
@@ -142,11 +141,12 @@ def normalized(distribution: str) -> str:
     return distribution.lower().replace("_", "-").replace(".", "-")
 
 
-def discover(path: list[str] | None = None) -> Catalog:
+def discover(path: list[str] | None = None, also: Callable[[str, Any], object] = lambda text, of: None) -> Catalog:
     """Read all installed plugins from entry points.
 
     Args:
         path: folders to search instead of `sys.path`.
+        also: is given the entry points of every distribution, and the distribution, so that each is read once.
 
     A distribution that stands twice on the path counts once, the first one found, as Python itself would import it.
     """
@@ -154,7 +154,7 @@ def discover(path: list[str] | None = None) -> Catalog:
     seen: set[str] = set()
     entries: list[PluginEntry] = []
     for distribution in finder:
-        text = _text(distribution, "entry_points.txt")
+        also(text := _text(distribution, "entry_points.txt"), distribution)
         if not text or GROUP not in text:
             continue
         metadata = _headers(distribution)

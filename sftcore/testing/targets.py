@@ -11,6 +11,7 @@ from typing import Any
 
 from attrs import frozen
 
+from sftcore.config.plugins.unread_groups import GROUPS, near_group, unread_groups
 from sftcore.core.discovery import GROUP, PluginEntry, discover, normalized
 from sftcore.core.errors import PluginError, UnknownPluginError, nearest, quoted
 from sftcore.core.types import KINDS
@@ -69,6 +70,9 @@ def _installed(target: str) -> tuple[PluginEntry, ...]:
     if not named:
         known = {name for one in discover().entries for name in (one.name, one.distribution)}
         name = target.rpartition(":")[2].partition("@")[0]
+        for group in unread_groups():
+            if name in group.names or normalized(name) == group.distribution:
+                raise PluginError(str(group), fix="Mend it in its pyproject.toml, and install it again.")
         raise UnknownPluginError(
             f'no folder, installed distribution or plugin is named "{target}".{nearest(name, known)}',
             fix="All names: sftcore list-plugins.",
@@ -103,6 +107,12 @@ def _project(folder: Path) -> Mapping[str, Any]:
         project: Mapping[str, Any] = toml.loads(file.read_text(encoding="utf-8")).get("project", {})
     except ValueError as error:
         raise PluginError(f"{file} cannot be read: {error}.") from error
+    near = {group: near_group(group) for group in project.get("entry-points", {})}
+    if misspelt := next((group for group, name in near.items() if name and name != group and name != GROUP), ""):
+        raise PluginError(
+            f'{file} has entry points of "{misspelt}", which nobody reads. Did you mean "{near[misspelt]}"?',
+            fix=f"Groups: {', '.join(GROUPS)}.",
+        )
     if "name" not in project or not _offered(project, folder):
         raise PluginError(
             f"{file} offers no plugin.",

@@ -36,7 +36,7 @@ def listed(*words: str) -> list[dict]:
     result = CliRunner().invoke(cli, ["list-plugins", "--json", *words], catch_exceptions=False)
     assert result.exit_code == 0
     answer = json.loads(result.stdout)
-    assert list(answer) == ["schema", "plugins"]
+    assert list(answer) == ["schema", "plugins", "unread_groups"]
     assert answer["schema"] == 1
     return answer["plugins"]
 

@@ -14,6 +14,7 @@ from sftcore.config.foreign.values import OF_PLUGINS
 from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.fitting import refuse_misfit
 from sftcore.config.plugins.observed import loaded, observed
+from sftcore.config.plugins.unread_groups import unread_groups
 from sftcore.core.discovery import Catalog, PluginEntry
 from sftcore.core.errors import (
     BlockedPluginError,
@@ -113,6 +114,10 @@ def find(selection: Selection, catalog: Catalog, blocked: Blocklist) -> PluginEn
         if name is not None and any(entry.name == name for entry in catalog.of_kind(selection.kind)):
             error.fix = f'Did you mean "{name}"? All names: sftcore list-plugins --kind {selection.kind}.'
             raise
+        for group in unread_groups():
+            if selection.name in group.names:
+                error.fix = str(group)
+                raise
         catalog.find(selection.kind, selection.name, selection.distribution, where=selection.path)
         raise BlockedPluginError(
             f"{selection.label} is blocked.",

@@ -42,7 +42,10 @@ def test_a_folder_need_not_be_installed(tmp_path):
         (None, "has no pyproject.toml"),
         ("[project", "cannot be read"),
         ('[project]\nname = "x"\n', "offers no plugin"),
-        ('[project]\nname = "x"\n[project.entry-points."sftcore.fromat"]\na = "b:C"\n', 'Did you mean "format"?'),
+        (
+            '[project]\nname = "x"\n[project.entry-points."sftcore.fromat"]\na = "b:C"\n',
+            'Did you mean "sftcore.format"?',
+        ),
     ],
 )
 def test_a_folder_that_offers_nothing_is_told_so(tmp_path, text, said):
