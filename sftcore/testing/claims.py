@@ -11,6 +11,7 @@ from attrs import frozen
 from sftcore.config.setup import Setup, set_up
 from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, ModelRequest, Selection
 from sftcore.model.verify.registration import register
+from sftcore.testing.image_runs import processor_for
 from sftcore.testing.tiny import make_llama, make_tokenizer
 from sftcore.trials.outcome import Outcome
 
@@ -36,6 +37,7 @@ class Trial:
     device: str
     saved: str
     """The name of a saved model, for loaders."""
+    reads_images: bool = False
 
     @classmethod
     def of(
@@ -83,7 +85,7 @@ def _said(outcome: Outcome) -> dict[str, Any]:
 def _collator(trial: Trial) -> dict[str, Any]:
     from sftcore.trials.collator import try_collator
 
-    collate = trial.one("make_collator", processor=make_tokenizer(), plan=trial.setup.plan)
+    collate = trial.one("make_collator", processor=processor_for(trial.reads_images), plan=trial.setup.plan)
     rows = PACKED if trial.packed else ROWS
     weighted = [{**row, "weights": [0.5] * (len(row["input_ids"]) - 1) + [1.0]} for row in rows]
     found = try_collator(collate, rows)

@@ -18,8 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from sftcore.core.errors import SFTCoreError
 from sftcore.testing.claims import CLAIMS, Trial
+from sftcore.testing.image_runs import model_with_rows
 from sftcore.testing.isolated import isolated
 from sftcore.testing.runs import ROWS, run_recipe
 
@@ -33,7 +36,7 @@ def train(plugins: Mapping[str, Mapping[str, str]], layout: str, **recipe: Any) 
     Args:
         plugins: for each kind the plugins to install, as "module:Class" by name; sftcore's own need not be named.
         layout: one of LAYOUTS.
-        recipe: further keys of the recipe, and `writer`, as in LoaderTests.
+        recipe: further keys of the recipe; `writer`, as in LoaderTests, and `reads_images`, as in CollatorTests.
 
     Returns:
         `losses` and `grad_norms` of each step, and `device`.
@@ -43,7 +46,10 @@ def train(plugins: Mapping[str, Mapping[str, str]], layout: str, **recipe: Any) 
     writer = keys.pop("writer", "")
     with tempfile.TemporaryDirectory() as folder, isolated() as install:
         install(plugins)
-        keys["model"] = written(writer, Path(folder) / "model") if writer else str(tiny_folder())
+        if keys.pop("reads_images", False):
+            keys["model"], keys["data"] = model_with_rows(Path(folder))
+        else:
+            keys["model"] = written(writer, Path(folder) / "model") if writer else str(tiny_folder())
         trainer = run_recipe(Path(folder), keys.pop("data", ROWS), **keys).trainer
         logged = [one for one in trainer.state.log_history if "loss" in one]
         return {
@@ -60,6 +66,7 @@ def claims(
     name: str,
     options: Mapping[str, Any],
     writer: str = "",
+    reads_images: bool = False,
 ) -> dict[str, Any]:
     """What the trials that a run makes before its first step say of a plugin: `fault`, `fix` and `notes`."""
     with isolated() as install:
@@ -67,7 +74,8 @@ def claims(
         device = "standin" if on_standin() else "cpu"
         with tempfile.TemporaryDirectory() as folder:
             saved = written(writer, Path(folder) / "model") if kind == "loader" else ""
-            return CLAIMS[kind](Trial.of(kind, name, options, packed=layout == "packed", device=device, saved=saved))
+            trial = Trial.of(kind, name, options, packed=layout == "packed", device=device, saved=saved)
+            return CLAIMS[kind](attrs.evolve(trial, reads_images=reads_images))
 
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {"train": train, "claims": claims}

@@ -5,6 +5,7 @@ One run with a distribution that has a plugin of each kind, all hooks of which n
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -362,9 +363,35 @@ def test_hook_save_model(ran):
     assert (ran.out / "STAMP").is_file()
 
 
+def proven(source: str) -> set[str]:
+    """Hooks with a test of their name that asserts something and is not left out."""
+    tests = {one.name: one for one in ast.parse(source).body if isinstance(one, ast.FunctionDef)}
+    return {
+        hook
+        for hook in LIFECYCLE
+        if (test := tests.get(f"test_hook_{hook}")) is not None
+        and not test.decorator_list
+        and {argument.arg for argument in test.args.args} & {"ran", "each"}
+        and any(isinstance(node, ast.Assert) or "pytest.raises" in ast.unparse(node) for node in test.body)
+    }
+
+
 def test_every_hook_has_a_test_named_for_it():
-    tests = Path(__file__).read_text(encoding="utf-8")
-    assert [hook for hook in LIFECYCLE if f"def test_hook_{hook}(" not in tests] == []
+    assert proven(Path(__file__).read_text(encoding="utf-8")) == set(LIFECYCLE)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "# def test_hook_check(ran):",
+        "def test_hook_check(ran):\n    pass",
+        "@pytest.mark.skip\ndef test_hook_check(ran):\n    assert ran.KEPT['check']",
+        "def test_hook_check():\n    assert 'check'",
+        "class Test:\n    def test_hook_check(self, ran):\n        assert ran.KEPT['check']",
+    ],
+)
+def test_a_test_that_proves_nothing_is_none(test):
+    assert proven(test) == set()
 
 
 def test_the_hooks_of_a_run_are_asked_in_the_order_of_the_lifecycle(ran):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 from sftcore.core.types import Plan
 from sftcore.testing.conformance.trained import TrainedTests
 from sftcore.testing.conformance.under_test import UnderTest
-from sftcore.testing.tiny import make_tokenizer
+from sftcore.testing.image_runs import processor_for
 
 TOKENS = (
     {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
@@ -18,10 +18,27 @@ TOKENS = (
 
 
 class CollatorTests(TrainedTests):
-    """The tests of a collator."""
+    """The tests of a collator.
+
+    reads_images: for a collator of a vision-language model, which is then tried with the processor of one, and trains
+    one on rows with images.
+    """
 
     kind = "collator"
     needs = ("make_collator",)
+    reads_images: ClassVar[bool] = False
+
+    def keys(self, one: UnderTest) -> dict[str, Any]:
+        return {**super().keys(one), **self._of_images()}
+
+    def _keys(self, layout: str) -> dict[str, Any]:
+        return {**super()._keys(layout), **self._of_images()}
+
+    def _claims(self, one: UnderTest, layout: str) -> dict[str, Any]:
+        return {**super()._claims(one, layout), **self._of_images()}
+
+    def _of_images(self) -> dict[str, bool]:
+        return {"reads_images": True} if self.reads_images else {}
 
     def test_it_says_how_it_lays_rows_out(self) -> None:
         one = self.tested
@@ -56,6 +73,6 @@ class CollatorTests(TrainedTests):
 
     def _collate(self, one: UnderTest) -> Any:
         with one.asked("make_collator"):
-            collate = one.alone().one("make_collator", processor=make_tokenizer(), plan=Plan(()))
+            collate = one.alone().one("make_collator", processor=processor_for(self.reads_images), plan=Plan(()))
         one.require(callable(collate), f"make_collator gives {type(collate).__name__}, where a function is meant.")
         return collate
