@@ -58,6 +58,19 @@ class Rank:
         return [place for place, number in enumerate(numbers) if number % self.count == self.index]
 
 
+def shares_of_batches(args: SFTConfig) -> tuple[int, int]:
+    """Among how many processes a batch is split, and how many have batches of their own.
+
+    With `split_batches` accelerate gives each process its part of one batch; processes that a model is split among (tp)
+    read the same.
+    """
+    if args.accelerator_config.split_batches:
+        return args.world_size, 1
+    if args.accelerator_config.dispatch_batches:
+        return 1, args.world_size
+    return 1, rank_of(args).count
+
+
 def rank_of(args: SFTConfig) -> Rank:
     """The rank of this process among those that read different rows; the only one where accelerate sends batches."""
     config = args.accelerator_config

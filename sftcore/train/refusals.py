@@ -24,6 +24,7 @@ from sftcore.core.errors import (
 )
 from sftcore.core.types import Problem
 from sftcore.data.mixing.mixture import has_length
+from sftcore.data.ranks import shares_of_batches
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
 from sftcore.train.own.hooks import hook_lost_in_shards, per_sample_wrapper
@@ -270,8 +271,7 @@ def refuse_no_batch(args: SFTConfig, train_dataset: Any, eval_dataset: Any) -> N
         ("train_dataset", train_dataset, args.per_device_train_batch_size),
         *((str(name), rows, args.per_device_eval_batch_size) for name, rows in evaluated.items()),
     ):
-        split = getattr(args.accelerator_config, "split_batches", False)
-        full = size if split else size * args.world_size
+        full = size * shares_of_batches(args)[1]
         if isinstance(rows, Sized) and len(rows) < full:
             raise DataError(
                 f"dataloader_drop_last leaves no batch: {len(rows)} rows, and a batch of all processes has {full}.",

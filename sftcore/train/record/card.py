@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from sftcore.data.ranks import shares_of_batches
 from sftcore.model.attention import running_attention
 from sftcore.model.embeddings import num_rows
 
@@ -119,13 +120,15 @@ def _base_arguments(base: str) -> str:
 
 def _facts(trainer: RunView) -> list[str]:
     args = trainer.args
+    shared, processes = shares_of_batches(args)
+    places = f"split among {shared} processes" if shared > 1 else f"on each of {processes} process(es)"
     plugins = ", ".join(f"{one.entry.kind} {one.entry.name}" for one in trainer.setup.plugins.bound)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     facts = [
         f"Plugins: {plugins}",
         f"Attention: {running_attention(trainer.loaded.model)}",
         f"{trainer.state.global_step} steps of {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} "
-        f"rows on each of {args.world_size} process(es), learning rate {args.learning_rate:g}, seed {args.seed}",
+        f"rows {places}, learning rate {args.learning_rate:g}, seed {args.seed}",
     ]
     facts += [line for ledger in trainer.data.ledgers for line in ledger.lines()]
     facts += [line for one in trainer.data.streams.values() if one.total for line in one.total.lines()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sftcore.data.ranks import shares_of_batches
 from sftcore.model.attention import running_attention
 from sftcore.model.unwrap import num_weights
 from sftcore.util.shown import counted
@@ -46,14 +47,16 @@ def attention_lines(trainer: RunView) -> list[str]:
 
 def _steps(args: Any, steps: int) -> str:
     """The steps, and the rows of each: of a batch, of those that are accumulated, and of all processes."""
-    batch, accumulated, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
+    batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    shared, processes = shares_of_batches(args)
     factors = [
         *([f"{accumulated} accumulated"] if accumulated > 1 else []),
         *([f"{processes} processes"] if processes > 1 else []),
     ]
-    product = f" ({' x '.join([str(batch), *factors])})" if factors else ""
-    rows = counted(batch * accumulated * processes, "row")
-    return f"{steps:,}, {'each ' if steps > 1 else ''}of {rows}{product}"
+    said = [" x ".join([str(batch), *factors])] if factors else []
+    said += [f"each batch is split among {shared} processes"] if shared > 1 else []
+    rows, how = counted(batch * accumulated * processes, "row"), f" ({', '.join(said)})" if said else ""
+    return f"{steps:,}, {'each ' if steps > 1 else ''}of {rows}{how}"
 
 
 def _length(trainer: RunView) -> str:
