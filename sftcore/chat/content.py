@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -104,18 +104,18 @@ def switches(template: ChatTemplate) -> list[tuple[str, bool]]:
     return [(name, value) for name in chosen for value in (True, False)]
 
 
-def says_otherwise(turns: Turns, pictures: bool = False) -> bool:
-    """Whether a message has parts other than texts (and images, if there are any), further keys, or a developer."""
+def says_otherwise(turns: Turns, seen: Collection[str] = ()) -> bool:
+    """Whether a message has parts other than texts and those of types that are `seen`, further keys, or a developer."""
     for turn in turns:
         if turn.extra or turn.role == "developer":
             return True
-        if type(turn.content) is not str and _has_others(turn.content, pictures):
+        if type(turn.content) is not str and _has_others(turn.content, seen):
             return True
     return False
 
 
-def _has_others(content: Any, pictures: bool) -> bool:
-    return any(part.extra if part.type == "text" else not (pictures and part.type == "image") for part in content or ())
+def _has_others(content: Any, seen: Collection[str]) -> bool:
+    return any(part.extra if part.type == "text" else part.type not in seen for part in content or ())
 
 
 def refuse_unseen(turns: Turns, knows: Callable[[str], bool]) -> None:

@@ -46,9 +46,10 @@ class Rendered:
     If `spans` is None, every token is supervised, including those that the tokenizer adds. `notes` are short constant
     sentences on what the chat template did to this row. If the text holds `images`, `image_spans` are the characters
     that stand for them, which are never supervised, and `unexpanded` is the text as the processor reads it, with one
-    placeholder for each image. `turns` are the assistant's turns, where their places were proven. `thoughtless` are the
-    messages that are supervised without reasoning of theirs, because the template cut it out. `whole` says what it
-    is, if no part of it means anything by itself, and `nothing` why nothing of it is supervised, where that is so.
+    placeholder for each image. So they are for `media`, whose characters are `media_spans` too. `turns` are the
+    assistant's turns, where their places were proven. `thoughtless` are the messages that are supervised without
+    reasoning of theirs, because the template cut it out. `whole` says what it is, if no part of it means anything by
+    itself, and `nothing` why nothing of it is supervised, where that is so.
     """
 
     text: str
@@ -58,6 +59,8 @@ class Rendered:
     image_spans: tuple[Span, ...] = ()
     unexpanded: str = ""
     images: tuple[Mapping[str, Any], ...] = ()
+    media_spans: tuple[Span, ...] = ()
+    media: tuple[Mapping[str, Any], ...] = ()
     turns: tuple[TurnSpan, ...] = ()
     thoughtless: tuple[int, ...] = ()
     whole: str = ""
@@ -159,11 +162,11 @@ class Renderer:
         return bool(self.tokenizer.chat_template) and self._special.added.search(prompt) is None
 
     def _as_templates_read(self, turns: Turns, example: Example) -> tuple[Turns, tuple[str, ...]]:
-        pictures = bool(example.images)
-        if not says_otherwise(turns, pictures):
+        seen = _seen(example)
+        if not says_otherwise(turns, seen):
             return turns, ()
         template = self._conversations.template(example)
-        if not pictures:
+        if not seen:
             source = template.source
             refuse_unseen(turns, lambda kind: f"'{kind}'" in source or f'"{kind}"' in source)
         return self._content.as_templates_read(turns, template)
@@ -317,6 +320,13 @@ def _several_sides(turns: Turns) -> bool:
         if (turn.role == "assistant") is not first:
             return True
     return False
+
+
+def _seen(example: Example) -> tuple[str, ...]:
+    """The types of parts that stand for what the example holds beside its words."""
+    if not example.images and not example.media:
+        return ()
+    return (*(("image",) if example.images else ()), *(one.modality.name for one in example.media))
 
 
 def _turns(turns: str | Turns | None) -> Turns:

@@ -118,10 +118,9 @@ class Example:
     """What a format makes of a row: exactly one of `messages`, `prompt` with `completion`, `text`, `tokens`.
 
     `prompt` and `completion` are both texts or both lists of messages. `tools` are JSON schemas, `template_kwargs`
-    further arguments for the chat template of this row.
-
-    `images` are PIL images, encoded bytes, paths, or mappings with `bytes` or `path`. Each belongs to one place in the
-    words, in the same order: a part of type "image" in a message, or IMAGE in a text.
+    further arguments for the chat template of this row. `images` are PIL images, encoded bytes, paths, or mappings with
+    `bytes` or `path`, and `media` whatever else is seen or heard, each a `sftcore.plugin_api.Medium`. Each belongs to
+    one place in the words, in the same order: a part of its type (`image`, `video`), or IMAGE or <video> in a text.
 
     `spans` are the characters of `text` that are supervised. Such a text is taken as it is: no token is added to it.
     """
@@ -132,6 +131,7 @@ class Example:
     text: str | None = None
     tokens: TokenizedRow | None = None
     images: Sequence[Any] = ()
+    media: Sequence[Any] = ()
     tools: Sequence[Mapping[str, Any]] | None = None
     template_kwargs: Mapping[str, Any] = field(factory=dict)
     spans: Sequence[Span] | None = None

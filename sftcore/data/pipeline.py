@@ -22,6 +22,8 @@ from sftcore.data.format import RowReader
 from sftcore.data.images.expand import Expander
 from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
+from sftcore.data.media.expansion import with_media, with_own_media
+from sftcore.data.media.video import VIDEO
 from sftcore.data.rules.long_rows import CUT, SPLIT, TOO_LONG, LongRule
 from sftcore.data.rules.system_prompt import with_system_prompt
 from sftcore.data.rules.well_formed import fault_in
@@ -206,7 +208,8 @@ class Pipeline:
         if not content.image_spans or self.expander is None:
             return ()
         sizes = (size_of(image, self.expander.max_pixels) for image in content.images)
-        ranges = (token_range(encoding, span) for span in content.image_spans)
+        spans = (span for span in content.image_spans if span not in content.media_spans)
+        ranges = (token_range(encoding, span) for span in spans)
         found = zip(content.images, sizes, ranges, strict=True)
         return tuple(Picture(image, *size, *tokens) for image, size, tokens in found)
 
@@ -214,15 +217,17 @@ class Pipeline:
         """The examples of a row as the run's settings make them, each with a note on what they did, or none."""
         found = self.reader.read(row, number)
         if self.expander is not None:
-            found = self._with_images(found, number)
+            found = self._with_own(found, number)
         if not self.system_prompt:
             return [(example, "") for example in found]
         return [with_system_prompt(example, self.system_prompt) for example in found]
 
-    def _with_images(self, examples: Sequence[Example], number: int) -> list[Example]:
-        """The examples with the images of their messages' parts, which formats of texts leave there."""
+    def _with_own(self, examples: Sequence[Example], number: int) -> list[Example]:
+        """The examples with the images and videos of their messages' parts, which formats of texts leave there."""
+        assert self.expander is not None
         try:
-            return list(map(with_own_images, examples))
+            found = (with_own_media(one, VIDEO, self.expander.processor) for one in examples)
+            return list(map(with_own_images, found))
         except RowError as error:
             raise error.at(self.reader.where, number) from None
 
@@ -278,8 +283,11 @@ class Pipeline:
         return True
 
     def _rendered(self, example: Example) -> Rendered:
-        """The example as text, with the tokens of its images."""
-        if self.expander is None:
+        """The example as text, with the tokens of its images and other media."""
+        if example.media:
+            self._refuse_keep_end()
+            return with_media(self.expander, self.renderer, example)
+        if self.expander is None or not self.expander.reads_images:
             if example.images:
                 kind = type(self.renderer.tokenizer).__name__
                 raise RowError(
@@ -287,13 +295,17 @@ class Pipeline:
                     fix="Use a vision-language model with its processor, or remove the images.",
                 )
             return self.renderer.render(example)
-        if example.images and self.truncation == "keep_end" and self.max_length is not None:
+        if example.images:
+            self._refuse_keep_end()
+        sources = self.expander.sources(example.images)
+        return self.expander.expand(self.renderer.render(self.expander.with_placeholders(example)), sources)
+
+    def _refuse_keep_end(self) -> None:
+        if self.truncation == "keep_end" and self.max_length is not None:
             raise ConflictError(
                 "truncation_mode keep_end would cut off images, most of which are at the start of a row.",
                 fix="Set truncation_mode: keep_start, or max_length: null.",
             )
-        sources = self.expander.sources(example.images)
-        return self.expander.expand(self.renderer.render(self.expander.with_placeholders(example)), sources)
 
     def _outcome(
         self, contents: Sequence[Content], encoded: Sequence[Encoded]

@@ -75,7 +75,7 @@ def prove_images(model: Any, way: Way, collate: Collate, documents: Sequence[dic
 
 def first_documents(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Up to COUNT documents with images, each as a separate row."""
-    found = (document for row in rows for document in _documents_of(row) if document[DOCUMENTS][0]["images"])
+    found = (one for row in rows for one in _documents_of(row) if one[DOCUMENTS][0]["text"] is not None)
     return list(itertools.islice(found, COUNT))
 
 
@@ -83,7 +83,11 @@ def _text_document(model: Any, length: int) -> dict[str, Any]:
     """A document without images, which shows whether attention uses the image positions of another document."""
     known = ordinary_token_ids(causal_model(model).config)
     ids = [known[(7 * i) % len(known)] for i in range(length)]
-    return {"input_ids": ids, "labels": ids, DOCUMENTS: [{"row": -1, "text": None, "special": False, "images": []}]}
+    return {
+        "input_ids": ids,
+        "labels": ids,
+        DOCUMENTS: [{"row": -1, "text": None, "special": False, "images": [], "media": []}],
+    }
 
 
 def _measured(model: Any, way: Way, collate: Collate, documents: Sequence[dict[str, Any]]) -> Gaps:
@@ -140,9 +144,10 @@ def _documents_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _with_noise(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with its images replaced by noise."""
+    """The document with its images and other media replaced by noise."""
     inner = document[DOCUMENTS][0]
-    return {**document, DOCUMENTS: [{**inner, "images": [_noise(image) for image in inner["images"]]}]}
+    images, media = map(_noise, inner["images"]), ({**one, "noise": True} for one in inner.get("media") or ())
+    return {**document, DOCUMENTS: [{**inner, "images": list(images), "media": list(media)}]}
 
 
 def _noise(source: Mapping[str, Any]) -> dict[str, Any]:

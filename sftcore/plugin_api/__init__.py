@@ -8,6 +8,8 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 | formats | `IGNORED`, the label of a token that does not count; `IMAGE`, the place of an image in a text |
 | collators | `pad_rows`*, `flatten_rows`*, `filler_of`, `multiple_of` |
 | collators of images | `DOCUMENTS`, `MAX_PIXELS`, `open_image`, `facts_of_processor`* |
+| formats and collators of videos, sounds and other media | `Modality`, `Medium`, `Video`, `reference`, `facts_of`, |
+| | `media_features`* |
 | attentions | `edges_of`*, `planned_device`, `unsupported` |
 | kernels | `decoder_layers`* |
 | losses | `OwnLoss`, of a plugin that leaves the loss to the model |
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from sftcore.data.images.pictures import DOCUMENTS
     from sftcore.data.images.processors import facts_of_processor
     from sftcore.data.images.reference import MAX_PIXELS, open_image
+    from sftcore.data.media.features import media_features
+    from sftcore.data.media.modality import Medium, Modality, facts_of, reference
+    from sftcore.data.media.video import Video
     from sftcore.losses.loss_call import loss_call
     from sftcore.losses.own_loss import OwnLoss
     from sftcore.model.memory.layers import decoder_layers
@@ -50,15 +55,20 @@ __all__ = [
     "IGNORED",
     "IMAGE",
     "MAX_PIXELS",
+    "Medium",
+    "Modality",
     "OwnLoss",
+    "Video",
     "adapter_folder",
     "declared_fields",
     "decoder_layers",
     "edges_of",
+    "facts_of",
     "facts_of_processor",
     "filler_of",
     "flatten_rows",
     "loss_call",
+    "media_features",
     "multiple_of",
     "nearest",
     "open_image",
@@ -67,6 +77,7 @@ __all__ = [
     "prepare_quantised",
     "quantisation_asked_for",
     "quantisation_of",
+    "reference",
     "refuse_endless",
     "selective_of",
     "triton_is_interpreted",

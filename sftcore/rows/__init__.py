@@ -7,6 +7,7 @@ from sftcore.rows.columns import is_null, template_kwargs_of, text_of, value_of,
 from sftcore.rows.dialogues import as_turns
 from sftcore.rows.documents import documents_of
 from sftcore.rows.images import images_of, place_images
+from sftcore.rows.media import media_of, place_media
 from sftcore.rows.roles import ALIASES, ROLES
 from sftcore.rows.tools import tools_column, tools_of
 from sftcore.rows.turns import (
@@ -29,8 +30,10 @@ __all__ = [
     "images_of",
     "is_null",
     "is_trained_turns",
+    "media_of",
     "messages_of",
     "place_images",
+    "place_media",
     "read_messages",
     "single_out",
     "split_turns",

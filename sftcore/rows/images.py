@@ -46,25 +46,28 @@ def with_own_images(example: Example) -> Example:
     turns = [*(example.messages or ()), *_turns(example.prompt), *_turns(example.completion)]
     if not any(part.type in _TYPES for turn in turns for part in _parts(turn)):
         return example
-    placed, images = place_images(turns, (), "")
+    placed, images = place_images(turns, (), "", beside=[one.modality.name for one in example.media])
     if example.messages is not None:
         return attrs.evolve(example, messages=placed, images=images)
     asked = len(_turns(example.prompt))
     return attrs.evolve(example, prompt=placed[:asked], completion=placed[asked:], images=images)
 
 
-def place_images(messages: Sequence[Message], images: Sequence[Any], marker: str) -> tuple[list[Message], list[Any]]:
+def place_images(
+    messages: Sequence[Message], images: Sequence[Any], marker: str, *, beside: Sequence[str] = ()
+) -> tuple[list[Message], list[Any]]:
     """Messages with a part of type "image" for each image, and the images in the order of these parts.
 
     An image placeholder is the `marker` in a text (no text where it is empty), or a part of type "image" (or OpenAI's
     "image_url" and "input_image"), which may also hold its own image. `images` fill the parts that hold none; if there
     are as many as all parts, each stands for the part in its place, and is compared with the image that it holds.
-    Without placeholders, the images are put before the first user's words.
+    Without placeholders, the images are put before the first user's words. Parts of the types
+    `beside` are left as they are.
 
     Raises:
         RowError: the numbers of images and placeholders differ, or a part is neither an image nor a text.
     """
-    parted = [_parted(message, i, marker) for i, message in enumerate(messages)]
+    parted = [_parted(message, i, marker, beside) for i, message in enumerate(messages)]
     if images and not any(part.type == "image" for message in parted for part in _parts(message)):
         parted = _with_images_first(parted, len(images))
     held = [_held(part) for message in parted for part in _parts(message) if part.type == "image"]
@@ -128,14 +131,14 @@ def _parts(message: Message) -> Sequence[Part]:
     return message.content if message.content is not None and not isinstance(message.content, str) else ()
 
 
-def _parted(message: Message, index: int, marker: str) -> Message:
+def _parted(message: Message, index: int, marker: str, beside: Sequence[str]) -> Message:
     """The message with its content split into parts if it holds an image."""
     content = message.content
     if isinstance(content, str):
         return attrs.evolve(message, content=_split(content, marker)) if marker and marker in content else message
     parts: list[Part] = []
     for part in _parts(message):
-        if part.type in _OTHER_MEDIA:
+        if part.type in _OTHER_MEDIA and part.type not in beside:
             raise RowError(f'message {index} has a part of type "{part.type}", but only texts and images can be read.')
         if part.type in _TYPES:
             parts.append(attrs.evolve(part, type="image"))

@@ -21,7 +21,7 @@ from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.types import ModelRequest, Plan, Problem
 from sftcore.data.collate import no_token_ids
 from sftcore.data.images.expand import is_vision
-from sftcore.data.images.pictures import has_images, has_rows_without_images
+from sftcore.data.images.pictures import has_images, has_rows_without_images, modalities_in
 from sftcore.data.mixing.mixture import DataSource, Mixture
 from sftcore.model.memory.offload import refuse_offloading
 from sftcore.model.skeleton import learned_positions, module_names, task_problems, virtual_tokens
@@ -31,7 +31,7 @@ from sftcore.util.versions import warn_if_untested
 if TYPE_CHECKING:
     from sftcore.config.sft_config import SFTConfig
 
-RAW_COLUMNS = ["messages", "prompt", "completion", "text", "conversations", "image", "images"]
+RAW_COLUMNS = ["messages", "prompt", "completion", "text", "conversations", "image", "images", "video", "videos"]
 """Columns that a user's own collator may read of rows that were not prepared."""
 
 
@@ -272,24 +272,32 @@ def skips_preparation(args: SFTConfig, dataset: Any, data_collator: Any) -> bool
         return True
     columns = set(getattr(dataset, "column_names", None) or ())
     own = data_collator is not None and not getattr(data_collator, "images", False)
-    return own and "input_ids" not in columns and bool({"image", "images"} & columns)
+    return own and "input_ids" not in columns and bool({"image", "images", "video", "videos"} & columns)
 
 
 def refuse_collator(collator: Any, args: SFTConfig, *datasets: Any, own: bool, packed: bool) -> None:
-    """Refuse rows with images for a collator that would leave them out, or for batches that they cannot share.
+    """Refuse rows with images or other media for a collator that would leave them out, or for batches of others.
 
     Raises:
-        ConflictError: it does not say that it takes images (an attribute `images` that is true); or its attribute
-            `images_by_row` names a processor whose model looks for images in the rows of a batch, and documents with
-            images share rows, or rows with and without images a batch.
+        ConflictError: it does not say that it takes images (an attribute `images` that is true) or media of this name
+            (an attribute `modalities`, a mapping or set that has it); or its attribute `images_by_row` names a
+            processor whose model looks for images in the rows of a batch, and documents with images share rows, or
+            rows with and without images a batch.
     """
+    every = [one for given in datasets for one in (given.values() if isinstance(given, Mapping) else [given])]
+    every = [one for one in every if one is not None and hasattr(one, "column_names")]
+    taken = getattr(collator, "modalities", ())
+    inner = getattr(collator, "collator", collator)
+    name = type(getattr(inner, "function", inner)).__name__
+    left = next((found for one in every for found in modalities_in(one) if found not in taken), None)
+    if left is not None:
+        raise ConflictError(
+            f"the rows have media of type {left}, and the collator {name} takes none.",
+            fix=f"Use a collator that does; it says so in an attribute `modalities` with the name {left}.",
+        )
     if getattr(collator, "images", False):
         _refuse_images_by_row(collator, args, *datasets, packed=packed)
-        return
-    every = [one for given in datasets for one in (given.values() if isinstance(given, Mapping) else [given])]
-    if any(one is not None and hasattr(one, "column_names") and has_images(one) for one in every):
-        collator = getattr(collator, "collator", collator)
-        name = type(getattr(collator, "function", collator)).__name__
+    elif not taken and any(map(has_images, every)):
         raise ConflictError(
             f"the rows have images, and the collator {name} takes none.",
             fix="Give it an attribute `images = True` if it does." if own else "Use collator: vlm.",

@@ -33,10 +33,11 @@ def ours(path: Path) -> Iterator[str]:
 
 def test_the_names_of_plugin_api_are_frozen():
     names = {
-        "DOCUMENTS", "IGNORED", "IMAGE", "MAX_PIXELS", "OwnLoss", "adapter_folder", "declared_fields",
-        "decoder_layers", "edges_of", "filler_of", "flatten_rows", "loss_call", "multiple_of", "nearest",
-        "open_image", "pad_rows", "planned_device", "prepare_quantised", "quantisation_asked_for", "quantisation_of",
-        "refuse_endless", "selective_of", "triton_is_interpreted", "unsupported", "vision_parts",
+        "DOCUMENTS", "IGNORED", "IMAGE", "MAX_PIXELS", "Medium", "Modality", "OwnLoss", "Video", "adapter_folder",
+        "declared_fields", "decoder_layers", "edges_of", "facts_of", "filler_of", "flatten_rows", "loss_call",
+        "media_features", "multiple_of", "nearest", "open_image", "pad_rows", "planned_device", "prepare_quantised",
+        "quantisation_asked_for", "quantisation_of", "reference", "refuse_endless", "selective_of",
+        "triton_is_interpreted", "unsupported", "vision_parts",
     }  # fmt: skip
     assert set(sftcore.plugin_api.__all__) == names
     assert len(sftcore.plugin_api.__all__) == len(names)

@@ -13,9 +13,12 @@ from sftcore.plugin_api import (
     DOCUMENTS,
     IGNORED,
     MAX_PIXELS,
+    Modality,
+    Video,
     facts_of_processor,
     filler_of,
     flatten_rows,
+    media_features,
     multiple_of,
     open_image,
     pad_rows,
@@ -75,15 +78,16 @@ class VisionCollator:
 
     The layout is that of `sftcore.plugin_api.pad_rows`, or with `flattened` of `flatten_rows`: see there for shapes
     and dtypes. Beside it stand what the processor makes of the images, in the order of the documents (pixel_values and
-    whatever tells the model their grid, sizes or mask, in the processor's own shapes), and what it gives for each token
-    (token_type_ids, mm_token_type_ids: (rows, width) int64; a cross_attention_mask: (rows, width, images, tiles)).
-    Token types that tell a prompt from what is learned (PaliGemma's) are made from the labels: 0 before the first
-    token that counts, 1 from there on. Labels are the run's own, whatever the processor returns.
-    `images` says that it takes rows with images, and `images_by_row` names the processor if these stand in the rows of
-    the batch, so that rows with and without images cannot share one, nor documents with images a row.
+    whatever tells the model their grid, sizes or mask, in the processor's own shapes) and of the videos, and what it
+    gives for each token (token_type_ids, mm_token_type_ids: (rows, width) int64; a cross_attention_mask: (rows, width,
+    images, tiles)). Token types that tell a prompt from what is learned (PaliGemma's) are made from the labels: 0
+    before the first token that counts, 1 from there on. Labels are the run's own, whatever the processor returns.
+    `images` and `modalities` say that it takes rows with images and with these media, and `images_by_row` names the
+    processor if images stand in the rows of the batch, so that rows with and without images cannot share one, nor
+    documents with images a row.
 
     Raises:
-        RowError: an image cannot be decoded.
+        RowError: an image or a video cannot be decoded.
         DataError: the processor makes other tokens of a text than it did when the rows were prepared; it returns what
             the batch has already; or rows share a batch that cannot.
     """
@@ -94,6 +98,7 @@ class VisionCollator:
     flattened: bool = False
     max_pixels: int = MAX_PIXELS
     images: bool = field(default=True, init=False)
+    modalities: Mapping[str, Modality] = field(factory=lambda: {"video": Video()}, init=False)
 
     facts: Any = field(init=False, repr=False, eq=False)
 
@@ -110,7 +115,11 @@ class VisionCollator:
         build = flatten_rows if self.flattened else pad_rows
         batch = build(rows, pad_token_id=self.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of)
         documents = [document for row in rows for document in _documents(row)]
-        features = self._features([one for one, _ in documents if one["images"]])
+        seen = [one for one, _ in documents if one["text"] is not None]
+        if any(one.get("media") for one in seen):
+            features = media_features(self.processor, seen, self.modalities, self.max_pixels)
+        else:
+            features = self._features(seen)
         if self.images_by_row and features:
             self._hold_rows(rows, documents)
         given = {name: features.pop(name, None) for name in dict.fromkeys((*TOKEN_TYPES, *self.facts.per_token))}
@@ -189,8 +198,8 @@ class VisionCollator:
         number = 0
         starts = _starts(rows, self.flattened)
         for (document, length), (row, start) in zip(documents, starts, strict=True):
-            if document["images"] and given is not None:
-                spread[row, start : start + length] = given[number, :length]
+            if document["text"] is not None and given is not None:
+                spread[row, start : start + length] = given[number][:length]
                 number += 1
         return spread
 
@@ -212,7 +221,7 @@ def _documents(row: Mapping[str, Any]) -> list[tuple[dict[str, Any], int]]:
     lengths = row.get("seq_lengths")
     lengths = [len(ids)] if lengths is None else [int(length) for length in lengths]
     given = row.get(DOCUMENTS)
-    given = [{"text": None, "images": []}] * len(lengths) if given is None else given
+    given = [{"text": None, "images": [], "media": []}] * len(lengths) if given is None else given
     found, start = [], 0
     for document, length in zip(given, lengths, strict=True):
         part = slice(start, start + length)

@@ -43,7 +43,13 @@ class Alpaca:
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
-        return {self.instruction, self.output} <= set(columns) and not {"image", "images", "input_ids"} & set(columns)
+        return {self.instruction, self.output} <= set(columns) and not {
+            "image",
+            "images",
+            "video",
+            "videos",
+            "input_ids",
+        } & set(columns)
 
     @hookimpl
     def suggest(self, columns: tuple[str, ...]) -> Mapping[str, Any] | None:

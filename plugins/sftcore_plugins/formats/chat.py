@@ -45,7 +45,7 @@ class Chat:
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
-        return self.messages in columns and not {"image", "images", "input_ids"} & set(columns)
+        return self.messages in columns and not {"image", "images", "video", "videos", "input_ids"} & set(columns)
 
     @hookimpl
     def suggest(self, columns: tuple[str, ...]) -> Mapping[str, Any] | None:

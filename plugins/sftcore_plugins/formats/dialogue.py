@@ -24,7 +24,7 @@ _CLEAR = ("conversation", "dialog", "dialogue", "turns")
 _VAGUE = ("items", "data", "chat", "utterances", "thread")
 _OTHERS = {
     "input_ids", "messages", "conversations", "text", "prompt", "completion", "instruction", "output",
-    "chosen", "rejected", "image", "images",
+    "chosen", "rejected", "image", "images", "video", "videos",
 }  # fmt: skip
 
 

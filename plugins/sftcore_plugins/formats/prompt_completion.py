@@ -40,7 +40,7 @@ class PromptCompletion:
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
         wanted = {self.prompt, self.completion} <= set(columns)
-        return wanted and not {"image", "images", "input_ids"} & set(columns)
+        return wanted and not {"image", "images", "video", "videos", "input_ids"} & set(columns)
 
     @hookimpl
     def suggest(self, columns: tuple[str, ...]) -> Mapping[str, Any] | None:

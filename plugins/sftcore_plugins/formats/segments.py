@@ -16,7 +16,9 @@ class Segments:
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
-        return self.segments in columns and not {"image", "images", "input_ids", "text"} & set(columns)
+        return self.segments in columns and not {"image", "images", "video", "videos", "input_ids", "text"} & set(
+            columns
+        )
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:

@@ -40,7 +40,7 @@ class ShareGPT:
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
-        return self.conversations in columns and not {"image", "images", "input_ids"} & set(columns)
+        return self.conversations in columns and not {"image", "images", "video", "videos", "input_ids"} & set(columns)
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:

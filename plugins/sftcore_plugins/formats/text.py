@@ -23,7 +23,7 @@ class Text:
 
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
-        return self.field in columns and not {"image", "images", "input_ids"} & set(columns)
+        return self.field in columns and not {"image", "images", "video", "videos", "input_ids"} & set(columns)
 
     @hookimpl
     def suggest(self, columns: tuple[str, ...]) -> Mapping[str, Any] | None:

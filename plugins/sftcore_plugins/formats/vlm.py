@@ -1,19 +1,21 @@
-"""Rows with images beside their texts or conversations."""
+"""Rows with images and videos beside their texts or conversations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
-from attrs.validators import ge, optional
+from attrs.validators import ge, gt, optional
 
 from sftcore import Example, Formatter, Message, Row, RowError, hookimpl, plugin
-from sftcore.plugin_api import IMAGE
+from sftcore.plugin_api import IMAGE, Medium, Video
 from sftcore.rows import (
     images_of,
     is_trained_turns,
+    media_of,
     place_images,
+    place_media,
     read_messages,
     single_out,
     template_kwargs_of,
@@ -33,11 +35,14 @@ def _is_size(instance: object, attribute: object, value: int | list[int]) -> Non
 
 @plugin
 class VisionLanguage:
-    """Rows with `image` or `images`, and messages, conversations, a prompt with its completion, or a text.
+    """Rows with images or videos, and messages, conversations, a prompt with its completion, or a text.
 
     A place for an image is a part {"type": "image"} of a message, which may hold its image itself, or the `marker` in a
     plain string. Conversations without any place get their images before the first user's words. Rows without images
     may stand among the others.
+
+    Videos have the same places: a part {"type": "video"}, or `<video>` in a string. `fps` or `num_frames` says which
+    frames of each a model sees; without them its processor chooses.
 
     Images are resized before the model's processor reads them, in their shape: to `max_pixels` at most and `min_pixels`
     at least, or to an `image_size` of this many pixels on the longer side at most; [width, height] is exact. What a
@@ -46,6 +51,10 @@ class VisionLanguage:
 
     images: str = "images"
     image: str = "image"
+    videos: str = "videos"
+    video: str = "video"
+    fps: float | None = attrs.field(default=None, validator=optional(gt(0)))
+    num_frames: int | None = attrs.field(default=None, validator=optional(gt(0)))
     marker: str = IMAGE
     messages: str = "messages"
     conversations: str = "conversations"
@@ -66,6 +75,10 @@ class VisionLanguage:
             raise ValueError("image_size and max_pixels or min_pixels both say how large images are: drop one")
         if self.max_pixels is not None and (self.min_pixels or 0) > self.max_pixels:
             raise ValueError(f"min_pixels is {self.min_pixels:,}, more than max_pixels, {self.max_pixels:,}")
+        if self.fps is not None and self.num_frames is not None:
+            raise ValueError("fps and num_frames both say which frames of a video a model sees: drop one")
+
+    media: ClassVar[tuple[str, ...]] = ("video", "videos")
 
     @hookimpl
     def options_from(self, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -75,7 +88,7 @@ class VisionLanguage:
     @hookimpl
     def detects(self, columns: tuple[str, ...]) -> bool:
         found = set(columns)
-        pictures = {self.images, self.image} & found
+        pictures = {self.images, self.image, self.videos, self.video} & found
         return bool(pictures) and "input_ids" not in found and self._shape(found) is not None
 
     @hookimpl
@@ -115,10 +128,12 @@ class VisionLanguage:
         return self._conversation(row, ShareGPTTurns(self.conversations, self.system, self.roles).messages_of(row))
 
     def _conversation(self, row: Row, turns: list[Message]) -> Example:
-        placed, images = place_images(turns, images_of(row, self.images, self.image), self.marker)
+        placed, media = self._with_videos(row, turns)
+        placed, images = place_images(placed, images_of(row, self.images, self.image), self.marker, beside=("video",))
         return Example(
             messages=single_out(placed, self.trained_turns),
             images=images,
+            media=media,
             tools=tools_of(row, self.tools),
             template_kwargs=template_kwargs_of(row, self.template_kwargs),
         )
@@ -131,21 +146,37 @@ class VisionLanguage:
         prompt, completion = value_of(row, self.prompt), value_of(row, self.completion)
         images = images_of(row, self.images, self.image)
         if isinstance(prompt, str) and isinstance(completion, str):
-            return Example(prompt=self._marked(prompt), completion=self._marked(completion), images=images)
+            media = self._media(self._videos_of(row))
+            return Example(prompt=self._marked(prompt), completion=self._marked(completion), images=images, media=media)
         if isinstance(prompt, str) or isinstance(completion, str):
             raise RowError(f'"{self.prompt}" and "{self.completion}" are not both texts or both lists of messages.')
         asked = with_system(self._turns(prompt, self.prompt), row, self.system)
-        turns, images = place_images([*asked, *self._turns(completion, self.completion)], images, self.marker)
+        turns, media = self._with_videos(row, [*asked, *self._turns(completion, self.completion)])
+        turns, images = place_images(turns, images, self.marker, beside=("video",))
         return Example(
             prompt=turns[: len(asked)],
             completion=turns[len(asked) :],
             images=images,
+            media=media,
             tools=tools_of(row, self.tools),
             template_kwargs=template_kwargs_of(row, self.template_kwargs),
         )
 
     def _text(self, row: Row) -> Example:
-        return Example(text=self._marked(text_of(row, self.text)), images=images_of(row, self.images, self.image))
+        text, images = self._marked(text_of(row, self.text)), images_of(row, self.images, self.image)
+        return Example(text=text, images=images, media=self._media(self._videos_of(row)))
+
+    # --- Videos ---------------------------------------------------------------------------------------------------
+    def _with_videos(self, row: Row, turns: list[Message]) -> tuple[list[Message], list[Medium]]:
+        placed, videos = place_media(turns, self._videos_of(row), "video")
+        return placed, self._media(videos)
+
+    def _videos_of(self, row: Row) -> list[Any]:
+        return media_of(row, self.video, self.videos)
+
+    def _media(self, videos: list[Any]) -> list[Medium]:
+        modality = Video(fps=self.fps, num_frames=self.num_frames)
+        return [Medium(modality, one) for one in videos]
 
     def _marked(self, text: str) -> str:
         return text.replace(self.marker, IMAGE)

@@ -52,6 +52,7 @@ class Expander:
         self.folder = folder
         self.max_pixels = max_pixels
         self.remote = remote
+        self.of_media: dict[Any, list[str]] = {}
         self.facts: ProcessorFacts = facts_of_processor(processor)
         self._texts: dict[Size, str] = {}
         by_row = self.facts.known == BY_ROW
@@ -59,7 +60,12 @@ class Expander:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the known texts: workers find their own, and no cache key depends on them."""
-        return {**self.__dict__, "_texts": {}}
+        return {**self.__dict__, "_texts": {}, "of_media": {}}
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the processor reads images, and not sounds alone."""
+        return getattr(self.processor, "image_processor", None) is not None
 
     @property
     def placeholder(self) -> str:
@@ -81,7 +87,7 @@ class Expander:
 
     def with_placeholders(self, example: Example) -> Example:
         """The example with the model's own placeholder instead of `IMAGE` in its plain texts."""
-        if not example.images or self.placeholder_in_text == IMAGE:
+        if not example.images or not self.reads_images or self.placeholder_in_text == IMAGE:
             return example
         texts = {name: getattr(example, name) for name in ("text", "prompt", "completion")}
         changed: dict[str, Any] = {
@@ -215,8 +221,9 @@ class Expander:
 
 
 def is_vision(processor: Any) -> bool:
-    """Whether a processor reads images as well as text."""
-    return getattr(processor, "image_processor", None) is not None and hasattr(processor, "tokenizer")
+    """Whether a processor reads images or sounds as well as text."""
+    parts = ("image_processor", "feature_extractor", "audio_processor")
+    return hasattr(processor, "tokenizer") and any(getattr(processor, name, None) is not None for name in parts)
 
 
 def _moved(span: Span, pieces: Sequence[Piece]) -> Span:

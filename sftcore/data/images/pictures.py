@@ -2,8 +2,8 @@
 
 The column `documents` has one entry for each document of a row; packed rows have several, in the order of
 `seq_lengths`. Each entry is a mapping: `row` is the number of the row that it was made from, `text` the text as the
-processor reads it (null if the document has no images), `special` whether the processor adds special tokens to it, and
-`images` holds references to the images.
+processor reads it (null if the document has no images or media), `special` whether the processor adds special tokens to
+it, `images` holds references to the images, and `media` those to other media (see sftcore.data.media.modality).
 """
 
 from __future__ import annotations
@@ -48,13 +48,18 @@ def documents_column(contents: Sequence[tuple[int, Any]]) -> pa.Array:
     """The column for rows of one document each, given with their numbers."""
     import pyarrow as pa
 
-    image = pa.struct({"bytes": pa.binary(), "path": pa.string(), **dict.fromkeys(KEYS, pa.int64())})
-    fields = {"row": pa.int64(), "text": pa.string(), "special": pa.bool_(), "images": pa.list_(image)}
+    kept = {"bytes": pa.binary(), "path": pa.string()}
+    image = pa.struct({**kept, **dict.fromkeys(KEYS, pa.int64())})
+    medium = pa.struct({"modality": pa.string(), "facts": pa.string(), "parts": pa.list_(pa.struct(kept))})
+    fields = {
+        "row": pa.int64(), "text": pa.string(), "special": pa.bool_(), "images": pa.list_(image),
+        "media": pa.list_(medium),
+    }  # fmt: skip
     return pa.array([[_document(number, content)] for number, content in contents], pa.list_(pa.struct(fields)))
 
 
 def has_images(dataset: Any) -> bool:
-    """Whether a prepared map-style set has rows with images, or whether a stream may have some."""
+    """Whether a prepared map-style set has rows with images or other media, or whether a stream may have some."""
     names = dataset.column_names
     if names is None or DOCUMENTS not in names:
         return False
@@ -62,22 +67,33 @@ def has_images(dataset: Any) -> bool:
         return True
     import pyarrow.compute as pc
 
-    return bool(pc.any(pc.greater(_image_counts(dataset), 0)).as_py())
+    return any(bool(pc.any(pc.greater(_counts(dataset, name), 0)).as_py()) for name in ("images", "media"))
 
 
 def has_rows_without_images(dataset: Any) -> bool:
     """Whether a prepared map-style set has documents without images."""
     import pyarrow.compute as pc
 
-    return bool(pc.any(pc.equal(_image_counts(dataset), 0)).as_py())
+    return bool(pc.any(pc.equal(_counts(dataset, "images"), 0)).as_py())
 
 
-def _image_counts(dataset: Any) -> Any:
-    """How many images each document has, without touching the images."""
+def modalities_in(dataset: Any) -> list[str]:
+    """The names of the media in a prepared map-style set, beside images; of a stream none is known."""
+    if DOCUMENTS not in (dataset.column_names or ()) or not hasattr(dataset, "data"):
+        return []
+    import pyarrow.compute as pc
+
+    documents = pc.list_flatten(dataset.data.column(DOCUMENTS))
+    media = pc.list_flatten(pc.struct_field(documents, "media"))
+    return sorted(pc.unique(pc.struct_field(media, "modality")).to_pylist())
+
+
+def _counts(dataset: Any, held: str) -> Any:
+    """How many images or media each document has, without touching them."""
     import pyarrow.compute as pc
 
     documents = dataset.data.column(DOCUMENTS)
-    counts = pc.list_value_length(pc.struct_field(pc.list_flatten(documents), "images"))
+    counts = pc.list_value_length(pc.struct_field(pc.list_flatten(documents), held))
     # of a selection, whose rows would be copied with their images
     chosen = getattr(dataset, "_indices", None)
     if chosen is None or len(counts) != len(documents):
@@ -86,7 +102,7 @@ def _image_counts(dataset: Any) -> Any:
 
 
 def _document(number: int, content: Any) -> dict[str, Any]:
-    if isinstance(content, Rendered) and content.images:
-        images = [dict(image) for image in content.images]
-        return {"row": number, "text": content.unexpanded, "special": content.add_special_tokens, "images": images}
-    return {"row": number, "text": None, "special": False, "images": []}
+    if isinstance(content, Rendered) and (content.images or content.media):
+        held = {"images": [dict(one) for one in content.images], "media": [dict(one) for one in content.media]}
+        return {"row": number, "text": content.unexpanded, "special": content.add_special_tokens, **held}
+    return {"row": number, "text": None, "special": False, "images": [], "media": []}

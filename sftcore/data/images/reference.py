@@ -120,15 +120,15 @@ def name_of(source: ImageSource) -> str:
 
 
 def holds_only_images(feature: Any) -> bool:
-    """Whether a column needs decoding only for images, which stay references if they are not decoded."""
-    from datasets import Image
+    """Whether a column needs decoding only for images and videos, which stay references if they are not decoded."""
+    from datasets import Image, Video
 
     if isinstance(feature, Mapping):
         return all(map(holds_only_images, feature.values()))
     inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
     if inner is not None:
         return holds_only_images(inner)
-    return isinstance(feature, Image) or not hasattr(feature, "decode_example")
+    return isinstance(feature, (Image, Video)) or not hasattr(feature, "decode_example")
 
 
 def _has_orientation(image: Image) -> bool:

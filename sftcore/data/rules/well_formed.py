@@ -31,6 +31,7 @@ def _is_plain(example: Example) -> bool:
         and example.spans is None
         and example.tools is None
         and type(example.images) in _LISTS
+        and not example.media
         and type(example.template_kwargs) is dict
         and not example.template_kwargs
         and (example.text is None or type(example.text) is str)
@@ -78,8 +79,14 @@ def _faults(example: Example) -> Iterator[str]:
         yield _expected("a mapping with texts as keys", example.template_kwargs, "Example.template_kwargs")
     if isinstance(example.images, (str, bytes, Mapping)) or not isinstance(example.images, Iterable):
         yield _expected("a list of images", example.images, "Example.images")
+    if not all(hasattr(one, "modality") and hasattr(one, "value") for one in _listed(example.media)):
+        yield _expected("a list of Medium", example.media, "Example.media")
     if example.spans is not None:
         yield from _of_spans(example)
+
+
+def _listed(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _of_turn(turn: Any, place: str) -> Iterator[str]:

@@ -97,7 +97,11 @@ def test_rows_without_images_stand_among_others(column):
         ),
         ({"messages": [{"role": "user", "content": "<image>"}], "images": None}, "0 images,.* 1 image placeholder\\."),
         ({"messages": [{"role": "user", "content": "x"}], "images": ["a"], "image": "b"}, "images in images and image"),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}], "images": []}, 'part of type "video"'),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video"}]}], "images": []},
+            "0 videos,.* 1 video placeholder",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}], "images": []}, 'part of type "audio"'),
         ({"messages": [{"role": "assistant", "content": "x"}], "images": ["a"]}, "no user message"),
     ],
 )
