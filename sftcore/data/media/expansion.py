@@ -181,6 +181,8 @@ def _texts(
         made = _replacements(processor, text=[text], add_special_tokens=False, **given)
         if tuple(one["type"] for one in made) != order:
             raise ValueError("it does not say what it puts in each place")
+        if sizes and _drops_images(processor, text, order, given):
+            raise ValueError("it leaves out the images of a text that has other media too")
     except _FAILURES as error:
         names = " and ".join(modalities)
         raise RowError(
@@ -192,6 +194,20 @@ def _texts(
         del known[next(iter(known))]
     known[key] = [str(one["replacement"]) for one in made]
     return known[key]
+
+
+def _drops_images(processor: Any, text: str, order: Sequence[str], given: Mapping[str, Any]) -> bool:
+    """Whether the processor makes of this text what it makes of its media alone, as SmolVLM's does."""
+    others = [token for token, kind in zip(text.split(" "), order, strict=True) if kind != "image"]
+    without = {name: value for name, value in given.items() if name != "images"}
+    both = processor(text=[text], add_special_tokens=False, return_tensors="pt", **given)
+    alone = processor(text=[" ".join(others)], add_special_tokens=False, return_tensors="pt", **without)
+    return bool(_shapes(both) == _shapes(alone))
+
+
+def _shapes(batch: Mapping[str, Any]) -> dict[str, Any]:
+    per_token = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+    return {name: getattr(value, "shape", None) for name, value in batch.items() if name not in per_token}
 
 
 def _replacements(processor: Any, **given: Any) -> Sequence[Mapping[str, Any]]:

@@ -100,3 +100,31 @@ def test_clips_that_share_a_row_have_the_loss_of_the_loop_by_hand(tmp_path, made
     trainer = trainer_of(tmp_path, made, rows, **layout)
     assert loss_of(trainer) == pytest.approx(by_hand(made, rows), rel=1e-5)
     assert "with images: logits are bit-identical" in str(trainer.shared_rows.proof)
+
+
+def test_rows_with_images_and_rows_with_clips_may_share_a_batch(tmp_path, made):
+    shown = {
+        **conversation({"type": "image"}, text("What is it?"), answer="A wall."),
+        "images": [PICTURE],
+        "videos": [],
+    }
+    rows = [{**row, "images": []} for row in rows_of(made[3])]
+    rows = [rows[0], shown, rows[1], rows[2]]
+    alone = [trainer_of(tmp_path / f"{at}", made, [row]) for at, row in enumerate(rows)]
+    counts = [trainer.data.ledgers[0].tokens_supervised for trainer in alone]
+    together = loss_of(trainer_of(tmp_path, made, rows))
+    mean = sum(loss_of(trainer) * count for trainer, count in zip(alone, counts, strict=True)) / sum(counts)
+    assert together == pytest.approx(mean, rel=1e-5)
+
+
+def _png():
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 60, 20)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURE = _png()

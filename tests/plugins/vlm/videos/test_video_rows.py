@@ -290,6 +290,26 @@ def test_a_model_that_reads_no_videos_refuses_them_by_name(clip):
         prepared(other, [conversation(VIDEO, videos=[str(clip)])])
 
 
+@pytest.mark.parametrize("family", ["smolvlm", "internvl", "llava_onevision"])
+def test_images_and_videos_in_one_row_are_read_or_refused_before_the_run(clip, family):
+    picture = Image.new("RGB", (40, 30), "red")
+    row = conversation({"type": "image"}, VIDEO, images=[picture], videos=[str(clip)])
+    if family == "smolvlm":  # its images are lost then
+        with pytest.raises(RowError, match=r"row 0: SmolVLMProcessor cannot process .*leaves out the images"):
+            prepared(make_processor(family), [row], num_frames=4)
+        return
+    got, _ = prepared(make_processor(family), [row], num_frames=4)
+    assert [len(got[0][DOCUMENTS][0][name]) for name in ("images", "media")] == [1, 1]
+
+
+def test_parts_alone_are_found_without_a_column_and_by_any_format(processor, clip):
+    part = {"type": "video", "video": str(clip)}
+    wanted, _ = prepared(processor, [conversation(VIDEO, text("What?"), video=str(clip))])
+    got, data = prepared(processor, [conversation(part, text("What?"))])
+    assert data.formats["train_dataset"].entry.name == "chat"
+    assert got[0]["input_ids"] == wanted[0]["input_ids"]
+
+
 def test_both_options_together_are_refused():
     with pytest.raises(ValueError, match="fps and num_frames"):
         VisionLanguage(fps=1.0, num_frames=2)
