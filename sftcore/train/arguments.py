@@ -314,7 +314,7 @@ def _refuse_images_by_row(collator: Any, args: SFTConfig, train: Any, evaluated:
         if not hasattr(one, "data") or not has_images(one):
             continue  # the collator looks at the rows of a stream
         model = f"the model of {name} looks for images in the rows of a batch"
-        if packed or getattr(collator, "flattened", False):
+        if packed:
             raise ConflictError(
                 f"{model}, so documents with images cannot share a row.",
                 fix="Set packing, eval_packing and padding_free to false.",

@@ -212,7 +212,8 @@ class SFTTrainer(EvaluatingTrainer):
         self.packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
         self.layouts = layouts_of(self.setup, processor, own, packed=self.packed)
         refuse_unsent(self.layouts, args, () if own else self.setup.plugins.answers("make_collator"))
-        refuse_collator(self.layouts.taken, args, *datasets, own=own is not None, packed=self.packed)
+        one_row = self.packed or bool(self.setup.plan.flattened)
+        refuse_collator(self.layouts.taken, args, *datasets, own=own is not None, packed=one_row)
         refuse_beyond_tables(self.loaded.model, self.data, *datasets)
         return self.shown_collator()
 

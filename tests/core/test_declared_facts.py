@@ -296,6 +296,7 @@ NAMES_WITH_A_REASON = {
     ("cli/bring/import_.py", ""),  # the name of the tool that a configuration is of
     ("config/settings/templates.py", "_ALL"),  # a chat template
     ("model/verify/registration.py", "_BUILT_IN"),  # eager: as transformers calls its own
+    ("trials/square_masks.py", ""),  # eager: as transformers calls its own
     ("rows/turns.py", "_CONTENT"),  # segments: a key of rows
 }
 
