@@ -179,7 +179,8 @@ class Pipeline:
             try:
                 examples = self._examples(row, number)
                 for example, note in examples:
-                    pending.append((number, example, self._content(number, example, note)))
+                    content = self._looked_at(number, self._content(number, example, note))
+                    pending.append((number, example, content))
             except RowError as error:
                 found.append(Inspected(number, example, error, None, 0, 0, "", ()))
                 continue

@@ -19,6 +19,7 @@ from sftcore.core.types import Row, Selection
 from sftcore.data.format import RowReader, choose_format, filtered, reader_for, refuse_images
 from sftcore.data.functions import by_function
 from sftcore.data.images.expand import Expander, is_vision
+from sftcore.data.images.pictures import refuse_missing
 from sftcore.data.images.reference import MAX_PIXELS
 from sftcore.data.ledger import Ledger
 from sftcore.data.mixing.mixed import Mixed, concatenated, mixed_ledger, packed_mixture
@@ -349,7 +350,10 @@ class DataPreparation:
         if packing and in_mixture:
             how, packing = f"{packing.strategy}, of a mixture", None
 
+        made = []
+
         def make(folder: Path | None) -> tuple[pa.Table, Ledger]:
+            made.append(name)
             num_proc = settings.get("dataset_num_proc")
             return build(dataset, pipeline, name=name, packing=packing, num_proc=num_proc, folder=folder)
 
@@ -379,6 +383,8 @@ class DataPreparation:
             note = "prepared by one process for all processes of this machine, and not kept"
         else:
             found, ledger, note = find_or_make(key, make)
+            if pipeline.expander is not None and not made:
+                refuse_missing(found, name)
         self.notes.append(f"{name}: {note}")
         self.ledgers.append(evolve(ledger, name=name))
         return found

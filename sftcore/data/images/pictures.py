@@ -8,12 +8,14 @@ it, `images` holds references to the images, and `media` those to other media (s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from sftcore.chat.render import Rendered
+from sftcore.core.errors import RowError
 from sftcore.data.images.reference import ImageSource
 from sftcore.data.images.sizes import KEYS
 
@@ -99,6 +101,29 @@ def _counts(dataset: Any, held: str) -> Any:
     if chosen is None or len(counts) != len(documents):
         return counts
     return counts.take(chosen.column(0))
+
+
+def refuse_missing(dataset: Any, where: str) -> None:
+    """Hold that the files of images are still where they were when the rows were prepared.
+
+    Raises:
+        RowError: one is not; names the row.
+    """
+    if DOCUMENTS not in dataset.column_names:
+        return
+    import pyarrow.compute as pc
+
+    documents = pc.list_flatten(dataset.with_format("arrow")[DOCUMENTS])
+    images = pc.struct_field(documents, "images")
+    paths = pc.struct_field(pc.list_flatten(images), "path")
+    gone = next((path for path in paths.unique().to_pylist() if path and not os.path.isfile(path)), None)
+    if gone is not None:
+        document = pc.list_parent_indices(images)[pc.index(paths, gone).as_py()].as_py()
+        row = pc.struct_field(documents, "row")[document].as_py()
+        raise RowError(
+            f"the image {gone} is not there any more, and the prepared rows that the cache holds need it.",
+            fix="Put it back, or prepare the rows anew: dataset_cache: false.",
+        ).at(where, row)
 
 
 def _document(number: int, content: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A reference is a mapping with `bytes` (an encoded image) or `path` (a local file
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from sftcore.core.errors import ModelError, RowError
 from sftcore.data.images.sizes import fitted
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from PIL.Image import Image
 
 ImageSource: TypeAlias = Mapping[str, Any]
@@ -149,6 +151,31 @@ def _orientation_of(image: Image, source: ImageSource) -> Any:
         return image.getexif().get(ORIENTATION)
     except Exception as error:  # the readers of damaged files raise a dozen types
         raise RowError(f"{name_of(source)} is broken: {error}.", fix="Repair the file, or drop the row.") from error
+
+
+def with_references(dataset: Dataset) -> Dataset:
+    """The set, whose images are not decoded when its rows are read, wherever they stand in its columns."""
+    from datasets import Features
+
+    kinds = copy.deepcopy(dict(dataset.features))
+    _leave_encoded(kinds)
+    found = copy.deepcopy(dataset)
+    found.info.features = Features(kinds)
+    return found
+
+
+def _leave_encoded(kind: Any) -> None:
+    from datasets import Image
+
+    if isinstance(kind, Image):
+        kind.decode = False
+    elif isinstance(kind, Mapping):
+        for inner in kind.values():
+            _leave_encoded(inner)
+    else:
+        inner = kind[0] if isinstance(kind, list) else getattr(kind, "feature", None)
+        if inner is not None:
+            _leave_encoded(inner)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from sftcore.core.errors import DataError, said_by
 from sftcore.data.columns import without_empty_weights
-from sftcore.data.images.reference import holds_only_images
+from sftcore.data.images.reference import holds_only_images, with_references
 from sftcore.data.ledger import Ledger
 from sftcore.data.packing.blocks import PackingPlan, blocks_of, num_supervised
 from sftcore.data.pipeline import OUTCOME, Pipeline, rows_of
@@ -223,8 +223,8 @@ def _one_tokenizer_thread() -> Iterator[None]:
 
 
 def as_stored(dataset: Dataset) -> Dataset:
-    """The set with its rows as Arrow holds them, unless a column has to be decoded."""
-    return dataset if _needs_decoding(dataset) else dataset.with_format("arrow")
+    """The set with its rows as Arrow holds them, unless a column has to be decoded; images stay references then too."""
+    return with_references(dataset) if _needs_decoding(dataset) else dataset.with_format("arrow")
 
 
 def _needs_decoding(dataset: Dataset) -> bool:

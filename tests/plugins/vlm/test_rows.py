@@ -6,7 +6,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, Json, List, Value
 from PIL import Image as Pillow
 from sftcore_plugins.formats.vlm import VisionLanguage
 
@@ -230,3 +230,39 @@ def test_rows_of_which_the_first_picture_alone_is_read_are_counted(vlm_data):
         Dataset.from_list([{"messages": turns, "image": one} for one in (moving, encoded(picture()))]), "train"
     )
     assert data.ledgers[0].notes["of an animation or a file with several pages, the first picture is read"] == 1
+
+
+def test_a_file_that_is_gone_since_the_rows_were_prepared_names_its_row(vlm_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTCORE_CACHE", str(tmp_path / "cache"))
+    for number in range(3):
+        picture(colour=["red", "green", "blue"][number]).save(tmp_path / f"{number}.png")
+    turns = [{"role": "user", "content": "<image><image>Who?"}, {"role": "assistant", "content": "She."}]
+    rows = Dataset.from_list([{"messages": turns, "images": ["0.png", f"{number}.png"]} for number in range(3)])
+    for packing in (False, True):
+        settings = {"image_folder": str(tmp_path), "dataset_cache": True, "packing": packing}
+        assert len(vlm_data("llava", **settings).prepare(rows, "train"))
+        assert len(vlm_data("llava", **settings).prepare(rows, "train"))
+        (tmp_path / "2.png").rename(tmp_path / "away.png")
+        with pytest.raises(RowError, match=r"train row 2: the image .*2\.png is not there any more"):
+            vlm_data("llava", **settings).prepare(rows, "train")
+        (tmp_path / "away.png").rename(tmp_path / "2.png")
+
+
+def test_prepared_rows_hold_paths_or_encoded_bytes_and_no_pixels(vlm_data, tmp_path):
+    picture((1000, 800)).save(tmp_path / "large.png")
+    size = (tmp_path / "large.png").stat().st_size
+    turns = [{"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "She."}]
+    features = Features({
+        "messages": [{"role": Value("string"), "content": Value("string")}], "image": Image(), "other": Json(),
+    })  # fmt: skip
+    for value in ("large.png", picture((1000, 800))):
+        rows = [{"messages": turns, "image": value}] * 20
+        given = Dataset.from_list(rows)
+        if not isinstance(value, str):
+            rows = [{**one, "other": {"a": 1}} for one in rows]
+            given = Dataset.from_list(rows, features=features)
+        prepared = vlm_data("llava", image_folder=str(tmp_path)).prepare(given, "train")
+        image = prepared[0]["documents"][0]["images"][0]
+        assert (image["path"], image["bytes"]).count(None) == 1
+        assert not any(isinstance(part, list) for part in image.values())
+        assert prepared.data.nbytes < 20 * (4000 + 2 * size)  # pixels would be 2.4 MB each
