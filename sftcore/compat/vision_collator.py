@@ -78,8 +78,10 @@ class DataCollatorForVisionLanguageModeling:
         if columns not in self._pipelines:
             data = DataPreparation(self._setup, self.processor.tokenizer, self.max_length, processor=self.processor)
             self._pipelines[columns] = data.pipeline(list(columns), _NAME)
-        rows = {name: [example.get(name) for example in examples] for name in columns}
-        table = self._pipelines[columns](rows, range(len(examples)))
+        rows = [{name: example.get(name) for name in columns} for example in examples]
+        contents = self._pipelines[columns].read(rows, range(len(examples)))
+        # what is damaged is found when the batch is made, a few lines below
+        table = self._pipelines[columns].encode(contents, self._pipelines[columns].tokenize(contents))
         for number, reason in zip(table.column("_row").to_pylist(), table.column("_dropped").to_pylist(), strict=True):
             if reason == IMAGE_CUT:
                 raise RowError(f"{reason}.", fix="Raise max_length, or drop the row.").at(_NAME, number)

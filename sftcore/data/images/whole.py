@@ -8,6 +8,7 @@ What is refused is what cannot be decoded, and nothing else.
 from __future__ import annotations
 
 import functools
+import os
 import zlib
 from pathlib import Path
 
@@ -22,6 +23,8 @@ _DENSEST = 1032
 """How many bytes one byte of a deflate stream can become."""
 _BITS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Samples of a pixel by the colour type of a PNG."""
+_MOST_BYTES = 2**28
+"""Larger files are decoded, for which they are not read whole."""
 _FIRST = 4096
 _FEWEST = 64
 """Fewer bytes of pixels are decoded: they are few, and need not be all."""
@@ -56,8 +59,9 @@ def frames_in(source: ImageSource, max_pixels: int = MAX_PIXELS) -> int:
 
 
 def _read(path: str) -> bytes | None:
+    """The bytes of a file, or None where they are too many for what an image can be, or cannot be read."""
     try:
-        return Path(path).read_bytes()
+        return Path(path).read_bytes() if os.path.getsize(path) <= _MOST_BYTES else None
     except OSError:  # gone since its header was read, which opening it will say
         return None
 
