@@ -113,17 +113,20 @@ def refuse_missing(dataset: Any, where: str) -> None:
         return
     import pyarrow.compute as pc
 
-    documents = pc.list_flatten(dataset.with_format("arrow")[DOCUMENTS])
-    images = pc.struct_field(documents, "images")
-    paths = pc.struct_field(pc.list_flatten(images), "path")
-    gone = next((path for path in paths.unique().to_pylist() if path and not os.path.isfile(path)), None)
-    if gone is not None:
-        document = pc.list_parent_indices(images)[pc.index(paths, gone).as_py()].as_py()
-        row = pc.struct_field(documents, "row")[document].as_py()
-        raise RowError(
-            f"the image {gone} is not there any more, and the prepared rows that the cache holds need it.",
-            fix="Put it back, or prepare the rows anew: dataset_cache: false.",
-        ).at(where, row)
+    there: set[str] = set()
+    for chunk in dataset.data.column(DOCUMENTS).chunks:
+        documents = pc.list_flatten(chunk)
+        images = pc.struct_field(documents, "images")
+        paths = pc.struct_field(pc.list_flatten(images), "path")
+        found = {path for path in paths.unique().to_pylist() if path} - there
+        gone = min((pc.index(paths, path).as_py() for path in found if not os.path.isfile(path)), default=None)
+        if gone is not None:
+            document = pc.list_parent_indices(images)[gone].as_py()
+            raise RowError(
+                f"the image {paths[gone]} is not there any more, and the prepared rows that the cache holds need it.",
+                fix="Put it back, or prepare the rows anew: dataset_cache: false.",
+            ).at(where, pc.struct_field(documents, "row")[document].as_py())
+        there |= found
 
 
 def _document(number: int, content: Any) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _orientation_of(image: Image, source: ImageSource) -> Any:
 
 
 def with_references(dataset: Dataset) -> Dataset:
-    """The set, whose images are not decoded when its rows are read, wherever they stand in its columns."""
+    """The set, whose images and videos are not decoded when its rows are read, wherever they stand in its columns."""
     from datasets import Features
 
     kinds = copy.deepcopy(dict(dataset.features))
@@ -165,9 +165,9 @@ def with_references(dataset: Dataset) -> Dataset:
 
 
 def _leave_encoded(kind: Any) -> None:
-    from datasets import Image
+    from datasets import Image, Video
 
-    if isinstance(kind, Image):
+    if isinstance(kind, (Image, Video)):
         kind.decode = False
     elif isinstance(kind, Mapping):
         for inner in kind.values():
