@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.train.plugin_code import ADAPTER, ATTENTION, HEAD, KERNEL, NOISE, collate, hook
+from tests.train.plugin_code import ADAPTER, ATTENTION, HEAD, KERNEL, NOISE, SAVE, collate, hook
 
 ATTEND = """def attend(module, query, key, value, mask, scaling=None, **kwargs):
     import torch
@@ -63,6 +63,15 @@ WRONG = {
     "noise cuts the gradient": (
         "noise", hook(NOISE, *EMBEDDINGS, "return emb.register_forward_hook(lambda m, a, o: o.detach() + 0.1)"),
         "no gradient reaches"),
+    "noise freezes what trains": (
+        "noise", hook(NOISE, "loaded.model.requires_grad_(False)", "class H:", "    def remove(self): pass",
+                      "return H()"), "does not train any more, once it is on"),
+    "adapter removes what was saved": (
+        "adapter", hook(ADAPTER, "return loaded") + hook(SAVE, "import shutil", "shutil.rmtree(folder)"),
+        "empty or takes it away"),
+    "adapter empties the weights": (
+        "adapter", hook(ADAPTER, "return loaded") + hook(SAVE, "open(folder + '/model.safetensors', 'w').close()"),
+        "its save_model leaves model.safetensors empty"),
     "adapter saves nothing of what trains": (
         "adapter", hook(ADAPTER, *FROZEN, "class Plus(torch.nn.Module):", "    def __init__(self, base):",
                         "        super().__init__()", "        self.base = base",

@@ -11,6 +11,7 @@ from attrs import define
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import LoadedModel, Plan, Removable
 from sftcore.train.parts.part import Part
+from sftcore.util.claims import refused
 
 
 @define
@@ -24,13 +25,35 @@ class TrainingNoise(Part):
 
     def on(self) -> None:
         """Inject what the run's noise plugins have, unless it is there already."""
-        if not self._handles:
+        if self._handles:
+            return
+        noisy = self._plugins.answers("inject_noise")
+        if not noisy:  # there may be a wrapper alone
             self._handles.extend(self._plugins.all("inject_noise", loaded=self._loaded, plan=self._plan))
+        for one in noisy:
+            with self._flags_kept(one):
+                handle = self.inject(one)
+            if handle is not None:
+                self._handles.append((one, handle))
 
     def inject(self, one: Bound) -> Removable | None:
         """The noise of one plugin alone, which the caller removes."""
         answers = self._plugins.ask(one, "inject_noise", loaded=self._loaded, plan=self._plan)
         return answers[0] if answers else None
+
+    @contextmanager
+    def _flags_kept(self, one: Bound) -> Iterator[None]:
+        """Around the injection: what trains and what does not is no noise's to decide.
+
+        Raises:
+            BrokenPluginError: another set of parameters trains afterwards.
+        """
+        before = {name: each.requires_grad for name, each in self._loaded.model.named_parameters()}
+        yield
+        for name, each in self._loaded.model.named_parameters():
+            if each.requires_grad != before.get(name, each.requires_grad):
+                does = "trains now" if each.requires_grad else "does not train any more"
+                raise refused(one, f"{name} {does}, once it is on; noise changes values alone")
 
     def off(self) -> bool:
         """Remove it; True where there was some."""

@@ -8,6 +8,7 @@ from typing import Any
 from sftcore.model.embeddings import num_rows, save_grown_rows
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.record.card import write_card
+from sftcore.util.claims import refused
 
 
 def write_beside(trainer: Any, folder: Path, state_dict: dict[str, Any] | None) -> None:
@@ -21,10 +22,27 @@ def write_beside(trainer: Any, folder: Path, state_dict: dict[str, Any] | None) 
     model = trainer.loaded.model
     if is_peft_model(model) and num_rows(model) != trainer.rows_as_loaded:
         save_grown_rows(model, folder, state_dict)
-    trainer.setup.plugins.all("save_model", loaded=trainer.loaded, folder=str(folder))
+    _save_of_plugins(trainer, folder)
     if is_peft_model(model) and model.generation_config is not None:
         # PEFT saves the adapter alone, and the base's own stops may be others
         model.generation_config.to_json_file(folder / "generation_config.json")
     write_card(trainer, folder)
     trainer.recorder.check_parity(folder)
     trainer.recorder.write_manifest(folder)
+
+
+def _save_of_plugins(trainer: Any, folder: Path) -> None:
+    """Let plugins add their files.
+
+    Raises:
+        BrokenPluginError: one took a file of the model away, or emptied it.
+    """
+    plugins = trainer.setup.plugins
+    saved = {path for path in folder.rglob("*") if path.is_file() and path.stat().st_size}
+    for one in plugins.answers("save_model"):
+        plugins.ask(one, "save_model", loaded=trainer.loaded, folder=str(folder))
+        lost = sorted(path for path in saved if not path.is_file() or not path.stat().st_size)
+        if lost:
+            raise refused(one, f"its save_model leaves {lost[0].relative_to(folder)} empty or takes it away")
+    if not plugins.answers("save_model"):  # there may be a wrapper alone
+        plugins.all("save_model", loaded=trainer.loaded, folder=str(folder))
