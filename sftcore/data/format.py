@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from sftcore.config.plugins.bound import bind
 from sftcore.config.settings.kept_rows import kept_rows
 from sftcore.config.setup import Setup
-from sftcore.core.discovery import Catalog, PluginEntry
+from sftcore.core.discovery import Catalog, PluginEntry, normalized
 from sftcore.core.door import Handed
 from sftcore.core.errors import (
     ConflictError,
@@ -53,6 +53,12 @@ class RowReader:
     def named(self) -> str:
         """The plugin with its distribution and version, where the rows are read by one."""
         return self.formatter.origin.label if isinstance(self.formatter, Handed) else self.label
+
+    @property
+    def is_own(self) -> bool:
+        """Whether no plugin of others reads the rows: sftcore's give tokens where a row has tokens alone."""
+        whose = self.formatter
+        return not isinstance(whose, Handed) or normalized(whose.origin.distribution) == __name__.partition(".")[0]
 
     def watched(self) -> AbstractContextManager[None]:
         """Around rows that are read: what a plugin changes for everything in the process is put back and told."""

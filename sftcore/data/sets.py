@@ -260,8 +260,10 @@ class DataPreparation:
         """
         settings = self.setup.plan.settings
         packing = self._packing(name)
+        reader = self._reader(columns, name, source.format if source else None, rows)
+        may_give_tokens = "input_ids" in columns or not reader.is_own
         return Pipeline(
-            reader=self._reader(columns, name, source.format if source else None, rows),
+            reader=reader,
             renderer=Renderer(
                 self.tokenizer,
                 completion_only=settings.get("completion_only_loss"),
@@ -276,7 +278,7 @@ class DataPreparation:
             max_length=None if packing and packing.strategy != "bfd" else self.max_length,
             truncation=settings.get("truncation_mode") or "keep_start",
             expander=self._expander(packing, name, source.image_folder if source else ""),
-            vocabulary=self._vocabulary() if "input_ids" in columns else None,
+            vocabulary=self._vocabulary() if may_give_tokens else None,
             long_rows=self._long_rows(name),
             system_prompt=settings.get("system_prompt") or "",
         )

@@ -45,6 +45,15 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("tokens", ["[1, 2, 10**8]", "[1, 2, 3], [-100, 10**8, 3]"])
+def test_tokens_that_the_model_does_not_have_are_named_with_their_row(train, tokens):
+    code, said = train("format", hook(MADE, f"return lambda row: Example(tokens=TokenizedRow({tokens}))"))
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert code == 1
+    assert "rows.jsonl row 0:" in line
+    assert "holds 100000000, but the vocabulary has" in line
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_whatever_is_raised_names_the_plugin(train, name):
     kind, body = WRONG[name]
