@@ -65,7 +65,9 @@ class Reads:
     def key(self, key: str) -> bool:
         """Whether it may print this key of a message: its source names it, or it prints messages whole."""
         if key not in self._keys:
-            named = re.search(rf"(?<!\w){re.escape(key)}(?!\w)", self._template.source) is not None
+            # as message.key or "key": the bare word may be a loop's variable, or text such as <tool_call>
+            asked = rf"\.\s*{re.escape(key)}(?!\w)|(['\"]){re.escape(key)}\1"
+            named = re.search(asked, self._template.source) is not None
             self._keys[key] = named or self._prints_messages
         return self._keys[key]
 

@@ -15,14 +15,18 @@ from sftcore.rows.details import NAMES, as_details, usual_weight, with_details
 _FLAGS = {
     **dict.fromkeys(("train", "loss", "loss_mask", "trainable"), True),
     **dict.fromkeys(("training", "do_train", "supervised", "compute_loss", "calculate_loss"), True),
-    **dict.fromkeys(("masked", "is_masked", "mask_loss"), False),
+    **dict.fromkeys(("supervise", "is_trained", "is_trainable", "trained", "has_loss", "use_loss"), True),
+    **dict.fromkeys(("masked", "is_masked", "mask_loss", "no_loss", "ignore_loss", "skip_loss"), False),
 }
 """Keys that say whether something is trained, and the value with which it is, in several libraries."""
 
 _WEIGHTS = ("weight", "loss_weight", "loss_scale")
 """Keys that say how much something counts: OpenAI's, and ms-swift's."""
 
-_REFUSED = {"mask": "which says in one library what counts, and in another what does not"}
+_REFUSED = {
+    "mask": "which says in one library what counts, and in another what does not",
+    "ignore": "which may say that the turn is not trained, or that it is not there",
+}
 
 _MARKS = frozenset((*_FLAGS, *_WEIGHTS, *_REFUSED))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from sftcore.rows import documents_of, value_of
 
 _OTHER_MASKS = ("loss_mask", "assistant_mask", "assistant_tokens_mask", "completion_masks")
 """What masks are called elsewhere."""
+_MARK = re.compile(r"(?i)mask|loss|weight|label|supervis|target")
+_NO_MARK = ("special_tokens_mask", "token_type_ids")
+"""What a column of the tokenizer's own is called."""
 _BITS = (int, bool, float)
 _LENGTHS, _ENDS = ("seq_lengths", "seq_lens"), ("cu_seqlens", "cu_seq_lens", "cu_seq_lens_q")
 _NUMBERS = ("seq_idx", "document_ids", "doc_ids", "sequence_ids")
@@ -43,8 +47,22 @@ class Tokenized:
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
         names = dict.fromkeys((self.completion_mask, self.assistant_masks, *_OTHER_MASKS))
         masks = tuple(name for name in names if name in columns)
+        known = {self.labels, self.weights, *masks, *_LAYOUT, *_NO_MARK}
+        unread = tuple(name for name in columns if name not in known and _MARK.search(name))
         read = self._read if _LAYOUT.isdisjoint(columns) else self._read_documents
-        return functools.partial(read, masks)
+        formatter = functools.partial(read, masks)
+        return functools.partial(self._refusing, formatter, unread) if unread else formatter
+
+    def _refusing(self, read: Formatter, unread: Sequence[str], row: Row) -> Any:
+        """What the row is read as, unless another column may say what counts, and no labels do."""
+        for name in unread if row.get(self.labels) is None else ():
+            if _is_mark(row[name], len(row[self.input_ids])):
+                raise RowError(
+                    f'"{name}" has a number for each token, and is not read.',
+                    fix=f"If it says what counts: format: {{tokenized: {{completion_mask: {name}}}}} for 0 and 1, or "
+                    f"{{tokenized: {{weights: {name}}}}} for shares. Else drop the column.",
+                )
+        return read(row)
 
     def _read_documents(self, masks: Sequence[str], row: Row) -> list[Example]:
         whole = self._read(masks, row).tokens
@@ -120,3 +138,9 @@ def _numbers(value: Any, name: str, types: tuple[type, ...] = (int,)) -> list[An
         found = next(one for one in values if type(one) in wrong)
         raise RowError(f'"{name}" holds {found!r:.40}, which is not a {"token id" if types == (int,) else "number"}.')
     return values if isinstance(values, list) else list(values)
+
+
+def _is_mark(value: Any, length: int) -> bool:
+    """Whether it is a list of as many numbers."""
+    values = value.tolist() if hasattr(value, "tolist") else value
+    return isinstance(values, (list, tuple)) and len(values) == length > 0 and all(type(one) in _BITS for one in values)

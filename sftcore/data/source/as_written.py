@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 MEANT = 2
 """From this depth on, as in the arguments of a call or the schema of a tool, a null is one that somebody meant, and a
 struct of Arrow would not tell it from those that it fills in. In messages and calls themselves a null says nothing."""
+ARGUMENTS = frozenset(("arguments", "args", "parameters", "input_schema"))
+"""Keys whose mappings somebody has written whole, however deep they lie."""
 _WAS_A_DATE = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?Z?$"
 """What a text looks like that Arrow took for a time in one of its blocks, and wrote as a text again."""
 
@@ -49,7 +51,10 @@ def _keeps(values: Any, depth: int) -> bool:
         parts = values.flatten()
         if depth >= MEANT and any(_has_nulls(part, values) for part in parts):
             return False
-        return all(_keeps(part, depth + 1) for part in parts)
+        names = [field.name for field in kind]
+        return all(
+            _keeps(part, MEANT if name in ARGUMENTS else depth + 1) for name, part in zip(names, parts, strict=True)
+        )
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _keeps(values.flatten(), depth)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):

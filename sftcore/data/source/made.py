@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftcore.config.data.section import SampleBy
-from sftcore.data.source.as_written import MEANT
+from sftcore.data.source.as_written import ARGUMENTS, MEANT
 from sftcore.data.source.files import Files, scan
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _kind(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         if depth >= MEANT and None in value.values():
             return _MIXED
-        parts = {key: _kind(part, depth + 1) for key, part in value.items()}
+        parts = {key: _kind(part, MEANT if key in ARGUMENTS else depth + 1) for key, part in value.items()}
         return _MIXED if any(part is _MIXED for part in parts.values()) else parts
     if isinstance(value, list):
         kind = _joined(_kind(part, depth) for part in value)

@@ -7,9 +7,11 @@ import json
 import datasets
 import pytest
 
+from sftcore.config.recipe import load_recipe
 from sftcore.data.nulls import meant_nulls
 from sftcore.data.source import load as loading
 from sftcore.data.source.files import local_files
+from sftcore.data.source.load import Source, load
 from sftcore.data.source.made import dataset_of
 from sftcore.rows.columns import without_nulls
 from tests.data.source.test_as_it_is import loaded
@@ -17,6 +19,7 @@ from tests.data.source.test_as_it_is import loaded
 FIRST = {
     "text": "one", "when": "today", "number": 1, "share": 0.5, "flag": True, "nothing": None, "none": [],
     "meta": {"a": 1}, "calls": [{"function": {"name": "f", "arguments": {"x": 1.5}}}],
+    "answers": [{"name": "f", "arguments": {"x": 1}}],
 }  # fmt: skip
 
 
@@ -26,6 +29,7 @@ def calling(**arguments):
 
 LATE = {
     "a null in arguments": [calling(x=None)],
+    "a null in arguments that lie higher": [{"answers": [{"name": "f", "arguments": {"x": None}}]}],
     "no argument": [calling()],
     "another argument": [calling(y="a")],
     "a whole number among others in arguments": [calling(x=3)],
@@ -71,11 +75,16 @@ def without_top(row):
 
 
 def test_a_null_in_arguments_behind_the_sample_is_told_from_a_filling(small, tmp_path):
-    rows = [FIRST] * 4 + [{**FIRST, **calling(x=None)}]
+    rows = [FIRST] * 4 + [{**FIRST, **calling(x=None), "answers": [{"name": "f", "arguments": {"x": None}}]}]
     path = tmp_path / "d.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dataset = dataset_of(local_files(str(path)))
-    assert without_nulls(meant_nulls(dataset.features)(dataset[4]))["calls"] == rows[4]["calls"]
+    files = local_files(str(path))
+    recipe = load_recipe(None, [f"data={path}", "model=m"])
+    for dataset in (dataset_of(files), load(Source(files.label, files), recipe.data, "train")):
+        found = without_nulls(meant_nulls(dataset.features)(dataset[4]))
+        assert {name: found[name] for name in ("calls", "answers")} == {
+            name: rows[4][name] for name in ("calls", "answers")
+        }
 
 
 def test_texts_that_are_times_in_one_block_alone_stay_texts(small, tmp_path):

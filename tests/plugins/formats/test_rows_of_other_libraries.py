@@ -14,6 +14,7 @@ from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import Selection
 from sftcore.data.format import reader_for
 from sftcore.data.unread import unread
+from tests.plugins.formats.rendered import TEMPLATE, examples, shown, told
 from tests.plugins.formats.test_formats import read
 
 
@@ -319,3 +320,42 @@ def documents(row: dict) -> list[list[int]]:
     bound = bind(Selection("format", "tokenized", {}), discover(), Blocklist())
     found = reader_for(bound, tuple(row), "data", ActivePlugins([])).read(row, 7)
     return [list(one.tokens.input_ids) for one in found]
+
+
+@pytest.mark.parametrize("values", [[0, 0, 1], [False, False, True], [0.0, 0.5, 1.0]])
+@pytest.mark.parametrize("name", ["loss_weights", "response_mask", "train_mask", "prompt_mask", "shifted_labels"])
+def test_numbers_for_each_token_that_may_say_what_counts_are_refused_where_nothing_else_does(name, values):
+    row = {"input_ids": [5, 6, 7], name: values}
+    with pytest.raises(RowError, match=rf'"{name}" has a number for each token.*{{completion_mask: {name}}}'):
+        examples("tokenized", row)
+    (labelled,) = examples("tokenized", {**row, "labels": [-100, 6, 7]})
+    assert labelled.tokens.labels == [-100, 6, 7]
+    if set(values) <= {0, 1}:
+        assert examples("tokenized", row, completion_mask=name)[0].tokens.labels == [-100, -100, 7]
+    else:
+        assert examples("tokenized", row, weights=name)[0].tokens.weights == values
+
+
+@pytest.mark.parametrize(
+    "other", [{"label": 1}, {"special_tokens_mask": [1, 0, 0]}, {"mask_id": [4]}, {"weight": None}]
+)
+def test_what_says_nothing_of_single_tokens_is_left_unread(other):
+    assert examples("tokenized", {"input_ids": [5, 6, 7], **other})[0].tokens.input_ids == [5, 6, 7]
+
+
+@pytest.mark.parametrize("mark", [{"no_loss": True}, {"supervise": False}, {"ignore_loss": 1}, {"is_trained": 0}])
+def test_turns_marked_by_still_other_names_are_not_trained(mark):
+    row = {"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "bad", **mark}]}
+    assert shown(row) == told(("user", "go")) + "<|im_start|>assistant\nbad<|im_end|>\n"
+
+
+def test_a_key_is_not_read_because_the_template_prints_its_name():
+    """Nearly all templates write <tool_call> around calls."""
+    call = {"name": "f", "arguments": {"x": 1}}
+    turns = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "ok", "tool_call": call}]
+    assert '«ok<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call><|im_end|>»' in shown({"messages": turns})
+    template = TEMPLATE.replace("{{ m.content or '' }}", "{{ m.content or '' }}<audio>{# tool_uses #}")
+    for key in ("audio", "tool_uses"):
+        row = {"messages": [turns[0], {"role": "assistant", "content": "ok", key: [{"a": "b"}]}]}
+        with pytest.raises(RowError, match=key):
+            shown(row, template=template)
