@@ -17,9 +17,11 @@ from sftcore.check.findings import Finding, Findings, Location
 from sftcore.check.images import Images, with_broken_images
 from sftcore.check.inspect import Inspector, Inspectors
 from sftcore.check.near import NearRows, Seen
+from sftcore.check.row_list import RowList
 from sftcore.check.text import LONG_CHARACTERS, Words, answer_of, text_faults, turn_faults, whole_of, words_of
 from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError
 from sftcore.core.types import IGNORED, Example, Row, TokenizedRow
+from sftcore.data.account.table import BROKEN, CUT, DROPPED, KEPT, REFUSED
 from sftcore.data.pipeline import Inspected
 from sftcore.data.source.rows import Raw
 from sftcore.data.unread import unread
@@ -113,6 +115,7 @@ class Reporter:
         training: the hashes of the training set, if this is an evaluation set; they may come later than its rows.
         near: the rows of the evaluation sets, which those of the training set are compared with.
         progress: called from time to time with the number of rows read.
+        listed: takes what becomes of each row, under the names of the set and of the source.
     """
 
     name: str
@@ -122,6 +125,8 @@ class Reporter:
     training: Seen | None = None
     progress: Callable[[int], None] | None = None
     near: NearRows | None = None
+    listed: RowList | None = None
+    listed_as: tuple[str, str] = ("", "")
     max_length: int | None = field(default=None, init=False)
     findings: Findings = field(factory=Findings)
     seen: Seen = field(factory=Seen)
@@ -132,6 +137,7 @@ class Reporter:
     _files: list[FileReport] = field(factory=list)
     _suggested: str = ""
     number: int = 0
+    _first: int = 0
     _characters: array[int] = field(factory=lambda: array("Q"))
     _long: list[tuple[Location, int]] = field(factory=list)
     _lengths: array[int] = field(factory=lambda: array("Q"))
@@ -140,8 +146,12 @@ class Reporter:
     _evaluated: list[tuple[int, Location]] = field(factory=list)
 
     # --- Reading ----------------------------------------------------------------------------------------------------
-    def read(self, file: str, raws: Iterable[Raw]) -> int:
-        """Inspect all rows of one file, and count them; the numbers of the next file's rows continue from it."""
+    def read(self, file: str, raws: Iterable[Raw], first: int = 0) -> int:
+        """Inspect all rows of one file, and count them; the numbers of the next file's rows continue from it.
+
+        `first` is the number of the file's first row, also where that is not read.
+        """
+        self._first = first
         rows = iter(raws)
         sample = list(itertools.islice(rows, SAMPLE))
         while not any(raw.row for raw in sample) and (more := list(itertools.islice(rows, SAMPLE))):
@@ -189,6 +199,7 @@ class Reporter:
             if raw.fault is not None:
                 self._counts.broken += not raw.whole_file
                 self.findings.add(raw.fault.id, location, raw.fault.detail, fix=raw.fault.fix)
+                self._list(location, BROKEN, ": ".join(filter(None, [raw.fault.id, raw.fault.detail])))
             elif raw.row is not None:
                 self._columns.update(map(str, raw.row))
                 batch.append((location, raw.row))
@@ -201,6 +212,8 @@ class Reporter:
         if self.progress is not None:
             self.progress(self.number)
         if inspector is None or not batch:
+            for location, _ in batch:
+                self._list(location, REFUSED, "no format reads it")
             return inspector
         rows, locations = [row for _, row in batch], {location.row: location for location, _ in batch}
         numbers = [location.row or 0 for location, _ in batch]
@@ -229,6 +242,7 @@ class Reporter:
             self._counts.refused += 1
             kind, reason = _refusal(one.error)
             self.findings.add(kind, location, one.error.what, what=reason, fix=one.error.fix)
+            self._list(location, REFUSED, one.error.what)
             return
         for note in one.notes:
             self.findings.add("note", location, what=f"{note[:1].upper()}{note[1:]}.")
@@ -243,6 +257,24 @@ class Reporter:
             self.findings.add("dropped", location, f"{one.tokens_in:,} tokens", what=what)
         elif one.row is not None:
             self._keep(one, one.row, location)
+        counts = None
+        if one.row is not None:
+            cut, supervised = (0, 0) if one.dropped else (one.tokens_cut, _num_supervised(one.row))
+            counts = one.tokens_in, cut, supervised
+        outcome = DROPPED if one.dropped else CUT if one.tokens_cut else KEPT
+        digest = _text_key(whole_of(one.example)) if one.example is not None and not one.example.images else 0
+        self._list(location, outcome, one.dropped, counts, digest)
+
+    def _list(
+        self,
+        location: Location,
+        outcome: str,
+        reason: str,
+        counts: tuple[int, int, int] | None = None,
+        digest: int = 0,
+    ) -> None:
+        if self.listed is not None and location.row is not None:
+            self.listed.add(self.listed_as, location, self._first, outcome, reason, counts, digest)
 
     def _keep(self, one: Inspected, row: TokenizedRow, location: Location) -> None:
         self._counts.kept += 1

@@ -34,6 +34,7 @@ _VERBS = {
     "replay": "Repeat a run from its manifest and compare the weights bit by bit.",
     "report": "Make the page of a run anew, or one that compares several runs.",
     "evaluate": "Evaluate a trained model: loss, perplexity and accuracy on rows of your choice.",
+    "rows": "Show the rows of a run that hurt: whose loss stays high, or that were cut, dropped or doubled.",
     "merge": "Merge a run's adapter into its base model, so that it loads without PEFT.",
     "chat": "Chat with a trained model in the terminal, with or without its adapter.",
     "quantize": "Quantise a trained model, calibrated on its own training rows, and measure the effect.",
@@ -51,7 +52,7 @@ _SEEING = (
 )  # fmt: skip
 """Options that every verb has, to see plugins at work."""
 _FOLDERS = {
-    **dict.fromkeys(("parity", "replay", "report", "evaluate", "merge", "chat", "quantize"), "after"),
+    **dict.fromkeys(("parity", "replay", "report", "evaluate", "rows", "merge", "chat", "quantize"), "after"),
     **dict.fromkeys(("new-plugin", "plugin"), "authors"),
     **dict.fromkeys(("cache", "schema"), "machine"),
     "import": "bring",

@@ -18,6 +18,7 @@ from sftcore.core.visible import visible
 if TYPE_CHECKING:
     from sftcore.check.findings import Finding, Location
     from sftcore.check.report import SetReport
+    from sftcore.check.row_list import RowList
     from sftcore.config.data.section import SourceSection
     from sftcore.config.recipe import Recipe
 
@@ -34,17 +35,26 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 @click.command("check")
 @takes_data
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (docs/how-to/check-your-data.md).")
-def command(recipe: Recipe, as_json: bool) -> None:
+@click.option(
+    "--rows", metavar="FILE", help="Write what becomes of each row to this file (docs/reference/rows-file.md)."
+)
+def command(recipe: Recipe, as_json: bool, rows: str | None) -> None:
     """Check a whole data set without training on it.
 
     The report says what a run would keep, cut and refuse, and points out suspicious rows. DATA is a file, a quoted
     pattern, a folder or a hub id; a RECIPE also supplies the model and the settings. Without a model, lengths are
     counted in characters instead of tokens. The exit code is 1 if something would stop or spoil the run.
     """
+    from sftcore.check.row_list import RowList
+
     no_bars(always=True)
+    listed = RowList() if rows else None
     # what a plugin prints must not stand in the JSON
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        reports = list(_reports(recipe))
+        reports = list(_reports(recipe, listed))
+        if listed is not None and rows:
+            count = listed.write(Path(rows).expanduser())
+            click.echo(visible(f"{count:,} rows are listed in {rows}"), err=True)
     errors, warnings = (sum(report.count(severity) for report in reports) for severity in ("error", "warning"))
     if as_json:
         sets = [report.as_dict() for report in reports]
@@ -58,7 +68,7 @@ def command(recipe: Recipe, as_json: bool) -> None:
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
-def _reports(recipe: Recipe) -> Iterator[SetReport]:
+def _reports(recipe: Recipe, listed: RowList | None) -> Iterator[SetReport]:
     """A report of each source: of the training set, and of the evaluation sets that the recipe names."""
     from sftcore.check.inspect import Inspectors
     from sftcore.check.near import NearRows, Seen
@@ -78,13 +88,15 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
     training, near, sections = Seen(), NearRows() if recipe.data.eval_sets else None, list(_sections(recipe))
     evaluated = []
     # the rows of the evaluation sets first: those of the training set, which are many more, are compared with them
-    for name, section in sorted(sections, key=lambda one: one[0].startswith("train")):
+    for set_name, name, section in sorted(sections, key=lambda one: one[0] == "train"):
         path = section.path if isinstance(section.path, str) else ", ".join(section.path)
         shown = _show_progress if sys.stderr.isatty() else None
         inspectors = Inspectors(with_format(setup, section.format), prepare, name)
-        of_evaluation = name.startswith("eval")
+        of_evaluation = set_name != "train"
         seen = training if of_evaluation else None
         reporter = Reporter(name, section.labelled(path), inspectors, recipe.model.name, seen, shown, near)
+        reporter.listed = listed
+        reporter.listed_as = set_name, reporter.source if name == set_name else str(section.name)
         _read(reporter, section)
         if shown is not None:
             click.echo("\r\x1b[K", nl=False, err=True)
@@ -96,12 +108,12 @@ def _reports(recipe: Recipe) -> Iterator[SetReport]:
     yield from (reporter.report() for reporter in evaluated)
 
 
-def _sections(recipe: Recipe) -> Iterator[tuple[str, SourceSection]]:
-    """Every source, by the set that it is of, and its own name where the set has several."""
+def _sections(recipe: Recipe) -> Iterator[tuple[str, str, SourceSection]]:
+    """Every source: the set that it is of, what it is called, by its own name where there are several, and itself."""
     named = {f"eval[{name!r}]" if name else "eval": some for name, some in recipe.data.eval_sets.items()}
     for set_name, sections in {"train": recipe.data.sources, **named}.items():
         for one in sections:
-            yield f"{set_name}[{one.name!r}]" if len(sections) > 1 else set_name, one
+            yield set_name, f"{set_name}[{one.name!r}]" if len(sections) > 1 else set_name, one
 
 
 def _read(reporter: Any, section: SourceSection) -> None:
@@ -130,7 +142,7 @@ def _read(reporter: Any, section: SourceSection) -> None:
         sources = ((str(path), raw_rows(path, files.builder, files.sample_by)) for path in files.paths)
     for file, raws in sources:
         if not window.closed:
-            reporter.read(file, window.of(raws))
+            reporter.read(file, window.of(raws), window.position)
 
 
 def _show_progress(rows: int) -> None:

@@ -140,6 +140,9 @@ class SFTConfig(TrainingArguments):
     eval_packing: bool | None = None
     """Pack the evaluation set; None: as the training set."""
 
+    row_losses: bool = True
+    """Keep the loss of each training row in each epoch, in rows.parquet of output_dir, which `sftcore rows` reads."""
+
     # --- How often ---
     evals_per_epoch: int | None = None
     """How often an epoch is evaluated, at even distances and at its end; instead of eval_strategy and eval_steps."""

@@ -342,19 +342,19 @@ class LossOutput:
     """What a loss returns for one micro-batch.
 
     loss: float32 scalar, already divided by the normaliser; entropy: float32 scalar, the sum in nats over supervised
-    positions, or None from a kernel that does not compute it; correct: int64 scalar, how many of them have the label
-    as their most likely token.
+    positions, or None from a kernel that does not compute it; correct: int64 scalar, how many of them have the label as
+    their most likely token; per_token: (tokens,) float32, each token's loss before its weight, detached, or None.
     """
 
     loss: torch.Tensor
     entropy: torch.Tensor | None
     correct: torch.Tensor
+    per_token: torch.Tensor | None = None
 
-    def __init__(self, loss: torch.Tensor, entropy: torch.Tensor | None, correct: torch.Tensor) -> None:
+    def __init__(self, loss: Any, entropy: Any, correct: Any, per_token: Any = None) -> None:
         # torch.compile cannot trace the one that attrs would write
-        object.__setattr__(self, "loss", loss)
-        object.__setattr__(self, "entropy", entropy)
-        object.__setattr__(self, "correct", correct)
+        for name, value in {"loss": loss, "entropy": entropy, "correct": correct, "per_token": per_token}.items():
+            object.__setattr__(self, name, value)
 
 
 class LossFunction(Protocol):

@@ -10,13 +10,14 @@ Shapes: B rows, T tokens, N supervised positions, D documents.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import evolve, frozen
 
 from sftcore.core.types import IGNORED
+from sftcore.data.account.in_batch import BatchRows, without_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ class HostFacts:
     jumps: whether positions do not count up by one somewhere within a row, which transformers takes for a new document.
     edges: where documents begin, counted through all rows, and the end of the last; None where every row is one.
     boundaries: `edges` as (D + 1,) int32.
+    rows: the documents that the loader's rows hold, where each is found in the batch as it was given.
     """
 
     positions: torch.Tensor
@@ -40,10 +42,11 @@ class HostFacts:
     jumps: bool = False
     edges: tuple[int, ...] | None = None
     boundaries: torch.Tensor | None = None
+    rows: BatchRows | None = None
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any]) -> HostFacts | None:
-        """Those of a batch on the CPU; None where it has no labels (B, T)."""
+    def of(cls, batch: Mapping[str, Any], rows: Sequence[Any] = ()) -> HostFacts | None:
+        """Those of a batch on the CPU, which was made of these rows; None where it has no labels (B, T)."""
         import torch
 
         labels, weights, mask = batch.get("labels"), batch.get("weights"), batch.get("attention_mask")
@@ -56,7 +59,9 @@ class HostFacts:
         edges = None if mask is not None else _edges(places, labels)
         jumps = getattr(places, "shape", None) == labels.shape and bool((places.diff(dim=-1) != 1).any())  # type: ignore[union-attr]
         boundaries = None if edges is None else torch.tensor(edges, dtype=torch.int32)
-        return cls(supervised_positions(labels, weights), num_items, padded, jumps, edges, boundaries)
+        positions = supervised_positions(labels, weights)
+        documents = BatchRows.of(batch, rows, positions)
+        return cls(positions, num_items, padded, jumps, edges, boundaries, documents)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> HostFacts:
         """With tensors on a device; `non_blocking` copies them from pinned memory, which the host does not wait for."""
@@ -67,7 +72,8 @@ class HostFacts:
             pinned = tensor.pin_memory() if non_blocking and device.type != "cpu" else tensor
             return pinned.to(device, non_blocking=non_blocking)
 
-        return evolve(self, positions=moved(self.positions), boundaries=moved(self.boundaries))
+        rows = None if self.rows is None else evolve(self.rows, segments=moved(self.rows.segments))
+        return evolve(self, positions=moved(self.positions), boundaries=moved(self.boundaries), rows=rows)
 
 
 ABOUT = ("labels", "weights", "attention_mask", "position_ids")
@@ -115,17 +121,34 @@ class Batch(dict[str, Any]):
 
 @frozen
 class WithFacts:
-    """A collator whose batches carry their facts; batches that are not a dict stay as they are."""
+    """A collator whose batches carry their facts; batches of other kinds stay as they are, see `place`.
+
+    `by_row` is whether it is to be known where each row is in its batch.
+    """
 
     collate: Callable[[list[Any]], Any]
+    by_row: bool = False
 
     def __call__(self, rows: list[Any]) -> Any:
-        found = self.collate(rows)
+        found = self.collate(list(map(without_numbers, rows)))
         if type(found) is not dict:
+            if self.by_row and isinstance(found, Mapping) and hasattr(found, "__dict__"):
+                vars(found)[_CARRIED] = HostFacts.of(found, rows)
             return found
         batch = Batch(found)
-        batch.facts = HostFacts.of(found)
+        batch.facts = HostFacts.of(found, rows if self.by_row else ())
         return batch
+
+
+_CARRIED = "_sftcore_facts"
+
+
+def place(batch: Mapping[str, Any]) -> None:
+    """Have `facts_of` find the facts of a batch that is on its device, if it carries some as transformers' own do."""
+    facts: HostFacts | None = getattr(batch, "__dict__", {}).pop(_CARRIED, None)
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if facts is not None and labels is not None and not labels.is_inference():
+        _by_labels()[labels] = _Placed.of(facts.to(labels.device, non_blocking=True), batch)
 
 
 def facts_of(batch: Mapping[str, Any]) -> HostFacts | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, evolve, field, frozen
 
+from sftcore.data.account.outcomes import Outcomes
 from sftcore.util.shown import EXAMPLE
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Ledger:
 
     The ledger of a mixture follows those of its sources: it counts the rows that were dealt (`sources`), which stand as
     they were prepared, so that none is cut or dropped.
+
+    `outcomes` says the same of each row; it is kept beside the counts, not among them.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Ledger:
     packing: PackingCounts | None = None
     one_each: bool = False
     sources: Sequence[Dealt] = ()
+    outcomes: Outcomes | None = field(default=None, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         assert self.rows_in == self.rows_kept + sum(self.dropped.values())
@@ -131,6 +135,7 @@ class Ledger:
             dropped_rows=dropped_rows,
             notes=_counted(outcomes.column("_notes").to_pylist()),
             one_each=len(outcomes.column("_row").unique()) == len(outcomes),
+            outcomes=Outcomes.of(outcomes),
         )
 
     def given_rows(self, kept: Iterable[int], numbering: Sequence[int] | None = None) -> list[int]:
@@ -146,17 +151,22 @@ class Ledger:
         still_there = [row for row in numbering or range(self.rows_in) if row not in dropped]
         return [still_there[place] for place in kept]
 
-    def packed(self, packing: Packing, strategy: str, tokens_supervised: int) -> Ledger:
-        """The ledger with the result of packing the kept rows."""
+    def packed(
+        self, packing: Packing, strategy: str, tokens_supervised: int, documents: pa.ChunkedArray | None = None
+    ) -> Ledger:
+        """The ledger with the result of packing the kept rows; `documents` are those of each block."""
         assert packing.num_tokens == self.tokens_kept
         counts = PackingCounts(
             strategy, packing.capacity, packing.num_blocks, packing.fill, packing.num_split, _why_low(packing)
         )
-        return evolve(self, packing=counts, tokens_supervised=tokens_supervised)
+        outcomes = self.outcomes
+        if documents is not None:
+            outcomes = (outcomes or Outcomes()).packed(documents)
+        return evolve(self, packing=counts, tokens_supervised=tokens_supervised, outcomes=outcomes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the number of every dropped row."""
-        return {**asdict(self), "dropped": self.dropped}
+        return {**asdict(evolve(self, outcomes=None), filter=_is_count), "dropped": self.dropped}
 
     def summary(self) -> dict[str, Any]:
         """`as_dict` with the first dropped row of each reason instead of all of them."""
@@ -209,6 +219,10 @@ class Ledger:
             else:
                 used = "all of its rows"
             yield f"{one.name}: {one.rows:,} rows of the mixture ({part}), {used}{'; it ends here' * one.ends}"
+
+
+def _is_count(attribute: Any, _: Any) -> bool:
+    return bool(attribute.name != "outcomes")
 
 
 def _why_low(packing: Packing) -> str:

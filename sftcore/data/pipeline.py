@@ -17,6 +17,7 @@ from sftcore.chat.spans import TurnSpan
 from sftcore.core.door import Handed
 from sftcore.core.errors import ConflictError, DataError, RowError, TemplateStoppedError
 from sftcore.core.types import Example, Row, TokenizedRow
+from sftcore.data.account.outcomes import digests_of
 from sftcore.data.columns import TokenColumns, Truncation
 from sftcore.data.format import RowReader
 from sftcore.data.images.expand import Expander
@@ -41,7 +42,7 @@ NOTHING_LEFT = "no supervised token left after truncation"
 IMAGE_CUT = "an image would be cut at max_length"
 FIRST_FRAME = "of an animation or a file with several pages, the first picture is read"
 
-OUTCOME = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes")
+OUTCOME = ("row", "tokens_in", "tokens_cut", "supervised", "dropped", "notes", "digest")
 """Columns that say what became of an example; in tables their names begin with an underscore."""
 
 
@@ -164,6 +165,9 @@ class Pipeline:
             "_supervised": pa.array(kept.num_supervised(), pa.int64()),
             "_dropped": pa.array(dropped, pa.string()),
             "_notes": pa.array(notes, pa.list_(pa.string())),
+            "_digest": pa.array(
+                digests_of(whole.input_ids, whole.offsets, (bool(getattr(one, "images", ())) for _, one in contents))
+            ),
         }
         pictures = {} if self.expander is None else {"documents": documents_column(contents)}
         return pa.table({**kept.to_arrow(), **pictures, **outcome})

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
     from sftcore.config.setup import Setup
+    from sftcore.data.source.files import Files
 
 
 PREDICTED = "test_dataset"
@@ -64,7 +65,8 @@ class DataPreparation:
     ledgers: what became of the rows of each map-style set. streams: the same of the rows that were read of a stream.
     formats: the plugin that read each set.
     notes: what else the run reports. numberings: the numbers of each set's rows.
-    labels: what the user calls sets, where that is not by their argument. mixed: the sets that are mixtures.
+    labels: what the user calls sets, where that is not by their argument. files: those that sets were read from, where
+    they are local. mixed: the sets that are mixtures.
     beside: the columns that each set's rows have for the run's own code.
     given_tokens: the sets whose rows came as token ids. embeddings: how many tokens the model has, where it is known.
     """
@@ -83,6 +85,7 @@ class DataPreparation:
     shards: list[tuple[IterableDataset, IterableDataset, IterableDataset | None]] = field(factory=list)
     numberings: dict[str, Sequence[int] | None] = field(factory=dict)
     labels: dict[str, str] = field(factory=dict)
+    files: dict[str, Files | None] = field(factory=dict)
     mixed: dict[str, Mixed] = field(factory=dict)
     beside: dict[str, tuple[str, ...]] = field(factory=dict)
     given_tokens: set[str] = field(factory=set)
@@ -151,13 +154,21 @@ class DataPreparation:
         numbered = None
         if self.rank.count > 1 and (in_mixture or packing is None):
             numbered = prepare_stream(raw, pipeline, rank=self.rank, beside=beside, numbered=place or 0)
+        accounted = (place or 0) if raw is dataset and self._accounts_for(name, raw, workers) else None
         if in_mixture:
-            return prepare_stream(raw, pipeline, rank=self.rank, counts=counts), prepare_stream(raw, pipeline), numbered
+            own = prepare_stream(raw, pipeline, rank=self.rank, counts=counts, accounted=accounted)
+            return own, prepare_stream(raw, pipeline), numbered
         self.notes.append(f"{name}: a stream, which is prepared and counted as it is read")
-        stream = prepare_stream(raw, pipeline, packing=packing, rank=self.rank, counts=counts, beside=beside)
+        prepared_by = functools.partial(prepare_stream, rank=self.rank, counts=counts, accounted=accounted)
+        stream = prepared_by(raw, pipeline, packing=packing, beside=beside)
         stream = stream.shuffle(seed=seed) if seed is not None else stream
         self.shards.append((stream, prepare_stream(raw, pipeline, packing=packing, beside=beside), numbered))
         return stream
+
+    def _accounts_for(self, name: str, stream: IterableDataset, workers: int) -> bool:
+        """Whether the losses of a stream's rows are collected: of one to train on, whose rows have one numbering."""
+        wanted = self.setup.plan.settings.get("row_losses", True)
+        return bool(wanted) and name.startswith("train_dataset") and (workers < 2 or stream.num_shards == 1)
 
     def _beside(
         self, columns: list[str], packing: PackingPlan | None, name: str, *, in_mixture: bool

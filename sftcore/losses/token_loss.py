@@ -51,7 +51,13 @@ class TokenLoss:
         weights: torch.Tensor | None,
         num_items: torch.Tensor,
     ) -> LossOutput:
+        import torch
+
+        from sftcore.losses.asked_again import is_transformed
         from sftcore.losses.head_gradient import label_log_probs, sum_of_chunks
+
+        # a transform of torch.func takes no writes into a tensor from outside
+        per_token = None if is_transformed() else torch.zeros(len(labels), device=hidden.device)
 
         def part(rows_CW: torch.Tensor, at: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             chunk = slice(at, at + len(rows_CW))
@@ -59,12 +65,14 @@ class TokenLoss:
             losses_C = self.per_token(log_probs_C)
             if getattr(losses_C, "shape", None) != log_probs_C.shape:
                 raise TypeError(_shape_fault(losses_C, log_probs_C))
+            if per_token is not None:
+                per_token[chunk] = losses_C.detach()
             if weights is not None:
                 losses_C = losses_C * weights[chunk]
             return losses_C.sum(), entropy_C.sum(), correct_C.sum()
 
         total, entropy, correct = sum_of_chunks(part, hidden, head, self.chunk)
-        return LossOutput(total / num_items.clamp(min=1e-6), entropy, correct)
+        return LossOutput(total / num_items.clamp(min=1e-6), entropy, correct, per_token)
 
 
 def _shape_fault(losses: Any, log_probs_C: torch.Tensor) -> str:

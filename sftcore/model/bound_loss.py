@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 REQUEST = "sft_request"
 """The keyword argument that asks the model's forward for the loss: a `LossRequest`."""
+TOKEN_LOSSES = "token_losses"
+"""What of an answer is not a scalar: the loss of each token times its weight, (N,) float32, where the loss has them."""
 _TRIAL = "sft_trial"
 _SUMMED = ("loss", "aux_loss")
 """Those of the answer's scalars that carry gradients."""
@@ -269,7 +271,12 @@ def gathered_loss(
         **({} if output.entropy is None else {"entropy": output.entropy.detach()}),
         "correct": output.correct.detach(),
         "supervised": labels_N.new_full((), len(labels_N)),
+        **({} if output.per_token is None else {TOKEN_LOSSES: _times(output.per_token.detach(), weights_N)}),
     }
+
+
+def _times(losses_N: torch.Tensor, weights_N: torch.Tensor | None) -> torch.Tensor:
+    return losses_N if weights_N is None else losses_N * weights_N.to(losses_N)
 
 
 class Head:

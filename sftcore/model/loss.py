@@ -28,6 +28,11 @@ def wrong_output(output: LossOutput, hidden: Any, *_: Any) -> str:
             return f"returned {type(value).__name__} as LossOutput.{name}; expected a tensor"
         if value.shape != ():
             return f"returned LossOutput.{name} of shape {tuple(value.shape)}; expected a scalar, of shape ()"
+    per_token = output.per_token
+    if per_token is not None and getattr(per_token, "shape", None) != hidden.shape[:1]:
+        found = getattr(per_token, "shape", None)
+        got = type(per_token).__name__ if found is None else f"shape {tuple(found)}"
+        return f"returned LossOutput.per_token as {got}; expected the loss of each of {len(hidden)} tokens, or None"
     if not output.loss.is_floating_point():
         return f"returned LossOutput.loss as {output.loss.dtype}; expected float32"
     if torch.is_grad_enabled() and hidden.requires_grad and not output.loss.requires_grad:

@@ -30,7 +30,7 @@ from sftcore.train.checked import Checked
 from sftcore.train.checkpoint.folders import choose
 from sftcore.train.checkpoint.other_run import OutputFolder, held_model
 from sftcore.train.parts.callbacks import check_callbacks
-from sftcore.train.row_locations import named_by_file, sources_by_name
+from sftcore.train.row_locations import named_by_file, sets_by_name, sources_by_name
 from sftcore.util.disk import cache_folder
 
 if TYPE_CHECKING:
@@ -208,6 +208,11 @@ def _trainer(checked: Checked, console: Console, changed: Mapping[str, Any] | No
         eval_dataset=evaluation,
     )
     trainer.data.labels |= {name: one.label for name, one in checked.train.names_in("train_dataset").items()}
+    trainer.data.files |= {
+        name: source.source.files
+        for set_name, given in sets_by_name(checked).items()
+        for name, source in given.names_in(set_name).items()
+    }
     files = data_digests(checked)
     trainer.recorder.train_files_sha256 = [files[str(path)] for path in checked.train.paths]
     trainer.recorder.extra |= {

@@ -16,8 +16,9 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from sftcore.core.errors import ConflictError
-from sftcore.data.host_facts import WithFacts
+from sftcore.data.host_facts import WithFacts, facts_of, place
 from sftcore.model.memory.in_backward import InBackward
+from sftcore.train.account.row_losses import RowLosses
 from sftcore.train.checkpoint.resume import is_stream
 from sftcore.train.checkpoint.state import refuse_no_step
 from sftcore.train.guard.limits import TokenLimits, WithinLimits
@@ -44,6 +45,7 @@ class TrainerSeams(SavingSeams):
     rows: RowDistribution
     without_rows: OwnLossWithoutRows
     agreement: Agreement
+    row_losses: RowLosses
     loop_callback: TrainerCallback
     evaluation: EvaluationLoss
     in_backward: InBackward | None = None
@@ -155,7 +157,8 @@ class TrainerSeams(SavingSeams):
         training = bool(kwargs.get("is_training"))
         loader = self.rows.loader(make, dataset, batch_size=batch_size, training=training)
         base = inside(loader)
-        base.collate_fn = WithFacts(WithinLimits(base.collate_fn, TokenLimits.of(self.model)))
+        by_row = training and self.args.row_losses
+        base.collate_fn = WithFacts(WithinLimits(base.collate_fn, TokenLimits.of(self.model)), by_row)
         if not training:
             record_rows(loader, self.accelerator)
             if is_stream(dataset) and base.num_workers > 1 and (self.compute_metrics or description == "test"):
@@ -184,6 +187,10 @@ class TrainerSeams(SavingSeams):
         if self.resumption.random_is_due():
             self._load_rng_state(self.resumption.folder)
         drawn = self.resumption.batches_drawn - len(batches)
+        rows = [self.guard.rows_of(drawn + place) for place in range(len(batches))]
+        for batch in batches:
+            place(batch)
+        self.row_losses.drawn(list(map(facts_of, batches)), rows)
         self.without_rows.put_on(self, batches, *self.rows.with_rows(drawn, len(batches)))
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
@@ -222,11 +229,12 @@ class TrainerSeams(SavingSeams):
 
     def _remember_step(self) -> Callable[[], None]:
         """What undoes the step that begins now: its gradients, and what of it was counted for the log."""
-        sums, loss = self.metrics.sums(), self._tr_loss.clone()
+        sums, loss, collected = self.metrics.sums(), self._tr_loss.clone(), self.row_losses.mark()
 
         def undo() -> None:
             self.model_wrapped.zero_grad()
             self.metrics.put_back(sums)
+            self.row_losses.put_back(collected)
             self._tr_loss.copy_(loss)
             self._globalstep_last_logged += 1  # the mean is over the steps that were taken
 
@@ -267,6 +275,8 @@ class TrainerSeams(SavingSeams):
         self._globalstep_last_logged = saved.logged_at
         self.resumption.grad_norm, self.resumption.learning_rate = saved.grad_norm, saved.learning_rate
         self.metrics.restore(saved.metrics)
+        if self.resumption.folder is not None:
+            self.row_losses.restore(saved.rows, Path(self.resumption.folder))
         self.guard.restore(saved.watch)
 
     def _run_epoch(self, **kwargs: Any) -> None:

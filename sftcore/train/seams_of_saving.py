@@ -13,6 +13,7 @@ from transformers import Trainer
 from sftcore.config.sft_config import secrets_kept_out_of_files
 from sftcore.model.precision import cast_adapter
 from sftcore.model.unwrap import is_peft_model
+from sftcore.train.account.row_losses import RowLosses
 from sftcore.train.checkpoint.atomic import AtomicCheckpoints
 from sftcore.train.checkpoint.resume import Resumption
 from sftcore.train.checkpoint.same_run import RunFacts
@@ -29,6 +30,7 @@ class SavingSeams(Trainer):
     resumption: Resumption
     guard: StepGuard
     metrics: Metrics
+    row_losses: RowLosses
     facts: RunFacts
     parts: Sequence[Part] = ()
     model_wrapped: Any
@@ -41,6 +43,7 @@ class SavingSeams(Trainer):
         def write() -> None:
             super(SavingSeams, self)._save_checkpoint(model, trial)
 
+        self.row_losses.collect()
         final = self.checkpoints.save(write, Path(self._get_output_dir(trial)), self.state)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
@@ -56,7 +59,9 @@ class SavingSeams(Trainer):
         state.loss_sum, state.total_loss = self._tr_loss.item(), self._total_loss_scalar
         state.logged_at = self._globalstep_last_logged
         state.metrics, state.watch, state.facts = self.metrics.state(), self.guard.state(), self.facts()
+        state.rows = self.row_losses.state()
         state.write(Path(output_dir), self.args.process_index)
+        self.row_losses.write(Path(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if not self.resumption.restored_random():

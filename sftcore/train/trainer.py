@@ -23,7 +23,7 @@ from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
 from sftcore.documents.shared_rows import SharedRows
 from sftcore.losses.asked_again import asked_again
-from sftcore.model.bound_loss import BoundLoss
+from sftcore.model.bound_loss import TOKEN_LOSSES, BoundLoss
 from sftcore.model.memory.in_backward import InBackward
 from sftcore.model.memory.spared import spared_memory
 from sftcore.model.precision import wants_master_weights
@@ -32,6 +32,9 @@ from sftcore.model.skeleton import skeleton_of
 from sftcore.model.unwrap import causal_model
 from sftcore.model.vision import FeatureDtypes
 from sftcore.train import refusals
+from sftcore.train.account.census import Census
+from sftcore.train.account.row_losses import RowLosses
+from sftcore.train.account.written import RowsFile
 from sftcore.train.arguments import (
     RAW_COLUMNS,
     as_given,
@@ -233,6 +236,7 @@ class SFTTrainer(EvaluatingTrainer):
         self.evaluation = EvaluationLoss()
         self.rows = RowDistribution(args, accelerator, self.data, self.to_device)
         self.agreement = Agreement(accelerator)
+        self.row_losses = RowLosses(None, self.gathered, leads=args.process_index == 0)
         self.without_rows = OwnLossWithoutRows(SFTTrainer.compute_loss, accelerator, self.metrics)
         self.signals = Listener(saves=self.saves_on_signal)
         self.resumption = Resumption(accelerator)
@@ -286,6 +290,20 @@ class SFTTrainer(EvaluatingTrainer):
         self._proven = True
         before.restore()
 
+    def begin_rows(self) -> None:
+        """Number the rows of the training set as it is now, whose losses are collected from here on."""
+        args, leads = self.args, self.args.process_index == 0
+        census = Census.of(self.data, self.train_dataset)
+        self.row_losses = RowLosses(census if args.row_losses else None, self.gathered, leads=leads)
+        loss = self.setup.plan.selected("loss")
+        named = loss[0].name if loss else ""
+        self.rows_file = RowsFile(self.data, census, self.eval_dataset, named, hidden=bool(args.push_to_hub))
+
+    def gathered(self, found: Any) -> list[Any]:
+        """What each of the processes that read different rows has found; all of them call this together."""
+        size = self.args.world_size
+        return [found] if size == 1 else gather_object([found])[:: size // self.data.rank.count]
+
     def _note(self, text: str) -> None:
         self.loaded = attrs.evolve(self.loaded, notes=(*self.loaded.notes, text))
 
@@ -326,6 +344,7 @@ class SFTTrainer(EvaluatingTrainer):
         checkpoint = self.checkpoints.choose(resume_from_checkpoint)
         self.facts()  # read before anything is wrapped or moved
         self.resumption.begin()
+        self.begin_rows()
         watchdog = LossWatch.of(args.loss_watchdog_threshold, args.loss_watchdog_patience)
         self.guard.begin(LossLevel.of(args.divergence_factor, self.loaded.model.config), watchdog)
         with (
@@ -381,6 +400,9 @@ class SFTTrainer(EvaluatingTrainer):
         once = self.in_own_step and not is_overridden(self, SFTTrainer, "compute_loss")
         with self.accelerator.autocast(), self.bound_loss.on(causal), asked_again(not once):
             found, outputs = losses_of(model, batch, self.bound_loss, other, with_outputs=whole)
+        token_losses = found.pop(TOKEN_LOSSES, None)
+        if mode == "train" and self.is_in_train:
+            self.row_losses.add(token_losses, facts, self.resumption.epoch + 1)
         self.metrics.add(mode, found, batch)
         loss = found["loss"]
         self.is_divided = self.is_divided or count is not None
@@ -413,7 +435,11 @@ class SFTTrainer(EvaluatingTrainer):
         """
         mode = self._mode
         prefix = "" if mode == "train" else f"{self.evaluation.prefix}_"
+        if mode == "train":
+            self.row_losses.collect()
         logs.update({f"{prefix}{key}": value for key, value in self.metrics.drain(mode).items()})
+        if mode == "train" and "loss" in logs:
+            logs.update(self.row_losses.logged())
         if "train_runtime" in logs and self.resumption.first_step:
             for name in ("train_samples_per_second", "train_steps_per_second"):
                 logs[name] = round(logs[name] * self.resumption.share_of_this_call(self.state.global_step), 3)

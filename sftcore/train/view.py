@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from sftcore.core.types import LoadedModel
     from sftcore.data.sets import DataPreparation
     from sftcore.documents.shared_rows import SharedRows
+    from sftcore.train.account.row_losses import RowLosses
+    from sftcore.train.account.written import RowsFile
     from sftcore.train.guard.divergence import Nonfinite
 
 
@@ -37,6 +39,8 @@ class RunView(Protocol):
     shared_rows: SharedRows
     is_in_train: bool
     tags: tuple[str, ...]
+    row_losses: RowLosses
+    rows_file: RowsFile
 
     @property
     def recorder(self) -> RowRecord:

@@ -40,6 +40,15 @@ def blocks_of(rows: pa.Table, plan: PackingPlan) -> tuple[Packing, Iterator[pa.T
     return packing, map(_with_masked_starts, packed(_with_all_weights(rows), packing))
 
 
+def documents_of(packing: Packing) -> pa.ChunkedArray:
+    """Which rows each block holds, a row that was split in each of its pieces: list<int64>."""
+    import pyarrow as pa
+
+    # offsets of more than 2^31 pieces would not fit into a list
+    found = pa.LargeListArray.from_arrays(pa.array(packing.blocks, pa.int64()), pa.array(packing.documents, pa.int64()))
+    return pa.chunked_array([found])
+
+
 def num_supervised(blocks: pa.Table) -> int:
     """How many tokens of these blocks the loss is computed on."""
     counts = _values(blocks, "labels") != IGNORED

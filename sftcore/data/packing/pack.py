@@ -22,6 +22,7 @@ from attrs import frozen
 
 from sftcore.core.errors import OptionTypeError, nearest
 from sftcore.core.types import PACKING_STRATEGIES
+from sftcore.data.account.in_batch import DOCUMENTS
 from sftcore.data.columns import offsets_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-PER_DOCUMENT = ("documents",)
+PER_DOCUMENT = ("documents", DOCUMENTS)
 """Columns with one entry for each document, whatever its length (see sftcore.data.images.pictures)."""
 WINDOW = 4096
 """How many blocks are written at a time."""

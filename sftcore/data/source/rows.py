@@ -97,6 +97,11 @@ class Window:
                 return
 
     @property
+    def position(self) -> int:
+        """How many rows there were up to here, used or not."""
+        return self._position
+
+    @property
     def closed(self) -> bool:
         """Whether no further row is used."""
         return self._position >= self.stop

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sftcore.core.errors import WriteError
+from sftcore.data.account.outcomes import Outcomes
 from sftcore.data.ledger import Ledger
 from sftcore.data.store.entry import FACTS, DamagedEntry, complete, facts_of, mapped, release
 from sftcore.data.store.prune import default_limit, prepared_folder, prune
@@ -106,7 +107,7 @@ def _make(key: Key, make: Callable[[Path], tuple[pa.Table, Ledger]], folder: Pat
     try:
         _, ledger = make(aside)
         with writing("prepared rows", folder, otherwise=OTHERWISE):
-            complete(aside, {"parts": key, "ledger": ledger.as_dict()})
+            complete(aside, {"parts": key, "ledger": ledger.as_dict()}, ledger.outcomes or Outcomes())
             release(entry)
             shutil.rmtree(entry, ignore_errors=True)
             aside.rename(entry)

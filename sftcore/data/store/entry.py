@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
+from attrs import evolve
 
+from sftcore.data.account.outcomes import FILES as OUTCOMES
+from sftcore.data.account.outcomes import Outcomes
 from sftcore.data.columns import without_empty_weights
 from sftcore.data.ledger import Ledger
 from sftcore.util.checksums import checksums_of, differing, recorded, spelled
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DATA, FACTS, SEAL, USED = "data.arrow", "entry.json", "checksums.json", "used"
+FILES = (DATA, FACTS, *OUTCOMES)
 SCHEMA = 1
 _held: dict[Path, int] = {}
 """The open files that hold the locks of this process, for as long as it lives: rows may be mapped until then."""
@@ -33,15 +37,16 @@ class DamagedEntry(Exception):
     """An entry is not what was written; says how."""
 
 
-def complete(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Add the facts and the checksums to the rows in `folder`, and write all of them to the disk.
+def complete(folder: Path, facts: Mapping[str, Any], outcomes: Outcomes) -> None:
+    """Add the facts, what became of each row, and the checksums to the rows in `folder`; write all of it to the disk.
 
     Raises:
         OSError: what the disk said.
     """
     (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+    outcomes.write(folder)
     (folder / USED).touch()
-    entries = checksums_of(folder, [DATA, FACTS], xxhash.xxh3_128, flush=True)
+    entries = checksums_of(folder, FILES, xxhash.xxh3_128, flush=True)
     (folder / SEAL).write_text(spelled(entries, SCHEMA), encoding="utf-8")
     # otherwise a name could survive a power cut while its rows do not
     for written in (folder / SEAL, folder):
@@ -79,7 +84,7 @@ def mapped(entry: Path, key: Mapping[str, str]) -> tuple[Dataset, Ledger] | None
     hold(entry)
     try:
         entries = recorded(entry / SEAL, SCHEMA, xxhash.xxh3_128)
-        if entries is None or set(entries) != {DATA, FACTS}:
+        if entries is None or set(entries) != set(FILES):
             raise DamagedEntry(f"{entry / SEAL} is damaged")
         if wrong := differing(entry, entries, xxhash.xxh3_128):
             raise DamagedEntry(f"{entry / wrong[0]} {wrong[1]}")
@@ -94,7 +99,7 @@ def mapped(entry: Path, key: Mapping[str, str]) -> tuple[Dataset, Ledger] | None
         if isinstance(error, OSError):
             raise DamagedEntry(f"{error.filename or entry} cannot be read: {error.strerror or error}") from error
         raise
-    ledger = Ledger.from_dict(facts["ledger"])
+    ledger = evolve(Ledger.from_dict(facts["ledger"]), outcomes=Outcomes.read(entry))
     return dataset.select_columns(without_empty_weights(dataset.data.table).column_names), ledger
 
 

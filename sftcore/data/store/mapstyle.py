@@ -15,7 +15,7 @@ from sftcore.core.errors import DataError, said_by
 from sftcore.data.columns import without_empty_weights
 from sftcore.data.images.reference import holds_only_images, with_references
 from sftcore.data.ledger import Ledger
-from sftcore.data.packing.blocks import PackingPlan, blocks_of, num_supervised
+from sftcore.data.packing.blocks import PackingPlan, blocks_of, documents_of, num_supervised
 from sftcore.data.pipeline import OUTCOME, Pipeline, rows_of
 from sftcore.data.rules.long_rows import TOO_LONG, several_refused
 from sftcore.data.store.cache import OTHERWISE
@@ -122,7 +122,7 @@ def pack_sink(sink: Sink, packing: PackingPlan, ledger: Ledger) -> tuple[pa.Tabl
         whole.write(table)
     if sink.folder is not None:
         sink.path.unlink()
-    return whole.table(), ledger.packed(packed, packing.strategy, supervised)
+    return whole.table(), ledger.packed(packed, packing.strategy, supervised, documents_of(packed))
 
 
 def refuse_long(outcomes: pa.Table, pipeline: Pipeline) -> None:

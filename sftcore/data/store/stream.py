@@ -11,6 +11,8 @@ import attrs
 from attrs import frozen
 
 from sftcore.core.errors import DataError, said_by
+from sftcore.data.account.in_batch import DOCUMENTS
+from sftcore.data.account.outcomes import FACTS, parts_of
 from sftcore.data.columns import without_empty_weights
 from sftcore.data.packing.blocks import PackingPlan, blocks_of
 from sftcore.data.pipeline import Pipeline
@@ -21,6 +23,7 @@ from sftcore.data.store.mapstyle import BATCH, kept_rows, refuse_long
 from sftcore.data.suggestions import TRIED
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
 
@@ -33,12 +36,14 @@ def prepare_stream(
     counts: StreamCounts | None = None,
     beside: Sequence[str] = (),
     numbered: int | None = None,
+    accounted: int | None = None,
 ) -> IterableDataset:
     """A stream of token rows or blocks, without rows that have no supervised tokens, which `counts` counts.
 
     With a `rank`, only its rows are prepared, so that the ranks share the work. The raw columns `beside` are kept where
     rows are not packed. Where it is `numbered`, as the n-th of several streams that are read in turn, token rows hold
-    their place among those of all ranks in ROW_NUMBER.
+    their place among those of all ranks in ROW_NUMBER. Where it is `accounted` for, as the n-th of several, what is
+    known of each document is in DOCUMENTS, if its rows are numbered alike by all who read them.
 
     With packing, one window of rows is packed at a time: as many rows as a block has tokens, but at least 1,000.
     A window does not depend on the windows before it, so a stream resumes at its own position.
@@ -50,8 +55,10 @@ def prepare_stream(
     source, reader = dataset, rank or Rank()
     dataset, rank = shard_source(source, reader)
     numbering = None if numbered is None else Numbering.of(source, reader, rank, numbered)
+    if source._distributed is not None or rank.count != reader.count:
+        accounted = None  # each reads files of its own, and numbers their rows from 0
 
-    prepared = _Prepared(pipeline, packing, rank, counts, tuple(beside), numbering)
+    prepared = _Prepared(pipeline, packing, rank, counts, tuple(beside), numbering, accounted)
     if pipeline.expander is not None and dataset.features is not None:
         dataset = dataset.decode(False)  # images stay references
     size = BATCH if packing is None else max(BATCH, packing.capacity) * rank.count
@@ -68,6 +75,7 @@ class _Prepared:
     counts: StreamCounts | None
     beside: tuple[str, ...]
     numbering: Numbering | None
+    accounted: int | None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As map-style sets are sent to processes: a format may give a function that `pickle` does not know."""
@@ -96,6 +104,8 @@ class _Prepared:
         if self.numbering is not None:
             of_rows = [self.numbering(number) for number in outcome.column("_row").to_pylist()]
             outcome = outcome.append_column(ROW_NUMBER, pa.array(of_rows, pa.int64()))
+        if self.accounted is not None:
+            outcome = outcome.append_column(DOCUMENTS, _told(outcome, self.accounted))
         rows = kept_rows(outcome)
         if self.packing is not None and len(rows):
             rows = pa.concat_tables(blocks_of(rows, self.packing)[1])
@@ -106,6 +116,17 @@ def _sent(given: bytes) -> _Prepared:
     import dill
 
     return _Prepared(**dill.loads(given))
+
+
+def _told(outcome: pa.Table, source: int) -> pa.Array:
+    """Of each example a list of one document: source, row, part, tokens, tokens cut, supervised tokens, digest."""
+    import numpy as np
+    import pyarrow as pa
+
+    rows, *facts = (outcome.column(f"_{name}").to_numpy() for name in ("row", *FACTS))
+    found = np.stack([np.full(len(rows), source), rows, parts_of(rows), *facts], axis=1).astype(np.int64)
+    inner = pa.FixedSizeListArray.from_arrays(pa.array(found.reshape(-1)), found.shape[1]).cast(pa.list_(pa.int64()))
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(rows) + 1), pa.int32()), inner)
 
 
 def packed_stream(stream: IterableDataset, packing: PackingPlan) -> IterableDataset:

@@ -45,6 +45,7 @@ class RunState:
     end_epoch: bool = False
     watch: dict[str, Any] = field(factory=dict)
     facts: dict[str, Any] = field(factory=dict)
+    rows: dict[str, Any] = field(factory=dict)
 
     def write(self, folder: Path, rank: int) -> None:
         """Write it into a checkpoint."""

@@ -83,6 +83,10 @@ class StepGuard(Part):
             self._remembered = RememberedBatches(base.batch_sampler)
             vars(base)["batch_sampler"] = self._remembered  # torch refuses to have it set
 
+    def rows_of(self, batch: int) -> list[int] | None:
+        """The rows of a batch of this epoch, by their places in the training set; None where they are not known."""
+        return None if self._remembered is None else self._remembered.remembered.get(batch)
+
     def batches(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """A step begins, which may have to be undone."""
         self._losses = []

@@ -50,7 +50,7 @@ class RunRecorder(TrainerCallback):
         self._model_sha256 = fingerprint(trainer.setup.plan.model.name)  # as it was loaded, whatever happens to it
         self.extra: dict[str, Any] = {}
         self.train_files_sha256: Sequence[str] = ()
-        self.begun = False
+        self.begun = self._rows_due = False
         self.first_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -82,14 +82,25 @@ class RunRecorder(TrainerCallback):
         self.write_manifest(folder)
         told = {"schema": 1, "ledgers": [one.as_dict() for one in data.ledgers], **self._streams()}
         replace_text(folder / "ledger.json", f"{json.dumps(told, indent=2, ensure_ascii=False)}\n")
+        self._write_rows(folder)
+
+    def _write_rows(self, folder: Path) -> None:
+        self._trainer.rows_file.write(folder, self._trainer.row_losses.measured)
 
     def _streams(self) -> dict[str, Any]:
         """What became of the rows of streams, once a run has read them."""
         found = [one.total.as_dict() for one in self._trainer.data.streams.values() if one.total is not None]
         return {"streams": found} if found else {}
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the losses of the epoch's rows with the next log, which waits for the device anyway."""
+        self._rows_due = True
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say what became of the rows of streams, which is known only now."""
+        """Write the losses of the rows, and say what became of those of streams, which is known only now."""
+        self._trainer.row_losses.collect()
+        if state.is_world_process_zero and self.begun:
+            self._write_rows(Path(args.output_dir))
         totals = sum_up(self._trainer.data, args.world_size)
         if not totals or not state.is_world_process_zero:
             return
@@ -117,6 +128,9 @@ class RunRecorder(TrainerCallback):
             path = Path(args.output_dir) / "metrics.jsonl"
             with writing("the log", path, otherwise=_RESUME), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            if self._rows_due and "loss" in logs:
+                self._rows_due = False
+                self._write_rows(Path(args.output_dir))
 
     def check_parity(self, folder: Path) -> None:
         """Record what the run trains with, and warn if serving the saved folder would differ from training."""

@@ -19,7 +19,7 @@ from sftcore.data.store.prune import limit_of, prune
 from tests.conftest import alpaca_rows, make_tokenizer
 from tests.data.test_pipeline import preparation
 
-FILES = ["data.arrow", "entry.json", "checksums.json"]
+FILES = ["data.arrow", "rows.arrow", "entry.json", "checksums.json"]
 
 
 @pytest.fixture(autouse=True)
@@ -210,8 +210,8 @@ def test_facts_of_another_entry_that_are_none_harm_nobody(tokenizer, cache, want
 def test_rows_that_the_disk_changes_as_they_are_written_are_an_error_of_ours(tokenizer, cache, monkeypatch):
     complete = store.complete
 
-    def changed(folder, facts):
-        complete(folder, facts)
+    def changed(folder, facts, outcomes):
+        complete(folder, facts, outcomes)
         flipped(folder / "data.arrow", 1)
 
     monkeypatch.setattr(store, "complete", changed)
