@@ -6,6 +6,7 @@ with the loss in the place of the probability.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import statistics
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 What: TypeAlias = Literal["worst", "late", "jumps", "cut", "dropped", "duplicates"]
 OF_LOSS = ("worst", "late", "jumps")
+_MORE = 10
 
 
 @frozen
@@ -77,7 +79,7 @@ def ranked(path: Path, what: What, *, worst: int, source: str | None = None) -> 
 
     Args:
         path: the file, or the folder of a run.
-        what: by what: "worst" has the highest mean loss, "late" falls last, "jumps" rises most between two epochs;
+        what: by what: of "worst" the loss stays highest, "late" falls last, "jumps" rises most between two epochs;
             "cut", "dropped" (also what was refused or broken) and "duplicates" are what became of rows.
         worst: at most so many.
         source: of this source or file alone.
@@ -99,7 +101,8 @@ def ranked(path: Path, what: What, *, worst: int, source: str | None = None) -> 
         raise DataError(f"--what {what} compares epochs, and there is one.", where=where, fix="Use --what worst.")
     rows = table.to_pylist() if source is None else _of_source(table, source, where)
     every = None if what != "duplicates" else table.select(["source", "row"])
-    scored = [(score, row) for row in rows if (score := _SCORES[what](row)) is not None]
+    score_of = functools.partial(_worst, mean=_mean_of(table)) if what == "worst" else _SCORES[what]
+    scored = [(score, row) for row in rows if (score := score_of(row)) is not None]
     scored.sort(key=lambda one: -one[0])
     chosen = tuple(_ranked_row(row, score, every) for score, row in scored[:worst])
     return Ranking(what, chosen, len(scored), len(table), epochs, facts.get("loss"))
@@ -132,9 +135,24 @@ def _texts(values: Sequence[str]) -> pa.Array:
 
 
 # --- Scores: the larger the worse, None for a row that is not of the kind ----------------------------------------
-def _worst(row: Mapping[str, Any]) -> float | None:
+def _worst(row: Mapping[str, Any], mean: float = 0.0) -> float | None:
+    """The lowest loss of the row, as if `_MORE` tokens with the mean loss of all rows belonged to it.
+
+    Of few tokens a high loss says little: one unlikely word is enough.
+    """
     losses = row["loss"] or []
-    return _or_inf(statistics.fmean(losses)) if losses else None
+    if not losses:
+        return None
+    lowest = min(losses) if all(map(math.isfinite, losses)) else math.inf
+    tokens = max(row["loss_tokens"] or [0])
+    return (tokens * lowest + _MORE * mean) / (tokens + _MORE) if tokens else lowest
+
+
+def _mean_of(table: pa.Table) -> float:
+    """The mean of the last losses of all rows, as far as they are finite."""
+    last = [losses[-1] for losses in table["loss"].to_pylist() if losses]
+    finite = [one for one in last if math.isfinite(one)]
+    return statistics.fmean(finite) if finite else 0.0
 
 
 def _late(row: Mapping[str, Any]) -> float | None:
@@ -165,7 +183,7 @@ def _duplicates(row: Mapping[str, Any]) -> float | None:
 
 
 _SCORES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
-    "worst": _worst, "late": _late, "jumps": _jumps, "cut": _cut, "dropped": _dropped, "duplicates": _duplicates,
+    "late": _late, "jumps": _jumps, "cut": _cut, "dropped": _dropped, "duplicates": _duplicates,
 }  # fmt: skip
 
 

@@ -260,6 +260,8 @@ class TrainerSeams(SavingSeams):
         if resume_from_checkpoint is not None:
             self.state.compute_steps(self.args, max_steps)  # else those of the checkpoint would hold
             refuse_no_step(self.state.global_step, max_steps, Path(self.args.output_dir))
+        if self.resumption.saved is not None and self.resumption.folder is not None:
+            self.row_losses.restore(self.resumption.saved.rows, Path(self.resumption.folder))
         return self.resumption.first_batch(found, streams=is_stream(self.train_dataset))
 
     def continue_sums(self) -> None:
@@ -275,8 +277,6 @@ class TrainerSeams(SavingSeams):
         self._globalstep_last_logged = saved.logged_at
         self.resumption.grad_norm, self.resumption.learning_rate = saved.grad_norm, saved.learning_rate
         self.metrics.restore(saved.metrics)
-        if self.resumption.folder is not None:
-            self.row_losses.restore(saved.rows, Path(self.resumption.folder))
         self.guard.restore(saved.watch)
 
     def _run_epoch(self, **kwargs: Any) -> None:

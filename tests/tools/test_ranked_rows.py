@@ -52,7 +52,19 @@ def names(found):
     return [[*LOSSES, "dropped"][one.row] for one in found.rows]
 
 
-def test_the_highest_mean_comes_first_and_nan_before_all(listed):
+def test_a_high_loss_of_few_tokens_says_less(tmp_path):
+    columns = {
+        "set": "train",
+        "row": [0, 1, 2],
+        "epochs": pa.array([[1], [1], [1]], pa.list_(pa.int32())),
+        "loss": pa.array([[4.0], [3.5], [0.5]], pa.list_(pa.float32())),
+        "loss_tokens": pa.array([[1], [40], [40]], pa.list_(pa.int32())),
+    }
+    write_table(table_of(columns, 3), tmp_path / "rows.parquet", {"loss": "nll", "epochs": [1]})
+    assert [one.row for one in ranked(tmp_path, "worst", worst=3).rows] == [1, 0, 2]
+
+
+def test_what_stays_highest_comes_first_and_nan_before_all(listed):
     found = ranked(listed, "worst", worst=3)
     assert names(found) == ["broken", "never", "once"]
     assert (found.count, found.listed, found.loss, found.epochs) == (6, 7, "nll", (1, 2, 3))

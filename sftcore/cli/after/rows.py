@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the JSON that `--json` prints; docs/reference/rows-file.md describes it."""
 _KINDS = {
-    "worst": "by the mean of their loss over the epochs",
+    "worst": "by how high their loss stays",
     "late": "by how late their loss falls",
     "jumps": "by how far their loss rises from one epoch to the next",
     "cut": "cut, by how many tokens",

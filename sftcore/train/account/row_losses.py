@@ -41,10 +41,12 @@ class _Micro:
     @classmethod
     def of(cls, rows: Sequence[int] | None, documents: BatchRows, losses_N: torch.Tensor, epoch: int) -> _Micro:
         """Add up the losses of each document."""
+        import torch
+
         segments = documents.segments
         assert segments is not None
-        losses_D = losses_N.new_zeros(len(documents.lengths))
-        losses_D.index_add_(0, segments.to(losses_N.device), losses_N)
+        losses_D = torch.zeros(len(documents.lengths), device=losses_N.device)
+        losses_D.index_add_(0, segments.to(losses_N.device), losses_N.float())
         return cls(rows, evolve(documents, segments=None), losses_D, epoch)
 
 
