@@ -153,7 +153,7 @@ def test_of_several_processes_one_prepares_and_the_others_take_it(cache):
     for process in processes:
         process.start()
     start.set()
-    notes = sorted(queue.get(timeout=60) for _ in processes)
+    notes = sorted(queue.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
     assert [note.split()[1] for note in notes] == ["found", "found", "prepared"]
