@@ -38,6 +38,8 @@ _VERBS = {
     "merge": "Merge a run's adapter into its base model, so that it loads without PEFT.",
     "chat": "Chat with a trained model in the terminal, with or without its adapter.",
     "quantize": "Quantise a trained model, calibrated on its own training rows, and measure the effect.",
+    "doctor": "Look for what is wrong with this machine and, of a recipe, with what its run needs.",
+    "estimate": "Say how much memory a run takes, and how many steps and tokens it is, without its weights.",
     "cache": "List and remove the prepared data sets that are kept.",
     "schema": "Print the JSON schema of recipes, for completion and checks in editors.",
     "new-plugin": "Write a complete distribution for a plugin of your own, with tests.",
@@ -54,7 +56,7 @@ _SEEING = (
 _FOLDERS = {
     **dict.fromkeys(("parity", "replay", "report", "evaluate", "rows", "merge", "chat", "quantize"), "after"),
     **dict.fromkeys(("new-plugin", "plugin"), "authors"),
-    **dict.fromkeys(("cache", "schema"), "machine"),
+    **dict.fromkeys(("cache", "doctor", "estimate", "schema"), "machine"),
     "import": "bring",
 }
 """The folders of verbs that are not beside this file: for a trained run, for authors of plugins, about this machine,

@@ -193,6 +193,9 @@ class SFTConfig(TrainingArguments):
     """Where a completion of messages ends: "turn" (behind its end token), "trl" (with what the template adds there)."""
     loss_type: str = "nll"
     """The loss plugin."""
+    auto_batch_size: bool | str = False
+    """Take as many rows at a time as fit into the memory that is free, or into a size such as "20GiB", at most those of
+    a step: per_device_train_batch_size times gradient_accumulation_steps, whose product stays."""
     optimizer_in_backward: bool = False
     """Step each weight as soon as its gradient is there, and drop the gradient: less memory. It excludes what needs all
     gradients at once: accumulation, max_grad_norm, master copies, several processes, and on_nonfinite but continue."""

@@ -112,11 +112,15 @@ class Batch(dict[str, Any]):
 
         moved: dict[str, Any] = send_to_device(dict(self), device, non_blocking=non_blocking)
         if self.facts is not None:
-            facts = self.facts.to(torch.device(device), non_blocking=non_blocking)
-            _by_labels()[moved["labels"]] = _Placed.of(facts, moved)
-            if facts.boundaries is not None and facts.edges is not None:
-                _edges_by_boundaries()[facts.boundaries] = facts.boundaries._version, facts.edges
+            place(self.facts.to(torch.device(device), non_blocking=non_blocking), moved)
         return moved
+
+
+def place(facts: HostFacts, batch: Mapping[str, Any]) -> None:
+    """Have `facts_of` find these facts for a batch on the same device."""
+    _by_labels()[batch["labels"]] = _Placed.of(facts, batch)
+    if facts.boundaries is not None and facts.edges is not None:
+        _edges_by_boundaries()[facts.boundaries] = facts.boundaries._version, facts.edges
 
 
 @frozen

@@ -32,7 +32,7 @@ from sftcore.documents.proof import (
     ordinary_token_ids,
 )
 from sftcore.documents.shared_rows import SharedRows
-from sftcore.documents.ways import ways_for
+from sftcore.documents.ways import Way, ways_for
 from sftcore.model.unwrap import causal_model
 
 if TYPE_CHECKING:
@@ -127,6 +127,18 @@ class Settling:
             raise last or ModelError(f"another process finds a fault: {fault}.")
         return self._settled(Attempt(None, None, flattened=self.layouts.flattened), faults)
 
+    def take_expected(self) -> Attempt:
+        """Take what `__call__` does if it finds no fault, without a forward pass: for a model that has no weights."""
+        attempt = next((one for one in self._attempts() if not self._shortcomings(one)), Attempt(None, None, False))
+        if attempt.selection is not None and attempt.backend is not None:
+            if attempt.backend.register is not None:
+                attempt.backend.register()
+            self._give(attempt.backend.implementation)
+        self.layouts.flattened = attempt.flattened
+        if self._layout().shared:
+            self.shared.assume((self._ways(attempt) or ways_for(self.model, attempt.backend))[0])
+        return attempt
+
     def _attempts(self) -> Iterator[Attempt]:
         found: Sequence[tuple[Selection | None, AttentionBackend | None]]
         found = self.plan.candidates or ((None, self.backend),)
@@ -147,10 +159,9 @@ class Settling:
         if attempt.selection is None or attempt.backend is None:
             self._prove(attempt)
             return
-        config = causal_model(self.model).config.get_text_config().to_dict()
-        padded = not attempt.flattened and not self.packed
-        for what, _ in shortcomings(attempt.backend, self.device, self.dtype, config, padded=padded):
+        for what in self._shortcomings(attempt):
             raise ModelError(f"it {what}")
+        padded = not attempt.flattened and not self.packed
         implementation = attempt.backend.implementation
         if implementation != self._own and not self._wanted:
             self._give(self._own)
@@ -162,13 +173,25 @@ class Settling:
         if implementation != self._own:
             self._compare(self._logits(padded=padded))
 
+    def _shortcomings(self, attempt: Attempt) -> list[str]:
+        """What a candidate declares that it cannot do, and the run needs."""
+        if attempt.selection is None or attempt.backend is None:
+            return []
+        config = causal_model(self.model).config.get_text_config().to_dict()
+        padded = not attempt.flattened and not self.packed
+        return [what for what, _ in shortcomings(attempt.backend, self.device, self.dtype, config, padded=padded)]
+
+    def _ways(self, attempt: Attempt) -> list[Way] | None:
+        """The ways to try where the run chooses; None: all."""
+        auto = attempt.selection is not None or self.plan.open_layout
+        if auto and attempt.backend is not None and attempt.backend.boundaries:
+            return [way for way in ways_for(self.model, attempt.backend) if way.name == "boundaries"]
+        return None
+
     def _prove(self, attempt: Attempt) -> None:
         self.layouts.flattened = attempt.flattened
         self.shared.proof = None
-        layout, ways = self._layout(), None
-        auto = attempt.selection is not None or self.plan.open_layout
-        if auto and attempt.backend is not None and attempt.backend.boundaries:
-            ways = [way for way in ways_for(self.model, attempt.backend) if way.name == "boundaries"]
+        layout, ways = self._layout(), self._ways(attempt)
         if self.packed and self.layouts.are_open and attempt.flattened:
             # blocks whose logits are handed to the user are side by side
             side_by_side = Layout(shared=True, flattened=False)

@@ -12,7 +12,7 @@ from sftcore.core.errors import ModelError
 from sftcore.data.images.pictures import has_images
 from sftcore.data.ranks import decided_by_first
 from sftcore.documents.layouts import Layout
-from sftcore.documents.proof import Proof, check_labels, keep_documents_apart
+from sftcore.documents.proof import Gaps, Proof, check_labels, keep_documents_apart
 from sftcore.documents.proof_images import LOOKED_AT, first_documents, prove_images
 from sftcore.documents.ways import Way, ways_for
 
@@ -45,6 +45,11 @@ class SharedRows:
             self.proof = keep_documents_apart(
                 model, backend, flattened=layout.flattened, max_length=max_length, ways=ways
             )
+
+    def assume(self, way: Way) -> None:
+        """Keep documents apart in this way without a proof or a look at labels, for batches that have no values."""
+        self.proof = Proof(way, Gaps(0.0, 0.0, 0.0, 0.0), ())
+        self._unchecked.clear()
 
     def prove_images(
         self, model: Any, backend: AttentionBackend | None, layout: Layout, collator: Any, dataset: Any

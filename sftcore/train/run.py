@@ -186,13 +186,31 @@ def run_recipe(
 
 
 def _trainer(checked: Checked, console: Console, changed: Mapping[str, Any] | None = None) -> SFTTrainer:
+    from sftcore.train.progress import RichProgress
+    from sftcore.util.plain import plain
+
+    recipe = checked.recipe
+    trainer: SFTTrainer = trainer_of(checked, changed)
+    files = data_digests(checked)
+    trainer.recorder.train_files_sha256 = [files[str(path)] for path in checked.train.paths]
+    trainer.recorder.extra |= {
+        "recipe": plain({**recipe.raw, **({"block": list(recipe.block)} if recipe.block else {})}),
+        "data_files_sha256": files,
+        "data_sources": {name: one.record() for name, one in sources_by_name(checked).items()},
+    }
+    trainer.add_callback(RichProgress(console, trainer.metrics))
+    return trainer
+
+
+def trainer_of(
+    checked: Checked, changed: Mapping[str, Any] | None = None, *, kind: type[SFTTrainer] | None = None
+) -> Any:
+    """The trainer of a recipe's run, which shows no progress: of the class `kind`, with settings that are `changed`."""
     from transformers import PrinterCallback, ProgressCallback
 
     from sftcore.config.sft_config import SFTConfig
     from sftcore.data.source.several import load_set, split_set
-    from sftcore.train.progress import RichProgress
     from sftcore.train.trainer import SFTTrainer
-    from sftcore.util.plain import plain
 
     recipe = checked.recipe
     args = SFTConfig(**{**config_of(recipe), **(changed or {})})
@@ -201,7 +219,7 @@ def _trainer(checked: Checked, console: Console, changed: Mapping[str, Any] | No
     evaluation = sets.get("", sets or None)
     if recipe.data.held_back is not None:
         train, evaluation = split_set(train, recipe.data.held_back, args.seed)
-    trainer = SFTTrainer(
+    trainer = (kind or SFTTrainer)(
         str(Path(recipe.model.name).expanduser()) if recipe.model.name else "",
         args=args,
         train_dataset=train,
@@ -213,16 +231,8 @@ def _trainer(checked: Checked, console: Console, changed: Mapping[str, Any] | No
         for set_name, given in sets_by_name(checked).items()
         for name, source in given.names_in(set_name).items()
     }
-    files = data_digests(checked)
-    trainer.recorder.train_files_sha256 = [files[str(path)] for path in checked.train.paths]
-    trainer.recorder.extra |= {
-        "recipe": plain({**recipe.raw, **({"block": list(recipe.block)} if recipe.block else {})}),
-        "data_files_sha256": files,
-        "data_sources": {name: one.record() for name, one in sources_by_name(checked).items()},
-    }
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(RichProgress(console, trainer.metrics))
     return trainer
 
 

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from sftcore.core.errors import ModelError
 from sftcore.data.collate import collator_of, keeping_labels
 from sftcore.documents.layouts import RowLayouts, layout_of
-from sftcore.documents.settle import Settling
+from sftcore.documents.settle import Attempt, Settling
 from sftcore.model.attention import replaced_attention
 from sftcore.model.build import attention_of
 from sftcore.model.precision import running_dtype
@@ -128,6 +128,22 @@ def settle(trainer: Any) -> None:
     Raises:
         ModelError: documents share rows because that was asked for, and nothing keeps them apart.
     """
+    settled = _settling(trainer)()
+    _take(trainer, settled.attempt)
+    trainer.loaded = attrs.evolve(trainer.loaded, notes=(*trainer.loaded.notes, *settled.notes))
+
+
+def expect(trainer: Any) -> None:
+    """Take what `settle` does if it finds no fault, for a model that has no weights to try it with."""
+    _take(trainer, _settling(trainer).take_expected())
+
+
+def _take(trainer: Any, attempt: Attempt) -> None:
+    if trainer.setup.plan.candidates or trainer.setup.plan.open_layout:
+        trainer.setup = trainer.setup.settled(attempt.selection, flattened=attempt.flattened)
+
+
+def _settling(trainer: Any) -> Settling:
     args, plan = trainer.args, trainer.setup.plan
     attention = attention_of(plan, trainer.setup.plugins)
 
@@ -137,7 +153,7 @@ def settle(trainer: Any) -> None:
     def agree(fault: str) -> str:
         return next(filter(None, gather_object([fault])), "") if args.world_size > 1 else fault
 
-    settled = Settling(
+    return Settling(
         model=trainer.model,
         plan=plan,
         backend=attention[1] if attention else None,
@@ -150,7 +166,4 @@ def settle(trainer: Any) -> None:
         images=images,
         agree=agree,
         by_row=next((name for name in TAKE_BATCHES if name in vars(trainer)), ""),
-    )()
-    if plan.candidates or plan.open_layout:
-        trainer.setup = trainer.setup.settled(settled.attempt.selection, flattened=settled.attempt.flattened)
-    trainer.loaded = attrs.evolve(trainer.loaded, notes=(*trainer.loaded.notes, *settled.notes))
+    )

@@ -56,6 +56,7 @@ from sftcore.train.checkpoint.resume import Resumption
 from sftcore.train.checkpoint.same_run import RunFacts
 from sftcore.train.checkpoint.state import NothingLeft
 from sftcore.train.checkpoint.untrusted import reading
+from sftcore.train.estimate.batch_size import fitted
 from sftcore.train.evaluating import EvaluatingTrainer
 from sftcore.train.guard.divergence import LossLevel, Nonfinite
 from sftcore.train.guard.limits import refuse_beyond_tables
@@ -149,6 +150,7 @@ class SFTTrainer(EvaluatingTrainer):
         **older: Any,
     ) -> None:
         model, args, processing_class = refusals.accepted(locals())
+        args = fitted(args, locals(), SFTTrainer)
         warned = count()
         request = model_request(model, args, quantization_config, processing_class)
         refuse_data(train_dataset)

@@ -24,7 +24,8 @@ _watched = False
 
 def is_launched() -> bool:
     """Whether a launcher has started this process, for several or for one."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE") or "1") > 1
+    size = os.environ.get("WORLD_SIZE") or "1"
+    return "TORCHELASTIC_RUN_ID" in os.environ or (size.isdigit() and int(size) > 1)
 
 
 def end_with_launcher() -> None:

@@ -63,6 +63,7 @@ def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _schedule(settings)
     yield from in_backward_problems(settings)
     yield from _optimizer(settings)
+    yield from _batch_size(settings)
     yield from _accelerator(settings.get("accelerator_config"))
     yield from _preparation(settings.get("prepare_in_int8_kwargs"))
     if "underflow_overflow" in str(settings.get("debug") or ""):
@@ -77,6 +78,14 @@ def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
                     f"{name} is of workers, and dataloader_num_workers is 0.",
                     fix=f"Set dataloader_num_workers to at least 1, or drop {name}.",
                 )
+
+
+def _batch_size(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    if settings.get("auto_batch_size") and settings.get("auto_find_batch_size"):
+        yield Problem(
+            "auto_batch_size and auto_find_batch_size both choose the rows of a micro-batch.",
+            fix="Drop auto_find_batch_size, which changes how many rows a step has.",
+        )
 
 
 def _tokens(settings: Mapping[str, Any]) -> Iterator[Problem]:

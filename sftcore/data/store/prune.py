@@ -85,7 +85,7 @@ def default_limit() -> int:
     return limit_of(os.environ.get("SFTCORE_CACHE_LIMIT") or DEFAULT_LIMIT)
 
 
-def limit_of(text: str) -> int:
+def limit_of(text: str, *, where: str = "the limit of the cache") -> int:
     """A number of bytes, spelled as `50 GiB`, `500M` or `0`.
 
     >>> limit_of("1.5 KiB"), limit_of("2G"), limit_of("none") > 2**60
@@ -98,9 +98,7 @@ def limit_of(text: str) -> int:
         return 2**63
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
     if found is None:
-        raise RecipeError(
-            f'"{text}" is not a size.', where="the limit of the cache", fix='Write one such as "50 GiB", or "none".'
-        )
+        raise RecipeError(f'"{text}" is not a size.', where=where, fix='Write one such as "50 GiB", or "none".')
     return int(float(found[1]) * _UNITS[found[2].lower()])
 
 

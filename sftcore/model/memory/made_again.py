@@ -138,8 +138,10 @@ def _norm_takes_part(module: Any, x: torch.Tensor) -> bool:
     import torch
 
     # sharded weights (FSDP 1, DeepSpeed) may be gone by the backward pass
-    whole = type(module.weight) is torch.nn.Parameter and not hasattr(module.weight, "ds_id")
-    return bool(_collecting) and x.requires_grad and whole
+    kind = type(module.weight)
+    # weights that are shapes alone are of a kind of their own
+    whole = kind is torch.nn.Parameter or kind.__module__ == "torch._subclasses.fake_tensor"
+    return bool(_collecting) and x.requires_grad and whole and not hasattr(module.weight, "ds_id")
 
 
 def _unchanged(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], None]:

@@ -1,0 +1,1 @@
+"""`sftcore estimate`: what a recipe's run takes, and the cheapest change with which it fits."""
