@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Write the table of families in docs/how-to/vision-language.md from what their tests found; `--check` only compares.
+
+The tests write tests/plugins/vlm/families/results.json when they are run as that folder's conftest.py says.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "how-to" / "vision-language.md"
+RESULTS = ROOT / "tests" / "plugins" / "vlm" / "families" / "results.json"
+BEGIN, END = "<!-- families -->\n", "<!-- end of families -->"
+HELD = "yes"
+
+
+def table() -> str:
+    """Each family with what holds, and below it why the rest is not."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
+    from tests.plugins.vlm.families.table import COLUMNS, FAMILIES
+
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    lines = ["", f"| family | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    notes: list[str] = []
+    for family in FAMILIES:
+        columns = found[family.name]
+        cells = [columns[column].partition(":")[0] for column in COLUMNS]
+        lines.append(f"| {family.name} | {' | '.join(cells)} |")
+        reasons: dict[str, list[str]] = {}
+        for column in COLUMNS:
+            if columns[column] != HELD:
+                reasons.setdefault(columns[column], []).append(column)
+        if not family.mixes:
+            notes.append(f"- {family.name}: rows with and without images cannot share a batch")
+        if family.one_size:
+            notes.append(
+                f"- {family.name}: tried with images of one size, since the sizes in a batch change its images"
+            )
+        for reason, given in reasons.items():
+            which = "" if len(given) == len(COLUMNS) else f", {', '.join(given)}"
+            notes.append(f"- {family.name}{which}: {reason}")
+    return "\n".join([*lines, "", *notes, ""]) + "\n"
+
+
+def main() -> int:
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    made = f"{before}{BEGIN}{table()}{END}{rest.split(END, 1)[1]}"
+    if "--check" in sys.argv:
+        if made != text:
+            print(f"{PAGE.relative_to(ROOT)} is stale. Run: python scripts/gen_families.py", file=sys.stderr)
+        return int(made != text)
+    PAGE.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
