@@ -20,7 +20,7 @@ HELD = "yes"
 def table() -> str:
     """Each family with what holds, and below it why the rest is not."""
     sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
-    from tests.plugins.vlm.families.table import COLUMNS, FAMILIES
+    from tests.plugins.vlm.families.family_table import COLUMNS, FAMILIES
 
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     lines = ["", f"| family | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]

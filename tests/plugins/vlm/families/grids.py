@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from tests.plugins.vlm.families.parts import CHATML, TEXT, Words, chatml, ids, made, template
+from tests.plugins.vlm.families.family_parts import CHATML, TEXT, Words, chatml, ids, made, template
 
 _PIXELS = {"shortest_edge": 4 * 16 * 16, "longest_edge": 16 * 16 * 16}
 _ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}

@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from tests.plugins.vlm.families.parts import (
+from tests.plugins.vlm.families.family_parts import (
     CHATML,
     EDGE,
     LLAMA3,

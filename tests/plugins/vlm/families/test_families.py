@@ -12,9 +12,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import RowError, SFTCoreError
+from tests.plugins.vlm.families.family_parts import TORCHVISION
+from tests.plugins.vlm.families.family_table import COLUMNS, FAMILIES, Family
 from tests.plugins.vlm.families.loop import CASES, RATE, loss_by_hand, train_by_hand
-from tests.plugins.vlm.families.parts import TORCHVISION
-from tests.plugins.vlm.families.table import COLUMNS, FAMILIES, Family
 
 TOGETHER = {"per_device_train_batch_size": len(CASES)}
 ALONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": len(CASES)}

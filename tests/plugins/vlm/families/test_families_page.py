@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.vlm.families.table import COLUMNS, FAMILIES
+from tests.plugins.vlm.families.family_table import COLUMNS, FAMILIES
 
 ROOT = Path(__file__).parents[4]
 FOUND = json.loads(Path(__file__).with_name("results.json").read_text(encoding="utf-8"))
