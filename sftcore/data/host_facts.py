@@ -125,7 +125,7 @@ def place(facts: HostFacts, batch: Mapping[str, Any]) -> None:
 
 @frozen
 class WithFacts:
-    """A collator whose batches carry their facts; batches of other kinds stay as they are, see `place`.
+    """A collator whose batches carry their facts; batches of other kinds stay as they are, see `place_carried`.
 
     `by_row` is whether it is to be known where each row is in its batch.
     """
@@ -147,7 +147,7 @@ class WithFacts:
 _CARRIED = "_sftcore_facts"
 
 
-def place(batch: Mapping[str, Any]) -> None:
+def place_carried(batch: Mapping[str, Any]) -> None:
     """Have `facts_of` find the facts of a batch that is on its device, if it carries some as transformers' own do."""
     facts: HostFacts | None = getattr(batch, "__dict__", {}).pop(_CARRIED, None)
     labels = batch.get("labels") if isinstance(batch, Mapping) else None

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from sftcore.core.errors import ConflictError
-from sftcore.data.host_facts import WithFacts, facts_of, place
+from sftcore.data.host_facts import WithFacts, facts_of, place_carried
 from sftcore.model.memory.in_backward import InBackward
 from sftcore.train.account.row_losses import RowLosses
 from sftcore.train.checkpoint.resume import is_stream
@@ -189,7 +189,7 @@ class TrainerSeams(SavingSeams):
         drawn = self.resumption.batches_drawn - len(batches)
         rows = [self.guard.rows_of(drawn + place) for place in range(len(batches))]
         for batch in batches:
-            place(batch)
+            place_carried(batch)
         self.row_losses.drawn(list(map(facts_of, batches)), rows)
         self.without_rows.put_on(self, batches, *self.rows.with_rows(drawn, len(batches)))
 
