@@ -13,11 +13,10 @@ from pathlib import Path
 from attrs import frozen
 
 from sftcore.core.errors import WriteError
-from sftcore.data.store.prune import cache_folder
 from sftcore.tools.doctor.line import Line, found_in
 from sftcore.tools.doctor.versions import version_of
 from sftcore.train.estimate.host import host_memory
-from sftcore.util.disk import writing
+from sftcore.util.disk import cache_folder, writing
 
 _SECONDS = 10
 _SCARCE, _NONE_LEFT = 10 * 2**30, 2**30
