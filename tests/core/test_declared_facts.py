@@ -297,6 +297,9 @@ NAMES_WITH_A_REASON = {
     ("config/settings/templates.py", "_ALL"),  # a chat template
     ("model/verify/registration.py", "_BUILT_IN"),  # eager: as transformers calls its own
     ("trials/square_masks.py", ""),  # eager: as transformers calls its own
+    ("tools/doctor/of_recipe.py", ""),  # hub: where models and data are had from
+    ("tools/doctor/versions.py", "_OFTEN"),  # unsloth: a distribution
+    ("tools/estimate/estimate.py", ""),  # padded: the name of a layout
     ("rows/turns.py", "_CONTENT"),  # segments: a key of rows
 }
 

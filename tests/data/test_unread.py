@@ -117,7 +117,7 @@ def test_the_plan_check_and_preview_name_what_is_not_read(tmp_path, model_folder
 def test_examples_of_one_note_from_several_processes_are_one():
     import pyarrow as pa
 
-    row = {"_row": 0, "_tokens_in": 1, "_tokens_cut": 0, "_supervised": 1, "_dropped": None}
+    row = {"_row": 0, "_tokens_in": 1, "_tokens_cut": 0, "_supervised": 1, "_dropped": None, "_digest": 0}
     said = [
         'the key "id" of messages is not read, for example 1',
         'the key "id" of messages is not read, for example 9',

@@ -189,6 +189,7 @@ def test_the_launcher_says_what_no_process_could(launch, code, text):
 def test_a_process_that_nobody_launched_is_left_alone(monkeypatch):
     for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(launched, "_watched", False)
     monkeypatch.setattr(launched, "_end", lambda: pytest.fail("it was ended"))
     launched.end_with_launcher()
     assert not launched._watched

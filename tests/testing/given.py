@@ -1,9 +1,11 @@
-"""What some built-ins are tried with: a model in one file of llama.cpp's, and rows with an image."""
+"""What some built-ins are tried with: a model in one file of llama.cpp's, and rows of shapes of their own."""
 
 from __future__ import annotations
 
 import copy
 import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +42,47 @@ def rows_with_images() -> list[dict[str, Any]]:
         }
         for asked in ("say it", "What is it?")
     ]
+
+
+def conversations() -> list[dict[str, Any]]:
+    """Texts in turn, the user's first."""
+    return [{"conversation": ["say it", "hello world"]}, {"conversation": ["say it", "hello", "What?", "world"]}]
+
+
+def trees() -> list[dict[str, Any]]:
+    """Trees of messages, of which one reply has a better rank."""
+
+    def message(role: str, text: str, rank: int | None = None, *replies: Any) -> dict[str, Any]:
+        return {"role": role, "text": text, "rank": rank, "deleted": False, "replies": list(replies)}
+
+    replies = message("assistant", "world", 1), message("assistant", "hello world", 0)
+    return [{"message_tree_id": "1", "prompt": message("prompter", "say it", None, *replies)}]
+
+
+def preferences() -> list[dict[str, Any]]:
+    """A better and a worse answer."""
+    return [{"prompt": "say it", "chosen": "hello world", "rejected": "world"}]
+
+
+def segments() -> list[dict[str, Any]]:
+    """Texts that count and texts that do not."""
+    return [{"segments": [{"label": False, "text": "say it:"}, {"label": True, "text": " hello world"}]}]
+
+
+def calls() -> list[dict[str, Any]]:
+    """A question, the tools that there are, and the call that answers it."""
+    parameters = {"word": {"type": "str", "description": "what is said"}}
+    tools = [{"name": "say", "description": "says a word", "parameters": parameters}]
+    answers = [{"name": "say", "arguments": {"word": "hello world"}}]
+    return [{"query": "say it", "tools": json.dumps(tools), "answers": json.dumps(answers)}]
+
+
+ROWS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "dialogue": conversations,
+    "oasst": trees,
+    "preference": preferences,
+    "segments": segments,
+    "vlm": rows_with_images,
+    "xlam": calls,
+}
+"""Rows of the formats that detect none of the common shapes."""

@@ -14,7 +14,7 @@ from sftcore.testing.conformance.trained import TrainedTests
 from sftcore.testing.conformance.under_test import import_of
 from sftcore.testing.report import TESTS, suite
 from sftcore.testing.samples import rows_for
-from tests.testing.given import rows_with_images
+from tests.testing.given import ROWS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 OWN = [entry for entry in discover().entries if entry.distribution == "sftcore"]
 TRIED_WITH: dict[str, dict[str, Any]] = {
     "format chat": {"supervised": ["hello world", "hello world\nhello world"]},
+    "format segments": {"supervised": [" hello world"]},
     "collator flattened": {"recipe": {"padding_free": True}},
     # reloading in 4 and 8 bits: tests/model/test_quantised.py
     "adapter qlora": {"on_standin": False, "reloads": False},
@@ -58,7 +59,7 @@ def _suites() -> dict[str, type]:
         key = f"{entry.kind} {entry.name}"
         attributes = dict(TRIED_WITH.get(key, {}))
         if entry.kind == "format":
-            attributes["rows"] = rows_for(entry, entry.load()) or rows_with_images()
+            attributes["rows"] = rows_for(entry, entry.load()) or ROWS[entry.name]()
         found["Test_" + key.replace(" ", "_").replace("-", "_")] = suite(entry, **attributes)
     return found
 

@@ -97,6 +97,7 @@ def test_what_preparation_lets_pass_is_what_a_batch_can_decode(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith(("png", "jpeg")) and kind != "jpeg2000"])
 def test_pixels_that_are_whole_are_not_decoded_for_it(kind, monkeypatch):
+    assert frames_in({"bytes": KINDS[kind], "path": None}) == 1  # the tables of a JPEG are read once
     monkeypatch.setattr(whole, "open_image", None)
     assert frames_in({"bytes": KINDS[kind], "path": None}) == 1
 
