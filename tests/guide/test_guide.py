@@ -224,6 +224,7 @@ def test_noise_on_the_embeddings_is_gone_afterwards():
     assert torch.equal(embeddings(tokens), embeddings.weight[tokens])
 
 
+@pytest.mark.slow
 def test_ligers_kernels_are_used_or_what_is_missing_is_named(monkeypatch):
     dataset = load_dataset("stanfordnlp/imdb", split="train")
     args = short(use_liger_kernel=True)

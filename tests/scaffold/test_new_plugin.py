@@ -52,6 +52,7 @@ def test_the_code_is_as_ruff_would_have_it(written):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_the_tests_pass_as_they_are_written(written):
     done = pytest_of([*written.values()], "-k", "not accelerator and not trains and not worker and not saved_loaded")
     assert done.returncode == 0, done.stdout[-3000:]

@@ -204,6 +204,7 @@ def test_a_collator_that_lets_first_labels_through_fails_with_the_row(found, bro
     assert lines[END_TO_END].verdict == "same"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [[], ["adapter=lora", "bf16=true"], ["loss=dft"]], ids=["full", "lora", "dft"])
 def test_a_loader_that_replaces_kernels_is_compared_with_transformers_in_another_process(found, broken, settings):
     what = 'loader "broken", compared with transformers alone'

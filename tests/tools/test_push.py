@@ -44,6 +44,7 @@ def sftcore(hub, *words, token: str | None = TOKEN, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_pushed_whole_and_names_no_folder_of_this_machine(tmp_path, hub, adapter):
     (adapter / "manifest.json").write_text(json.dumps({"schema": 1, "recipe": None, "notes": [f"read {tmp_path}/a/b"]}))
     done = sftcore(hub, "merge", adapter, "--push-to-hub", "me/merged", "--private")
@@ -96,6 +97,7 @@ def test_private_without_a_push_is_refused(hub, adapter):
     assert "--private needs --push-to-hub" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_pushes_its_adapter_card_and_manifest_without_token_or_folders(tmp_path, hub, model_folder):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in alpaca_rows(8)))

@@ -403,6 +403,7 @@ def test_padding_free_that_was_asked_for_and_fails_stops_the_run(tmp_path, token
         trainer.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdpa", "eager"])
 def test_a_ready_models_attention_is_kept(tmp_path, tokenizer, llama, name):
     llama.set_attn_implementation(name)

@@ -41,6 +41,7 @@ def test_padded_rows_give_loss_and_gradients_of_documents_alone(attention, model
     reference.assert_same(got, reference.alone(build(model, "eager"), IDS), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_flex_gives_the_logits_of_documents_alone_on_a_cpu(model):
     backend = backend_of(Flex)

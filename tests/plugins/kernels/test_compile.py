@@ -143,6 +143,7 @@ def test_an_attention_that_cannot_be_compiled_is_refused():
         check(set_up(chosen, {}, ModelRequest(), where="SFTConfig"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selective", [None, "attention"])
 def test_a_packed_run_under_checkpointing_has_the_losses_of_one_without(selective, tokenizer, tmp_path, counters):
     from datasets import Dataset

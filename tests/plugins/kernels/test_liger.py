@@ -336,6 +336,7 @@ def test_whether_kernels_are_interpreted_is_what_triton_has_decided(lines, inter
     assert done.stdout == f"{interpreted}\n"
 
 
+@pytest.mark.slow
 def test_a_run_with_liger_has_the_losses_of_one_without_and_leaves_a_plain_model(
     tokenizer, tmp_path, taught_interpreter
 ):

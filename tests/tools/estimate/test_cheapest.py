@@ -105,6 +105,7 @@ def test_with_the_change_that_is_named_the_run_fits(words):
     assert after["memory"]["peak"] == found["change"]["peak"]
 
 
+@pytest.mark.slow
 def test_the_lines_say_what_is_needed_and_what_a_change_costs(words):
     result = CliRunner().invoke(cli, ["estimate", *words, "--memory", "300KiB"], catch_exceptions=False)
     assert result.exit_code == 1
