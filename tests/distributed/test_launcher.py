@@ -102,7 +102,9 @@ def test_a_refused_resume_is_told_once_and_last(recipe, tmp_path):
     rest = said(recipe, tmp_path, *words, "learning_rate=0.5")
     assert rest.count("the run is not the one") == 1
     assert "Traceback" not in rest
-    assert rest.splitlines()[-1].endswith("resume_changed: true.")
+    # what transformers of another process has to log may come at any time
+    ours = [line for line in rest.splitlines() if not line.startswith("[transformers]")]
+    assert ours[-1].endswith("resume_changed: true.")
 
 
 @pytest.mark.slow

@@ -101,7 +101,11 @@ PADDED = [("gpt2", {}), ("opt", {}), ("gptj", {}), ("gpt2", {"packing": True}), 
 @pytest.mark.parametrize(("kind", "keys"), PADDED)
 def test_padding_beyond_the_positions_changes_nothing(tmp_path, tokenizer, kind, keys):
     rows = Dataset.from_list([{"text": "say hello"}, {"text": "say hello, world"}] * 2)
-    plugins = {"attention": "sdpa", **({"collator": keys["collator"]} if "collator" in keys else {})}
+    # transformers 5.17 has no sdpa for GPT-J
+    plugins = {
+        "attention": "eager" if kind == "gptj" else "sdpa",
+        **({"collator": keys["collator"]} if "collator" in keys else {}),
+    }
     fields = {"plugins": plugins, **{name: value for name, value in keys.items() if name != "collator"}}
     found = []
     for multiple in (None, 7, 64):
