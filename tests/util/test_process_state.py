@@ -38,7 +38,7 @@ CHANGES = {
     "the filters of warnings": (lambda: warnings.simplefilter("ignore"), lambda: warnings.filters[:]),
     "the level below which logging": (lambda: logging.disable(logging.CRITICAL), lambda: logging.root.manager.disable),
     "what happens on SIGINT": (
-        lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), lambda: signal.getsignal(signal.SIGINT)),
+        lambda: signal.signal(signal.SIGINT, lambda *_: None), lambda: signal.getsignal(signal.SIGINT)),
     "what happens on SIGTERM": (
         lambda: signal.signal(signal.SIGTERM, lambda *_: None), lambda: signal.getsignal(signal.SIGTERM)),
     "torch's default device from None to meta": (
