@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from attrs import asdict, define, field, frozen
+from attrs import define, field
 
-from sftcore.check.findings import Finding, Findings, Location
+from sftcore.check.findings import Findings, Location
 from sftcore.check.images import Images, with_broken_images
 from sftcore.check.inspect import Inspector, Inspectors
 from sftcore.check.near import NearRows, Seen
 from sftcore.check.row_list import RowList
+from sftcore.check.set_report import Counts, FileReport, Role, SetReport, Tokens
 from sftcore.check.text import LONG_CHARACTERS, Words, answer_of, text_faults, turn_faults, whole_of, words_of
 from sftcore.core.errors import ConflictError, DataError, RowError, SFTCoreError
 from sftcore.core.types import IGNORED, Example, Row, TokenizedRow
@@ -25,7 +26,7 @@ from sftcore.data.account.table import BROKEN, CUT, DROPPED, KEPT, REFUSED
 from sftcore.data.pipeline import Inspected
 from sftcore.data.source.rows import Raw
 from sftcore.data.unread import unread
-from sftcore.report.lengths import Lengths, Packed, describe, packed
+from sftcore.report.lengths import Packed, describe, packed
 from sftcore.util.shown import EXAMPLE, shortened
 
 SAMPLE = 1000
@@ -33,77 +34,6 @@ SAMPLE = 1000
 BATCH = 256
 _HUGE = 20
 """A row is huge if it is longer than this many times the median, and than LONG_CHARACTERS."""
-
-
-@frozen
-class FileReport:
-    """A file, its rows, and the format that reads them, with its options if they were suggested."""
-
-    path: str
-    rows: int
-    format: str
-
-
-@define
-class Counts:
-    """Rows read, and what would become of them. If the format returns several examples for a row, each is counted.
-
-    Without a tokenizer, only `read`, `broken` and `refused` are known.
-    """
-
-    read: int = 0
-    broken: int = 0
-    refused: int = 0
-    dropped: int = 0
-    kept: int = 0
-    cut: int = 0
-
-
-@define
-class Tokens:
-    """Tokens of the rows that are not refused: all = kept + cut + dropped; `supervised` is a part of `kept`."""
-
-    all: int = 0
-    kept: int = 0
-    cut: int = 0
-    dropped: int = 0
-    supervised: int = 0
-
-
-@define
-class Role:
-    """Counts of what one role says. The role `template` is everything else. `tokens` is 0 without a tokenizer."""
-
-    turns: int = 0
-    characters: int = 0
-    tokens: int = 0
-
-
-@frozen
-class SetReport:
-    """The report of one data set; `suggested` is the line that a recipe needs in order to use the same format."""
-
-    name: str
-    source: str
-    model: str | None
-    files: tuple[FileReport, ...]
-    suggested: str
-    rows: Counts
-    tokens: Tokens | None
-    lengths: Lengths | None
-    max_length: int | None
-    roles: dict[str, Role]
-    packing: Packed | None
-    findings: tuple[Finding, ...]
-    images: Images | None = None
-
-    def count(self, severity: str) -> int:
-        """How many findings are of this severity."""
-        return sum(one.severity == severity for one in self.findings)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 @define

@@ -17,8 +17,8 @@ from sftcore.core.visible import visible
 
 if TYPE_CHECKING:
     from sftcore.check.findings import Finding, Location
-    from sftcore.check.report import SetReport
     from sftcore.check.row_list import RowList
+    from sftcore.check.set_report import SetReport
     from sftcore.config.data.section import SourceSection
     from sftcore.config.recipe import Recipe
 

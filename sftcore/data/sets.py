@@ -19,12 +19,11 @@ from sftcore.core.types import Row, Selection
 from sftcore.data.format import RowReader, choose_format, filtered, reader_for, refuse_images
 from sftcore.data.functions import by_function
 from sftcore.data.images.expand import Expander, is_vision
-from sftcore.data.images.pictures import refuse_missing
 from sftcore.data.images.reference import MAX_PIXELS
 from sftcore.data.ledger import Ledger
-from sftcore.data.mixing.mixed import Mixed, concatenated, mixed_ledger, packed_mixture
+from sftcore.data.mixing.mixed import Mixed
 from sftcore.data.mixing.mixture import DataSource, Mixture, as_mixture, with_format
-from sftcore.data.mixing.order import Order
+from sftcore.data.mixing.prepared import prepared_mixture
 from sftcore.data.nulls import meant_nulls
 from sftcore.data.packing.blocks import PackingPlan
 from sftcore.data.pipeline import Pipeline
@@ -33,17 +32,15 @@ from sftcore.data.rules.long_rows import LongRule, choice_of
 from sftcore.data.rules.numbers import numbers_of
 from sftcore.data.rules.system_prompt import NOT_ADDED
 from sftcore.data.store.beside import other_columns, refuse_no_place, with_columns
-from sftcore.data.store.cache import Key, find_or_make, wrapped
+from sftcore.data.store.built import built
+from sftcore.data.store.cache import Key
 from sftcore.data.store.counts import StreamCounts
-from sftcore.data.store.keys import key_of
-from sftcore.data.store.mapstyle import build
-from sftcore.data.store.stream import columns_of, first_rows, packed_stream, prepare_stream
+from sftcore.data.store.stream import columns_of, first_rows, prepare_stream
 from sftcore.data.tokenize import Tokenizer
 from sftcore.data.unread import said, unread_of
 from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset, IterableDataset
 
     from sftcore.config.setup import Setup
@@ -112,17 +109,17 @@ class DataPreparation:
         mixture = as_mixture(dataset) or Mixture((DataSource(dataset),))
         self.mixed.pop(name, None)
         if len(mixture.sources) > 1:
-            return self._prepared_mixture(mixture, name)
-        return self._prepared_source(mixture.sources[0], name)
+            return prepared_mixture(self, mixture, name)
+        return self.prepared_source(mixture.sources[0], name)
 
-    def _prepared_source(self, source: DataSource, name: str, place: int | None = None) -> Any:
+    def prepared_source(self, source: DataSource, name: str, place: int | None = None) -> Any:
         """The token rows of one source, packed and shuffled unless it has a place among several."""
         in_mixture = place is not None
         from datasets import IterableDataset
 
         self._refuse_what_it_is(source.dataset, name)
         dataset = source.taken()
-        packing = self._packing(name)
+        packing = self.packing_of(name)
         self.numberings[name] = numbering = numbers_of(dataset)
         columns = columns_of(dataset)
         if "input_ids" in columns:
@@ -141,9 +138,9 @@ class DataPreparation:
         unread = {} if name.startswith(PREDICTED) else unread_of(pipeline.reader, dataset)
         if left := said({column: value for column, value in unread.items() if column not in beside}):
             self.notes.append(f"{name}: {left}")
-        seed = self._shuffle_seed_of(name)
+        seed = self.shuffle_seed_of(name)
         if not isinstance(dataset, IterableDataset):
-            prepared = self._built(dataset, pipeline, packing, name, in_mixture=in_mixture)
+            prepared = built(self, dataset, pipeline, packing, name, in_mixture=in_mixture)
             prepared = self._with_columns(prepared, dataset, beside, name)
             if name.startswith(PREDICTED):
                 _say_what_is_left_out(self.ledgers[-1])
@@ -204,60 +201,6 @@ class DataPreparation:
                 fix='Pass dataset_kwargs={"skip_prepare_dataset": True} and let the transform return token rows.',
             )
 
-    def _prepared_mixture(self, mixture: Mixture, name: str) -> Any:
-        """The token rows of several sources: one after another, or mixed by their weights."""
-        from datasets import IterableDataset
-
-        names = mixture.names_in(name)
-        streamed = [isinstance(one.dataset, IterableDataset) for one in mixture.sources]
-        if len(set(streamed)) > 1:
-            raise DataError(
-                f"{names[streamed.index(True)]} is a stream, and {names[streamed.index(False)]} is not.",
-                where=name,
-                fix="Stream all of them (dataset.to_iterable_dataset()), or none.",
-            )
-        order = Order.of(mixture.weights, self._mixture_seed, mixture.stop)
-        parts = [
-            self._prepared_source(source, one, place)
-            for place, (source, one) in enumerate(zip(mixture.sources, names, strict=True))
-        ]
-        if streamed[0]:
-            return self._mixed_stream(parts, order, names, name)
-        whole, packing, seed = concatenated(parts), self._packing(name), self._shuffle_seed_of(name)
-        mixed = Mixed.of(names, [len(one) for one in parts], order, None if packing else seed)
-        rows = whole if mixed.rows is None else whole.select(mixed.rows)
-        self.mixed[name] = mixed
-        ledger = mixed_ledger(parts, mixed, name, self.ledgers[-len(names) :])
-        for one in ledger.sources:
-            if not one.rows:
-                warn(f"no row of {one.name} is used: the mixture ends before its first (stop: {order.stop})")
-        if packing is not None:
-            parents = [self.keys.get(one) for one in names]
-            rows, ledger, note = packed_mixture(rows, ledger, packing, parents, mixed, self.shared)
-            self.notes.append(f"{name}: {note}")
-            rows = rows.shuffle(seed=seed) if seed is not None else rows
-        self.ledgers.append(ledger)
-        return rows
-
-    def _mixed_stream(self, parts: list[Any], order: Order, names: list[str], name: str) -> Any:
-        from sftcore.data.mixing.stream import mixed_stream
-
-        packing, seed = self._packing(name), self._shuffle_seed_of(name)
-        *streams, numbered = zip(*parts, strict=True)
-        own, whole = (mixed_stream(found, order) for found in streams)
-        # where sources take turns by their weights, each rank mixes its own rows
-        in_order = packing is None and not order.shares and None not in numbered
-        if packing is not None:
-            own, whole = packed_stream(own, packing), packed_stream(whole, packing)
-        own = own.shuffle(seed=seed) if seed is not None else own
-        self.shards.append((own, whole, mixed_stream(numbered, order) if in_order else None))
-        how = "one after another" if not order.shares else f"mixed, stop: {order.stop}"
-        shares = order.shares or (None,) * len(names)
-        told = (one if share is None else f"{one} {share:.1%}" for one, share in zip(names, shares, strict=True))
-        self.notes.append(f"{name}: streams, {how}, prepared and counted as they are read")
-        self.notes.append(f"{name}: {', '.join(told)}")
-        return own
-
     def pipeline(
         self,
         columns: list[str],
@@ -270,7 +213,7 @@ class DataPreparation:
         `rows` gives its first rows, to try suggestions on.
         """
         settings = self.setup.plan.settings
-        packing = self._packing(name)
+        packing = self.packing_of(name)
         reader = self._reader(columns, name, source.format if source else None, rows)
         may_give_tokens = "input_ids" in columns or not reader.is_own
         return Pipeline(
@@ -308,14 +251,8 @@ class DataPreparation:
         sizes = [self.embeddings, config.get("vocab_size"), text.get("vocab_size"), len(self.tokenizer)]
         return max(size for size in sizes if isinstance(size, int))
 
-    def _shuffle_seed_of(self, name: str) -> int | None:
+    def shuffle_seed_of(self, name: str) -> int | None:
         return None if name.startswith(PREDICTED) else self._shuffle_seed
-
-    @property
-    def _mixture_seed(self) -> int:
-        settings = self.setup.plan.settings
-        given = settings.get("data_seed")
-        return int(settings.get("seed", 42) if given is None else given)
 
     @property
     def _shuffle_seed(self) -> int | None:
@@ -336,7 +273,7 @@ class DataPreparation:
         remote = bool(settings.get("allow_remote_images"))
         return Expander(self.processor, folder or "", limit or MAX_PIXELS, remote=remote)
 
-    def _packing(self, name: str) -> PackingPlan | None:
+    def packing_of(self, name: str) -> PackingPlan | None:
         """How this set is packed: an evaluation set by `eval_packing` if given, otherwise like the training set."""
         settings = self.setup.plan.settings
         wanted = settings.get("packing")
@@ -351,56 +288,6 @@ class DataPreparation:
                 fix="Set max_length to the number of tokens in a block.",
             )
         return PackingPlan(settings.get("packing_strategy") or "bfd", self.max_length, self._shuffle_seed)
-
-    def _built(
-        self, dataset: Dataset, pipeline: Pipeline, packing: PackingPlan | None, name: str, *, in_mixture: bool
-    ) -> Dataset:
-        """The set from the cache, or prepared and put there; rows that are mixed are packed later, if at all."""
-        settings = self.setup.plan.settings
-        folder = getattr(pipeline.expander, "folder", None)
-        own = {**settings, "image_folder": folder, "long_rows": pipeline.long_rows.choice}
-        how = f"{packing.strategy}, shuffle seed {packing.shuffle_seed}" if packing else ""
-        if packing and in_mixture:
-            how, packing = f"{packing.strategy}, of a mixture", None
-
-        made = []
-
-        def make(folder: Path | None) -> tuple[pa.Table, Ledger]:
-            made.append(name)
-            num_proc = settings.get("dataset_num_proc")
-            return build(dataset, pipeline, name=name, packing=packing, num_proc=num_proc, folder=folder)
-
-        key = None
-        if settings.get("dataset_cache", True):
-            key = key_of(
-                dataset,
-                format=self.formats.get(name) or self.formatting_func,
-                tokenizer=self.tokenizer,
-                processor=self.processor if is_vision(self.processor) else None,
-                settings=own,
-                max_length=self.max_length,
-                packing=how,
-                numbering=pipeline.numbering,
-                wrappers=[one for one in self.setup.plugins.bound if one.wraps("make_formatter")],
-            )
-            self.keys[name] = key
-            if key is None:
-                self.notes.append(f"{name}: not cached, because the formatting function has no stable hash")
-        if key is None and self.shared is None:
-            table, ledger = make(None)
-            self.ledgers.append(ledger)
-            return wrapped(table)
-        if key is None:
-            set_and_number = {"set": name, "number": str(len(self.ledgers))}
-            found, ledger, _ = find_or_make(set_and_number, make, folder=self.shared)
-            note = "prepared by one process for all processes of this machine, and not kept"
-        else:
-            found, ledger, note = find_or_make(key, make)
-            if pipeline.expander is not None and not made:
-                refuse_missing(found, name)
-        self.notes.append(f"{name}: {note}")
-        self.ledgers.append(evolve(ledger, name=name))
-        return found
 
     def _reader(
         self, columns: list[str], name: str, own: Selection | None, rows: Callable[[], Sequence[Row]]
