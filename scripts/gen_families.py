@@ -10,10 +10,11 @@ import json
 import sys
 from pathlib import Path
 
+from generated_table import write_table
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "how-to" / "vision-language.md"
 RESULTS = ROOT / "tests" / "plugins" / "vlm" / "families" / "results.json"
-BEGIN, END = "<!-- families -->\n", "<!-- end of families -->"
 HELD = "yes"
 
 
@@ -45,17 +46,5 @@ def table() -> str:
     return "\n".join([*lines, "", *notes, ""]) + "\n"
 
 
-def main() -> int:
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    made = f"{before}{BEGIN}{table()}{END}{rest.split(END, 1)[1]}"
-    if "--check" in sys.argv:
-        if made != text:
-            print(f"{PAGE.relative_to(ROOT)} is stale. Run: python scripts/gen_families.py", file=sys.stderr)
-        return int(made != text)
-    PAGE.write_text(made, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_table(PAGE, "families", table))

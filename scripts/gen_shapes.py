@@ -7,9 +7,10 @@ import json
 import sys
 from pathlib import Path
 
+from generated_table import write_table
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "how-to" / "formats.md"
-BEGIN, END = "<!-- shapes -->\n", "<!-- end of shapes -->"
 LONGEST = 110
 
 
@@ -36,17 +37,5 @@ def _code(text: str) -> str:
     return "`" + text.replace("\n", "⏎").replace("|", "\\|") + "`"
 
 
-def main() -> int:
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    made = f"{before}{BEGIN}{table()}{END}{rest.split(END, 1)[1]}"
-    if "--check" in sys.argv:
-        if made != text:
-            print("the table of docs/how-to/formats.md is stale. Run: python scripts/gen_shapes.py", file=sys.stderr)
-        return int(made != text)
-    PAGE.write_text(made, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_table(PAGE, "shapes", table))
