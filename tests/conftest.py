@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -35,6 +36,12 @@ CHATML_MARKED = (
     "{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def pytest_collection_finish() -> None:
+    # accelerate collects garbage at the end of each run: half of the time of a tiny one goes through what tests imported
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup() -> None:

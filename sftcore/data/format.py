@@ -113,12 +113,12 @@ def choose_format(
     columns = tuple(columns)
     named = [one for one in plugins.bound if one.selection.kind == "format"]
     if named:
-        if named[0].implements("detects") and not _asked(named[0], plugins, "detects", columns):
+        if named[0].implements("detects") and not _Candidate(named[0], plugins).asked("detects", columns):
             refuse_images(columns, where)
         return named[0]
     entries = catalog.of_kind("format")
     candidates = [one for entry in entries if (one := _candidate(entry, setup))]
-    detecting = [one for one in candidates if _asked(one, plugins, "detects", columns)]
+    detecting = [one for one in candidates if one.asked("detects", columns)]
     kind = preference_in(columns) if "input_ids" not in columns else None
     kind = kind or unreadable_in(columns)
     detecting.sort(key=lambda one: not one.entry.is_own)
@@ -126,13 +126,13 @@ def choose_format(
         if len(detecting) > 1:
             names = ", ".join(f"{one.entry.name}@{one.entry.distribution}" for one in detecting)
             fix = f"Choose one, for example: format: {_spelled(detecting[0].entry, catalog)}"
-            if _are_of_several_shapes(detecting, plugins, rows()):
+            if _are_of_several_shapes(detecting, rows()):
                 fix = "The rows differ in shape: write each shape to a file of its own, data: [one.jsonl, other.jsonl]"
             what = f"{len(detecting)} formats recognise the columns {quoted(columns)}: {names}."
             raise ConflictError(what, where=where, fix=fix)
         if missing := _missing_text_field(plan, columns):
             warn(f'{where}: {missing} The rows are read as "{detecting[0].entry.name}".')
-        return detecting[0]
+        return detecting[0].bound
     found, why_not = _suggestions(candidates, setup, columns, rows, has_template)
     missing = _missing_text_field(plan, columns)
     raise UnreadColumnsError(
@@ -154,11 +154,11 @@ def choose_format(
     )
 
 
-def _are_of_several_shapes(detecting: Sequence[Bound], plugins: ActivePlugins, rows: Sequence[Row]) -> bool:
+def _are_of_several_shapes(detecting: Sequence[_Candidate], rows: Sequence[Row]) -> bool:
     """Whether each row has the columns of one of these formats alone, and not all of the same."""
     found = set()
     for held in {tuple(name for name, value in row.items() if value is not None) for row in rows}:
-        reading = [one.entry for one in detecting if _asked(one, plugins, "detects", held)]
+        reading = [one.entry for one in detecting if one.asked("detects", held)]
         if len(reading) != 1:
             return False
         found.add(reading[0])
@@ -218,31 +218,42 @@ def filtered(reader: RowReader, columns: Sequence[str], settings: Mapping[str, A
     return evolve(reader, formatter=formatter, nothing=f"left out by rows: {{where: {dict(kept)}}}")
 
 
-def _candidate(entry: PluginEntry, setup: Setup) -> Bound | None:
+@frozen(eq=False)
+class _Candidate:
+    """A format that may read the rows, and the run's plugins with it in the place of the run's own."""
+
+    bound: Bound
+    plugins: ActivePlugins
+
+    @property
+    def entry(self) -> PluginEntry:
+        return self.bound.entry
+
+    def asked(self, hook: str, columns: tuple[str, ...]) -> Any:
+        """What it answers to a hook; None where it has no answer, or fails, which is warned of."""
+        try:
+            return next(iter(self.plugins.ask(self.bound, hook, columns=columns)), None)
+        except Exception as error:  # one broken format must not stop the others
+            warn_broken(self.entry, error)
+            return None
+
+
+def _candidate(entry: PluginEntry, setup: Setup) -> _Candidate | None:
     if setup.blocked.blocks(entry) or entry.missing:
         return None
     selection = Selection("format", entry.name, {}, entry.distribution, f"format: {AUTO}", default=True)
     try:
         one = bind(selection, setup.catalog, setup.blocked, setup.plan.settings)
-        setup.plugins.having(one)  # raises if a hook does not fit
+        return _Candidate(one, setup.plugins.having(one))  # raises if a hook does not fit
     except SFTCoreError as error:
         warn_broken(entry, error)
         return None
-    return one
 
 
 def _spelled(entry: PluginEntry, catalog: Catalog) -> str:
     """How a recipe names this plugin: with its distribution if another distribution uses the same name."""
     shared = sum(other.name == entry.name for other in catalog.of_kind(entry.kind)) > 1
     return f"{entry.name}@{entry.distribution}" if shared else entry.name
-
-
-def _asked(one: Bound, plugins: ActivePlugins, hook: str, columns: tuple[str, ...]) -> Any:
-    try:
-        return next(iter(plugins.having(one).ask(one, hook, columns=columns)), None)
-    except Exception as error:  # one broken format must not stop the others
-        warn_broken(one.entry, error)
-        return None
 
 
 def _unusable(entries: Sequence[PluginEntry]) -> str:
@@ -252,13 +263,13 @@ def _unusable(entries: Sequence[PluginEntry]) -> str:
 
 
 def _suggestions(
-    candidates: Sequence[Bound],
+    candidates: Sequence[_Candidate],
     setup: Setup,
     columns: tuple[str, ...],
     rows: Callable[[], Sequence[Row]],
     has_template: bool | None,
 ) -> tuple[list[Suggestion], str]:
-    offers = [(one, _asked(one, setup.plugins, "suggest", columns)) for one in candidates]
+    offers = [(one.bound, one.asked("suggest", columns)) for one in candidates]
     offers = [(one, options) for one, options in offers if options and isinstance(options, Mapping)]
 
     def bound_with(one: Bound, options: Mapping[str, Any]) -> Bound:
@@ -271,7 +282,7 @@ def _suggestions(
     return suggested(offers, read, bound_with, rows() if offers else (), has_template)
 
 
-def _nothing_fits(candidates: Sequence[Bound]) -> str:
+def _nothing_fits(candidates: Sequence[_Candidate]) -> str:
     return (
         f"Formats: {', '.join(one.entry.name for one in candidates)}. "
         "Name one and map its columns, or give a formatting_func."
