@@ -39,7 +39,7 @@ CHATML_MARKED = (
 
 
 def pytest_collection_finish() -> None:
-    # accelerate collects garbage at the end of each run: half of the time of a tiny one goes through what tests imported
+    # accelerate collects garbage after each run, and half the time of a tiny one went into what tests have imported
     gc.collect()
     gc.freeze()
 
