@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
-import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,17 +15,17 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_availa
 
 from sftcore.config.fields import config_fields, default_output_dir, wrong_fields
 from sftcore.config.near_names import unknown_key
-from sftcore.config.probe import ADD_BITS, OF_BITS
 from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
 from sftcore.config.settings.combined import combined_problems
+from sftcore.config.settings.init_kwargs import current_init_kwargs
 from sftcore.config.settings.kept_rows import kept_rows
 from sftcore.config.settings.later import Made, snapshot
 from sftcore.config.settings.older_names import GONE, OLDER, use_current_names
 from sftcore.config.settings.rhythm import OF_RHYTHM, per_epoch
 from sftcore.config.settings.tracker import fields_for
-from sftcore.config.settings.values import as_ours, plain_value, wrong_dtype
+from sftcore.config.settings.values import as_ours, plain_value
 from sftcore.config.settings.zero import by_name
-from sftcore.core.errors import ConflictError, OptionTypeError, RecipeError, UnknownKeyError, raise_all
+from sftcore.core.errors import OptionTypeError, RecipeError, raise_all
 from sftcore.util.foreign import in_our_words
 from sftcore.util.launched import end_with_launcher
 from sftcore.util.secrets import masked
@@ -375,55 +372,3 @@ def as_sft_config(args: TrainingArguments | None, model_name: str) -> SFTConfig:
     values = {one.name: getattr(args, one.name) for one in dataclasses.fields(args) if one.init}
     values["hub_token"] = args.hub_token
     return SFTConfig(**values)
-
-
-@contextlib.contextmanager
-def secrets_kept_out_of_files(trainer: Any) -> Iterator[None]:
-    """Around what transformers does with a trainer's arguments: it pickles them, and may need their token to push.
-
-    For this time `trainer.args` is a copy that reads as ever and is pickled (into training_args.bin) without secrets.
-    """
-    args = trainer.args
-    trainer.args = copy.copy(args)
-    vars(trainer.args)["__reduce_ex__"] = args.without_secrets().__reduce_ex__
-    try:
-        yield
-    finally:
-        trainer.args = args
-
-
-def current_init_kwargs(kwargs: dict[str, Any] | str | None, *, where: str) -> dict[str, Any] | None:
-    """`from_pretrained` arguments in today's spelling; older ones are translated and say so.
-
-    Raises:
-        RecipeError: a dtype that torch does not have.
-        ConflictError: 8-bit and 4-bit at once, or beside a quantization_config; settings of bits without the bits.
-    """
-    if not isinstance(kwargs, dict):
-        return None
-    current = dict(kwargs)
-    if "torch_dtype" in current:
-        warn("torch_dtype is now dtype.", FutureWarning)
-        current.setdefault("dtype", current.pop("torch_dtype"))
-    if error := wrong_dtype(current.get("dtype"), where):
-        raise error
-    bits = [name for name in ("load_in_8bit", "load_in_4bit") if current.pop(name, False)]
-    beside = {name: current.pop(name) for name in [*current] if name.startswith(OF_BITS)}
-    if beside and not bits:
-        raise ConflictError(f"{', '.join(beside)} without load_in_4bit or load_in_8bit.", where=where, fix=ADD_BITS)
-    if bits:
-        if len(bits) > 1 or current.get("quantization_config") is not None:
-            raise ConflictError(
-                "load_in_8bit, load_in_4bit and quantization_config exclude each other.", fix="Keep one."
-            )
-        from transformers import BitsAndBytesConfig
-
-        known = inspect.signature(BitsAndBytesConfig).parameters
-        for name in beside.keys() - known.keys():
-            raise UnknownKeyError(name, known.keys() - {"kwargs"}, where=where)
-        asked = {bits[0]: True, **beside}
-        spelled = ", ".join(f"{name}={value!r}" for name, value in asked.items())
-        warn(f"{bits[0]} is now quantization_config=BitsAndBytesConfig({spelled}).", FutureWarning)
-        with in_our_words("transformers does not take these settings", RecipeError, where=where):
-            current["quantization_config"] = BitsAndBytesConfig(**asked)
-    return current

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 
-from sftcore.config.sft_config import secrets_kept_out_of_files
 from sftcore.model.precision import cast_adapter
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.account.row_losses import RowLosses
@@ -50,7 +50,7 @@ class SavingSeams(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.checkpoints.aside is None:  # else the folder has no name yet, and is pushed when it has one
-            with secrets_kept_out_of_files(self):
+            with _secrets_kept_out_of_files(self):
                 super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -123,10 +123,25 @@ class SavingSeams(Trainer):
                 stack.enter_context(part.around_save())
             # PEFT looks for the base model's config.json, which a base from a single file does not have
             warnings.filterwarnings("ignore", message="Could not find a config file in")
-            with secrets_kept_out_of_files(self):
+            with _secrets_kept_out_of_files(self):
                 super()._save(output_dir, state_dict)
             if self.args.should_save:
                 self.add_to_saved(Path(output_dir or self.args.output_dir), state_dict)
 
     def add_to_saved(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
         """Write what else belongs to a saved model."""
+
+
+@contextmanager
+def _secrets_kept_out_of_files(trainer: Any) -> Iterator[None]:
+    """Around what transformers does with a trainer's arguments: it pickles them, and may need their token to push.
+
+    For this time `trainer.args` is a copy that reads as ever and is pickled (into training_args.bin) without secrets.
+    """
+    args = trainer.args
+    trainer.args = copy.copy(args)
+    vars(trainer.args)["__reduce_ex__"] = args.without_secrets().__reduce_ex__
+    try:
+        yield
+    finally:
+        trainer.args = args
