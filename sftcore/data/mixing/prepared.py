@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sftcore.core.errors import DataError
 from sftcore.data.mixing.mixed import Mixed, concatenated, mixed_ledger, packed_mixture
@@ -12,12 +12,12 @@ from sftcore.data.mixing.order import Order
 from sftcore.data.store.stream import packed_stream
 from sftcore.util.warned import warn
 
-if TYPE_CHECKING:
-    from sftcore.data.sets import DataPreparation
 
+def prepared_mixture(run: Any, mixture: Mixture, name: str) -> Any:
+    """The token rows of several sources: one after another, or mixed by their weights.
 
-def prepared_mixture(run: DataPreparation, mixture: Mixture, name: str) -> Any:
-    """The token rows of several sources: one after another, or mixed by their weights."""
+    `run` is the `sftcore.data.sets.DataPreparation` that prepares each of them; it comes above.
+    """
     from datasets import IterableDataset
 
     names = mixture.names_in(name)
@@ -52,7 +52,7 @@ def prepared_mixture(run: DataPreparation, mixture: Mixture, name: str) -> Any:
     return rows
 
 
-def _mixed_stream(run: DataPreparation, parts: list[Any], order: Order, names: list[str], name: str) -> Any:
+def _mixed_stream(run: Any, parts: list[Any], order: Order, names: list[str], name: str) -> Any:
     from sftcore.data.mixing.stream import mixed_stream
 
     packing, seed = run.packing_of(name), run.shuffle_seed_of(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-    from sftcore.data.sets import DataPreparation
-
 
 def built(
-    run: DataPreparation,
+    run: Any,
     dataset: Dataset,
     pipeline: Pipeline,
     packing: PackingPlan | None,
@@ -32,7 +30,10 @@ def built(
     *,
     in_mixture: bool,
 ) -> Dataset:
-    """The set from the cache, or prepared and put there; rows that are mixed are packed later, if at all."""
+    """The set from the cache, or prepared and put there; rows that are mixed are packed later, if at all.
+
+    `run` is the `sftcore.data.sets.DataPreparation` that keeps notes, ledgers and keys; it comes above.
+    """
     settings = run.setup.plan.settings
     folder = getattr(pipeline.expander, "folder", None)
     own = {**settings, "image_folder": folder, "long_rows": pipeline.long_rows.choice}
