@@ -34,12 +34,10 @@ def table() -> str:
         for column in COLUMNS:
             if columns[column] != HELD:
                 reasons.setdefault(columns[column], []).append(column)
-        if not family.mixes:
-            notes.append(f"- {family.name}: rows with and without images cannot share a batch")
+        if family.one_number:
+            notes.append(f"- {family.name}: rows of a batch with different numbers of images are refused")
         if family.one_size:
-            notes.append(
-                f"- {family.name}: tried with images of one size, since the sizes in a batch change its images"
-            )
+            notes.append(f"- {family.name}: images of different sizes in a batch are refused")
         for reason, given in reasons.items():
             which = "" if len(given) == len(COLUMNS) else f", {', '.join(given)}"
             notes.append(f"- {family.name}{which}: {reason}")

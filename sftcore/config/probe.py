@@ -20,6 +20,9 @@ OF_BITS = ("bnb_4bit_", "llm_int8_")
 """How settings of bitsandbytes begin that go with `load_in_4bit` or `load_in_8bit`."""
 ADD_BITS = "Add one of the two, or write all of them in quantization_config."
 
+OF_SIGHT = ("vision_config", "vq_config")
+"""Where models say what sees: a tower, or what turns pictures into codes (Emu3, Chameleon, Janus)."""
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _WEIGHTS = ("*.safetensors", "*.gguf", "*.safetensors.index.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -36,6 +39,12 @@ def probe_run(model: ModelRequest, columns: Sequence[str] | None = None) -> Prob
     path = Path(base or "").expanduser() / "config.json"
     config = _json(path) if base and path.is_file() else None
     return Probe(config, None if columns is None else tuple(columns), ready_model=model.name is None)
+
+
+def reads_images(config: Any) -> bool:
+    """Whether a model with this configuration, or mapping of one, reads images: it says what sees them."""
+    found = config if isinstance(config, Mapping) else {name: getattr(config, name, None) for name in OF_SIGHT}
+    return any(found.get(name) is not None for name in OF_SIGHT)
 
 
 def _json(path: Path) -> dict[str, Any]:

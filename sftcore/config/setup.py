@@ -12,7 +12,7 @@ from sftcore.config.automatic import Arranger, own_attention
 from sftcore.config.installed import Installed
 from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.bound import resolve
-from sftcore.config.probe import core_problems, probe_run
+from sftcore.config.probe import core_problems, probe_run, reads_images
 from sftcore.config.recipe import Recipe
 from sftcore.config.selections import default_selections, selections_for
 from sftcore.core.discovery import Catalog, discover
@@ -70,7 +70,7 @@ def set_up(
     """
     probe = probe_run(model)
     if model.vision is None:
-        model = attrs.evolve(model, vision="vision_config" in (probe.model_config or {}) or None)
+        model = attrs.evolve(model, vision=reads_images(probe.model_config or {}) or None)
     installed = Installed(discover(), Blocklist.parse(block, where=f"{where}: block"))
     catalog, blocked, dropped = installed.catalog, installed.blocked, set(without)
     for text in blocked.without_effect(catalog.entries):

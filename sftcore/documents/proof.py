@@ -260,12 +260,22 @@ def _layout(config: Any, flattened: bool, max_length: int | None) -> tuple[Lengt
     return ((first,) if flattened else (first, (middle, 1, 1, short, long))), notes
 
 
+_CODES = ("IMGIMG", "<|visual token")
+"""How models that put images into their vocabulary name their codes (Chameleon, Emu3)."""
+
+
+def code_token_ids(config: Any) -> set[int]:
+    """Token ids that stand for codes of images, which a model may never say."""
+    names: dict[Any, int] = getattr(config, "vocabulary_map", None) or {}
+    return {number for name, number in names.items() if str(name).startswith(_CODES)}
+
+
 def ordinary_token_ids(config: Any) -> list[int]:
     """Token ids without a special meaning in the model's own code, such as that of an image placeholder."""
-    special: set[int] = set()
+    special = code_token_ids(config)
     for one in (config, config.get_text_config()):
         for key, value in one.to_dict().items():
-            if key.endswith(("_token_id", "_token_index")):
+            if key.endswith(("_token_id", "_token_ids", "_token_index")):
                 special.update(value if isinstance(value, (list, tuple)) else [value])
     # a few thousand are enough, and keep this cheap for a large vocabulary
     return [word for word in range(config.get_text_config().vocab_size) if word not in special][:8192]

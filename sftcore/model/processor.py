@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftcore.config.installed import Installed
 from sftcore.config.plugins.bound import bind
+from sftcore.config.probe import reads_images
 from sftcore.config.selections import default_selections
 from sftcore.config.settings.templates import refuse_large
 from sftcore.core.errors import ModelError, SFTCoreError, near_name
@@ -63,7 +64,7 @@ def processor_of(model: Any, setup: Setup) -> Any:
         )
     request = ModelRequest(name, revision, trust_remote_code=setup.plan.model.trust_remote_code)
     found = _loaded(request, _loader_of(request, setup), ready=True)
-    return found if hasattr(causal_model(model).config, "vision_config") else getattr(found, "tokenizer", found)
+    return found if reads_images(causal_model(model).config) else getattr(found, "tokenizer", found)
 
 
 def _carried(model: Any) -> Iterator[Any]:

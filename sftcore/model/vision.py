@@ -5,19 +5,20 @@ What processors make of images and sounds goes to these parts in the dtype of th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
+from sftcore.config.probe import reads_images
 from sftcore.core.errors import ModelError
 from sftcore.model.unwrap import causal_model
 
 if TYPE_CHECKING:
     import torch
 
-_CONFIGS = ("vision_config", "vq_config")
-"""Where models say what sees: a tower, or what turns pictures into codes (Emu3, Chameleon, Janus)."""
 _SIGHT = ("pixel", "image", "video", "vision", "patch")
 _SOUND = ("audio", "speech", "sound", "input_features")
 """What processors' names for images and sounds contain; other floats of a batch are the user's, and stay."""
@@ -30,10 +31,10 @@ def vision_parts(model: Any) -> list[str]:
         ModelError: the model has a vision tower, but does not say which modules are its language layers.
     """
     model = causal_model(model)
-    if not any(hasattr(model.config, name) for name in _CONFIGS):
+    if not reads_images(model.config):
         return []
     language = {id(module) for module in (model.get_decoder(), model.get_output_embeddings()) if module is not None}
-    names = list(_without(model, "", language))
+    names = list(_without(model, "", language)) or parts_with_codes(model)
     if not names or id(model) in language:
         raise ModelError(
             f"{type(model).__name__} does not say which modules are its vision tower and which its language layers.",
@@ -50,6 +51,64 @@ def freeze_vision(model: Any, wanted: bool | None) -> tuple[str, ...]:
     for name in names:
         model.get_submodule(name).requires_grad_(False)
     return (f"the vision tower is frozen: {', '.join(names)}",)
+
+
+# --- What stays as it is ----------------------------------------------------------------------------------------------
+def parts_with_codes(model: Any) -> list[str]:
+    """Names of the modules that turn images into codes, which no gradient passes (Emu3, Chameleon, Janus)."""
+    model = causal_model(model)
+    kind = type(getattr(model.config, "vq_config", None))
+    if kind is type(None) or kind is dict:
+        return []
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "config", None), kind) and not any(name.startswith(f"{one}.") for one in found):
+            found.append(name)
+    return found
+
+
+def freeze_codes(model: Any) -> tuple[str, ...]:
+    """Freeze what turns images into codes, and return a note about it: transformers makes it frozen, but for a flag."""
+    model = causal_model(model)
+    names = parts_with_codes(model)
+    for name in names:
+        model.get_submodule(name).requires_grad_(False)
+    return (f"what turns images into codes is frozen: {', '.join(names)}",) if names else ()
+
+
+@contextmanager
+def frozen_statistics(model: Any) -> Iterator[None]:
+    """Keep frozen parts from changing in training mode: batch normalisation normalises by its statistics inside.
+
+    In training mode it would take those of each batch, so that rows change one another, and write them into what is
+    saved. What turns images into codes stays in evaluation mode as a whole.
+    """
+    model = causal_model(model)
+    held = {id(one): one for one in _with_statistics(model)}
+    held.update({id(one): one for one in map(model.get_submodule, parts_with_codes(model))})
+    for one in held.values():
+        one.eval()
+        vars(one)["train"] = functools.partial(_stays, one)  # the loop calls it before each step
+    try:
+        yield
+    finally:
+        for one in held.values():
+            vars(one).pop("train", None)
+            one.train(model.training)
+
+
+def _stays(module: Any, mode: bool = True) -> Any:
+    return module
+
+
+def _with_statistics(module: Any) -> Iterator[Any]:
+    """The modules of frozen parts that keep running statistics."""
+    weights = list(module.parameters())
+    if weights and not any(one.requires_grad for one in weights):
+        yield from (one for one in module.modules() if getattr(one, "running_mean", None) is not None)
+        return
+    for child in module.children():
+        yield from _with_statistics(child)
 
 
 def _without(module: Any, name: str, language: set[int]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from sftcore.config.probe import reads_images
 from sftcore.config.settings.templates import refuse_large
 from sftcore.core.errors import CheckError, ModelError
 from sftcore.core.types import ModelRequest, Selection
@@ -48,7 +49,7 @@ def load_processor_of(run: SavedRun) -> Any | None:
     """
     from transformers import AutoProcessor
 
-    if "vision_config" not in saved_config(run):
+    if not reads_images(saved_config(run)):
         return None
     folders = [folder for folder in (run.folder, run.adapter) if folder and any(folder.glob("*processor_config.json"))]
     place = folders[0] if folders else run.base.name

@@ -21,8 +21,9 @@ from sftcore.core.errors import ConflictError, DataError, OptionTypeError
 from sftcore.core.types import ModelRequest, Plan, Problem
 from sftcore.data.collate import no_token_ids
 from sftcore.data.images.expand import is_vision
-from sftcore.data.images.pictures import has_images, has_rows_without_images, modalities_in
+from sftcore.data.images.pictures import has_images, modalities_in
 from sftcore.data.mixing.mixture import DataSource, Mixture
+from sftcore.documents.image_batches import refuse_image_batches
 from sftcore.model.memory.offload import refuse_offloading
 from sftcore.model.skeleton import learned_positions, module_names, task_problems, virtual_tokens
 from sftcore.util.disk import make_output_dir
@@ -275,14 +276,13 @@ def skips_preparation(args: SFTConfig, dataset: Any, data_collator: Any) -> bool
     return own and "input_ids" not in columns and bool({"image", "images", "video", "videos"} & columns)
 
 
-def refuse_collator(collator: Any, args: SFTConfig, *datasets: Any, own: bool, packed: bool) -> None:
+def refuse_collator(collator: Any, args: SFTConfig, model: Any, *datasets: Any, own: bool, packed: bool) -> None:
     """Refuse rows with images or other media for a collator that would leave them out, or for batches of others.
 
     Raises:
         ConflictError: it does not say that it takes images (an attribute `images` that is true) or media of this name
-            (an attribute `modalities`, a mapping or set that has it); or its attribute `images_by_row` names a
-            processor whose model looks for images in the rows of a batch, and documents with images share rows, or
-            rows with and without images a batch.
+            (an attribute `modalities`, a mapping or set that has it); or images of several rows of a batch would change
+            one another, see `refuse_image_batches`.
     """
     every = [one for given in datasets for one in (given.values() if isinstance(given, Mapping) else [given])]
     every = [one for one in every if one is not None and hasattr(one, "column_names")]
@@ -296,31 +296,10 @@ def refuse_collator(collator: Any, args: SFTConfig, *datasets: Any, own: bool, p
             fix=f"Use a collator that does; it says so in an attribute `modalities` with the name {left}.",
         )
     if getattr(collator, "images", False):
-        _refuse_images_by_row(collator, args, *datasets, packed=packed)
+        sizes = {"train": args.per_device_train_batch_size, "eval": args.per_device_eval_batch_size}
+        refuse_image_batches(collator, model, sizes, *datasets, packed=packed)
     elif not taken and any(map(has_images, every)):
         raise ConflictError(
             f"the rows have images, and the collator {name} takes none.",
             fix="Give it an attribute `images = True` if it does." if own else "Use collator: vlm.",
         )
-
-
-def _refuse_images_by_row(collator: Any, args: SFTConfig, train: Any, evaluated: Any, *, packed: bool) -> None:
-    name = getattr(collator, "images_by_row", "")
-    if not name:
-        return
-    every = evaluated.values() if isinstance(evaluated, Mapping) else [evaluated]
-    sizes = {"train": args.per_device_train_batch_size, "eval": args.per_device_eval_batch_size}
-    for kind, one in [("train", train), *(("eval", one) for one in every)]:
-        if not hasattr(one, "data") or not has_images(one):
-            continue  # the collator looks at the rows of a stream
-        model = f"the model of {name} looks for images in the rows of a batch"
-        if packed:
-            raise ConflictError(
-                f"{model}, so documents with images cannot share a row.",
-                fix="Set packing, eval_packing and padding_free to false.",
-            )
-        if sizes[kind] > 1 and has_rows_without_images(one):
-            raise ConflictError(
-                f"{model}, so rows with and without images cannot share a batch.",
-                fix=f"Set per_device_{kind}_batch_size: 1, or give it rows with images alone.",
-            )

@@ -22,7 +22,7 @@ from sftcore.model.precision import running_dtype
 from sftcore.model.skeleton import task_problems
 from sftcore.model.tokens import fit_model, refuse_untrained, supervised_ids, untrained_tokens
 from sftcore.model.unwrap import causal_model
-from sftcore.model.vision import freeze_vision
+from sftcore.model.vision import freeze_codes, freeze_vision
 from sftcore.train.refusals import refuse_unsavable
 from sftcore.util.warned import warn
 
@@ -73,7 +73,8 @@ def load_for_run(
     rows_as_loaded = num_rows(loaded.model)
     notes = fit_model(loaded.model, tokenizer, args, new_ids, rows)
     of_images = (facts_of_processor(processor).note,) if is_vision(processor) else ()
-    notes = (*loaded.notes, *notes, *of_images, *freeze_vision(loaded.model, args.freeze_vision_tower))
+    frozen = (*freeze_codes(loaded.model), *freeze_vision(loaded.model, args.freeze_vision_tower))
+    notes = (*loaded.notes, *notes, *of_images, *frozen)
     balance = balance_experts(loaded.model, args.router_aux_loss_coef)
     refuse_unsupported(plan, plugins, loaded.model, running_dtype(loaded.model, args), args.device.type)
     kernels = Kernels(plugins, plan)

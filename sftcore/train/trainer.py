@@ -30,7 +30,7 @@ from sftcore.model.precision import wants_master_weights
 from sftcore.model.processor import processor_of
 from sftcore.model.skeleton import skeleton_of
 from sftcore.model.unwrap import causal_model
-from sftcore.model.vision import FeatureDtypes
+from sftcore.model.vision import FeatureDtypes, frozen_statistics
 from sftcore.train import refusals
 from sftcore.train.account.census import Census
 from sftcore.train.account.row_losses import RowLosses
@@ -218,7 +218,7 @@ class SFTTrainer(EvaluatingTrainer):
         self.layouts = layouts_of(self.setup, processor, own, packed=self.packed)
         refuse_unsent(self.layouts, args, () if own else self.setup.plugins.answers("make_collator"))
         one_row = self.packed or bool(self.setup.plan.flattened)
-        refuse_collator(self.layouts.taken, args, *datasets, own=own is not None, packed=one_row)
+        refuse_collator(self.layouts.taken, args, self.loaded.model, *datasets, own=own is not None, packed=one_row)
         refuse_beyond_tables(self.loaded.model, self.data, *datasets)
         return self.shown_collator()
 
@@ -353,6 +353,7 @@ class SFTTrainer(EvaluatingTrainer):
             kept(args, "save_only_model", "eval_on_start"),  # a signal or a resumed run changes them
             self.noise.training(),
             self.cache.training(),
+            frozen_statistics(self.loaded.model),
             self.compilations.counting(says=args.process_index == 0),
             self.kernels.running(),
             spared_memory(self.loaded.model, self.setup.plan),

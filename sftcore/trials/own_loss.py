@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from sftcore.core.types import IGNORED
-from sftcore.documents.proof import ordinary_token_ids
+from sftcore.documents.proof import code_token_ids, ordinary_token_ids
 from sftcore.trials.passes import as_trained
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def own_loss_of(model: Any, causal: Any, device: torch.device) -> OwnLossFound |
     known = ordinary_token_ids(causal.config)
     vocabulary = causal.config.get_text_config().vocab_size  # embeddings that an adapter wraps do not always say it
     ids = torch.tensor([[known[place * len(known) // TOKENS] for place in range(TOKENS)]], device=device)
-    # any token may be a label, also those that a loss may treat in a way of their own
-    labels = torch.tensor([[place * vocabulary // TOKENS for place in range(TOKENS)]], device=device)
+    # any token that is said may be a label, also those that a loss may treat in a way of their own
+    unsaid = code_token_ids(causal.config)
+    places = [place * vocabulary // TOKENS for place in range(TOKENS)]
+    labels = torch.tensor([[known[0] if one in unsaid else one for one in places]], device=device)
     end = getattr(causal.generation_config, "eos_token_id", None)
     labels[0, -1] = end if isinstance(end, int) and end < vocabulary else labels[0, -1]
     labels[0, :PROMPT] = IGNORED

@@ -50,7 +50,7 @@ class VisionLanguage:
     @hookimpl
     def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:
         config = probe.model_config
-        if config is not None and "vision_config" not in config:
+        if config is not None and "vision_config" not in config and not plan.model.vision:
             yield Problem(
                 "the collator vlm is for vision-language models, and this model reads text alone.",
                 "collator",
@@ -83,8 +83,8 @@ class VisionCollator:
     images, tiles)). Token types that tell a prompt from what is learned (PaliGemma's) are made from the labels: 0
     before the first token that counts, 1 from there on. Labels are the run's own, whatever the processor returns.
     `images` and `modalities` say that it takes rows with images and with these media, and `images_by_row` names the
-    processor if images stand in the rows of the batch, so that rows with and without images cannot share one, nor
-    documents with images a row.
+    processor if images stand in the rows of the batch, so that rows with different numbers of images cannot share one,
+    nor documents with images a row.
 
     Raises:
         RowError: an image or a video cannot be decoded.
@@ -110,6 +110,11 @@ class VisionCollator:
     def images_by_row(self) -> str:
         """The name of a processor whose images belong to the rows of a batch, as cross-attention has it; or empty."""
         return self.facts.name if self.facts.by_document else ""
+
+    @property
+    def sees_prompts_whole(self) -> str:
+        """The name of a processor whose model lets the tokens of a prompt see each other both ways; or empty."""
+        return self.facts.name if self.facts.marks_prompt else ""
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         build = flatten_rows if self.flattened else pad_rows
@@ -181,10 +186,11 @@ class VisionCollator:
                 f"{name}'s model looks for images in the rows of a batch, so documents with images cannot share a row.",
                 fix="Set packing and padding_free to false.",
             )
-        without = next((one for one, _ in documents if not one["images"]), None)
-        if without is not None:
+        numbers = {len(one["images"]) for one, _ in documents}
+        if len(numbers) > 1:
+            what = "with and without images" if 0 in numbers else "with different numbers of images"
             raise DataError(
-                f"{name}'s model looks for images in the rows of a batch, and rows with and without images share one.",
+                f"{name}'s model looks for images in the rows of a batch, and rows {what} share one.",
                 fix="Set per_device_train_batch_size: 1 with gradient_accumulation_steps, or keep the rows apart.",
             )
 

@@ -9,7 +9,7 @@ it, `images` holds references to the images, and `media` those to other media (s
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -72,11 +72,18 @@ def has_images(dataset: Any) -> bool:
     return any(bool(pc.any(pc.greater(_counts(dataset, name), 0)).as_py()) for name in ("images", "media"))
 
 
-def has_rows_without_images(dataset: Any) -> bool:
-    """Whether a prepared map-style set has documents without images."""
+def numbers_of_images(dataset: Any) -> list[int]:
+    """How many images documents of a prepared map-style set have: each number once, in order."""
     import pyarrow.compute as pc
 
-    return bool(pc.any(pc.equal(_counts(dataset, "images"), 0)).as_py())
+    return sorted(pc.unique(_counts(dataset, "images")).to_pylist())
+
+
+def images_in(dataset: Any) -> Iterator[ImageSource]:
+    """References to the images of a prepared map-style set, in the order of its rows."""
+    for row in dataset.select_columns([DOCUMENTS]):
+        for document in row[DOCUMENTS]:
+            yield from document["images"]
 
 
 def modalities_in(dataset: Any) -> list[str]:

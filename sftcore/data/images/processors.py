@@ -21,7 +21,7 @@ BY_SIZE, BY_ROW = "by the size of each image", "by the row as a whole"
 FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, AssertionError, OSError)
 """What processors raise for what they cannot process."""
 
-_SMALL, _LARGE = (64, 48), (640, 480)
+_SMALL, _LARGE, _UPRIGHT = (64, 48), (640, 480), (48, 96)
 _TRIED: tuple[tuple[tuple[str, ...], tuple[Size, ...]], ...] = (
     (("", " say it"), (_SMALL,)),
     (("Look: ", ""), (_LARGE,)),
@@ -105,6 +105,19 @@ def expansion_of(processor: Any, placeholder: str, size: Size, *, nested: bool =
         return_text_replacement_offsets=True, return_tensors="pt",
     )  # fmt: skip
     return str(batch["text_replacement_offsets"][0][0]["replacement"])
+
+
+def fills_up(processor: Any) -> bool:
+    """Whether images of several sizes come in one array of pictures, the smaller ones filled up to the largest."""
+    try:
+        alone, both = (
+            processor.image_processor(_pictures(sizes), return_tensors="pt").get("pixel_values")
+            for sizes in ([_SMALL], [_SMALL, _UPRIGHT])
+        )
+    except FAULTS:
+        return False
+    shapes = [tuple(getattr(one, "shape", ())) for one in (alone, both)]
+    return len(shapes[0]) == len(shapes[1]) == 4 and shapes[0][2:] != shapes[1][2:]
 
 
 def _found_out(processor: Any) -> ProcessorFacts:

@@ -254,13 +254,18 @@ def config(folder: Any, **options: Any) -> SFTConfig:
 
 
 def make_trainer(folder: Any, family: str, rows: list[dict[str, Any]], model: Any = None, **options: Any) -> SFTTrainer:
-    made, processor = make(family)
+    made, processor = options.pop("made", None) or make(family)
     peft_config = options.pop("peft_config", None)
-    given = Dataset.from_list([{**row, "images": [encoded(one) for one in row["images"]]} for row in rows])
+    evaluated = options.pop("eval_rows", None)
     return SFTTrainer(
-        made if model is None else model, config(folder, **options), train_dataset=given, processing_class=processor,
+        made if model is None else model, config(folder, **options), train_dataset=_dataset(rows),
+        eval_dataset=None if evaluated is None else _dataset(evaluated), processing_class=processor,
         peft_config=peft_config,
     )  # fmt: skip
+
+
+def _dataset(rows: list[dict[str, Any]]) -> Dataset:
+    return Dataset.from_list([{**row, "images": [encoded(one) for one in row["images"]]} for row in rows])
 
 
 def loss_of(trainer: SFTTrainer) -> float:

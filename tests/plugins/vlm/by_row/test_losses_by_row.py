@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sftcore import ConflictError, DataError, SFTCoreError
+from sftcore import ConflictError, DataError
 from tests.plugins.vlm.by_row.builders import (
     FAMILIES,
     ROWS,
@@ -75,11 +75,13 @@ def test_rows_end_to_end_have_the_loss_of_each_alone(tmp_path, family):
     assert loss_of(trainer) == pytest.approx(by_hand(family, rows, answers_only=True), rel=1e-5)
 
 
-@pytest.mark.slow
-def test_rows_end_to_end_are_refused_where_prompts_would_see_each_other(tmp_path):
-    trainer = make_trainer(tmp_path, "paligemma", [TEXT_ROW, *ROWS], packing=True, assistant_only_loss=True)
-    with pytest.raises(SFTCoreError, match="PaliGemmaForConditionalGeneration does not keep documents"):
-        trainer.train()
+@pytest.mark.parametrize("rows", [[TEXT_ROW, *ROWS], [TEXT_ROW, TEXT_ROW]])
+@pytest.mark.parametrize("options", [{"packing": True}, {"padding_free": True}])
+def test_rows_end_to_end_are_refused_with_the_reason_where_prompts_would_see_each_other(tmp_path, rows, options):
+    with pytest.raises(
+        ConflictError, match=r"PaliGemmaProcessor .* prompts in a row see each other in both directions"
+    ):
+        make_trainer(tmp_path, "paligemma", rows, **options)
 
 
 def test_lengths_of_a_check_are_those_of_the_processor(family):
@@ -108,6 +110,21 @@ def test_rows_that_see_images_across_attention_stand_side_by_side(tmp_path):
 def test_rows_with_and_without_images_in_one_batch_are_refused_before_the_first_step(tmp_path):
     with pytest.raises(ConflictError, match=r"MllamaProcessor.*per_device_train_batch_size"):
         make_trainer(tmp_path, "mllama", [TEXT_ROW, *ROWS], per_device_train_batch_size=4)
+
+
+@pytest.mark.parametrize("option", ["per_device_train_batch_size", "per_device_eval_batch_size"])
+def test_rows_with_other_numbers_of_images_in_one_batch_are_refused_before_the_first_step(tmp_path, option):
+    one, two = ROWS[0], row("say ", "@b", "now", "@a", answer="a blue one")
+    rows = [one, one] if "eval" in option else [one, two]
+    others = {"eval_rows": [one, two], "eval_strategy": "steps"} if "eval" in option else {}
+    with pytest.raises(ConflictError, match=rf"MllamaProcessor .*1 and 2 images cannot share.*{option}: 1"):
+        make_trainer(tmp_path, "mllama", rows, **{option: 2}, **others)
+
+
+def test_a_batch_of_other_numbers_of_images_is_refused_where_nobody_looked_before(tmp_path):
+    trainer = make_trainer(tmp_path, "mllama", [ROWS[0], row("say ", "@b", "now", "@a", answer="a blue one")])
+    with pytest.raises(DataError, match=r"MllamaProcessor.*different numbers of images"):
+        trainer.data_collator([trainer.train_dataset[i] for i in (0, 1)])
 
 
 def test_packed_rows_with_images_of_their_own_rows_are_refused_before_the_first_step(tmp_path):

@@ -27,8 +27,11 @@ class Family:
         lead: what the chat template writes between the prompt for an answer and its words.
         torchvision: whether its processor, as transformers has it, needs torchvision.
         nested: whether its processor takes a list of images for each text.
-        one_size: whether a picture's features depend on the sizes of the others in its batch; its pictures have one.
-        mixes: whether rows with and without images may stand in one batch.
+        one_size: whether a picture's features depend on the sizes of the others in its batch; there its pictures have
+            one.
+        one_number: whether the rows of a batch need to have as many images; its rows have two.
+        frozen: names of its modules that stay in evaluation mode, as transformers makes them.
+        changes_texts: whether its processor changes the words of rows without images too.
         refused: the words of the refusal of each column that is refused, "*" for all of them.
         faults: why a column does not hold yet.
         completes: what a loop by hand adds to the batch, from it and its labels.
@@ -42,7 +45,9 @@ class Family:
     torchvision: bool = False
     nested: bool = True
     one_size: bool = False
-    mixes: bool = True
+    one_number: bool = False
+    frozen: tuple[str, ...] = ()
+    changes_texts: bool = False
     refused: dict[str, str] = field(factory=dict)
     faults: dict[str, str] = field(factory=dict)
     completes: Callable[[Any, Any], dict[str, Any]] | None = None
@@ -93,7 +98,8 @@ FAMILIES = (
     Family("Gemma 3", _known("gemma3"), "<end_of_turn>", _GEMMA),
     Family(
         "PaliGemma", others.paligemma, "<eos>",
-        refused=_not_packed("PaliGemmaForConditionalGeneration"), completes=_from_the_first_label,
+        refused=dict.fromkeys(("packed", "padding-free"), "PaliGemmaProcessor .* documents cannot share a row"),
+        completes=_from_the_first_label,
     ),
     Family("InternVL", llavas.internvl, image="<img>(<IMG_CONTEXT>)+</img>", torchvision=True),
     Family("Pixtral", llavas.pixtral, "</s>", _PIXTRAL),
@@ -110,29 +116,19 @@ FAMILIES = (
     ),
     Family("DeepSeek-VL", llavas.deepseek_vl, "<eos>", "(<image_placeholder>)+", lead=" "),
     Family("Janus", llavas.janus, "<eos>", _JANUS, lead=" "),
-    Family(
-        "Ovis2", others.ovis2, image=_OVIS,
-        faults={"packed": "refused, although the same rows without padding are not"},
-    ),
+    Family("Ovis2", others.ovis2, image=_OVIS),
     Family("GOT-OCR 2", llavas.got_ocr2, image="(<imgpad>)+", nested=False),
     Family("Llama 4", others.llama4, "<|eot|>", _LLAMA4, torchvision=True),
     Family(
         "Llama 3.2 Vision", others.mllama, "<|eot_id|>", r"<\|image\|>",
-        mixes=False,
-        faults={
-            "padded": "its model lets the words before an image see the padding of other rows' images",
-            **dict.fromkeys(("LoRA", "4 bits"), "the adapter's trial has no images, which its cross-attention needs"),
-        },
+        one_number=True,
         refused=dict.fromkeys(("packed", "padding-free"), "MllamaProcessor .* images cannot share a row"),
     ),
     Family(
-        "Emu3", others.emu3, "<eos>", _EMU, one_size=True, lead=" ", torchvision=True,
-        faults={"*": "its losses differ by some 1e-4, as its VQ-VAE normalises over the images of a batch"},
+        "Emu3", others.emu3, "<eos>", _EMU, one_size=True, lead=" ", torchvision=True, frozen=("model.vqmodel",),
+        changes_texts=True,
     ),
-    Family(
-        "Chameleon", others.chameleon, "</s>", _CHAMELEON,
-        faults={"*": "the loss's trial takes the logits that the model masks for infinite ones"},
-    ),
+    Family("Chameleon", others.chameleon, "</s>", _CHAMELEON, frozen=("model.vqmodel",), changes_texts=True),
     Family(
         "Kosmos-2", others.kosmos2, "</s>", "<image>.*?</image>",
         refused={"*": "Kosmos2Processor .* so its model cannot be trained on images"},

@@ -33,6 +33,9 @@ class Case:
     def of_one_size(self) -> Case:
         return evolve(self, sizes=SIZES[:1] * len(self.sizes))
 
+    def of_two_pictures(self) -> Case:
+        return evolve(self, words=self.words[:2], sizes=(SIZES[self.seed % 2], SIZES[1 - self.seed % 2]))
+
     def pictures(self) -> list[Image.Image]:
         random = np.random.RandomState(self.seed)
         return [Image.fromarray(random.randint(0, 255, (high, wide, 3), dtype=np.uint8)) for wide, high in self.sizes]
@@ -73,11 +76,9 @@ def batch_of(family: Any, model: Any, processor: Any, case: Case) -> dict[str, A
     """The row as its processor makes it, floating-point numbers in the model's precision."""
     text = processor.apply_chat_template(case.turns(), tokenize=False)
     pictures = case.pictures()
-    if pictures:
-        made = processor(
-            text=[text], images=[pictures] if family.nested else pictures, add_special_tokens=False,
-            return_tensors="pt",
-        )  # fmt: skip
+    if pictures or family.changes_texts:
+        given = {"images": [pictures] if family.nested else pictures} if pictures else {}
+        made = processor(text=[text], add_special_tokens=False, return_tensors="pt", **given)
     else:
         made = processor.tokenizer([text], add_special_tokens=False, return_tensors="pt")
     made = {name: value for name, value in made.items() if name != "labels"}
@@ -119,9 +120,17 @@ def loss_by_hand(family: Any, model: Any, processor: Any, cases: Any, answers: b
     return total / count
 
 
+def in_training(family: Any, model: Any) -> Any:
+    """The model in training mode, but for what transformers calls frozen in its own constructor."""
+    model.train()
+    for name in family.frozen:
+        model.get_submodule(name).eval()
+    return model
+
+
 def train_by_hand(family: Any, model: Any, processor: Any, cases: Any, steps: int, answers: bool) -> tuple[list, Any]:
     """The losses of `steps` steps of gradient descent over all rows at once, and the model behind them."""
-    model = copy.deepcopy(model).train()
+    model = in_training(family, copy.deepcopy(model))
     losses = []
     for _ in range(steps):
         loss = loss_by_hand(family, model, processor, cases, answers)

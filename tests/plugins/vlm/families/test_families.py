@@ -14,7 +14,7 @@ from sftcore import SFTConfig, SFTTrainer
 from sftcore.core.errors import RowError, SFTCoreError
 from tests.plugins.vlm.families.family_parts import TORCHVISION
 from tests.plugins.vlm.families.family_table import COLUMNS, FAMILIES, Family
-from tests.plugins.vlm.families.loop import CASES, RATE, loss_by_hand, train_by_hand
+from tests.plugins.vlm.families.loop import CASES, RATE, in_training, loss_by_hand, train_by_hand
 
 TOGETHER = {"per_device_train_batch_size": len(CASES)}
 ALONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": len(CASES)}
@@ -44,9 +44,12 @@ def made(family: Family):
 
 
 def cases_of(family: Family, column: str):
-    """Rows of no, one, two and three images; without the first where a batch cannot hold it."""
-    cases = tuple(case.of_one_size() for case in CASES) if family.one_size else CASES
-    return cases if family.mixes or column == "accumulated" else cases[1:]
+    """Rows of no, one, two and three images; where a batch cannot hold them, of as many, or of one size."""
+    if column == "accumulated":
+        return CASES
+    if family.one_number:
+        return tuple(case.of_two_pictures() for case in CASES[1:])
+    return tuple(case.of_one_size() for case in CASES) if family.one_size else CASES
 
 
 @functools.lru_cache(maxsize=3)
@@ -105,7 +108,7 @@ def tried(family: Family, column: str, folder):
         again = AutoModelForImageTextToText.from_pretrained(
             folder / "base", quantization_config=trainer.model.config.quantization_config
         )
-        wanted = loss_by_hand(family, again.train(), processor, cases, answers=False).item()
+        wanted = loss_by_hand(family, in_training(family, again), processor, cases, answers=False).item()
         assert found[0] == pytest.approx(wanted, rel=1e-5)
         assert found[1] < found[0]
         return
@@ -130,6 +133,7 @@ def held_when_read_again(family: Family, cases, trainer, trained, folder):
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     # Without torchvision, transformers makes these processors but does not read most of them
     read = AutoProcessor.from_pretrained(folder) if TORCHVISION else trainer.processing_class
+    read.chat_template = read.chat_template or read.tokenizer.chat_template  # that of Chameleon takes none
     with torch.no_grad():
         again = loss_by_hand(family, model, read, cases, answers=False).item()
     assert again == pytest.approx(wanted, rel=1e-5)
