@@ -46,10 +46,10 @@ class Rendered:
     If `spans` is None, every token is supervised, including those that the tokenizer adds. `notes` are short constant
     sentences on what the chat template did to this row. If the text holds `images`, `image_spans` are the characters
     that stand for them, which are never supervised, and `unexpanded` is the text as the processor reads it, with one
-    placeholder for each image. So they are for `media`, whose characters are `media_spans` too. `turns` are the
-    assistant's turns, where their places were proven. `thoughtless` are the messages that are supervised without
-    reasoning of theirs, because the template cut it out. `whole` says what it is, if no part of it means anything by
-    itself, and `nothing` why nothing of it is supervised, where that is so.
+    placeholder for each image. So they are for `media`, whose characters are `media_spans` too, in their order. `turns`
+    are the assistant's turns, where their places were proven. `thoughtless` are the messages that are supervised
+    without reasoning of theirs, because the template cut it out. `whole` says what it is, if no part of it means
+    anything by itself, and `nothing` why nothing of it is supervised, where that is so.
     """
 
     text: str

@@ -14,7 +14,7 @@ from typing import Any
 from attrs import define, field
 
 from sftcore.check.findings import Findings, Location
-from sftcore.check.images import Images, with_broken_images
+from sftcore.check.images import Images, Media, identity_of, with_broken_media
 from sftcore.check.inspect import Inspector, Inspectors
 from sftcore.check.near import NearRows, Seen
 from sftcore.check.row_list import RowList
@@ -73,6 +73,7 @@ class Reporter:
     _lengths: array[int] = field(factory=lambda: array("Q"))
     _kept: array[int] = field(factory=lambda: array("Q"))
     _images: Images = field(factory=Images)
+    _media: dict[str, Media] = field(factory=dict)
     _evaluated: list[tuple[int, Location]] = field(factory=list)
 
     # --- Reading ----------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Reporter:
 
     # --- What becomes of a row --------------------------------------------------------------------------------------
     def _outcome(self, one: Inspected, location: Location) -> None:
-        one = with_broken_images(one)
+        one = with_broken_media(one)
         if one.error is not None:
             self._counts.refused += 1
             kind, reason = _refusal(one.error)
@@ -177,6 +178,8 @@ class Reporter:
         for note in one.notes:
             self.findings.add("note", location, what=f"{note[:1].upper()}{note[1:]}.")
         self._images.add(one)
+        for kind in () if one.example is None else dict.fromkeys(each.modality.name for each in one.example.media):
+            self._media.setdefault(kind, Media(kind)).add(one)
         if one.row is not None:
             self._lengths.append(one.tokens_in)
             self._tokens.all += one.tokens_in
@@ -192,7 +195,8 @@ class Reporter:
             cut, supervised = (0, 0) if one.dropped else (one.tokens_cut, _num_supervised(one.row))
             counts = one.tokens_in, cut, supervised
         outcome = DROPPED if one.dropped else CUT if one.tokens_cut else KEPT
-        digest = _text_key(whole_of(one.example)) if one.example is not None and not one.example.images else 0
+        seen = one.example is not None and (one.example.images or one.example.media)
+        digest = _text_key(whole_of(one.example)) if one.example is not None and not seen else 0
         self._list(location, outcome, one.dropped, counts, digest)
 
     def _list(
@@ -251,18 +255,20 @@ class Reporter:
             self.findings.add(kind, location, f"{words.where}: {found.group()} at character {found.start()}")
 
     def _compare(self, example: Example, location: Location) -> None:
-        number, whole = location.row or 0, _text_key(whole_of(example))
+        pictures = identity_of(example)
+        number, whole = location.row or 0, _text_key(whole_of(example) + pictures)
         if self.training is not None:
             self._evaluated.append((whole, location))
-        if self.near is not None and self.training is not None:
-            self.near.add(self.name, location, example)
-        elif self.near is not None:
-            self.near.compare(number, example)
+        if self.near is not None and not pictures:  # words that are nearly the same may be about another picture
+            if self.training is not None:
+                self.near.add(self.name, location, example)
+            else:
+                self.near.compare(number, example)
         first = self.seen.rows.setdefault(whole, number)
         if first != number:
             self.findings.add("duplicate-rows", location, f"as row {first}")
         elif (halves := answer_of(example)) is not None:
-            prompt, answer = map(_text_key, halves)
+            prompt, answer = _text_key(halves[0] + pictures), _text_key(halves[1])
             earlier, its_answer = self.seen.prompts.setdefault(prompt, (number, answer))
             if its_answer != answer:
                 self.findings.add("same-prompt", location, f"as row {earlier}")
@@ -304,6 +310,7 @@ class Reporter:
             packing=self._packed(),
             findings=self.findings.all(),
             images=self._images if self._images.rows else None,
+            media=tuple(self._media.values()),
         )
 
     def _packed(self) -> Packed | None:

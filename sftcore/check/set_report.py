@@ -7,7 +7,7 @@ from typing import Any
 from attrs import asdict, define, frozen
 
 from sftcore.check.findings import Finding
-from sftcore.check.images import Images
+from sftcore.check.images import Images, Media
 from sftcore.report.lengths import Lengths, Packed
 
 
@@ -72,6 +72,7 @@ class SetReport:
     packing: Packed | None
     findings: tuple[Finding, ...]
     images: Images | None = None
+    media: tuple[Media, ...] = ()
 
     def count(self, severity: str) -> int:
         """How many findings are of this severity."""

@@ -17,6 +17,7 @@ from sftcore.core.visible import visible
 
 if TYPE_CHECKING:
     from sftcore.check.findings import Finding, Location
+    from sftcore.check.images import Images, Media
     from sftcore.check.row_list import RowList
     from sftcore.check.set_report import SetReport
     from sftcore.config.data.section import SourceSection
@@ -193,12 +194,21 @@ def _facts(report: SetReport) -> Iterator[tuple[str, str]]:
         text = f"{images.images:,} in {_num(images.rows, 'row')}"
         if images.smallest and images.largest:
             low, high = ("{} x {}".format(*size) for size in (images.smallest, images.largest))
-            each = f"{images.fewest:,}" if images.fewest == images.most else f"{images.fewest:,} to {images.most:,}"
-            text += f", {low} to {high} pixels, {each} tokens each, {images.tokens:,} together"
+            text += f", {low} to {high} pixels{_tokens_of(images)}"
         yield "images", text
+    for media in report.media:
+        yield f"{media.kind}s", f"{media.count:,} in {_num(media.rows, 'row')}{_tokens_of(media)}"
     if (packing := report.packing) is not None:
         blocks = f"{packing.blocks:,} blocks of {report.max_length:,} tokens, {packing.fill:.1%} filled"
         yield "packing", f"would make {blocks} ({packing.strategy})"
+
+
+def _tokens_of(counted: Images | Media) -> str:
+    """How many tokens images or media have, where a model says."""
+    if not counted.most:
+        return ""
+    each = f"{counted.fewest:,}" if counted.fewest == counted.most else f"{counted.fewest:,} to {counted.most:,}"
+    return f", {each} tokens each, {counted.tokens:,} together"
 
 
 def _histogram(report: SetReport) -> Iterator[str]:

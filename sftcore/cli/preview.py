@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,11 @@ def _show(console: Console, one: Preview) -> None:
             console.print(Text(f"── {document_heading(index, document, len(one.documents))}", "cyan"), soft_wrap=True)
         for number, picture in enumerate(document.pictures):
             console.print(Text(f"image {number + 1}: {visible(str(picture))}", "cyan"), soft_wrap=True)
+        counts: Counter[str] = Counter()
+        for medium in document.media:
+            counts[medium.kind] += 1
+            said = f"{medium.kind} {counts[medium.kind]}: {visible(str(medium))}"
+            console.print(Text(said, "cyan"), soft_wrap=True)
         show = _coloured if console.color_system else _uncoloured
         console.print(show(document.segments), soft_wrap=True)
     if one.cut > CUT_SHOWN:

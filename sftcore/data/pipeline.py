@@ -24,6 +24,7 @@ from sftcore.data.images.expand import Expander
 from sftcore.data.images.pictures import Picture, documents_column
 from sftcore.data.images.reference import size_of
 from sftcore.data.media.expansion import with_media, with_own_media
+from sftcore.data.media.modality import SeenMedium
 from sftcore.data.media.video import VIDEO
 from sftcore.data.rules.long_rows import CUT, SPLIT, TOO_LONG, LongRule
 from sftcore.data.rules.system_prompt import with_system_prompt
@@ -57,7 +58,7 @@ class Inspected:
     `example` is None if the format refused the row, or if this is a further piece of a row that was split, and `row` is
     None if any step refused it; `error` says which and why.
     `row` is the example after truncation, always with labels. `dropped` says why the run would drop it, or is empty.
-    `pictures` are the example's images, `turns` the assistant's turns in it.
+    `pictures` are the example's images, `media` its other media, `turns` the assistant's turns in it.
     """
 
     number: int
@@ -70,6 +71,7 @@ class Inspected:
     notes: tuple[str, ...]
     pictures: tuple[Picture, ...] = ()
     turns: tuple[TurnSpan, ...] = ()
+    media: tuple[SeenMedium, ...] = ()
 
 
 @frozen
@@ -166,7 +168,7 @@ class Pipeline:
             "_dropped": pa.array(dropped, pa.string()),
             "_notes": pa.array(notes, pa.list_(pa.string())),
             "_digest": pa.array(
-                digests_of(whole.input_ids, whole.offsets, (bool(getattr(one, "images", ())) for _, one in contents))
+                digests_of(whole.input_ids, whole.offsets, (_shows_something(one) for _, one in contents))
             ),
         }
         pictures = {} if self.expander is None else {"documents": documents_column(contents)}
@@ -205,8 +207,9 @@ class Pipeline:
             length = int(whole.lengths[i])
             cut = length - int(kept.lengths[i])
             pictures = self._pictures(content, encodings[origin]) if isinstance(content, Rendered) else ()
+            media = _media(content, encodings[origin], pending[origin][1]) if isinstance(content, Rendered) else ()
             outcome = kept.row(i), length, cut, dropped[i] or "", notes[i], pictures, getattr(content, "turns", ())
-            found.append(Inspected(number, example, None, *outcome))
+            found.append(Inspected(number, example, None, *outcome, media))
         return sorted(found, key=lambda one: one.number)
 
     def _pictures(self, content: Rendered, encoding: Any) -> tuple[Picture, ...]:
@@ -354,6 +357,19 @@ class Pipeline:
         if limit is None or length <= limit or not isinstance(content, Rendered) or not content.image_spans:
             return False
         return token_range(encoding, content.image_spans[-1])[1] > limit
+
+
+def _shows_something(content: Content) -> bool:
+    """Whether its tokens do not say all that it is, because images or other media stand behind some of them."""
+    return isinstance(content, Rendered) and bool(content.images or content.media)
+
+
+def _media(content: Rendered, encoding: Any, example: Example | None) -> tuple[SeenMedium, ...]:
+    modalities = {} if example is None else {one.modality.name: one.modality for one in example.media}
+    if not modalities:
+        return ()
+    found = zip(content.media, content.media_spans, strict=True)
+    return tuple(SeenMedium(modalities[one["modality"]], one, *token_range(encoding, span)) for one, span in found)
 
 
 def _written(row: Row) -> str:

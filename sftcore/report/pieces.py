@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from attrs import frozen
 from sftcore.core.types import IGNORED, TokenizedRow
 from sftcore.core.visible import visible
 from sftcore.data.images.pictures import Picture
+from sftcore.data.media.modality import SeenMedium
 
 
 @frozen
@@ -18,7 +20,8 @@ class Piece:
     """The smallest group of tokens that decodes to whole characters.
 
     `position` is that of its first token in the document. `weight` is 0 if the tokens are not supervised. `cut` is set
-    if max_length cuts the tokens away. The tokens of an image are one piece, with its `picture`.
+    if max_length cuts the tokens away. The tokens of an image are one piece, with its `picture`, and those of another
+    medium, such as a video, one with its `medium`.
     """
 
     text: str
@@ -28,6 +31,7 @@ class Piece:
     special: bool = False
     cut: bool = False
     picture: Picture | None = None
+    medium: SeenMedium | None = None
 
 
 def pieces_of(row: TokenizedRow, tokenizer: Any, start: int = 0) -> list[Piece]:
@@ -46,20 +50,27 @@ def pieces_of(row: TokenizedRow, tokenizer: Any, start: int = 0) -> list[Piece]:
     return pieces
 
 
-def with_pictures(pieces: Sequence[Piece], pictures: Sequence[Picture]) -> list[Piece]:
-    """The pieces, with the tokens of each image joined into one."""
+def with_media(pieces: Sequence[Piece], pictures: Sequence[Picture], media: Sequence[SeenMedium] = ()) -> list[Piece]:
+    """The pieces, with the tokens of each image and of each other medium joined into one."""
+    held: list[Picture | SeenMedium] = [*pictures, *media]
+    places = sorted(held, key=lambda one: one.first)
+    counts: Counter[str] = Counter()
     shown: list[Piece] = []
-    number = 0
+    number, last = 0, -1
     for piece in pieces:
-        while number < len(pictures) and piece.position >= pictures[number].last:
+        while number < len(places) and piece.position >= places[number].last:
             number += 1
-        if number == len(pictures) or piece.position < pictures[number].first:
+        if number == len(places) or piece.position < places[number].first:
             shown.append(piece)
-        elif shown and shown[-1].picture is pictures[number]:
+        elif number == last:
             shown[-1] = attrs.evolve(shown[-1], ids=(*shown[-1].ids, *piece.ids))
         else:
-            text = f"[image {number + 1}: {pictures[number].num_tokens} tokens]"
-            shown.append(attrs.evolve(piece, text=text, special=True, picture=pictures[number]))
+            place, last = places[number], number
+            shows: dict[str, Any] = {"picture": place} if isinstance(place, Picture) else {"medium": place}
+            kind = "image" if isinstance(place, Picture) else place.kind
+            counts[kind] += 1
+            text = f"[{kind} {counts[kind]}: {place.num_tokens} tokens]"
+            shown.append(attrs.evolve(piece, text=text, special=True, **shows))
     return shown
 
 

@@ -15,9 +15,10 @@ from sftcore.config.setup import Setup, check, set_up_recipe
 from sftcore.core.errors import DataError, RecipeError, nearest
 from sftcore.core.visible import visible
 from sftcore.data.images.pictures import DOCUMENTS, Picture
+from sftcore.data.media.modality import SeenMedium
 from sftcore.data.mixing.mixture import Mixture, with_format
 from sftcore.data.source.several import GivenSet, GivenSource, inspect_set, load_set, rename, window_in
-from sftcore.report.pieces import Piece, documents_of, part_of, pieces_of, with_pictures
+from sftcore.report.pieces import Piece, documents_of, part_of, pieces_of, with_media
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,6 +49,11 @@ class Document:
         return tuple(piece.picture for piece in self.pieces if piece.picture is not None)
 
     @property
+    def media(self) -> tuple[SeenMedium, ...]:
+        """The document's other media, such as videos."""
+        return tuple(piece.medium for piece in self.pieces if piece.medium is not None)
+
+    @property
     def segments(self) -> tuple[Piece, ...]:
         """The pieces, with consecutive ones of the same weight and marks joined."""
         found = []
@@ -56,7 +62,7 @@ class Document:
             pieces = list(group)
             text = "".join(piece.text for piece in pieces)
             ids = tuple(token for piece in pieces for token in piece.ids)
-            found.append(attrs.evolve(pieces[0], text=text, ids=ids, picture=None))
+            found.append(attrs.evolve(pieces[0], text=text, ids=ids, picture=None, medium=None))
         return tuple(found)
 
 
@@ -261,7 +267,7 @@ def _example(
         cut_pieces = pieces_of(part_of(full.row, cut_span), tokenizer, cut_span.start)
         cut = [attrs.evolve(piece, cut=True) for piece in cut_pieces]
         pieces = [*cut, *pieces] if from_end else [*pieces, *cut]
-    document = Document(0, length, tuple(with_pictures(pieces, full.pictures)))
+    document = Document(0, length, tuple(with_media(pieces, full.pictures, full.media)))
     notes = (*notes, *(f"{note[:1].upper()}{note[1:]}." for note in one.notes))
     return Preview(one.number, index, (document,), one.tokens_cut, one.dropped, notes, _proof(one.turns, tokenizer))
 
@@ -290,15 +296,21 @@ def _block(preparation: DataPreparation, dataset: Dataset, row: int, label: str,
     carried_along = block.get(DOCUMENTS) or [None] * len(block["seq_lengths"])
     for (start, part), carried in zip(documents_of(block), carried_along, strict=True):
         pieces = pieces_of(part, preparation.tokenizer)
-        if carried is not None and carried["images"]:
-            pieces = with_pictures(pieces, _pictures(pipeline, dataset, carried))
+        if carried is not None and (carried["images"] or carried["media"]):
+            made = _made(pipeline, dataset, carried)
+            pieces = with_media(pieces, made.pictures, made.media)
         documents.append(Document(start, len(part.input_ids), tuple(pieces)))
     return Preview(row, 0, tuple(documents), notes=notes, capacity=preparation.max_length)
 
 
-def _pictures(pipeline: Pipeline, dataset: Dataset, document: dict[str, Any]) -> tuple[Picture, ...]:
-    """The images of a document in a block, looked up in the row from which it was made."""
+def _made(pipeline: Pipeline, dataset: Dataset, document: dict[str, Any]) -> Inspected:
+    """The example of a document in a block, with its images and media, made once more from the row that it is of."""
     number = document["row"]
     made = pipeline.inspect([dataset[number]], [number])
-    sources = [dict(image) for image in document["images"]]
-    return next(one.pictures for one in made if [dict(picture.source) for picture in one.pictures] == sources)
+    images, media = ([dict(one) for one in document[name]] for name in ("images", "media"))
+    return next(
+        one
+        for one in made
+        if [dict(picture.source) for picture in one.pictures] == images
+        and [dict(medium.reference) for medium in one.media] == media
+    )

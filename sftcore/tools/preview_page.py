@@ -134,6 +134,8 @@ def _piece(pair: tuple[Piece, bool]) -> str:
     if piece.picture is not None:
         caption = f"{text}<br>{html.escape(visible(str(piece.picture)))}"
         return f'<figure><img src="{thumbnail(piece.picture)}" alt=""><figcaption>{caption}</figcaption></figure>'
+    if piece.medium is not None:
+        text = f"{text} {html.escape(visible(str(piece.medium)))}"
     if piece.special:
         text = f"<b>{text}</b>"
     light = 0 < piece.weight < 1

@@ -22,19 +22,27 @@ MAX_FRAMES = 2**20
 """The most frames that a file may have: 9 hours at 30 a second."""
 _ALONE = {"protocol_whitelist": "none"}
 """A playlist may name other files and addresses, which must not be opened."""
+SOUND = ("h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "vp8")
+"""Codecs of which all frames can be decoded if the packets are whole; of others only decoding tells."""
+FAULTS = (OSError, ValueError, RuntimeError)
+"""FFmpeg's errors."""
 MISSING = "videos need PyAV"
 INSTALL = 'Install it: pip install "sftcore[video]"'
 
 
 @frozen
 class Clip:
-    """What is known of a clip: its frames, how many of them a second has (None if it does not say), and their size."""
+    """What is known of a clip: its frames, how many of them a second has (None if it does not say), and their size.
+
+    `is_sound` says that its structure leaves no doubt that its frames can be decoded.
+    """
 
     total: int
     rate: float | None
     width: int
     height: int
     is_file: bool = False
+    is_sound: bool = True
 
     @property
     def duration(self) -> float | None:
@@ -72,7 +80,7 @@ def file_of(value: Any, folder: str) -> dict[str, Any]:
 
 
 def probed(part: Mapping[str, Any]) -> Clip:
-    """What the file holds: its packets are counted, and its first frame alone is decoded.
+    """What the file holds: its packets are counted, and of its frames those alone are decoded that need no other.
 
     Raises:
         RowError: it cannot be read, or has no video, no frame, too many frames, or frames that are too large.
@@ -86,16 +94,51 @@ def probed(part: Mapping[str, Any]) -> Clip:
                 fix="Shrink it, or drop the row.",
             )
         rate = float(stream.average_rate or stream.base_rate or stream.guessed_rate or 0) or None
-        total = sum(1 for packet in itertools.islice(container.demux(stream), MAX_FRAMES + 1) if packet.size)
+        first, total, sound = _looked_through(container, stream)
     if total > MAX_FRAMES:
         raise RowError(f"{_name(part)} has more than {MAX_FRAMES:,} frames.", fix="Cut it, or drop the row.")
     if not total:
         raise RowError(f"{_name(part)} has no frames.", fix="Repair the file, or drop the row.")
-    with _opened(part) as container:
-        first = next(_frames(container), None)
+    if first is None:
+        with _opened(part) as container:
+            first = next(_frames(container), None)
     if first is None:
         raise RowError(f"{_name(part)} is broken: no frame can be decoded.", fix="Repair the file, or drop the row.")
-    return Clip(total, rate, first.width, first.height, is_file=True)
+    return Clip(total, rate, first.width, first.height, is_file=True, is_sound=sound)
+
+
+def _looked_through(container: Any, stream: Any) -> tuple[Any, int, bool]:
+    """The first frame that needs no other, the number of packets, and whether nothing in them leaves a doubt.
+
+    The decoders of SOUND codecs read the structure of every packet, also where they decode only what needs no other.
+    """
+    context = stream.codec_context
+    sound = context.name in SOUND
+    context.skip_frame = "NONKEY"
+    first, total, decodes = None, 0, True
+    for packet in itertools.islice(container.demux(stream), MAX_FRAMES + 1):
+        total += bool(packet.size)
+        sound = sound and not packet.is_corrupt
+        if not decodes:
+            continue
+        try:
+            found = packet.decode()
+        except FAULTS:
+            decodes = sound = False
+            continue
+        first = first or next(iter(found), None)
+        decodes = context.name in SOUND or first is None
+    return first, total, sound and total >= stream.frames
+
+
+def hold_decodable(reference: Mapping[str, Any], numbers: Sequence[int], size: tuple[int, int]) -> None:
+    """Hold that the frames of these numbers can be decoded.
+
+    Raises:
+        RowError: as `decoded` does.
+    """
+    for _ in _chosen(reference["parts"][0], numbers, size):
+        pass
 
 
 def decoded(reference: Mapping[str, Any], numbers: Sequence[int], size: tuple[int, int]) -> np.ndarray[Any, Any]:
@@ -106,10 +149,12 @@ def decoded(reference: Mapping[str, Any], numbers: Sequence[int], size: tuple[in
     """
     import numpy as np
 
-    part = reference["parts"][0]
-    found: list[Any] = []
+    return np.stack([one.to_ndarray(format="rgb24") for one in _chosen(reference["parts"][0], numbers, size)])
+
+
+def _chosen(part: Mapping[str, Any], numbers: Sequence[int], size: tuple[int, int]) -> Iterator[Any]:
     left = iter(numbers)
-    wanted = next(left, None)
+    wanted, count = next(left, None), 0
     with _opened(part) as container:
         for number, frame in enumerate(_frames(container)):
             while number == wanted:
@@ -119,22 +164,22 @@ def decoded(reference: Mapping[str, Any], numbers: Sequence[int], size: tuple[in
                         f"{frame.width} x {frame.height} pixels.",
                         fix="Encode it again, or drop the row.",
                     )
-                found.append(frame.to_ndarray(format="rgb24"))
+                yield frame
+                count += 1
                 wanted = next(left, None)
             if wanted is None:
                 break
-    if len(found) < len(numbers):
+    if count < len(numbers):
         raise RowError(
-            f"{_name(part)} is broken: frame {numbers[len(found)]} cannot be decoded.",
+            f"{_name(part)} is broken: frame {numbers[count]} cannot be decoded.",
             fix="Repair the file, or drop the row.",
         )
-    return np.stack(found)
 
 
 def _frames(container: Any) -> Iterator[Any]:
     try:
         yield from container.decode(video=0)
-    except (OSError, ValueError, RuntimeError):  # FFmpeg's errors; the caller says which frame is missing
+    except FAULTS:  # the caller says which frame is missing
         return
 
 

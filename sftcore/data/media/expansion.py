@@ -148,7 +148,8 @@ def _expanded(
         last = place.end()
         moved.append((last, len(text) - last))
     text += rendered.text[last:]
-    of_media = tuple(span for span, kind in zip(spans, order, strict=True) if kind != "image")
+    by_kind = {kind: iter([span for span, one in zip(spans, order, strict=True) if one == kind]) for kind in kinds}
+    of_media = tuple(next(by_kind[one["modality"]]) for one in references)
     kept = None if rendered.spans is None else tuple(_moved(span, moved) for span in rendered.spans)
     return attrs.evolve(
         rendered, text=text, spans=kept, image_spans=tuple(spans), media_spans=of_media, unexpanded=rendered.text,

@@ -43,6 +43,10 @@ class Modality:
         """
         raise NotImplementedError
 
+    def about(self, reference: Reference) -> str:
+        """What a reader of a preview wants to know of it beside its name and its tokens, such as how long it is."""
+        return ""
+
     def open(self, reference: Reference) -> Any:
         """What the processor takes, decoded: asked for each batch, in the loader's workers if there are any.
 
@@ -96,3 +100,30 @@ def name_of(reference: Reference) -> str:
     if parts[0].get("path"):
         return f"the {reference['modality']} {parts[0]['path']}"
     return f"the {reference['modality']} of {len(parts[0]['bytes'] or b''):,} bytes"
+
+
+@frozen
+class SeenMedium:
+    """A medium of a row, and the tokens that stand for it: `first` to `last` (exclusive)."""
+
+    modality: Modality
+    reference: Reference
+    first: int
+    last: int
+
+    @property
+    def kind(self) -> str:
+        """Such as "video"."""
+        return self.modality.name
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens stand for it."""
+        return self.last - self.first
+
+    def __str__(self) -> str:
+        parts = self.reference["parts"]
+        name = parts[0].get("path") if len(parts) == 1 else f"{len(parts)} parts"
+        about = self.modality.about(self.reference)
+        said = [name or f"{len(parts[0]['bytes']):,} bytes", *([about] if about else []), f"{self.num_tokens} tokens"]
+        return ", ".join(said)

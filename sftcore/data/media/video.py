@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from sftcore.core.errors import RowError
 from sftcore.data.images.given import source_of
 from sftcore.data.images.reference import open_image, size_of
-from sftcore.data.media.clips import Clip, decoded, file_of, probed
+from sftcore.data.media.clips import Clip, decoded, file_of, hold_decodable, probed
 from sftcore.data.media.modality import Modality, Reference, facts_of, name_of, reference
 from sftcore.data.media.sampling import chosen_frames, fps_asked_for, whole_number
 
@@ -64,7 +64,10 @@ class Video(Modality):
             part = file_of(value, folder)
             clip = probed(part)
             frames = chosen_frames(processor.video_processor, clip, own.fps, own.num_frames)
-            return self._reference([part], clip, frames)
+            made = self._reference([part], clip, frames)
+            if not clip.is_sound:
+                hold_decodable(made, frames, (clip.width, clip.height))
+            return made
         if value is None:
             raise RowError("a video is null.", fix="Fill it in, or drop the row.")
         return self._of_frames(value, folder, processor, rate=fps_asked_for(beside, _FPS), beside=beside)
@@ -106,6 +109,11 @@ class Video(Modality):
         made = reference(self, parts, **facts)
         _refuse_large(name_of(made), clip, frames)
         return made
+
+    def about(self, reference: Reference) -> str:
+        """How many of its frames a model sees, and their size."""
+        facts = facts_of(reference)
+        return f"{len(facts['frames'])} of {facts['total']:,} frames, {facts['width']} x {facts['height']} pixels"
 
     def open(self, reference: Reference) -> Frames:
         """The frames that the model sees: (frames, height, width, 3) uint8, RGB.
