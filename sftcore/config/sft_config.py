@@ -278,6 +278,8 @@ class SFTConfig(TrainingArguments):
             self.report_to = "none"  # transformers takes the value None for the name of a tracker
         if self.early_stopping_patience is not None and self.metric_for_best_model is None:  # type: ignore[has-type]
             self.metric_for_best_model = "loss"
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("perplexity"):  # type: ignore[has-type]
+            self.greater_is_better = False  # transformers knows this of losses alone
         if self.tf32 and not is_torch_tf32_available():
             raise RecipeError(
                 "tf32 is a number format of NVIDIA GPUs from Ampere on, and there is none here.",

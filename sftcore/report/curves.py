@@ -15,6 +15,7 @@ POINTS = 20_000
 
 _TITLES = {
     "loss": "Loss",
+    "perplexity": "Perplexity",
     "mean_token_accuracy": "Token accuracy",
     "entropy": "Entropy (nats)",
     "learning_rate": "Learning rate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,24 +26,23 @@ _OF_ROWS = (
 class Evaluation:
     """What a model scores on rows: means over the supervised tokens; loss and entropy in nats.
 
+    There is no perplexity where a loss was chosen that is not a negative log-likelihood, and no entropy where it
+    computes none.
+
     `rows` are lines on what became of the rows, `notes` decisions to tell the user about.
     """
 
     loss: float
+    perplexity: float | None
     accuracy: float
-    entropy: float
+    entropy: float | None
     num_supervised: int
     rows: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the loss."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
-
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**attrs.asdict(self), "perplexity": self.perplexity}
+        return attrs.asdict(self)
 
 
 def evaluation_rows(run: SavedRun, data: str | None, overrides: Sequence[str] = ()) -> Checked:
@@ -129,8 +127,9 @@ def evaluate(
     lines = (line.removeprefix(f"{ledger.name}: ") for line in ledger.lines())
     return Evaluation(
         loss=found["eval_loss"],
+        perplexity=found.get("eval_perplexity"),
         accuracy=found["eval_mean_token_accuracy"],
-        entropy=found["eval_entropy"],
+        entropy=found.get("eval_entropy"),
         num_supervised=ledger.tokens_supervised,
         rows=tuple(f"{checked.train.label}: {line}" for line in lines),
         notes=(*run.notes, *notes),

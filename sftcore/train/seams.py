@@ -372,8 +372,7 @@ class TrainerSeams(SavingSeams):
         finally:
             self.compute_metrics = compute
         if output.metrics is not None and f"{prefix}_loss" in output.metrics:
-            mean = self.evaluation.mean(self.accelerator)
-            output.metrics[f"{prefix}_loss"] = output.metrics[f"{prefix}_loss"] if mean is None else mean
+            self.evaluation.fill(output.metrics, self.accelerator)
         return rows.in_order(output)
 
     def learning_rate_now(self) -> float:

@@ -73,7 +73,7 @@ from sftcore.train.own.methods import CALL_THE_MODEL, is_overridden
 from sftcore.train.own.plain_ways import PlainWays
 from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
-from sftcore.train.parts.evaluation import EvaluationLoss
+from sftcore.train.parts.evaluation import EvaluationLoss, measure_likelihood
 from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_balance
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
@@ -159,6 +159,7 @@ class SFTTrainer(EvaluatingTrainer):
         self.setup = set_up_trainer(request, *chosen)
         measured = refusals.adds_metrics(type(self), SFTTrainer, compute_metrics, callbacks)
         found = refusals.run_problems(args, train_dataset, eval_dataset, measured, callbacks)
+        self.measures_more = measured or bool(args.callbacks)
         named, skeleton = processing_class is None, skeleton_of(model, self.setup.plan)
         check_trainer(self.setup, args, compute_loss_func, found, needs_tokenizer=named, skeleton=skeleton)
         begin_run(args)
@@ -292,6 +293,8 @@ class SFTTrainer(EvaluatingTrainer):
         self._proven = True
         before.restore()
 
+        if self.is_in_train and (self.args.eval_on_start or self.args.eval_strategy.value != "no"):
+            measure_likelihood(self, before_training=True)
     def begin_rows(self) -> None:
         """Number the rows of the training set as it is now, whose losses are collected from here on."""
         args, leads = self.args, self.args.process_index == 0
@@ -420,7 +423,8 @@ class SFTTrainer(EvaluatingTrainer):
                 share = with_balance(found["loss"], found, self.router_aux_loss_coef, steps, asked=asked)
                 outputs["loss"] = share  # type: ignore[index]
         if mode == "eval":
-            self.evaluation.add(loss, batch.request.num_items)
+            measure_likelihood(self)
+            self.evaluation.add(loss, batch.request.num_items, batch.request.found.get("loss"))
         loss = self.without_rows.before_share(loss)
         return (loss, outputs) if return_outputs else loss
 

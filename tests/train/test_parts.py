@@ -255,11 +255,11 @@ def test_the_experts_loss_is_added_in_shares(asked):
 
 def test_the_loss_of_an_evaluation_is_a_mean_over_tokens(accelerator):
     evaluation = EvaluationLoss()
-    assert evaluation.mean(accelerator) is None
+    assert evaluation.means(accelerator) == {}
     evaluation.add(torch.tensor(1.0), torch.tensor(3.0))
     evaluation.add(torch.tensor(5.0), torch.tensor(1.0))
     evaluation.add(torch.tensor(math.nan), torch.tensor(0.0))
-    assert evaluation.mean(accelerator) == (1.0 * 3 + 5.0) / 4
+    assert evaluation.means(accelerator) == {"loss": (1.0 * 3 + 5.0) / 4}
 
 
 def test_the_loss_of_an_evaluation_is_what_the_users_own_gave(accelerator):
@@ -267,12 +267,28 @@ def test_the_loss_of_an_evaluation_is_what_the_users_own_gave(accelerator):
     labels, empty = torch.tensor([[1, 2], [-100, 3], [-100, -100]]), torch.full((3, 2), -100)
     evaluation.add(torch.tensor(1.0), torch.tensor(3.0))
     evaluation.gave(torch.tensor(2.0), labels)  # the plugin's and a term: weighed by tokens
-    assert evaluation.mean(accelerator) == 2.0
+    assert evaluation.means(accelerator) == {"loss": 2.0}
     evaluation.begin("eval")
     evaluation.gave(torch.tensor(1.0), labels)  # the user's alone: by rows that have tokens
     evaluation.gave(torch.tensor(4.0), labels[:1])
     evaluation.gave(torch.tensor(math.nan), empty)
-    assert evaluation.mean(accelerator) == (1.0 * 2 + 4.0) / 3
+    assert evaluation.means(accelerator) == {"loss": (1.0 * 2 + 4.0) / 3}
+
+
+def test_the_perplexity_of_an_evaluation_is_of_the_likelihood_alone(accelerator):
+    evaluation = EvaluationLoss()
+    evaluation.fault = ""
+    for likelihood, count in ((1.0, 3.0), (5.0, 1.0), (math.nan, 0.0)):
+        evaluation.add(torch.tensor(9.0), torch.tensor(count), torch.tensor(likelihood))
+    metrics = {}
+    evaluation.fill(metrics, accelerator)
+    assert metrics == {"eval_loss": 9.0, "eval_perplexity": math.exp(2.0)}
+    evaluation.begin("eval_far")
+    evaluation.add(torch.tensor(9.0), torch.tensor(1.0), torch.tensor(1e6))
+    assert evaluation.means(accelerator)["perplexity"] == math.inf
+    evaluation.gave(torch.tensor(9.0), torch.tensor([[1, 2]]))  # a batch whose likelihood nobody knows
+    evaluation.gave(torch.tensor(9.0), torch.tensor([[1, 2]]))
+    assert evaluation.means(accelerator) == {"loss": 9.0}
 
 
 def test_metrics_are_means_over_tokens_and_survive_a_resume(accelerator):

@@ -53,8 +53,9 @@ def command(
         click.echo(visible(line), err=True)
     for name, value in (
         ("loss", f"{found.loss:.4f}"),
-        ("perplexity", f"{found.perplexity:.4g}"),
+        ("perplexity", None if found.perplexity is None else f"{found.perplexity:.4g}"),
         ("accuracy", f"{found.accuracy:.4f}"),
-        ("entropy", f"{found.entropy:.4f}"),
+        ("entropy", None if found.entropy is None else f"{found.entropy:.4f}"),
     ):
-        click.echo(f"{name:<10} {value}")
+        if value is not None:
+            click.echo(f"{name:<10} {value}")

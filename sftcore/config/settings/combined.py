@@ -36,7 +36,7 @@ PACKAGES_OF_OPTIMIZERS: Mapping[str, tuple[str, str]] = {
 
 METRICS = (
     "loss", "entropy", "mean_token_accuracy", "num_tokens", "num_supervised_tokens", "aux_loss", "runtime",
-    "samples_per_second", "steps_per_second",
+    "samples_per_second", "steps_per_second", "perplexity",
 )  # fmt: skip
 """What an evaluation without `compute_metrics` measures."""
 

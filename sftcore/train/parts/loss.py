@@ -145,7 +145,7 @@ def losses_of(
         outputs = without_virtual_tokens(model(**batch.inputs, **asked), labels)
     loss = other(outputs) if other is not None else own_loss(model, batch.request, outputs)
     with torch.no_grad():
-        found = bound.of_outputs(outputs, batch.request)
+        found = batch.request.found = bound.of_outputs(outputs, batch.request)
     return {**found, "loss": loss}, outputs
 
 
