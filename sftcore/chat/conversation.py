@@ -173,6 +173,17 @@ class Conversations:
         answered = is_answered(turns, prompt_turns)
         return self._setting(example, False).render(turns[:prompt_turns], variant, answered)
 
+    def render_question(self, turns: Turns, example: Example) -> str:
+        """The messages as the assistant is asked to answer them, passed to the template as with an answer behind them.
+
+        Raises:
+            RowError: the template refuses them.
+            DataError: the tokenizer has no chat template.
+        """
+        answered = [*turns, Message("assistant", "x")]
+        variant = self.render(answered, example, proof=False).skeleton.variant
+        return self._setting(example, False).render(turns, variant, True)
+
     def _learn(
         self, turns: Turns, words: Sequence[str], setting: _Setting, key: Hashable, prompt_turns: int | None
     ) -> RenderedConversation:

@@ -148,6 +148,20 @@ class Renderer:
             return Rendered(text, spans, not begun, notes, whole="" if spans is None else "an answer")
         return self._prompt_and_completion(example)
 
+    def render_question(self, example: Example) -> Rendered:
+        """An example without its answer as the model is asked it: a conversation up to where it answers, or a text.
+
+        Raises:
+            RowError: the chat template refuses it.
+            DataError: it is a conversation, and the tokenizer has no chat template.
+        """
+        if example.messages is None:
+            text = str(example.text)
+            begun = self._start != "" and text.startswith(self._start)
+            return Rendered(text, None, example.spans is None and not begun)
+        turns, notes = self._as_templates_read(example.messages, example)
+        return Rendered(self._conversations.render_question(without_details(turns), example), None, False, notes)
+
     def _text(self, text: str, add_special_tokens: bool, notes: tuple[str, ...]) -> Rendered:
         """A row that is a text, of which the answers alone are supervised where they are marked."""
         if self._answers is None:

@@ -16,6 +16,7 @@ DECLARED_OTHERWISE: dict[str, Any] = {
     "fsdp": bool | str | list[str] | None,
     "debug": str | list | None,
     "callbacks": dict[str, Any] | list[str | dict[str, Any]] | str | None,
+    "sample_prompts": int | str | list[str | list[dict[str, Any]] | dict[str, Any]] | None,
 }
 """Types of fields that are declared for the command line of scripts, and take more (transformers 5.17, 5.24, ours)."""
 

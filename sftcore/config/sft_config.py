@@ -140,6 +140,15 @@ class SFTConfig(TrainingArguments):
     row_losses: bool = True
     """Keep the loss of each training row in each epoch, in rows.parquet of output_dir, which `sftcore rows` reads."""
 
+    # --- Samples ---
+    sample_prompts: int | str | list[Any] | None = None
+    """What the model is asked as it trains, at each evaluation (without any, at each save) and at the end: a list of
+    texts, conversations and rows; or a number, of the first rows of the evaluation set, without their answers."""
+    sample_max_new_tokens: int = 128
+    """How long an answer of these may become."""
+    sample_temperature: float = 0.0
+    """0 takes the most likely token, so that answers of several runs can be compared; above it they are drawn."""
+
     # --- How often ---
     evals_per_epoch: int | None = None
     """How often an epoch is evaluated, at even distances and at its end; instead of eval_strategy and eval_steps."""

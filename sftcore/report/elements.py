@@ -22,3 +22,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def shortened(value: str, limit: int) -> str:
+    """The beginning of a text, with a sign where it was longer.
+
+    >>> shortened("abcdef", 3), shortened("abc", 3)
+    ('abc …', 'abc')
+    """
+    return value if len(value) <= limit else f"{value[:limit]} …"

@@ -11,6 +11,7 @@ from sftcore.core.visible import visible
 from sftcore.report.curves import Chart, charts_of
 from sftcore.report.elements import table, text
 from sftcore.report.run import Run
+from sftcore.report.samples import samples_of_several
 from sftcore.report.sections import sections_of
 
 RELOAD = 20
@@ -84,6 +85,8 @@ def page_of_several(runs: Sequence[Run], differences: Sequence[tuple[str, Sequen
     head = ["setting", *(run.name for run in runs)]
     said = table(head, [[path, *values] for path, values in differences]) if differences else "<p>None.</p>"
     sections = {"Settings that differ": said}
+    if samples := samples_of_several(runs):
+        sections["Samples"] = samples
     for run in runs:
         sections[f"Run {run.name}"] = f'<p class="state">{_state(run)}</p>'
     return _page(" and ".join(run.name for run in runs), "", charts_of(runs), sections, reload=False)

@@ -10,9 +10,10 @@ from typing import Any
 from attrs import Factory, frozen
 
 from sftcore.core.errors import RecipeError
+from sftcore.report.rows.hurting import HurtingRows, hurting_of
 
-LOG, SPEED, FACTS = "metrics.jsonl", "speed.jsonl", "report.json"
-"""The names of the files: what was logged, how fast it was, and what the page says beside the curves."""
+LOG, SPEED, FACTS, SAMPLES = "metrics.jsonl", "speed.jsonl", "report.json", "samples.jsonl"
+"""The names of the files: what was logged, how fast it was, what the page says beside the curves, and samples."""
 
 Entry = Mapping[str, Any]
 """One line of a log: numbers by name, with the `step` after which they were logged."""
@@ -30,6 +31,8 @@ class Run:
         facts: `report.json`: state, plan, plugins with reasons, lengths, rows and warnings.
         ledgers: what became of the rows of each data set, as `ledger.json` holds it.
         manifest: `manifest.json`.
+        samples: the lines of `samples.jsonl`: `step`, `prompt`, `answer`, `tokens`, `ended`, and of a row its `row`.
+        hurting: the rows whose losses stay high, fall late or jump; see `sftcore.report.rows.hurting`.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Run:
     facts: Mapping[str, Any] = Factory(dict)
     ledgers: tuple[Mapping[str, Any], ...] = ()
     manifest: Mapping[str, Any] = Factory(dict)
+    samples: tuple[Entry, ...] = ()
+    hurting: tuple[HurtingRows, ...] = ()
 
     @property
     def is_running(self) -> bool:
@@ -59,13 +64,18 @@ def read_run(folder: Path, name: str = "") -> Run:
         )
     ledger = _object(folder / "ledger.json")
     found = [*_listed(ledger.get("ledgers")), *_listed(ledger.get("streams"))]
+    manifest = _object(folder / "manifest.json")
+    settings = manifest.get("settings")
+    is_public = bool(settings.get("push_to_hub")) if isinstance(settings, dict) else False
     return Run(
         name or folder.resolve().name,
         tuple(read_lines(folder / LOG)),
         tuple(read_lines(folder / SPEED)),
         _object(folder / FACTS),
         tuple(found),
-        _object(folder / "manifest.json"),
+        manifest,
+        tuple(read_lines(folder / SAMPLES)),
+        hurting_of(folder, with_texts=not is_public),
     )
 
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sftcore.report.elements import table, text
+from sftcore.report.rows.section import hurting_section
 from sftcore.report.run import Run
+from sftcore.report.samples import samples_section
 
 
 def sections_of(run: Run) -> dict[str, str]:
@@ -15,6 +17,8 @@ def sections_of(run: Run) -> dict[str, str]:
     facts, manifest = run.facts, run.manifest
     found = {
         "Warnings": _list(facts.get("warnings")),
+        "Samples": samples_section(run),
+        "Rows that hurt": hurting_section(run.hurting),
         "Plan": _plan(facts.get("plan")),
         "Plugins": _plugins(facts.get("plugins")),
         "Rows": _ledgers(run.ledgers),

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from attrs import define, field
 
+from sftcore.chat.served.generation import Sampling
 from sftcore.core.errors import ModelError, nearest
 from sftcore.core.visible import visible
-from sftcore.tools.chat_model import ChatModel, Reply, Sampling, Turn
+from sftcore.tools.chat_model import ChatModel, Reply, Turn
 
 if TYPE_CHECKING:
     from rich.console import Console

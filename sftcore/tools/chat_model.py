@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 from attrs import define, field, frozen
 
+from sftcore.chat.served.generation import Sampling, generate_arguments
 from sftcore.chat.template import refuse_unbounded
 from sftcore.core.errors import ModelError
 from sftcore.tools.load_saved import load_request, load_tokenizer, put_adapter, set_stops
@@ -17,16 +18,6 @@ from sftcore.tools.saved import SavedRun
 
 Turn = Mapping[str, str]
 OnText = Callable[[str], object]
-
-
-@frozen
-class Sampling:
-    """How the tokens of an answer are chosen; temperature 0 always takes the most likely one."""
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
 
 
 @frozen
@@ -88,7 +79,7 @@ class ChatModel:
                     streamer=streamer,
                     max_new_tokens=room,
                     use_cache=True,
-                    **_generate_arguments(sampling),
+                    **generate_arguments(sampling),
                 )
                 stopped = "end" if streamer.ids and streamer.ids[-1] in self.stops else "length"
             except KeyboardInterrupt:
@@ -159,17 +150,6 @@ class _Streamer:
         new, self.text = text[len(self.text) :], text
         if new:
             self.on_text(new)
-
-
-def _generate_arguments(sampling: Sampling) -> dict[str, Any]:
-    """Arguments of `generate` that override whatever the model's own configuration says about sampling."""
-    if sampling.temperature == 0:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if sampling.seed is not None:
-        import torch
-
-        torch.manual_seed(sampling.seed)
-    return {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
 
 
 def load_chat_model(run: SavedRun, *, dtype: str = "auto") -> ChatModel:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftcore.config.fields import config_fields
 from sftcore.config.near_names import unknown_key
-from sftcore.config.settings.combined import metric_problems, package_problems
+from sftcore.config.settings.combined import metric_problems, package_problems, sample_problems
 from sftcore.config.settings.older_names import use_current_names
 from sftcore.core.errors import (
     CheckError,
@@ -178,6 +178,7 @@ def run_problems(
         )
     if isinstance(eval_dataset, Mapping) and not eval_dataset:
         eval_dataset = None
+    yield from sample_problems(settings, evaluates=eval_dataset is not None)
     if eval_dataset is None and (strategy := str(args.eval_strategy.value)) != "no":
         yield Problem(
             f'eval_strategy is "{strategy}", and there is no eval_dataset.', fix="Pass eval_dataset, or drop it."

@@ -19,7 +19,7 @@ from sftcore.config.fields import default_output_dir
 from sftcore.config.probe import probe_run
 from sftcore.config.processes import world_size
 from sftcore.config.recipe import AUTO, LAST, Recipe
-from sftcore.config.settings.combined import metric_problems, package_problems
+from sftcore.config.settings.combined import metric_problems, package_problems, sample_problems
 from sftcore.config.settings.rhythm import per_epoch
 from sftcore.config.setup import check, set_up_recipe
 from sftcore.core.errors import ConflictError, RecipeError
@@ -93,7 +93,8 @@ def check_recipe(recipe: Recipe) -> Checked:
     names = tuple(recipe.data.eval_sets)
     sets = None if names in ((), ("",)) else names
     formats = problems_of_formats(recipe.data, setup, setup.plan, probe_run(setup.plan.model))
-    check(setup, also=[*package_problems(recipe.settings), *metric_problems(recipe.settings, sets), *formats])
+    samples = sample_problems(recipe.settings, evaluates=has_eval)
+    check(setup, also=[*package_problems(recipe.settings), *metric_problems(recipe.settings, sets), *samples, *formats])
     train = inspect_set(recipe.data.sources, setup, recipe.data.stop)
     evaluated = {name: inspect_set(one, setup, recipe.data.stop) for name, one in recipe.data.eval_sets.items()}
     return Checked(recipe, setup, train, evaluated)

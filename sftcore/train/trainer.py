@@ -91,6 +91,8 @@ from sftcore.train.record.compiled import Compilations
 from sftcore.train.record.page import RunPage
 from sftcore.train.record.recorder import RunRecorder
 from sftcore.train.reporting.tracking import tracked
+from sftcore.train.samples.prompts import questions_of
+from sftcore.train.samples.sampler import Sampler
 from sftcore.train.settled import attention_in, layouts_of, reads_by_row, settle
 from sftcore.util.claims import suspecting, third_parties
 from sftcore.util.warned import count
@@ -167,20 +169,22 @@ class SFTTrainer(EvaluatingTrainer):
         self._make_preparation(processor, args, formatting_func, positions_for(skeleton, model, self.setup.plan))
         self.data.embeddings = num_embeddings(skeleton)
         self._skip_prepare = skips_preparation(args, train_dataset, data_collator)
+        given = train_dataset, eval_dataset
         train_dataset = self._prepare(train_dataset, "train_dataset")
         eval_dataset = self._prepare(eval_dataset, "eval_dataset")
+        self.questions = questions_of(args.sample_prompts, self.data, *given, prepared=not self._skip_prepare)
         refusals.refuse_no_batch(args, train_dataset, eval_dataset)
         refuse_unread_weights(compute_loss_func, [train_dataset, eval_dataset])
         self._load_model(model, processor, args, new_ids, train_dataset)
         collator = self._make_collator(processor, args, data_collator, train_dataset, eval_dataset)
         prepare_processes(args, self.loaded.model)
-        self.recorder, self.page = RunRecorder(self), RunPage(self, warned)
+        self.recorder, self.sampler, self.page = RunRecorder(self), Sampler(self), RunPage(self, warned)
         with refusals.of_transformers(), kept(getattr(self.loaded.model, "config", None), "use_cache"):
             super().__init__(
                 model=self.loaded.model, args=args, data_collator=collator, train_dataset=train_dataset,
                 eval_dataset=eval_dataset, processing_class=processor, compute_loss_func=compute_loss_func,
                 compute_metrics=compute_metrics,
-                callbacks=[self.recorder, self.page, *callbacks_of(args), *(callbacks or [])],
+                callbacks=[self.recorder, self.sampler, self.page, *callbacks_of(args), *(callbacks or [])],
                 optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )  # fmt: skip
@@ -260,6 +264,7 @@ class SFTTrainer(EvaluatingTrainer):
         self.loop_callback = LoopCallback(self)
         self.add_callback(self.loop_callback)
         self.model.add_model_tags(list(self._tag_names))
+        self.sampler.prepare()
 
     def fit_optimizer(self, *, own: bool) -> None:
         """Compare the optimizer with what trains; put it on float32 copies, or in the backward pass, as was asked."""

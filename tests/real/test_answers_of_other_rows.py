@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from sftcore.tools.ranked_rows import ranked
+from sftcore.report.rows.ranked import ranked
 from tests import commands
 
 pytestmark = [

@@ -11,6 +11,7 @@ import shutil
 import pytest
 
 from sftcore.report.page import page_of
+from sftcore.report.rows.hurting import HurtingRow, HurtingRows
 from sftcore.report.run import Run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright axe-playwright-python")
@@ -34,12 +35,29 @@ def entries():
             yield {"step": step, "eval_loss": 2.5 * math.exp(-step / 5000) + 0.3}
 
 
+def samples():
+    for step in range(500, STEPS + 1, 500):
+        for prompt in ("Who are you?", "<script>alert(1)</script>", "long " * 80):
+            answer = f"At {step} <script>alert(2)</script> " + "word " * 100
+            yield {"step": step, "prompt": prompt, "answer": answer, "tokens": 100, "ended": step % 1000 == 0}
+
+
+def hurting():
+    def row(what, n):
+        source = f"data/{'ab'[n % 2]}.jsonl"
+        return HurtingRow(
+            f"{source} row {n}", source, (3.0, 2.0 + n / 10), 12, f'{what} {n} <script>alert("3")</script>'
+        )
+
+    return tuple(HurtingRows(what, tuple(row(what, n) for n in range(20))) for what in ("worst", "late", "jumps"))
+
+
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     speed = [{"step": step, "tokens_per_second": 900 + step % 90, "memory_mib": 5000} for step in range(1, STEPS + 1)]
     rows = [{"caption": "row 0", "pieces": [{"text": "hello <script>alert(1)</script>", "weight": 1.0}], "left_out": 0}]
     facts = {"state": "finished", "plan": ["model tiny"], "warnings": ["careful"], "rows": rows}
-    text = page_of(Run("long", tuple(entries()), tuple(speed), facts))
+    text = page_of(Run("long", tuple(entries()), tuple(speed), facts, samples=tuple(samples()), hurting=hurting()))
     assert len(text.encode()) < 3e6
     file = tmp_path_factory.mktemp("page") / "report.html"
     file.write_text(text, encoding="utf-8")
@@ -142,6 +160,36 @@ def test_smoothing_scale_and_colours_are_as_chosen_and_stay(opened):
     page.wait_for_function("document.documentElement.dataset.drawn")
     assert page.locator("#smoothing").input_value() == "0.9"
     assert page.locator("#log").is_checked()
+
+
+def test_answers_are_shown_of_the_steps_that_are_chosen(opened):
+    page = opened()
+    page.evaluate("sessionStorage.clear()")
+    heads = page.locator(".samples thead th:visible")
+    assert heads.all_inner_texts() == ["asked", "step 500", "step 7,000", "step 13,500", "step 20,000"]
+    page.get_by_text("Steps shown").click()
+    boxes = page.locator("#sample-steps")
+    boxes.get_by_label("1,000", exact=True).check()
+    boxes.get_by_label("7,000", exact=True).uncheck()
+    wanted = ["asked", "step 500", "step 1,000", "step 13,500", "step 20,000"]
+    assert heads.all_inner_texts() == wanted
+    assert (
+        page.locator(".samples tbody tr").first.locator("td:visible").nth(1).inner_text().startswith("At 1000 <script>")
+    )
+    page.reload()
+    page.wait_for_function("document.documentElement.dataset.drawn")
+    assert heads.all_inner_texts() == wanted
+
+
+def test_rows_that_hurt_are_those_of_one_kind_and_source(opened):
+    page = opened()
+    rows = page.locator(".hurt tbody tr:visible")
+    assert rows.count() == 20
+    assert rows.first.inner_text().endswith('worst 0 <script>alert("3")</script>')
+    page.locator("#hurt-what").select_option("jumps")
+    page.locator("#hurt-source").select_option("data/b.jsonl")
+    assert rows.count() == 10
+    assert 'jumps 1 <script>alert("3")</script>' in rows.first.inner_text()
 
 
 @pytest.mark.parametrize("width", [390, 320])

@@ -69,8 +69,9 @@ def command(
     saved = opened()
     if saved.adapter is None and (compare or no_adapter):
         raise click.UsageError(f"{run} is a whole model, so it has no adapter to switch off.")
+    from sftcore.chat.served.generation import Sampling
     from sftcore.tools.chat_loop import Chat
-    from sftcore.tools.chat_model import Sampling, load_chat_model
+    from sftcore.tools.chat_model import load_chat_model
 
     if prompt == "-" and not (prompt := sys.stdin.read().strip()):
         raise click.UsageError("--prompt - reads the prompt from stdin, but stdin is empty.")

@@ -14,7 +14,7 @@ import click
 from sftcore.core.visible import visible
 
 if TYPE_CHECKING:
-    from sftcore.tools.ranked_rows import RankedRow, Ranking
+    from sftcore.report.rows.ranked import RankedRow, Ranking
 
 SCHEMA = 1
 """Version of the JSON that `--json` prints; docs/reference/rows-file.md describes it."""
@@ -43,8 +43,8 @@ def command(run: str, worst: int, what: Any, source: str | None, as_json: bool) 
     are often mislabelled or in another language; `late` and `jumps` need two epochs. `cut`, `dropped` and `duplicates`
     are what became of rows.
     """
-    from sftcore.tools.ranked_rows import ranked
-    from sftcore.tools.row_texts import texts_of
+    from sftcore.report.rows.ranked import ranked
+    from sftcore.report.rows.texts import texts_of
 
     path = Path(run).expanduser()
     with contextlib.redirect_stdout(sys.stderr):
@@ -66,17 +66,9 @@ def _lines(found: Ranking, texts: list[str | None]) -> Iterator[str]:
     shown = f"the first {len(found.rows):,} of {found.count:,}" if found.count > len(found.rows) else f"{found.count:,}"
     yield f"{shown} rows {_KINDS[found.what]}{of} ({found.listed:,} are listed)"
     for number, (row, text) in enumerate(zip(found.rows, texts, strict=True), 1):
-        yield f"{number:>4}. {_place(row)}: {'; '.join(_facts(row, found.what))}"
+        yield f"{number:>4}. {row.place}: {'; '.join(_facts(row, found.what))}"
         if text is not None:
             yield f"      {text[:_SHOWN]}{'…' if len(text) > _SHOWN else ''}"
-
-
-def _place(row: RankedRow) -> str:
-    part = f", part {row.part}" if row.part else ""
-    line = f" (line {row.line})" if row.line is not None else ""
-    if row.file is None:
-        return f"{row.source} row {row.row}{part}"
-    return f"{row.file} row {row.row if row.file_row is None else row.file_row}{line}{part}"
 
 
 def _facts(row: RankedRow, what: str) -> Iterator[str]:

@@ -66,6 +66,7 @@ def combined_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _batch_size(settings)
     yield from _accelerator(settings.get("accelerator_config"))
     yield from _preparation(settings.get("prepare_in_int8_kwargs"))
+    yield from _prompts(settings.get("sample_prompts"))
     if "underflow_overflow" in str(settings.get("debug") or ""):
         yield Problem(
             'debug "underflow_overflow" reads the output of every layer, and the head has none in a training.',
@@ -147,6 +148,26 @@ def metric_problems(settings: Mapping[str, Any], sets: tuple[str, ...] | None = 
             f"Use one of: {', '.join(f'{one}_loss' for one in sets) if sets is not None else ', '.join(METRICS[:3])}; "
             "others come from compute_metrics.",
         )
+
+
+def sample_problems(settings: Mapping[str, Any], *, evaluates: bool) -> Iterator[Problem]:
+    """Samples of evaluation rows where there are none."""
+    if isinstance(settings.get("sample_prompts"), int) and not evaluates:
+        yield Problem(
+            "sample_prompts is a number of evaluation rows, and there are none.",
+            fix="Give an evaluation set, or the prompts themselves: sample_prompts: [text, …].",
+        )
+
+
+def _prompts(prompts: Any) -> Iterator[Problem]:
+    for number, prompt in enumerate(prompts if isinstance(prompts, list) else ()):
+        where = f"sample_prompts[{number}]"
+        if isinstance(prompt, Mapping) and "role" in prompt:
+            yield Problem(
+                "the prompt is a message.", where, "A conversation is a list of them, one such list a prompt."
+            )
+        elif not (prompt.strip() if isinstance(prompt, str) else prompt):
+            yield Problem("the prompt is empty.", where, "Write what is asked, or drop it.")
 
 
 def _of(settings: Mapping[str, Any], name: str) -> Any:

@@ -21,6 +21,7 @@ def idle_problems(plan: Plan) -> Iterator[Problem]:
         "early_stopping_threshold": ("early_stopping_patience", settings.get("early_stopping_patience") is not None),
         "loss_watchdog_patience": ("loss_watchdog_threshold", settings.get("loss_watchdog_threshold") is not None),
         "liger_kernel_config": ("use_liger_kernel", settings.get("use_liger_kernel") or plan.selected("kernel")),
+        "sample_temperature": ("sample_prompts", settings.get("sample_prompts")),
         "fsdp_config": ("fsdp", uses_fsdp(settings)),
         "optim_target_modules": ("a GaLore or APOLLO optimizer", optimizer.startswith(("galore", "apollo"))),
     }

@@ -64,7 +64,8 @@ RANGES: Mapping[str, Range] = {
     "max_image_pixels": _COUNT, "max_length": Range(2), "pad_to_multiple_of": _COUNT,
     "divergence_factor": Range(1, above=True), "early_stopping_patience": _COUNT,
     "early_stopping_threshold": _NOT_NEGATIVE, "loss_watchdog_threshold": _POSITIVE,
-    "loss_watchdog_patience": _COUNT, "evals_per_epoch": _COUNT, "saves_per_epoch": _COUNT,
+    "loss_watchdog_patience": _COUNT, "evals_per_epoch": _COUNT, "saves_per_epoch": _COUNT, "sample_prompts": _COUNT,
+    "sample_max_new_tokens": _COUNT, "sample_temperature": _NOT_NEGATIVE,
 }  # fmt: skip
 """The range of each field that holds a number."""
 
@@ -96,6 +97,8 @@ _MEANT = {**foreign.DTYPES, **foreign.OPTIMIZERS, **foreign.SCHEDULES, **foreign
 _MAPPINGS_FROM_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 
+FORMS = 'A prompt is a text, a conversation ([{"role": "user", "content": "…"}]), or a row with "messages" or "prompt".'
+"""What sample_prompts may hold."""
 _OFFLOADED = (
     "Use true. With activation_offloading: true what is kept moves to the host, as there; Unsloth's own is loader: "
     "unsloth with adapter: {unsloth-lora: {offload_checkpoints: true}}."
@@ -118,12 +121,31 @@ def names_of(field: str) -> tuple[str, ...]:
 
 
 def as_ours(field: str, value: Any) -> Any:
-    """The value here of one that other tools write.
+    """The value here of one that other tools write, or that a command line holds as a text.
 
     >>> as_ours("bf16", "auto"), as_ours("seed", "auto")
     (None, 'auto')
+    >>> as_ours("sample_prompts", "3"), as_ours("sample_prompts", "Who are you?"), as_ours("sample_prompts", '["A"]')
+    (3, ['Who are you?'], ['A'])
     """
-    return None if field == "bf16" and isinstance(value, str) and value.lower() == "auto" else value
+    if field == "bf16" and isinstance(value, str) and value.lower() == "auto":
+        return None
+    return _listed(value) if field == "sample_prompts" else value
+
+
+def _listed(value: Any) -> Any:
+    """Prompts as a list: one alone, or JSON of several; a text of digits is a number."""
+    if isinstance(value, Mapping):
+        return [value]
+    if not isinstance(value, str):
+        return value
+    if value.strip().isdecimal():
+        return int(value)
+    if value.lstrip()[:1] in ("[", "{"):
+        with suppress(ValueError):
+            found = json.loads(value)
+            return [found] if isinstance(found, dict) else found
+    return [value]
 
 
 def plain_value(value: Any, wanted: Any) -> Any:
@@ -211,6 +233,8 @@ def _wrong_type(field: str, value: Any, wanted: Any, where: str) -> OptionTypeEr
             number = float(value) if float in arms else int(value)
             spelled = repr(number) if math.isfinite(number) else ".inf" if number > 0 else ""
             fix = f"Write {spelled} without quotes." if spelled else "Give a number."
+    elif field == "sample_prompts":
+        fix = f"It is a list, or how many evaluation rows are asked. {FORMS}"
     elif isinstance(value, str) and (field, value.lower()) in _INSTEAD:
         fix = _INSTEAD[field, value.lower()]
     elif bool in arms and not isinstance(value, (list, Mapping)):

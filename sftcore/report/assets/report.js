@@ -10,11 +10,15 @@
   const WHOLE = [...Array(10).keys()].flatMap((power) => [1, 2, 5].map((one) => one * 10 ** power));
   let charts = [];
 
+  const steps = [...document.querySelectorAll("#sample-steps input")];
+  const hurting = ["hurt-what", "hurt-source"].map(control).filter(Boolean);
+
   // What the reader has chosen survives the next reading of the page; a file opened from a disk may have no storage
   const KEY = "sftcore-report";
   const chosen = (() => { try { return JSON.parse(sessionStorage.getItem(KEY)) || {}; } catch { return {}; } })();
   const remember = () => {
     const now = { smoothing: control("smoothing").value, log: control("log").checked, theme: control("theme").value,
+      steps: steps.map((box) => box.checked), hurting: hurting.map((one) => one.value),
       follow: control("follow") ? control("follow").checked : true, y: scrollY };
     try { sessionStorage.setItem(KEY, JSON.stringify(now)); } catch { /* nothing is kept */ }
   };
@@ -81,6 +85,18 @@
       said.filter((one) => one[1] != null).map(([label, value]) => `${label} ${shown(value)}`).join(", ");
   }
 
+  // Of the answers those of the chosen steps, of the rows that hurt those of one kind and source
+  function choose() {
+    steps.forEach((box, i) => {
+      document.querySelectorAll(`.samples tr > :nth-child(${i + 2})`).forEach((cell) => { cell.hidden = !box.checked; });
+    });
+    const [what, source] = ["hurt-what", "hurt-source"].map((id) => control(id)?.value ?? "");
+    document.querySelectorAll(".hurt").forEach((part) => {
+      part.hidden = part.dataset.what !== what;
+      part.querySelectorAll("tbody tr").forEach((row) => { row.hidden = source !== "" && row.dataset.source !== source; });
+    });
+  }
+
   function draw() {
     root.dataset.theme = control("theme").value || (dark.matches ? "dark" : "light");
     charts.forEach((one) => one.destroy());
@@ -90,9 +106,16 @@
   if (chosen.smoothing) control("smoothing").value = chosen.smoothing;
   control("log").checked = Boolean(chosen.log);
   control("theme").value = chosen.theme || "";
+  if (chosen.steps?.length === steps.length) steps.forEach((box, i) => { box.checked = chosen.steps[i]; });
+  hurting.forEach((one, i) => {
+    const value = chosen.hurting?.[i];
+    if ([...one.options].some((option) => option.value === value)) one.value = value;
+  });
+  choose();
   draw();
   if (chosen.y) scrollTo(0, chosen.y);
   for (const id of ["smoothing", "log", "theme"]) control(id).addEventListener("input", () => { draw(); remember(); });
+  for (const one of [...steps, ...hurting]) one.addEventListener("input", () => { choose(); remember(); });
   control("whole").addEventListener("click", draw);
   dark.addEventListener("change", draw);
   let width = innerWidth;

@@ -28,7 +28,7 @@ FREE = (
     "ddp_timeout", "ddp_backend", "include_", "do_", "load_best", "metric_for_best", "greater_is_better",
     "enable_jit_checkpoint", "torch_empty_cache_steps", "ignore_data_skip", "batch_eval_metrics",
     "prediction_loss_only", "per_device_eval", "eval_accumulation", "use_cpu", "past_index", "length_column_name",
-    "early_stopping_", "eval_packing", "callbacks", "saves_per_epoch", "tracker", "loss_watchdog_",
+    "early_stopping_", "eval_packing", "callbacks", "saves_per_epoch", "tracker", "loss_watchdog_", "sample_",
 )  # fmt: skip
 """Settings that may differ, by name or by how the name begins: where a run writes, what it says, how it reads."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from sftcore.core.errors import SFTCoreError
 from sftcore.data.source.files import Files, local_files
 from sftcore.data.source.rows import raw_rows
-from sftcore.tools.ranked_rows import RankedRow
+from sftcore.report.rows.ranked import RankedRow
 
 NO_FILE = "the rows were not read from a local file"
 _CHUNK = 2**20

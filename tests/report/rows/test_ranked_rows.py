@@ -12,7 +12,7 @@ import pytest
 
 from sftcore.core.errors import DataError
 from sftcore.data.account.table import read_table, same_as, table_of, write_table
-from sftcore.tools.ranked_rows import ranked
+from sftcore.report.rows.ranked import ranked
 
 LOSSES = {
     "learnt": [2.0, 0.5, 0.1],
