@@ -52,7 +52,8 @@ def _by_step(run: Run) -> dict[int, dict[_Key, Entry]]:
     for entry in run.samples:
         of = found.setdefault(int(entry["step"]), {})
         said = str(entry.get("row", "")), str(entry.get("prompt", ""))
-        of[(*said, sum(key[:2] == said for key in of))] = entry
+        key = (*said, sum(one[:2] == said for one in of))
+        of[key] = entry
     return dict(sorted(found.items()))
 
 

@@ -7,7 +7,10 @@ from sftcore.config.foreign.values import OPTIMIZERS, SCHEDULES, checkpointing
 
 _METRICS = "report.html and loss.svg in the output folder draw it, and metrics.jsonl holds every logged loss."
 _LAUNCH = "It belongs to the command: sftcore train recipe.yaml --nproc N, or accelerate launch for several machines."
-_NO_TEXTS = "Evaluations measure and write no texts; talk to the trained model with: sftcore chat RUN"
+_NO_TEXTS = (
+    "Evaluations measure; sample_prompts: 5 writes the answers to five evaluation rows beside them (of "
+    "sample_max_new_tokens), and the trained model answers with: sftcore chat RUN"
+)
 _MERGE = "It is a step of its own after training: sftcore merge RUN"
 _STAGE = "Supervised fine-tuning is the one stage here."
 
