@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from sftcore.losses.token_loss import TokenLoss
     from sftcore.model.embeddings import clone_chat_template
     from sftcore.model.precision import get_kbit_device_map
-    from sftcore.train.progress import RichProgressCallback
+    from sftcore.train.reporting.progress import RichProgressCallback
     from sftcore.train.trainer import SFTTrainer
 
 __version__ = "0.1.0"

@@ -12,17 +12,25 @@ import sys
 
 import click
 
+from sftcore.display.environment import bars_wanted
+
 LOG_WIDTH = 130
 """Width of tables in characters when stdout is not a terminal."""
 
 
-def no_bars(*, always: bool = False) -> None:
-    """Hide offers to download kernels, and hide progress bars: `always`, or if stderr cannot redraw them."""
+def no_bars(*, always: bool = False) -> bool:
+    """Hide offers to download kernels, and hide progress bars: `always`, or if stderr cannot redraw them.
+
+    Returns:
+        Whether the user leaves bars on, for those that are drawn elsewhere.
+    """
+    wanted = bars_wanted()
     logger = logging.getLogger("bitsandbytes")
     click.get_current_context().call_on_close(lambda level=logger.level: logger.setLevel(level))
     logger.setLevel(logging.ERROR)
     if always or not sys.stderr.isatty():
         _set_for_this_verb("TQDM_DISABLE", "1")
+    return wanted
 
 
 def table_width() -> int | None:

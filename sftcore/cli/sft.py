@@ -20,7 +20,7 @@ def command(words: tuple[str, ...]) -> None:
 
     Options of `accelerate launch` start several processes.
     """
-    no_bars()
+    draws = no_bars()
     is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
         warnings.simplefilter("ignore")  # the first process shows the same warnings
@@ -28,14 +28,21 @@ def command(words: tuple[str, ...]) -> None:
     from transformers import PrinterCallback, ProgressCallback
 
     from sftcore.compat.sft_script import run
-    from sftcore.train.progress import RichProgress
+    from sftcore.display.choice import view_for
+    from sftcore.display.stages import shown_by
+    from sftcore.display.streams import lasting_streams
+    from sftcore.train.reporting.progress import RichProgress
     from sftcore.train.trainer import SFTTrainer
 
     def show_progress(trainer: SFTTrainer) -> None:
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
-        trainer.add_callback(RichProgress(Console(quiet=not is_first), trainer.metrics))
+        view = view_for(console, draws=draws and not trainer.args.disable_tqdm)
+        trainer.add_callback(RichProgress(console, trainer.metrics, view=view))
 
-    folder = run(words, show_progress)
-    if is_first:
-        click.echo(visible(f"saved in {folder}"))
+    with lasting_streams():
+        console = Console(quiet=not is_first)
+        with shown_by(view_for(console, draws=draws)):
+            folder = run(words, show_progress)
+        if is_first:
+            click.echo(visible(f"saved in {folder}"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -14,6 +15,9 @@ from sftcore.cli.quiet import no_bars
 from sftcore.cli.recipe_arguments import recipe_from, takes_recipe
 from sftcore.core.visible import visible
 from sftcore.train.guard.signals import exits_cleanly
+
+if TYPE_CHECKING:
+    from sftcore.train.checked import Checked
 
 
 @click.command("train")
@@ -23,37 +27,59 @@ from sftcore.train.guard.signals import exits_cleanly
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan of the run, and train and write nothing.")
 @click.option("--push-dry-run", is_flag=True, help="Train, upload nothing, and list what a push would upload.")
+@click.option("--json-logs", is_flag=True, help="Print each log as a line of JSON, and nothing else, to stdout.")
 @exits_cleanly()
-def command(words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run: bool, push_dry_run: bool) -> None:
+def command(
+    words: tuple[str, ...], block: tuple[str, ...], nproc: int, dry_run: bool, push_dry_run: bool, json_logs: bool
+) -> None:
     """Train a model from a recipe.
 
     RECIPE is a YAML file. KEY=VALUE pairs override its settings or replace the file altogether; dotted keys reach
     nested settings, as in adapter.lora.r=8. Mistakes in the recipe are reported before anything heavy is loaded. With
     --nproc, accelerate's launcher starts several processes.
     """
+    from sftcore.display.streams import lasting_streams, stdout_alone
+
+    draws = no_bars()
+    if os.environ.get("RANK", "0") != "0":
+        warnings.simplefilter("ignore")  # the first process shows the same warnings
+    with lasting_streams(), stdout_alone() if json_logs else nullcontext() as stdout:
+        checked = _checked(words, block)
+        if nproc == 1:
+            _run(checked, dry_run=dry_run, push_dry_run=push_dry_run, draws=draws, stdout=stdout)
+            return
+    from sftcore.train.processes.launch import launch
+
+    given = {"--dry-run": dry_run, "--push-dry-run": push_dry_run, "--json-logs": json_logs}
+    flags = [name for name, is_given in given.items() if is_given]
+    launch(nproc, [*words, *(f"--block={one}" for one in block), *flags], checked.recipe.training)
+
+
+def _checked(words: tuple[str, ...], block: tuple[str, ...]) -> Checked:
     from sftcore.train import run
 
-    no_bars()
-    is_first = os.environ.get("RANK", "0") == "0"
-    if not is_first:
-        warnings.simplefilter("ignore")  # the first process shows the same warnings
     checked = run.check_recipe(recipe_from(words, block))
     run.refuse_folder(checked.recipe)
-    if nproc > 1:
-        from sftcore.train.processes.launch import launch
+    return checked
 
-        flags = [name for name, given in (("--dry-run", dry_run), ("--push-dry-run", push_dry_run)) if given]
-        launch(nproc, [*words, *(f"--block={one}" for one in block), *flags], checked.recipe.training)
 
+def _run(checked: Checked, *, dry_run: bool, push_dry_run: bool, draws: bool, stdout: TextIO | None) -> None:
+    """Train on this process; `stdout` takes lines of JSON, and what else is said goes to stderr then."""
     from rich.console import Console
 
+    from sftcore.display.lines import JsonLines
+    from sftcore.train import run
+
+    is_first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not is_first)
     if dry_run:
         run.dry_run(checked, console)
         if is_first and (push_dry_run or checked.recipe.training.get("push_to_hub")):
             _say_repository(run.output_dir(checked.recipe), checked.recipe.training)
         return
-    outcome = run.run_recipe(checked, console, changed={"push_to_hub": False} if push_dry_run else {})
+    view = JsonLines(stdout) if stdout and is_first else run.view_of(checked.recipe, console, draws=draws)
+    changed = {"push_to_hub": False} if push_dry_run else {}
+    outcome = run.run_recipe(checked, console, changed=changed, view=view)
     if is_first:
         click.echo(visible(outcome.sentence))
     if is_first and push_dry_run:

@@ -12,6 +12,7 @@ from attrs import Factory, frozen
 from sftcore.core.errors import RecipeError
 from sftcore.report.rows.hurting import HurtingRows, hurting_of
 
+PAGE = "report.html"
 LOG, SPEED, FACTS, SAMPLES = "metrics.jsonl", "speed.jsonl", "report.json", "samples.jsonl"
 """The names of the files: what was logged, how fast it was, what the page says beside the curves, and samples."""
 

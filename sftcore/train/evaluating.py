@@ -10,6 +10,7 @@ import torch
 from sftcore.data.sets import PREDICTED, DataPreparation
 from sftcore.train.arguments import as_given
 from sftcore.train.parts.noise import TrainingNoise
+from sftcore.train.reporting.default import closing
 from sftcore.train.reporting.tracking import tracked
 from sftcore.train.settled import OpenLayout
 
@@ -33,14 +34,14 @@ class EvaluatingTrainer(OpenLayout):
         """Evaluate without noise; a raw data set is prepared as those of the constructor were."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepared_for_evaluation(eval_dataset)
-        with self.noise.paused(), tracked(self.args):
+        with self.noise.paused(), tracked(self.args), closing(self):
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         return metrics
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """Logits and labels of a data set, raw or prepared; raw rows each by themselves, in the order given."""
         test_dataset = self._prepared_for_evaluation(test_dataset, PREDICTED)
-        with self.noise.paused():
+        with self.noise.paused(), closing(self):
             return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +25,10 @@ from sftcore.core.errors import ConflictError, RecipeError
 from sftcore.core.types import KINDS
 from sftcore.core.visible import visible
 from sftcore.data.source.several import inspect_set, problems_of_formats
+from sftcore.display.choice import view_for
+from sftcore.display.environment import bars_wanted
+from sftcore.display.figures import seconds
+from sftcore.display.stages import shown_by, stage
 from sftcore.train.checked import Checked
 from sftcore.train.checkpoint.folders import choose
 from sftcore.train.checkpoint.other_run import OutputFolder, held_model
@@ -36,12 +39,13 @@ from sftcore.util.disk import cache_folder
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sftcore.display.view import View
     from sftcore.train.trainer import SFTTrainer
 
 
 @frozen
 class Outcome:
-    """What a run gave: the losses that it logged (of a short run their mean alone), seconds, and where the model is.
+    """What a run gave: its logged losses (of a short run their mean), seconds of its steps, and where the model is.
 
     Of a resumed run that is what it did itself, behind the `first_step` steps of the runs before it.
     """
@@ -59,12 +63,18 @@ class Outcome:
             return f"{self.trainer.nothing_left}; the model is in {self.folder}"
         spelled = " to ".join(f"{loss:.4f}" for loss in (*self.losses[:1], *self.losses[1:][-1:]))
         spelled = f"loss {spelled}" if spelled else "no loss was logged"
+        state = self.trainer.state
         if self.first_step:
-            spelled = f"steps {self.first_step + 1:,} to {self.trainer.state.global_step:,}: {spelled}"
+            spelled = f"steps {self.first_step + 1:,} to {state.global_step:,}: {spelled}"
+        if state.global_step < state.max_steps:
+            spelled = f"ended at step {state.global_step:,} of {state.max_steps:,}: {spelled}"
+        best = ""
+        if self.trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+            best = f"the model of step {state.best_global_step:,}, the best, is "
         watchdog = self.trainer.guard.watchdog
         found = (self.trainer.nonfinite.sentence(), watchdog.sentence() if watchdog is not None else "")
         said = "".join(f"; {one}" for one in found if one)
-        return f"{spelled} in {self.seconds:.0f} s of training; saved in {self.folder}{said}"
+        return f"{spelled} in {seconds(self.seconds)} of training; {best}saved in {self.folder}{said}"
 
 
 def check_recipe(recipe: Recipe) -> Checked:
@@ -126,8 +136,9 @@ def dry_run(checked: Checked, console: Console) -> None:
     resume = _checkpoint(checked.recipe)
     found = choose(resume, folder).folder if resume in (AUTO, LAST) else resume
     checked.setup.plugins.all("prepare", plan=checked.setup.plan)
-    with named_by_file(checked), _aside() as aside:
-        trainer = _trainer(checked, console, {**WRITES_NOTHING, "output_dir": aside})
+    view = view_of(checked.recipe, console, draws=bars_wanted())
+    with named_by_file(checked), _aside() as aside, shown_by(view):
+        trainer = _trainer(checked, {**WRITES_NOTHING, "output_dir": aside})
         trainer.remove_callback(trainer.recorder)
         trainer.add_callback(StopBeforeTraining(trainer, str(folder)))
         with suppress(PlanShownError):
@@ -157,6 +168,7 @@ def run_recipe(
     *,
     before_training: Callable[[SFTTrainer], None] | None = None,
     changed: Mapping[str, Any] | None = None,
+    view: View | None = None,
 ) -> Outcome:
     """Load, train and save.
 
@@ -165,29 +177,36 @@ def run_recipe(
         console: where progress is shown.
         before_training: called with the trainer when model and data are ready.
         changed: settings with which the run differs from its recipe.
+        view: what shows the run, if that is not what fits the console.
     """
     from sftcore.train.loop_callback import ReplaceOtherRun
+    from sftcore.train.reporting.progress import RichProgress
 
     checked.setup.plugins.all("prepare", plan=checked.setup.plan)
-    with named_by_file(checked):
-        trainer = _trainer(checked, console, changed)
+    view = view or view_of(checked.recipe, console, draws=bars_wanted())
+    with named_by_file(checked), shown_by(view):
+        trainer = _trainer(checked, changed)
+        trainer.add_callback(progress := RichProgress(console, trainer.metrics, view=view))
         if before_training is not None:
             before_training(trainer)
         trainer.add_callback(ReplaceOtherRun(_output_folder(checked.recipe)))
-        start = time.monotonic()
         with trainer.checkpoints.owned():
             result = trainer.train(resume_from_checkpoint=_checkpoint(checked.recipe))
             if not trainer.nothing_left or not held_model(Path(trainer.args.output_dir)):
                 trainer.save_model()
-    seconds, first = time.monotonic() - start, trainer.recorder.first_step
+    first = trainer.recorder.first_step
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] > first]
     if not losses and not first:  # of a resumed run, transformers divides by steps that it has not taken
         losses = [result.training_loss]
-    return Outcome(trainer, first, tuple(losses), seconds, Path(trainer.args.output_dir))
+    return Outcome(trainer, first, tuple(losses), progress.clock.seconds_of_steps, Path(trainer.args.output_dir))
 
 
-def _trainer(checked: Checked, console: Console, changed: Mapping[str, Any] | None = None) -> SFTTrainer:
-    from sftcore.train.progress import RichProgress
+def view_of(recipe: Recipe, console: Console, *, draws: bool) -> View | None:
+    """What shows the run of a recipe on a console; with `disable_tqdm` it is plain lines."""
+    return view_for(console, draws=draws and not recipe.training.get("disable_tqdm"))
+
+
+def _trainer(checked: Checked, changed: Mapping[str, Any] | None = None) -> SFTTrainer:
     from sftcore.util.plain import plain
 
     recipe = checked.recipe
@@ -199,7 +218,6 @@ def _trainer(checked: Checked, console: Console, changed: Mapping[str, Any] | No
         "data_files_sha256": files,
         "data_sources": {name: one.record() for name, one in sources_by_name(checked).items()},
     }
-    trainer.add_callback(RichProgress(console, trainer.metrics))
     return trainer
 
 
@@ -215,8 +233,9 @@ def trainer_of(
 
     recipe = checked.recipe
     args = SFTConfig(**{**config_of(recipe), **(changed or {})})
-    train = load_set(checked.train, streaming=recipe.data.streaming)
-    sets = {name: load_set(one) for name, one in checked.eval.items()}
+    with stage("Reading the data"):
+        train = load_set(checked.train, streaming=recipe.data.streaming)
+        sets = {name: load_set(one) for name, one in checked.eval.items()}
     evaluation = sets.get("", sets or None)
     if recipe.data.held_back is not None:
         train, evaluation = split_set(train, recipe.data.held_back, args.seed)

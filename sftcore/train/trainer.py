@@ -21,6 +21,7 @@ from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
 from sftcore.data.ranks import rank_of, shared_folder
 from sftcore.data.sets import DataPreparation
+from sftcore.display.stages import stage
 from sftcore.documents.shared_rows import SharedRows
 from sftcore.losses.asked_again import asked_again
 from sftcore.model.bound_loss import TOKEN_LOSSES, BoundLoss
@@ -90,6 +91,7 @@ from sftcore.train.record.card import write_card
 from sftcore.train.record.compiled import Compilations
 from sftcore.train.record.page import RunPage
 from sftcore.train.record.recorder import RunRecorder
+from sftcore.train.reporting.default import closing, show_progress
 from sftcore.train.reporting.tracking import tracked
 from sftcore.train.samples.prompts import questions_of
 from sftcore.train.samples.sampler import Sampler
@@ -189,6 +191,7 @@ class SFTTrainer(EvaluatingTrainer):
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )  # fmt: skip
         self._make_parts()
+        show_progress(self)
 
     # --- Construction, step by step ---------------------------------------------------------------------------------
     def _load_processor(self, model: Any, processor: Any, args: SFTConfig, *chosen: Any) -> tuple[Any, list[int]]:
@@ -212,7 +215,8 @@ class SFTTrainer(EvaluatingTrainer):
 
     def _load_model(self, model: Any, processor: Any, args: SFTConfig, new_ids: list[int], rows: Any) -> None:
         """The model in line with its tokenizer, with kernels, loss and adapter."""
-        made = load_for_run(model, processor, self.setup, args, self._tokenizer, new_ids, rows)
+        with stage("Loading the model"):
+            made = load_for_run(model, processor, self.setup, args, self._tokenizer, new_ids, rows)
         self.loaded, self.kernels, self.offloading = made.loaded, made.kernels, made.offloading
         self.bound_loss = BoundLoss(made.loss)
         self.router_aux_loss_coef, self.aux_loss_enabled = made.balance
@@ -287,7 +291,8 @@ class SFTTrainer(EvaluatingTrainer):
             return
         before = Randomness.now()
         bound = self.setup.plugins.bound
-        with suspecting(bound), self.noise.paused(), self.kernels.running(), self.accelerator.autocast():
+        trying = stage("Trying plugins on the model")
+        with trying, suspecting(bound), self.noise.paused(), self.kernels.running(), self.accelerator.autocast():
             settle(self)
             reasons = [self.bound_loss.try_head(self.model, causal_model(self.loaded.model), self.args.device)]
             reasons = gather_object(reasons) if self.args.world_size > 1 else reasons
@@ -369,6 +374,7 @@ class SFTTrainer(EvaluatingTrainer):
             reading(checkpoint),
             refusals.until_first_step(args, self.callback_handler.callbacks),
             tracked(args),
+            closing(self),
             self.page.kept_up(),
         ):
             self.nothing_left = ""

@@ -44,7 +44,7 @@ def test_a_recipe_trains_and_leaves_everything_behind(tmp_path, write, model_fol
     assert "kernels-community" not in printed  # bitsandbytes offers some for download
     assert "format alpaca, collator flattened, loader hf, adapter lora, attention varlen, loss nll" in printed
     assert "step 2/4  loss" in printed
-    assert "supervised)  left" in printed
+    assert "supervised)  memory " in printed
     assert "step 3: eval_loss" in printed
     assert f"saved in {tmp_path / 'out'}" in printed
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

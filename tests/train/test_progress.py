@@ -9,7 +9,7 @@ from rich.console import Console
 from transformers import Trainer, TrainerState, TrainingArguments
 
 from sftcore import DataCollatorForLanguageModeling, RichProgressCallback, SFTConfig, SFTTrainer
-from sftcore.train.progress import RichProgress
+from sftcore.train.reporting.progress import RichProgress
 
 ROWS = [{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}]
 

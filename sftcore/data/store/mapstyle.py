@@ -19,6 +19,7 @@ from sftcore.data.packing.blocks import PackingPlan, blocks_of, documents_of, nu
 from sftcore.data.pipeline import OUTCOME, Pipeline, rows_of
 from sftcore.data.rules.long_rows import TOO_LONG, several_refused
 from sftcore.data.store.cache import OTHERWISE
+from sftcore.display.stages import stage
 from sftcore.util.disk import writing
 
 if TYPE_CHECKING:
@@ -117,9 +118,11 @@ def pack_sink(sink: Sink, packing: PackingPlan, ledger: Ledger) -> tuple[pa.Tabl
     packed, blocks = blocks_of(sink.table(), packing)
     whole = Sink(sink.folder, "data")
     supervised = 0
-    for table in blocks:
-        supervised += num_supervised(table)
-        whole.write(table)
+    with stage(f"Packing {ledger.name}", packed.num_blocks, "blocks") as advance:
+        for table in blocks:
+            supervised += num_supervised(table)
+            whole.write(table)
+            advance(len(table))
     if sink.folder is not None:
         sink.path.unlink()
     return whole.table(), ledger.packed(packed, packing.strategy, supervised, documents_of(packed))
@@ -191,23 +194,22 @@ def _refuse_unpicklable(pipeline: Pipeline, num_proc: int, name: str) -> None:
 
 def _in_this_process(dataset: Dataset, pipeline: Pipeline, name: str) -> Iterator[pa.Table]:
     """Tokenize and look at images in another thread, while this one reads the next batch and encodes the last."""
-    from datasets.utils import tqdm
-
     with (
-        tqdm(total=len(dataset), desc=f"Preparing {name}", unit=" rows") as shown,
+        stage(f"Preparing {name}", len(dataset)) as advance,
         ThreadPoolExecutor(1) as pool,
     ):
-        before = None
+        before: tuple[Any, int] | None = None
         for start in range(0, len(dataset), BATCH):
             numbers = range(start, min(start + BATCH, len(dataset)))
             contents = pipeline.read(rows_of(dataset[start : start + BATCH]), numbers)
             completed = pool.submit(pipeline.completed, contents)
             if before is not None:
-                yield pipeline.encode(*before.result())
-            before = completed
-            shown.update(len(numbers))
+                yield pipeline.encode(*before[0].result())
+                advance(before[1])
+            before = completed, len(numbers)
         if before is not None:
-            yield pipeline.encode(*before.result())
+            yield pipeline.encode(*before[0].result())
+            advance(before[1])
 
 
 @contextmanager

@@ -159,6 +159,9 @@ def _die(number: int) -> None:
 def _say(text: str) -> None:
     if is_told():  # a launcher ends the others where one process has failed
         return
+    screen = sys.modules.get("sftcore.display.screen")  # which is imported where one is drawn
+    if screen is not None and screen.interrupted(text):
+        return
     # print could be what the signal has interrupted
     with contextlib.suppress(OSError):
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{text}\n".encode())

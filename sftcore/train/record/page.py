@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +13,13 @@ from transformers import TrainerCallback
 
 from sftcore.report.curves import charts_of
 from sftcore.report.page import page_of
-from sftcore.report.run import FACTS, SPEED, read_lines, read_run
+from sftcore.report.run import FACTS, PAGE, SPEED, read_lines, read_run
 from sftcore.report.svg import drawing
 from sftcore.train.checkpoint.state import rewind_log
 from sftcore.train.record.facts import lengths_of, plugins_of, rows_of
 from sftcore.train.record.summary import plan_lines
 from sftcore.train.reporting.clock import TrainingClock
+from sftcore.train.reporting.memory import most_memory
 from sftcore.util.disk import replace_text, writing
 from sftcore.util.plain import public
 from sftcore.util.warned import count, said_since
@@ -27,7 +27,7 @@ from sftcore.util.warned import count, said_since
 if TYPE_CHECKING:
     from sftcore.train.view import RunView
 
-PAGE, CURVE = "report.html", "loss.svg"
+CURVE = "loss.svg"
 RUNNING, FINISHED = "running", "finished"
 _EVERY = 15.0
 """Seconds between two writings of the page."""
@@ -147,21 +147,3 @@ def write_page(folder: Path) -> None:
     losses = [chart for chart in charts_of([run]) if chart.name == "loss"]
     if losses:
         replace_text(folder / CURVE, drawing(losses[0]))
-
-
-def most_memory(device: Any) -> int:
-    """The most bytes held so far: by the allocator of the device, or by the process on a CPU. Nothing waits for it."""
-    import torch
-
-    module = torch.get_device_module(device) if device.type != "cpu" else None
-    if (ask := getattr(module, "max_memory_allocated", None)) is not None:
-        return int(ask(device))
-    if (ask := getattr(module, "current_allocated_memory", None)) is not None:  # MPS keeps no maximum
-        return int(ask())
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

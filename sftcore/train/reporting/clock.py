@@ -32,6 +32,11 @@ class TrainingClock:
         """Seconds of training so far."""
         return time.monotonic() - self._start - self._paused
 
+    @property
+    def seconds_of_steps(self) -> float:
+        """The same to the end of the last step: what came behind it is no training."""
+        return self._step_ended - self._start - self._paused
+
     def speed(self, tokens: float, supervised: float) -> tuple[float, float]:
         """Tokens and supervised tokens per second since this was last asked."""
         now, (then, tokens_then, supervised_then) = self.seconds(), self._then
