@@ -19,7 +19,7 @@ _KNOWN = {
 }  # fmt: skip
 _OF_EVALUATIONS = (
     "_runtime", "_samples_per_second", "_steps_per_second", "_entropy", "_num_tokens", "_num_supervised_tokens",
-    "_mean_token_accuracy", "_model_preparation_time", "_jit_compilation_time",
+    "_mean_token_accuracy", "_perplexity", "_model_preparation_time", "_jit_compilation_time",
 )  # fmt: skip
 
 
@@ -81,6 +81,8 @@ def evaluation_in(step: int, logs: Mapping[str, Any]) -> str:
         if is_evaluation_loss(name):
             accuracy = logs.get(f"{name.removesuffix('loss')}mean_token_accuracy")
             said = f", accuracy {accuracy:.3f}" if isinstance(accuracy, float) else ""
+            if (perplexity := logs.get(f"{name.removesuffix('loss')}perplexity")) is not None:
+                said += f", perplexity {number(perplexity)}"
             parts.append(f"{visible(name)} {loss(value)}{said}")
         elif name not in _KNOWN and not (name.startswith("eval_") and name.endswith(_OF_EVALUATIONS)):
             parts.append(f"{visible(str(name))} {number(value)}")

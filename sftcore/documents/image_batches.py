@@ -78,7 +78,9 @@ def _refuse_by_row(name: str, sizes: Mapping[str, int], sets: list[tuple[str, An
                 f"rows with {_listed(numbers)} images cannot share a batch: words before an image would see what "
                 "shorter rows are filled up with"
             )
-        raise ConflictError(f"{model}, so {what}.", fix=f"{_ALONE.format(kind)}, or give all rows the same number of images.")
+        raise ConflictError(
+            f"{model}, so {what}.", fix=f"{_ALONE.format(kind)}, or give all rows the same number of images."
+        )
 
 
 def _refuse_filled_up(name: str, sizes: Mapping[str, int], sets: list[tuple[str, Any]], *, packed: bool) -> None:

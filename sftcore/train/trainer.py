@@ -305,6 +305,7 @@ class SFTTrainer(EvaluatingTrainer):
 
         if self.is_in_train and (self.args.eval_on_start or self.args.eval_strategy.value != "no"):
             measure_likelihood(self, before_training=True)
+
     def begin_rows(self) -> None:
         """Number the rows of the training set as it is now, whose losses are collected from here on."""
         args, leads = self.args, self.args.process_index == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import pytest
@@ -121,8 +122,9 @@ def test_an_evaluation_alone_shows_its_bar_and_its_figures(terminal, trainer):
     shown.stream.truncate(0)
     shown.stream.seek(0)
     found = made.evaluate()
+    accuracy, perplexity = found["eval_mean_token_accuracy"], math.exp(found["eval_loss"])
     assert shown.text.strip().splitlines() == [
-        f"step 0: eval_loss {found['eval_loss']:.4f}, accuracy {found['eval_mean_token_accuracy']:.3f}"
+        f"step 0: eval_loss {found['eval_loss']:.4f}, accuracy {accuracy:.3f}, perplexity {perplexity:.4f}"
     ]
     assert "1/1 batch" in shown.stream.getvalue()
     assert sys.stdout is shown.stream

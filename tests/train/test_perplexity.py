@@ -19,7 +19,9 @@ from tests.conftest import make_llama, make_tokenizer
 
 SETS = {
     "test": Dataset.from_list([{"text": f"the first set, row {i}, of its own length {'x ' * i}"} for i in range(5)]),
-    "hard": Dataset.from_list([{"prompt": f"a question {i}?", "completion": f" an answer {'y ' * i}"} for i in range(3)]),
+    "hard": Dataset.from_list(
+        [{"prompt": f"a question {i}?", "completion": f" an answer {'y ' * i}"} for i in range(3)]
+    ),
 }
 TRAIN = Dataset.from_list([{"text": f"rows to train on, {i}"} for i in range(6)])
 
@@ -159,7 +161,6 @@ class Other:
         }[self.name]  # fmt: skip
         each = each if weights is None else each * weights
         return LossOutput(each.sum() / num_items, None, (logits.argmax(-1) == labels).sum())
-
 
 
 @pytest.mark.parametrize("name", ["same", "focal", "smoothed", "clipped", "z", "half", "bits", "hot"])

@@ -81,7 +81,7 @@ class EvaluationLoss:
             metrics[key] = metrics.get(key, value) if name == PERPLEXITY else value
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """The loss, a mean over all tokens of all processes, and the perplexity where it is known; empty without a batch.
+        """The loss, a mean over all tokens of all processes, and the perplexity where it is known; or nothing.
 
         The perplexity is the exponential of the mean negative log-likelihood.
         """
