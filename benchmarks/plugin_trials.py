@@ -33,7 +33,7 @@ def measure(given: argparse.Namespace, folder: str, name: str) -> None:
     from datasets import Dataset
 
     from sftcore import SFTConfig, SFTTrainer
-    from sftcore.train import trainer as module
+    from sftcore.train import construction as module
     from sftcore.trials.model import ModelTrial
 
     counted: dict[str, Any] = {"passes": 0, "tokens": 0, "seconds": 0.0}

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
-from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from transformers.trainer_utils import TrainOutput
@@ -19,35 +17,23 @@ from sftcore.core.visible import visible
 from sftcore.data.host_facts import facts_of
 from sftcore.data.images.expand import is_vision
 from sftcore.data.images.pictures import DOCUMENTS
-from sftcore.data.ranks import rank_of, shared_folder
-from sftcore.data.sets import DataPreparation
-from sftcore.display.stages import stage
 from sftcore.documents.shared_rows import SharedRows
 from sftcore.losses.asked_again import asked_again
-from sftcore.model.bound_loss import TOKEN_LOSSES, BoundLoss
-from sftcore.model.memory.in_backward import InBackward
+from sftcore.model.bound_loss import TOKEN_LOSSES
 from sftcore.model.memory.spared import spared_memory
-from sftcore.model.precision import wants_master_weights
-from sftcore.model.processor import processor_of
 from sftcore.model.skeleton import skeleton_of
 from sftcore.model.unwrap import causal_model
 from sftcore.model.vision import FeatureDtypes, frozen_statistics
 from sftcore.train import refusals
-from sftcore.train.account.census import Census
 from sftcore.train.account.row_losses import RowLosses
-from sftcore.train.account.written import RowsFile
 from sftcore.train.arguments import (
     RAW_COLUMNS,
-    as_given,
     begin_run,
     check_trainer,
     kept,
-    max_length_of,
     model_request,
     num_embeddings,
     positions_for,
-    prepare_tokenizer,
-    refuse_collator,
     refuse_data,
     set_up_trainer,
     skips_preparation,
@@ -57,19 +43,16 @@ from sftcore.train.checkpoint.resume import Resumption
 from sftcore.train.checkpoint.same_run import RunFacts
 from sftcore.train.checkpoint.state import NothingLeft
 from sftcore.train.checkpoint.untrusted import reading
+from sftcore.train.construction import ConstructedTrainer
 from sftcore.train.estimate.batch_size import fitted
-from sftcore.train.evaluating import EvaluatingTrainer
 from sftcore.train.guard.divergence import LossLevel, Nonfinite
-from sftcore.train.guard.limits import refuse_beyond_tables
 from sftcore.train.guard.named_rows import named_rows
 from sftcore.train.guard.signals import Listener
 from sftcore.train.guard.steps import StepGuard
 from sftcore.train.guard.watchdog import LossWatch
-from sftcore.train.loading import load_for_run
 from sftcore.train.loop_callback import LoopCallback
 from sftcore.train.losses.weighted import refuse_unread_weights
 from sftcore.train.own.columns import refuse_columns_left_out
-from sftcore.train.own.hooks import gradient_hooks_paused
 from sftcore.train.own.methods import CALL_THE_MODEL, is_overridden
 from sftcore.train.own.plain_ways import PlainWays
 from sftcore.train.parts.cache import CacheSetting
@@ -78,14 +61,10 @@ from sftcore.train.parts.evaluation import EvaluationLoss, measure_likelihood
 from sftcore.train.parts.loss import LossBatch, chosen_loss, losses_of, with_balance
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.noise import TrainingNoise
-from sftcore.train.parts.optimizer import fit_optimizer
-from sftcore.train.parts.randomness import Randomness
 from sftcore.train.parts.rows import RowDistribution
-from sftcore.train.parts.trials import try_plugins
 from sftcore.train.parts.without_rows import OwnLossWithoutRows
 from sftcore.train.processes.agreement import Agreement
 from sftcore.train.processes.distributed import prepare_processes
-from sftcore.train.processes.workers import refuse_unsent
 from sftcore.train.record.beside import write_beside
 from sftcore.train.record.card import write_card
 from sftcore.train.record.compiled import Compilations
@@ -95,12 +74,12 @@ from sftcore.train.reporting.default import closing, show_progress
 from sftcore.train.reporting.tracking import tracked
 from sftcore.train.samples.prompts import questions_of
 from sftcore.train.samples.sampler import Sampler
-from sftcore.train.settled import attention_in, layouts_of, reads_by_row, settle
-from sftcore.util.claims import suspecting, third_parties
+from sftcore.train.settled import attention_in, reads_by_row
+from sftcore.util.claims import third_parties
 from sftcore.util.warned import count
 
 
-class SFTTrainer(EvaluatingTrainer):
+class SFTTrainer(ConstructedTrainer):
     """Supervised fine-tuning of a causal language model. Arguments and defaults are TRL's.
 
     Args:
@@ -193,44 +172,6 @@ class SFTTrainer(EvaluatingTrainer):
         self._make_parts()
         show_progress(self)
 
-    # --- Construction, step by step ---------------------------------------------------------------------------------
-    def _load_processor(self, model: Any, processor: Any, args: SFTConfig, *chosen: Any) -> tuple[Any, list[int]]:
-        """Tokenizer or processor with the run's chat template and tokens, and the ids of tokens that came with it."""
-        processor = processor_of(model, self.setup) if processor is None else processor
-        if is_vision(processor) and self.setup.plan.model.vision is None:
-            # only the processor could tell that a model reads images
-            self.setup = set_up_trainer(attrs.evolve(self.setup.plan.model, vision=True), args, *chosen)
-        self._tokenizer, new_ids = prepare_tokenizer(processor, args)
-        return processor, new_ids
-
-    def _make_preparation(self, processor: Any, args: SFTConfig, formatting_func: Any, positions: int | None) -> None:
-        made = self._tokenizer, max_length_of(args, self._tokenizer, positions), formatting_func, processor
-        self.data = DataPreparation(self.setup, *made, rank_of(args), shared_folder(args))
-
-    def _prepare(self, dataset: Any, name: str) -> Any:
-        """Rows as tokens and labels: of one data set, a mapping of several, or None."""
-        if dataset is None:
-            return None
-        return as_given(dataset, name, self.setup.plan) if self._skip_prepare else self.data.prepare_all(dataset, name)
-
-    def _load_model(self, model: Any, processor: Any, args: SFTConfig, new_ids: list[int], rows: Any) -> None:
-        """The model in line with its tokenizer, with kernels, loss and adapter."""
-        with stage("Loading the model"):
-            made = load_for_run(model, processor, self.setup, args, self._tokenizer, new_ids, rows)
-        self.loaded, self.kernels, self.offloading = made.loaded, made.kernels, made.offloading
-        self.bound_loss = BoundLoss(made.loss)
-        self.router_aux_loss_coef, self.aux_loss_enabled = made.balance
-        self.rows_as_loaded = made.num_rows
-
-    def _make_collator(self, processor: Any, args: SFTConfig, own: Any, *datasets: Any) -> Any:
-        self.packed = bool(args.packing or args.eval_packing) and not self._skip_prepare
-        self.layouts = layouts_of(self.setup, processor, own, packed=self.packed)
-        refuse_unsent(self.layouts, args, () if own else self.setup.plugins.answers("make_collator"))
-        one_row = self.packed or bool(self.setup.plan.flattened)
-        refuse_collator(self.layouts.taken, args, self.loaded.model, *datasets, own=own is not None, packed=one_row)
-        refuse_beyond_tables(self.loaded.model, self.data, *datasets)
-        return self.shown_collator()
-
     def _make_parts(self) -> None:
         """What the loop is made of beside transformers' own; see `sftcore.train.seams` for when each is called."""
         args, accelerator = self.args, self.accelerator
@@ -269,59 +210,6 @@ class SFTTrainer(EvaluatingTrainer):
         self.add_callback(self.loop_callback)
         self.model.add_model_tags(list(self._tag_names))
         self.sampler.prepare()
-
-    def fit_optimizer(self, *, own: bool) -> None:
-        """Compare the optimizer with what trains; put it on float32 copies, or in the backward pass, as was asked."""
-        settings = self.setup.plan.settings
-        if self.args.optimizer_in_backward and self.in_backward is None:
-            refusals.refuse_in_backward(own=own, copies=wants_master_weights(self.model, settings))
-            self.in_backward = InBackward(self.optimizer)
-        fit_optimizer(self.optimizer, self.model, settings, own=own)
-
-    def prove(self, *, plugins: bool = True) -> None:
-        """Try the head and what plugins claim, and prove documents apart: once, on the model as the run has placed it.
-
-        All processes call it together; the first `train` and the first `evaluate` do.
-
-        Raises:
-            ModelError: documents that share a row are not kept apart in any way.
-            BrokenPluginError: a plugin does not do what it claims.
-        """
-        if self._proven:
-            return
-        before = Randomness.now()
-        bound = self.setup.plugins.bound
-        trying = stage("Trying plugins on the model")
-        with trying, suspecting(bound), self.noise.paused(), self.kernels.running(), self.accelerator.autocast():
-            settle(self)
-            reasons = [self.bound_loss.try_head(self.model, causal_model(self.loaded.model), self.args.device)]
-            reasons = gather_object(reasons) if self.args.world_size > 1 else reasons
-            self.bound_loss.reason = next(filter(None, reasons), "")
-            if plugins:
-                with gradient_hooks_paused(self.model):
-                    try_plugins(self)
-        self._proven = True
-        before.restore()
-
-        if self.is_in_train and (self.args.eval_on_start or self.args.eval_strategy.value != "no"):
-            measure_likelihood(self, before_training=True)
-
-    def begin_rows(self) -> None:
-        """Number the rows of the training set as it is now, whose losses are collected from here on."""
-        args, leads = self.args, self.args.process_index == 0
-        census = Census.of(self.data, self.train_dataset)
-        self.row_losses = RowLosses(census if args.row_losses else None, self.gathered, leads=leads)
-        loss = self.setup.plan.selected("loss")
-        named = loss[0].name if loss else ""
-        self.rows_file = RowsFile(self.data, census, self.eval_dataset, named, hidden=bool(args.push_to_hub))
-
-    def gathered(self, found: Any) -> list[Any]:
-        """What each of the processes that read different rows has found; all of them call this together."""
-        size = self.args.world_size
-        return [found] if size == 1 else gather_object([found])[:: size // self.data.rank.count]
-
-    def _note(self, text: str) -> None:
-        self.loaded = attrs.evolve(self.loaded, notes=(*self.loaded.notes, text))
 
     # --- Training ---------------------------------------------------------------------------------------------------
     def train(

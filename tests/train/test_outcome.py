@@ -79,7 +79,7 @@ def test_the_seconds_are_those_of_the_steps(tmp_path, trained, monkeypatch):
     def try_plugins(trainer):
         clock.now += 10_000.0
 
-    monkeypatch.setattr("sftcore.train.trainer.try_plugins", try_plugins)
+    monkeypatch.setattr("sftcore.train.construction.try_plugins", try_plugins)
 
     def pass_time(trainer):
         trainer.callback_handler.callbacks.insert(0, Passes(clock))
