@@ -153,13 +153,13 @@ class SFTTrainer(ConstructedTrainer):
         given = train_dataset, eval_dataset
         train_dataset = self._prepare(train_dataset, "train_dataset")
         eval_dataset = self._prepare(eval_dataset, "eval_dataset")
-        self.questions = questions_of(args.sample_prompts, self.data, *given, prepared=not self._skip_prepare)
+        questions = questions_of(args.sample_prompts, self.data, *given, prepared=not self._skip_prepare)
         refusals.refuse_no_batch(args, train_dataset, eval_dataset)
         refuse_unread_weights(compute_loss_func, [train_dataset, eval_dataset])
         self._load_model(model, processor, args, new_ids, train_dataset)
         collator = self._make_collator(processor, args, data_collator, train_dataset, eval_dataset)
         prepare_processes(args, self.loaded.model)
-        self.recorder, self.sampler, self.page = RunRecorder(self), Sampler(self), RunPage(self, warned)
+        self.recorder, self.sampler, self.page = RunRecorder(self), Sampler(self, questions), RunPage(self, warned)
         with refusals.of_transformers(), kept(getattr(self.loaded.model, "config", None), "use_cache"):
             super().__init__(
                 model=self.loaded.model, args=args, data_collator=collator, train_dataset=train_dataset,

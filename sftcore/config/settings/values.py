@@ -137,6 +137,8 @@ def _listed(value: Any) -> Any:
     """Prompts as a list: one alone, or JSON of several; a text of digits is a number."""
     if isinstance(value, Mapping):
         return [value]
+    if isinstance(value, (list, tuple)):
+        return [list(one) if isinstance(one, tuple) else one for one in value]
     if not isinstance(value, str):
         return value
     if value.strip().isdecimal():

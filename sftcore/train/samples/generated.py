@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,6 +93,9 @@ def generate(
         max_new_tokens=room,
         use_cache=True,
         stopping_criteria=[_Until(left)],
+        num_beams=1,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
         **generate_arguments(sampling),
     )[0].tolist()
     if left():
@@ -124,13 +127,13 @@ def undisturbed(model: Any) -> Iterator[None]:
         random.restore()
 
 
-def refuse_split(trainer: Any) -> None:
+def refuse_split(trainer: Any, questions: Sequence[Question]) -> None:
     """Refuse a model of which a process has a part alone, and one that generates nothing.
 
     Raises:
         ConflictError, ModelError: it is such a model.
     """
-    if not trainer.questions:
+    if not questions:
         return
     engine = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
@@ -154,7 +157,7 @@ def refuse_split(trainer: Any) -> None:
     if not callable(getattr(model, "generate", None)) or not getattr(model, "can_generate", lambda: True)():
         raise ModelError(f"{type(model).__name__} cannot generate.", where="sample_prompts", fix="Drop sample_prompts.")
     context = context_of(trainer.model, trainer.data.tokenizer)
-    for number, question in enumerate(trainer.questions):
+    for number, question in enumerate(questions):
         if (length := len(question.row["input_ids"])) >= context:
             raise ModelError(
                 f"prompt {number} has {length:,} tokens, and the model's context holds {context:,}, including the "

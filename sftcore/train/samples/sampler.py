@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import send_to_device
 from transformers import TrainerCallback
 
 from sftcore.chat.served.generation import Sampling
@@ -15,6 +16,7 @@ from sftcore.core.errors import DataError, SFTCoreError, said_by
 from sftcore.core.visible import visible
 from sftcore.report.run import SAMPLES, read_lines
 from sftcore.train.samples.generated import generate, inputs_of, refuse_split, undisturbed
+from sftcore.train.samples.questions import Question
 from sftcore.util.disk import replace_text, writing
 from sftcore.util.shown import counted
 from sftcore.util.warned import warn
@@ -30,8 +32,8 @@ class Sampler(TrainerCallback):  # type: ignore[misc]
     of a set hold is not written where the run goes to the hub.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, questions: Sequence[Question]) -> None:
+        self._trainer, self.questions = trainer, questions
         self._inputs: list[dict[str, Any]] = []
         self._entries: list[Mapping[str, Any]] = []
         self._last: int | None = None
@@ -44,9 +46,9 @@ class Sampler(TrainerCallback):  # type: ignore[misc]
         Raises:
             SFTCoreError: with what is wrong with it.
         """
-        refuse_split(self._trainer)
+        refuse_split(self._trainer, self.questions)
         collate = self._trainer.data_collator
-        for number, question in enumerate(self._trainer.questions):
+        for number, question in enumerate(self.questions):
             try:
                 self._inputs.append(inputs_of(question, collate))
             except Exception as error:  # a collator of somebody's own may raise anything
@@ -113,8 +115,8 @@ class Sampler(TrainerCallback):  # type: ignore[misc]
         trainer, args, model, found = self._trainer, self._trainer.args, self._trainer.model, []
         sampling = Sampling(args.sample_max_new_tokens, args.sample_temperature, seed=args.seed)
         with trainer.noise.paused(), trainer.kernels.running(), undisturbed(model), trainer.accelerator.autocast():
-            for question, inputs in zip(trainer.questions, self._inputs, strict=True):
-                moved = trainer.to_device(dict(inputs))
+            for question, inputs in zip(self.questions, self._inputs, strict=True):
+                moved = trainer.features(send_to_device(inputs, getattr(model, "device", args.device)))
                 answer = generate(model, trainer.data.tokenizer, moved, sampling, lambda: trainer.signals.received)
                 if answer is None:
                     return []

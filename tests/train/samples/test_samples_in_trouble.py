@@ -11,6 +11,7 @@ from sftcore import SFTConfig, SFTCoreError, SFTTrainer
 from sftcore.config.recipe import parse_recipe
 from sftcore.train.run import check_recipe
 from sftcore.train.samples.generated import refuse_split
+from sftcore.train.samples.questions import Question
 from tests.conftest import make_llama, make_tokenizer
 from tests.train.samples.test_samples import HOSTILE, ROWS, samples, trainer_of
 
@@ -70,13 +71,15 @@ def split_by(**changed):
     )
     tokenizer = make_tokenizer()
     return SimpleNamespace(
-        questions=[SimpleNamespace(row={"input_ids": [1]})], accelerator=accelerator, get_tp_size=lambda: parts["tp"],
+        accelerator=accelerator, get_tp_size=lambda: parts["tp"],
         is_fsdp_enabled=parts["fsdp"], model=make_llama(tokenizer), data=SimpleNamespace(tokenizer=tokenizer),
     )  # fmt: skip
 
 
 def test_a_model_in_parts_is_refused_by_name():
-    refuse_split(split_by(zero_stage=2))
+    questions = [Question("", {"input_ids": [1]})]
+    refuse_split(split_by(zero_stage=2), questions)
+    refuse_split(split_by(zero_stage=3), ())
     parts = {
         "DeepSpeed ZeRO-3": {"zero_stage": 3},
         "FSDP": {"fsdp": True},
@@ -85,7 +88,7 @@ def test_a_model_in_parts_is_refused_by_name():
     }
     for name, changed in parts.items():
         with pytest.raises(SFTCoreError, match=f"sample_prompts: .*with {name} it has a part of the model"):
-            refuse_split(split_by(**changed))
+            refuse_split(split_by(**changed), questions)
 
 
 def test_a_resumed_run_keeps_the_samples_behind_its_checkpoint_and_goes_on(tmp_path):
