@@ -78,6 +78,8 @@ def _given(prompt: Any, number: int, data: DataPreparation, own: Pipeline | None
         found = question_of(pipeline, row, number, answers=answer_markers(data.setup.plan.settings))
     except (RowError, TemplateStoppedError) as error:
         error.where = where
+        if own is not None and reader.formatter is own.reader.formatter:
+            error.fix = f"{FORMS} Others are read as the training rows are."
         raise
     for one in found:
         length = len(one.row["input_ids"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from sftcore.util.disk import replace_text, writing
 from sftcore.util.shown import counted
 from sftcore.util.warned import warn
 
-_LINES, _CHARACTERS = 12, 600
-"""How much of a prompt, and of an answer, the log shows."""
+_LINES, _CHARACTERS, _WIDTH = 12, 600, 90
+"""How much of a prompt, and of an answer, the log shows, and how wide."""
 
 
 class Sampler(TrainerCallback):  # type: ignore[misc]
@@ -159,8 +160,9 @@ def _block(entry: Mapping[str, Any], number: int, count: int) -> str:
 
 
 def _cut(text: str) -> str:
-    """The beginning of a text, its further lines under its first."""
+    """The beginning of a text, its further lines under its first, and long ones broken."""
     lines = text.strip()[:_CHARACTERS].splitlines() or [""]
+    lines = [part for line in lines for part in textwrap.wrap(line, _WIDTH, replace_whitespace=False) or [""]]
     more = len(text.strip()) > _CHARACTERS or len(lines) > _LINES
     shown = [line.rstrip() for line in lines[:_LINES]]
     return f"\n{' ' * 12}".join([*shown[:-1], f"{shown[-1]}{' …' if more else ''}"])

@@ -134,7 +134,7 @@ def test_rows_that_are_too_long_to_be_asked_are_passed_over(data):
         ([{"content": "x"}], r"sample_prompts\[1\]: "),
         ([turn("assistant", "x")], r"sample_prompts\[1\]: nothing stands before its answer"),
         ({"messages": [turn("user", "x")], "images": ["x.png"]}, r"sample_prompts\[1\]: .*images"),
-        ({"question": "x"}, r"sample_prompts\[1\]: .*question"),
+        ({"question": "x"}, r"sample_prompts\[1\]: .*\"messages\" is missing\. A prompt is a text"),
         ({"messages": 5}, r"sample_prompts\[1\]: "),
     ],
 )
