@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from sftcore.core.visible import visible
 
 BLOCKS, LETTERS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 """Heights of a curve that is drawn in one line, and the same where the encoding is poor."""
+_POINTS = 1024
+"""Values that a curve keeps at most."""
 _KNOWN = {
     "loss", "grad_norm", "learning_rate", "entropy", "mean_token_accuracy", "num_tokens", "num_supervised_tokens",
     "epoch", "step", "num_input_tokens_seen", "total_flos", "train_runtime", "train_samples_per_second",
@@ -143,17 +145,45 @@ def size(count: int) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
+@define
+class Curve:
+    """The losses of a run, of which a long one keeps means of several, since more than there are pixels is not seen.
+
+    Attributes:
+        first, lowest: of all that are finite; NaN before there is one.
+    """
+
+    first: float = math.nan
+    lowest: float = math.nan
+    values: list[float] = field(factory=list)
+    _each: int = 1
+    _begun: list[float] = field(factory=list)
+
+    def add(self, value: float) -> None:
+        """The next one; NaN and Inf have no place in a curve."""
+        if not math.isfinite(value):
+            return
+        self.first = self.first if math.isfinite(self.first) else value
+        self.lowest = value if math.isnan(self.lowest) else min(self.lowest, value)
+        self._begun.append(value)
+        if len(self._begun) == self._each:
+            self.values.append(sum(self._begun) / self._each)
+            self._begun = []
+        if len(self.values) == _POINTS:
+            self.values = [sum(pair) / 2 for pair in zip(self.values[::2], self.values[1::2], strict=True)]
+            self._each *= 2
+
+
 def sparkline(values: Sequence[float], width: int, heights: str = BLOCKS) -> str:
-    """A curve in one line of at most so many characters: each is the mean of as many values; NaN and Inf are left out.
+    """A curve in one line of at most so many characters, each of which is the mean of as many values.
 
     >>> sparkline([3.0, 2.0, 1.0], 10), sparkline([4.0, 2.0, 2.0, 0.0], 2), sparkline([1.0, 1.0], 5)
     ('█▅▁', '█▁', '▁▁')
     """
-    known = [value for value in values if math.isfinite(value)]
-    count = min(len(known), width)
+    count = min(len(values), width)
     means = []
     for place in range(count):
-        part = known[place * len(known) // count : (place + 1) * len(known) // count]
+        part = values[place * len(values) // count : (place + 1) * len(values) // count]
         means.append(sum(part) / len(part))
     if not means:
         return ""

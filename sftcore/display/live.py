@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +12,13 @@ from rich.console import Console
 from rich.text import Text
 
 from sftcore.core.visible import visible
-from sftcore.display.figures import BLOCKS, LETTERS, Figures, duration, loss, number, seconds, size, sparkline
+from sftcore.display.figures import BLOCKS, LETTERS, Curve, Figures, duration, loss, number, seconds, size, sparkline
 from sftcore.display.screen import Screen
 from sftcore.display.stages import Advance
 from sftcore.display.streams import encodable
 
-_BAR, _GAP = 40, "  "
-"""The most characters of a bar, and what stands between two figures."""
+_BAR, _OTHERS, _GAP = 40, 4, "  "
+"""The most characters of a bar, the most lines of what else is logged, and what stands between two figures."""
 
 
 class Live:
@@ -34,7 +33,7 @@ class Live:
     def _begin(self, step: int, max_steps: int) -> None:
         self._step, self._first, self._max_steps = step, step, max_steps
         self._taken = self._left = 0.0
-        self._losses: list[float] = []
+        self._losses = Curve()
         self._newest: Figures | None = None
         self._evaluation: tuple[int, int] | None = None
 
@@ -94,7 +93,7 @@ class Live:
     def logged(self, figures: Figures) -> None:
         """Show the newest figures."""
         self._newest, self._step, self._left = figures, figures.step, figures.left
-        self._losses.append(figures.loss)
+        self._losses.add(figures.loss)
         if self._screen.is_due():
             self._draw()
 
@@ -130,17 +129,18 @@ class Live:
     def _draw(self) -> None:
         lines: list[Text] = []
         if self._training:
+            left = duration(self._left) if self._step > self._first else "unknown"
             lines += self._flowing(
                 [
                     Text(f"step {self._step:,}/{self._max_steps:,}", style="bold"),
                     self._bar(self._step, self._max_steps),
-                    Text(f"{duration(self._taken)}, left {duration(self._left)}"),
+                    Text(f"{duration(self._taken)}, left {left}"),
                 ]
             )
         if self._training and self._newest is not None:
             lines += self._of_loss(self._newest)
             lines += self._flowing(_figures(self._newest))
-            lines += self._flowing([Text(f"{name} {value}") for name, value in self._newest.others])
+            lines += self._flowing([Text(f"{name} {value}") for name, value in self._newest.others])[:_OTHERS]
         if self._evaluation is not None:
             done, total = self._evaluation
             count = Text(f"{done:,}/{total:,} {'batches' if total > 1 else 'batch'}")
@@ -151,13 +151,12 @@ class Live:
         """The newest loss, the curve of all losses that this run has logged, and the lowest of them."""
         losses = self._losses
         head = Text(f"loss {loss(newest.loss)}", style="bold")
-        finite = [one for one in losses if math.isfinite(one)]
-        low = [f"from {loss(losses[0])}", f"lowest {loss(min(finite))}"] if len(finite) > 1 else []
+        low = [f"from {loss(losses.first)}", f"lowest {loss(losses.lowest)}"] if len(losses.values) > 1 else []
         told = Text(_GAP.join(low), style="dim")
         room = self._screen.width - head.cell_len - told.cell_len - 2 * len(_GAP)
         if room < 8:
             told, room = Text(), self._screen.width - head.cell_len - len(_GAP)
-        curve = sparkline(losses, min(max(room, 1), 60), BLOCKS if self._draws_blocks else LETTERS)
+        curve = sparkline(losses.values, min(max(room, 1), 60), BLOCKS if self._draws_blocks else LETTERS)
         return [Text(_GAP).join([head, Text(curve, style="cyan"), *([told] if told.plain else [])])]
 
     def _bar(self, done: int, total: int) -> Text:

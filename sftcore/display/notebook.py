@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sftcore.core.visible import visible
-from sftcore.display.figures import Figures, duration, loss, number, size
+from sftcore.display.figures import Curve, Figures, duration, loss, number, size
 from sftcore.display.stages import Advance, stage
 
 OFTEN = 0.5
@@ -35,7 +34,7 @@ class Notebook:
     def _begin(self, step: int, max_steps: int) -> None:
         self._step, self._max_steps = step, max_steps
         self._taken = self._left = 0.0
-        self._losses: list[float] = []
+        self._losses = Curve()
         self._newest: Figures | None = None
         self._rows: list[Sequence[str]] = []
         self._evaluations: list[str] = []
@@ -65,7 +64,7 @@ class Notebook:
     def logged(self, figures: Figures) -> None:
         """A row of the table, and a point of the curve."""
         self._newest, self._step, self._left = figures, figures.step, figures.left
-        self._losses.append(figures.loss)
+        self._losses.add(figures.loss)
         accuracy = "" if figures.accuracy is None else f"{figures.accuracy:.3f}"
         others = ", ".join(f"{name} {value}" for name, value in figures.others)
         self._rows = [*self._rows, (f"{figures.step:,}", loss(figures.loss), accuracy, others)][-ROWS:]
@@ -117,7 +116,7 @@ class Notebook:
             done, total = self._evaluation
             parts.append(_bar(done, total, "evaluating", f"{done:,}/{total:,} batches"))
         if self._newest is not None:
-            parts += [f"<div>{_text(_figures(self._newest))}</div>", _curve(self._losses), _table(self._rows)]
+            parts += [f"<div>{_text(_figures(self._newest))}</div>", _curve(self._losses.values), _table(self._rows)]
         parts += [f"<div>{_text(line)}</div>" for line in self._evaluations]
         if page is not None and page.exists():
             parts.append(_link(page))
@@ -148,8 +147,7 @@ def _figures(newest: Figures) -> str:
 
 def _curve(losses: Sequence[float]) -> str:
     """The losses as a line, of at most so many points."""
-    known = [one for one in losses if math.isfinite(one)]
-    known = known[:: max(len(known) // _POINTS, 1)]
+    known = losses[:: max(len(losses) // _POINTS, 1)]
     if len(known) < 2:
         return ""
     low, span = min(known), (max(known) - min(known)) or 1.0

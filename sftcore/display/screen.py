@@ -17,9 +17,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from sftcore.display.children import Children
 from sftcore.display.streams import encodable, put
 
 OFTEN = 0.25
@@ -38,7 +40,8 @@ def interrupted(text: str) -> bool:
 class Screen:
     """The lines, on the terminal of a console. While it is open, it takes over the streams that go to a terminal.
 
-    Text of other threads may come at any time. A process that was forked from this one writes past it.
+    Text of other threads may come at any time; that of processes forked from this one, such as a loader's workers, is
+    handed over.
     """
 
     def __init__(self, console: Console) -> None:
@@ -53,8 +56,9 @@ class Screen:
         )
         self._stream: Any = getattr(console.file, "stream", console.file)
         self._lines: Sequence[str] = ()
-        self._height = 0
-        self._drawn_at = 0.0
+        self._children = Children()
+        self._shown: Sequence[str] = ()
+        self._drawn_at = self._begun_at = 0.0
         self._busy = False
         self._late: list[str] = []
         self._lock = threading.RLock()
@@ -65,7 +69,7 @@ class Screen:
     @property
     def is_open(self) -> bool:
         """Whether the streams are taken over."""
-        return bool(self._above)
+        return self in _open
 
     @property
     def width(self) -> int:
@@ -84,6 +88,7 @@ class Screen:
         if self.is_open:
             return
         _open.append(self)
+        self._children.open()
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if _is_terminal(stream):
@@ -95,6 +100,7 @@ class Screen:
         """Leave the lines where they are, and give the streams back."""
         if not self.is_open:
             return
+        self._take_from_children()
         for above in self._above:
             above.finish()
         self.draw(self._lines)
@@ -104,27 +110,30 @@ class Screen:
             for name in ("stdout", "stderr"):
                 if getattr(sys, name) is above:
                     setattr(sys, name, above.stream)
-        self._above, self._handlers, self._height = [], [], 0
+        self._above, self._handlers, self._shown = [], [], ()
         _open.remove(self)
+        self._children.close()
 
     def is_due(self) -> bool:
-        """Whether it is time to draw again."""
-        return time.monotonic() - self._drawn_at >= OFTEN
+        """Whether it is time to draw again; what processes of this one have printed is shown then."""
+        if time.monotonic() - self._drawn_at < OFTEN:
+            return False
+        self._take_from_children()
+        return True
+
+    def _take_from_children(self) -> None:
+        if lines := self._children.lines():
+            self.print(*lines)
 
     def draw(self, lines: Iterable[Text | str]) -> None:
         """Show these lines instead of those that are shown; what does not fit is left out."""
+        self._drawn_at = time.monotonic()
         self._lines = [one if isinstance(one, str) else self._styled(one) for one in lines]
         self._show("")
 
     def print(self, *lines: str) -> None:
         """Show lines above, which scroll away as all text does; control characters are spelled out."""
         self._show("".join(f"{_safe(line)}\n" for line in lines))
-
-    def _show(self, above: str) -> None:
-        rest = [self._styled(Text(_bare(text))) for one in self._above if (text := one.begun)]
-        shown = [*self._lines, *rest][: max(self._size()[1] - 1, 1)]
-        text = "".join(f"{line}\n" for line in shown)
-        self._write(f"{self._up()}\x1b[J{above}{text}", len(shown))
 
     def interrupted(self, text: str) -> bool:
         """The same from the handler of a signal, which may have come while something is being written."""
@@ -140,22 +149,33 @@ class Screen:
         """Lines of another, and maybe one that has only begun."""
         if lines:
             self.print(*lines)
-        elif self.is_due():
-            self.draw(self._lines)
+        elif (now := time.monotonic()) - self._begun_at >= OFTEN:
+            self._begun_at = now
+            self._show("")
 
-    def _up(self) -> str:
-        return f"\r\x1b[{self._height}A" if self._height else "\r"
+    def from_child(self, line: str) -> bool:
+        """Whether a line of a process that was forked from this one could be handed to it."""
+        return self._children.hand_over(line)
 
-    def _write(self, text: str, height: int) -> None:
+    def _show(self, above: str) -> None:
+        rest = [self._styled(Text(_bare(text))) for one in self._above if (text := one.begun)]
+        shown = [*self._lines, *rest][: max(self._size()[1] - 1, 1)]
+        text = "".join(f"{line}\n" for line in shown)
         with self._lock:
             self._busy = True
             try:
-                put(text, self._stream)
-                self._height, self._drawn_at = height, time.monotonic()
+                put(f"{self._up()}\x1b[J{above}{text}", self._stream)
+                self._shown = shown
             finally:
                 self._busy = False
         while self._late:
             self.print(self._late.pop(0))
+
+    def _up(self) -> str:
+        """To the first line that is shown; in a terminal that has become narrower each may have become several."""
+        columns = self._size()[0]
+        height = sum(max(-(-cell_len(_bare(line)) // columns), 1) for line in self._shown)
+        return f"\r\x1b[{height}A" if height else "\r"
 
     def _styled(self, text: Text) -> str:
         """A line with its colours, cut to the width."""
@@ -173,18 +193,34 @@ class _Above:
         self.stream = stream
         self.begun = ""
         self._screen, self._process = screen, os.getpid()
+        self._child = 0
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
         """Keep what is no whole line yet; of text that is written over itself, as a bar is, the newest remains."""
-        if os.getpid() != self._process or not self._screen.is_open:
+        if not self._screen.is_open:
             return int(self.stream.write(text))
-        if not text:
-            return 0
-        with self._lock:
-            *lines, begun = (self.begun + text).split("\n")
-            self.begun = _newest(begun)
-        self._screen.printed([_newest(line) for line in lines])
+        if os.getpid() != self._process:
+            return self._write_in_child(text)
+        if text:
+            with self._lock:
+                lines = self._whole(text)
+            self._screen.printed(lines)
+        return len(text)
+
+    def _whole(self, text: str) -> list[str]:
+        *lines, begun = (self.begun + text).split("\n")
+        self.begun = _newest(begun)
+        return [_newest(line) for line in lines]
+
+    def _write_in_child(self, text: str) -> int:
+        """Hand whole lines to the process that draws. The lock may be held by a thread that this process has not."""
+        if self._child != os.getpid():
+            self._child, self.begun = os.getpid(), ""
+        for line in self._whole(text):
+            if not self._screen.from_child(line):
+                self.stream.write(f"{line}\n")
+                self.stream.flush()
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -194,7 +230,7 @@ class _Above:
 
     def flush(self) -> None:
         """Nothing is held back but a line that has only begun."""
-        if os.getpid() != self._process or not self._screen.is_open:
+        if not self._screen.is_open:
             self.stream.flush()
 
     def finish(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 
@@ -11,7 +10,7 @@ import pytest
 from rich.text import Text
 
 from sftcore.display import screen as screens
-from sftcore.display.figures import Figures
+from sftcore.display.figures import Curve, Figures, sparkline
 from sftcore.display.live import Live
 from sftcore.display.screen import Screen
 from sftcore.display.stages import shown_by, stage
@@ -58,6 +57,16 @@ def test_no_line_is_wider_than_the_terminal(terminal, columns):
     assert len([line for line in lines if line.startswith("step")]) == 1
     assert len([line for line in lines if line.startswith("loss ")]) == 1
     assert all(len(line) < columns for line in lines)
+
+
+def test_a_long_run_keeps_the_shape_of_its_curve():
+    curve = Curve()
+    for step in range(100_000):
+        curve.add(float(100_000 - step))
+        curve.add(float("nan"))
+    assert 512 <= len(curve.values) <= 1024
+    assert (curve.first, curve.lowest) == (100_000.0, 1.0)
+    assert sparkline(curve.values, 8) == "█▇▆▅▄▃▂▁"
 
 
 def test_more_lines_than_the_terminal_has_are_left_out(terminal):
@@ -215,16 +224,60 @@ def test_a_signal_in_the_middle_of_a_drawing_is_told_after_it(terminal):
     assert shown.text.strip().splitlines() == ["a signal", "the line"]
 
 
-def test_a_forked_process_writes_past_it(terminal):
+def test_what_a_forked_process_prints_stands_above(terminal):
     shown = terminal()
     view = Live(shown.console)
     view.open(0, 2)
+    sys.stdout.write("begun before the fork")
     before = shown.stream.getvalue()
-    streams = sys.stdout, screens._open[-1]
-    streams[0]._process = streams[1]._process = os.getpid() + 1  # as it is in a process that is not this one
-    print("a worker prints")
+    for one in (sys.stdout, screens._open[-1]):
+        one._process += 1  # as in a process that is not this one
+    print("a worker", "prints")
     assert not screens.interrupted("a signal")
-    assert shown.stream.getvalue() == f"{before}a worker prints\n"
+    assert shown.stream.getvalue() == before
+    print("x" * 5000)  # more than a pipe takes in one piece
+    assert shown.stream.getvalue() == before + "x" * 5000 + "\n"
+    for one in (sys.stdout, screens._open[-1]):
+        one._process -= 1
+    view.step(1, 1.0, 1.0)
+    view.close()
+    assert "a worker prints" in shown.text.splitlines()
+
+
+def test_a_full_pipe_makes_no_worker_wait(terminal):
+    shown = terminal()
+    view = Live(shown.console)
+    view.open(0, 2)
+    sys.stdout._process += 1
+    for _ in range(2000):
+        print("x" * 99)
+    sys.stdout._process -= 1
+    view.close()
+    assert shown.stream.getvalue().count("x" * 99) == 2000
+
+
+def test_a_terminal_that_becomes_narrower_keeps_one_view(terminal, monkeypatch):
+    shown = terminal(80)
+    screen = Screen(shown.console)
+    screen.open()
+    screen.draw([Text("x" * 70), Text("y")])
+    monkeypatch.setattr(screen, "_size", lambda: (40, 24))
+    assert screen._up() == "\r\x1b[3A"
+    screen.close()
+
+
+def test_many_prints_do_not_keep_the_view_from_moving(terminal, monkeypatch):
+    shown = terminal()
+    now = [100.0]
+    monkeypatch.setattr(screens, "OFTEN", 0.25)
+    monkeypatch.setattr(screens.time, "monotonic", lambda: now[0])
+    view = Live(shown.console)
+    view.open(0, 100)
+    for step in range(1, 11):
+        now[0] += 0.1
+        print("a plugin prints")
+        view.step(step, 1.0, 1.0)
+    assert "step 9/100" in shown.text
     view.close()
 
 

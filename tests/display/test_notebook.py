@@ -54,7 +54,7 @@ def test_bar_curve_table_and_link_are_shown(tmp_path, monkeypatch):
     for step in range(1, 31):
         view._step = step
         view._newest = figures = Figures(step, 30, 1 / step, left=1.0, accuracy=0.5, tokens=200.0, supervised=50.0)
-        view._losses.append(figures.loss)
+        view._losses.add(figures.loss)
         view._rows = [*view._rows, (f"{step}", f"{figures.loss:.4f}", "0.500", "")][-ROWS:]
     shown = Shown(view.html(page))
     assert ("progress", "30", "30") in [(tag, a.get("value"), a.get("max")) for tag, a in shown.tags]
