@@ -16,7 +16,7 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_availa
 from sftcore.config.fields import config_fields, default_output_dir, wrong_fields
 from sftcore.config.near_names import unknown_key
 from sftcore.config.processes import refuse_missing_deepspeed, start_deepspeed
-from sftcore.config.settings.combined import combined_problems
+from sftcore.config.settings.combined import combined_problems, installed_trackers
 from sftcore.config.settings.init_kwargs import current_init_kwargs
 from sftcore.config.settings.kept_rows import kept_rows
 from sftcore.config.settings.later import Made, snapshot
@@ -299,8 +299,11 @@ class SFTConfig(TrainingArguments):
         refuse_missing_deepspeed(self.deepspeed)
         # Unsloth on a CPU patches TrainingArguments to turn TRL's packing off; here packed documents are proven apart
         own = {name: getattr(self, name) for name in ("packing", "eval_packing", "padding_free")}
+        everything = self.report_to in ("all", ["all"])
         with in_our_words("transformers does not take these settings", RecipeError, where="SFTConfig"):
             super().__post_init__()
+        if everything:
+            self.__dict__["report_to"] = installed_trackers(self.report_to)
         self.__dict__.update(own)
         start_deepspeed(self)
         if self.device.type == "cpu":

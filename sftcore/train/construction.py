@@ -109,9 +109,9 @@ class ConstructedTrainer(EvaluatingTrainer):
                 with gradient_hooks_paused(self.model):
                     try_plugins(self)
         self._proven = True
-        before.restore()
         if self.is_in_train and (self.args.eval_on_start or self.args.eval_strategy.value != "no"):
             measure_likelihood(self, before_training=True)
+        before.restore()
 
     def begin_rows(self) -> None:
         """Number the rows of the training set as it is now, whose losses are collected from here on."""

@@ -29,6 +29,7 @@ from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
 from sftcore.train.own.hooks import hook_lost_in_shards, per_sample_wrapper
 from sftcore.train.record.compiled import compile_problems
+from sftcore.train.trackers.usable import unusable_trackers
 from sftcore.util.foreign import in_our_words
 from sftcore.util.shown import shortened
 from sftcore.util.warned import warn
@@ -164,7 +165,10 @@ def run_problems(
         callbacks: of the user, or None.
     """
     settings = args.to_settings()
-    yield from package_problems(settings)
+    missing = [*package_problems(settings)]
+    yield from missing
+    if not missing:
+        yield from unusable_trackers(args.report_to)
     for name in ("evals_per_epoch", "saves_per_epoch"):
         if not has_length(train_dataset) and getattr(args, name) is not None:
             yield Problem(

@@ -75,6 +75,7 @@ from sftcore.train.reporting.tracking import tracked
 from sftcore.train.samples.prompts import questions_of
 from sftcore.train.samples.sampler import Sampler
 from sftcore.train.settled import attention_in, reads_by_row
+from sftcore.train.trackers.told import take_over
 from sftcore.util.claims import third_parties
 from sftcore.util.warned import count
 
@@ -141,8 +142,8 @@ class SFTTrainer(ConstructedTrainer):
         chosen = args, peft_config, data_collator, attention_in(model), by_row
         self.setup = set_up_trainer(request, *chosen)
         measured = refusals.adds_metrics(type(self), SFTTrainer, compute_metrics, callbacks)
-        found = refusals.run_problems(args, train_dataset, eval_dataset, measured, callbacks)
         self.measures_more = measured or bool(args.callbacks)
+        found = refusals.run_problems(args, train_dataset, eval_dataset, measured, callbacks)
         named, skeleton = processing_class is None, skeleton_of(model, self.setup.plan)
         check_trainer(self.setup, args, compute_loss_func, found, needs_tokenizer=named, skeleton=skeleton)
         begin_run(args)
@@ -169,6 +170,7 @@ class SFTTrainer(ConstructedTrainer):
                 optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )  # fmt: skip
+        take_over(self)
         self._make_parts()
         show_progress(self)
 

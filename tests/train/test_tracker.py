@@ -55,6 +55,7 @@ def trained(folder, monkeypatch, **fields):
     import sftcore.config.settings.combined as combined
 
     monkeypatch.setattr(combined, "PACKAGES_OF_TRACKERS", {})
+    monkeypatch.setattr("sftcore.train.refusals.unusable_trackers", lambda report_to: [])
     monkeypatch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda report_to: [])
     tokenizer, recorded = make_tokenizer(), Recorded()
     args = SFTConfig(str(folder), max_steps=1, use_cpu=True, save_strategy="no", **fields)

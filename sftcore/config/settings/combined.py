@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sftcore.config.settings.declared import fields_of, preparation_arguments, source
@@ -16,13 +16,16 @@ from sftcore.core.errors import nearest
 from sftcore.core.types import Problem
 
 PACKAGES_OF_TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "azure_ml": (("azureml",), "azureml-sdk"), "comet_ml": (("comet_ml",), "comet-ml"), "mlflow": (("mlflow",), ""),
+    "azure_ml": (("azureml.core",), "azureml-sdk"), "comet_ml": (("comet_ml",), "comet-ml"),
+    "mlflow": (("mlflow",), ""),
     "neptune": (("neptune",), ""), "tensorboard": (("tensorboard", "tensorboardX"), ""), "trackio": (("trackio",), ""),
     "wandb": (("wandb",), ""), "codecarbon": (("codecarbon",), ""), "clearml": (("clearml",), ""),
     "dagshub": (("dagshub",), ""), "flyte": (("flytekit",), ""), "dvclive": (("dvclive",), ""),
-    "swanlab": (("swanlab",), ""), "kubeflow": (("kubeflow",), ""),
+    "swanlab": (("swanlab",), ""), "kubeflow": ((), ""),
 }  # fmt: skip
-"""The modules of which each tracker needs one, and what to install where that has another name."""
+"""The modules of which each tracker needs one, and what to install where that has another name.
+
+Kubeflow needs none: its controller sets what transformers looks for."""
 
 PACKAGES_OF_OPTIMIZERS: Mapping[str, tuple[str, str]] = {
     "bnb": ("bitsandbytes", ""), "_8bit": ("bitsandbytes", ""), "paged": ("bitsandbytes", ""),
@@ -114,14 +117,29 @@ def package_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     name = _of(settings, "optim")
     parts = sorted(PACKAGES_OF_OPTIMIZERS, key=len, reverse=True)
     module, package = next((PACKAGES_OF_OPTIMIZERS[part] for part in parts if part in name), ("", ""))
-    if module and importlib.util.find_spec(module) is None:
+    if module and not installed(module):
         yield Problem(f'optim "{name}" needs {package or module}.', fix=f"Install: pip install {package or module}")
     given = settings.get("report_to")
     for tracker in [given] if isinstance(given, str) else given or []:
-        modules, package = PACKAGES_OF_TRACKERS.get(tracker, ((), ""))
-        if modules and not any(importlib.util.find_spec(one) for one in modules):
+        if not installed_trackers([tracker]):
+            modules, package = PACKAGES_OF_TRACKERS[tracker]
             install = package or modules[0]
             yield Problem(f'report_to "{tracker}" needs {install}.', fix=f"Install: pip install {install}")
+
+
+def installed_trackers(names: Iterable[str]) -> list[str]:
+    """Those of these trackers that need no package, or have theirs."""
+    needed = {name: PACKAGES_OF_TRACKERS.get(name, ((), ""))[0] for name in names}
+    return [name for name, modules in needed.items() if not modules or any(map(installed, modules))]
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be imported; a folder of that name, such as W&B leaves behind, is none."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # its package is not there, or is broken
+        return False
+    return spec is not None and spec.origin is not None
 
 
 def metric_problems(settings: Mapping[str, Any], sets: tuple[str, ...] | None = None) -> Iterator[Problem]:

@@ -44,7 +44,8 @@ def trackers_of(settings: Mapping[str, Any]) -> list[str]:
 
 
 def tracker_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with `tracker`, in itself and with the trackers that there are."""
+    """What is wrong with `report_to`, and with `tracker`, in itself and with the trackers that there are."""
+    yield from _together(settings.get("report_to"))
     given = settings.get("tracker")
     if given is None:
         return
@@ -79,6 +80,17 @@ def tracker_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
             )
     if "wandb" in trackers and any("," in str(tag) for tag in found.get("tags") or ()):
         yield Problem("WandB takes its tags with commas between them, so that none can hold one.", "tracker.tags")
+
+
+def _together(report_to: Any) -> Iterator[Problem]:
+    """Names that do not go together, of which transformers takes some for unknown trackers, and others twice."""
+    names = [*report_to] if isinstance(report_to, (list, tuple)) else []
+    twice = sorted({one for one in names if names.count(one) > 1})
+    if twice:
+        yield Problem(f"report_to names {quoted(twice)} twice, which would log everything twice.", fix="Name it once.")
+    for alone, fix in (("all", "Write report_to: all."), ("none", "Drop none, or the others.")):
+        if alone in names and len({*names}) > 1:
+            yield Problem(f'report_to names "{alone}" beside others.', fix=fix)
 
 
 def fields_for(settings: Mapping[str, Any]) -> dict[str, str]:
