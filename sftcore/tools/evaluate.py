@@ -110,7 +110,7 @@ def evaluate(
     from sftcore.train.trainer import SFTTrainer
 
     recipe = checked.recipe
-    model, processor, notes = _loaded(run, dtype, adapter)
+    model, processor, notes = loaded(run, dtype, adapter)
     with named_by_file(checked), tempfile.TemporaryDirectory() as aside:
         if own_rows:
             _, rows = dataset_of_run(recipe, run, "eval")
@@ -136,7 +136,7 @@ def evaluate(
     )
 
 
-def _loaded(run: SavedRun, dtype: str, adapter: bool) -> tuple[Any, Any, tuple[str, ...]]:
+def loaded(run: SavedRun, dtype: str, adapter: bool) -> tuple[Any, Any, tuple[str, ...]]:
     """The model, with its adapter where it has one, its processor, and notes."""
     from sftcore.tools.load_saved import load_processor_of, load_request, load_tokenizer, put_adapter
 

@@ -16,6 +16,9 @@ from sftcore.core.errors import ConflictError
 from sftcore.train.checkpoint.folders import MODEL_CONFIGS, RESUME, STATE, can_be_resumed
 from sftcore.train.checkpoint.owner import refuse_owned
 
+_OF_MODEL = ("tasks.json",)
+"""What is said of the model in the folder alone: its scores, which `sftcore evaluate --tasks` writes there."""
+
 
 @frozen
 class OutputFolder:
@@ -94,12 +97,12 @@ def held_model(folder: Path) -> bool:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove what `held_run` finds, and the configurations without which no model is loaded.
+    """Remove what `held_run` finds, the configurations without which no model is loaded, and what it scored.
 
     Raises:
         OSError: what the disk said.
     """
-    for path in [*held_run(folder), *(folder / name for name in MODEL_CONFIGS)]:
+    for path in [*held_run(folder), *(folder / name for name in (*MODEL_CONFIGS, *_OF_MODEL))]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
