@@ -109,8 +109,9 @@ class ConstructedTrainer(EvaluatingTrainer):
                 with gradient_hooks_paused(self.model):
                     try_plugins(self)
         self._proven = True
-        if self.is_in_train and (self.args.eval_on_start or self.args.eval_strategy.value != "no"):
-            measure_likelihood(self, before_training=True)
+        evaluates = not self.is_in_train or self.args.eval_on_start or self.args.eval_strategy.value != "no"
+        if plugins and evaluates:
+            measure_likelihood(self, before_training=self.is_in_train)
         before.restore()
 
     def begin_rows(self) -> None:
