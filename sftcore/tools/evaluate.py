@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 
 from sftcore.core.errors import DataError, SFTCoreError
 from sftcore.tools.saved import SavedRun, selections_of
@@ -29,7 +29,8 @@ class Evaluation:
     There is no perplexity where a loss was chosen that is not a negative log-likelihood, and no entropy where it
     computes none.
 
-    `rows` are lines on what became of the rows, `notes` decisions to tell the user about.
+    `rows` are lines on what became of the rows, `notes` decisions to tell the user about, `sets` the figures of each
+    evaluation set where the run has several.
     """
 
     loss: float
@@ -39,6 +40,7 @@ class Evaluation:
     num_supervised: int
     rows: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    sets: Mapping[str, Mapping[str, float]] = field(factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -122,8 +124,8 @@ def evaluate(
             model, SFTConfig(**fields), train_dataset=rows, eval_dataset=rows, processing_class=processor
         )
         trainer.remove_callback(PrinterCallback)  # it would print the figures among ours
-        found = trainer.evaluate()
-    ledger = trainer.data.ledgers[-1]
+        found, ledger = trainer.evaluate(), trainer.data.ledgers[-1]
+        sets = _of_each_set(trainer, recipe) if own_rows else {}
     lines = (line.removeprefix(f"{ledger.name}: ") for line in ledger.lines())
     return Evaluation(
         loss=found["eval_loss"],
@@ -133,7 +135,21 @@ def evaluate(
         num_supervised=ledger.tokens_supervised,
         rows=tuple(f"{checked.train.label}: {line}" for line in lines),
         notes=(*run.notes, *notes),
+        sets=sets,
     )
+
+
+def _of_each_set(trainer: Any, recipe: Any) -> dict[str, dict[str, float]]:
+    """Loss, perplexity, accuracy and entropy of each of several evaluation sets, as far as there are such."""
+    from sftcore.data.source.several import given_set, load_set
+
+    names = {"loss": "loss", "perplexity": "perplexity", "mean_token_accuracy": "accuracy", "entropy": "entropy"}
+    sets = {}
+    for name, sections in recipe.data.eval_sets.items() if len(recipe.data.eval_sets) > 1 else ():
+        rows = load_set(given_set(sections, recipe.data.stop))
+        found = trainer.evaluate(rows, metric_key_prefix="eval")
+        sets[name] = {ours: found[f"eval_{key}"] for key, ours in names.items() if f"eval_{key}" in found}
+    return sets
 
 
 def loaded(run: SavedRun, dtype: str, adapter: bool) -> tuple[Any, Any, tuple[str, ...]]:

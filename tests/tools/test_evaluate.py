@@ -63,6 +63,33 @@ def test_without_data_the_runs_own_evaluation_rows_are_read(run, files):
     assert printed.splitlines()[0] == f"loss       {logged(run)[4]:.4f}"
 
 
+def test_each_of_several_sets_has_its_own_figures_beside_those_of_all(tmp_path, model_folder, files):
+    out = tmp_path / "out"
+    words = ["max_steps=1", "use_cpu=true", "eval_strategy=steps", "eval_steps=1", "max_length=28"]
+    mapped = "format={alpaca: {instruction: question, output: reply}}"
+    held = tmp_path / "some.jsonl"
+    held.write_text("".join(files["held"].read_text().splitlines(keepends=True)[:2]))
+    sets = f"data.eval={{dev: {files['held']}, some: {held}}}"
+    sftcore("train", "--model", model_folder, "--data", files["train"], mapped, sets, *words, f"output_dir={out}")
+    found = json.loads(sftcore("evaluate", out, "--json", "use_cpu=true"))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    wanted = {key: value for line in lines for key, value in line.items() if key.startswith("eval_")}
+    assert set(found["sets"]) == {"dev", "some"}
+    for name, figures in found["sets"].items():
+        assert figures["loss"] == pytest.approx(wanted[f"eval_{name}_loss"], rel=1e-5)
+        assert figures["perplexity"] == pytest.approx(wanted[f"eval_{name}_perplexity"], rel=1e-4)
+    losses = [found["sets"][name]["loss"] for name in ("dev", "some")]
+    assert min(losses) < found["loss"] < max(losses)
+    printed = sftcore("evaluate", out, "use_cpu=true").splitlines()
+    assert [printed[i] for i in (4, 5, 11)] == ["", "dev", "some"]
+    assert printed[7] == f"perplexity {found['sets']['dev']['perplexity']:.4g}"
+
+
+def test_a_loss_that_is_no_likelihood_has_no_perplexity(run, files):
+    printed = sftcore("evaluate", run, files["held"], "use_cpu=true", "loss=dft").splitlines()
+    assert [line.split()[0] for line in printed] == ["loss", "accuracy", "entropy"]
+
+
 def test_rows_that_the_run_held_back_are_held_back_again(tmp_path, model_folder, files):
     out = tmp_path / "out"
     words = ["data.eval_fraction=0.25", "max_steps=2", "use_cpu=true", "eval_strategy=steps", "eval_steps=2", "seed=7"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -72,14 +72,16 @@ def command(
         return
     for line in (*(f"note: {note}" for note in found.notes), *found.rows):
         click.echo(visible(line), err=True)
-    for name, value in (
-        ("loss", f"{found.loss:.4f}"),
-        ("perplexity", None if found.perplexity is None else f"{found.perplexity:.4g}"),
-        ("accuracy", f"{found.accuracy:.4f}"),
-        ("entropy", None if found.entropy is None else f"{found.entropy:.4f}"),
-    ):
+    _say({"loss": found.loss, "perplexity": found.perplexity, "accuracy": found.accuracy, "entropy": found.entropy})
+    for name, figures in found.sets.items():
+        click.echo(visible(f"\n{name}"))
+        _say(figures)
+
+
+def _say(figures: Mapping[str, float | None]) -> None:
+    for name, value in figures.items():
         if value is not None:
-            click.echo(f"{name:<10} {value}")
+            click.echo(f"{name:<10} {value:{'.4g' if name == 'perplexity' else '.4f'}}")
 
 
 def _score(run: str, saved: SavedRun, given: dict[str, Any], *, as_json: bool, dtype: str, adapter: bool) -> None:
