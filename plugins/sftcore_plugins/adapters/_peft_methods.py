@@ -203,6 +203,7 @@ def wrap(
     for problem in (*unknown_names(peft_values(config), names), *beyond_model(peft_values(config), loaded.model)):
         raise ModelError(problem.what, where=where, fix=problem.fix)
     notes: tuple[str, ...] = _keep_tied(loaded.model, config)
+    notes = (*notes, *(() if ready else _with_all_linear(loaded.model, config)))
     wanted = plan.settings.get("freeze_vision_tower")
     if wanted or (wanted is None and not ready):
         notes = (*notes, *_leave_vision_out(loaded.model, config))
@@ -228,6 +229,18 @@ def wrap(
     if fused and not sharded and (count := fuse(model)):
         note = f"{note}, {count} layers add their product in one operation"
     return attrs.evolve(loaded, model=model, notes=(*loaded.notes, *notes, note))
+
+
+def _with_all_linear(model: Any, config: PeftConfig) -> tuple[str, ...]:
+    """Have LoRA on all linear layers of a model that PEFT knows no default for, as it knows none for those that see."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    kind = model.config.model_type
+    named = getattr(config, "target_modules", ()) is not None or getattr(config, "target_parameters", None)
+    if config.peft_type != "LORA" or named or kind in KNOWN:
+        return ()
+    config.target_modules = "all-linear"  # type: ignore[attr-defined]
+    return (f"the adapter is on all linear layers: PEFT knows no default for {kind}",)
 
 
 def _leave_vision_out(model: Any, config: PeftConfig) -> tuple[str, ...]:

@@ -221,6 +221,11 @@ def test_an_adapter_from_options_stays_off_the_vision_tower(tmp_path, family):
     assert all("language_model" in name or "text_model.layers" in name for name in adapted)
 
 
+def test_an_adapter_without_targets_is_on_all_linear_layers_where_peft_knows_no_others(tmp_path, family):
+    adapted = adapted_by(tmp_path, family, target_modules=None)
+    assert adapted == adapted_by(tmp_path, family)
+
+
 def test_an_adapter_that_excludes_more_stays_off_the_vision_tower_too(tmp_path):
     adapted = adapted_by(tmp_path, "llava", arguments={"exclude_modules": ["o_proj"]})
     assert any("v_proj" in name for name in adapted)
