@@ -15,6 +15,7 @@ from attrs import frozen
 from sftcore.config.attention import device_of, pads, planned_dtype, shortcomings, speed_on
 from sftcore.config.installed import Installed
 from sftcore.config.plugins.bound import bind
+from sftcore.config.plugins.declared import declared_attention
 from sftcore.config.selections import default_collator
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import AUTO, AttentionBackend, ModelRequest, Plan, Probe, Selection
@@ -55,7 +56,7 @@ class Arranger:
     ) -> tuple[Plan, ActivePlugins]:
         """The plan with this attention, or the one that was chosen; `flattened` decides on a layout that is open."""
         plugins = self.plugins if attention is None else self._having(attention)
-        backend: AttentionBackend | None = plugins.declared("attention_backend", request=self.model)
+        backend = declared_attention(plugins, self.model)
         open_layout, reasons = False, {}
         if self.open_collator:
             boundaries = backend is not None and backend.boundaries

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from attrs import frozen
 
 from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.bound import by_itself, find, options_from
+from sftcore.config.plugins.declared import declared_attention
 from sftcore.config.plugins.observed import loaded
 from sftcore.core.discovery import Catalog, PluginEntry
 from sftcore.core.errors import ConflictError, SFTCoreError
-from sftcore.core.types import AUTO, ModelRequest, Selection
+from sftcore.core.registry import ActivePlugins
+from sftcore.core.types import AUTO, AttentionBackend, ModelRequest, Selection
 from sftcore.util.warned import warn_broken
 
 
@@ -48,7 +50,7 @@ class Installed:
         named = [entry for entry in self.catalog.of_kind("attention") if entry.name == name]
         if named:
             return (named[0] if len(named) == 1 else None), {}
-        declared = self._asked("attention", "attention_backend", request=model)
+        declared = self._backends(model)
         found = [entry for entry, backend in declared if backend is not None and backend.implementation == name]
         if (entry := _only(found, f'the attention "{name}"', where=where)) is not None:
             return entry, {}
@@ -59,7 +61,7 @@ class Installed:
 
     def attentions(self, model: ModelRequest) -> list[Selection]:
         """The attentions that `attention: auto` may take: they have what they need, and say how fast they are."""
-        declared = self._asked("attention", "attention_backend", request=model)
+        declared = self._backends(model)
         return [
             Selection("attention", entry.name, distribution=entry.distribution, path=AUTO, default=True)
             for entry, backend in declared
@@ -75,13 +77,19 @@ class Installed:
             return {}  # the registry says so, with whatever else is wrong
         return options_from(entry, settings)
 
+    def _backends(self, model: ModelRequest) -> Iterator[tuple[PluginEntry, AttentionBackend | None]]:
+        return self._each("attention", lambda plugins: declared_attention(plugins, model))
+
     def _asked(self, kind: str, hook: str, **arguments: Any) -> Iterator[tuple[PluginEntry, Any]]:
-        """The answer of each plugin of this kind, or None; one that is broken is passed over with a warning."""
+        return self._each(kind, lambda plugins: plugins.declared(hook, **arguments))
+
+    def _each(self, kind: str, ask: Callable[[ActivePlugins], Any]) -> Iterator[tuple[PluginEntry, Any]]:
+        """What is asked of each plugin of this kind; one that is broken is passed over with a warning."""
         for entry in self.catalog.of_kind(kind):
             if self.blocked.blocks(entry):
                 continue
             try:
-                answer = by_itself(entry).declared(hook, **arguments)
+                answer = ask(by_itself(entry))
             except SFTCoreError as error:
                 if not entry.missing:  # its module may well need what is missing
                     warn_broken(entry, error)
