@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import re
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +10,9 @@ import attrs
 
 from sftcore.config.attention import pads, shortcomings
 from sftcore.core.door import Origin
-from sftcore.core.errors import ConflictError, ModelError, SFTCoreError, UnknownKeyError
+from sftcore.core.errors import ConflictError, ModelError, SFTCoreError
 from sftcore.core.registry import ActivePlugins
-from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, LossFunction, ModelRequest, Plan, Selection
+from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, LossFunction, Plan, Selection
 from sftcore.model.attention import replaced_attention
 from sftcore.model.kernels import Kernels
 from sftcore.model.loss import loss_of
@@ -26,6 +25,8 @@ from sftcore.model.precision import (
 )
 from sftcore.model.unwrap import is_peft_model
 from sftcore.model.verify.asked_for import hold_asked_for, watched
+from sftcore.model.verify.base_kept import Base
+from sftcore.model.verify.given_options import hold_options, said_of_options, unknown_argument
 from sftcore.model.verify.registration import register
 from sftcore.util.claims import refused, spelled
 from sftcore.util.foreign import in_our_words
@@ -53,14 +54,10 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
     try:
         with in_our_words("the model cannot be loaded", ModelError, where=f"model {plan.model.name}", leaves=_HANDLED):
             loaded: LoadedModel = plugins.one("load_model", leaves=leaves, request=request, options=given)
-    except SFTCoreError:
+    except (SFTCoreError, TypeError) as error:
+        if (unknown := unknown_argument(error, plan, plugins)) is not None:
+            raise unknown from error
         raise
-    except TypeError as error:
-        # what transformers does not know of its keyword arguments, it hands to the model's class
-        named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if named is None or named[1] not in plan.model.init_kwargs:
-            raise
-        raise UnknownKeyError(named[1], _known_to_transformers(plan.model), where="model_init_kwargs") from error
     except (OSError, ImportError) as error:
         if "use_safetensors" in str(error) and not plan.settings.get("allow_pickle"):
             raise ModelError(
@@ -85,24 +82,10 @@ def load_model(plan: Plan, plugins: ActivePlugins, processor: Any) -> LoadedMode
         what = f"the model cannot be loaded: {_first_line(error)}{code}"
         raise ModelError(what, where=f"model {plan.model.name}") from error
     _with_model(loaded, loaders[0].origin("load_model"))
-    for one in plugins.answers("load_model"):
-        hold_asked_for(one, loaded.model, plan, options, read | read_options)
-    notes = () if plan.candidates else _taken_attention(loaded.model, attention)
+    notes = hold_asked_for(loaders[0], loaded.model, plan, options, read | read_options)
+    notes += said_of_options(plan, plugins, loaded.model)
+    notes += () if plan.candidates else _taken_attention(loaded.model, attention)
     return attrs.evolve(loaded, processor=processor, request=plan.model, notes=(*loaded.notes, *notes))
-
-
-def _known_to_transformers(request: ModelRequest) -> set[str]:
-    """What `from_pretrained` takes: its own arguments, and the fields of the model's configuration."""
-    import transformers
-
-    method = transformers.PreTrainedModel.from_pretrained
-    own = set(inspect.signature(method).parameters) | set(
-        re.findall(r'kwargs\.pop\("(\w+)"', inspect.getsource(method))
-    )
-    config = transformers.AutoConfig.from_pretrained(
-        request.name, revision=request.revision, trust_remote_code=request.trust_remote_code
-    )
-    return {name for name in own | set(config.to_dict()) if not name.startswith("_")} - {"kwargs", "model_args", "self"}
 
 
 def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, AttentionBackend] | None:
@@ -110,6 +93,10 @@ def attention_of(plan: Plan, plugins: ActivePlugins) -> tuple[Selection, Attenti
     if not (chosen := plugins.answers("attention_backend")):
         return None
     backend: AttentionBackend = plugins.one("attention_backend", request=plan.model)
+    before = None if plan.candidates else plan.attention
+    if before is not None and before.implementation != backend.implementation:
+        fault = f'answered "{before.implementation}" before, and answers "{backend.implementation}" now'
+        raise chosen[0].origin("attention_backend").fault(fault)
     register(backend, chosen[0].origin("attention_backend"))
     return chosen[0].selection, backend
 
@@ -201,10 +188,11 @@ def finish_model(
     loss = loss_of(plugins, loaded, plan)
     if wrappers := plugins.answers("wrap_model"):
         origin = wrappers[0].origin("wrap_model")
+        base = Base.of(loaded)
         wrapped = _with_model(plugins.one("wrap_model", loaded=loaded, plan=plan), origin)
         if wrapped.processor is None and loaded.processor is not None:
             raise origin.fault("returned a LoadedModel without the processor that it was given")
-        loaded = wrapped
+        loaded = attrs.evolve(wrapped, notes=(*wrapped.notes, *base.hold(wrappers[0], wrapped)))
     elif is_peft_model(loaded.model):
         loaded = attrs.evolve(loaded, notes=(*loaded.notes, *_train_on(loaded.model, plan.settings)))
     if is_peft_model(loaded.model):
@@ -232,6 +220,20 @@ def _with_model(loaded: LoadedModel, origin: Origin) -> LoadedModel:
         if not hasattr(loaded.model, name):
             wanted = "expected a model of transformers, or one that hands its attributes on"
             raise origin.fault(f'returned a LoadedModel whose model, {kind}, has no "{name}"; {wanted}')
+    config = type(loaded.model.config).__name__
+    if not hasattr(loaded.model.config, "get_text_config"):
+        raise origin.fault(
+            f"returned a LoadedModel whose model, {kind}, has a {config} as its config; expected a PretrainedConfig"
+        )
+    try:
+        embeddings = loaded.model.get_input_embeddings()
+    except Exception as error:  # a class of its own may raise anything
+        raise origin.named(error) from error
+    devices = {one.device.type for one in loaded.model.parameters()}
+    if os.environ.get("WORLD_SIZE", "1") == "1" and devices == {"meta"}:
+        raise origin.fault(f"returned a LoadedModel whose model, {kind}, has no weights: all are on the device meta")
+    if not isinstance(getattr(embeddings, "weight", None), torch.Tensor):
+        raise origin.fault(f"returned a LoadedModel whose model, {kind}, has no embeddings of tokens")
     return loaded
 
 
@@ -297,7 +299,9 @@ def merged_options(
         answers.append((attention[0].label, {"attn_implementation": attention[1].implementation}))
     if not plan.settings.get("allow_pickle"):
         answers.append(("allow_pickle: false", {"use_safetensors": True}))
-    answers += [(one.entry.label, options.kwargs) for one, options in plugins.all("load_options", request=plan.model)]
+    for one, options in plugins.all("load_options", request=plan.model):
+        hold_options(one, options, plan.model)
+        answers.append((one.entry.label, options.kwargs))
     merged: dict[str, Any] = {}
     giver: dict[str, str] = {}
     for name, kwargs in answers:

@@ -56,7 +56,7 @@ class Kernels:
 
     def _hold_undone(self, one: Bound, loaded: LoadedModel) -> None:
         """Patch and undo, and look whether anything is left."""
-        before = structure_of(loaded.model)
+        before = structure_of(loaded.model, loaded.processor)
         report = self.patch(one, loaded)
         if report.undo is None and report.replaced:
             fault = f"it replaced {', '.join(report.replaced)} and its PatchReport has no undo"
@@ -64,7 +64,7 @@ class Kernels:
         if report.undo is not None:
             with left_as_found(f"{spelled(one)} in its undo"):
                 report.undo()
-        if left := changed(before, structure_of(loaded.model)):
+        if left := changed(before, structure_of(loaded.model, loaded.processor)):
             what = "its undo leaves" if report.undo is not None else "it reports no replacement, and it left"
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise refused(one, f"{what} {left[0]}{more} changed (allowed: nothing)")

@@ -12,6 +12,7 @@ from sftcore.config.plugins.bound import bind
 from sftcore.config.probe import reads_images
 from sftcore.config.selections import default_selections
 from sftcore.config.settings.templates import refuse_large
+from sftcore.core.door import Origin
 from sftcore.core.errors import ModelError, SFTCoreError, near_name
 from sftcore.core.registry import ActivePlugins
 from sftcore.core.types import KINDS, ModelRequest, Plan
@@ -109,7 +110,8 @@ def _loaded(request: ModelRequest, plugins: ActivePlugins, *, ready: bool = Fals
         refuse_large(folder)
         _refuse_damaged(folder, _SMALL)
     try:
-        return plugins.one("load_processor", leaves=leaves, request=request)
+        found = plugins.one("load_processor", leaves=leaves, request=request)
+        return _as_transformers_has(found, answering[0].origin("load_processor")) if answering else found
     except SFTCoreError:
         raise
     except ImportError as error:
@@ -126,6 +128,23 @@ def _loaded(request: ModelRequest, plugins: ActivePlugins, *, ready: bool = Fals
         if ready:
             fix = f"{_GIVE_ONE[0].upper()}{_GIVE_ONE[1:]} to SFTTrainer."
         raise ModelError(said, where=f"model {request.name}", fix=fix) from error
+
+
+def _as_transformers_has(found: Any, origin: Origin) -> Any:
+    """What a loader gave, if it is a tokenizer or processor of transformers, or something around one.
+
+    Raises:
+        FaultyPluginError: it is not.
+    """
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+    kinds = (PreTrainedTokenizerBase, ProcessorMixin)
+    if not isinstance(found, type) and any(
+        isinstance(one, kinds) for one in (found, getattr(found, "tokenizer", None))
+    ):
+        return found
+    what = f"the class {found.__name__}" if isinstance(found, type) else f"{type(found).__name__}"
+    raise origin.fault(f"returned {what}; expected a tokenizer or processor of transformers")
 
 
 def _refuse_damaged(folder: Path, names: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from sftcore.model.precision import running_dtype
 from sftcore.model.skeleton import task_problems
 from sftcore.model.tokens import fit_model, refuse_untrained, supervised_ids, untrained_tokens
 from sftcore.model.unwrap import causal_model
+from sftcore.model.verify.given_options import naming_others
 from sftcore.model.vision import freeze_codes, freeze_vision
 from sftcore.train.refusals import refuse_unsavable
 from sftcore.util.warned import warn
@@ -67,9 +68,10 @@ def load_for_run(
     """
     plan, plugins = setup.plan, setup.plugins
     is_name = isinstance(model, str)
-    loaded = load_model(plan, plugins, processor) if is_name else adopt_model(model, processor, plan, plugins)
-    for problem in task_problems(causal_model(loaded.model)):
-        raise ModelError(problem.what, where=problem.where, fix=problem.fix)
+    with naming_others(plan, plugins):
+        loaded = load_model(plan, plugins, processor) if is_name else adopt_model(model, processor, plan, plugins)
+        for problem in task_problems(causal_model(loaded.model)):
+            raise ModelError(problem.what, where=problem.where, fix=problem.fix)
     rows_as_loaded = num_rows(loaded.model)
     notes = fit_model(loaded.model, tokenizer, args, new_ids, rows)
     of_images = (facts_of_processor(processor).note,) if is_vision(processor) else ()

@@ -17,6 +17,8 @@ from sftcore.core.errors import said_by
 from sftcore.core.types import PatchReport, Removable
 from sftcore.documents.proof import HALVES
 from sftcore.model.unwrap import causal_model
+from sftcore.model.verify.structure import changed, structure_of
+from sftcore.trials.layers import passed_over, reads_text, watched_layers
 from sftcore.trials.measured import (
     TOLERANCES,
     Gap,
@@ -105,6 +107,7 @@ class ModelTrial(ModelPasses):
             inject: asks `inject_noise` of the plugin.
         """
         plain, before = self.as_it_is(), weights_sum(self.model)
+        built = structure_of(self.model)
         handle = inject()
         try:
             noisy = self.once()
@@ -118,6 +121,8 @@ class ModelTrial(ModelPasses):
             return Outcome(f"with it on, no gradient reaches {cut[0]}")
         if fault := self._left(plain, before, "remove"):
             return Outcome(fault)
+        if left := changed(built, structure_of(self.model)):
+            return Outcome(f"its remove leaves {left[0]} changed (allowed: nothing)")
         if bool((noisy.logits_NV == plain.logits_NV).all()):
             return Outcome(notes=("it changed nothing when it was tried",))
         return PASSED
@@ -136,7 +141,14 @@ class ModelTrial(ModelPasses):
                 "dict, so that they are not saved",
                 "Leave them in it, or write them in save_model.",
             )
-        return trained_fault(self.as_it_is().measured.gradients, causal_model(self.model))
+        causal, training = causal_model(self.model), {*trained}
+        with watched_layers(causal) as watched:
+            gradients = self.once().measured.gradients
+        of_trained = {name: one for name, one in gradients.items() if name in training or name == EMBEDDINGS}
+        if (found := trained_fault(of_trained, causal)).fault:
+            return found
+        by_identity = {id(one): gradients.get(name) for name, one in self.model.named_parameters()}
+        return Outcome(passed_over(by_identity, watched))
 
     def _tolerance(self) -> tuple[float, str]:
         """What two ways may differ by, and in which dtype: full precision gives on a few tokens what it gives."""
@@ -214,7 +226,7 @@ def trained_fault(gradients: Mapping[str, torch.Tensor | None], causal: Any) -> 
     for name in named:
         kinds.setdefault(re.sub(r"\d+", "#", name), []).append(name)
     silent = [names for names in kinds.values() if not any(name in given for name in names)]
-    silent = [names for names in silent if _reads_text(names[0], causal)]
+    silent = [names for names in silent if reads_text(names[0], causal)]
     if silent:
         count = sum(map(len, silent))
         return Outcome(
@@ -222,20 +234,6 @@ def trained_fault(gradients: Mapping[str, torch.Tensor | None], causal: Any) -> 
             "not use them"
         )
     return PASSED
-
-
-_NOT_OF_TEXT = (
-    "vision", "visual", "audio", "image", "video", "projector", "connector", "perceiver", "resampler", "vqmodel",
-    "cross_attn",
-)  # fmt: skip
-"""What names of modules contain that a text alone does not pass: towers, what connects them, and attention to them."""
-
-
-def _reads_text(name: str, causal: Any) -> bool:
-    """Whether a parameter of this name belongs to what a text passes: of a model that reads more, not its towers."""
-    if causal.config.get_text_config() is causal.config:
-        return True
-    return not any(part in name for part in _NOT_OF_TEXT)
 
 
 def _gradient_fault(gap: Gap, other: str, dtype: str, tolerance: float) -> str:

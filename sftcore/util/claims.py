@@ -49,4 +49,4 @@ def suspecting(plugins: Iterable[Bound]) -> Iterator[None]:
         raise
 
 
-_IN_THE_LOSS = ("loss", "kernel", "attention", "noise", "adapter", "collator")
+_IN_THE_LOSS = ("loader", "loss", "kernel", "attention", "noise", "adapter", "collator")

@@ -14,13 +14,17 @@ from sftcore.core.registry import Bound
 from sftcore.core.types import LoadOptions, Plan
 from sftcore.model.precision import other_dtype, quantisation_of
 from sftcore.model.unwrap import causal_model, is_peft_model
+from sftcore.model.verify.as_saved import other_configuration, other_weights
 from sftcore.util.claims import refused, spelled
 
 if TYPE_CHECKING:
     from sftcore.core.types import ModelRequest
 
 T = TypeVar("T")
-_ELSEWHERE = ("dtype", "torch_dtype", "attn_implementation", "use_cache", "num_labels", "trust_remote_code", "revision")
+ELSEWHERE = (
+    "quantization_config", "dtype", "torch_dtype", "attn_implementation", "use_cache", "num_labels",
+    "trust_remote_code", "revision",
+)  # fmt: skip
 """Arguments that are looked at by themselves, or that are not the model's."""
 
 
@@ -47,8 +51,8 @@ def watched(value: T) -> tuple[T, set[str]]:
     return made, read
 
 
-def hold_asked_for(one: Bound, model: Any, plan: Plan, options: LoadOptions, read: set[str]) -> None:
-    """Hold that the loader did what was asked of it.
+def hold_asked_for(one: Bound, model: Any, plan: Plan, options: LoadOptions, read: set[str]) -> tuple[str, ...]:
+    """Hold that the loader did what was asked of it; what the run has to say of it.
 
     Args:
         one: the loader.
@@ -80,6 +84,14 @@ def hold_asked_for(one: Bound, model: Any, plan: Plan, options: LoadOptions, rea
     for key, value in options.kwargs.items():
         if fault := _other_argument(model, config, key, value):
             raise refused(one, fault, "Hand options.kwargs to from_pretrained.")
+    if fault := other_configuration(model, plan.model, options):
+        raise refused(one, fault, "Load the model that the run names.")
+    if one.entry.is_own:
+        return ()
+    fault, note = other_weights(model, plan.model)
+    if fault:
+        raise refused(one, fault, "Load the weights of the model that the run names.")
+    return (f"{spelled(one)}: {note}",) if note else ()
 
 
 def _other_revision(config: Any, request: ModelRequest) -> str:
@@ -108,7 +120,7 @@ def _other_argument(model: Any, config: Any, key: str, asked: Any) -> str:
         return "" if undone or quantisation_of(model) else "it was asked for a quantised model, and this one is not"
     if key in ("load_in_4bit", "load_in_8bit") and asked:
         return "" if quantisation_of(model) else f"it was asked for {key}, and the model is not quantised"
-    if key in _ELSEWHERE:
+    if key in ELSEWHERE:
         return ""
     fields = [one.to_dict() for one in (config, config.get_text_config())]
     held = [one[key] for one in fields if key in one]

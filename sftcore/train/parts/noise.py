@@ -10,6 +10,7 @@ from attrs import define
 
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import LoadedModel, Plan, Removable
+from sftcore.model.verify.structure import Structure, changed, configurations_of, facts_of_processor
 from sftcore.train.parts.part import Part
 from sftcore.util.claims import refused
 
@@ -43,17 +44,23 @@ class TrainingNoise(Part):
 
     @contextmanager
     def _flags_kept(self, one: Bound) -> Iterator[None]:
-        """Around the injection: what trains and what does not is no noise's to decide.
+        """Around the injection: what trains, the configuration and the tokenizer are not for noise to decide.
 
         Raises:
-            BrokenPluginError: another set of parameters trains afterwards.
+            BrokenPluginError: one of them is another afterwards.
         """
         before = {name: each.requires_grad for name, each in self._loaded.model.named_parameters()}
+        described = self._described()
         yield
+        for place in changed(described, self._described()):
+            raise refused(one, f"it leaves {place} changed (allowed: nothing)")
         for name, each in self._loaded.model.named_parameters():
             if each.requires_grad != before.get(name, each.requires_grad):
                 does = "trains now" if each.requires_grad else "does not train any more"
                 raise refused(one, f"{name} {does}, once it is on; noise changes values alone")
+
+    def _described(self) -> Structure:
+        return {**configurations_of(self._loaded.model), **facts_of_processor(self._loaded.processor)}
 
     def off(self) -> bool:
         """Remove it; True where there was some."""

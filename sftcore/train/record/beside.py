@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from sftcore.core.errors import said_by
 from sftcore.model.embeddings import num_rows, save_grown_rows
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.record.card import write_card
@@ -35,14 +37,40 @@ def _save_of_plugins(trainer: Any, folder: Path) -> None:
     """Let plugins add their files.
 
     Raises:
-        BrokenPluginError: one took a file of the model away, or emptied it.
+        BrokenPluginError: one took a file of the model away, emptied it, or left nothing that can be read in it.
     """
     plugins = trainer.setup.plugins
-    saved = {path for path in folder.rglob("*") if path.is_file() and path.stat().st_size}
+    found = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    saved = {path: _stamp(path) for path in found} if plugins.answers("save_model") else {}
     for one in plugins.answers("save_model"):
         plugins.ask(one, "save_model", loaded=trainer.loaded, folder=str(folder))
         lost = sorted(path for path in saved if not path.is_file() or not path.stat().st_size)
         if lost:
             raise refused(one, f"its save_model leaves {lost[0].relative_to(folder)} empty or takes it away")
+        for path in sorted(saved):
+            if (stamp := _stamp(path)) != saved[path] and (what := _damage(path)):
+                raise refused(one, f"its save_model leaves {path.relative_to(folder)} damaged: {what}")
+            saved[path] = stamp
     if not plugins.answers("save_model"):  # there may be a wrapper alone
         plugins.all("save_model", loaded=trainer.loaded, folder=str(folder))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a file that was written anew; empty where it can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_bytes())
+            if path.name == "config.json" and "model_type" not in json.loads(path.read_bytes()):
+                return "it names no model_type"
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt") as opened:
+                opened.keys()
+    except (SafetensorError, ValueError) as error:
+        return said_by(error)
+    return ""
