@@ -15,6 +15,7 @@ from sftcore.config.plugins.bound import resolve
 from sftcore.config.probe import core_problems, probe_run, reads_images
 from sftcore.config.recipe import Recipe
 from sftcore.config.selections import default_selections, selections_for
+from sftcore.config.settings.fixed import Fixed
 from sftcore.core.discovery import Catalog, discover
 from sftcore.core.errors import CheckError, ConflictError
 from sftcore.core.registry import ActivePlugins
@@ -68,6 +69,7 @@ def set_up(
     Raises:
         SFTCoreError: a plugin that cannot be had or used, a conflict; several at once as a CheckError.
     """
+    settings = Fixed(settings)
     probe = probe_run(model)
     if model.vision is None:
         model = attrs.evolve(model, vision=reads_images(probe.model_config or {}) or None)

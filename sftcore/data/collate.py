@@ -128,6 +128,8 @@ def wrong_batch(batch: Mapping[str, Any], rows: Any = None) -> str:
             and (value.ndim < 2 or value.shape[-1] != batch["input_ids"].shape[-1])
         ):
             return f'returned "{name}" of shape {tuple(value.shape)}; expected {tuple(shape or ())} as input_ids'
+        if name == "position_ids" and name in batch and value.is_floating_point():
+            return f'returned "{name}" as {value.dtype}; expected int64'
     return ""
 
 

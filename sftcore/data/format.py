@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -64,6 +64,16 @@ class RowReader:
         """Around rows that are read: what a plugin changes for everything in the process is put back and told."""
         whose = self.formatter.origin.label if isinstance(self.formatter, Handed) else ""
         return left_as_found(f"{whose}, as it reads rows,") if whose else nullcontext()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Around the preparation of rows: an error says which plugin of others has read them."""
+        try:
+            yield
+        except DataError as error:
+            if not self.is_own and self.named not in f"{error.what} {error.fix}":
+                error.fix = f"{error.fix} The rows are read by {self.named}.".strip()
+            raise
 
     def read(self, row: Row, number: int) -> list[Example]:
         """The examples of one row; rows are numbered from 0.

@@ -26,6 +26,7 @@ from sftcore.data.images.reference import size_of
 from sftcore.data.media.expansion import with_media, with_own_media
 from sftcore.data.media.modality import SeenMedium
 from sftcore.data.media.video import VIDEO
+from sftcore.data.rules.first_row import doubts
 from sftcore.data.rules.long_rows import CUT, SPLIT, TOO_LONG, LongRule
 from sftcore.data.rules.system_prompt import with_system_prompt
 from sftcore.data.rules.well_formed import fault_in
@@ -125,6 +126,11 @@ class Pipeline:
                 found += [(number, self._content(number, *one)) for one in examples] or [(number, None)]
         if first is not None and _written(first) != _written(rows[0]) and isinstance(self.reader.formatter, Handed):
             warn_of_plugin(f"{self.reader.named} changes the rows that it reads: it should make new values instead.")
+        if first is not None and not self.reader.is_own:
+            again = [self._content(numbers[0], *one) for one in self._examples(first, numbers[0])]
+            before = [content for _, content in found[: max(1, len(again))] if content is not None]
+            for doubt in doubts(before, again):
+                warn_of_plugin(f"{self.reader.named} {doubt}.")
         return found
 
     def completed(self, contents: Sequence[tuple[int, Content]]) -> tuple[Sequence[tuple[int, Content]], list[Encoded]]:

@@ -140,7 +140,8 @@ class DataPreparation:
             self.notes.append(f"{name}: {left}")
         seed = self.shuffle_seed_of(name)
         if not isinstance(dataset, IterableDataset):
-            prepared = built(self, dataset, pipeline, packing, name, in_mixture=in_mixture)
+            with pipeline.reader.answering():
+                prepared = built(self, dataset, pipeline, packing, name, in_mixture=in_mixture)
             prepared = self._with_columns(prepared, dataset, beside, name)
             if name.startswith(PREDICTED):
                 _say_what_is_left_out(self.ledgers[-1])

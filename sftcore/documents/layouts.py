@@ -14,10 +14,14 @@ Collate: TypeAlias = "Callable[[list[dict[str, Any]]], Mapping[str, Any]]"
 
 @frozen
 class Layout:
-    """What a collator makes of rows: `shared` where documents stand in one row, `flattened` where all of them do."""
+    """What a collator makes of rows: `shared` where documents stand in one row, `flattened` where all of them do.
+
+    `seen` is False where it could not be tried, as a collator that wants rows of its own shape.
+    """
 
     shared: bool
     flattened: bool
+    seen: bool = True
 
 
 @define
@@ -82,7 +86,7 @@ def layout_of(collator: Collate, *, packed: bool) -> Layout:
                 f"the collator cannot batch packed rows: {type(error).__name__}: {error}.",
                 fix="Leave data_collator out, or set packing: false.",
             ) from error
-        return Layout(False, False)
+        return Layout(False, False, seen=False)
     if (packed or flattened) and not restarts:
         raise ModelError(
             "the collator puts documents into one row without position_ids that restart at each of them "

@@ -113,6 +113,8 @@ def layouts_of(setup: Setup, processor: Any, own: Any, *, packed: bool) -> RowLa
     try:
         with left_as_found(f"{names[0]}, on two small rows,") if names else nullcontext():
             found = RowLayouts.fixed(keeping_labels(own) if own else made(setup), packed=packed)
+            if not own:
+                _hold_layout(setup, found, packed=packed)
     except ModelError as error:
         raise ModelError(": ".join([*names, error.what]), where=error.where, fix=error.fix) from error
     by_default = own is None and all(one.default for one in plan.selected("collator")) and not plan.model.vision
@@ -120,6 +122,19 @@ def layouts_of(setup: Setup, processor: Any, own: Any, *, packed: bool) -> RowLa
         side_by_side, end_to_end = (made(setup.settled(None, flattened=one)) for one in (False, True))
         return RowLayouts(side_by_side, end_to_end, flattened=packed and bool(plan.flattened))
     return found
+
+
+def _hold_layout(setup: Setup, layouts: RowLayouts, *, packed: bool) -> None:
+    """Hold that the plugin of a run lays rows out as it says, which attention and proof were chosen by.
+
+    Raises:
+        FaultyPluginError: it does not.
+    """
+    said, layout = setup.plan.flattened, layout_of(layouts.taken, packed=packed)
+    for one in setup.plugins.answers("flattens") if layout.seen and said is not None else ():
+        if said != layout.flattened:
+            how = "end to end in one" if layout.flattened else "side by side in two"
+            raise one.origin("flattens").fault(f"answers {said}, and its collator lays two rows {how}")
 
 
 def settle(trainer: Any) -> None:

@@ -141,9 +141,12 @@ def _documents_of_batch(batch: Mapping[str, Any], wanted: Sequence[_Document], a
             yield from _documents_seen(_effective(*parts), seen[row], places, left)
         elif mask is not None:
             kept = mask[row] != 0
+            if (other := mask[row][kept & (mask[row] != 1)]).size:
+                raise ValueError(f"its attention_mask holds {other[0]:g} (allowed: 0 and 1)")
             if (labels[row][~kept] != IGNORED).any():
                 raise ValueError("tokens that its attention_mask hides have labels")
-            _hold_positions(None if positions is None else positions[row][kept])
+            first = int(kept.argmax())  # where a model counts from by itself, padding before it or not
+            _hold_positions(None if positions is None else positions[row][kept], first)
             yield _effective(*(part[kept] for part in parts))
         elif positions is not None:
             starts = np.flatnonzero(positions[row] == 0)
@@ -169,7 +172,7 @@ def _documents_seen(
     edges = [(start, end) for start, end, _ in spans]
     hold_apart(seen_TT, row.labels != IGNORED, edges)
     for start, end in edges:
-        _hold_positions(None if positions is None else positions[start:end])
+        _hold_positions(None if positions is None else positions[start:end], start)
         if start and row.labels[start] != IGNORED:
             raise ValueError(_FIRST_LABEL)
     for which in sorted((which for _, _, which in spans), reverse=True):
@@ -187,9 +190,13 @@ def _beside(batch: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Arra
     return numbers
 
 
-def _hold_positions(positions: Array | None) -> None:
-    if positions is not None and (np.diff(positions) != 1).any():
+def _hold_positions(positions: Array | None, first: int = 0) -> None:
+    if positions is None or not len(positions):
+        return
+    if (np.diff(positions) != 1).any():
         raise ValueError("its position_ids do not count up by one within a document")
+    if positions[0] not in (0, first):
+        raise ValueError(f"its position_ids begin at {positions[0]:g} in a document (allowed: 0)")
 
 
 # --- Comparison -------------------------------------------------------------------------------------------------------

@@ -130,7 +130,11 @@ def try_loss(
 
     with torch.set_grad_enabled(gradients):
         states_NW = hidden_NW.clone().requires_grad_(gradients)
+        given = labels_N.clone()
         output = loss(states_NW, head, labels_N, None, torch.full((), float(count), device=device))
+        if not torch.equal(states_NW.detach(), hidden_NW) or not torch.equal(labels_N, given):
+            labels_N.copy_(given)
+            return Outcome("it writes into the hidden states or the labels that it is given (allowed: nothing)")
         if fault := _shape_fault(output, count):
             return Outcome(fault)
         total = float(output.loss.detach())
@@ -176,8 +180,15 @@ def _shape_fault(output: Any, count: int) -> str:
     if not math.isfinite(float(output.loss.detach())):
         return f"its loss is {float(output.loss.detach())} on {count} ordinary tokens"
     correct = float(output.correct)
-    if not 0 <= correct <= count:
+    if not 0 <= correct <= count or correct != int(correct):
         return f"it calls {correct:g} of {count} tokens correct"
+    entropy = 0.0 if output.entropy is None else float(output.entropy.detach())
+    if not -1e-3 * count <= entropy < math.inf:
+        return f"its entropy is {entropy:g} on {count} ordinary tokens (allowed: 0 or more)"
+    of_each = output.per_token
+    if of_each is not None and not (of_each.is_floating_point() and bool(of_each.isfinite().all())):
+        wrong = of_each[~of_each.isfinite()][:1].tolist() or of_each.dtype
+        return f"its per_token holds {wrong}; expected the loss of each token in floats"
     return ""
 
 

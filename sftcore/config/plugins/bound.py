@@ -26,7 +26,7 @@ from sftcore.core.errors import (
     problems_of,
     said_by,
 )
-from sftcore.core.plugin_class import build
+from sftcore.core.plugin_class import build, options
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import AUTO, Selection
 from sftcore.util.process_state import left_as_found
@@ -94,7 +94,12 @@ def bind(
     except PluginError as error:
         error.where = selection.path
         raise
-    selection = attrs.evolve(selection, options={**(options_from(entry, settings) or {}), **selection.options})
+    given = options_from(entry, settings) or {}
+    known = {name for one in options(plugin_class) for name in (one.name, one.alias)}
+    if unknown := [name for name in given if name not in known]:
+        fault = f'returned "{unknown[0]}", which is not an option of it'
+        raise by_itself(entry).answers("options_from")[0].origin("options_from").fault(fault)
+    selection = attrs.evolve(selection, options={**given, **selection.options})
     path = f"{selection.path or selection.kind}.{selection.name}"
     return _made(selection, entry, plugin_class, path=path)
 
