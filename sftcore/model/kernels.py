@@ -34,7 +34,9 @@ class Kernels:
         """
         if self._loaded is None:
             for one in self._plugins.answers("patch_kernels"):
-                self._hold_undone(one, loaded)
+                fault, fix = self.left_by(one, loaded)
+                if fault:
+                    raise refused(one, fault, fix)
         self._loaded = loaded
         notes = []
         for one, report in self._plugins.all("patch_kernels", loaded=loaded, plan=self._plan):
@@ -54,20 +56,21 @@ class Kernels:
         answers = self._plugins.ask(one, "patch_kernels", loaded=loaded or self._loaded, plan=self._plan)
         return answers[0] if answers else PatchReport()
 
-    def _hold_undone(self, one: Bound, loaded: LoadedModel) -> None:
-        """Patch and undo, and look whether anything is left."""
+    def left_by(self, one: Bound, loaded: LoadedModel) -> tuple[str, str]:
+        """What a plugin leaves behind that is put on and taken off, and how to mend it; empty where it is nothing."""
         before = structure_of(loaded.model, loaded.processor)
         report = self.patch(one, loaded)
         if report.undo is None and report.replaced:
             fault = f"it replaced {', '.join(report.replaced)} and its PatchReport has no undo"
-            raise refused(one, fault, "Give it an undo that puts back what was there.")
+            return fault, "Give it an undo that puts back what was there."
         if report.undo is not None:
             with left_as_found(f"{spelled(one)} in its undo"):
                 report.undo()
         if left := changed(before, structure_of(loaded.model, loaded.processor)):
             what = "its undo leaves" if report.undo is not None else "it reports no replacement, and it left"
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise refused(one, f"{what} {left[0]}{more} changed (allowed: nothing)")
+            return f"{what} {left[0]}{more} changed (allowed: nothing)", ""
+        return "", ""
 
     @contextmanager
     def paused(self) -> Iterator[None]:

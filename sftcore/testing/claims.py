@@ -10,6 +10,8 @@ from attrs import frozen
 
 from sftcore.config.setup import Setup, set_up
 from sftcore.core.types import AttentionBackend, LoadedModel, LoadOptions, ModelRequest, Selection
+from sftcore.model.kernels import Kernels
+from sftcore.model.verify.base_kept import Base
 from sftcore.model.verify.registration import register
 from sftcore.testing.image_runs import processor_for
 from sftcore.testing.tiny import make_llama, make_tokenizer
@@ -133,6 +135,10 @@ def _kernel(trial: Trial) -> dict[str, Any]:
 
     found = trial.passes(loaded).kernel(patch)
     report = said[0]
+    for one in trial.setup.plugins.answers("patch_kernels") if not found.fault else ():
+        fault, fix = Kernels(trial.setup.plugins, trial.setup.plan).left_by(one, trial.loaded())
+        if fault:
+            return _said(Outcome(fault, fix))
     if not found.fault and (report is None or not report.replaced):
         why = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items()) if report else "no report"
         return {"skipped": f"it replaced nothing in a tiny Llama ({why})"}
@@ -145,7 +151,11 @@ def _noise(trial: Trial) -> dict[str, Any]:
 
 
 def _adapter(trial: Trial) -> dict[str, Any]:
-    found = trial.one("wrap_model", loaded=trial.loaded(), plan=trial.setup.plan)
+    given = trial.loaded()
+    base = Base.of(given)
+    found = trial.one("wrap_model", loaded=given, plan=trial.setup.plan)
+    if fault := base.fault_of(found):
+        return _said(Outcome(fault))
     return _said(trial.passes(found).adapter(saves=bool(trial.setup.plugins.answers("save_model"))))
 
 

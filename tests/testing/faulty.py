@@ -239,13 +239,16 @@ def _register_causal() -> None:
 
 @plugin
 class BadKernel:
-    """An MLP times 1.01, or one that is not put back."""
+    """An MLP times 1.01, or one that is not put back, or a configuration that is not."""
 
     factor: float = 1.01
     undone: bool = True
+    cached: int = 0
 
     @hookimpl
     def patch_kernels(self, loaded):
+        if self.cached:
+            loaded.model.config.max_position_embeddings = self.cached
         mlp = loaded.model.model.layers[0].mlp
         plain = mlp.forward
         mlp.forward = lambda hidden: plain(hidden) * self.factor
@@ -295,6 +298,12 @@ class BadAdapter:
         import torch
 
         loaded.model.requires_grad_(False)
+        if self.how == "dropped":
+            loaded.model.requires_grad_(True)
+            loaded.model.model.layers = loaded.model.model.layers[:1]
+        if self.how == "around":
+            loaded.model.model.norm.requires_grad_(True)
+            loaded.model.model.layers[1].forward = lambda hidden, *args, **options: hidden
         if self.how == "unused":
             loaded.model.register_parameter("extra", torch.nn.Parameter(torch.zeros(3)))
         if self.how == "unsaved":

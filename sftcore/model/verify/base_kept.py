@@ -61,9 +61,13 @@ class Base:
         Raises:
             BrokenPluginError: a layer, the embeddings or the head is gone; a configuration or the tokenizer is another.
         """
-        if fault := next(self._faults(wrapped), ""):
+        if fault := self.fault_of(wrapped):
             raise refused(one, fault, "Put the adapter around the model that wrap_model is given.")
         return () if one.entry.is_own else tuple(f"{spelled(one)}: {said}" for said in self._notes())
+
+    def fault_of(self, wrapped: LoadedModel) -> str:
+        """What of the model is not there any more, or is another; empty where nothing is."""
+        return next(self._faults(wrapped), "")
 
     def _faults(self, wrapped: LoadedModel) -> Iterator[str]:
         after = [*wrapped.model.parameters()]

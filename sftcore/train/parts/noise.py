@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import attrs
 from attrs import define
 
+from sftcore.core.discovery import PluginEntry
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import LoadedModel, Plan, Removable
-from sftcore.model.verify.structure import Structure, changed, configurations_of, facts_of_processor
+from sftcore.model.verify.structure import Structure, changed, structure_of
 from sftcore.train.parts.part import Part
 from sftcore.util.claims import refused
 
@@ -23,6 +24,7 @@ class TrainingNoise(Part):
     _plan: Plan
     _loaded: LoadedModel
     _handles: list[tuple[Bound, Removable]] = attrs.field(factory=list)
+    _held: list[PluginEntry] = attrs.field(factory=list)
 
     def on(self) -> None:
         """Inject what the run's noise plugins have, unless it is there already."""
@@ -32,7 +34,11 @@ class TrainingNoise(Part):
         if not noisy:  # there may be a wrapper alone
             self._handles.extend(self._plugins.all("inject_noise", loaded=self._loaded, plan=self._plan))
         for one in noisy:
+            before = None if one.entry in self._held else self._structure()
             with self._flags_kept(one):
+                handle = self.inject(one)
+            if before is not None:
+                self._hold_removed(one, handle, before)
                 handle = self.inject(one)
             if handle is not None:
                 self._handles.append((one, handle))
@@ -44,23 +50,33 @@ class TrainingNoise(Part):
 
     @contextmanager
     def _flags_kept(self, one: Bound) -> Iterator[None]:
-        """Around the injection: what trains, the configuration and the tokenizer are not for noise to decide.
+        """Around the injection: what trains and what does not is no noise's to decide.
 
         Raises:
-            BrokenPluginError: one of them is another afterwards.
+            BrokenPluginError: another set of parameters trains afterwards.
         """
         before = {name: each.requires_grad for name, each in self._loaded.model.named_parameters()}
-        described = self._described()
         yield
-        for place in changed(described, self._described()):
-            raise refused(one, f"it leaves {place} changed (allowed: nothing)")
         for name, each in self._loaded.model.named_parameters():
             if each.requires_grad != before.get(name, each.requires_grad):
                 does = "trains now" if each.requires_grad else "does not train any more"
                 raise refused(one, f"{name} {does}, once it is on; noise changes values alone")
 
-    def _described(self) -> Structure:
-        return {**configurations_of(self._loaded.model), **facts_of_processor(self._loaded.processor)}
+    def _hold_removed(self, one: Bound, handle: Removable | None, before: Structure) -> None:
+        """Take noise off that was put on for the first time, and look whether anything is left.
+
+        Raises:
+            BrokenPluginError: something is.
+        """
+        if handle is not None:
+            handle.remove()
+        self._held.append(one.entry)
+        if left := changed(before, self._structure()):
+            what = "it gives nothing to remove, and it left" if handle is None else "its remove leaves"
+            raise refused(one, f"{what} {left[0]} changed (allowed: nothing)")
+
+    def _structure(self) -> Structure:
+        return structure_of(self._loaded.model, self._loaded.processor)
 
     def off(self) -> bool:
         """Remove it; True where there was some."""
