@@ -12,10 +12,10 @@ from sftcore.config.automatic import Arranger, own_attention
 from sftcore.config.installed import Installed
 from sftcore.config.plugins.blocked import Blocklist
 from sftcore.config.plugins.bound import resolve
+from sftcore.config.plugins.fixed import Fixed
 from sftcore.config.probe import core_problems, probe_run, reads_images
 from sftcore.config.recipe import Recipe
 from sftcore.config.selections import default_selections, selections_for
-from sftcore.config.settings.fixed import Fixed
 from sftcore.core.discovery import Catalog, discover
 from sftcore.core.errors import CheckError, ConflictError
 from sftcore.core.registry import ActivePlugins

@@ -239,7 +239,7 @@ def _with_all_linear(model: Any, config: PeftConfig) -> tuple[str, ...]:
     named = getattr(config, "target_modules", ()) is not None or getattr(config, "target_parameters", None)
     if config.peft_type != "LORA" or named or kind in KNOWN:
         return ()
-    config.target_modules = "all-linear"  # type: ignore[attr-defined]
+    config.target_modules = "all-linear"
     return (f"the adapter is on all linear layers: PEFT knows no default for {kind}",)
 
 
