@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sftcore.core.errors import ModelError, RowError
 from sftcore.data.images.reference import MAX_PIXELS
@@ -22,8 +22,8 @@ MAX_FRAMES = 2**20
 """The most frames that a file may have: 9 hours at 30 a second."""
 _ALONE = {"protocol_whitelist": "none"}
 """A playlist may name other files and addresses, which must not be opened."""
-SOUND = ("h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "vp8")
-"""Codecs of which all frames can be decoded if the packets are whole; of others only decoding tells."""
+SOUND = ("h264", "hevc", "mpeg1video", "mpeg2video")
+"""Codecs of which every packet is a frame that can be decoded if it is whole; of others only decoding tells."""
 FAULTS = (OSError, ValueError, RuntimeError)
 """FFmpeg's errors."""
 MISSING = "videos need PyAV"
@@ -129,6 +129,23 @@ def _looked_through(container: Any, stream: Any) -> tuple[Any, int, bool]:
         first = first or next(iter(found), None)
         decodes = context.name in SOUND or first is None
     return first, total, sound and total >= stream.frames
+
+
+def counted(part: Mapping[str, Any], clip: Clip) -> Clip:
+    """The clip with as many frames as decoding gives, as packets may hold none (VP8, MPEG-4); it is sound then.
+
+    Where decoding stops at damage, it is the clip that was given.
+    """
+    total = 0
+    try:
+        with _opened(part) as container:
+            for frame in container.decode(video=0):
+                if (frame.width, frame.height) != (clip.width, clip.height):
+                    return clip
+                total += 1
+    except (RowError, *FAULTS):
+        return clip
+    return evolve(clip, total=min(total, clip.total), is_sound=True) if total else clip
 
 
 def hold_decodable(reference: Mapping[str, Any], numbers: Sequence[int], size: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from sftcore.core.errors import RowError
 from sftcore.data.images.given import source_of
 from sftcore.data.images.reference import open_image, size_of
-from sftcore.data.media.clips import Clip, decoded, file_of, hold_decodable, probed
+from sftcore.data.media.clips import Clip, counted, decoded, file_of, hold_decodable, probed
 from sftcore.data.media.modality import Modality, Reference, facts_of, name_of, reference
 from sftcore.data.media.sampling import chosen_frames, fps_asked_for, whole_number
 
@@ -63,6 +63,7 @@ class Video(Modality):
             own = self._with(beside)
             part = file_of(value, folder)
             clip = probed(part)
+            clip = clip if clip.is_sound else counted(part, clip)
             frames = chosen_frames(processor.video_processor, clip, own.fps, own.num_frames)
             made = self._reference([part], clip, frames)
             if not clip.is_sound:

@@ -55,3 +55,25 @@ def cut(data, where=0.5):
 
 
 DAMAGES = {"zeroed": zeroed, "replaced": replaced, "cut": cut, "late": lambda data: zeroed(data, 0.8)}
+
+
+def with_empty_packets(path, pictures):
+    """An .avi of these frames, in which every fifth packet is followed by one that says that there is no new frame."""
+    empty = b"\x00\x00\x01\xb6\x55\xbf"
+    with av.open(str(path), "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width = pictures.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        made = [packet for one in pictures for packet in stream.encode(av.VideoFrame.from_ndarray(one, format="rgb24"))]
+        made += stream.encode()
+        at = 0
+        for number, packet in enumerate(made):
+            held = [packet]
+            if number % 5 == 4:
+                held.append(av.Packet(empty))
+                held[1].stream, held[1].time_base = stream, packet.time_base
+            for one in held:
+                one.pts = one.dts = at
+                at += 1
+                container.mux(one)
+    return path.read_bytes()

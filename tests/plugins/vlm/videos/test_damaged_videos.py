@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.plugins.vlm.videos.clips import av, make_processor  # isort: skip
+from tests.plugins.vlm.videos.clips import av, make_processor, read  # isort: skip
 
 from datasets import Dataset
 
@@ -14,9 +14,10 @@ from sftcore.config.setup import set_up
 from sftcore.core.errors import RowError
 from sftcore.core.types import ModelRequest, Selection
 from sftcore.data.media import clips
+from sftcore.data.media.modality import facts_of
 from sftcore.data.media.video import Video
 from sftcore.data.sets import DataPreparation
-from tests.plugins.vlm.videos.damage import CODECS, DAMAGES, encoded_by, textured, zeroed
+from tests.plugins.vlm.videos.damage import CODECS, DAMAGES, encoded_by, textured, with_empty_packets, zeroed
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,17 @@ def test_damage_behind_the_frames_that_a_model_sees_is_none(processor, tmp_path)
     assert Video().open(made).shape == (2, 64, 96, 3)
     with pytest.raises(RowError, match=r"frame \d+ cannot be decoded"):
         Video(num_frames=29).refer(data, "", processor)
+
+
+def test_a_clip_with_packets_without_a_frame_has_as_many_frames_as_decoding_gives(processor, tmp_path):
+    data = with_empty_packets(tmp_path / "empty.avi", textured())
+    with av.open(io.BytesIO(data)) as container:
+        packets = sum(1 for packet in container.demux(video=0) if packet.size)
+    count = len(read(data)[0])
+    assert count < packets
+    made = Video(num_frames=packets).refer(data, "", processor)
+    assert facts_of(made)["frames"] == list(range(count))
+    assert (Video().open(made) == read(data)[0]).all()
 
 
 def test_a_whole_clip_costs_the_frames_that_need_no_other(tmp_path, monkeypatch):
