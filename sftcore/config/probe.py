@@ -11,14 +11,11 @@ from sftcore.config.checks import memory_problems
 from sftcore.config.processes import process_problems, uses_deepspeed, uses_fsdp, world_size
 from sftcore.config.settings.combined import combined_problems
 from sftcore.config.settings.idle import idle_problems
+from sftcore.config.settings.init_kwargs import ADD_BITS, OF_BITS
 from sftcore.config.settings.templates import large_files
 from sftcore.core.errors import RecipeError, nearest
 from sftcore.core.types import ModelRequest, Plan, Probe, Problem
 from sftcore.util.disk import output_problems
-
-OF_BITS = ("bnb_4bit_", "llm_int8_")
-"""How settings of bitsandbytes begin that go with `load_in_4bit` or `load_in_8bit`."""
-ADD_BITS = "Add one of the two, or write all of them in quantization_config."
 
 OF_SIGHT = ("vision_config", "vq_config")
 """Where models say what sees: a tower, or what turns pictures into codes (Emu3, Chameleon, Janus)."""

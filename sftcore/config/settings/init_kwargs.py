@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from sftcore.config.probe import ADD_BITS, OF_BITS
 from sftcore.config.settings.values import wrong_dtype
 from sftcore.core.errors import ConflictError, RecipeError, UnknownKeyError
 from sftcore.util.foreign import in_our_words
 from sftcore.util.warned import warn
+
+OF_BITS = ("bnb_4bit_", "llm_int8_")
+"""How settings of bitsandbytes begin that go with `load_in_4bit` or `load_in_8bit`."""
+ADD_BITS = "Add one of the two, or write all of them in quantization_config."
 
 
 def current_init_kwargs(kwargs: dict[str, Any] | str | None, *, where: str) -> dict[str, Any] | None:
