@@ -121,6 +121,13 @@ def test_text_of_rows_is_left_out_where_it_would_take_long_or_be_published(liste
     hurting._hurting.cache_clear()
 
 
+def test_a_list_of_very_many_rows_does_not_hold_up_the_page(listed, monkeypatch):
+    monkeypatch.setattr(hurting, "_LISTED", 59)
+    hurting._hurting.cache_clear()
+    assert hurting_of(listed) == ()
+    hurting._hurting.cache_clear()
+
+
 def test_a_run_without_losses_of_rows_has_no_such_section(tmp_path, listed):
     assert hurting_of(written(tmp_path / "other")) == ()
     (listed / "rows.parquet").write_bytes(b"no list")

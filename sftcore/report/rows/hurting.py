@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 SHOWN, OF_SOURCE, SOURCES = 25, 10, 12
 """Rows of each kind that are shown; further ones of each source, of so many sources."""
-_READ = 2**26
-"""Bytes of data files that are read again for the texts of rows."""
+_READ, _LISTED = 2**26, 2_000_000
+"""Bytes of data files that are read again for the texts of rows, and rows of a list that a page is made from."""
 
 
 @frozen
@@ -62,9 +62,14 @@ def hurting_of(folder: Path, *, with_texts: bool = True) -> tuple[HurtingRows, .
 
 @functools.lru_cache(maxsize=2)
 def _hurting(path: Path, stamp: tuple[int, int], with_texts: bool) -> tuple[HurtingRows, ...]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
+        if pq.read_metadata(path).num_rows > _LISTED:  # reading it would hold up the run that keeps the page
+            return ()
         table, facts = read_table(path)
-    except DataError:  # one that is damaged is no reason to have no page
+    except (DataError, OSError, pa.ArrowException):  # one that is damaged is no reason to have no page
         return ()
     epochs = facts.get("epochs") or ()
     kinds = OF_LOSS if len(epochs) > 1 else OF_LOSS[: len(epochs)]

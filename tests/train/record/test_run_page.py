@@ -48,6 +48,20 @@ def test_the_files_of_a_run_agree_with_its_log(tmp_path):
     assert "finished; logged up to step 4" in page
 
 
+def test_samples_and_rows_that_hurt_are_on_the_page(tmp_path):
+    trainer = trainer_of(
+        tmp_path, sample_prompts=["say <i>it</i>"], sample_max_new_tokens=2, num_train_epochs=2, max_steps=-1
+    )
+    trainer.train()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "say &lt;i&gt;it&lt;/i&gt;" in page
+    heads = re.search(r'class="samples"><thead><tr>(.*?)</tr>', page)[1]
+    assert re.findall(r">([^<]+)</th>", heads) == ["asked", "step 2", "step 4", "step 6", "step 8"]
+    tables = re.findall(r'data-what="(\w+)"', page)
+    assert tables == ["worst", "late", *(["jumps"] if "jumps" in tables else [])]
+    assert page.count('<tr data-source="train_dataset"><td>train_dataset row ') >= 16
+
+
 def test_marked_text_is_what_is_trained_on(tmp_path):
     trainer = trainer_of(tmp_path, max_steps=1)
     trainer.train()

@@ -18,10 +18,13 @@ def test_two_processes_write_each_sample_once_and_train_as_without(tmp_path, mod
     rows = write("rows.jsonl", "".join(json.dumps({"messages": turns}) + "\n" for turns in TURNS))
     losses = {}
     for name, words in (("without", []), ("with", ["sample_prompts=2", "sample_max_new_tokens=4"])):
-        command = [sys.executable, "-m", "sftcore", "train", f"model={model_folder}", f"data.train={rows}",
-                   f"data.eval={rows}", f"output_dir={tmp_path / name}", "use_cpu=true", "logging_steps=1",
-                   "per_device_train_batch_size=2", "num_train_epochs=2", "save_strategy=no",
-                   *words, "--nproc", "2"]  # fmt: skip
+        settings = {
+            "model": model_folder, "data.train": rows, "data.eval": rows, "output_dir": tmp_path / name,
+            "use_cpu": "true", "logging_steps": 1, "per_device_train_batch_size": 2, "num_train_epochs": 2,
+            "save_strategy": "no",
+        }  # fmt: skip
+        words = [*(f"{key}={value}" for key, value in settings.items()), *words]
+        command = [sys.executable, "-m", "sftcore", "train", *words, "--nproc", "2"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
