@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from sftcore.report.elements import shortened, text
@@ -50,6 +51,8 @@ def _by_step(run: Run) -> dict[int, dict[_Key, Entry]]:
     """The samples of each step, in their order."""
     found: dict[int, dict[_Key, Entry]] = {}
     for entry in run.samples:
+        if not math.isfinite(entry["step"]):
+            continue
         of = found.setdefault(int(entry["step"]), {})
         said = str(entry.get("row", "")), str(entry.get("prompt", ""))
         key = (*said, sum(one[:2] == said for one in of))

@@ -46,6 +46,21 @@ def test_answers_stand_side_by_side_by_step(tmp_path):
     assert found[3] == ["whoeval row 3", "", "the second of this name23 tokens, ended"]
 
 
+def test_lines_that_no_run_writes_do_not_stop_the_page(tmp_path):
+    folder = written(tmp_path)
+    lines = [
+        '{"step": NaN}',
+        '{"step": 1e999, "prompt": "a"}',
+        '{"step": 1}',
+        "[]",
+        '{"step": 2.5, "prompt": 3, "answer": null}',
+    ]
+    (folder / "samples.jsonl").write_text("\n".join(lines))
+    assert cells(page_of(read_run(folder)), "samples") == [
+        ["asked", "step 1", "step 2"], ["", "cut off", ""], ["3", "", "Nonecut off"]
+    ]  # fmt: skip
+
+
 def test_a_long_run_shows_steps_at_even_distances_and_stays_small():
     steps = range(0, 20_000, 20)
     run = Run("long", samples=tuple(answered(step, f"{n}?", "word " * 240) for step in steps for n in range(5)))
