@@ -121,17 +121,23 @@ def _read(row: Row, *, talks: bool) -> Example:
 
 
 def _of_rows(count: int, data: DataPreparation, dataset: Any, name: str, *, prepared: bool) -> Iterator[Question]:
-    """The questions in the first rows of an evaluation set; rows that are left out or too long are passed over."""
-    where = f"eval_dataset[{name!r}]" if name else "eval_dataset"
-    pipeline = _pipeline(data, dataset, where) if prepared else _as_they_are(data, dataset, where)
+    """The questions in the first rows of an evaluation set; rows that are left out or too long are passed over.
+
+    Of several sources those of the first come first.
+    """
+    where, set_name = (f"eval_dataset[{name!r}]", name) if name else ("eval_dataset", "eval")
     answers, limit, found = answer_markers(data.setup.plan.settings), data.max_length, 0
-    for number, row in itertools.islice(_rows(dataset, pipeline), count + _PASSED_OVER):
-        for one in question_of(pipeline, row, number, answers=answers):
-            if found < count and 0 < len(one.row["input_ids"]) <= (limit or len(one.row["input_ids"])):
-                found += 1
-                yield evolve(one, name=f"{name or 'eval'} row {number}")
-        if found >= count:
-            return
+    sources = _sources(dataset)
+    for place, source in enumerate(sources):
+        of = f"{set_name} {source.name or place}" if len(sources) > 1 else set_name
+        pipeline = _pipeline(data, dataset, where, place) if prepared else _as_they_are(data, dataset, where)
+        for number, row in itertools.islice(_rows(source, pipeline), count + _PASSED_OVER):
+            if found >= count:
+                return
+            for one in question_of(pipeline, row, number, answers=answers):
+                if found < count and 0 < len(one.row["input_ids"]) <= (limit or len(one.row["input_ids"])):
+                    found += 1
+                    yield evolve(one, name=f"{of} row {number}")
     if not found:
         raise DataError(
             f"sample_prompts asks the first {count} rows, and none of them can be asked within max_length.",
@@ -140,11 +146,19 @@ def _of_rows(count: int, data: DataPreparation, dataset: Any, name: str, *, prep
         )
 
 
-def _pipeline(data: DataPreparation, dataset: Any, name: str) -> Pipeline:
-    """The pipeline of a set, or of the first of several sources, as its rows are prepared."""
-    mixture = as_mixture(dataset) or Mixture((DataSource(dataset),))
-    source, rows = mixture.sources[0], mixture.sources[0].taken()
-    pipeline = data.pipeline(columns_of(rows), mixture.names_in(name)[0], source, functools.partial(first_rows, rows))
+def _sources(dataset: Any) -> tuple[DataSource, ...]:
+    """The sources of a data set; one that is no mixture is its only source."""
+    mixture = as_mixture(dataset)
+    return (DataSource(dataset),) if mixture is None else mixture.sources
+
+
+def _pipeline(data: DataPreparation, dataset: Any, name: str, place: int = 0) -> Pipeline:
+    """The pipeline of a source of a set, the first one's if it is not said, as its rows are prepared."""
+    mixture = Mixture(_sources(dataset))
+    source, rows = mixture.sources[place], mixture.sources[place].taken()
+    pipeline = data.pipeline(
+        columns_of(rows), mixture.names_in(name)[place], source, functools.partial(first_rows, rows)
+    )
     return evolve(pipeline, numbering=None, meant=meant_nulls(rows.features))
 
 
@@ -171,10 +185,9 @@ def _tokens(row: Row) -> Example:
     return Example(tokens=TokenizedRow(list(row["input_ids"]), None if labels is None else list(labels)))
 
 
-def _rows(dataset: Any, pipeline: Pipeline) -> Iterator[tuple[int, Row]]:
-    """The rows of a set, or of the first of several sources, with their numbers; images in them stay references."""
-    mixture = as_mixture(dataset) or Mixture((DataSource(dataset),))
-    rows = mixture.sources[0].taken()
+def _rows(source: DataSource, pipeline: Pipeline) -> Iterator[tuple[int, Row]]:
+    """The rows of a source with their numbers; images in them stay references."""
+    rows = source.taken()
     numbers = numbers_of(rows)
     if hasattr(rows, "select"):
         table = rows.with_format("arrow")
@@ -192,7 +205,7 @@ def _trains_conversations(data: DataPreparation, train: Any, pipeline: Pipeline 
         return False
     if pipeline is None:
         return uses_template(tokenizer, None)
-    for number, row in itertools.islice(_rows(train, pipeline), _TRIED):
+    for number, row in itertools.islice(_rows(_sources(train)[0], pipeline), _TRIED):
         row = row if pipeline.meant is None else pipeline.meant(row)
         for example in pipeline.reader.read(row, number):
             if example.tokens is not None:

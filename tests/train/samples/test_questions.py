@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from sftcore.core.errors import SFTCoreError
+from sftcore.data.mixing.mixture import DataSource, Mixture
 from sftcore.train.samples.prompts import questions_of
 from tests.train.samples.test_samples import FEW, ROWS, trainer_of
 
@@ -124,6 +125,17 @@ def test_rows_that_are_too_long_to_be_asked_are_passed_over(data):
     assert [one.name for one in questions_of(2, data, ROWS, rows)] == ["eval row 1", "eval row 2"]
     with pytest.raises(SFTCoreError, match=r"eval_dataset: .*none of them can be asked within max_length"):
         questions_of(2, data, ROWS, rows.select([0]))
+
+
+def test_rows_of_several_sources_are_asked_in_their_order(data):
+    texts = Dataset.from_list([{"prompt": f"{n} + 1 = ", "completion": "?"} for n in range(2)])
+    several = [texts, FEW]
+    found = questions_of(4, data, several, Mixture([DataSource(texts, "sums"), DataSource(FEW)]))
+    assert [(one.name, one.asked) for one in found] == [
+        ("eval sums row 0", "0 + 1 = "), ("eval sums row 1", "1 + 1 = "),
+        ("eval 1 row 0", "say 0"), ("eval 1 row 1", "say 1"),
+    ]  # fmt: skip
+    assert spelled(data, ["one"], train=several) == ["one"]
 
 
 @pytest.mark.parametrize(
