@@ -198,6 +198,8 @@ class _Above:
 
     def write(self, text: str) -> int:
         """Keep what is no whole line yet; of text that is written over itself, as a bar is, the newest remains."""
+        if not isinstance(text, str):  # by which others find out whether a stream takes text
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if not self._screen.is_open:
             return int(self.stream.write(text))
         if os.getpid() != self._process:

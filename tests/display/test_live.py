@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import warnings
 
+import click
 import pytest
 from rich.text import Text
 
+from sftcore.cli import _plain_reports
 from sftcore.display import screen as screens
 from sftcore.display.figures import Curve, Figures, sparkline
 from sftcore.display.live import Live
@@ -104,6 +107,20 @@ def test_what_others_print_stands_above_in_whole_lines(terminal):
     assert last.startswith("step 2/2")
     assert sys.stdout is shown.stream
     assert handler.stream is shown.stream
+
+
+def test_warnings_of_the_command_line_stand_above(terminal):
+    shown = terminal()
+    view = Live(shown.console)
+    with _plain_reports():
+        view.open(0, 2)
+        warnings.warn("a plugin \x1b[2J warns", UserWarning, stacklevel=1)
+        click.echo("said on stdout")
+        view.step(2, 1.0, 1.0)
+        view.close()
+    first, second, last = shown.text.strip().splitlines()
+    assert (first, second) == ("warning: a plugin \\x1b[2J warns", "said on stdout")
+    assert last.startswith("step 2/2")
 
 
 def test_a_bar_of_another_is_seen_while_it_moves(terminal):
