@@ -103,7 +103,7 @@ def test_a_reader_that_ends_early_does_not_end_the_run(folder, words, both):
     out = f"headed{len(words)}{len(both)}"
     script = f'set -o pipefail; "$0" -m sftcore "$@" {both} | head -n 1'
     command = ["bash", "-c", script, sys.executable, "train", *SETTINGS, f"output_dir={out}", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr

@@ -91,7 +91,9 @@ def test_a_cell_that_trains_shows_the_run(tmp_path, monkeypatch):
     cells = [TRAIN, "trainer.evaluate()", "print([type(c).__name__ for c in trainer.callback_handler.callbacks])"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     resources = {"metadata": {"path": str(tmp_path)}}
-    client.NotebookClient(notebook, kernel_name="here", timeout=None, resources=resources).execute()
+    client.NotebookClient(
+        notebook, kernel_name="here", timeout=None, startup_timeout=600, resources=resources
+    ).execute()
     trained, evaluated, names = (cell.outputs for cell in notebook.cells)
     views = [one.data["text/html"] for one in trained if one.output_type == "display_data" and "html" in str(one.data)]
     log = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
