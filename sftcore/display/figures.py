@@ -73,7 +73,7 @@ class Figures:
 def others_in(logs: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """What a log of training holds beside the figures that have a place of their own, and beside counts of tokens."""
     shown = (name for name in logs if name not in _KNOWN and not str(name).startswith("tokens/"))
-    return tuple((visible(str(name)), number(logs[name])) for name in shown)
+    return tuple((_named(name), number(logs[name])) for name in shown)
 
 
 def evaluation_in(step: int, logs: Mapping[str, Any]) -> str:
@@ -85,10 +85,15 @@ def evaluation_in(step: int, logs: Mapping[str, Any]) -> str:
             said = f", accuracy {accuracy:.3f}" if isinstance(accuracy, float) else ""
             if (perplexity := logs.get(f"{name.removesuffix('loss')}perplexity")) is not None:
                 said += f", perplexity {number(perplexity)}"
-            parts.append(f"{visible(name)} {loss(value)}{said}")
+            parts.append(f"{_named(name)} {loss(value)}{said}")
         elif name not in _KNOWN and not (name.startswith("eval_") and name.endswith(_OF_EVALUATIONS)):
-            parts.append(f"{visible(str(name))} {number(value)}")
+            parts.append(f"{_named(name)} {number(value)}")
     return f"step {step}: {', '.join(parts)}" if parts else ""
+
+
+def _named(name: object) -> str:
+    """The name of a figure in one line."""
+    return " ".join(visible(str(name)).split())
 
 
 def is_evaluation_loss(name: str) -> bool:

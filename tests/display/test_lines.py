@@ -41,6 +41,12 @@ def test_metrics_of_the_runs_own_are_not_lost():
     assert evaluation_in(4, {"mine": "two\nlines"}) == "step 4: mine two lines"
 
 
+def test_a_name_of_several_lines_is_one():
+    assert others_in({"loss/a\nb\tc": 1.5}) == (("loss/a b c", "1.5000"),)
+    logs = {"eval_a\nb_loss": 2.0, "eval_a\nb_f1": 1.5}
+    assert evaluation_in(4, logs) == "step 4: eval_a b_loss 2.0000, eval_a b_f1 1.5000"
+
+
 def test_an_entry_is_a_line_that_any_json_parser_reads():
     out = io.StringIO()
     entry = {"loss": 1.5, "grad_norm": float("nan"), "f1": np.float32(0.5), "rows": np.array([1, 2]), "who": "ü\n\x1b"}
