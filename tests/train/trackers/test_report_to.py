@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 import pytest
 from datasets import Dataset
@@ -24,7 +25,7 @@ def without(monkeypatch, tmp_path):
 
     for name in PACKAGES:
         (tmp_path / "left" / name).mkdir(parents=True)
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # which such a folder is imported as
     own = importlib.util.find_spec
 
     def find_spec(name, *rest):
