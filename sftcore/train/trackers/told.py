@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from transformers.integrations import MLflowCallback, TensorBoardCallback, TrackioCallback, WandbCallback
 
-from sftcore.core.errors import said_by
+from sftcore.core.errors import ConflictError, said_by
 from sftcore.core.visible import visible
 from sftcore.train.trackers.facts import Facts, Names, facts_of, facts_of_streams
 from sftcore.util.warned import warn
@@ -39,7 +39,9 @@ def one_line(name: str) -> str:
 class _Told:
     """What is the same for all of them; stands before transformers' class."""
 
-    title = ""
+    title = name = ""
+    begins = ""
+    """What else lets it begin."""
     _trainer: RunView
 
     def __init__(self, trainer: RunView) -> None:
@@ -55,8 +57,19 @@ class _Told:
         raise NotImplementedError
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Begin as transformers does, and tell the facts."""
-        super().on_train_begin(args, state, control, **given)  # type: ignore[misc]
+        """Begin as transformers does, and tell the facts.
+
+        Raises:
+            ConflictError: the tracker cannot begin, as W&B without a key, or MLflow without its server.
+        """
+        try:
+            super().on_train_begin(args, state, control, **given)  # type: ignore[misc]
+        except Exception as error:  # whatever the tracker, its server or the disk says
+            raise ConflictError(
+                f"{self.title} cannot begin: {said_by(error)}.",
+                where="report_to",
+                fix=f"Mend that{self.begins}, or take {self.name} out of report_to.",
+            ) from error
         if state.is_world_process_zero:
             self._told(facts_of(self._trainer))
 
@@ -81,7 +94,7 @@ class _Told:
 class TensorBoard(_Told, TensorBoardCallback):  # type: ignore[misc]
     """Facts are texts, each under its name."""
 
-    title = "TensorBoard"
+    title, name = "TensorBoard", "tensorboard"
 
     def tell(self, facts: Facts) -> None:
         """Write them as texts of step 0."""
@@ -92,7 +105,7 @@ class TensorBoard(_Told, TensorBoardCallback):  # type: ignore[misc]
 class WeightsAndBiases(_Told, WandbCallback):  # type: ignore[misc]
     """Facts are part of the run's config."""
 
-    title = "W&B"
+    title, name, begins = "W&B", "wandb", " (wandb login, WANDB_MODE=offline)"
 
     def tell(self, facts: Facts) -> None:
         """Add them to the config."""
@@ -102,7 +115,7 @@ class WeightsAndBiases(_Told, WandbCallback):  # type: ignore[misc]
 class Trackio(_Told, TrackioCallback):  # type: ignore[misc]
     """Facts are part of the run's config; the figures of the whole run, which transformers drops, are logged too."""
 
-    title = "Trackio"
+    title, name = "Trackio", "trackio"
     _OF_THE_RUN = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
 
     def setup(self, args: Any, state: Any, model: Any, **given: Any) -> None:
@@ -138,7 +151,7 @@ def mlflow_name(name: str) -> str:
 class MLflow(_Told, MLflowCallback):  # type: ignore[misc]
     """Facts are parameters, long ones in several; what is logged after the end is of the same run."""
 
-    title = "MLflow"
+    title, name, begins = "MLflow", "mlflow", " (MLFLOW_TRACKING_URI)"
     _run_id = ""
     _in_files = False
     """Whether runs are kept in files, where `loss` cannot be a file and the folder of `loss/answers` as well."""

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from sftcore import SFTCoreError
 from tests.distributed.ranked_runs import read, start
 from tests.train.trackers import tracked_in_two
 from tests.train.trackers.tracked_runs import OFFLINE, expected_facts, readable, rewritten, tracked_run
@@ -70,6 +71,17 @@ def test_perplexities_are_among_them(run):
     found = {name: value for name, _, value in run.points() if "perplexity" in name}
     assert set(found) == {"eval_dev_perplexity", "eval_數據_perplexity"}
     assert all(map(math.isfinite, found.values()))
+
+
+def test_a_tracker_that_cannot_begin_is_an_error_before_the_first_step(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "file" / "runs"))
+    with pytest.raises(
+        SFTCoreError, match=r"report_to: TensorBoard cannot begin: .*take tensorboard out of report_to"
+    ) as caught:
+        tracked_run(tmp_path, "tensorboard")
+    assert "\n" not in str(caught.value)
+    assert not [*(tmp_path / "out").glob("model*")]
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import struct
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from sftcore import SFTCoreError
 from tests.train.trackers.tracked_runs import LONG, OFFLINE, SOURCES, expected_facts, readable, rewritten, tracked_run
 
 pytestmark = pytest.mark.slow
@@ -106,6 +108,17 @@ def test_wandb(offline):
     assert {name: str(config[names(name)]) for name in wanted} == wanted
     assert config["sftcore/plugins/loss"].startswith("nll (sftcore ")
     assert "learning rate" in config["sftcore/plan"]
+
+
+def test_wandb_without_a_key_is_our_error(offline, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(offline))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.stdin", StringIO())
+    with pytest.raises(SFTCoreError, match=r"report_to: W&B cannot begin: .*[Kk]ey.*wandb login, WANDB_MODE=offline"):
+        tracked_run(offline, "wandb")
+    wandb.teardown()
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------
