@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LEFT_ALONE = ("use_cache", "dtype", "torch_dtype", "tie_word_embeddings", "_name_or_path", "transformers_version")
 """Fields of a configuration that say nothing of what the model computes, or that an adapter has to change."""
+_CONFIGURATION = "the configuration's"
 _ROWS = 4
 
 
@@ -100,7 +101,8 @@ class Base:
             if name in gone:
                 yield f"the model that it returned lacks {name}, which it was given"
         for place in changed(self.configuration, _scalars(causal_model(wrapped.model))):
-            yield f"it leaves {place} changed (allowed: nothing)"
+            if place not in _grown(causal_model(wrapped.model), self.configuration):
+                yield f"it leaves {place} changed (allowed: nothing)"
         for place in changed(self.tokenizer, facts_of_processor(wrapped.processor)):
             yield f"it leaves {place} changed, by which the rows are prepared already (allowed: nothing)"
         if matrices and not matrices - self._changed:
@@ -147,6 +149,17 @@ def _again(weight: torch.Tensor, among: Iterable[torch.Tensor]) -> bool:
         for one in among
         if one.ndim == weight.ndim > 0 and one.device.type != "meta"
     )
+
+
+def _grown(model: Any, before: Structure) -> set[str]:
+    """The counts in the configuration that are larger than before, as the model's layers and embeddings are."""
+    there = {"num_hidden_layers": len(layers_of(model)), "vocab_size": len(model.get_input_embeddings().weight)}
+    now, grown = _scalars(model), set()
+    for name, count in there.items():
+        place = f"{_CONFIGURATION} {name}"
+        if place in before and place in now and json.loads(before[place]) < json.loads(now[place]) <= count:
+            grown.add(place)
+    return grown
 
 
 def _scalars(model: Any) -> Structure:
