@@ -45,7 +45,7 @@ class IsolatedPlugins:
         metadata: str = "",
         **kinds: Mapping[str, type | str],
     ) -> Catalog:
-        """Install plugins, and say what discovery then finds.
+        """Install plugins, and say what discovery then finds; one that is there already stays as it is.
 
         Args:
             distribution, version: of the distribution that offers them.
@@ -55,6 +55,7 @@ class IsolatedPlugins:
         kinds = {**(plugins or {}), **kinds}
         if unknown := set(kinds) - set(KINDS):
             raise TypeError(f"no kind of plugin: {', '.join(sorted(unknown))}; kinds: {', '.join(KINDS)}")
+        there = {(one.kind, one.name, one.value) for one in discover().entries}
         info = self.folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir(exist_ok=True)
         (info / "METADATA").write_text(
@@ -62,8 +63,9 @@ class IsolatedPlugins:
         )
         with (info / "entry_points.txt").open("a", encoding="utf-8") as file:
             for kind, named in kinds.items():
-                lines = [f"{name} = {one if isinstance(one, str) else _entry(one)}\n" for name, one in named.items()]
-                file.write(f"[{GROUP}{kind}]\n{''.join(lines)}")
+                values = {name: one if isinstance(one, str) else _entry(one) for name, one in named.items()}
+                new = [f"{name} = {one}\n" for name, one in values.items() if (kind, name, one) not in there]
+                file.write(f"[{GROUP}{kind}]\n{''.join(new)}")
         importlib.invalidate_caches()
         return discover()
 

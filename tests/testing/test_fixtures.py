@@ -34,6 +34,8 @@ def test_other_distributions_are_hidden_and_what_is_installed_is_seen(isolated_p
     with isolated() as inner:
         assert {"bad", "other"} <= {one.name for one in inner(format={"other": Unmarked}).entries}
     assert "other" not in {one.name for one in discover().entries}
+    with isolated() as inner:  # as the tests of a plugin that stands in a folder have it
+        assert inner(loss={"bad": BadLoss}).find("loss", "bad").distribution == "bad-losses"
 
 
 def test_a_class_of_a_function_can_be_installed(isolated_plugins):  # noqa: F811

@@ -72,6 +72,14 @@ def test_a_new_plugin_passes_its_own_tests_and_those_of_its_kind(tmp_path):
     assert shown.stdout.endswith("15 passed.\n")
 
 
+@pytest.mark.slow
+def test_one_that_trains_passes_where_it_stands(tmp_path):
+    folder = new_plugin("noise", "my-hiss", tmp_path)
+    shown = sftcore("plugin", "test", str(folder))
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "  passed     a run trains with it, padded" in shown.stdout
+
+
 def test_what_is_wrong_is_named_and_the_exit_code_is_1(tmp_path):
     folder = new_plugin("format", "my-faq", tmp_path)
     module = folder / "sftcore_my_faq.py"
