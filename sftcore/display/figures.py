@@ -65,6 +65,22 @@ class Figures:
         return "  ".join([*parts, f"left {duration(self.left)}"])
 
     @property
+    def beside_loss(self) -> list[str]:
+        """What is known beside the loss and how far the run is, each in a few words."""
+        parts = []
+        if self.accuracy is not None:
+            parts.append(f"accuracy {self.accuracy:.3f}")
+        if self.tokens is not None:
+            parts.append(f"{self.tokens:,.0f} tokens/s")
+        if self.share is not None:
+            parts.append(f"{self.share:.0%} supervised")
+        if self.memory:
+            parts.append(f"memory {size(self.memory)}")
+        if self.learning_rate is not None:
+            parts.append(f"learning rate {number(self.learning_rate)}")
+        return parts
+
+    @property
     def share(self) -> float | None:
         """The part of the tokens that is supervised."""
         return self.supervised / self.tokens if self.tokens and self.supervised is not None else None

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sftcore.core.visible import visible
-from sftcore.display.figures import BLOCKS, LETTERS, Curve, Figures, duration, loss, number, seconds, size, sparkline
+from sftcore.display.figures import BLOCKS, LETTERS, Curve, Figures, duration, loss, seconds, sparkline
 from sftcore.display.screen import Screen
 from sftcore.display.stages import Advance
 from sftcore.display.streams import encodable
@@ -139,7 +139,7 @@ class Live:
             )
         if self._training and self._newest is not None:
             lines += self._of_loss(self._newest)
-            lines += self._flowing(_figures(self._newest))
+            lines += self._flowing([Text(visible(part)) for part in self._newest.beside_loss])
             lines += self._flowing([Text(f"{name} {value}") for name, value in self._newest.others])[:_OTHERS]
         if self._evaluation is not None:
             done, total = self._evaluation
@@ -175,18 +175,3 @@ class Live:
             else:
                 lines.append(part)
         return lines
-
-
-def _figures(newest: Figures) -> list[Text]:
-    parts = []
-    if newest.accuracy is not None:
-        parts.append(f"accuracy {newest.accuracy:.3f}")
-    if newest.tokens is not None:
-        parts.append(f"{newest.tokens:,.0f} tokens/s")
-    if newest.share is not None:
-        parts.append(f"{newest.share:.0%} supervised")
-    if newest.memory:
-        parts.append(f"memory {size(newest.memory)}")
-    if newest.learning_rate is not None:
-        parts.append(f"learning rate {number(newest.learning_rate)}")
-    return [Text(visible(part)) for part in parts]

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sftcore.core.visible import visible
-from sftcore.display.figures import Curve, Figures, duration, loss, number, size
+from sftcore.display.figures import Curve, Figures, duration, loss
 from sftcore.display.stages import Advance, stage
 
 OFTEN = 0.5
@@ -116,7 +116,8 @@ class Notebook:
             done, total = self._evaluation
             parts.append(_bar(done, total, "evaluating", f"{done:,}/{total:,} batches"))
         if self._newest is not None:
-            parts += [f"<div>{_text(_figures(self._newest))}</div>", _curve(self._losses.values), _table(self._rows)]
+            figures = ", ".join([f"loss {loss(self._newest.loss)}", *self._newest.beside_loss])
+            parts += [f"<div>{_text(figures)}</div>", _curve(self._losses.values), _table(self._rows)]
         parts += [f"<div>{_text(line)}</div>" for line in self._evaluations]
         if page is not None and page.exists():
             parts.append(_link(page))
@@ -130,19 +131,6 @@ def _text(value: object) -> str:
 def _bar(done: int, total: int, head: str, tail: str) -> str:
     style = f"width:{_WIDTH}px; height:20px; vertical-align:middle;"
     return f"<div>{_text(head)} <progress value='{done}' max='{total}' style='{style}'></progress> {_text(tail)}</div>"
-
-
-def _figures(newest: Figures) -> str:
-    parts = [f"loss {loss(newest.loss)}"]
-    if newest.tokens is not None:
-        parts.append(f"{newest.tokens:,.0f} tokens/s")
-    if newest.share is not None:
-        parts.append(f"{newest.share:.0%} supervised")
-    if newest.memory:
-        parts.append(f"memory {size(newest.memory)}")
-    if newest.learning_rate is not None:
-        parts.append(f"learning rate {number(newest.learning_rate)}")
-    return ", ".join(parts)
 
 
 def _curve(losses: Sequence[float]) -> str:

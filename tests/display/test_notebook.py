@@ -58,7 +58,7 @@ def test_bar_curve_table_and_link_are_shown(tmp_path, monkeypatch):
         view._rows = [*view._rows, (f"{step}", f"{figures.loss:.4f}", "0.500", "")][-ROWS:]
     shown = Shown(view.html(page))
     assert ("progress", "30", "30") in [(tag, a.get("value"), a.get("max")) for tag, a in shown.tags]
-    assert "loss 0.0333, 200 tokens/s, 25% supervised" in shown.text
+    assert "loss 0.0333, accuracy 0.500, 200 tokens/s, 25% supervised" in shown.text
     assert [tag for tag, _ in shown.tags].count("tr") == ROWS + 1
     assert [attrs["href"] for tag, attrs in shown.tags if tag == "a"] == ["a%20run/report.html"]
     (points,) = [attrs["points"] for tag, attrs in shown.tags if tag == "polyline"]
