@@ -88,9 +88,11 @@ class _LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         from sftcore.core.errors import SFTCoreError
+        from sftcore.util.disk import names_of_files
 
         try:
-            return super().invoke(ctx)
+            with names_of_files():
+                return super().invoke(ctx)
         except SFTCoreError:
             if ctx.meta.get(_TRACEBACK):
                 click.echo(visible(traceback.format_exc()), err=True)

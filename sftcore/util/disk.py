@@ -13,8 +13,9 @@ from typing import Any
 
 from attrs import frozen
 
-from sftcore.core.errors import SFTCoreError, WriteError
+from sftcore.core.errors import RecipeError, SFTCoreError, WriteError
 from sftcore.core.types import Problem
+from sftcore.util.shown import shortened
 
 _TORCH_FAILED = "torch could not write a file to its end"
 _REMEDIES = {
@@ -34,6 +35,25 @@ _REMEDIES = {
 }
 """What mends a failed write, by what the operating system said of it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def names_of_files() -> Iterator[None]:
+    """Around a look for files by names that somebody gave, which may be whole texts.
+
+    Raises:
+        RecipeError: the operating system takes no name that long.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or not isinstance(error.filename, str):
+            raise
+        raise RecipeError(
+            f"a file was looked for by a name of {len(error.filename):,} characters, which is too long for one: "
+            f"{shortened(error.filename)}.",
+            fix="Give the name of a file or folder, or write the text into a file.",
+        ) from error
 
 
 @frozen

@@ -146,6 +146,7 @@ def test_a_text_and_a_file_are_taken_and_add_nothing(tmp_path):
         ("chatlm", 'no chat template is named "chatlm". Did you mean "chatml"?'),
         ("none.jinja", "no such file"),
         ("owner/model", "chat_template_path"),
+        ("a text that is meant " * 300, "a name of 6,300 characters, which is too long for one"),
         ("{% for m in messages %}", "line 1: Unexpected end of template"),
         (str, None),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sftcore.cli import cli
+from sftcore.cli import cli, main
 from tests import commands
 from tests.conftest import alpaca_rows
 
@@ -155,3 +155,28 @@ def test_options_of_a_plugin_are_offered_by_their_last_part_or_first_letter(mode
     for given, meant in (("rank", "r"), ("lora_r", "r"), ("alpha", "lora_alpha"), ("lora_rank", "r")):
         words = [f"model={model_folder}", f"data={data}", f"adapter.lora.{given}=4"]
         assert f'unknown key "{given}". Did you mean "{meant}"?' in printed("explain", *words, code=1)
+
+
+LONG = "a text where a name is wanted " * 200
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[f"model={LONG}", "data=d.jsonl"], ["model=m", f"data={LONG}"], ["model=m", f"data=/tmp/{LONG}.jsonl"],
+     ["model=m", "data=d.jsonl", f"deepspeed={LONG}"], [LONG], ["--model", LONG, "--data", "d.jsonl"]],
+    ids=["model", "data", "a file of data", "a file of settings", "the recipe", "an option"],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["train", "check", "explain", "estimate"])
+def test_a_text_too_long_to_name_a_file_is_one_line(verb, words, tmp_path, monkeypatch, capsys):
+    if verb == "check" and words == [LONG]:
+        words = [*words, "--model", "m"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["sftcore", verb, *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert said.count("error:") == 1
+    assert "a text where a name is wanted" in said
+    assert len(said) < 2000
+    assert "Traceback" not in said

@@ -11,6 +11,7 @@ from attrs import frozen
 
 from sftcore.core.errors import ModelError, RecipeError, near_name
 from sftcore.core.types import Problem
+from sftcore.util.disk import names_of_files
 
 FILES = (".jinja", ".j2")
 MAX_SOURCE = 2**17
@@ -99,7 +100,9 @@ def template_text(value: str) -> str:
     if "{{" in value or "{%" in value:
         return checked(value, "chat_template")
     path = Path(value).expanduser()
-    if path.is_file():
+    with names_of_files():
+        is_file = path.is_file()
+    if is_file:
         return read_template(path, f"chat_template {value}")
     if value.endswith(FILES):
         raise RecipeError("no such file.", where=f"chat_template {value}")
