@@ -189,7 +189,8 @@ def finish_model(
     if wrappers := plugins.answers("wrap_model"):
         origin = wrappers[0].origin("wrap_model")
         base = Base.of(loaded)
-        wrapped = _with_model(plugins.one("wrap_model", loaded=loaded, plan=plan), origin)
+        is_sketch = _devices(loaded.model) == {"meta"}  # as an estimate draws it
+        wrapped = _with_model(plugins.one("wrap_model", loaded=loaded, plan=plan), origin, is_sketch=is_sketch)
         if wrapped.processor is None and loaded.processor is not None:
             raise origin.fault("returned a LoadedModel without the processor that it was given")
         loaded = attrs.evolve(wrapped, notes=(*wrapped.notes, *base.hold(wrappers[0], wrapped)))
@@ -209,8 +210,15 @@ def finish_model(
     return attrs.evolve(loaded, notes=(*loaded.notes, *dtype_notes(loaded.model, plan.settings))), loss
 
 
-def _with_model(loaded: LoadedModel, origin: Origin) -> LoadedModel:
-    """What a plugin loaded or wrapped, if there is a model in it as transformers has them."""
+def _devices(model: Any) -> set[str]:
+    return {one.device.type for one in model.parameters()}
+
+
+def _with_model(loaded: LoadedModel, origin: Origin, *, is_sketch: bool = False) -> LoadedModel:
+    """What a plugin loaded or wrapped, if there is a model in it as transformers has them.
+
+    Weights of the meta device are none, unless the model is a sketch whose shapes alone are asked for.
+    """
     import torch
 
     kind = type(loaded.model).__name__
@@ -229,8 +237,8 @@ def _with_model(loaded: LoadedModel, origin: Origin) -> LoadedModel:
         embeddings = loaded.model.get_input_embeddings()
     except Exception as error:  # a class of its own may raise anything
         raise origin.named(error) from error
-    devices = {one.device.type for one in loaded.model.parameters()}
-    if os.environ.get("WORLD_SIZE", "1") == "1" and devices == {"meta"}:
+    is_whole = os.environ.get("WORLD_SIZE", "1") == "1" and not is_sketch
+    if is_whole and _devices(loaded.model) == {"meta"}:
         raise origin.fault(f"returned a LoadedModel whose model, {kind}, has no weights: all are on the device meta")
     if not isinstance(getattr(embeddings, "weight", None), torch.Tensor):
         raise origin.fault(f"returned a LoadedModel whose model, {kind}, has no embeddings of tokens")

@@ -300,7 +300,10 @@ class Features:
         what = f"{chosen[0].selection.label}, switched on and off again"
         trainer, step = self.trainer, Step(one_batch)
         before, weights = measure_step(trainer, step), weights_hash(self.model)
-        trainer.noise.on()
+        try:
+            trainer.noise.on()
+        except BrokenPluginError as error:  # something of it stays when it is removed
+            return Line(what, "FAILED", why=error.what)
         try:
             noisy = measure_step(trainer, step)
             with trainer.noise.paused():

@@ -40,6 +40,7 @@ def test_a_task_that_ends_its_process_is_named_and_the_rest_runs_in_another():
     assert "ended with 3" in found["fatal"]["error"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_keeps_what_it_had_and_names_the_rest():
     found, told = came_to("right", "endless", "wrong", seconds=6)
     assert found["right"]["state"] == "done"

@@ -186,6 +186,7 @@ def restricted(row: str, names: set[str]) -> str:
     return " | ".join([*cells, ", ".join(kept)]) if kept else ""
 
 
+@pytest.mark.slow
 def test_the_page_says_what_comes_out():
     """For every template whose text is the one that the page is about; all of them with the version it names."""
     listed = dict(row.strip("| ").split(" | ") for row in rows_of("Templates"))

@@ -374,6 +374,7 @@ def test_a_whole_report_without_a_model_needs_no_torch(write):
     assert "3 read" in printed
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_had_is_one_clear_error(write):
     code, printed, _ = in_a_process(str(write("d.jsonl", jsonl(alpaca_rows(3)))), "--model", "nobody/nothing")
     assert code == 1

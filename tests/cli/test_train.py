@@ -16,6 +16,8 @@ from sftcore.train.checkpoint.other_run import held_run, remove_run
 from tests import commands
 from tests.conftest import alpaca_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(write) -> Path:

@@ -211,6 +211,7 @@ def test_what_is_wrong_is_one_line(ran, words, kept, said, faulty, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_command_says_it_as_one_line_too():
     done = commands.sftcore("sft", "--model_name_or_path", "m", "--dataset_name", "d", "--max_steps", "many")
     assert done.returncode == 1

@@ -29,8 +29,11 @@ FIELDS = [one for one in dataclasses.fields(SFTConfig) if one.init]
 HINTS = typing.get_type_hints(SFTConfig)
 VALUES: tuple[Any, ...] = ("perhaps", 3, 2.5, True, [1, 2], {"a": 1})
 """One value of each plain type."""
-TAKES_MORE = {"fsdp": (bool, list), "accelerator_config": (dict,), "debug": (list,), "callbacks": (list,)}
-"""Types that transformers takes although it does not declare them."""
+TAKES_MORE = {
+    "fsdp": (bool, list), "accelerator_config": (dict,), "debug": (list,), "callbacks": (list,),
+    "sample_prompts": (dict,),
+}  # fmt: skip
+"""Types that are taken although they are not declared."""
 IN_PROSE = {
     "report_to": list(INTEGRATION_TO_CALLBACK), "fsdp": [one.value for one in FSDPOption],
     "torch_compile_backend": [one.value.lower() for one in DynamoBackend],

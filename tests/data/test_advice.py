@@ -68,6 +68,7 @@ def test_a_third_of_the_rows_cut_is_said(cut, said):
     assert lines[1:] == ([] if said is None else [f"train: {cut} rows cut to length, {cut} tokens removed{said}"])
 
 
+@pytest.mark.slow
 def test_plan_and_check_say_each_note_once(tmp_path, model_folder, write):
     pairs = write("pairs.jsonl", (json.dumps(PAIR) + "\n") * 30)
     chats = write("chats.jsonl", (json.dumps({"messages": [USER, ANSWER]}) + "\n") * 30)

@@ -102,6 +102,7 @@ def test_keys_are_named_once_with_the_first_example(num_proc):
     }
 
 
+@pytest.mark.slow
 def test_the_plan_check_and_preview_name_what_is_not_read(tmp_path, model_folder, write):
     rows = [{**keyed(number), "source": "web"} for number in range(3)]
     data = write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

@@ -104,6 +104,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_weights_and_curve_are_those_of_the_run_that_never_stopped(case, tmp_path):
     kind, fields = case.split(",")[0].split()[0], CASES[case]

@@ -149,6 +149,7 @@ FOREVER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", FOREVER.values(), ids=FOREVER)
 def test_what_would_take_forever_is_stopped(source, monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 0.3)

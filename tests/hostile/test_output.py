@@ -115,6 +115,7 @@ def test_words_of_the_command_line_are_quoted_as_text():
         assert_harmless(run_sftcore(*words, code=2))
 
 
+@pytest.mark.slow
 def test_what_transformers_logs_of_a_model_is_shown_as_text(rows, model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

@@ -88,7 +88,7 @@ VERBS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [pytest.param(one, marks=[pytest.mark.slow] * (one == "selftest")) for one in VERBS])
 def test_a_verb_leaves_no_trace(rows, model_folder, verb):
     before = settings()
     words = [word.replace("MODEL", str(model_folder)) for word in VERBS[verb]]

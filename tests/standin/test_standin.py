@@ -6,6 +6,8 @@ import pytest
 
 from sftcore.testing.standin.process import on_cpu, on_standin
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch", minversion="2.10")
 
 RUN = "tests.standin.paths:run"

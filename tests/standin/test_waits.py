@@ -6,6 +6,8 @@ import pytest
 
 from sftcore.testing.standin.process import on_cpu, on_standin
 
+pytestmark = pytest.mark.slow
+
 VARLEN = {"plugins": {"attention": "varlen"}}
 RUNS = {
     "padded": {"padding_free": False},

@@ -63,6 +63,7 @@ def test_a_merged_model_is_pushed_whole_and_names_no_folder_of_this_machine(tmp_
     assert json.loads((local / "manifest.json").read_text())["merge"]["adapter"] == str(adapter)
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_where_nobody_asked(tmp_path, hub, adapter):
     done = sftcore(hub, "merge", adapter)
     assert done.returncode == 0, done.stderr
@@ -115,6 +116,7 @@ def test_a_run_pushes_its_adapter_card_and_manifest_without_token_or_folders(tmp
     assert str(tmp_path) not in hub.files["manifest.json"].decode() + hub.files["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_what_a_run_pushes_at_each_checkpoint_holds_no_token(tmp_path, hub, model_folder):
     """transformers pickles the arguments once more for this, and needs their token to push."""
     data = tmp_path / "rows.jsonl"

@@ -106,6 +106,7 @@ def test_of_a_gated_mlp_two_tensors_of_the_inner_width_are_kept_and_not_four():
     assert kept_by(model, keeping_less, 512 * 8192 * 4) < 2.2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc says what is allocated")
 def test_of_a_norm_its_input_is_kept_and_not_its_output_too():
     model = get_peft_model(
@@ -116,6 +117,7 @@ def test_of_a_norm_its_input_is_kept_and_not_its_output_too():
     assert kept - less == pytest.approx(3, abs=0.3)  # what the first norm is given is not kept either way
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc says what is allocated")
 def test_of_a_norm_in_half_precision_its_input_is_kept_and_no_copy_in_float32():
     model = get_peft_model(

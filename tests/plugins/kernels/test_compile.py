@@ -50,6 +50,7 @@ def counters():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma2"])
 def test_packed_rows_have_the_same_loss_and_gradients_without_a_graph_break(name, counters):
     plain = build(name)
@@ -66,6 +67,7 @@ def test_packed_rows_have_the_same_loss_and_gradients_without_a_graph_break(name
     assert counters["stats"]["unique_graphs"] <= (4 if name == "Gemma2" else 2)
 
 
+@pytest.mark.slow
 def test_layers_are_compiled_under_gradient_checkpointing(counters):
     plain = build("Llama")
     fast = copy.deepcopy(plain)

@@ -93,6 +93,7 @@ def estimated(*words):
     return result.exit_code, json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_with_the_change_that_is_named_the_run_fits(words):
     code, plain = estimated(*words)
     assert code == 0
