@@ -19,6 +19,8 @@ OFTEN = 0.5
 """Seconds between two drawings, if nothing asks for one at once."""
 ROWS = 20
 """The newest logs that the table holds; the page of the run has all."""
+INLINE = 4 * 2**20
+"""The most bytes of a page that a notebook holds; of a larger one it has the link alone."""
 _WIDTH, _HEIGHT, _POINTS = 300, 60, 300
 
 
@@ -29,7 +31,7 @@ class Notebook:
         self._shown: Any = None
         self._drawn_at = 0.0
         self._begin(0, 0)
-        self._training = False
+        self._training = self._ended = False
 
     def _begin(self, step: int, max_steps: int) -> None:
         self._step, self._max_steps = step, max_steps
@@ -91,23 +93,29 @@ class Notebook:
             self._draw()
 
     def close(self, page: Path | None = None) -> None:
-        """Show the last step, and where the page of the run is."""
+        """Show the last step and a link to the page; when called again, with all of it written, the page itself."""
         if self._training:
-            self._training, self._evaluation = False, None
+            self._training, self._ended, self._evaluation = False, True, None
             self._draw(page)
+        elif self._ended:
+            self._ended = False
+            self._draw(page, whole=True)
 
-    def _draw(self, page: Path | None = None) -> None:
+    def _draw(self, page: Path | None = None, *, whole: bool = False) -> None:
         from IPython.display import HTML, display
 
         self._drawn_at = time.monotonic()
-        shown = HTML(self.html(page))
+        shown = HTML(self.html(page, whole=whole))
         if self._shown is None:
             self._shown = display(shown, display_id=True)
         else:
             self._shown.update(shown)
 
-    def html(self, page: Path | None = None) -> str:
-        """All that is shown. Whatever comes from data or plugins stands in it as text."""
+    def html(self, page: Path | None = None, *, whole: bool = False) -> str:
+        """All that is shown, with a link to the page, or the `whole` page.
+
+        Whatever comes from data or plugins stands in it as text.
+        """
         parts = []
         if self._max_steps:
             times = f"{duration(self._taken)}, left {duration(self._left)}"
@@ -120,7 +128,7 @@ class Notebook:
             parts += [f"<div>{_text(figures)}</div>", _curve(self._losses.values), _table(self._rows)]
         parts += [f"<div>{_text(line)}</div>" for line in self._evaluations]
         if page is not None and page.exists():
-            parts.append(_link(page))
+            parts += [_link(page), _inline(page) if whole else ""]
         return "\n".join(parts)
 
 
@@ -167,3 +175,12 @@ def _link(page: Path) -> str:
     if not place.is_absolute():
         shown = f"<a href='{html.escape(quote(place.as_posix()), quote=True)}' target='_blank'>{shown}</a>"
     return f"<div>The page of the run: {shown}</div>"
+
+
+def _inline(page: Path) -> str:
+    """The page itself, which can run its scripts and nothing else: it cannot reach the notebook around it."""
+    if page.stat().st_size > INLINE:
+        return ""
+    text = html.escape(page.read_text(encoding="utf-8"), quote=True)
+    style = "width:100%; height:700px; border:0;"
+    return f"<iframe title='The page of the run' sandbox='allow-scripts' style='{style}' srcdoc='{text}'></iframe>"

@@ -48,7 +48,7 @@ def test_bar_curve_table_and_link_are_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = Path("a run") / "report.html"
     page.parent.mkdir()
-    page.touch()
+    page.write_text("<p title='one'>\"the page\" & more</p>", encoding="utf-8")
     view = Notebook()
     view._max_steps = 30
     for step in range(1, 31):
@@ -56,13 +56,23 @@ def test_bar_curve_table_and_link_are_shown(tmp_path, monkeypatch):
         view._newest = figures = Figures(step, 30, 1 / step, left=1.0, accuracy=0.5, tokens=200.0, supervised=50.0)
         view._losses.add(figures.loss)
         view._rows = [*view._rows, (f"{step}", f"{figures.loss:.4f}", "0.500", "")][-ROWS:]
-    shown = Shown(view.html(page))
+    shown = Shown(view.html(page, whole=True))
     assert ("progress", "30", "30") in [(tag, a.get("value"), a.get("max")) for tag, a in shown.tags]
     assert "loss 0.0333, accuracy 0.500, 200 tokens/s, 25% supervised" in shown.text
     assert [tag for tag, _ in shown.tags].count("tr") == ROWS + 1
     assert [attrs["href"] for tag, attrs in shown.tags if tag == "a"] == ["a%20run/report.html"]
+    (frame,) = [attrs for tag, attrs in shown.tags if tag == "iframe"]
+    assert (frame["srcdoc"], frame["sandbox"]) == (page.read_text(encoding="utf-8"), "allow-scripts")
     (points,) = [attrs["points"] for tag, attrs in shown.tags if tag == "polyline"]
     assert len(points.split()) == 30
+
+
+def test_a_page_that_would_swell_the_notebook_is_linked_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sftcore.display.notebook.INLINE", 3)
+    page = Path("report.html")
+    page.write_text("long", encoding="utf-8")
+    assert [tag for tag, _ in Shown(Notebook().html(page, whole=True)).tags] == ["div", "a", "code"]
 
 
 def test_text_of_data_and_plugins_is_text():
@@ -103,6 +113,8 @@ def test_a_cell_that_trains_shows_the_run(tmp_path, monkeypatch):
     assert [text for text in shown.text if text in losses] == losses
     assert any(text.startswith("step 3: eval_loss ") for text in shown.text)
     assert [attrs["href"] for tag, attrs in shown.tags if tag == "a"] == ["out/report.html"]
+    (frame,) = [attrs["srcdoc"] for tag, attrs in shown.tags if tag == "iframe"]
+    assert frame == (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert any("eval_loss" in str(one) for one in evaluated)
     assert "NotebookProgress'" in names[0].text
     assert "step 1/3  loss" not in "".join(one.get("text", "") for one in trained)

@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 
+from sftcore.display.notebook import Notebook
 from sftcore.report.page import page_of
 from sftcore.report.rows.hurting import HurtingRow, HurtingRows
 from sftcore.report.run import Run
@@ -108,6 +109,19 @@ def test_each_chart_is_drawn_and_says_what_is_under_the_pointer(opened):
     step = int("".join(char for char in legend.split("train")[0] if char.isdigit()))
     assert abs(step - STEPS / 2) < STEPS / 50
     assert re.search(r"train:?\s*\d\.\d+", legend), legend
+
+
+def test_the_page_is_drawn_within_a_notebook(browser, page_file, monkeypatch):
+    monkeypatch.chdir(page_file.parent)
+    wrong, page = [], browser.new_page()
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    page.set_content(Notebook().html(page_file, whole=True))
+    frame = page.frame_locator("iframe")
+    frame.locator("html[data-drawn='7']").wait_for(state="attached")
+    assert frame.locator(".chart canvas").count() == 7
+    page.close()
+    assert wrong == []
 
 
 def test_dragging_zooms_and_a_double_click_shows_all(opened):
