@@ -46,8 +46,8 @@ values = st.recursive(
 )
 
 KINDS = ["format", "collator", "loader", "attention", "adapter", "kernel", "loss", "noise"]
-UNLIKE = ("block", "resume_from_checkpoint")
-"""Fields that a recipe writes in its own way: a list under a key of its own, and true beside a name."""
+UNLIKE = ("block", "resume_from_checkpoint", "callbacks", "sample_prompts")
+"""Fields that a recipe writes in its own way: lists of names, one of them alone, and true beside a name."""
 SIMPLE = (bool, int, float, str, type(None), list, dict)
 
 
