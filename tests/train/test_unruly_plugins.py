@@ -109,11 +109,11 @@ HIDES = "import warnings; warnings.simplefilter('ignore')"
 MUTES = "import sys, io; sys.stdout = io.StringIO()"
 HOOK = "import sys; sys.excepthook = print"
 END = "os._exit(0)"
-IGNORES = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+OTHER_HANDLER = "import signal; signal.signal(signal.SIGINT, lambda *_: None)"
 CHANGING = {
     "a kernel": ("kernel", hook(KERNEL, HOOK, "return PatchReport()"), "patch_kernels changes sys.excepthook"),
     "a kernel's undo": (
-        "kernel", hook(KERNEL, "def undo():", f"    {IGNORES}", "return PatchReport((), undo=undo)"),
+        "kernel", hook(KERNEL, "def undo():", f"    {OTHER_HANDLER}", "return PatchReport((), undo=undo)"),
         "in its undo changes what happens on SIGINT"),
     "an adapter": ("adapter", hook(ADAPTER, HIDES, "return loaded"), "wrap_model changes the filters of warnings"),
     "a collator": ("collator", collate(HIDES, "return batch"), "rows, changes the filters of warnings"),
