@@ -215,6 +215,9 @@ def _opened(part: Mapping[str, Any]) -> Iterator[Any]:
             container = stack.enter_context(av.open(handle, options=_ALONE))
             if not container.streams.video:
                 raise RowError(f"{_name(part)} has no video in it.", fix="Drop the row, or give another file.")
+            if container.streams.video[0].codec_context is None:
+                what = f"{_name(part)} cannot be decoded: PyAV does not know its codec, or the file is cut off."
+                raise RowError(what, fix="Repair the file, encode it anew (H.264), or drop the row.")
             yield container
     except RowError:
         raise
