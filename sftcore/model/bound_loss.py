@@ -282,7 +282,8 @@ def _times(losses_N: torch.Tensor, weights_N: torch.Tensor | None) -> torch.Tens
 class Head:
     """The model's output head as a function, with the scale and soft-cap that its configuration names.
 
-    The head is called as a module, never by its weight, so that adapters on it, biases and quantised heads work.
+    The head is called as a module, so that adapters on it, biases and quantised heads work; a plain one by its weight
+    where that is faster.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -305,7 +306,9 @@ class Head:
 
     def __call__(self, states_NW: torch.Tensor) -> torch.Tensor:
         """(N, W) to (N, V)."""
-        logits_NV: torch.Tensor = self.module(states_NW)
+        from sftcore.model.cpu.products import linear
+
+        logits_NV = linear(self.module, states_NW)
         if self._multiply is not None:
             logits_NV = logits_NV * self._multiply
         if self._divide is not None:

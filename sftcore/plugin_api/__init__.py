@@ -17,7 +17,8 @@ they are called. Nothing else in sftcore is meant for plugins: it may move witho
 | losses | `loss_call`: what the model was called with, and what gathers a teacher's states at the loss's positions |
 | loaders | `refuse_endless`: regular expressions of a saved adapter that would be matched without end |
 | loaders, adapters | `adapter_folder`, `quantisation_asked_for`, `quantisation_of`*, `prepare_quantised`* |
-| adapters | `declared_fields`, `selective_of`, `vision_parts`* |
+| adapters | `declared_fields`, `selective_of`, `vision_parts`*, `is_plain_linear`*, `is_hooked`* |
+| adapters, losses | `product`*: of matrices, by the library that is faster on this CPU |
 | errors | `nearest`, the closest of some names, as a question |
 """
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from sftcore.data.media.video import Video
     from sftcore.losses.loss_call import loss_call
     from sftcore.losses.own_loss import OwnLoss
+    from sftcore.model.cpu.products import is_hooked, is_plain_linear, product
     from sftcore.model.memory.layers import decoder_layers
     from sftcore.model.precision import prepare_quantised, quantisation_of
     from sftcore.model.vision import vision_parts
@@ -67,6 +69,8 @@ __all__ = [
     "facts_of_processor",
     "filler_of",
     "flatten_rows",
+    "is_hooked",
+    "is_plain_linear",
     "loss_call",
     "media_features",
     "multiple_of",
@@ -75,6 +79,7 @@ __all__ = [
     "pad_rows",
     "planned_device",
     "prepare_quantised",
+    "product",
     "quantisation_asked_for",
     "quantisation_of",
     "reference",

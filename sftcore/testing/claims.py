@@ -38,18 +38,30 @@ class Trial:
     packed: bool
     device: str
     saved: str
-    """The name of a saved model, for loaders."""
+    """The name of a saved model, for loaders, and for adapters whose model has to come from one."""
+    loads: bool = False
+    """Whether the model comes from the selected loader."""
     reads_images: bool = False
 
     @classmethod
     def of(
-        cls, kind: str, name: str, options: Mapping[str, Any], *, packed: bool, device: str, saved: str = ""
+        cls,
+        kind: str,
+        name: str,
+        options: Mapping[str, Any],
+        *,
+        packed: bool,
+        device: str,
+        saved: str = "",
+        loader: str = "",
     ) -> Trial:
-        selection = Selection(kind, name, options, path="the test")
+        selected = [Selection(kind, name, options, path="the test")]
+        if loader:
+            selected.append(Selection("loader", loader, {}, path="the test"))
         fields = {"seed": 0, "use_cpu": device == "cpu"}
-        without = [] if kind == "loader" else ["loader"]
-        setup = set_up([selection], fields, ModelRequest(), where="the test", without=without)
-        return cls(kind, setup, packed, device, saved)
+        without = [] if kind == "loader" or loader else ["loader"]
+        setup = set_up(selected, fields, ModelRequest(), where="the test", without=without)
+        return cls(kind, setup, packed, device, saved, loads=bool(loader))
 
     def one(self, hook: str, **arguments: Any) -> Any:
         """The answer of the plugin to a hook that one plugin answers."""
@@ -64,6 +76,10 @@ class Trial:
         """A tiny model on the device, with its tokenizer."""
         import torch
 
+        if self.loads:
+            request = ModelRequest(self.saved, dtype=dtype)
+            found: LoadedModel = self.one("load_model", request=request, options=LoadOptions({}))
+            return found
         tokenizer = make_tokenizer()
         model = make_llama(tokenizer).to(getattr(torch, dtype)).to(self.device)
         return LoadedModel(model, tokenizer, ModelRequest(dtype=dtype))

@@ -67,14 +67,16 @@ def claims(
     options: Mapping[str, Any],
     writer: str = "",
     reads_images: bool = False,
+    loader: str = "",
 ) -> dict[str, Any]:
     """What the trials that a run makes before its first step say of a plugin: `fault`, `fix` and `notes`."""
     with isolated() as install:
         install(plugins)
         device = "standin" if on_standin() else "cpu"
         with tempfile.TemporaryDirectory() as folder:
-            saved = written(writer, Path(folder) / "model") if kind == "loader" else ""
-            trial = Trial.of(kind, name, options, packed=layout == "packed", device=device, saved=saved)
+            saved = written(writer, Path(folder) / "model") if kind == "loader" or loader else ""
+            packed = layout == "packed"
+            trial = Trial.of(kind, name, options, packed=packed, device=device, saved=saved, loader=loader)
             return CLAIMS[kind](attrs.evolve(trial, reads_images=reads_images))
 
 

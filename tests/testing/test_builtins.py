@@ -29,6 +29,8 @@ TRIED_WITH: dict[str, dict[str, Any]] = {
     "collator flattened": {"recipe": {"padding_free": True}},
     # reloading in 4 and 8 bits: tests/model/test_quantised.py
     "adapter qlora": {"on_standin": False, "reloads": False},
+    # Unsloth makes the model that its adapter goes into, and knows no device of Python
+    "adapter unsloth-lora": {"recipe": {"loader": "unsloth"}, "on_standin": False},
     # Triton's kernels run on a GPU or in its interpreter: tests/plugins/kernels
     "loss liger": {"on_standin": False},
     # what is compiled is the same for each backend; inductor's takes minutes: tests/plugins/kernels

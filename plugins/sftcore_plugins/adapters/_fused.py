@@ -53,9 +53,11 @@ def _is_plain(layer: Any) -> bool:
 def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     import torch
 
+    from sftcore.plugin_api import is_hooked
+
     active = [name for name in self.active_adapters if name in self.lora_A]
     plain = len(active) == 1 and not (args or kwargs or self.disable_adapters or self.merged)
-    plain = plain and not any(map(_is_hooked, (self.lora_A[active[0]], self.lora_B[active[0]])))
+    plain = plain and not any(map(is_hooked, (self.lora_A[active[0]], self.lora_B[active[0]])))
     if not plain or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         result: torch.Tensor = type(self).forward(self, x, *args, **kwargs)
         return result
@@ -78,28 +80,17 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
 
 def _is_frozen_product(layer: torch.nn.Module, x: torch.Tensor) -> bool:
     """Whether a layer computes x W^T with weights that are not trained, and nobody looks at what it gives."""
-    import torch
+    from sftcore.plugin_api import is_plain_linear
 
-    if torch._C._len_torch_dispatch_stack():  # selective checkpointing keeps products
-        return False
-    if type(layer) is not torch.nn.Linear or _is_hooked(layer):
-        return False
-    # weights that are sharded (DeepSpeed, DTensor) are gathered by the operations that they know
-    weight, bias = layer.weight, layer.bias
-    plain = type(weight) is torch.nn.Parameter and not hasattr(weight, "ds_id") and weight.dtype == x.dtype
-    return plain and not (weight.requires_grad or (bias is not None and bias.requires_grad))
-
-
-def _is_hooked(layer: torch.nn.Module) -> bool:
-    """Whether somebody looks at what a layer is given or gives, or has replaced its forward."""
-    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return "forward" in vars(layer) or any(getattr(layer, name) for name in hooks)
+    return is_plain_linear(layer, x) and not any(one.requires_grad for one in layer.parameters())
 
 
 @functools.cache
 def _function() -> Any:
     """The autograd function; made on demand, since torch is not imported with this module."""
     import torch
+
+    from sftcore.plugin_api import product
 
     def without_autocast(x: torch.Tensor) -> Any:
         device = x.device.type
@@ -125,16 +116,17 @@ def _function() -> Any:
             dtype: torch.dtype,
         ) -> torch.Tensor:
             x_NI = x.reshape(-1, x.shape[-1])
-            if base is None:
-                added_NO = torch.nn.functional.linear(x_NI, weight_OI, bias_O)
+            if weight_OI is not None:
+                added_NO = product(x_NI, weight_OI.T, bias_O)
             else:
+                assert base is not None
                 added_NO = base.clone(memory_format=torch.contiguous_format).view(-1, base.shape[-1])
             down_IR, up_RO = a_RI.to(dtype).T, b_OR.to(dtype).T
             inner_NR = torch.empty(len(x_NI), len(a_RI), dtype=dtype, device=x.device)
             with without_autocast(x):
                 for rows in _rows_at_once(x_NI, dtype):
                     # never by out=, which selective checkpointing does not write when it has kept the product
-                    inner_NR[rows] = x_NI[rows].to(dtype) @ down_IR
+                    inner_NR[rows] = product(x_NI[rows].to(dtype), down_IR)
                     _add_product(added_NO[rows], inner_NR[rows], up_RO, scaling)
             ctx.save_for_backward(x, inner_NR, a_RI, b_OR, weight_OI)
             ctx.scaling, ctx.dtype = scaling, dtype
@@ -150,27 +142,28 @@ def _function() -> Any:
             dtype, needs = ctx.dtype, ctx.needs_input_grad
             grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
             down_RI, up_OR = a_RI.to(dtype), b_OR.to(dtype)
-            grad_a, grad_b = torch.zeros_like(down_RI), torch.zeros_like(up_OR)
+            grad_a_RI, grad_b_RO = torch.zeros_like(down_RI), torch.zeros_like(up_OR.T)
             grad_x_NI = None
             if needs[3]:
-                grad_x_NI = torch.zeros_like(x_NI) if weight_OI is None else grad_NO @ weight_OI
+                grad_x_NI = torch.zeros_like(x_NI) if weight_OI is None else product(grad_NO, weight_OI)
             with without_autocast(x):
                 for rows in _rows_at_once(x_NI, dtype):
                     wide = grad_NO[rows].to(dtype)
-                    narrow = (wide @ up_OR).mul_(ctx.scaling)
+                    narrow = product(wide, up_OR).mul_(ctx.scaling)
                     if grad_x_NI is not None:
                         _add_product(grad_x_NI[rows], narrow, down_RI, 1.0)
                     if needs[4]:
-                        grad_a.addmm_(narrow.T, x_NI[rows].to(dtype))
+                        grad_a_RI.add_(product(narrow.T, x_NI[rows].to(dtype)))
                     if needs[5]:
-                        grad_b.addmm_(wide.T, inner_NR[rows], alpha=ctx.scaling)
+                        # not (O, R) at once: of narrow results, CPUs compute wide ones faster
+                        grad_b_RO.add_(product(inner_NR[rows].T, wide), alpha=ctx.scaling)
             return (
                 grad if needs[0] else None,
                 None,
                 None,
                 None if grad_x_NI is None else grad_x_NI.view_as(x),
-                grad_a.to(a_RI.dtype) if needs[4] else None,
-                grad_b.to(b_OR.dtype) if needs[5] else None,
+                grad_a_RI.to(a_RI.dtype) if needs[4] else None,
+                grad_b_RO.T.to(b_OR.dtype).contiguous() if needs[5] else None,
                 None,
                 None,
             )

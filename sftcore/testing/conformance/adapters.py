@@ -47,6 +47,10 @@ class AdapterTests(TrainedTests):
         if (folder / "adapter_config.json").is_file():
             self._merge(one, folder, tmp_path / "merged", wanted)
 
+    def _claims(self, one: UnderTest, layout: str) -> dict[str, Any]:
+        # of an adapter for models that a loader of its own makes: recipe = {"loader": its name}
+        return {**super()._claims(one, layout), "loader": self.recipe.get("loader", "")}
+
     def _run(self, one: UnderTest, folder: Path, model: str, **recipe: Any) -> Any:
         """Two steps; a saved PEFT adapter brings itself."""
         folder.mkdir()

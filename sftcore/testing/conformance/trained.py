@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import pytest
@@ -83,8 +84,13 @@ class TrainedTests(PluginTests):
 
     def _keys(self, layout: str) -> dict[str, Any]:
         # one attention on both devices: another would shuffle which random numbers go where
-        attention = {} if self.kind == "attention" else {"attention": "sdpa"}
+        attention = {} if self._brings_attention() else {"attention": "sdpa"}
         return {"layout": layout, "bf16": False, **attention, **self.recipe}
+
+    def _brings_attention(self) -> bool:
+        """Whether the plugin is one, has one of its own, or is used with a loader, which may have one."""
+        claims: Iterable[str] = getattr(self.tested.made(), "claims", tuple)()
+        return self.kind == "attention" or "attention" in claims or "loader" in self.recipe
 
     def _claims(self, one: UnderTest, layout: str) -> dict[str, Any]:
         self._skip(one, layout)

@@ -13,11 +13,25 @@ from sftcore_plugins.adapters._fused import fuse
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen2Config, Qwen2ForCausalLM
 
 from sftcore import SFTTrainer
+from sftcore.model.cpu import products as cpu_products
 from tests.conftest import alpaca_rows, make_llama
 from tests.documents.architectures import ARCHITECTURES, GROUPED, build
 from tests.train.test_trainer import config
 
 IDS = torch.arange(4, 36).reshape(2, 16)
+
+
+@pytest.fixture(autouse=True, params=["torch", "oneDNN"])
+def multiplied_by(request, monkeypatch):
+    """By which library float32 products are computed; by oneDNN where CPUs are faster with it."""
+    faster = request.param == "oneDNN"
+    if faster and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(cpu_products, "FEWEST", 1)
+    monkeypatch.setattr(cpu_products, "_cpu_prefers_onednn", lambda: faster)
+    calls, original = [], cpu_products.by_onednn
+    monkeypatch.setattr(cpu_products, "by_onednn", lambda *factors: calls.append(factors) or original(*factors))
+    return request.param, calls
 
 
 def pair(tokenizer, dtype=torch.float32, config=None, **options):
@@ -67,6 +81,14 @@ BIASES = {"attention_bias": True, "mlp_bias": True}
 def test_loss_and_gradients_are_those_of_peft(tokenizer, options):
     theirs, ours = pair(tokenizer, **options)
     same(step(ours), step(theirs), 1e-5)
+
+
+def test_all_products_of_a_layer_go_to_the_library_that_is_asked_for(tokenizer, multiplied_by):
+    _, ours = pair(tokenizer)
+    step(ours)
+    library, calls = multiplied_by
+    # two forward, and backward four, or three where nothing flows on to the embeddings
+    assert len(calls) == {"torch": 0, "oneDNN": 14 * 6 - 3}[library]
 
 
 def distance(found, exact):

@@ -1,0 +1,1 @@
+"""What a CPU computes faster than by the library that torch chooses."""
