@@ -141,7 +141,7 @@ def _parted(message: Message, index: int, marker: str, beside: Sequence[str]) ->
         if part.type in _OTHER_MEDIA and part.type not in beside:
             raise RowError(f'message {index} has a part of type "{part.type}", but only texts and images can be read.')
         if part.type in _TYPES:
-            parts.append(attrs.evolve(part, type="image"))
+            parts.append(part if part.type == "image" else attrs.evolve(part, type="image"))
         elif part.type == "text" and part.text is not None and marker and marker in part.text:
             parts += _split(part.text, marker)
         else:
@@ -191,5 +191,8 @@ def _held(part: Part) -> Any:
 
 def _without_held(message: Message) -> Message:
     """The message as templates read it, without the images themselves."""
-    parts = [attrs.evolve(part, extra={}) if part.type == "image" else part for part in _parts(message)]
-    return attrs.evolve(message, content=parts) if parts else message
+    parts = _parts(message)
+    if not any(part.extra and part.type == "image" for part in parts):
+        return message
+    kept = [attrs.evolve(part, extra={}) if part.type == "image" else part for part in parts]
+    return attrs.evolve(message, content=kept)

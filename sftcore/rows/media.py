@@ -42,6 +42,8 @@ def place_media(
         RowError: the numbers of media and empty placeholders differ.
     """
     marker = f"<{kind}>" if marked else ""
+    if not held and not _has_place(messages, spellings(kind), marker):
+        return list(messages), []
     parted = [_parted(message, kind, marker) for message in messages]
     if held and not any(part.type == kind for message in parted for part in _parts(message)):
         parted = _first(parted, kind, len(held))
@@ -68,6 +70,19 @@ def _holds(value: Any) -> bool:
 
 def _parts(message: Message) -> Sequence[Part]:
     return message.content if message.content is not None and not isinstance(message.content, str) else ()
+
+
+def _has_place(messages: Sequence[Message], types: Sequence[str], marker: str) -> bool:
+    """Whether there is any placeholder, which most rows of other media have none of."""
+    for message in messages:
+        if isinstance(message.content, str):
+            if marker and marker in message.content:
+                return True
+            continue
+        for part in _parts(message):
+            if part.type in types or (marker and part.text is not None and marker in part.text):
+                return True
+    return False
 
 
 def _parted(message: Message, kind: str, marker: str) -> Message:
@@ -111,5 +126,8 @@ def _own(part: Part, kind: str) -> Any:
 
 def _bare(message: Message, kind: str) -> Message:
     """The message as templates read it, without the media themselves."""
-    parts = [attrs.evolve(part, extra={}) if part.type == kind else part for part in _parts(message)]
-    return attrs.evolve(message, content=parts) if parts else message
+    parts = _parts(message)
+    if not any(part.extra and part.type == kind for part in parts):
+        return message
+    kept = [attrs.evolve(part, extra={}) if part.type == kind else part for part in parts]
+    return attrs.evolve(message, content=kept)

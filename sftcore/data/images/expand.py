@@ -8,11 +8,10 @@ sftcore.data.images.processors).
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import attrs
 
@@ -33,6 +32,8 @@ from sftcore.data.images.reference import MAX_PIXELS, ImageSource, size_of
 from sftcore.data.images.whole import frames_in
 from sftcore.data.images.whole_row import Piece, Size, WholeRows
 
+_Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
 _KEPT = 4096
 """How many sizes are kept with their text."""
 
@@ -67,7 +68,7 @@ class Expander:
         """Whether the processor reads images, and not sounds alone."""
         return getattr(self.processor, "image_processor", None) is not None
 
-    @property
+    @functools.cached_property
     def placeholder(self) -> str:
         """The token that stands for one image in a text that the processor reads; empty if it has none."""
         return placeholder_of(self.processor)
@@ -107,11 +108,7 @@ class Expander:
                 f"{self.facts.name} {self.facts.refusal}, so its model cannot be trained on images.",
                 fix="Use another vision-language model, or train this one on rows without images.",
             )
-        found = []
-        for number, image in enumerate(images):
-            with _numbered(number, len(images)):
-                found.append(source_of(image, self.folder, remote=self.remote))
-        return found
+        return _each(images, lambda image: source_of(image, self.folder, remote=self.remote))
 
     def most_frames(self, sources: Sequence[ImageSource]) -> int:
         """The most pictures that one of these images holds; 2 for any more than one.
@@ -119,11 +116,7 @@ class Expander:
         Raises:
             RowError: an image is damaged; names its number.
         """
-        most = 0
-        for number, source in enumerate(sources):
-            with _numbered(number, len(sources)):
-                most = max(most, frames_in(source, self.max_pixels))
-        return most
+        return max(_each(sources, lambda source: frames_in(source, self.max_pixels)), default=0)
 
     def expand(self, rendered: Rendered, sources: Sequence[ImageSource]) -> Rendered:
         """The text as the model will read it, with its spans moved, and the characters of images as `image_spans`.
@@ -147,10 +140,7 @@ class Expander:
                 f"the row has {len(sources)} images, and {self.facts.name} takes at most {most} in one.",
                 fix="Drop the others, or the row.",
             )
-        sizes = []
-        for number, source in enumerate(sources):
-            with _numbered(number, len(sources)):
-                sizes.append(size_of(source, self.max_pixels))
+        sizes = _each(sources, lambda source: size_of(source, self.max_pixels))
         if self._rows is None:
             text, images, pieces = self._by_size(parts, sizes)
         else:
@@ -177,9 +167,7 @@ class Expander:
         self, parts: Sequence[str], sizes: Sequence[Size]
     ) -> tuple[str, Sequence[tuple[int, int]], Sequence[Piece]]:
         text, before, images, pieces = parts[0], len(parts[0]), [], [Piece(0, 0, len(parts[0]))]
-        for number, (size, part) in enumerate(zip(sizes, parts[1:], strict=True)):
-            with _numbered(number, len(sizes)):
-                tokens = self.text_of(size)
+        for tokens, part in zip(_each(sizes, self.text_of), parts[1:], strict=True):
             images.append((len(text), len(text) + len(tokens)))
             text += tokens + part
             before += len(self.placeholder)
@@ -238,15 +226,17 @@ def _sizes_in_words(sizes: Sequence[Size]) -> str:
     return f"{_counted(len(sizes), 'image')} of {told}{', ...' if len(sizes) > 4 else ''} pixels"
 
 
-@contextlib.contextmanager
-def _numbered(number: int, count: int) -> Iterator[None]:
-    """Name the image in errors if there are several."""
-    try:
-        yield
-    except RowError as error:
-        if count < 2:
-            raise
-        raise RowError(f"image {number} of {count}: {error.what}", fix=error.fix) from None
+def _each(values: Sequence[_Given], ask: Callable[[_Given], _Found]) -> list[_Found]:
+    """What is found for each image; errors name it if there are several."""
+    found = []
+    for number, value in enumerate(values):
+        try:
+            found.append(ask(value))
+        except RowError as error:
+            if len(values) < 2:
+                raise
+            raise RowError(f"image {number} of {len(values)}: {error.what}", fix=error.fix) from None
+    return found
 
 
 def _counted(count: int, what: str) -> str:

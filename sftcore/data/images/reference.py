@@ -56,7 +56,7 @@ def size_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int
     """
     with _opened(source) as image:
         width, height = image.size
-        if _has_orientation(image) and _orientation_of(image, source) in SIDEWAYS:
+        if _has_orientation(image, source) and _orientation_of(image, source) in SIDEWAYS:
             width, height = height, width
     if not width or not height:
         raise RowError(f"{name_of(source)} has no pixels ({width} x {height}).", fix="Drop the row.")
@@ -90,7 +90,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image:
     size = size_of(source, max_pixels)
     with _opened(source) as image:
         try:
-            upright = ImageOps.exif_transpose(image) if _has_orientation(image) else image
+            upright = ImageOps.exif_transpose(image) if _has_orientation(image, source) else image
             found = upright.convert("RGB")
             return found if found.size == size else found.resize(size, Image.Resampling.BICUBIC)
         except Exception as error:  # the decoders of damaged files raise a dozen types
@@ -133,10 +133,12 @@ def holds_only_images(feature: Any) -> bool:
     return isinstance(feature, (Image, Video)) or not hasattr(feature, "decode_example")
 
 
-def _has_orientation(image: Image) -> bool:
+def _has_orientation(image: Image, source: ImageSource) -> bool:
     """Whether the file may have one; Pillow would decode a whole PNG to look for one at its end."""
-    if image.format != "PNG" or any(key in image.info for key in _TURNED_BY):
+    if image.format != "PNG" or not image.info.keys().isdisjoint(_TURNED_BY):
         return True
+    if (data := source.get("bytes")) is not None:
+        return bool(data.find(b"eXIf", -_TAIL) >= 0)
     opened: Any = image
     file = opened.fp
     here = file.tell()

@@ -27,7 +27,11 @@ _MOST_BYTES = 2**28
 """Larger files are decoded, for which they are not read whole."""
 _FIRST = 4096
 _FEWEST = 64
-"""Fewer bytes of pixels are decoded: they are few, and need not be all."""
+"""Fewer bytes of pixels are inflated: they are few, and need not be all."""
+_PLAIN = {*((0, depth) for depth in (1, 2, 4)), *((colours, depth) for colours in (0, 2, 4, 6) for depth in (8, 16))}
+"""Colour types and bits of a sample of a PNG whose pixels need nothing but its data."""
+_FILTERS = 5
+"""Each row of pixels in a PNG begins with a number below this."""
 _IN_SCANS = np.zeros(256, bool)
 """What may follow 0xff in the scans of a JPEG: a stuffed zero, a restart, and another 0xff as filling."""
 _IN_SCANS[[0x00, *range(0xD0, 0xD8), 0xFF]] = True
@@ -69,7 +73,7 @@ def _read(path: str) -> bytes | None:
 def _png_frames(data: bytes) -> int:
     """How many pictures a PNG has, of which all checksums hold and whose pixels can be there; 0 if one does not."""
     view, at, frames, pixels = memoryview(data), 8, 1, bytearray()
-    length_of_pixels, raw = 0, 0
+    length_of_pixels, row, raw, plain = 0, 1, 0, False
     while at + 12 <= len(data):
         length, kind = int.from_bytes(view[at : at + 4], "big"), data[at + 4 : at + 8]
         end = at + 8 + length
@@ -79,22 +83,37 @@ def _png_frames(data: bytes) -> int:
             width, height, depth, colours = (
                 int.from_bytes(view[at + 8 + first : at + 8 + last], "big") for first, last in _HEAD
             )
-            raw = height * (1 + (width * depth * _BITS.get(colours, 1) + 7) // 8)
+            row = 1 + (width * depth * _BITS.get(colours, 1) + 7) // 8
+            raw = height * row
+            # without a palette, which is another chunk, and not interlaced, where rows have several lengths
+            plain = length == 13 and (colours, depth) in _PLAIN and not data[at + 20]
         elif kind == b"IDAT":
             length_of_pixels += length
             if len(pixels) < _FIRST:
                 pixels += view[at + 8 : end][:_FIRST]
+        elif kind == b"tRNS":
+            plain = False
         elif kind == b"acTL":
             frames = min(max(int.from_bytes(view[at + 8 : at + 12], "big"), 1), 2)
         elif kind == b"IEND":
-            there = length_of_pixels >= _FEWEST and raw <= _DENSEST * length_of_pixels
-            return frames if there and _inflates(pixels) else 0
+            if length_of_pixels < _FEWEST:
+                return frames if plain and _inflate_to_rows(pixels, row, raw) else 0
+            return frames if raw <= _DENSEST * length_of_pixels and _inflates(pixels) else 0
         at = end + 4
     return 0
 
 
 _HEAD = ((0, 4), (4, 8), (8, 9), (9, 10))
 """Where width, height, bits of a sample and colour type stand in the head of a PNG."""
+
+
+def _inflate_to_rows(pixels: bytearray, row: int, raw: int) -> bool:
+    """Whether these are all rows of an image."""
+    try:
+        found = zlib.decompress(pixels)
+    except zlib.error:
+        return False
+    return len(found) == raw and max(found[::row]) < _FILTERS
 
 
 def _inflates(start: bytearray) -> bool:

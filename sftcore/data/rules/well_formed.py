@@ -46,7 +46,8 @@ def _is_plain(example: Example) -> bool:
         for turn in turns:
             if not (
                 type(turn) is Message
-                and type(turn.role) is type(turn.content) is str
+                and type(turn.role) is str
+                and (type(turn.content) is str or _are_plain_parts(turn.content))
                 and turn.weight is None
                 and turn.reasoning is None
                 and turn.tool_call_id is None
@@ -58,6 +59,15 @@ def _is_plain(example: Example) -> bool:
             for call in turn.tool_calls:
                 if type(call) is not dict:
                     return False
+    return True
+
+
+def _are_plain_parts(content: Any) -> bool:
+    if type(content) not in _LISTS:
+        return False
+    for part in content:  # noqa: SIM110 (a generator takes longer than the few parts of a turn)
+        if type(part) is not Part:
+            return False
     return True
 
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import xxhash
+
 from sftcore.core.errors import WriteError
 from sftcore.data.account.outcomes import Outcomes
 from sftcore.data.ledger import Ledger
@@ -120,7 +122,18 @@ def wrapped(table: pa.Table) -> Dataset:
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
-    return Dataset(InMemoryTable(table))
+    return Dataset(InMemoryTable(table), fingerprint=_fingerprint(table))
+
+
+def _fingerprint(table: pa.Table) -> str:
+    """16 hexadecimal digits that depend on the rows; `datasets` would pickle each of their buffers for it."""
+    found = xxhash.xxh3_64(str(table.schema).encode())
+    for column in table.columns:
+        for chunk in column.chunks:
+            found.update(f"{len(chunk)} {chunk.offset}".encode())
+            for buffer in chunk.buffers():
+                found.update(b"" if buffer is None else memoryview(buffer))
+    return found.hexdigest()
 
 
 def digest_of(*chunks: bytes) -> str:

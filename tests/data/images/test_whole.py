@@ -102,6 +102,45 @@ def test_pixels_that_are_whole_are_not_decoded_for_it(kind, monkeypatch):
     assert frames_in({"bytes": KINDS[kind], "path": None}) == 1
 
 
+# --- A picture of a few bytes -----------------------------------------------------------------------------------------
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def tiny(width, height, depth, colours, interlaced, raw, *others):
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, interlaced))
+    parts = [head, *others, chunk(b"IDAT", zlib.compress(raw, 9)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("colours", SAMPLES)
+@pytest.mark.parametrize("interlaced", [0, 1])
+def test_a_picture_of_one_colour_passes_where_it_can_be_decoded(depth, colours, interlaced):
+    width, height = 24, 16
+    row = 1 + (width * SAMPLES[colours] * depth + 7) // 8
+    tried = {
+        "whole": bytes(row * height),
+        "cut": bytes(row * (height - 1)),
+        "without its last byte": bytes(row * height - 1),
+        "a byte more": bytes(row * height + 1),
+        "a filter that there is not": bytes(row * 3) + b"\x07" + bytes(row * (height - 3) - 1),
+        "another filter": bytes(row * 3) + b"\x04" + bytes(row * (height - 3) - 1),
+    }
+    palette = chunk(b"PLTE", bytes(range(6)))
+    for others in ([], [palette], [palette, chunk(b"tRNS", b"\0\1")], [chunk(b"tRNS", b"\0\0\0\0\0\0")]):
+        for what, raw in tried.items():
+            data = tiny(width, height, depth, colours, interlaced, raw, *others)
+            assert passes(data) == decodes(data), what
+            broken = data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]  # the checksum of its pixels
+            assert passes(broken) == decodes(broken), what
+
+
+def test_pictures_of_one_colour_are_not_decoded(monkeypatch):
+    monkeypatch.setattr(whole, "open_image", None)
+    for mode in ("L", "RGB", "RGBA"):
+        assert frames_in({"bytes": encoded(Pillow.new(mode, (32, 32))), "path": None}) == 1
+
+
 @pytest.mark.parametrize(
     "data",
     [
