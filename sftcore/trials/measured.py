@@ -14,6 +14,7 @@ from attrs import frozen
 
 from sftcore.model.precision import quantisation_of
 from sftcore.model.unwrap import causal_model
+from sftcore.util.float32 import multiplies_in_tf32
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +76,6 @@ def gap_between(got: Measured, wanted: Measured) -> Gap:
 
 def tolerance_of(model: Any, autocast: str | None) -> tuple[float, str]:
     """The tolerance for this model, and its reason: the coarsest dtype among its parameters and the autocast."""
-    import torch
-
     quantised = quantisation_of(model)
     if quantised and getattr(causal_model(model), "is_loaded_in_8bit", False):
         return EIGHT_BITS_TOLERANCE, f"{quantised}"
@@ -85,7 +84,7 @@ def tolerance_of(model: Any, autocast: str | None) -> tuple[float, str]:
     coarsest = max(names, key=lambda name: TOLERANCES[name])
     spelled = f"{coarsest} with a base of {quantised}" if quantised else coarsest
     on_accelerator = next(model.parameters()).device.type != "cpu"
-    if coarsest == "float32" and on_accelerator and torch.backends.cuda.matmul.allow_tf32:
+    if coarsest == "float32" and on_accelerator and multiplies_in_tf32():
         return TF32_TOLERANCE, f"{spelled}, multiplied in TF32"
     return TOLERANCES[coarsest], spelled
 

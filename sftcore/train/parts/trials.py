@@ -32,6 +32,7 @@ from sftcore.trials.model import PLAIN, ModelTrial
 from sftcore.trials.outcome import Outcome
 from sftcore.trials.own import try_own_collator, try_own_loss
 from sftcore.util.claims import refused, spelled
+from sftcore.util.float32 import multiplies_in_tf32
 from sftcore.util.foreign import naming_plugins
 from sftcore.util.process_state import left_as_found
 
@@ -328,7 +329,7 @@ def facts_of_run(trainer: Any, trial: ModelTrial) -> dict[str, Any]:
         "frozen": frozen,
         "autocast": trial.autocast,
         "device": name,
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "tf32": multiplies_in_tf32(),
         "attention": causal.config.get_text_config()._attn_implementation,
         "way": [getattr(trial.way, "name", ""), trial.flattened, trial.left],
         "head": trainer.bound_loss.reason,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftcore.data.store.cache import source_digest
+from sftcore.util.float32 import float32_matmul
 
 if TYPE_CHECKING:
     from sftcore.core.registry import Bound
@@ -36,7 +37,7 @@ def environment() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "accelerator": torch.cuda.get_device_name() if has_accelerator and torch.cuda.is_available() else None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "float32_matmul": torch.get_float32_matmul_precision(),
+        "float32_matmul": float32_matmul(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 
