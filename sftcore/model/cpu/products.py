@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from sftcore.util.float32 import keeps_digits_on_cpus
+
 FEWEST = 2**22
 """Smaller products (N x K x M) take less time than oneDNN needs to set them up."""
 
@@ -28,7 +30,25 @@ def product(left_NK: torch.Tensor, right_KM: torch.Tensor, bias_M: torch.Tensor 
     """
     if not _is_faster_by_onednn(left_NK, right_KM):
         return torch.nn.functional.linear(left_NK, right_KM.T, bias_M)
-    return by_onednn(left_NK, right_KM, bias_M)
+    (rows, inner), columns = left_NK.shape, right_KM.shape[1]
+    first = _of_few_sizes(rows)
+    if first < rows:
+        found_NM = left_NK.new_empty(rows, columns)
+        found_NM[:first] = product(left_NK[:first], right_KM, bias_M)
+        found_NM[first:] = torch.nn.functional.linear(left_NK[first:], right_KM.T, bias_M)
+        return found_NM
+    first = _of_few_sizes(inner) if right_KM.is_contiguous() else inner  # part of a row would be copied
+    found_NM = by_onednn(left_NK[:, :first], right_KM[:first], bias_M)
+    return found_NM if first == inner else found_NM.addmm_(left_NK[:, first:], right_KM[first:])
+
+
+def _of_few_sizes(size: int) -> int:
+    """How many rows of so many to give to oneDNN: all that a layer has, and of a batch at least eight ninths.
+
+    oneDNN makes code for each shape, and keeps up to a thousand of them, of half a MiB each, and glibc more between
+    them: batches with ever other numbers of rows took a GiB. So these have eight sizes between powers of two.
+    """
+    return size if size % 64 == 0 or size < 64 else size - size % 2 ** (size.bit_length() - 4)
 
 
 def by_onednn(left_NK: torch.Tensor, right_KM: torch.Tensor, bias_M: torch.Tensor | None = None) -> torch.Tensor:
@@ -36,6 +56,8 @@ def by_onednn(left_NK: torch.Tensor, right_KM: torch.Tensor, bias_M: torch.Tenso
     operator: Any = torch.ops.mkldnn._linear_pointwise
     # it takes the second factor as a layer keeps it, (M, K), by rows or by columns
     weight_MK = right_KM.T if right_KM.is_contiguous() or right_KM.T.is_contiguous() else right_KM.T.contiguous()
+    # of a bias it takes the numbers that follow the first in memory, whatever its strides
+    bias_M = None if bias_M is None else bias_M.contiguous()
     found: torch.Tensor = operator(left_NK, weight_MK, bias_M, "none", [], "")
     return found
 
@@ -54,7 +76,7 @@ def is_plain_linear(layer: torch.nn.Module, states: torch.Tensor) -> bool:
     """Whether a layer computes x W^T + b by the weights that it shows, and nobody looks at what goes in or out."""
     if torch._C._len_torch_dispatch_stack():  # selective checkpointing keeps products, and others count them
         return False
-    if type(layer) is not torch.nn.Linear or is_hooked(layer) or torch.nn.modules.module._has_any_global_hook():
+    if type(layer) is not torch.nn.Linear or is_hooked(layer):
         return False
     weight = layer.weight
     # weights that are sharded (DeepSpeed, DTensor) are gathered by the operations that they know
@@ -64,7 +86,8 @@ def is_plain_linear(layer: torch.nn.Module, states: torch.Tensor) -> bool:
 def is_hooked(layer: torch.nn.Module) -> bool:
     """Whether somebody looks at what a layer is given or gives, or has replaced its forward."""
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return "forward" in vars(layer) or any(getattr(layer, name) for name in hooks)
+    of_all: bool = torch.nn.modules.module._has_any_global_hook()
+    return of_all or "forward" in vars(layer) or any(getattr(layer, name) for name in hooks)
 
 
 def _is_another_way() -> bool:
@@ -79,7 +102,7 @@ def _is_faster_by_onednn(left_NK: torch.Tensor, right_KM: torch.Tensor) -> bool:
         left_NK.device.type == "cpu"
         and left_NK.dtype == right_KM.dtype == torch.float32
         and left_NK.numel() * right_KM.shape[-1] >= FEWEST
-        and torch.get_float32_matmul_precision() == "highest"  # else the user asks for fewer digits, which torch knows
+        and keeps_digits_on_cpus()  # else the user asks for fewer, which torch knows
         and torch.backends.mkldnn.enabled
         and not torch._C._len_torch_dispatch_stack()  # who looks at torch's operations expects its products
         and _cpu_prefers_onednn()
@@ -107,7 +130,8 @@ class _Linear(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, states_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Any:
-        ctx.save_for_backward(states_NI, weight_OI)
+        of_states, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(states_NI if of_weight else None, weight_OI if of_states else None)
         return product(states_NI, weight_OI.T, bias_O)
 
     @staticmethod

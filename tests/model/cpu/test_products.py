@@ -69,6 +69,52 @@ def test_a_product_of_a_models_size_is_in_float32():
     assert off < 4 * of_torch < 1e-5  # bfloat16's would be 1e-3
 
 
+@needs_onednn
+@pytest.mark.parametrize("of", ["every other", "one, repeated", "a part"])
+def test_a_bias_is_taken_by_its_strides(of):
+    made = torch.Generator().manual_seed(0)
+    bias = {
+        "every other": torch.randn(100, generator=made)[::2],
+        "one, repeated": torch.randn(1, generator=made).expand(50),
+        "a part": torch.randn(70, generator=made)[5:55],
+    }[of]
+    one, other = torch.randn(33, 70, generator=made), torch.randn(70, 50, generator=made)
+    wanted = one.double() @ other.double() + torch.tensor(bias.tolist(), dtype=torch.double)
+    torch.testing.assert_close(products.by_onednn(one, other, bias).double(), wanted, atol=2e-5, rtol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [63, 65, 129, 200, 601, 1000])
+@pytest.mark.parametrize("bias", [True, False])
+def test_of_any_number_of_rows_all_are_multiplied(always, rows, bias):
+    made = torch.Generator().manual_seed(0)
+    states, weight = torch.randn(rows, 48, generator=made), torch.randn(48, 20, generator=made)
+    added = torch.randn(20, generator=made) if bias else None
+    wanted = states.double() @ weight.double() + (0 if added is None else added.double())
+    torch.testing.assert_close(products.product(states, weight, added).double(), wanted, atol=1e-4, rtol=1e-5)
+    back = torch.randn(rows, 20, generator=made)
+    found = products.product(states.T, back, added)  # as a gradient: the rows are summed over
+    wanted = states.double().T @ back.double() + (0 if added is None else added.double())
+    torch.testing.assert_close(found.double(), wanted, atol=1e-3, rtol=1e-5)
+    assert len(always) == 2
+
+
+def test_batches_of_ever_other_numbers_of_rows_take_few_shapes(always):
+    weight = torch.randn(8, 4)
+    for rows in range(1024, 2048):
+        states = torch.randn(rows, 8)
+        products.product(states, weight)
+        products.product(states.T, states)
+    odd = {shape for shape in always if max(shape) % 64}
+    assert not odd
+    assert len(set(always)) == 2 * 16  # every multiple of 64
+    given = [
+        (rows, [rows - max(shape) for shape in pair])
+        for rows, pair in zip(range(1024, 2048), zip(always[::2], always[1::2], strict=True), strict=True)
+    ]
+    assert all(0 <= left < rows / 8 for rows, both in given for left in both)
+
+
 # --- A layer --------------------------------------------------------------------------------------------------------
 def of(layer, states, call):
     """Output, and the gradients of states and parameters."""
@@ -102,6 +148,17 @@ def test_its_gradient_can_be_differentiated(always):
         (first,) = torch.autograd.grad(call(layer, states).pow(3).sum(), states, create_graph=True)
         found.append(torch.autograd.grad(first.pow(2).sum(), [states, layer.weight]))
     torch.testing.assert_close(*found, atol=1e-3, rtol=1e-4)
+    assert always
+
+
+@needs_onednn
+def test_what_no_gradient_needs_may_be_changed(always):
+    layer, states = torch.nn.Linear(5, 4).requires_grad_(False), torch.randn(3, 5, requires_grad=True)
+    inside = states * 1
+    output = products.linear(layer, inside)
+    inside.zero_()  # the weights are frozen: their gradient would need it
+    (found,) = torch.autograd.grad(output.sum(), states)
+    torch.testing.assert_close(found, layer.weight.sum(0).expand(3, 5))
     assert always
 
 

@@ -339,6 +339,21 @@ def test_a_hook_within_the_adapter_is_called_as_in_peft(tokenizer):
     assert seen[0] == pytest.approx(seen[1], rel=1e-5)
 
 
+def test_a_hook_on_all_modules_sees_what_it_sees_of_peft(tokenizer):
+    seen = [[], []]
+    for model, kinds in zip(pair(tokenizer), seen, strict=True):
+        named = {id(module): name for name, module in model.named_modules()}
+        hook = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, *_, kinds=kinds, named=named: kinds.append(named.get(id(module)))
+        )
+        try:
+            step(model)
+        finally:
+            hook.remove()
+    assert any("lora_A" in str(name) for name in seen[0])
+    assert seen[0] == seen[1]
+
+
 def test_transforms_of_torch_func_take_pefts_own_forward(tokenizer):
     def gradient(model):
         trained = {name: one.detach() for name, one in model.named_parameters() if one.requires_grad}
