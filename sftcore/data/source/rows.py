@@ -267,11 +267,38 @@ def _skip(text: str, at: int) -> int:
 
 
 # --- Tables and texts -------------------------------------------------------------------------------------------------
+_UNCLOSED = "a quote opens a cell here and is not closed, so that all lines to the end of the file would be that cell"
+
+
+class _Lines:
+    """The lines of a table; `ended` says whether one was asked for after the last.
+
+    The reader of a table asks so within a row only where a quote is open: it then takes what it has for the row.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self.ended = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._lines)
+        except StopIteration:
+            self.ended = True
+            raise
+
+
 def _csv(path: Path) -> Iterator[Raw]:
     csv.field_size_limit(sys.maxsize)
     with opened_text(path, "surrogateescape") as file:
-        reader = csv.DictReader(file, delimiter=delimiter_of(path))
+        lines = _Lines(file)
+        reader = csv.DictReader(lines, delimiter=delimiter_of(path))
         header = list(reader.fieldnames or ())
+        if lines.ended and header:
+            yield _of_file("broken-csv", _UNCLOSED, "Close it.", 1)
         if fault := _not_utf8("".join(header)):
             yield Raw(line=1, fault=fault, whole_file=True)
         if twice := [name for name in header if header.count(name) > 1]:
@@ -286,7 +313,9 @@ def _csv(path: Path) -> Iterator[Raw]:
             if row is None:
                 return
             line = max(line, 2)  # the first row is below the header
-            if None in row:
+            if lines.ended:
+                yield Raw(line=line, fault=Fault("broken-csv", _UNCLOSED, "Close it, or double a quote that is meant."))
+            elif None in row:
                 cells, columns = len(row) - 1 + len(row[None]), len(row) - 1
                 detail = f"the row has {cells} cells, but the header has {columns} columns"
                 yield Raw(line=line, fault=Fault("broken-csv", detail, "Quote cells that contain the separator."))

@@ -245,6 +245,31 @@ def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
     assert [raw.fault.id for raw in raw_rows(path, "csv") if raw.fault] == ["broken-csv"]
 
 
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('text\nfirst\n"second\nthird\nfourth\n', r"rows\.csv row 1"),
+        ('text\nfirst\n"second', r"rows\.csv row 1"),
+        ('a,b\n1,2\n3,"four\n5,6\n', r"rows\.csv row 1"),
+        ('a,b\n"1,2\n5,6\n\n', r"rows\.csv row 0"),
+        ('"text\nfirst\nsecond\n', r"rows\.csv"),
+    ],
+)
+def test_a_quote_that_is_not_closed_does_not_swallow_the_rows_behind_it(tmp_path, text, where):
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=where + ": broken CSV: a quote opens a cell here and is not closed"):
+        list(scan(local_files(str(path))))
+    assert [raw.fault.id for raw in raw_rows(path, "csv") if raw.fault] == ["broken-csv"]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n"])
+def test_a_cell_in_quotes_may_end_the_file(tmp_path, end):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(('text\nfirst\n"sec""ond\nline"' + end).encode())
+    assert [raw.row for raw in raw_rows(path, "csv")] == [{"text": "first"}, {"text": 'sec"ond\nline'}]
+
+
 def test_a_column_that_datasets_does_not_know_is_refused_with_how_to_write_it(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
