@@ -30,7 +30,7 @@ from sftcore.display.environment import bars_wanted
 from sftcore.display.figures import seconds
 from sftcore.display.stages import shown_by, stage
 from sftcore.train.checked import Checked
-from sftcore.train.checkpoint.folders import choose
+from sftcore.train.checkpoint.folders import choose, refuse_absent
 from sftcore.train.checkpoint.other_run import OutputFolder, held_model
 from sftcore.train.parts.callbacks import check_callbacks
 from sftcore.train.row_locations import named_by_file, sets_by_name, sources_by_name
@@ -111,8 +111,9 @@ def check_recipe(recipe: Recipe) -> Checked:
 
 
 def refuse_folder(recipe: Recipe) -> None:
-    """Refuse an output folder that is the model's own or holds another run; see `OutputFolder.refuse`."""
+    """Refuse an output folder that is the model's own or holds another run, and a checkpoint that is none."""
     _output_folder(recipe).refuse()
+    refuse_absent(_checkpoint(recipe), output_dir(recipe))
 
 
 def _output_folder(recipe: Recipe) -> OutputFolder:

@@ -98,7 +98,8 @@ def test_explain_says_who_answers_each_hook_and_where(model_folder, train_file):
     )
 
 
-def test_a_wrong_recipe_fails_before_anything_heavy_is_imported(model_folder, train_file):
+def imports_of(*words: str) -> subprocess.CompletedProcess[str]:
+    """A run of `sftcore train` that prints how it ended and which heavy packages it imported."""
     code = (
         "import sys; sys.argv = ['sftcore', 'train', *sys.argv[1:]]\n"
         "from sftcore.cli import main\n"
@@ -106,8 +107,12 @@ def test_a_wrong_recipe_fails_before_anything_heavy_is_imported(model_folder, tr
         "except SystemExit as stop: print('exit', stop.code)\n"
         "print('heavy', [name for name in ('torch', 'transformers', 'datasets', 'peft') if name in sys.modules])"
     )
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+
+def test_a_wrong_recipe_fails_before_anything_heavy_is_imported(model_folder, train_file):
     words = [f"model={model_folder}", f"data={train_file}", "adapter.lora.rank=4", "loss=nnl", "fp16=true"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    done = imports_of(*words)
     assert "exit 1" in done.stdout
     assert "heavy []" in done.stdout
     assert 'unknown key "rank"' in done.stderr
@@ -161,6 +166,25 @@ def test_a_name_without_a_folder_says_so_and_offers_the_near_one(train_file, mod
     assert "processing_class" not in printed
     printed = sftcore(*words, f"model={train_file}", code=1)
     assert "this is a file, and a model is a folder, a .gguf file or an id on the hub" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model=FOLDER/config.json"], "this is a file, and a model is a folder, a .gguf file or an id on the hub"),
+        (["model=FOLDER/model.safetensors"], "If the model's files lie beside it, name their folder"),
+        (["model=FOLDER", "resume_from_checkpoint=last"], "there is no checkpoint in"),
+        (["model=FOLDER", "resume_from_checkpoint=true"], "there is no checkpoint in"),
+        (["model=FOLDER", "resume_from_checkpoint=FOLDER"], "is not a checkpoint: it has no trainer_state.json"),
+    ],
+)
+def test_what_is_no_model_and_no_checkpoint_is_known_by_its_files_before_torch(
+    model_folder, train_file, tmp_path, words, said
+):
+    words = [word.replace("FOLDER", str(model_folder)) for word in words]
+    done = imports_of(*words, f"data={train_file}", f"output_dir={tmp_path / 'out'}")
+    assert done.stdout.splitlines() == ["exit 1", "heavy []"]
+    assert done.stderr.startswith("error: ") and said in done.stderr
 
 
 def test_an_unknown_verb_offers_the_nearest():

@@ -59,20 +59,10 @@ def choose(wanted: str | bool | os.PathLike[str], output_dir: Path, *, anyway: b
     if wanted is True or wanted == LAST:
         chosen = newest(output_dir)
         if chosen.folder is None:
-            seen = f" Passed over: {'; '.join(chosen.passed_over)}." if chosen.passed_over else ""
-            raise CheckpointError(
-                f"there is no checkpoint in {output_dir} to resume from.{seen}",
-                where=RESUME,
-                fix=f'{chosen.offer} Use "{AUTO}", which then starts from scratch.'.lstrip(),
-            )
+            raise _none_to_resume(output_dir, chosen)
         return chosen
     folder = Path(str(wanted))
-    if not (folder / STATE).is_file() and not is_sealed(folder):
-        raise CheckpointError(
-            f"{folder} is not a checkpoint: it has no {STATE}.",
-            where=RESUME,
-            fix=f'Name a folder such as {output_dir / "checkpoint-10"}, or use "{AUTO}" or "{LAST}".',
-        )
+    refuse_absent(folder, output_dir)
     if not is_sealed(folder):
         return Chosen(folder, _step(folder) or 0, sealed=False)
     found = compared(folder)
@@ -84,6 +74,40 @@ def choose(wanted: str | bool | os.PathLike[str], output_dir: Path, *, anyway: b
             fix=f'{own}Use "{AUTO}", which takes the newest checkpoint that is whole.',
         )
     return Chosen(folder, _step(folder) or 0, rewritten=(*([found.fault] if found.fault else []), *found.rewritten))
+
+
+def refuse_absent(wanted: str | bool | os.PathLike[str] | None, output_dir: Path) -> None:
+    """Refuse a checkpoint that is none, by the names of its files alone, so before anything heavy is loaded.
+
+    Args:
+        wanted: as `choose` takes it, or None where a run does not resume.
+        output_dir: of the run.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or there has to be one in `output_dir` and none is.
+    """
+    if wanted is None or wanted == AUTO:
+        return
+    if wanted is True or wanted == LAST:
+        if not _folders(output_dir):
+            raise _none_to_resume(output_dir, Chosen(None))
+        return
+    folder = Path(str(wanted))
+    if not (folder / STATE).is_file() and not is_sealed(folder):
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: it has no {STATE}.",
+            where=RESUME,
+            fix=f'Name a folder such as {output_dir / "checkpoint-10"}, or use "{AUTO}" or "{LAST}".',
+        )
+
+
+def _none_to_resume(output_dir: Path, chosen: Chosen) -> CheckpointError:
+    seen = f" Passed over: {'; '.join(chosen.passed_over)}." if chosen.passed_over else ""
+    return CheckpointError(
+        f"there is no checkpoint in {output_dir} to resume from.{seen}",
+        where=RESUME,
+        fix=f'{chosen.offer} Use "{AUTO}", which then starts from scratch.'.lstrip(),
+    )
 
 
 def newest(output_dir: Path) -> Chosen:
