@@ -382,7 +382,9 @@ def as_sft_config(args: TrainingArguments | None, model_name: str) -> SFTConfig:
         args.settle()
         return args
     if not isinstance(args, TrainingArguments):
-        raise OptionTypeError(f"args is an SFTConfig, got {type(args).__name__}.", where="SFTTrainer")
+        given = "**settings" if isinstance(args, dict) else "output_dir"
+        fix = f"Make one: args=SFTConfig({given})."
+        raise OptionTypeError(f"args is an SFTConfig, got {type(args).__name__}.", where="SFTTrainer", fix=fix)
     values = {one.name: getattr(args, one.name) for one in dataclasses.fields(args) if one.init}
     values["hub_token"] = args.hub_token
     return SFTConfig(**values)

@@ -137,7 +137,10 @@ def choose_format(
             names = ", ".join(f"{one.entry.name}@{one.entry.distribution}" for one in detecting)
             fix = f"Choose one, for example: format: {_spelled(detecting[0].entry, catalog)}"
             if _are_of_several_shapes(detecting, rows()):
-                fix = "The rows differ in shape: write each shape to a file of its own, data: [one.jsonl, other.jsonl]"
+                fix = (
+                    "The rows differ in shape: write each shape to a file of its own, and make each file a source, "
+                    "data: [{path: one.jsonl}, {path: other.jsonl}]"
+                )
             what = f"{len(detecting)} formats recognise the columns {quoted(columns)}: {names}."
             raise ConflictError(what, where=where, fix=fix)
         if missing := _missing_text_field(plan, columns):

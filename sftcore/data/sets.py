@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +194,7 @@ class DataPreparation:
             raise OptionTypeError(
                 f"expected a datasets.Dataset or IterableDataset, got {type(dataset).__name__}.",
                 where=name,
-                fix="Make one: Dataset.from_list(rows).",
+                fix=_to_make_one(dataset),
             )
         if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
             raise DataError(
@@ -321,3 +322,12 @@ def _say_what_is_left_out(ledger: Ledger) -> None:
     for reason, rows in ledger.dropped_rows.items():
         which = f"{', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''}"
         warn(f"predictions leave out {len(rows):,} rows ({which}): {reason}")
+
+
+def _to_make_one(given: Any) -> str:
+    """How to make a data set of what was given in its place."""
+    if isinstance(given, (str, os.PathLike)):
+        return f'Read it first: load_dataset("json", data_files="{os.fspath(given)}", split="train").'
+    if type(given).__module__.partition(".")[0] == "pandas":
+        return "Make one: Dataset.from_pandas(frame)."
+    return "Make one: Dataset.from_list(rows)."

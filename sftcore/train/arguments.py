@@ -202,7 +202,10 @@ def _a_peft_config(peft_config: Any) -> Any:
         from peft import PeftConfig
 
         if not isinstance(peft_config, PeftConfig):
-            raise OptionTypeError(f"peft_config is a PeftConfig, got {type(peft_config).__name__}.", where="SFTTrainer")
+            is_class = isinstance(peft_config, type)
+            got = f"the class {peft_config.__name__}" if is_class else type(peft_config).__name__
+            fix = f"Make one: peft_config={peft_config.__name__ if is_class else 'LoraConfig'}(…)."
+            raise OptionTypeError(f"peft_config is a PeftConfig, got {got}.", where="SFTTrainer", fix=fix)
     return peft_config
 
 

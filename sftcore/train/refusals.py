@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager
@@ -18,8 +17,6 @@ from sftcore.core.errors import (
     ConflictError,
     DataError,
     ModelError,
-    OptionTypeError,
-    UnknownKeyError,
     nearest,
 )
 from sftcore.core.types import Problem
@@ -27,11 +24,11 @@ from sftcore.data.mixing.mixture import has_length
 from sftcore.data.ranks import shares_of_batches
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
+from sftcore.train.own.given import refuse_kinds
 from sftcore.train.own.hooks import hook_lost_in_shards, per_sample_wrapper
 from sftcore.train.record.compiled import compile_problems
 from sftcore.train.trackers.usable import unusable_trackers
 from sftcore.util.foreign import in_our_words
-from sftcore.util.shown import shortened
 from sftcore.util.warned import warn
 
 if TYPE_CHECKING:
@@ -41,58 +38,6 @@ OF_FROM_PRETRAINED = (
     "load_in_8bit", "load_in_4bit", "torch_dtype", "dtype", "device_map", "attn_implementation", "revision",
 )  # fmt: skip
 """Arguments of `from_pretrained` that older trainers took themselves."""
-
-
-_CALLED = (
-    "data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "formatting_func",
-)  # fmt: skip
-
-
-def _is_pair(given: Any) -> bool:
-    return isinstance(given, (tuple, list)) and len(given) == 2
-
-
-def _is_callback(one: Any) -> bool:
-    return callable(getattr(one, "on_init_end", None))
-
-
-def _refuse_kinds(given: Mapping[str, Any]) -> None:
-    """Refuse arguments of the trainer that are of another kind than it takes.
-
-    Raises:
-        OptionTypeError: with the name of the argument.
-    """
-    expected = {name: ("something that is called", callable(given[name])) for name in _CALLED}
-    callbacks, optimizers, made = given["callbacks"], given["optimizers"], given["optimizer_cls_and_kwargs"]
-    expected["callbacks"] = ("a list of callbacks", isinstance(callbacks, (list, tuple)))
-    expected["optimizers"] = ("an optimizer and a schedule", _is_pair(optimizers))
-    pair = _is_pair(made) and callable(made[0]) and isinstance(made[1], Mapping)
-    expected["optimizer_cls_and_kwargs"] = ("a class and a mapping", pair)
-    if expected["callbacks"][1] and (wrong := [one for one in callbacks if not _is_callback(one)]):
-        raise OptionTypeError(
-            f"callbacks are TrainerCallbacks, got {type(wrong[0]).__name__} {shortened(wrong[0])}.",
-            where="SFTTrainer",
-            fix="Pass names in SFTConfig(callbacks=…)." if isinstance(wrong[0], str) else "",
-        )
-    for name, (what, right) in expected.items():
-        if given[name] is not None and not right:
-            raise OptionTypeError(
-                f"{name} is {what}, got {type(given[name]).__name__} {shortened(given[name])}.", where="SFTTrainer"
-            )
-    for name in _unknown_of(*made) if made is not None else ():
-        known = inspect.signature(made[0]).parameters
-        raise UnknownKeyError(name, known.keys() - {"params", "self"}, where="optimizer_cls_and_kwargs")
-
-
-def _unknown_of(optimizer: Any, kwargs: Mapping[str, Any]) -> list[str]:
-    """Arguments that an optimizer's class does not take."""
-    try:
-        known = inspect.signature(optimizer).parameters
-    except (TypeError, ValueError):  # it is not called, or does not say with what
-        return []
-    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
-        return []
-    return [name for name in kwargs if name not in known]
 
 
 def accepted(given: Mapping[str, Any]) -> tuple[Any, SFTConfig, Any]:
@@ -108,7 +53,7 @@ def accepted(given: Mapping[str, Any]) -> tuple[Any, SFTConfig, Any]:
     """
     from sftcore.config.sft_config import as_sft_config
 
-    _refuse_kinds(given)
+    refuse_kinds(given)
     refuse_per_sample(given["model"], (given["optimizers"] or [None])[0])
     model, processing_class, tokenizer = model_argument(given["model"]), given["processing_class"], given["tokenizer"]
     if tokenizer is not None:

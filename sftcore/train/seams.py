@@ -24,6 +24,7 @@ from sftcore.train.checkpoint.state import refuse_no_step
 from sftcore.train.guard.limits import TokenLimits, WithinLimits
 from sftcore.train.guard.signals import EvaluationLeft, how_to_continue, stopped_by
 from sftcore.train.guard.steps import Position
+from sftcore.train.own.given import of_mapping
 from sftcore.train.own.methods import handed_on
 from sftcore.train.parts.evaluation import EvaluationLoss, best_metric_known
 from sftcore.train.parts.loss import count_items
@@ -366,7 +367,7 @@ class TrainerSeams(SavingSeams):
             GatheredRows(dataloader, self.accelerator, self.args.eval_do_concat_batches),
         )
         if compute is not None:
-            self.compute_metrics = rows.measured(compute, each_batch=self.args.batch_eval_metrics)
+            self.compute_metrics = rows.measured(of_mapping(compute), each_batch=self.args.batch_eval_metrics)
         try:
             output = super().evaluation_loop(dataloader, *args, **kwargs)
         finally:

@@ -6,12 +6,13 @@ import importlib.util
 import inspect
 import json
 import logging
+import re
 
 import pytest
 from datasets import Dataset
 from peft import LoraConfig, prepare_model_for_kbit_training
 from torch.optim import SGD
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, TrainerCallback
 
 from sftcore import CheckError, ConflictError, DataError, RecipeError, SFTConfig, SFTCoreError, SFTTrainer
 from sftcore.config.recipe import load_recipe
@@ -73,6 +74,19 @@ def make(tmp_path, tokenizer, llama):
         ({}, {"odler": 3}, 'unknown key "odler".'),
         ({}, {"compute_metrics": 3}, "compute_metrics is something that is called, got int 3"),
         ({}, {"processing_class": "gpt2"}, "processing_class is"),
+        ({}, {"data_collator": ROWS}, "data_collator is something that is called, got Dataset. Pass it by its name: "
+         "train_dataset=…"),
+        ({}, {"callbacks": SFTConfig("out")}, "callbacks is a list of callbacks, got SFTConfig. Pass it by its name: "
+         "args=…"),
+        ({}, {"data_collator": DataCollatorWithPadding}, "is the class DataCollatorWithPadding. Pass an object: "
+         "DataCollatorWithPadding(…)"),
+        ({}, {"preprocess_logits_for_metrics": lambda logits: logits}, "called with logits, labels, and <lambda> can"),
+        ({}, {"compute_metrics": lambda predictions, labels: {}}, "Write it with these parameters: (prediction)"),
+        ({}, {"compute_loss_func": lambda outputs, labels: 0}, "(outputs, labels, num_items_in_batch)"),
+        ({}, {"peft_config": LoraConfig}, "got the class LoraConfig. Make one: peft_config=LoraConfig(…)"),
+        ({}, {"peft_config": {"r": 8}}, "got dict. Make one: peft_config=LoraConfig(…)"),
+        ({}, {"peft_config": LoraConfig(inference_mode=True)}, "inference_mode is true"),
+        ({}, {"train_dataset": "rows.jsonl"}, 'Read it first: load_dataset("json", data_files="rows.jsonl", split='),
         ({}, {"lora_r": 8}, 'unknown key "lora_r". Did you mean "peft_config"'),
         ({}, {"trian_dataset": ROWS}, 'unknown key "trian_dataset". Did you mean "train_dataset"'),
     ],
@@ -82,6 +96,27 @@ def test_it_is_one_error_of_ours_before_the_first_step(make, fields, given, said
         make(fields, **given).train()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"), [(0.5, "returned float 0.5."), (None, "returned None."), ([], "list [].")]
+)
+def test_what_compute_metrics_returns_is_a_mapping(make, metrics, said):
+    trainer = make(eval_dataset=ROWS, compute_metrics=lambda _: metrics)
+    with pytest.raises(OptionTypeError, match=re.escape(said) + " Return a mapping of names to numbers"):
+        trainer.evaluate()
+
+
+def test_compute_metrics_that_is_called_for_each_batch_returns_a_mapping_at_the_last(make):
+    seen = []
+
+    def compute_metrics(prediction, compute_result):
+        seen.append(compute_result)
+        return {"batches": len(seen)} if compute_result else None
+
+    fields = {"batch_eval_metrics": True, "per_device_eval_batch_size": 2}
+    assert make(fields, eval_dataset=ROWS, compute_metrics=compute_metrics).evaluate()["eval_batches"] == 3
+    assert seen == [False, False, True]
 
 
 class Adds(TrainerCallback):

@@ -184,7 +184,8 @@ def test_what_is_no_model_and_no_checkpoint_is_known_by_its_files_before_torch(
     words = [word.replace("FOLDER", str(model_folder)) for word in words]
     done = imports_of(*words, f"data={train_file}", f"output_dir={tmp_path / 'out'}")
     assert done.stdout.splitlines() == ["exit 1", "heavy []"]
-    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
 
 
 def test_an_unknown_verb_offers_the_nearest():

@@ -80,6 +80,11 @@ def check_method(
             "the model is a saved adapter, which trains on, and the run asks for another around it.",
             fix="Drop the adapter (peft_config), or name the adapter's base as the model.",
         )
+    if config.get("inference_mode"):
+        yield Problem(
+            "inference_mode is true, as in the configuration of a saved adapter, so that nothing would train.",
+            fix="Set inference_mode to false; to train a saved adapter on, name its folder as the model.",
+        )
     if method in SIZED:
         yield from _check_size(config)
     if probe.module_names is not None:
