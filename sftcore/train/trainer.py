@@ -55,6 +55,7 @@ from sftcore.train.losses.weighted import refuse_unread_weights
 from sftcore.train.own.columns import refuse_columns_left_out
 from sftcore.train.own.methods import CALL_THE_MODEL, is_overridden
 from sftcore.train.own.plain_ways import PlainWays
+from sftcore.train.own.settings import as_made, take_changes
 from sftcore.train.parts.cache import CacheSetting
 from sftcore.train.parts.callbacks import callbacks_of
 from sftcore.train.parts.evaluation import EvaluationLoss, measure_likelihood
@@ -173,6 +174,7 @@ class SFTTrainer(ConstructedTrainer):
         take_over(self)
         self._make_parts()
         show_progress(self)
+        self._settings = as_made(self.args)
 
     def _make_parts(self) -> None:
         """What the loop is made of beside transformers' own; see `sftcore.train.seams` for when each is called."""
@@ -232,11 +234,13 @@ class SFTTrainer(ConstructedTrainer):
 
         Raises:
             CheckpointError: the checkpoint is not there, or damaged; or one cannot be written.
-            ConflictError: another run writes to the output folder.
+            ConflictError: another run writes to the output folder; a setting was changed in `args` too late.
             ResumeError: the run is not the one that the checkpoint was saved in.
             DivergenceError: NaN or Inf where `on_nonfinite` is "stop", or divergence where it is looked for.
             StoppedBySignal: a KeyboardInterrupt for SIGINT, a SystemExit for SIGTERM.
         """
+        if trial is None:  # a search sets what it tries itself
+            take_changes(self.args, self._settings)
         with self.checkpoints.owned():
             self.checkpoints.clear_leftovers()
             return self._train_as_owner(resume_from_checkpoint, trial, ignore_keys_for_eval)

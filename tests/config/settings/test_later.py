@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainingArguments
 
-from sftcore import RecipeError, SFTConfig, SFTCoreError, SFTTrainer
+from sftcore import ConflictError, RecipeError, SFTConfig, SFTCoreError, SFTTrainer
 
 
 @pytest.fixture
@@ -141,3 +141,47 @@ def test_what_libraries_and_subclasses_set_is_not_warned_of(tmp_path, model_fold
     for _ in range(2):
         SFTTrainer(str(model_folder), args, train_dataset=prompt_rows).train()
     assert [str(one.message) for one in recwarn if "nothing reads" in str(one.message)] == []
+
+
+# --- In the trainer's own args ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("packing", True), ("max_length", 8), ("completion_only_loss", False), ("neftune_noise_alpha", 5.0),
+        ("per_device_train_batch_size", 1), ("plugins", {"loss": "dft"}), ("chat_template", "chatml"), ("bf16", True),
+    ],
+)  # fmt: skip
+def test_what_the_trainer_has_read_is_not_changed_in_its_args_in_silence(trainer, field, value):
+    made = trainer({})
+    setattr(made.args, field, value)
+    with pytest.raises(ConflictError, match=f"SFTTrainer.args: {field} was set after the trainer was made"):
+        made.train()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("learning_rate", -1.0, r"learning_rate is -1\.0\. It must be"),
+        ("learning_rate", "2e-4", "learning_rate takes float, got str '2e-4'"),
+        ("lr_scheduler_type", "cosin", 'Did you mean "cosine"'),
+        ("optim", "adamw_torch_fuse", 'Did you mean "adamw_torch_fused"'),
+        ("eval_strategy", "epochs", 'Did you mean "epoch"'),
+    ],
+)
+def test_a_wrong_value_in_the_trainers_args_is_told_as_the_configuration_tells_it(trainer, field, value, said):
+    made = trainer({})
+    setattr(made.args, field, value)
+    with pytest.raises(RecipeError, match=said):
+        made.train()
+
+
+def test_what_the_loop_reads_can_be_changed_in_the_trainers_args(trainer, prompt_rows):
+    made = trainer({"logging_steps": 1, "save_strategy": "no"}, eval_dataset=prompt_rows)
+    made.args.learning_rate, made.args.lr_scheduler_type, made.args.max_steps = 0.25, "constant", 2
+    made.args.eval_strategy, made.args.eval_steps = "steps", 2
+    made.train()
+    assert [log["learning_rate"] for log in made.state.log_history if "learning_rate" in log] == [0.25, 0.25]
+    assert [log["step"] for log in made.state.log_history if "eval_loss" in log] == [2]
+    made.args.max_steps = 1
+    made.train()  # and again, whatever the loop itself has set
+    assert made.state.global_step == 1
