@@ -306,7 +306,7 @@ class Head:
 
     def __call__(self, states_NW: torch.Tensor) -> torch.Tensor:
         """(N, W) to (N, V)."""
-        from sftcore.model.cpu.products import linear
+        from sftcore.model.products.onednn import linear
 
         logits_NV = linear(self.module, states_NW)
         if self._multiply is not None:

@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from sftcore.data.media.video import Video
     from sftcore.losses.loss_call import loss_call
     from sftcore.losses.own_loss import OwnLoss
-    from sftcore.model.cpu.products import is_hooked, is_plain_linear, product
     from sftcore.model.memory.layers import decoder_layers
     from sftcore.model.precision import prepare_quantised, quantisation_of
+    from sftcore.model.products.onednn import is_hooked, is_plain_linear, product
     from sftcore.model.vision import vision_parts
     from sftcore.util.triton import triton_is_interpreted
 

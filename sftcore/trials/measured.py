@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from sftcore.model.precision import quantisation_of
+from sftcore.model.products.digits import multiplies_in_tf32
 from sftcore.model.unwrap import causal_model
-from sftcore.util.float32 import multiplies_in_tf32
 
 if TYPE_CHECKING:
     import torch

@@ -22,6 +22,7 @@ from sftcore.documents.layouts import layout_of, pads_left
 from sftcore.documents.proof import evaluation_mode, ordinary_token_ids
 from sftcore.model.attention import replaced_attention
 from sftcore.model.build import attention_of
+from sftcore.model.products.digits import multiplies_in_tf32
 from sftcore.model.unwrap import causal_model, is_peft_model
 from sftcore.train.losses.own_loss import compare_own_loss
 from sftcore.train.parts.loss import without_virtual_tokens
@@ -32,7 +33,6 @@ from sftcore.trials.model import PLAIN, ModelTrial
 from sftcore.trials.outcome import Outcome
 from sftcore.trials.own import try_own_collator, try_own_loss
 from sftcore.util.claims import refused, spelled
-from sftcore.util.float32 import multiplies_in_tf32
 from sftcore.util.foreign import naming_plugins
 from sftcore.util.process_state import left_as_found
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftcore.data.store.cache import source_digest
-from sftcore.util.float32 import float32_matmul
+from sftcore.model.products.digits import float32_matmul
 
 if TYPE_CHECKING:
     from sftcore.core.registry import Bound

@@ -13,7 +13,7 @@ from sftcore_plugins.adapters._fused import fuse
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen2Config, Qwen2ForCausalLM
 
 from sftcore import SFTTrainer
-from sftcore.model.cpu import products as cpu_products
+from sftcore.model.products import onednn as cpu_products
 from tests.conftest import alpaca_rows, make_llama
 from tests.documents.architectures import ARCHITECTURES, GROUPED, build
 from tests.train.test_trainer import config

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sftcore.util.float32 import keeps_digits_on_cpus
+from sftcore.model.products.digits import keeps_digits_on_cpus
 
 FEWEST = 2**22
 """Smaller products (N x K x M) take less time than oneDNN needs to set them up."""

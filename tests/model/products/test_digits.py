@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 
-from sftcore.util.float32 import float32_matmul, keeps_digits_on_cpus, multiplies_in_tf32
+from sftcore.model.products.digits import float32_matmul, keeps_digits_on_cpus, multiplies_in_tf32
 
 needs_two = pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has one setting")
 ASK = (
     "import torch; {}\n"
-    "from sftcore.util.float32 import *\n"
+    "from sftcore.model.products.digits import *\n"
     "print(float32_matmul(), multiplies_in_tf32(), keeps_digits_on_cpus(), sep='|')"
 )
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from sftcore.losses.asked_again import plain_operations
-from sftcore.model.cpu import products
+from sftcore.model.products import onednn as products
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 LAYOUTS = {

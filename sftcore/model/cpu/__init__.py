@@ -1,1 +1,0 @@
-"""What a CPU computes faster than by the library that torch chooses."""
