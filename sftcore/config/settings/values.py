@@ -197,9 +197,9 @@ def wrong_value(field: str, value: Any, wanted: Any, where: str) -> RecipeError 
         limits = RANGES[field]
         if value in limits:
             return None
-        usual = _USUAL.get(field, "")
+        usual, finite = _USUAL.get(field, ""), "" if math.isfinite(value) else "a finite number, "
         return RecipeError(
-            f"{field} is {value!r}{_WHY.get(field, '')}.", where=where, fix=f"It must be {limits}{usual}."
+            f"{field} is {value!r}{_WHY.get(field, '')}.", where=where, fix=f"It must be {finite}{limits}{usual}."
         )
     found = next(_wrong_texts(field, value), None) or _wrong_mapping(field, value, wanted)
     return RecipeError(found[0], where=where, fix=found[1]) if found else None
@@ -233,7 +233,8 @@ def _wrong_type(field: str, value: Any, wanted: Any, where: str) -> OptionTypeEr
     if isinstance(value, str) and {int, float} & set(arms):
         with suppress(ValueError):
             number = float(value) if float in arms else int(value)
-            spelled = repr(number) if math.isfinite(number) else ".inf" if number > 0 else ""
+            unlimited = number > 0 and field in RANGES and math.inf in RANGES[field]
+            spelled = repr(number) if math.isfinite(number) else ".inf" if unlimited else ""
             fix = f"Write {spelled} without quotes." if spelled else "Give a number."
     elif field == "sample_prompts":
         fix = f"It is a list, or how many evaluation rows are asked. {FORMS}"

@@ -12,6 +12,9 @@ from sftcore.util.shown import counted
 if TYPE_CHECKING:
     from sftcore.train.view import RunView
 
+_WITHOUT_WARM_UP = ("constant", "reduce_lr_on_plateau", "greedy")
+"""Schedules that do not read how long to warm up."""
+
 
 def plan_lines(trainer: RunView) -> list[str]:
     """The plan, a line for each thing that a user may want to change; every derived number is said once."""
@@ -33,7 +36,8 @@ def plan_lines(trainer: RunView) -> list[str]:
         *([f"documents  {trainer.shared_rows.proof}"] if trainer.shared_rows.proof else []),
         f"length     {_length(trainer)}",
         f"steps      {_steps(args, trainer.state.max_steps)}, "
-        f"learning rate {args.learning_rate:g} {args.lr_scheduler_type.value}, seed {args.seed}",
+        f"learning rate {args.learning_rate:g} {args.lr_scheduler_type.value}"
+        f"{_warm_up(args, trainer.state.max_steps)}, seed {args.seed}",
         f"precision  {_precision(trainer)} on {args.device}",
         f"output     {args.output_dir}",
     ]
@@ -57,6 +61,14 @@ def _steps(args: Any, steps: int) -> str:
     said += [f"each batch is split among {shared} processes"] if shared > 1 else []
     rows, how = counted(batch * accumulated * processes, "row"), f" ({', '.join(said)})" if said else ""
     return f"{steps:,}, {'each ' if steps > 1 else ''}of {rows}{how}"
+
+
+def _warm_up(args: Any, steps: int) -> str:
+    """That the run ends before its learning rate is reached; empty where it is reached, or nothing warms up."""
+    warm_up = args.get_warmup_steps(steps)
+    if not warm_up or warm_up < steps or args.lr_scheduler_type.value in _WITHOUT_WARM_UP:
+        return ""
+    return f" (never reached: the warm-up takes {counted(warm_up, 'step')})"
 
 
 def _length(trainer: RunView) -> str:
