@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import Trainer
 
+from sftcore.core.errors import ConflictError
 from sftcore.model.precision import cast_adapter
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.account.row_losses import RowLosses
@@ -21,6 +22,7 @@ from sftcore.train.guard.steps import StepGuard
 from sftcore.train.parts.metrics import Metrics
 from sftcore.train.parts.part import Part
 from sftcore.train.processes.distributed import is_taken_apart
+from sftcore.util.foreign import in_our_words
 
 
 class SavingSeams(Trainer):
@@ -47,6 +49,19 @@ class SavingSeams(Trainer):
         final = self.checkpoints.save(write, Path(self._get_output_dir(trial)), self.state)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository on the hub, or find it.
+
+        Raises:
+            ConflictError: the hub cannot be reached, or does not let this user write there.
+        """
+        try:
+            with in_our_words("the repository on the hub cannot be made", ConflictError, where="push_to_hub"):
+                super().init_hf_repo(*args, **kwargs)
+        except ConflictError as error:
+            error.fix = "Log in (hf auth login) and go online, or set push_to_hub: false and push the folder later."
+            raise
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.checkpoints.aside is None:  # else the folder has no name yet, and is pushed when it has one

@@ -107,6 +107,15 @@ def test_what_compute_metrics_returns_is_a_mapping(make, metrics, said):
         trainer.evaluate()
 
 
+def test_a_hub_that_cannot_be_reached_is_said_of_push_to_hub(make, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = "push_to_hub: the repository on the hub cannot be made: OfflineModeIsEnabled: .* Log in"
+    with pytest.raises(ConflictError, match=said):
+        make({"push_to_hub": True, "hub_model_id": "me/mine"})
+    with pytest.raises(ConflictError, match=said):
+        make().push_to_hub()
+
+
 def test_compute_metrics_that_is_called_for_each_batch_returns_a_mapping_at_the_last(make):
     seen = []
 
