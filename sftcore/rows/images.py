@@ -9,7 +9,7 @@ import attrs
 from attrs import frozen
 
 from sftcore.core.errors import RowError
-from sftcore.core.types import Example, Message, Part, Row
+from sftcore.core.types import IMAGE, Example, Message, Part, Row
 
 _TYPES = ("image", "image_url", "input_image")
 """The types of parts that stand for an image: of chat templates, and of OpenAI's two interfaces."""
@@ -79,8 +79,7 @@ def place_images(
         raise RowError(
             f"the row has {len(images)} image{'s' * (len(images) != 1)}, but its messages have "
             f"{empty} image placeholder{'s' * (empty != 1)}{own}.",
-            fix=f'A placeholder is {marker or "<image>"} in a text, or a part {{"type": "image"}}. Give one for each '
-            "image.",
+            fix=_how_to_give(() if images else parted, marker or IMAGE),
         )
     if len(images) == empty:
         left = iter(images)
@@ -89,6 +88,16 @@ def place_images(
         pairs = enumerate(zip(held, images, strict=True))
         found = [column if part is None else _both(part, column, i) for i, (part, column) in pairs]
     return [_without_held(one) for one in parted], found
+
+
+def _how_to_give(messages: Sequence[Message], marker: str) -> str:
+    """What a row needs that has other images than places for them; a part may hold its own where it is not found."""
+    parts = (part for message in messages for part in _parts(message) if part.type == "image" and _held(part) is None)
+    keys = [key for part in parts for key, value in part.extra.items() if value is not None and key not in _SIZE_KEYS]
+    if unread := next((key for key in keys if key not in (*_IMAGE_KEYS, "detail")), None):
+        read = ", ".join(_IMAGE_KEYS)
+        return f'A part has "{unread}", which is not read as an image. The keys that are read are {read}.'
+    return f'A placeholder is {marker} in a text, or a part {{"type": "image"}}. Give one for each image.'
 
 
 def _both(part: Any, column: Any, number: int) -> Any:

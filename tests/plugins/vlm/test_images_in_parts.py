@@ -162,6 +162,8 @@ def test_different_images_in_a_part_and_a_column_are_refused_with_both(prepared)
     [
         ([PARTS["image"], {"type": "image"}], {}, "0 images, but .* 1 image placeholder, and 1 that holds its own"),
         ([PARTS["image"]], {"images": ["red.png"] * 2}, "2 images, but .* 0 image placeholders, and 1 that holds"),
+        ([{"type": "image", "file": "red.png"}], {}, 'A part has "file", which is not read as an image'),
+        ([{"type": "input_image", "file_id": "file-1"}], {}, 'A part has "file_id", which is not read as an image'),
         ([{"type": "image"}], {}, "0 images, but its messages have 1 image placeholder"),
         ([{"type": "image"}] * 2, {"images": ["red.png"]}, "1 image, but its messages have 2 image placeholders"),
         ([{"type": "image", "image": "none.png"}], {}, "none.png does not exist"),
