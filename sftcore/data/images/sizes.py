@@ -11,6 +11,8 @@ from sftcore.util.shown import shortened
 
 KEYS = ("min_pixels", "max_pixels", "longest", "width", "height")
 """What a reference to an image says of its size, in pixels; None or absent where nothing is asked for."""
+_MOST = 2**62
+"""The largest number that prepared rows can keep, with room for what others add to it."""
 
 
 def asked_of(value: Mapping[str, Any]) -> dict[str, int]:
@@ -34,7 +36,7 @@ def asked_of(value: Mapping[str, Any]) -> dict[str, int]:
         given["width"], given["height"] = both
     for name, number in given.items():
         whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
-        if isinstance(number, bool) or not whole or number < 1:
+        if isinstance(number, bool) or not whole or not 1 <= number <= _MOST:
             raise RowError(f"an image has {name}: {shortened(number)}.", fix="Give a whole number of pixels.")
     found = {name: int(number) for name, number in given.items()}
     if found.get("min_pixels", 0) > found.get("max_pixels", math.inf):

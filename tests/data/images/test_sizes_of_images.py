@@ -81,6 +81,8 @@ def test_the_resized_image_is_what_pillows_bicubic_filter_gives():
         {"image_size": [1, 2, 3]},
         {"image_size": "448x448"},
         {"resized_width": 28},
+        {"max_pixels": 1e30},
+        {"resized_width": 2**70, "resized_height": 1},
         {"image_size": [0, 5]},
     ],
 )
