@@ -175,7 +175,8 @@ class VisionCollator:
                     f"the processor makes {len(got)} tokens of a text with {len(document['images'])} images, and the "
                     f"row was prepared with {len(wanted)}.",
                     where=f"row {document['row']}",
-                    fix="Do not change images between preparation and training; if none changed, please report it.",
+                    fix="If an image was changed since, prepare the rows anew: dataset_cache: false. "
+                    "If none was, please report it.",
                 )
 
     def _hold_rows(self, rows: Any, documents: Any) -> None:

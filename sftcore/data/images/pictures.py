@@ -111,7 +111,7 @@ def _counts(dataset: Any, held: str) -> Any:
 
 
 def refuse_missing(dataset: Any, where: str) -> None:
-    """Hold that the files of images are still where they were when the rows were prepared.
+    """Hold that the files of images and media are still where they were when the rows were prepared.
 
     Raises:
         RowError: one is not; names the row.
@@ -123,17 +123,22 @@ def refuse_missing(dataset: Any, where: str) -> None:
     there: set[str] = set()
     for chunk in dataset.data.column(DOCUMENTS).chunks:
         documents = pc.list_flatten(chunk)
-        images = pc.struct_field(documents, "images")
-        paths = pc.struct_field(pc.list_flatten(images), "path")
-        found = {path for path in paths.unique().to_pylist() if path} - there
-        gone = min((pc.index(paths, path).as_py() for path in found if not os.path.isfile(path)), default=None)
-        if gone is not None:
-            document = pc.list_parent_indices(images)[gone].as_py()
-            raise RowError(
-                f"the image {paths[gone]} is not there any more, and the prepared rows that the cache holds need it.",
-                fix="Put it back, or prepare the rows anew: dataset_cache: false.",
-            ).at(where, pc.struct_field(documents, "row")[document].as_py())
-        there |= found
+        rows = pc.struct_field(documents, "row")
+        images, media = (pc.struct_field(documents, name) for name in ("images", "media"))
+        parts = pc.struct_field(pc.list_flatten(media), "parts")
+        of_parts = pc.take(pc.list_parent_indices(media), pc.list_parent_indices(parts))
+        held = {"image": (images, pc.list_parent_indices(images)), "file": (parts, of_parts)}
+        for kind, (files, of_files) in held.items():
+            paths = pc.struct_field(pc.list_flatten(files), "path")
+            found = {path for path in paths.unique().to_pylist() if path} - there
+            gone = min((pc.index(paths, path).as_py() for path in found if not os.path.isfile(path)), default=None)
+            if gone is not None:
+                raise RowError(
+                    f"the {kind} {paths[gone]} is not there any more, and the prepared rows that the cache holds need "
+                    "it.",
+                    fix="Put it back, or prepare the rows anew: dataset_cache: false.",
+                ).at(where, rows[of_files[gone].as_py()].as_py())
+            there |= found
 
 
 def _document(number: int, content: Any) -> dict[str, Any]:

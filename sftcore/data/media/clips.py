@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, urlsplit
 
 from attrs import evolve, frozen
 
@@ -22,6 +23,8 @@ MAX_FRAMES = 2**20
 """The most frames that a file may have: 9 hours at 30 a second."""
 _ALONE = {"protocol_whitelist": "none"}
 """A playlist may name other files and addresses, which must not be opened."""
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+"""How the address of something that is not on this machine begins."""
 SOUND = ("h264", "hevc", "mpeg1video", "mpeg2video")
 """Codecs of which every packet is a frame that can be decoded if it is whole; of others only decoding tells."""
 FAULTS = (OSError, ValueError, RuntimeError)
@@ -61,19 +64,25 @@ def file_of(value: Any, folder: str) -> dict[str, Any]:
             raise RowError("a video has no bytes.", fix="Fill it in, or drop the row.")
         return {"bytes": bytes(value), "path": None}
     text = str(value)
-    url = urlparse(text)
-    if url.scheme == "file":
-        text = unquote(url.path)
-    elif len(url.scheme) > 1:
+    if text[:5].lower() == "data:":
+        raise RowError("a video is a data URL, which is not read.", fix="Give its bytes, or the path of a file.")
+    if text[:6].lower() == "file:/":
+        text = unquote(urlsplit(text).path)
+    elif _ADDRESS.match(text):
         raise RowError(
             f"the video {text[:200]} is not on this machine, and a run does not download videos.",
             fix="Download it, and give the path of the file.",
         )
-    path = Path(text).expanduser()
-    path = path if path.is_absolute() else Path(folder).expanduser() / path
-    if not path.is_file():
+    try:
+        path = Path(text).expanduser()
+        path = path if path.is_absolute() else Path(folder).expanduser() / path
+        is_there = path.is_file()
+    except (OSError, RuntimeError):  # too long for a name, as base64 is, or an unknown user's home
+        path, is_there = Path(text), False
+    if not is_there:
+        name = str(path)
         raise RowError(
-            f"the video {path} does not exist.",
+            f"the video {name if len(name) <= 300 else f'{name[:120]}…{name[-40:]}'} does not exist.",
             fix="Set image_folder, the folder that relative paths start from, or correct the path.",
         )
     return {"bytes": None, "path": str(path.resolve())}

@@ -86,7 +86,8 @@ def _hold(ids: torch.Tensor, document: Mapping[str, Any]) -> None:
             f"the processor makes {len(got)} tokens of a text with {len(document['media'] or ())} media, and the row "
             f"was prepared with {len(wanted)}.",
             where=f"row {document['row']}",
-            fix="Do not change files between preparation and training; if none changed, please report it.",
+            fix="If a file was changed since, prepare the rows anew: dataset_cache: false. "
+            "If none was, please report it.",
         )
 
 

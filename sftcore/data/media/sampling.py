@@ -92,7 +92,8 @@ def whole_number(beside: Mapping[str, Any], names: Sequence[str]) -> int | None:
     if name is None:
         return None
     value = beside[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole or value < 1:
         raise RowError(
             f'"{name}" beside a video is a whole number above 0, got {value!r}.', fix="Correct or remove it."
         )

@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 from sftcore.core.errors import RowError
 from sftcore.data.images.given import source_of
 from sftcore.data.images.reference import open_image, size_of
+from sftcore.data.images.whole import frames_in
 from sftcore.data.media.clips import Clip, counted, decoded, file_of, hold_decodable, probed
 from sftcore.data.media.modality import Modality, Reference, facts_of, name_of, reference
 from sftcore.data.media.sampling import chosen_frames, fps_asked_for, whole_number
@@ -100,7 +101,10 @@ class Video(Modality):
             raise RowError(f"the frames 0 and {other} of a video differ in size: {shown} pixels.", fix="Make them one.")
         clip = Clip(len(pictures), rate, *sizes[0])
         chosen = chosen_frames(processor.video_processor, clip, own.fps, own.num_frames)
-        return self._reference([pictures[at] for at in chosen], clip, chosen)
+        made = self._reference([pictures[at] for at in chosen], clip, chosen)
+        for at in dict.fromkeys(chosen):
+            _hold_whole(pictures[at], at)
+        return made
 
     def _reference(self, parts: Sequence[Mapping[str, Any]], clip: Clip, frames: Sequence[int]) -> Reference:
         facts = {
@@ -232,6 +236,13 @@ def _picture(frame: Any, at: int, folder: str) -> Mapping[str, Any]:
 def _sized(picture: Mapping[str, Any], at: int) -> tuple[int, int]:
     try:
         return size_of(picture)
+    except RowError as error:
+        raise RowError(f"frame {at} of a video: {error.what}", fix=error.fix) from None
+
+
+def _hold_whole(picture: Mapping[str, Any], at: int) -> None:
+    try:
+        frames_in(picture)
     except RowError as error:
         raise RowError(f"frame {at} of a video: {error.what}", fix=error.fix) from None
 

@@ -1,5 +1,6 @@
 """Rows with videos: where they stand, which frames a model sees, what is kept, and what is refused with its row."""
 
+import io
 import json
 import sys
 
@@ -36,9 +37,9 @@ def clip(tmp_path_factory):
     return path
 
 
-def prepared(processor, rows, max_length=2048, **options):
+def prepared(processor, rows, max_length=2048, dataset_cache=False, **options):
     chosen = [Selection("format", "vlm", options)] if options else []
-    setup = set_up(chosen, {"dataset_cache": False}, ModelRequest(vision=True), where="test")
+    setup = set_up(chosen, {"dataset_cache": dataset_cache}, ModelRequest(vision=True), where="test")
     data = DataPreparation(setup, processor.tokenizer, max_length, processor=processor)
     return data.prepare(Dataset.from_list(rows), "train_dataset"), data
 
@@ -209,6 +210,11 @@ def test_what_stands_beside_a_file_goes_before_the_options(processor, clip):
         ({"video": "CLIP", "fps": 0}, '"fps" beside a video is a number above 0'),
         ({"video": "CLIP", "fps": "fast"}, '"fps" beside a video is a number above 0'),
         ({"video": "CLIP", "num_frames": 1.5}, '"num_frames" beside a video is a whole number'),
+        ({"video": "CLIP", "num_frames": float("inf")}, '"num_frames" beside a video is a whole number'),
+        ({"video": "CLIP", "num_frames": float("nan")}, '"num_frames" beside a video is a whole number'),
+        ("data:video/mp4;base64,AAAA", "a video is a data URL, which is not read"),
+        ("A" * 5000, r"the video A{120}…A{40} does not exist"),
+        ("~nobody-of-this-name/a.mp4", "the video ~nobody-of-this-name/a.mp4 does not exist"),
         ({"video": "CLIP", "fps": 1, "nframes": 2}, "both fps and num_frames"),
         ({}, "without a path, bytes or frames"),
         ([], "no frames"),
@@ -246,6 +252,36 @@ def test_a_broken_file_names_its_row_in_preparation(processor, clip, name, conte
     with pytest.raises(RowError, match=f"train_dataset row 1: the video {path} ") as caught:
         prepared(processor, rows, num_frames=4)
     assert caught.value.row == 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_frame_that_is_cut_off_names_its_row_in_preparation(processor, kind):
+    buffer = io.BytesIO()
+    Image.effect_noise((90, 60), 90).convert("RGB").save(buffer, kind)
+    whole = buffer.getvalue()
+    rows = [conversation(VIDEO, videos=[{"frames": [whole, one]}]) for one in (whole, whole[: len(whole) * 2 // 3])]
+    with pytest.raises(RowError, match=r"train_dataset row 1: frame 1 of a video: the image .* is broken"):
+        prepared(processor, rows)
+    assert len(prepared(processor, rows, num_frames=1)[0]) == 2  # a frame that no model sees is not looked at
+
+
+def test_a_clip_that_is_gone_since_its_row_was_prepared_names_its_row(processor, clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTCORE_CACHE", str(tmp_path / "cache"))
+    names = [tmp_path / f"{number}.mp4" for number in range(3)]
+    for name in names:
+        name.write_bytes(clip.read_bytes())
+    rows = [conversation(text("Hello"), videos=[])]
+    rows += [conversation(VIDEO, VIDEO, videos=[str(names[0]), str(name)]) for name in names]
+    assert len(prepared(processor, rows, dataset_cache=True)[0]) == 4
+    names[1].unlink()
+    with pytest.raises(RowError, match=r"train_dataset row 2: the file .*1\.mp4 is not there any more"):
+        prepared(processor, rows, dataset_cache=True)
+
+
+def test_a_name_with_a_colon_is_a_file(processor, clip, monkeypatch):
+    monkeypatch.chdir(clip.parent)
+    (clip.parent / "part:1.mp4").write_bytes(clip.read_bytes())
+    assert seen("part:1.mp4", processor, num_frames=4)[0] == [0, 3, 6, 9]
 
 
 def test_a_file_that_never_ends_is_refused(processor, clip, monkeypatch):
