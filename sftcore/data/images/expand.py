@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -34,6 +35,8 @@ from sftcore.data.images.whole_row import Piece, Size, WholeRows
 
 _Given = TypeVar("_Given")
 _Found = TypeVar("_Found")
+_USUAL = (448, 448)
+"""The size of a picture that any processor takes."""
 _KEPT = 4096
 """How many sizes are kept with their text."""
 
@@ -72,6 +75,30 @@ class Expander:
     def placeholder(self) -> str:
         """The token that stands for one image in a text that the processor reads; empty if it has none."""
         return placeholder_of(self.processor)
+
+    @functools.cached_property
+    def reserved(self) -> tuple[str, ...]:
+        """The tokens in whose place the model reads a feature of an image or another medium."""
+        tokenizer, found = self.processor.tokenizer, [self.placeholder]
+        for name in ("image", "video", "audio"):
+            number = getattr(self.processor, f"{name}_token_id", None)
+            token = getattr(self.processor, f"{name}_token", None)
+            found.append(str(tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) else token or ""))
+        found.append(self._repeated())
+        whole = (token for token in found if token and len(tokenizer.encode(token, add_special_tokens=False)) == 1)
+        return tuple(dict.fromkeys(whole))
+
+    def _repeated(self) -> str:
+        """The token that stands for a part of an image, which some processors do not name; empty if it is not known."""
+        if self._rows is not None or self.facts.refusal or not self.reads_images:
+            return ""
+        try:
+            text = self.text_of(_USUAL)
+        except RowError:
+            return ""
+        added = sorted(self.processor.tokenizer.get_added_vocab(), key=len, reverse=True)
+        there = Counter(re.findall("|".join(map(re.escape, added)), text)) if added else Counter()
+        return there.most_common(1)[0][0] if there else ""
 
     @functools.cached_property
     def placeholder_in_text(self) -> str:
@@ -118,6 +145,23 @@ class Expander:
         """
         return max(_each(sources, lambda source: frames_in(source, self.max_pixels)), default=0)
 
+    def refuse_reserved(self, text: str, own: Iterable[str]) -> None:
+        """Refuse words that the model would read as a feature that there is not; places that are filled are `own`.
+
+        Raises:
+            RowError: the text has one.
+        """
+        others = set(self.reserved).difference(own)
+        if not any(token in text for token in others):
+            return
+        for token in own:
+            text = text.replace(token, " ") if token else text
+        if spelled := next((token for token in self.reserved if token in others and token in text), None):
+            raise RowError(
+                f"the text has {spelled}, in whose place the model reads a feature, and the row has none for it.",
+                fix="A text that only mentions it must spell it differently.",
+            )
+
     def expand(self, rendered: Rendered, sources: Sequence[ImageSource]) -> Rendered:
         """The text as the model will read it, with its spans moved, and the characters of images as `image_spans`.
 
@@ -132,6 +176,7 @@ class Expander:
                 f"{_counted(len(sources), 'image')}.",
                 fix="Give one image for each placeholder. A text that only mentions it must spell it differently.",
             )
+        self.refuse_reserved(rendered.text, [placeholder])
         if not sources:
             return self._without_images(rendered) if self.facts.changes_texts else rendered
         if self.facts.most is not None and len(sources) > self.facts.most:

@@ -56,7 +56,8 @@ def size_of(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int
     """
     with _opened(source) as image:
         width, height = image.size
-        if _has_orientation(image, source) and _orientation_of(image, source) in SIDEWAYS:
+        sideways = _has_orientation(image, source) and _orientation_of(image, source) in SIDEWAYS
+        if sideways and not _is_turned(image):
             width, height = height, width
     if not width or not height:
         raise RowError(f"{name_of(source)} has no pixels ({width} x {height}).", fix="Drop the row.")
@@ -146,6 +147,11 @@ def _has_orientation(image: Image, source: ImageSource) -> bool:
     found = b"eXIf" in file.read()
     file.seek(here)
     return found
+
+
+def _is_turned(image: Any) -> bool:
+    """Whether Pillow gives the size that the image has when it is upright, as newer versions do for TIFF."""
+    return bool(image.format == "TIFF" and image.size != (image.tag_v2.get(256), image.tag_v2.get(257)))
 
 
 def _orientation_of(image: Image, source: ImageSource) -> Any:

@@ -138,6 +138,7 @@ def _expanded(
                 f"{held}.",
                 fix=f'Give one {kind} for each place. A chat template has to write a place for {{"type": "{kind}"}}.',
             )
+    expander.refuse_reserved(rendered.text, tokens)
     texts = _texts(expander, tuple(order), images, references, modalities)
     text, spans, moved = "", [], [(0, 0)]
     last = 0

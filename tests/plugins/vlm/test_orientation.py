@@ -16,16 +16,16 @@ TURNS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
+@pytest.fixture(scope="module", params=["jpg", "tiff", "webp"])
+def photographs(request, tmp_path_factory):
     """One for each orientation that EXIF knows, wider than high as the sensor is."""
     folder, pixels = tmp_path_factory.mktemp("photographs"), np.random.RandomState(0).randint(0, 255, (4, 12, 3))
     made = Pillow.fromarray(pixels.astype(np.uint8)).resize((96, 32))
     for orientation in range(1, 9):
         exif = Pillow.Exif()
         exif[0x0112] = orientation
-        made.save(folder / f"{orientation}.jpg", exif=exif)
-    return [folder / f"{orientation}.jpg" for orientation in range(1, 9)]
+        made.save(folder / f"{orientation}.{request.param}", exif=exif)
+    return [folder / f"{orientation}.{request.param}" for orientation in range(1, 9)]
 
 
 FORMS = {

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -195,6 +196,22 @@ def test_a_text_that_spells_the_models_image_token_is_refused(vlm_data):
     turns = [{"role": "user", "content": "What does <|image_pad|> mean?"}, {"role": "assistant", "content": "A place."}]
     with pytest.raises(RowError, match=r"train row 0: the text has 1 image placeholder .* but the row has no images"):
         vlm_data("qwen2_5_vl").prepare(Dataset.from_list([{"messages": turns}]), "train")
+
+
+@pytest.mark.parametrize(
+    ("family", "token"), [("qwen2_5_vl", "<|video_pad|>"), ("gemma3", "<image_soft_token>"), ("llava", "<|video_pad|>")]
+)
+@pytest.mark.parametrize("images", [0, 1])
+def test_words_that_spell_the_place_of_another_feature_are_refused(vlm_data, family, token, images):
+    data = vlm_data(family)
+    turns = [{"role": "user", "content": f"{'<image>' * images}What does {token} mean?"}]
+    turns.append({"role": "assistant", "content": "A place."})
+    rows = Dataset.from_list([{"messages": turns, "images": [encoded(picture())] * images}])
+    if token not in data.tokenizer.get_vocab():  # words as any others
+        assert len(data.prepare(rows, "train")) == 1
+        return
+    with pytest.raises(RowError, match=re.escape(f"train row 0: the text has {token}, in whose place")):
+        data.prepare(rows, "train")
 
 
 def test_check_finds_an_image_that_is_broken_in_the_middle(tmp_path):
