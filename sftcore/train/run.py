@@ -180,10 +180,12 @@ def run_recipe(
         changed: settings with which the run differs from its recipe.
         view: what shows the run, if that is not what fits the console.
     """
+    # before torch and transformers are imported, which some plugins have to be ahead of
+    checked.setup.plugins.all("prepare", plan=checked.setup.plan)
+
     from sftcore.train.loop_callback import ReplaceOtherRun
     from sftcore.train.reporting.progress import RichProgress
 
-    checked.setup.plugins.all("prepare", plan=checked.setup.plan)
     view = view or view_of(checked.recipe, console, draws=bars_wanted())
     with named_by_file(checked), shown_by(view):
         trainer = _trainer(checked, changed)

@@ -110,6 +110,33 @@ def imports_of(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
 
 
+EARLY = """
+import sys
+from sftcore import hookimpl, plugin
+
+@plugin
+class Early:
+    "Noise that has to be there before transformers is, and adds none."
+
+    @hookimpl
+    def prepare(self, plan):
+        print("there already", sorted({"torch", "transformers", "peft"} & set(sys.modules)), file=sys.__stdout__)
+        sys.__stdout__.flush()
+        raise KeyboardInterrupt
+"""
+
+
+def test_plugins_prepare_before_anything_heavy_is_imported(model_folder, train_file, tmp_path, monkeypatch):
+    info = tmp_path / "acme_early-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme_early\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sftcore.noise]\nearly = acme_early:Early\n")
+    (tmp_path / "acme_early.py").write_text(EARLY)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    done = imports_of(f"model={model_folder}", f"data={train_file}", "noise=early", f"output_dir={tmp_path / 'out'}")
+    assert "there already []" in done.stdout, done.stderr
+
+
 def test_a_wrong_recipe_fails_before_anything_heavy_is_imported(model_folder, train_file):
     words = [f"model={model_folder}", f"data={train_file}", "adapter.lora.rank=4", "loss=nnl", "fp16=true"]
     done = imports_of(*words)
