@@ -75,8 +75,6 @@ def quantisation_asked_for(model: ModelRequest, probe: Probe) -> dict[str, Any] 
     return {**saved, **values, **flags} or None
 
 
-NOT_A_FILE = "this is a file, and a model is a folder, a .gguf file or an id on the hub."
-NAME_ITS_FOLDER = "If the model's files lie beside it, name their folder."
 _BITS = ("load_in_4bit", "load_in_8bit")
 _SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -100,9 +98,6 @@ def core_problems(
 def _loading_problems(plan: Plan, probe: Probe) -> Iterator[Problem]:
     """Ways of loading that cannot be trained or that exclude each other."""
     kwargs, settings = plan.model.init_kwargs, plan.settings
-    path = Path(plan.model.name or "").expanduser()
-    if path.is_file() and [one.name for one in plan.selected("loader")] == ["hf"]:
-        yield Problem(NOT_A_FILE, f"model {plan.model.name}", NAME_ITS_FOLDER)
     ways = [name for name in (*_BITS, "quantization_config") if kwargs.get(name)]
     if len(ways) > 1:
         yield Problem(f"{' and '.join(ways)} exclude each other.", "model_init_kwargs", "Keep one of them.")

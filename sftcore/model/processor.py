@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftcore.config.installed import Installed
 from sftcore.config.plugins.bound import bind
-from sftcore.config.probe import NAME_ITS_FOLDER, NOT_A_FILE, reads_images
+from sftcore.config.probe import reads_images
 from sftcore.config.selections import default_selections
 from sftcore.config.settings.templates import refuse_large
 from sftcore.core.door import Origin
@@ -167,7 +167,10 @@ def _explained(name: str, said: str) -> tuple[str, str]:
     """Why no tokenizer could be loaded by this name, and how to mend it; `said` is what the library says."""
     path = Path(name).expanduser()
     if path.is_file():
-        return NOT_A_FILE, NAME_ITS_FOLDER
+        return (
+            "this is a file, and a model is a folder, a .gguf file or an id on the hub.",
+            "If the model's files lie beside it, name their folder.",
+        )
     has_none = said.startswith(_UNKNOWN)
     if path.is_dir() or has_none:
         what = "it has no tokenizer" if has_none else f"the tokenizer cannot be loaded: {said}"

@@ -34,10 +34,11 @@ def ours(path: Path) -> Iterator[str]:
 def test_the_names_of_plugin_api_are_frozen():
     names = {
         "DOCUMENTS", "IGNORED", "IMAGE", "MAX_PIXELS", "Medium", "Modality", "OwnLoss", "Video", "adapter_folder",
-        "declared_fields", "decoder_layers", "edges_of", "facts_of", "facts_of_processor", "filler_of", "flatten_rows",
-        "loss_call", "media_features", "multiple_of", "nearest", "open_image", "pad_rows", "planned_device",
-        "prepare_quantised", "quantisation_asked_for", "quantisation_of", "reference", "refuse_endless",
-        "selective_of", "triton_is_interpreted", "unsupported", "vision_parts",
+        "declared_fields", "decoder_layers", "edges_of", "facts_of", "facts_of_processor", "filler_of",
+        "flatten_rows", "is_hooked", "is_plain_linear", "loss_call", "media_features", "multiple_of", "nearest",
+        "open_image", "pad_rows", "planned_device", "prepare_quantised", "product", "quantisation_asked_for",
+        "quantisation_of", "reference", "refuse_endless", "selective_of", "triton_is_interpreted", "unsupported",
+        "vision_parts",
     }  # fmt: skip
     assert set(sftcore.plugin_api.__all__) == names
     assert len(sftcore.plugin_api.__all__) == len(names)

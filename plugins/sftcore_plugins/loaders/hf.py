@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from sftcore import LoadedModel, LoadOptions, ModelError, ModelRequest, hookimpl, plugin
+from sftcore import LoadedModel, LoadOptions, ModelError, ModelRequest, Plan, Probe, Problem, hookimpl, plugin
 from sftcore.plugin_api import refuse_endless
 from sftcore_plugins.loaders._saved import adapter_config, base_of, has, is_adapter, load_processor
 
@@ -17,6 +18,13 @@ class HuggingFace:
     @hookimpl
     def claims(self) -> Iterable[str]:
         return ["model.load"]
+
+    @hookimpl
+    def check(self, plan: Plan, probe: Probe) -> Iterable[Problem]:
+        if Path(plan.model.name or "").expanduser().is_file():
+            what = "this is a file, and a model is a folder, a .gguf file or an id on the hub."
+            fix = "If the model's files lie beside it, name their folder."
+            yield Problem(what, f"model {plan.model.name}", fix)
 
     @hookimpl
     def load_processor(self, request: ModelRequest) -> Any:

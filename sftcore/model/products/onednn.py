@@ -13,11 +13,12 @@ import functools
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from sftcore.model.products.digits import keeps_digits_on_cpus
+
+if TYPE_CHECKING:
+    import torch
 
 FEWEST = 2**22
 """Smaller products (N x K x M) take less time than oneDNN needs to set them up."""
@@ -28,6 +29,8 @@ def product(left_NK: torch.Tensor, right_KM: torch.Tensor, bias_M: torch.Tensor 
 
     It is not recorded: neither factor gets a gradient.
     """
+    import torch
+
     if not _is_faster_by_onednn(left_NK, right_KM):
         return torch.nn.functional.linear(left_NK, right_KM.T, bias_M)
     (rows, inner), columns = left_NK.shape, right_KM.shape[1]
@@ -53,6 +56,8 @@ def _of_few_sizes(size: int) -> int:
 
 def by_onednn(left_NK: torch.Tensor, right_KM: torch.Tensor, bias_M: torch.Tensor | None = None) -> torch.Tensor:
     """The product of float32 matrices (N, M), in whatever order their numbers lie in memory."""
+    import torch
+
     operator: Any = torch.ops.mkldnn._linear_pointwise
     # it takes the second factor as a layer keeps it, (M, K), by rows or by columns
     weight_MK = right_KM.T if right_KM.is_contiguous() or right_KM.T.is_contiguous() else right_KM.T.contiguous()
@@ -64,16 +69,20 @@ def by_onednn(left_NK: torch.Tensor, right_KM: torch.Tensor, bias_M: torch.Tenso
 
 def linear(layer: Callable[[torch.Tensor], torch.Tensor], states_NI: torch.Tensor) -> torch.Tensor:
     """What the layer gives, (N, O), with its gradients; by `product` where the layer is plain and that is faster."""
+    import torch
+
     if not (isinstance(layer, torch.nn.Linear) and states_NI.ndim == 2 and is_plain_linear(layer, states_NI)):
         return layer(states_NI)
     if _is_another_way() or not _is_faster_by_onednn(states_NI, layer.weight.T):
         return layer(states_NI)
-    found: torch.Tensor = _Linear.apply(states_NI, layer.weight, layer.bias)
+    found: torch.Tensor = _function().apply(states_NI, layer.weight, layer.bias)
     return found
 
 
 def is_plain_linear(layer: torch.nn.Module, states: torch.Tensor) -> bool:
     """Whether a layer computes x W^T + b by the weights that it shows, and nobody looks at what goes in or out."""
+    import torch
+
     if torch._C._len_torch_dispatch_stack():  # selective checkpointing keeps products, and others count them
         return False
     if type(layer) is not torch.nn.Linear or is_hooked(layer):
@@ -85,6 +94,8 @@ def is_plain_linear(layer: torch.nn.Module, states: torch.Tensor) -> bool:
 
 def is_hooked(layer: torch.nn.Module) -> bool:
     """Whether somebody looks at what a layer is given or gives, or has replaced its forward."""
+    import torch
+
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     of_all: bool = torch.nn.modules.module._has_any_global_hook()
     return of_all or "forward" in vars(layer) or any(getattr(layer, name) for name in hooks)
@@ -92,12 +103,16 @@ def is_hooked(layer: torch.nn.Module) -> bool:
 
 def _is_another_way() -> bool:
     """Whether torch is to see its own operations, or casts what they are given."""
+    import torch
+
     from sftcore.losses.asked_again import asked_plainly
 
     return asked_plainly() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
 
 
 def _is_faster_by_onednn(left_NK: torch.Tensor, right_KM: torch.Tensor) -> bool:
+    import torch
+
     return (
         left_NK.device.type == "cpu"
         and left_NK.dtype == right_KM.dtype == torch.float32
@@ -112,6 +127,8 @@ def _is_faster_by_onednn(left_NK: torch.Tensor, right_KM: torch.Tensor) -> bool:
 @functools.cache
 def _cpu_prefers_onednn() -> bool:
     """Whether this is a CPU of AMD with AVX-512, and torch has both libraries."""
+    import torch
+
     both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return both and wide and hasattr(torch.ops.mkldnn, "_linear_pointwise") and "AuthenticAMD" in _named_cpu()
@@ -125,21 +142,28 @@ def _named_cpu() -> str:
         return platform.processor()
 
 
-class _Linear(torch.autograd.Function):  # type: ignore[misc]
-    """x W^T + b by `product`, and its gradients."""
+@functools.cache
+def _function() -> Any:
+    """The autograd function; made on demand, since torch is not imported with this module."""
+    import torch
 
-    @staticmethod
-    def forward(ctx: Any, states_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Any:
-        of_states, of_weight, _ = ctx.needs_input_grad
-        ctx.save_for_backward(states_NI if of_weight else None, weight_OI if of_states else None)
-        return product(states_NI, weight_OI.T, bias_O)
+    class Linear(torch.autograd.Function):  # type: ignore[misc]
+        """x W^T + b by `product`, and its gradients."""
 
-    @staticmethod
-    def backward(ctx: Any, grad_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states_NI, weight_OI = ctx.saved_tensors
-        multiply = torch.matmul if torch.is_grad_enabled() else product  # of create_graph=True
-        return (
-            multiply(grad_NO, weight_OI) if ctx.needs_input_grad[0] else None,
-            multiply(grad_NO.T, states_NI) if ctx.needs_input_grad[1] else None,
-            grad_NO.sum(0) if ctx.needs_input_grad[2] else None,
-        )
+        @staticmethod
+        def forward(ctx: Any, states_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Any:
+            of_states, of_weight, _ = ctx.needs_input_grad
+            ctx.save_for_backward(states_NI if of_weight else None, weight_OI if of_states else None)
+            return product(states_NI, weight_OI.T, bias_O)
+
+        @staticmethod
+        def backward(ctx: Any, grad_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+            states_NI, weight_OI = ctx.saved_tensors
+            multiply = torch.matmul if torch.is_grad_enabled() else product  # of create_graph=True
+            return (
+                multiply(grad_NO, weight_OI) if ctx.needs_input_grad[0] else None,
+                multiply(grad_NO.T, states_NI) if ctx.needs_input_grad[1] else None,
+                grad_NO.sum(0) if ctx.needs_input_grad[2] else None,
+            )
+
+    return Linear
