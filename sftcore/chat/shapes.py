@@ -123,7 +123,7 @@ def _full_shape(turn: Message, words: list[str]) -> Hashable:
     extra = repr(turn.extra) if turn.extra else ""
     content: Any = found.content
     if content is not None and not isinstance(content, str):
-        content = tuple((part.type, part.text, repr(json_data(part.extra))) for part in content)
+        content = tuple((part.type, part.text, repr(json_data(part.extra)) if part.extra else "") for part in content)
     return (turn.role, content, found.reasoning, calls, extra, turn.name, turn.tool_call_id)
 
 
@@ -140,7 +140,7 @@ def marked(turn: Message, index: int, mark: Mark) -> Message:
         content = _marked_text(content, put)
     elif content is not None:
         content = [
-            part if part.text is None else attrs.evolve(part, text=_marked_text(part.text, put)) for part in content
+            part if part.text is None else Part(part.type, _marked_text(part.text, put), part.extra) for part in content
         ]
     if content is turn.content and reasoning is turn.reasoning:
         return turn

@@ -184,7 +184,7 @@ def _with_images_first(messages: Sequence[Message], count: int) -> list[Message]
 
 def _held(part: Part) -> Any:
     """The image that a part itself holds, with the size that it asks for, or None."""
-    key = next((name for name in _IMAGE_KEYS if not _is_empty(part.extra.get(name))), None)
+    key = next((name for name in _IMAGE_KEYS if not _is_empty(part.extra.get(name))), None) if part.extra else None
     if key is None:
         return None
     found = part.extra[key]

@@ -175,8 +175,7 @@ class VisionLanguage:
         return media_of(row, self.video, self.videos)
 
     def _media(self, videos: list[Any]) -> list[Medium]:
-        modality = Video(fps=self.fps, num_frames=self.num_frames)
-        return [Medium(modality, one) for one in videos]
+        return [Medium(Video(fps=self.fps, num_frames=self.num_frames), one) for one in videos]
 
     def _marked(self, text: str) -> str:
         return text.replace(self.marker, IMAGE)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -117,9 +117,10 @@ class Expander:
         """The example with the model's own placeholder instead of `IMAGE` in its plain texts."""
         if not example.images or not self.reads_images or self.placeholder_in_text == IMAGE:
             return example
-        texts = {name: getattr(example, name) for name in ("text", "prompt", "completion")}
         changed: dict[str, Any] = {
-            name: text.replace(IMAGE, self.placeholder_in_text) for name, text in texts.items() if isinstance(text, str)
+            name: text.replace(IMAGE, self.placeholder_in_text)
+            for name in ("text", "prompt", "completion")
+            if isinstance(text := getattr(example, name), str)
         }
         return attrs.evolve(example, **changed) if changed else example
 
@@ -145,15 +146,15 @@ class Expander:
         """
         return max(_each(sources, lambda source: frames_in(source, self.max_pixels)), default=0)
 
-    def refuse_reserved(self, text: str, own: Iterable[str]) -> None:
+    def refuse_reserved(self, text: str, own: Collection[str]) -> None:
         """Refuse words that the model would read as a feature that there is not; places that are filled are `own`.
 
         Raises:
             RowError: the text has one.
         """
-        others = set(self.reserved).difference(own)
-        if not any(token in text for token in others):
+        if not [token for token in self.reserved if token in text and token not in own]:
             return
+        others = set(self.reserved).difference(own)
         for token in own:
             text = text.replace(token, " ") if token else text
         if spelled := next((token for token in self.reserved if token in others and token in text), None):
@@ -273,13 +274,13 @@ def _sizes_in_words(sizes: Sequence[Size]) -> str:
 
 def _each(values: Sequence[_Given], ask: Callable[[_Given], _Found]) -> list[_Found]:
     """What is found for each image; errors name it if there are several."""
+    if len(values) == 1:
+        return [ask(values[0])]
     found = []
     for number, value in enumerate(values):
         try:
             found.append(ask(value))
         except RowError as error:
-            if len(values) < 2:
-                raise
             raise RowError(f"image {number} of {len(values)}: {error.what}", fix=error.fix) from None
     return found
 

@@ -51,13 +51,13 @@ def source_of(value: Any, folder: str = "", *, remote: bool = False) -> dict[str
     Raises:
         RowError: it is none of these, is empty, or does not name a file on this machine.
     """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _of_bytes(bytes(value))
     if isinstance(value, Twice):
         return _compared(value, folder, remote)
     if isinstance(value, Mapping):
         found, asked = _of_mapping(value, folder, remote), asked_of(value)
         return {**found, **asked} if asked and found.keys().isdisjoint(KEYS) else found
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return _of_bytes(bytes(value))
     if isinstance(value, (str, Path)):
         return _of_text(str(value), folder, remote)
     if hasattr(value, "save") and hasattr(value, "getbands"):

@@ -11,6 +11,8 @@ from sftcore.util.shown import shortened
 
 KEYS = ("min_pixels", "max_pixels", "longest", "width", "height")
 """What a reference to an image says of its size, in pixels; None or absent where nothing is asked for."""
+_ASKED = frozenset(("min_pixels", "max_pixels", "resized_width", "resized_height", "image_size"))
+"""What a row's mapping of an image says of its size."""
 _MOST = 2**62
 """The largest number that prepared rows can keep, with room for what others add to it."""
 
@@ -24,6 +26,8 @@ def asked_of(value: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         RowError: one of them is not a number of pixels, or no size fits all of them.
     """
+    if _ASKED.isdisjoint(value):  # as most are, and there is one for each image
+        return {}
     given = {key: value[key] for key in ("min_pixels", "max_pixels") if value.get(key) is not None}
     sides = [value.get(key) for key in ("resized_width", "resized_height")]
     size = value.get("image_size")
@@ -53,6 +57,8 @@ def fitted(width: int, height: int, source: Mapping[str, Any]) -> tuple[int, int
     >>> fitted(4000, 3000, {"max_pixels": 1_000_000}), fitted(4000, 3000, {"longest": 448}), fitted(4, 3, {})
     ((1154, 866), (448, 336), (4, 3))
     """
+    if source.keys().isdisjoint(KEYS):
+        return width, height
     if source.get("width") and source.get("height"):
         return int(source["width"]), int(source["height"])
     longest, most, least = (source.get(key) for key in ("longest", "max_pixels", "min_pixels"))

@@ -56,13 +56,13 @@ def with_own_media(example: Example, modality: Modality, processor: Any) -> Exam
     Raises:
         RowError: a part holds none.
     """
-    if example.media:
+    if example.media or not modality.read_by(processor):
         return example
     asked, answered = _turns(example.prompt), _turns(example.completion)
-    types = {part.type for turn in (*_turns(example.messages), *asked, *answered) for part in _parts(turn)}
-    if types.isdisjoint(spellings(modality.name)) or not modality.read_by(processor):
+    turns, names = [*_turns(example.messages), *asked, *answered], spellings(modality.name)
+    if not any(part.type in names for turn in turns for part in _parts(turn)):
         return example
-    placed, held = place_media([*_turns(example.messages), *asked, *answered], (), modality.name, marked=False)
+    placed, held = place_media(turns, (), modality.name, marked=False)
     media = [Medium(modality, one) for one in held]
     if example.messages is not None:
         return attrs.evolve(example, messages=placed, media=media)
