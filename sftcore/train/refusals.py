@@ -24,7 +24,7 @@ from sftcore.data.mixing.mixture import has_length
 from sftcore.data.ranks import shares_of_batches
 from sftcore.model.unwrap import is_peft_model
 from sftcore.train.arguments import model_argument
-from sftcore.train.own.given import refuse_kinds
+from sftcore.train.own.given import refuse_kinds, uncallable
 from sftcore.train.own.hooks import hook_lost_in_shards, per_sample_wrapper
 from sftcore.train.record.compiled import compile_problems
 from sftcore.train.trackers.usable import unusable_trackers
@@ -154,10 +154,11 @@ def _of_no_set(metric: str, sets: tuple[str, ...]) -> Iterator[Problem]:
 
 
 def callback_problems(args: SFTConfig, callbacks: Iterable[Any]) -> Iterator[Problem]:
-    """Callbacks that would stop the run at its start."""
+    """Callbacks that would stop the run at its start, or when they are called first."""
     from transformers import EarlyStoppingCallback
 
     for one in callbacks:
+        yield from uncallable(one)
         kind = one if isinstance(one, type) else type(one)
         if not issubclass(kind, EarlyStoppingCallback):
             continue

@@ -299,6 +299,13 @@ def test_a_recipe_that_is_right_passes(recipe):
     check_recipe(load_recipe(None, [*recipe, *schedule, *best]))
 
 
+def test_a_revision_of_a_model_on_this_machine_is_said_not_to_be_read(recipe, recwarn):
+    check_recipe(load_recipe(None, [*recipe, "model.revision=main"]))
+    assert not [one for one in recwarn if "revision" in str(one.message)]
+    with pytest.warns(UserWarning, match=r'the revision "v2" is not read, because .* is on this machine'):
+        check_recipe(load_recipe(None, [*recipe, "model.revision=v2"]))
+
+
 def test_an_evaluation_of_nothing_says_so(make):
     trainer = make()
     with pytest.raises(DataError, match=r"^evaluate: there is no eval_dataset\. Pass one"):

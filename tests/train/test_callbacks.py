@@ -6,9 +6,9 @@ import json
 
 import pytest
 from datasets import Dataset
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
-from sftcore import SFTConfig, SFTTrainer
+from sftcore import CheckError, SFTConfig, SFTTrainer
 from sftcore.core.errors import SFTCoreError
 from sftcore.train.parts.callbacks import callbacks_of, check_callbacks, parse_callbacks
 from tests import commands
@@ -145,3 +145,81 @@ def test_transformers_own_is_the_class_of_that_name(tmp_path):
     (made,) = callbacks_of(args)
     assert type(made) is EarlyStoppingCallback
     assert made.early_stopping_patience == 4
+
+
+class Recorded(TrainerCallback):
+    """Notes the keywords that each of its methods is called with."""
+
+    def __init__(self):
+        self.handed = {}
+
+
+def _note(moment):
+    def method(self, args, state, control, **kwargs):
+        self.handed.setdefault(moment, set()).update(kwargs)
+
+    return method
+
+
+def _without_keywords(moment):
+    return type("Short", (TrainerCallback,), {moment: lambda self, args, state, control: None})
+
+
+MOMENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
+for _name in MOMENTS:
+    setattr(Recorded, _name, _note(_name))
+
+
+@pytest.fixture
+def make(tmp_path, tokenizer, llama):
+    def trainer(*callbacks):
+        args = SFTConfig(
+            str(tmp_path / "out"), use_cpu=True, max_steps=2, report_to="none", logging_steps=1, save_strategy="steps",
+            save_steps=1, eval_strategy="steps", eval_steps=1, gradient_accumulation_steps=2,
+            per_device_train_batch_size=1,
+        )  # fmt: skip
+        rows = Dataset.from_list([{"text": f"hello, world {i}"} for i in range(6)])
+        return SFTTrainer(
+            llama, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer, callbacks=list(callbacks)
+        )
+
+    return trainer
+
+
+def test_a_callback_that_names_what_it_is_handed_trains_and_one_without_keywords_is_refused(make):
+    recorded = Recorded()
+    trainer = make(recorded)
+    trainer.train()
+    trainer.predict(trainer.eval_dataset)
+    called = recorded.handed.keys()
+    assert {"on_train_begin", "on_substep_end", "on_evaluate", "on_log", "on_save", "on_predict"} <= called
+    for moment, names in recorded.handed.items():
+        exact = ", ".join(sorted(names))
+        scope = {}
+        exec(f"def {moment}(self, args, state, control, {exact}): pass", scope)
+        make(type("Exact", (TrainerCallback,), {moment: scope[moment]}))
+        for given in (_without_keywords(moment), _without_keywords(moment)()):
+            with pytest.raises(CheckError) as error:
+                make(given)
+            said = f"callbacks: transformers calls Short.{moment} with keywords that it does not take, such as model."
+            assert said in str(error.value)
+            assert f"Write it as def {moment}(self, args, state, control, **kwargs)." in str(error.value)
+
+
+def test_a_callback_without_keywords_that_comes_later_is_refused_before_the_first_step(make):
+    trainer = make()
+    trainer.add_callback(_without_keywords("on_step_end"))
+    with pytest.raises(CheckError, match=r"transformers calls Short\.on_step_end"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_methods_of_a_class_and_static_ones_are_called_as_they_are(make):
+    def static(args, state, control, **kwargs):
+        return None
+
+    def of_class(cls, args, state, control, **kwargs):
+        return None
+
+    body = {"on_step_begin": staticmethod(static), "on_step_end": classmethod(of_class)}
+    make(type("Bare", (TrainerCallback,), body)).train()

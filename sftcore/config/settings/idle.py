@@ -6,6 +6,7 @@ A name that an optimizer does not know is an error, as it is in every other sett
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from sftcore.config.processes import uses_fsdp
 from sftcore.config.settings.tracker import trackers_of
@@ -46,6 +47,13 @@ def idle_problems(plan: Plan) -> Iterator[Problem]:
         yield Problem(
             "project is read by trackio alone, which report_to does not name.",
             fix="Write tracker: {project: …} for the others.",
+            severity="warning",
+        )
+    if plan.model.revision not in (None, "main") and Path(plan.model.name or "").expanduser().exists():
+        yield Problem(
+            f'the revision "{plan.model.revision}" is not read, because {plan.model.name} is on this machine.',
+            "model",
+            "Drop it, or give the model's hub id.",
             severity="warning",
         )
     for name, (owner, there) in belongings.items():

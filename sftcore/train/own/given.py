@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sftcore.core.errors import OptionTypeError, UnknownKeyError
+from sftcore.core.types import Problem
 from sftcore.util.shown import shortened
 
 _CALLED: dict[str, tuple[str, ...]] = {
@@ -20,6 +21,11 @@ _CALLED: dict[str, tuple[str, ...]] = {
 
 _BY_KEYWORD: dict[str, dict[str, Any]] = {"compute_loss_func": {"num_items_in_batch": None}}
 """Which of it goes by its name."""
+
+_HANDED = ("model", "processing_class", "optimizer", "lr_scheduler", "train_dataloader", "eval_dataloader")
+"""What transformers' CallbackHandler calls each method of a callback with, behind args, state and control."""
+
+_HANDED_AT = {"on_log": ("logs",), "on_evaluate": ("metrics",), "on_predict": ("metrics",)}
 
 _MAY_FOLLOW: dict[str, dict[str, Any]] = {
     "compute_loss_func": {"weights": None},
@@ -98,6 +104,25 @@ def _refuse_call(name: str, called: Any) -> None:
         where="SFTTrainer",
         fix=f"Write it with these parameters: ({', '.join(_CALLED[name])}).",
     )
+
+
+def uncallable(callback: Any) -> Iterator[Problem]:
+    """Methods of a callback, or of a class of one, that cannot take what transformers calls them with."""
+    from transformers import TrainerCallback
+
+    kind = callback if isinstance(callback, type) else type(callback)
+    for moment in (name for name in vars(TrainerCallback) if name.startswith("on_")):
+        method = getattr(kind, moment, None)
+        if method is None or method is getattr(TrainerCallback, moment):
+            continue
+        bound = isinstance(inspect.getattr_static(kind, moment), (staticmethod, classmethod))
+        positional = (None,) * (3 if bound else 4)
+        if not _takes(method, *positional, **dict.fromkeys((*_HANDED, *_HANDED_AT.get(moment, ())))):
+            yield Problem(
+                f"transformers calls {kind.__name__}.{moment} with keywords that it does not take, such as model.",
+                "callbacks",
+                f"Write it as def {moment}(self, args, state, control, **kwargs).",
+            )
 
 
 def of_mapping(compute: Callable[..., Any]) -> Callable[..., Any]:
