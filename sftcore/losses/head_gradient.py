@@ -23,8 +23,9 @@ ChunkSums = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torc
 """From a chunk's hidden states (C, W) and the index of its first position to three scalars: loss, entropy, correct."""
 
 
-LOGITS_AT_ONCE = {"cpu": 48 * 2**20}
-"""Bytes of float32 logits in a chunk, by device: on a CPU what its caches still help with (measured on two cores)."""
+LOGITS_AT_ONCE = {"cpu": 24 * 2**20}
+"""Bytes of float32 logits in a chunk, by device: on a CPU what its caches still help with (measured on two cores), and
+no more than 32 MiB, beyond which glibc gives memory back at once, and each chunk waits for new pages."""
 ON_ACCELERATORS = 512 * 2**20
 """The same on a GPU, whose products want more rows at once."""
 
@@ -33,7 +34,7 @@ def positions_at_once(device: str, vocabulary: int) -> int:
     """How many positions a chunk has where nobody says: a power of two between 128 and 4,096.
 
     >>> [positions_at_once("cpu", size) for size in (32_000, 49_152, 151_936)], positions_at_once("cuda", 128_256)
-    ([256, 256, 128], 1024)
+    ([128, 128, 128], 1024)
     """
     fit = LOGITS_AT_ONCE.get(device, ON_ACCELERATORS) // (4 * max(vocabulary, 1))
     return int(2 ** min(max(fit, 128), 4096).bit_length()) // 2

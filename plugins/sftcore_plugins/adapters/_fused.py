@@ -196,9 +196,7 @@ def _rows_at_once(x_NI: torch.Tensor, dtype: torch.dtype) -> list[slice]:
 
 def _add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:
     """out += scaling * left right, computed in the dtype of the factors."""
-    import torch
-
     if out.dtype == left.dtype:
         out.addmm_(left, right, alpha=scaling)
     else:
-        out.copy_(torch.addmm(out.to(left.dtype), left, right, alpha=scaling))
+        out.copy_(out.to(left.dtype).addmm_(left, right, alpha=scaling))

@@ -15,7 +15,7 @@ S keys that they see, D width of a head.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,11 +54,23 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def attend_in_half(
-    query_BHTD: torch.Tensor, key_BKTD: torch.Tensor, value_BKTD: torch.Tensor, features: Features
+    query_BHTD: torch.Tensor,
+    key_BKTD: torch.Tensor,
+    value_BKTD: torch.Tensor,
+    features: Features,
+    documents: Sequence[tuple[int, slice]] | None = None,
 ) -> torch.Tensor:
-    """(B, T, H, D) bfloat16; what `fits` says must hold."""
+    """(B, T, H, D) bfloat16; what `fits` says must hold.
+
+    Args:
+        query_BHTD, key_BKTD, value_BKTD: states in bfloat16.
+        features: of the layer.
+        documents: row and span of each, which fill the rows; None where each row is one.
+    """
     scaling = features.scaling if features.scaling is not None else query_BHTD.shape[-1] ** -0.5
-    output: torch.Tensor = _function().apply(query_BHTD, key_BKTD, value_BKTD, scaling, features.window)
+    places = [(slice(row, row + 1), span) for row, span in documents or ()]
+    places = places or [(slice(None), slice(0, query_BHTD.shape[2]))]
+    output: torch.Tensor = _function().apply(query_BHTD, key_BKTD, value_BKTD, scaling, features.window, places)
     return output
 
 
@@ -67,6 +79,15 @@ def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
     for start in range(0, length, BLOCK):
         end = min(start + BLOCK, length)
         yield slice(start, end), slice(0 if window is None else max(0, start - window + 1), end)
+
+
+@functools.cache
+def _ahead() -> torch.Tensor:
+    """Which keys lie ahead of which queries, where both begin at the same token: (Q, Q) bool."""
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.ones(BLOCK, BLOCK, dtype=torch.bool, device="cpu").triu(1)
 
 
 def _weights(
@@ -78,16 +99,14 @@ def _weights(
     window: int | None,
 ) -> torch.Tensor:
     """The weights of a block, (B, K, G * Q, S)."""
-    import torch
-
     num_shared, num_queries = query_BKGTD.shape[2], queries.stop - queries.start
     scores = (query_BKGTD[:, :, :, queries].flatten(2, 3) @ key_BKTD[:, :, keys].transpose(2, 3)).mul_(scaling)
     scores_BKGQS = scores.unflatten(2, (num_shared, num_queries))
-    square_QQ = torch.ones(num_queries, num_queries, dtype=torch.bool, device=scores.device)
+    ahead_QQ = _ahead()[:num_queries, :num_queries]
     # only the last keys can lie ahead of a query of the block, and only the first ones before its window
-    scores_BKGQS[..., -num_queries:].masked_fill_(square_QQ.triu(1), float("-inf"))
+    scores_BKGQS[..., -num_queries:].masked_fill_(ahead_QQ, float("-inf"))
     if window is not None:
-        before_QQ = square_QQ.tril(queries.start - keys.start - window)[:, : scores.shape[-1]]
+        before_QQ = ahead_QQ.new_ones(ahead_QQ.shape).tril(queries.start - keys.start - window)[:, : scores.shape[-1]]
         scores_BKGQS[..., :num_queries].masked_fill_(before_QQ, float("-inf"))
     return scores.softmax(dim=-1)
 
@@ -99,6 +118,8 @@ def _function() -> Any:
     from torch.autograd.function import once_differentiable
 
     class AttendInHalf(torch.autograd.Function):  # type: ignore[misc]
+        """All documents in one: of short ones, slices and joined gradients of each took as long as its products."""
+
         @staticmethod
         def forward(
             ctx: Any,
@@ -107,18 +128,21 @@ def _function() -> Any:
             value_BKTD: torch.Tensor,
             scaling: float,
             window: int | None,
+            places: Sequence[tuple[slice, slice]],
         ) -> torch.Tensor:
             ctx.save_for_backward(query_BHTD, key_BKTD, value_BKTD)
-            ctx.scaling, ctx.window = scaling, window
+            ctx.scaling, ctx.window, ctx.places = scaling, window, places
             num_rows, num_heads, length, _ = query_BHTD.shape
             grouped = (key_BKTD.shape[1], -1)
-            query_BKGTD = query_BHTD.unflatten(1, grouped)
             output_BTHD = query_BHTD.new_empty(num_rows, length, num_heads, value_BKTD.shape[-1])
-            output_BKGTD = output_BTHD.transpose(1, 2).unflatten(1, grouped)
-            for queries, keys in _blocks(length, window):
-                weights = _weights(query_BKGTD, key_BKTD, queries, keys, scaling, window)
-                block = weights @ value_BKTD[:, :, keys]
-                output_BKGTD[:, :, :, queries] = block.unflatten(2, (-1, queries.stop - queries.start))
+            all_queries, all_outputs = (one.unflatten(1, grouped) for one in (query_BHTD, output_BTHD.transpose(1, 2)))
+            for rows, span in places:
+                query_BKGTD, output_BKGTD = all_queries[rows, :, :, span], all_outputs[rows, :, :, span]
+                key, value = key_BKTD[rows, :, span], value_BKTD[rows, :, span]
+                for queries, keys in _blocks(span.stop - span.start, window):
+                    weights = _weights(query_BKGTD, key, queries, keys, scaling, window)
+                    block = weights @ value[:, :, keys]
+                    output_BKGTD[:, :, :, queries] = block.unflatten(2, (-1, queries.stop - queries.start))
             return output_BTHD
 
         @staticmethod
@@ -127,21 +151,28 @@ def _function() -> Any:
             query_BHTD, key_BKTD, value_BKTD = ctx.saved_tensors
             scaling, window = ctx.scaling, ctx.window
             grouped = (key_BKTD.shape[1], -1)
-            query_BKGTD = query_BHTD.unflatten(1, grouped)
-            grad_BKGTD = grad_BTHD.transpose(1, 2).unflatten(1, grouped)
-            query_grad = torch.empty_like(query_BKGTD)
+            all_queries, all_grads = (one.unflatten(1, grouped) for one in (query_BHTD, grad_BTHD.transpose(1, 2)))
+            query_grads = torch.empty_like(all_queries)
             # in float32, since several blocks add to a key
-            key_grad, value_grad = (torch.zeros_like(one, dtype=torch.float32) for one in (key_BKTD, value_BKTD))
-            for queries, keys in _blocks(query_BHTD.shape[2], window):
-                weights = _weights(query_BKGTD, key_BKTD, queries, keys, scaling, window)
-                grad = grad_BKGTD[:, :, :, queries].flatten(2, 3)
-                weights_grad = grad @ value_BKTD[:, :, keys].transpose(2, 3)
-                scores_grad = torch.ops.aten._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
-                block = (scores_grad @ key_BKTD[:, :, keys]).mul_(scaling)
-                query_grad[:, :, :, queries] = block.unflatten(2, (-1, queries.stop - queries.start))
-                query = query_BKGTD[:, :, :, queries].flatten(2, 3)
-                key_grad[:, :, keys].add_(scores_grad.transpose(2, 3) @ query, alpha=scaling)
-                value_grad[:, :, keys].add_(weights.transpose(2, 3) @ grad)
-            return query_grad.flatten(1, 2), key_grad.to(key_BKTD.dtype), value_grad.to(value_BKTD.dtype), None, None
+            key_grads, value_grads = (torch.zeros_like(one, dtype=torch.float32) for one in (key_BKTD, value_BKTD))
+            for rows, span in ctx.places:
+                query_BKGTD, grad_BKGTD, query_grad = (
+                    one[rows, :, :, span] for one in (all_queries, all_grads, query_grads)
+                )
+                key, value, key_grad, value_grad = (
+                    one[rows, :, span] for one in (key_BKTD, value_BKTD, key_grads, value_grads)
+                )
+                for queries, keys in _blocks(span.stop - span.start, window):
+                    weights = _weights(query_BKGTD, key, queries, keys, scaling, window)
+                    grad = grad_BKGTD[:, :, :, queries].flatten(2, 3)
+                    weights_grad = grad @ value[:, :, keys].transpose(2, 3)
+                    scores_grad = torch.ops.aten._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
+                    block = (scores_grad @ key[:, :, keys]).mul_(scaling)
+                    query_grad[:, :, :, queries] = block.unflatten(2, (-1, queries.stop - queries.start))
+                    query = query_BKGTD[:, :, :, queries].flatten(2, 3)
+                    key_grad[:, :, keys].add_(scores_grad.transpose(2, 3) @ query, alpha=scaling)
+                    value_grad[:, :, keys].add_(weights.transpose(2, 3) @ grad)
+            of_keys, of_values = key_grads.to(key_BKTD.dtype), value_grads.to(value_BKTD.dtype)
+            return query_grads.flatten(1, 2), of_keys, of_values, None, None, None
 
     return AttendInHalf

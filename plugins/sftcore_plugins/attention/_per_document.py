@@ -175,7 +175,7 @@ class DocumentAttention:
     ) -> torch.Tensor:
         import torch
 
-        spans = _documents(edges_of(cu_seq_lens), query_BHTD)
+        spans = documents_of(edges_of(cu_seq_lens), query_BHTD)
         whole = None if mask is None else mask.expand(len(query_BHTD), -1, -1, -1)
         parts = [
             self.kernel(
@@ -292,7 +292,7 @@ def causal_mask(length: int, window: int | None, device: torch.device) -> torch.
     return mask if window is None else mask.triu(1 - window)
 
 
-def _documents(edges: Sequence[int], query_BHTD: torch.Tensor) -> list[tuple[int, slice]]:
+def documents_of(edges: Sequence[int], query_BHTD: torch.Tensor) -> list[tuple[int, slice]]:
     """Row and span of each document, in order; boundaries count through the rows one after the other."""
     found = []
     num_rows, num_tokens = query_BHTD.shape[0], query_BHTD.shape[2]

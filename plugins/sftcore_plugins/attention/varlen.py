@@ -13,8 +13,15 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from sftcore import AttentionBackend, ModelRequest, hookimpl, plugin
+from sftcore.plugin_api import edges_of
 from sftcore_plugins.attention._half_on_cpu import attend_in_half, fits
-from sftcore_plugins.attention._per_document import DocumentAttention, Features, attend_by_sdpa, causal_mask
+from sftcore_plugins.attention._per_document import (
+    DocumentAttention,
+    Features,
+    attend_by_sdpa,
+    causal_mask,
+    documents_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +134,7 @@ def kernel() -> Callable[..., Any] | None:
     return varlen_attn if set(inspect.signature(varlen_attn).parameters) >= KERNEL_ARGUMENTS else None
 
 
-def _attend_by_kernel(
+def _attend_whole(
     query_BHTD: torch.Tensor,
     key_BHSD: torch.Tensor,
     value_BHSD: torch.Tensor,
@@ -135,6 +142,11 @@ def _attend_by_kernel(
     longest: int,
     features: Features,
 ) -> torch.Tensor | None:
+    """All documents at once, by torch's kernel on a GPU, or in bfloat16 on a CPU; None where neither takes them."""
+    if fits(query_BHTD, key_BHSD, features):
+        return attend_in_half(
+            query_BHTD, key_BHSD, value_BHSD, features, documents_of(edges_of(cu_seq_lens), query_BHTD)
+        )
     varlen_attn = kernel() if _kernel_fits(query_BHTD, value_BHSD, features) else None
     if varlen_attn is None:
         return None
@@ -152,4 +164,4 @@ def _attend_by_kernel(
     return output.unflatten(0, (len(query_BHTD), -1))
 
 
-DOCUMENTS = DocumentAttention("varlen", attend, whole=_attend_by_kernel)
+DOCUMENTS = DocumentAttention("varlen", attend, whole=_attend_whole)

@@ -101,6 +101,28 @@ def test_documents_of_a_row_do_not_see_each_other():
         start += length
 
 
+@pytest.mark.parametrize("window", [None, 7])
+def test_documents_of_several_rows_have_the_gradients_of_each_alone(window):
+    lengths = [[BLOCK + 3, 2, 40], [1, BLOCK + 40, 4]]
+    tensors, positions = states(sum(lengths[0]), rows=2), positions_of(lengths)
+    assert sum(lengths[0]) == sum(lengths[1])
+
+    def packed(*given):
+        return DOCUMENTS.attend(layer(), *given, None, scaling=0.3, sliding_window=window, **boundaries(positions))[0]
+
+    def alone(*given):
+        rows = []
+        for row, sizes in enumerate(lengths):
+            documents = zip(*(one[row : row + 1].split(sizes, dim=2) for one in given), strict=True)
+            rows.append(torch.cat([one_query_at_a_time(*one, 0.3, window) for one in documents], dim=1))
+        return torch.cat(rows)
+
+    exact = output_and_gradients(alone, tensors, torch.float64)
+    for got, wanted in zip(output_and_gradients(packed, tensors), exact, strict=True):
+        assert got.shape == wanted.shape
+        assert (got - wanted).norm() <= 2e-2 * wanted.norm()
+
+
 def test_nothing_is_kept_but_queries_keys_and_values():
     tensors = [one.requires_grad_() for one in states(2 * BLOCK)]
     kept = []
