@@ -26,7 +26,7 @@ from sftcore.core.errors import (
 )
 from sftcore.core.registry import ActivePlugins, Bound
 from sftcore.core.types import AUTO, Example, Formatter, Plan, Row, Selection
-from sftcore.data.kinds import preference_in, scores_in, unreadable_in, with_filter, with_refusals
+from sftcore.data.kinds import preference_in, scores_in, sets_in, unreadable_in, with_filter, with_refusals
 from sftcore.data.suggestions import Suggestion, spelled, suggested
 from sftcore.util.process_state import left_as_found
 from sftcore.util.warned import warn, warn_broken
@@ -146,6 +146,7 @@ def choose_format(
         if missing := _missing_text_field(plan, columns):
             warn(f'{where}: {missing} The rows are read as "{detecting[0].entry.name}".')
         return detecting[0].bound
+    kind = kind or sets_in(columns)
     found, why_not = _suggestions(candidates, setup, columns, rows, has_template)
     missing = _missing_text_field(plan, columns)
     raise UnreadColumnsError(

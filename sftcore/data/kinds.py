@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import frozen
 
-from sftcore.core.errors import DataError, RowError, nearest
+from sftcore.core.errors import DataError, RowError, nearest, quoted
 from sftcore.core.types import Example, Formatter, Row
 
 _TWO_ANSWERS = (
@@ -27,6 +27,8 @@ MARKS = ("label", "kto_tag")
 """Columns that say of each answer whether it is a good one, as KTO reads them."""
 MEDIA = ("video", "videos", "audio", "audios")
 """Columns of what only models of their own kind read."""
+SETS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
+"""What files with several data sets call them."""
 WHERE = "rows: {{where: {{{column}: {value}}}}}"
 """The lines of a recipe that keep some of the rows."""
 
@@ -61,6 +63,17 @@ def unreadable_in(columns: Sequence[str]) -> Kind | None:
             "Give its trees instead (*.trees.jsonl), or join the messages along parent_id first.",
         )
     return None
+
+
+def sets_in(columns: Sequence[str]) -> Kind | None:
+    """Several data sets in one row, which an object of lists in a JSON file is read as."""
+    names = {name.lower() for name in columns}
+    if "train" not in names or not names <= {*SETS}:
+        return None
+    return Kind(
+        f"the columns {quoted(columns)} have the names of data sets, and not of what a row holds.",
+        "Write the rows of each to a file of its own, and name the files: data: {train: train.json, eval: test.json}.",
+    )
 
 
 def scores_in(columns: Sequence[str]) -> str:

@@ -205,6 +205,12 @@ def test_the_rows_around_broken_ones_are_counted(write):
         ("blank.jsonl", "\n \n", "no-rows", "there are no rows"),
         ("list.json", "[]", "no-rows", "there are no rows"),
         ("odd.jsonl", '{"foo": 1}\n', "no-format", 'no installed format recognises the columns "foo"'),
+        (
+            "sets.json",
+            '{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
+            "no-format",
+            'the columns "train", "test" have the names of data sets, and not of what a row holds',
+        ),
         ("two.jsonl", '{"text": "a", "messages": []}\n', "no-format", "2 formats recognise the columns"),
         ("data.doc", "hello", "unreadable", 'files ending in ".doc" cannot be read'),
     ],
