@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import inspect
 import os
@@ -306,7 +307,9 @@ def test_an_adapter_on_the_head_is_refused_before_weights_are_read():
         check(setup)
 
 
-def test_without_gpu_and_interpreter_the_run_is_refused(monkeypatch):
+def test_without_gpu_and_interpreter_the_run_is_refused(interpreter, monkeypatch):
+    # whether a kernel is interpreted is decided when it is defined, and all of this process shall be
+    importlib.import_module("liger_kernel.ops")
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match="need a GPU, and the run asks for the CPU"):
         check(set_up_with({"use_liger_kernel": True, "use_cpu": True}))
