@@ -113,9 +113,9 @@ def _turns(value: Any) -> Sequence[Message]:
 
 def _is_empty(value: Any) -> bool:
     """Whether a column holds no image: null, an empty text or list, or a mapping with nothing in it."""
-    if isinstance(value, Mapping):
-        return all(part is None for part in value.values())
-    return value is None or (isinstance(value, (str, list, tuple)) and not value)
+    if value is None or isinstance(value, (str, list, tuple)):
+        return not value
+    return isinstance(value, Mapping) and all(part is None for part in value.values())
 
 
 def _is_pixels(values: Sequence[Any]) -> bool:
