@@ -81,13 +81,11 @@ def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
         yield slice(start, end), slice(0 if window is None else max(0, start - window + 1), end)
 
 
-@functools.cache
 def _ahead() -> torch.Tensor:
     """Which keys lie ahead of which queries, where both begin at the same token: (Q, Q) bool."""
     import torch
 
-    with torch.inference_mode(False):
-        return torch.ones(BLOCK, BLOCK, dtype=torch.bool, device="cpu").triu(1)
+    return torch.ones(BLOCK, BLOCK, dtype=torch.bool, device="cpu").triu(1)
 
 
 def _weights(
@@ -97,12 +95,13 @@ def _weights(
     keys: slice,
     scaling: float,
     window: int | None,
+    ahead_QQ: torch.Tensor,
 ) -> torch.Tensor:
     """The weights of a block, (B, K, G * Q, S)."""
     num_shared, num_queries = query_BKGTD.shape[2], queries.stop - queries.start
     scores = (query_BKGTD[:, :, :, queries].flatten(2, 3) @ key_BKTD[:, :, keys].transpose(2, 3)).mul_(scaling)
     scores_BKGQS = scores.unflatten(2, (num_shared, num_queries))
-    ahead_QQ = _ahead()[:num_queries, :num_queries]
+    ahead_QQ = ahead_QQ[:num_queries, :num_queries]
     # only the last keys can lie ahead of a query of the block, and only the first ones before its window
     scores_BKGQS[..., -num_queries:].masked_fill_(ahead_QQ, float("-inf"))
     if window is not None:
@@ -135,12 +134,13 @@ def _function() -> Any:
             num_rows, num_heads, length, _ = query_BHTD.shape
             grouped = (key_BKTD.shape[1], -1)
             output_BTHD = query_BHTD.new_empty(num_rows, length, num_heads, value_BKTD.shape[-1])
+            ahead_QQ = _ahead()
             all_queries, all_outputs = (one.unflatten(1, grouped) for one in (query_BHTD, output_BTHD.transpose(1, 2)))
             for rows, span in places:
                 query_BKGTD, output_BKGTD = all_queries[rows, :, :, span], all_outputs[rows, :, :, span]
                 key, value = key_BKTD[rows, :, span], value_BKTD[rows, :, span]
                 for queries, keys in _blocks(span.stop - span.start, window):
-                    weights = _weights(query_BKGTD, key, queries, keys, scaling, window)
+                    weights = _weights(query_BKGTD, key, queries, keys, scaling, window, ahead_QQ)
                     block = weights @ value[:, :, keys]
                     output_BKGTD[:, :, :, queries] = block.unflatten(2, (-1, queries.stop - queries.start))
             return output_BTHD
@@ -155,6 +155,7 @@ def _function() -> Any:
             query_grads = torch.empty_like(all_queries)
             # in float32, since several blocks add to a key
             key_grads, value_grads = (torch.zeros_like(one, dtype=torch.float32) for one in (key_BKTD, value_BKTD))
+            ahead_QQ = _ahead()
             for rows, span in ctx.places:
                 query_BKGTD, grad_BKGTD, query_grad = (
                     one[rows, :, :, span] for one in (all_queries, all_grads, query_grads)
@@ -163,7 +164,7 @@ def _function() -> Any:
                     one[rows, :, span] for one in (key_BKTD, value_BKTD, key_grads, value_grads)
                 )
                 for queries, keys in _blocks(span.stop - span.start, window):
-                    weights = _weights(query_BKGTD, key, queries, keys, scaling, window)
+                    weights = _weights(query_BKGTD, key, queries, keys, scaling, window, ahead_QQ)
                     grad = grad_BKGTD[:, :, :, queries].flatten(2, 3)
                     weights_grad = grad @ value[:, :, keys].transpose(2, 3)
                     scores_grad = torch.ops.aten._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
