@@ -143,6 +143,9 @@ def refuse_missing(dataset: Any, where: str) -> None:
 
 def _document(number: int, content: Any) -> dict[str, Any]:
     if isinstance(content, Rendered) and (content.images or content.media):
-        held = {"images": [dict(one) for one in content.images], "media": [dict(one) for one in content.media]}
-        return {"row": number, "text": content.unexpanded, "special": content.add_special_tokens, **held}
-    return {"row": number, "text": None, "special": False, "images": [], "media": []}
+        media = [dict(one) for one in content.media] if content.media else ()
+        return {
+            "row": number, "text": content.unexpanded, "special": content.add_special_tokens, "images": content.images,
+            "media": media,
+        }  # fmt: skip
+    return {"row": number, "text": None, "special": False, "images": (), "media": ()}
