@@ -200,7 +200,7 @@ def shared(settings: Settings) -> dict[str, Any]:
         "learning_rate": settings.learning_rate, "lr_scheduler_type": "constant", "warmup_steps": 0,
         "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": 3, "disable_tqdm": True,
         "train_sampling_strategy": "sequential", "gradient_checkpointing": settings.checkpointing, "bf16": False,
-        "use_cpu": not has_gpu(), "optim": "adamw_torch", "dataloader_num_workers": 0,
+        "use_cpu": not has_gpu(), "optim": "adamw_torch_fused", "dataloader_num_workers": 0,
     }  # fmt: skip
 
 

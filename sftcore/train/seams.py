@@ -57,6 +57,8 @@ class TrainerSeams(SavingSeams):
     control: Any
     compute_metrics: Any
     _made_optimizer = False
+    _flos_per_token: tuple[Any, int] = (None, 0)
+    """The model, and what transformers estimates for one of its tokens."""
     _signature_columns: list[str] | None
 
     # --- Construction and preparation -------------------------------------------------------------------------------
@@ -214,6 +216,15 @@ class TrainerSeams(SavingSeams):
                 return super().training_step(*args, **kwargs)
         finally:
             self.in_own_step = False
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """transformers' estimate; it goes through all modules of a model once, not in each micro-batch."""
+        name = getattr(self.model, "main_input_name", "input_ids")
+        if name not in inputs:
+            return 0
+        if self._flos_per_token[0] is not self.model:
+            self._flos_per_token = self.model, super().floating_point_ops({name: inputs[name].new_empty(1)})
+        return self._flos_per_token[1] * int(inputs[name].numel())
 
     def _loss_computed(self, loss: torch.Tensor) -> None:
         for part in self.parts:

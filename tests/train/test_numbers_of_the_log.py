@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
 from sftcore import SFTConfig, SFTTrainer
 from tests.conftest import make_llama
@@ -69,6 +69,23 @@ def test_so_does_one_that_a_callback_makes(make):
     assert callback.found == [counted(2 * step)[0] for step in (1, 2, 3, 4)]
     trained = [entry for entry in trainer.state.log_history if "num_tokens" in entry]
     assert [entry["num_tokens"] for entry in trained] in ([], [counted(8)[0]])
+
+
+def test_operations_are_those_of_transformers_and_parameters_are_counted_once(make, monkeypatch):
+    counted_parameters, operations = [], []
+    trainer = make(max_steps=3)
+    plain = trainer.model.num_parameters
+    monkeypatch.setattr(trainer.model, "num_parameters", lambda **how: counted_parameters.append(how) or plain(**how))
+    own = trainer.floating_point_ops
+    monkeypatch.setattr(
+        trainer, "floating_point_ops", lambda inputs: operations.append((own(inputs), inputs)) or operations[-1][0]
+    )
+    trainer.train()
+    assert len(operations) == 3
+    assert len(counted_parameters) == 1
+    wanted = [Trainer.floating_point_ops(trainer, inputs) for _, inputs in operations]
+    assert [found for found, _ in operations] == wanted
+    assert trainer.state.total_flos == sum(wanted) > 0
 
 
 # --- Learning rates ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -122,12 +123,12 @@ def _function() -> Any:
                 assert base is not None
                 added_NO = base.clone(memory_format=torch.contiguous_format).view(-1, base.shape[-1])
             down_IR, up_RO = a_RI.to(dtype).T, b_OR.to(dtype).T
-            inner_NR = torch.empty(len(x_NI), len(a_RI), dtype=dtype, device=x.device)
+            inner = []
             with without_autocast(x):
-                for rows in _rows_at_once(x_NI, dtype):
-                    # never by out=, which selective checkpointing does not write when it has kept the product
-                    inner_NR[rows] = product(x_NI[rows].to(dtype), down_IR)
-                    _add_product(added_NO[rows], inner_NR[rows], up_RO, scaling)
+                for some_x, some_added in _rows_at_once(dtype, x_NI, added_NO):
+                    inner.append(product(some_x.to(dtype), down_IR))
+                    _add_product(some_added, inner[-1], up_RO, scaling)
+            inner_NR = inner[0] if len(inner) == 1 else torch.cat(inner)
             ctx.save_for_backward(x, inner_NR, a_RI, b_OR, weight_OI)
             ctx.scaling, ctx.dtype = scaling, dtype
             # as torch's own linear does: what a function gives as a view may not be changed in place
@@ -142,28 +143,30 @@ def _function() -> Any:
             dtype, needs = ctx.dtype, ctx.needs_input_grad
             grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
             down_RI, up_OR = a_RI.to(dtype), b_OR.to(dtype)
-            grad_a_RI, grad_b_RO = torch.zeros_like(down_RI), torch.zeros_like(up_OR.T)
-            grad_x_NI = None
+            grad_x_NI = grad_a_RI = grad_b_RO = None
             if needs[3]:
                 grad_x_NI = torch.zeros_like(x_NI) if weight_OI is None else product(grad_NO, weight_OI)
+            found_NI = x_NI if grad_x_NI is None else grad_x_NI
             with without_autocast(x):
-                for rows in _rows_at_once(x_NI, dtype):
-                    wide = grad_NO[rows].to(dtype)
+                for some_x, some_grad, some_inner, some_found in _rows_at_once(
+                    dtype, x_NI, grad_NO, inner_NR, found_NI
+                ):
+                    wide = some_grad.to(dtype)
                     narrow = product(wide, up_OR).mul_(ctx.scaling)
                     if grad_x_NI is not None:
-                        _add_product(grad_x_NI[rows], narrow, down_RI, 1.0)
+                        _add_product(some_found, narrow, down_RI, 1.0)
                     if needs[4]:
-                        grad_a_RI.add_(product(narrow.T, x_NI[rows].to(dtype)))
+                        grad_a_RI = _sum(grad_a_RI, product(narrow.T, some_x.to(dtype)))
                     if needs[5]:
                         # not (O, R) at once: of narrow results, CPUs compute wide ones faster
-                        grad_b_RO.add_(product(inner_NR[rows].T, wide), alpha=ctx.scaling)
+                        grad_b_RO = _sum(grad_b_RO, product(some_inner.T, wide))
             return (
                 grad if needs[0] else None,
                 None,
                 None,
                 None if grad_x_NI is None else grad_x_NI.view_as(x),
-                grad_a_RI.to(a_RI.dtype) if needs[4] else None,
-                grad_b_RO.T.to(b_OR.dtype).contiguous() if needs[5] else None,
+                None if grad_a_RI is None else grad_a_RI.to(a_RI.dtype),
+                None if grad_b_RO is None else grad_b_RO.mul_(ctx.scaling).T.to(b_OR.dtype).contiguous(),
                 None,
                 None,
             )
@@ -187,11 +190,16 @@ def _differentiable(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, 
     return tuple(one if needed else None for one, needed in zip(found, ctx.needs_input_grad, strict=True))
 
 
-def _rows_at_once(x_NI: torch.Tensor, dtype: torch.dtype) -> list[slice]:
-    """Parts of the rows whose copies in another dtype a CPU keeps in its caches; else all of them."""
+def _rows_at_once(dtype: torch.dtype, x_NI: torch.Tensor, *others: torch.Tensor) -> Iterable[tuple[torch.Tensor, ...]]:
+    """The same rows of each, as many as have copies in another dtype that a CPU keeps in its caches; else all."""
     cast = x_NI.device.type == "cpu" and x_NI.dtype != dtype
-    step = ROWS_AT_ONCE if cast else max(len(x_NI), 1)
-    return [slice(start, start + step) for start in range(0, max(len(x_NI), 1), step)]
+    if not cast or len(x_NI) <= ROWS_AT_ONCE:
+        return [(x_NI, *others)]
+    return zip(*(one.split(ROWS_AT_ONCE) for one in (x_NI, *others)), strict=True)
+
+
+def _sum(former: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
+    return part if former is None else former.add_(part)
 
 
 def _add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 BLOCK = 128
 """Queries at a time: fewer are slower products, more compute scores of keys that are hidden."""
+WIDTH = 32
+"""Documents are padded to a multiple of it: torch's softmax in bfloat16 computes what is left of a row number by
+number, and took 2.7 times as long for 90 keys as for 96. There are fewer shapes then, for each of which oneDNN makes
+code, and documents of one shape share products, since those of a short one take longer to start than to compute."""
+SCORES_AT_ONCE = 2**19
+"""How many scores a block of such documents may have: 1 MiB of them, which caches hold."""
+
+Place = tuple[int, slice]
+"""Row and span of a document, or of a part of it."""
 
 
 def fits(query_BHTD: torch.Tensor, key_BKTD: torch.Tensor, features: Features) -> bool:
@@ -35,6 +44,7 @@ def fits(query_BHTD: torch.Tensor, key_BKTD: torch.Tensor, features: Features) -
         query_BHTD.device.type == "cpu"
         and query_BHTD.dtype == torch.bfloat16
         and query_BHTD.shape[2] == key_BKTD.shape[2]
+        and query_BHTD.numel() > 0
         and features.causal
         and not features.dropout
         and features.softcap is None
@@ -68,46 +78,87 @@ def attend_in_half(
         documents: row and span of each, which fill the rows; None where each row is one.
     """
     scaling = features.scaling if features.scaling is not None else query_BHTD.shape[-1] ** -0.5
-    places = [(slice(row, row + 1), span) for row, span in documents or ()]
-    places = places or [(slice(None), slice(0, query_BHTD.shape[2]))]
-    output: torch.Tensor = _function().apply(query_BHTD, key_BKTD, value_BKTD, scaling, features.window, places)
+    if documents is None:
+        documents = [(row, slice(0, query_BHTD.shape[2])) for row in range(len(query_BHTD))]
+    output: torch.Tensor = _function().apply(query_BHTD, key_BKTD, value_BKTD, scaling, features.window, documents)
     return output
 
 
-def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
-    """The queries of each block, and the keys that any of them sees."""
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        yield slice(start, end), slice(0 if window is None else max(0, start - window + 1), end)
+def _groups(documents: Sequence[Place], num_heads: int) -> Iterator[tuple[list[Place], int]]:
+    """Documents to compute together, and the length to which they are padded, which follows from their own alone."""
+    of_length: dict[int, list[Place]] = {}
+    for row, span in documents:
+        padded = -(-(span.stop - span.start) // WIDTH) * WIDTH
+        of_length.setdefault(padded, []).append((row, span))
+    for padded, alike in of_length.items():
+        at_once = max(SCORES_AT_ONCE // (num_heads * min(padded, BLOCK) * padded), 1)
+        for first in range(0, len(alike), at_once):
+            yield alike[first : first + at_once], padded
 
 
-def _ahead() -> torch.Tensor:
-    """Which keys lie ahead of which queries, where both begin at the same token: (Q, Q) bool."""
+def _blocks(places: Sequence[Place], padded: int, window: int | None) -> Iterator[tuple[list[Place], slice, slice]]:
+    """The queries of each block in the rows and within their documents, and the keys that any of them sees."""
+    for start in range(0, padded, BLOCK):
+        end = min(start + BLOCK, padded)
+        first = 0 if window is None else max(0, start - window + 1) // WIDTH * WIDTH
+        parts = [(row, slice(span.start + start, min(span.start + end, span.stop))) for row, span in places]
+        yield parts, slice(start, end), slice(first, end)
+
+
+def _stacked(states_BKTX: torch.Tensor, places: Sequence[Place], padded: int) -> torch.Tensor:
+    """These parts of the rows one after the other, with zeros after each, (N * K, S, D)."""
     import torch
 
-    return torch.ones(BLOCK, BLOCK, dtype=torch.bool, device="cpu").triu(1)
+    after = (0, 0) * (states_BKTX.ndim - 3)
+    parts = []
+    for row, span in places:
+        missing = padded - (span.stop - span.start)
+        part_KTX = states_BKTX[row, :, span]
+        parts.append(torch.nn.functional.pad(part_KTX, (*after, 0, missing)) if missing else part_KTX)
+    stacked = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return stacked.reshape(len(stacked), -1, stacked.shape[-1]).contiguous()
+
+
+def _put_back(target_BKTX: torch.Tensor, places: Sequence[Place], stacked: torch.Tensor) -> None:
+    """Write what belongs to these parts of the rows, without what was made of the zeros after them."""
+    shape = target_BKTX.shape
+    for (row, span), one in zip(places, stacked.view(len(places), shape[1], -1, *shape[3:]), strict=True):
+        target_BKTX[row, :, span] = one[:, : span.stop - span.start]
+
+
+def _grouped(states_BTHD: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Heads of queries by the heads of keys that they share, (B, K, T, G, D)."""
+    return states_BTHD.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def _hiding(query_BHTD: torch.Tensor, num_heads: int, window: int | None, longest: int) -> torch.Tensor:
+    """What is added to scores: minus infinity where a query does not see a key, (BLOCK * G, A + BLOCK).
+
+    The first query of a block stands at the key A; a block takes the columns that it has keys for.
+    """
+    import torch
+
+    behind = (longest - 1) // BLOCK * BLOCK
+    if window is not None:
+        behind = min(behind, window + WIDTH)
+    every = torch.ones(BLOCK, behind + BLOCK, dtype=torch.bool, device=query_BHTD.device)
+    hidden = every.triu(behind + 1)
+    if window is not None:
+        hidden |= every.tril(behind - window)
+    hidden = hidden.repeat_interleave(query_BHTD.shape[1] // num_heads, dim=0)
+    return query_BHTD.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
 
 def _weights(
-    query_BKGTD: torch.Tensor,
-    key_BKTD: torch.Tensor,
-    queries: slice,
-    keys: slice,
-    scaling: float,
-    window: int | None,
-    ahead_QQ: torch.Tensor,
+    query: torch.Tensor, key: torch.Tensor, queries: slice, keys: slice, scaling: float, hiding: torch.Tensor
 ) -> torch.Tensor:
-    """The weights of a block, (B, K, G * Q, S)."""
-    num_shared, num_queries = query_BKGTD.shape[2], queries.stop - queries.start
-    scores = (query_BKGTD[:, :, :, queries].flatten(2, 3) @ key_BKTD[:, :, keys].transpose(2, 3)).mul_(scaling)
-    scores_BKGQS = scores.unflatten(2, (num_shared, num_queries))
-    ahead_QQ = ahead_QQ[:num_queries, :num_queries]
-    # only the last keys can lie ahead of a query of the block, and only the first ones before its window
-    scores_BKGQS[..., -num_queries:].masked_fill_(ahead_QQ, float("-inf"))
-    if window is not None:
-        before_QQ = ahead_QQ.new_ones(ahead_QQ.shape).tril(queries.start - keys.start - window)[:, : scores.shape[-1]]
-        scores_BKGQS[..., :num_queries].masked_fill_(before_QQ, float("-inf"))
-    return scores.softmax(dim=-1)
+    """The weights of a block, (N * K, Q * G, S)."""
+    import torch
+
+    behind = hiding.shape[1] - BLOCK
+    own = hiding[: query.shape[1], behind - (queries.start - keys.start) : behind + keys.stop - queries.start]
+    # added within the product: to scale and to fill afterwards took as long as the product
+    return torch.baddbmm(own, query, key[:, keys].transpose(1, 2), alpha=scaling).softmax(dim=-1)
 
 
 @functools.cache
@@ -127,22 +178,20 @@ def _function() -> Any:
             value_BKTD: torch.Tensor,
             scaling: float,
             window: int | None,
-            places: Sequence[tuple[slice, slice]],
+            documents: Sequence[Place],
         ) -> torch.Tensor:
             ctx.save_for_backward(query_BHTD, key_BKTD, value_BKTD)
-            ctx.scaling, ctx.window, ctx.places = scaling, window, places
-            num_rows, num_heads, length, _ = query_BHTD.shape
-            grouped = (key_BKTD.shape[1], -1)
-            output_BTHD = query_BHTD.new_empty(num_rows, length, num_heads, value_BKTD.shape[-1])
-            ahead_QQ = _ahead()
-            all_queries, all_outputs = (one.unflatten(1, grouped) for one in (query_BHTD, output_BTHD.transpose(1, 2)))
-            for rows, span in places:
-                query_BKGTD, output_BKGTD = all_queries[rows, :, :, span], all_outputs[rows, :, :, span]
-                key, value = key_BKTD[rows, :, span], value_BKTD[rows, :, span]
-                for queries, keys in _blocks(span.stop - span.start, window):
-                    weights = _weights(query_BKGTD, key, queries, keys, scaling, window, ahead_QQ)
-                    block = weights @ value[:, :, keys]
-                    output_BKGTD[:, :, :, queries] = block.unflatten(2, (-1, queries.stop - queries.start))
+            ctx.scaling, ctx.window, ctx.documents = scaling, window, documents
+            num_heads = key_BKTD.shape[1]
+            hiding = _hiding(query_BHTD, num_heads, window, max(span.stop - span.start for _, span in documents))
+            output_BTHD = query_BHTD.new_empty(*query_BHTD.transpose(1, 2).shape[:3], value_BKTD.shape[-1])
+            all_queries, all_outputs = (_grouped(one, num_heads) for one in (query_BHTD.transpose(1, 2), output_BTHD))
+            for places, padded in _groups(documents, query_BHTD.shape[1]):
+                key, value = _stacked(key_BKTD, places, padded), _stacked(value_BKTD, places, padded)
+                for parts, queries, keys in _blocks(places, padded, window):
+                    query = _stacked(all_queries, parts, queries.stop - queries.start)
+                    weights = _weights(query, key, queries, keys, scaling, hiding)
+                    _put_back(all_outputs, parts, torch.bmm(weights, value[:, keys]))
             return output_BTHD
 
         @staticmethod
@@ -150,30 +199,30 @@ def _function() -> Any:
         def backward(ctx: Any, grad_BTHD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             query_BHTD, key_BKTD, value_BKTD = ctx.saved_tensors
             scaling, window = ctx.scaling, ctx.window
-            grouped = (key_BKTD.shape[1], -1)
-            all_queries, all_grads = (one.unflatten(1, grouped) for one in (query_BHTD, grad_BTHD.transpose(1, 2)))
-            query_grads = torch.empty_like(all_queries)
-            # in float32, since several blocks add to a key
-            key_grads, value_grads = (torch.zeros_like(one, dtype=torch.float32) for one in (key_BKTD, value_BKTD))
-            ahead_QQ = _ahead()
-            for rows, span in ctx.places:
-                query_BKGTD, grad_BKGTD, query_grad = (
-                    one[rows, :, :, span] for one in (all_queries, all_grads, query_grads)
-                )
-                key, value, key_grad, value_grad = (
-                    one[rows, :, span] for one in (key_BKTD, value_BKTD, key_grads, value_grads)
-                )
-                for queries, keys in _blocks(span.stop - span.start, window):
-                    weights = _weights(query_BKGTD, key, queries, keys, scaling, window, ahead_QQ)
-                    grad = grad_BKGTD[:, :, :, queries].flatten(2, 3)
-                    weights_grad = grad @ value[:, :, keys].transpose(2, 3)
+            documents, num_heads = ctx.documents, key_BKTD.shape[1]
+            hiding = _hiding(query_BHTD, num_heads, window, max(span.stop - span.start for _, span in documents))
+            query_BTHD = query_BHTD.transpose(1, 2)
+            query_grad_BTHD = torch.empty_like(query_BTHD)
+            all_queries, all_grads, query_grads = (
+                _grouped(one, num_heads) for one in (query_BTHD, grad_BTHD, query_grad_BTHD)
+            )
+            key_grads, value_grads = torch.empty_like(key_BKTD), torch.empty_like(value_BKTD)
+            for places, padded in _groups(documents, query_BHTD.shape[1]):
+                key, value = _stacked(key_BKTD, places, padded), _stacked(value_BKTD, places, padded)
+                # in float32, since several blocks add to a key
+                key_grad, value_grad = (torch.zeros_like(one, dtype=torch.float32) for one in (key, value))
+                for parts, queries, keys in _blocks(places, padded, window):
+                    query, grad = (
+                        _stacked(one, parts, queries.stop - queries.start) for one in (all_queries, all_grads)
+                    )
+                    weights = _weights(query, key, queries, keys, scaling, hiding)
+                    weights_grad = torch.bmm(grad, value[:, keys].transpose(1, 2))
                     scores_grad = torch.ops.aten._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
-                    block = (scores_grad @ key[:, :, keys]).mul_(scaling)
-                    query_grad[:, :, :, queries] = block.unflatten(2, (-1, queries.stop - queries.start))
-                    query = query_BKGTD[:, :, :, queries].flatten(2, 3)
-                    key_grad[:, :, keys].add_(scores_grad.transpose(2, 3) @ query, alpha=scaling)
-                    value_grad[:, :, keys].add_(weights.transpose(2, 3) @ grad)
-            of_keys, of_values = key_grads.to(key_BKTD.dtype), value_grads.to(value_BKTD.dtype)
-            return query_grads.flatten(1, 2), of_keys, of_values, None, None, None
+                    _put_back(query_grads, parts, torch.bmm(scores_grad, key[:, keys]).mul_(scaling))
+                    key_grad[:, keys].add_(torch.bmm(scores_grad.transpose(1, 2), query), alpha=scaling)
+                    value_grad[:, keys].add_(torch.bmm(weights.transpose(1, 2), grad))
+                _put_back(key_grads, places, key_grad)
+                _put_back(value_grads, places, value_grad)
+            return query_grad_BTHD.transpose(1, 2), key_grads, value_grads, None, None, None
 
     return AttendInHalf

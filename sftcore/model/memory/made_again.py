@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from attrs import define, field
 
 from sftcore.model.memory.layers import decoder_layers
+from sftcore.model.memory.rms_norm import rms_norm
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +106,7 @@ def _layer_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _rms_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """Llama's, operation by operation, since those in half precision keep copies in float32 of what they are given."""
+    """Llama's; in half precision in one function, since its operations keep copies in float32 of each other."""
     import torch
 
     if not _norm_takes_part(self, x):
@@ -113,23 +114,19 @@ def _rms_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
         return plain
     given, weight, unchanged = x.detach(), self.weight, _unchanged(x, self.weight)
 
-    def float_again() -> torch.Tensor:
-        unchanged()
-        return given.to(torch.float32)
-
     def scaled_again() -> torch.Tensor:
-        return (float_again() * kept_scale).to(given.dtype)
+        unchanged()
+        return (given.to(torch.float32) * kept_scale).to(given.dtype)
 
-    # each is offered before an operation keeps it
     offer = _collecting[-1].offer
-    as_float = x.to(torch.float32)
-    if as_float is not x:
-        offer(as_float, float_again)
-    scale = torch.rsqrt(as_float.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-    kept_scale = scale.detach()
-    scaled = (as_float * scale).to(x.dtype)
-    offer(scaled, scaled_again)
-    normed: torch.Tensor = weight * scaled
+    if x.dtype != torch.float32:
+        normed, kept_scale = rms_norm(x, weight, self.variance_epsilon, unchanged)
+    else:
+        # operation by operation, as autograd adds up their gradients one by one
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        scaled, kept_scale = x * scale, scale.detach()
+        offer(scaled, scaled_again)  # before an operation keeps it
+        normed = weight * scaled
     offer(normed, lambda: weight * scaled_again())
     return normed
 
@@ -209,7 +206,8 @@ class _Kept:
                 return self._last[1]
             with torch.no_grad():
                 found = make()
-            self._last = None if once else (number, found)
+            if not once:
+                self._last = number, found
             return found
 
         self._offers[tensor.untyped_storage()._cdata] = tensor, tensor._version, made

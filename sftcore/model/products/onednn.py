@@ -32,7 +32,7 @@ def product(left_NK: torch.Tensor, right_KM: torch.Tensor, bias_M: torch.Tensor 
     import torch
 
     if not _is_faster_by_onednn(left_NK, right_KM):
-        return torch.nn.functional.linear(left_NK, right_KM.T, bias_M)
+        return torch.mm(left_NK, right_KM) if bias_M is None else torch.addmm(bias_M, left_NK, right_KM)
     (rows, inner), columns = left_NK.shape, right_KM.shape[1]
     first = _of_few_sizes(rows)
     if first < rows:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sftcore_plugins.attention import _half_on_cpu as half
 from sftcore_plugins.attention._per_document import Features
 from sftcore_plugins.attention.varlen import DOCUMENTS
@@ -121,6 +125,32 @@ def test_documents_of_several_rows_have_the_gradients_of_each_alone(window):
     for got, wanted in zip(output_and_gradients(packed, tensors), exact, strict=True):
         assert got.shape == wanted.shape
         assert (got - wanted).norm() <= 2e-2 * wanted.norm()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, BLOCK + 40), min_size=2, max_size=7),
+    heads=st.sampled_from([(4, 2), (3, 3), (9, 3)]),
+    window=st.sampled_from([None, 7, BLOCK + 5]),
+)
+def test_a_document_has_the_same_bits_alone_and_among_others(lengths, heads, window):
+    """Documents of one padded length share products, and no neighbour may show in them."""
+    tensors = states(sum(lengths), heads=heads, width=16, value_width=16)
+    features = Features(0.0, None, window, None, None, causal=True)
+    edges = list(itertools.accumulate(lengths, initial=0))
+    documents = [(0, slice(*span)) for span in itertools.pairwise(edges)]
+    grad = torch.linspace(-1, 1, tensors[0].numel()).view(1, -1, heads[0], 16).bfloat16()
+
+    def results(given, grad, documents):
+        given = [one.detach().clone().requires_grad_() for one in given]
+        output = half.attend_in_half(*given, features, documents)
+        output.backward(grad)
+        return [output.detach(), *(one.grad.transpose(1, 2) for one in given)]
+
+    together = results(tensors, grad, documents)
+    for _, span in documents:
+        alone = results([one[:, :, span] for one in tensors], grad[:, span], None)
+        assert all(torch.equal(one[:, span], own) for one, own in zip(together, alone, strict=True))
 
 
 def test_nothing_is_kept_but_queries_keys_and_values():
