@@ -1,0 +1,78 @@
+"""Log-probabilities, entropies, ranks and gradients of logits, against float64, however many rows are taken at once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sftcore.losses import head_gradient
+from sftcore.losses.head_gradient import label_log_probs
+
+WIDTH = 37
+
+
+@pytest.fixture(params=[1, 3, 1000], ids=["one row at a time", "three rows", "all rows"])
+def rows_at_once(request, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(head_gradient, "ROWS_AT_ONCE", 4 * WIDTH * request.param)
+
+
+def by_hand(logits_CV, labels_C):
+    """Sums of exponentials in Python's floats."""
+    for row, label in zip(logits_CV.double().tolist(), labels_C.tolist(), strict=True):
+        total = math.fsum(math.exp(one - max(row)) for one in row)
+        probs = [math.exp(one - max(row)) / total for one in row]
+        entropy = -math.fsum(one * math.log(one) for one in probs)
+        slope = [float(at == label) - one for at, one in enumerate(probs)]
+        yield math.log(probs[label]), entropy, row.index(max(row)) == label, slope
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("rows_at_once")
+def test_each_row_is_that_of_a_loop(dtype):
+    torch.manual_seed(0)
+    logits = (torch.randn(7, WIDTH) * 4).to(dtype)
+    logits[2, [5, 9]] = logits[2].max() + 1  # two rank first, and the first of them counts
+    labels = torch.tensor([3, 0, 9, 36, 5, int(logits[5].argmax()), 1])
+    logits.requires_grad_()
+    log_probs, entropies, first = label_log_probs(logits, labels)
+    weights = torch.linspace(-1, 2, 7)
+    log_probs.backward(weights)
+    wanted_probs, wanted_entropies, wanted_first, slopes = zip(*by_hand(logits.detach(), labels), strict=True)
+    torch.testing.assert_close(log_probs.detach().double(), torch.tensor(wanted_probs).double(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies.double(), torch.tensor(wanted_entropies).double(), atol=1e-4, rtol=1e-4)
+    assert first.tolist() == list(wanted_first)
+    assert wanted_first[5]
+    assert not wanted_first[2]
+    exact = torch.tensor(slopes).double() * weights.double()[:, None]
+    assert logits.grad.dtype == dtype
+    tolerance = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(logits.grad.double(), exact, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.usefixtures("rows_at_once")
+def test_how_many_rows_are_taken_at_once_does_not_show(monkeypatch):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, WIDTH).bfloat16(), torch.arange(6)
+
+    def found():
+        given = logits.clone().requires_grad_()
+        results = label_log_probs(given, labels)
+        results[0].sum().backward()
+        return [*(one.detach() for one in results), given.grad]
+
+    some = found()
+    monkeypatch.setattr(head_gradient, "ROWS_AT_ONCE", 2**30)
+    for one, other in zip(some, found(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_logits_that_are_changed_before_the_backward_pass_are_noticed():
+    logits = torch.randn(3, WIDTH, requires_grad=True)
+    doubled = logits * 2
+    log_probs, *_ = label_log_probs(doubled, torch.arange(3))
+    doubled.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        log_probs.sum().backward()
