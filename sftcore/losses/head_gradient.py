@@ -223,56 +223,75 @@ def label_log_probs(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[to
         own_C = log_probs_CV.gather(-1, labels_C[:, None]).squeeze(-1)
         fixed_CV = log_probs_CV.detach()
         return own_C, -(fixed_CV.exp() * fixed_CV).sum(-1), fixed_CV.argmax(-1) == labels_C
-    found: tuple[torch.Tensor, ...] = _LabelLogProbs.apply(logits_CV, labels_C)
+    in_half = logits_CV.device.type == "cpu" and logits_CV.dtype in (torch.bfloat16, torch.float16)
+    function = _OfHalfOnCpu if in_half else _LabelLogProbs
+    found: tuple[torch.Tensor, ...] = function.apply(logits_CV, labels_C)
     return found
 
 
 class _LabelLogProbs(torch.autograd.Function):
-    """One softmax of the logits serves the probability, the entropy and the gradient.
+    """One exponential of the logits serves the probability, the entropy and the gradient."""
 
-    On a CPU it is computed for a few rows at a time, which its caches hold, and again for the gradient: copies of a
-    whole chunk in float32 waited for new pages.
+    @staticmethod
+    def forward(ctx: Any, logits_CV: torch.Tensor, labels_C: torch.Tensor) -> Any:
+        float_CV = logits_CV.float()
+        top_C, best_C = float_CV.max(-1)
+        exp_CV = (float_CV - top_C[:, None]).exp_()
+        sum_C = exp_CV.sum(-1)
+        own_C = float_CV.gather(-1, labels_C[:, None]).squeeze(-1)
+        log_z_C = sum_C.log() + top_C
+        mean_C = torch.bmm(exp_CV[:, None], float_CV[:, :, None]).flatten() / sum_C
+        correct_C = best_C == labels_C
+        ctx.dtype = logits_CV.dtype
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(exp_CV, sum_C, labels_C)
+        entropy_C = log_z_C - mean_C
+        ctx.mark_non_differentiable(entropy_C, correct_C)
+        return own_C - log_z_C, entropy_C, correct_C
+
+    @staticmethod
+    def backward(ctx: Any, grad_C: torch.Tensor, *_: Any) -> Any:
+        exp_CV, sum_C, labels_C = ctx.saved_tensors
+        grad_CV = exp_CV.mul_((-grad_C / sum_C)[:, None])
+        grad_CV.scatter_add_(-1, labels_C[:, None], grad_C[:, None])
+        return grad_CV.to(ctx.dtype), None
+
+
+class _OfHalfOnCpu(torch.autograd.Function):
+    """The same for logits in half precision on a CPU: a few rows at a time, and again for the gradient.
+
+    Copies of a whole chunk in float32 waited for new pages. torch's softmax is faster than exponentials and sums, and
+    wrong by some 20 units in the last place of float32, which half precision does not see.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_CV: torch.Tensor, labels_C: torch.Tensor) -> Any:
-        parts, probs_RV = [], None
+        parts = []
         for rows in _rows_at_once(logits_CV):
-            float_RV, labels_R = logits_CV[rows].float(), labels_C[rows, None]
+            float_RV, labels_R1 = logits_CV[rows].float(), labels_C[rows, None]
             top_R, best_R = float_RV.max(-1)
             probs_RV = float_RV.softmax(-1)
             log_z_R = top_R - probs_RV.gather(-1, best_R[:, None]).squeeze(-1).log()
-            own_R = float_RV.gather(-1, labels_R).squeeze(-1)
+            own_R = float_RV.gather(-1, labels_R1).squeeze(-1)
             mean_R = torch.bmm(probs_RV[:, None], float_RV[:, :, None]).flatten()
-            parts.append((own_R - log_z_R, log_z_R - mean_R, best_R == labels_R.squeeze(-1)))
-        own_C, entropy_C, correct_C = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+            parts.append((own_R - log_z_R, log_z_R - mean_R, best_R == labels_R1.squeeze(-1)))
+        own_C, entropy_C, correct_C = map(torch.cat, zip(*parts, strict=True))
         if ctx.needs_input_grad[0]:
-            ctx.dtype = logits_CV.dtype
-            kept = (logits_CV, None) if _is_on_cpu(logits_CV) else (None, probs_RV)
-            ctx.save_for_backward(*kept, labels_C)
+            ctx.save_for_backward(logits_CV, labels_C)
         ctx.mark_non_differentiable(entropy_C, correct_C)
         return own_C, entropy_C, correct_C
 
     @staticmethod
     def backward(ctx: Any, grad_C: torch.Tensor, *_: Any) -> Any:
-        logits_CV, probs_CV, labels_C = ctx.saved_tensors
-        labels_C1, grad_C1 = labels_C[:, None], grad_C[:, None]
-        if probs_CV is not None:
-            return probs_CV.mul_(-grad_C1).scatter_add_(-1, labels_C1, grad_C1).to(ctx.dtype), None
-        grad_CV = torch.empty_like(logits_CV)
+        logits_CV, labels_C = ctx.saved_tensors
+        labels_C1, grad_C1, grad_CV = labels_C[:, None], grad_C[:, None], torch.empty_like(logits_CV)
         for rows in _rows_at_once(logits_CV):
             probs_RV = logits_CV[rows].float().softmax(-1)
             grad_CV[rows] = probs_RV.mul_(-grad_C1[rows]).scatter_add_(-1, labels_C1[rows], grad_C1[rows])
         return grad_CV, None
 
 
-def _is_on_cpu(logits_CV: torch.Tensor) -> bool:
-    return logits_CV.device.type == "cpu"
-
-
 def _rows_at_once(logits_CV: torch.Tensor) -> list[slice]:
-    """All rows, or on a CPU a few at a time, and one for each thread."""
-    step = num_rows = max(len(logits_CV), 1)
-    if _is_on_cpu(logits_CV):
-        step = max(ROWS_AT_ONCE // (4 * max(logits_CV.shape[-1], 1)), torch.get_num_threads())
-    return [slice(start, start + step) for start in range(0, num_rows, step)]
+    """Rows whose copies a CPU's caches hold, and one for each thread."""
+    step = max(ROWS_AT_ONCE // (4 * max(logits_CV.shape[-1], 1)), torch.get_num_threads())
+    return [slice(start, start + step) for start in range(0, max(len(logits_CV), 1), step)]

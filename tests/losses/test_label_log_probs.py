@@ -70,7 +70,7 @@ def test_how_many_rows_are_taken_at_once_does_not_show(monkeypatch):
 
 
 def test_logits_that_are_changed_before_the_backward_pass_are_noticed():
-    logits = torch.randn(3, WIDTH, requires_grad=True)
+    logits = torch.randn(3, WIDTH).bfloat16().requires_grad_()
     doubled = logits * 2
     log_probs, *_ = label_log_probs(doubled, torch.arange(3))
     doubled.mul_(2)
