@@ -6,7 +6,7 @@ transformers' eager attention. Only queries, keys and values are kept, and the b
 from them (compare FlashAttention, Dao et al. 2022, arXiv:2205.14135).
 
 Forward and backward of 9 heads of 64 with 3 of keys, two cores with avx512_bf16, torch 2.13, against the fused kernel:
-1.5 times as fast at 50 and at 800 tokens, twice at 110 and at 400, 1.5 times at 2,048.
+1.3 times as fast at 50 tokens, twice at 110, 1.5 times at 400, 1.3 times at 800 and 1.4 times at 2,048.
 
 Shapes: B rows, H heads of queries, K heads of keys, G heads of queries that share one, T tokens, Q queries of a block,
 S keys that they see, D width of a head.
