@@ -26,7 +26,7 @@ ChunkSums = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torc
 LOGITS_AT_ONCE = {"cpu": 24 * 2**20}
 """Bytes of float32 logits in a chunk, by device: on a CPU what its caches still help with (measured on two cores), and
 no more than 32 MiB, beyond which glibc gives memory back at once, and each chunk waits for new pages."""
-ROWS_AT_ONCE = 6 * 2**20
+SOFTMAX_AT_ONCE = 6 * 2**20
 """Bytes of float32 logits that a CPU's caches hold together with their softmax."""
 ON_ACCELERATORS = 512 * 2**20
 """The same on a GPU, whose products want more rows at once."""
@@ -293,5 +293,5 @@ class _OfHalfOnCpu(torch.autograd.Function):
 
 def _rows_at_once(logits_CV: torch.Tensor) -> list[slice]:
     """Rows whose copies a CPU's caches hold, and one for each thread."""
-    step = max(ROWS_AT_ONCE // (4 * max(logits_CV.shape[-1], 1)), torch.get_num_threads())
+    step = max(SOFTMAX_AT_ONCE // (4 * max(logits_CV.shape[-1], 1)), torch.get_num_threads())
     return [slice(start, start + step) for start in range(0, max(len(logits_CV), 1), step)]

@@ -16,7 +16,7 @@ WIDTH = 37
 @pytest.fixture(params=[1, 3, 1000], ids=["one row at a time", "three rows", "all rows"])
 def rows_at_once(request, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(head_gradient, "ROWS_AT_ONCE", 4 * WIDTH * request.param)
+    monkeypatch.setattr(head_gradient, "SOFTMAX_AT_ONCE", 4 * WIDTH * request.param)
 
 
 def by_hand(logits_CV, labels_C):
@@ -64,7 +64,7 @@ def test_how_many_rows_are_taken_at_once_does_not_show(monkeypatch):
         return [*(one.detach() for one in results), given.grad]
 
     some = found()
-    monkeypatch.setattr(head_gradient, "ROWS_AT_ONCE", 2**30)
+    monkeypatch.setattr(head_gradient, "SOFTMAX_AT_ONCE", 2**30)
     for one, other in zip(some, found(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 

@@ -146,7 +146,7 @@ def _function() -> Any:
             grad_x_NI = grad_a_RI = grad_b_RO = None
             if needs[3]:
                 grad_x_NI = torch.zeros_like(x_NI) if weight_OI is None else product(grad_NO, weight_OI)
-            found_NI = x_NI if grad_x_NI is None else grad_x_NI
+            found_NI = x_NI if grad_x_NI is None else grad_x_NI  # any rows, where none are written
             with without_autocast(x):
                 for some_x, some_grad, some_inner, some_found in _rows_at_once(
                     dtype, x_NI, grad_NO, inner_NR, found_NI
