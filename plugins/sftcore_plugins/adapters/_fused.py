@@ -3,25 +3,28 @@
 PEFT computes `base(x) + B(A(x)) * scaling` in four operations, each a pass over a tensor as large as the output; where
 the base is in bfloat16 and the adapter in float32, it also keeps a float32 copy of `x` for every layer. Here one
 `addmm` adds the product. Where the base is a plain product with frozen weights, its output is written over, and its
-gradient is computed together with the adapter's. The backward pass makes what it needs from `x` as it came. It
+gradient is computed together with the adapter's; layers of one module that are given the same input, as those of
+queries, keys and values, are then computed together. The backward pass makes what it needs from `x` as it came. It
 multiplies in the dtype of autocast where that is on, as PEFT's four operations then do, and else in the adapter's.
-
-Shapes: N tokens, I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import types
-from collections.abc import Iterable
+import inspect
+import weakref
 from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from sftcore_plugins.adapters._low_rank import LowRank, add_low_rank
 
 if TYPE_CHECKING:
     import torch
 
-ROWS_AT_ONCE = 512
-"""Rows whose copies in float32 are made together on a CPU: all 2,048 of a packed block took up to twice as long."""
+
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""What transformers' decoders call the layers of a module that are given its input, in the order of the calls."""
 
 
 def fuse(model: Any) -> int:
@@ -31,12 +34,20 @@ def fuse(model: Any) -> int:
     mixed batch; and under torch.compile, which fuses by itself. DoRA and other variants, and layers with a bias in the
     adapter, are left alone.
     """
-    fused = 0
-    for layer in model.modules():
-        if _is_plain(layer):
-            layer.forward = types.MethodType(_forward, layer)
-            fused += 1
-    return fused
+    fused = [layer for layer in model.modules() if _is_plain(layer)]
+    siblings = {layer: one for parent in model.modules() for one in _siblings(parent) for layer in one.layers}
+    for layer in fused:
+        layer.forward = functools.partial(_forward, layer, siblings.get(layer) or Siblings((layer,)))
+    return len(fused)
+
+
+def _siblings(parent: Any) -> list[Siblings]:
+    """The layers of this module that are given its own input."""
+    states = {name for name in inspect.signature(parent.forward).parameters if name.endswith("states")}
+    if states - {"hidden_states"} or getattr(parent, "is_kv_shared_layer", False):
+        return []  # of another sequence, or of another layer
+    groups = ([layer for name in names if _is_plain(layer := getattr(parent, name, None))] for names in TOGETHER)
+    return [Siblings(tuple(layers)) for layers in groups if layers]
 
 
 def _is_plain(layer: Any) -> bool:
@@ -51,160 +62,105 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _forward(self: Any, siblings: Siblings, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     import torch
 
-    from sftcore.plugin_api import is_hooked
-
-    active = [name for name in self.active_adapters if name in self.lora_A]
-    plain = len(active) == 1 and not (args or kwargs or self.disable_adapters or self.merged)
-    plain = plain and not any(map(is_hooked, (self.lora_A[active[0]], self.lora_B[active[0]])))
-    if not plain or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    others = bool(args or kwargs or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    if not others and (waiting := siblings.waiting(self, x)) is not None:
+        return waiting
+    name = None if others else _only_adapter(self)
+    if name is None:
         result: torch.Tensor = type(self).forward(self, x, *args, **kwargs)
         return result
-    (name,) = active
-    weight_a, weight_b = self.lora_A[name].weight, self.lora_B[name].weight
-    dropout, device = self.lora_dropout[name], x.device.type
-    dropped = self.training and not isinstance(dropout, torch.nn.Identity)
+    if _is_sum_of_products(self, name, x):
+        return siblings.outputs(self, name, x)
+    base, weight_a, device = self.base_layer(x), self.lora_A[name].weight, x.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else weight_a.dtype
-    base, frozen = None, (None, None)
-    if not (dropped or autocast) and _is_frozen_product(self.base_layer, x):
-        frozen = self.base_layer.weight, self.base_layer.bias
-    else:
-        base = self.base_layer(x)
-    if dropped:
-        x = dropout(x.to(weight_a.dtype))
-    added: torch.Tensor = _function().apply(base, *frozen, x, weight_a, weight_b, self.scaling[name], dtype)
-    return added
+    if _drops(self, name):
+        x = self.lora_dropout[name](x.to(weight_a.dtype))
+    layer = LowRank(base, None, None, weight_a, self.lora_B[name].weight)
+    return add_low_rank(x, dtype, [self.scaling[name]], [layer])[0]
 
 
-def _is_frozen_product(layer: torch.nn.Module, x: torch.Tensor) -> bool:
-    """Whether a layer computes x W^T with weights that are not trained, and nobody looks at what it gives."""
-    from sftcore.plugin_api import is_plain_linear
+def _only_adapter(layer: Any) -> str | None:
+    """The name of the adapter, if only one is added now, and nobody looks at what its parts are given or give."""
+    from sftcore.plugin_api import is_hooked
 
-    return is_plain_linear(layer, x) and not any(one.requires_grad for one in layer.parameters())
+    active: list[str] = [name for name in layer.active_adapters if name in layer.lora_A]
+    plain = len(active) == 1 and not (layer.disable_adapters or layer.merged)
+    if not plain or is_hooked(layer.lora_A[active[0]]) or is_hooked(layer.lora_B[active[0]]):
+        return None
+    return active[0]
 
 
-@functools.cache
-def _function() -> Any:
-    """The autograd function; made on demand, since torch is not imported with this module."""
+def _drops(layer: Any, name: str) -> bool:
     import torch
 
-    from sftcore.plugin_api import product
-
-    def without_autocast(x: torch.Tensor) -> Any:
-        device = x.device.type
-        return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
-
-    class AddLowRank(torch.autograd.Function):  # type: ignore[misc]
-        """base (..., O) + scaling * x (..., I) A^T (I, R) B^T (R, O), multiplied in dtype, in base's dtype.
-
-        Without `base`, it is x W^T plus the bias of frozen weights (O, I): it is added to in place, and x gets the
-        gradient of both.
-        """
-
-        @staticmethod
-        def forward(
-            ctx: Any,
-            base: torch.Tensor | None,
-            weight_OI: torch.Tensor | None,
-            bias_O: torch.Tensor | None,
-            x: torch.Tensor,
-            a_RI: torch.Tensor,
-            b_OR: torch.Tensor,
-            scaling: float,
-            dtype: torch.dtype,
-        ) -> torch.Tensor:
-            x_NI = x.reshape(-1, x.shape[-1])
-            if weight_OI is not None:
-                added_NO = product(x_NI, weight_OI.T, bias_O)
-            else:
-                assert base is not None
-                added_NO = base.clone(memory_format=torch.contiguous_format).view(-1, base.shape[-1])
-            down_IR, up_RO = a_RI.to(dtype).T, b_OR.to(dtype).T
-            inner = []
-            with without_autocast(x):
-                for some_x, some_added in _rows_at_once(dtype, x_NI, added_NO):
-                    inner.append(product(some_x.to(dtype), down_IR))
-                    _add_product(some_added, inner[-1], up_RO, scaling)
-            inner_NR = inner[0] if len(inner) == 1 else torch.cat(inner)
-            ctx.save_for_backward(x, inner_NR, a_RI, b_OR, weight_OI)
-            ctx.scaling, ctx.dtype = scaling, dtype
-            # as torch's own linear does: what a function gives as a view may not be changed in place
-            return torch.ops.aten._unsafe_view(added_NO, [*x.shape[:-1], added_NO.shape[-1]])
-
-        @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-            if torch.is_grad_enabled():  # create_graph=True: the gradient is to be differentiated itself
-                with without_autocast(grad):
-                    return _differentiable(ctx, grad)
-            x, inner_NR, a_RI, b_OR, weight_OI = ctx.saved_tensors
-            dtype, needs = ctx.dtype, ctx.needs_input_grad
-            grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-            down_RI, up_OR = a_RI.to(dtype), b_OR.to(dtype)
-            grad_x_NI = grad_a_RI = grad_b_RO = None
-            if needs[3]:
-                grad_x_NI = torch.zeros_like(x_NI) if weight_OI is None else product(grad_NO, weight_OI)
-            found_NI = x_NI if grad_x_NI is None else grad_x_NI  # any rows, where none are written
-            with without_autocast(x):
-                for some_x, some_grad, some_inner, some_found in _rows_at_once(
-                    dtype, x_NI, grad_NO, inner_NR, found_NI
-                ):
-                    wide = some_grad.to(dtype)
-                    narrow = product(wide, up_OR).mul_(ctx.scaling)
-                    if grad_x_NI is not None:
-                        _add_product(some_found, narrow, down_RI, 1.0)
-                    if needs[4]:
-                        grad_a_RI = _sum(grad_a_RI, product(narrow.T, some_x.to(dtype)))
-                    if needs[5]:
-                        # not (O, R) at once: of narrow results, CPUs compute wide ones faster
-                        grad_b_RO = _sum(grad_b_RO, product(some_inner.T, wide))
-            return (
-                grad if needs[0] else None,
-                None,
-                None,
-                None if grad_x_NI is None else grad_x_NI.view_as(x),
-                None if grad_a_RI is None else grad_a_RI.to(a_RI.dtype),
-                None if grad_b_RO is None else grad_b_RO.mul_(ctx.scaling).T.to(b_OR.dtype).contiguous(),
-                None,
-                None,
-            )
-
-    return AddLowRank
+    return layer.training and not isinstance(layer.lora_dropout[name], torch.nn.Identity)
 
 
-def _differentiable(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of `AddLowRank` in operations of torch's own, none of them in place."""
-    x, _, a_RI, b_OR, weight_OI = ctx.saved_tensors
-    scaling, dtype = ctx.scaling, ctx.dtype
-    grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-    wide_NO, tall_NI, down_RI, up_OR = (one.to(dtype) for one in (grad_NO, x_NI, a_RI, b_OR))
-    narrow_NR = (wide_NO @ up_OR) * scaling
-    grad_x_NI = (narrow_NR @ down_RI).to(x.dtype)
-    if weight_OI is not None:
-        grad_x_NI = grad_x_NI + grad_NO @ weight_OI
-    grad_a_RI = (narrow_NR.T @ tall_NI).to(a_RI.dtype)
-    grad_b_OR = (wide_NO.T @ (tall_NI @ down_RI.T) * scaling).to(b_OR.dtype)
-    found = grad, None, None, grad_x_NI.view_as(x), grad_a_RI, grad_b_OR, None, None
-    return tuple(one if needed else None for one, needed in zip(found, ctx.needs_input_grad, strict=True))
+def _is_sum_of_products(layer: Any, name: str, x: torch.Tensor) -> bool:
+    """Whether x W^T is to be computed, with weights that are not trained, and nobody looks at what that gives."""
+    import torch
+
+    from sftcore.plugin_api import is_plain_linear
+
+    base = layer.base_layer
+    plain = not (_drops(layer, name) or torch.is_autocast_enabled(x.device.type)) and is_plain_linear(base, x)
+    return plain and not any(one.requires_grad for one in base.parameters())
 
 
-def _rows_at_once(dtype: torch.dtype, x_NI: torch.Tensor, *others: torch.Tensor) -> Iterable[tuple[torch.Tensor, ...]]:
-    """The same rows of each, as many as have copies in another dtype that a CPU keeps in its caches; else all."""
-    cast = x_NI.device.type == "cpu" and x_NI.dtype != dtype
-    if not cast or len(x_NI) <= ROWS_AT_ONCE:
-        return [(x_NI, *others)]
-    return zip(*(one.split(ROWS_AT_ONCE) for one in (x_NI, *others)), strict=True)
+@define(eq=False)
+class Siblings:
+    """LoRA layers of one module that are given the same tensor, one after the other: all are computed with the first.
+
+    A layer that is given another tensor than the first is computed by itself.
+    """
+
+    layers: tuple[Any, ...]
+    """In the order in which they are called."""
+    _waiting: dict[Any, torch.Tensor] = field(factory=dict)
+    """Outputs that have not been asked for yet."""
+    _given: weakref.ref[torch.Tensor] | None = None
+    """What they are the outputs of."""
+    _state: tuple[int, bool] = (0, False)
+    """Its version, and whether operations were recorded."""
+
+    def waiting(self, layer: Any, x: torch.Tensor) -> torch.Tensor | None:
+        """What this layer gives for this input, (..., O), if that has been computed."""
+        found = self._waiting.pop(layer, None)
+        if found is None or self._given is None or self._given() is not x:
+            return None
+        return found if self._state == _state(x) else None
+
+    def outputs(self, layer: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The same, computed now; the first computes those that go with it, too."""
+        group = [(layer, name)]
+        if layer is self.layers[0] and not x.is_inference():  # whose changes in place are not counted
+            group += [(one, of) for one in self.layers[1:] if (of := _goes_with(layer.lora_A[name], one, x))]
+        parts, scalings = [], []
+        for one, of in group:
+            base, weight_a, weight_b = one.base_layer, one.lora_A[of].weight, one.lora_B[of].weight
+            parts.append(LowRank(None, base.weight, base.bias, weight_a, weight_b))
+            scalings.append(one.scaling[of])
+        found, *others = add_low_rank(x, parts[0].a_RI.dtype, scalings, parts)
+        if others:
+            self._waiting = {one: output for (one, _), output in zip(group[1:], others, strict=True)}
+            self._given, self._state = weakref.ref(x), _state(x)
+        return found
 
 
-def _sum(former: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
-    return part if former is None else former.add_(part)
+def _state(x: torch.Tensor) -> tuple[int, bool]:
+    import torch
+
+    return x._version, torch.is_grad_enabled()
 
 
-def _add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scaling: float) -> None:
-    """out += scaling * left right, computed in the dtype of the factors."""
-    if out.dtype == left.dtype:
-        out.addmm_(left, right, alpha=scaling)
-    else:
-        out.copy_(out.to(left.dtype).addmm_(left, right, alpha=scaling))
+def _goes_with(first_a: Any, layer: Any, x: torch.Tensor) -> str | None:
+    """The adapter of a layer that may be computed before the layer is called, together with the first."""
+    ours = getattr(vars(layer).get("forward"), "func", None) is _forward
+    name = _only_adapter(layer) if ours and not layer._forward_pre_hooks else None
+    if name is None or not _is_sum_of_products(layer, name, x):
+        return None
+    return name if layer.lora_A[name].weight.dtype == first_a.weight.dtype else None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import inspect
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from sftcore_plugins.adapters import _fused
+from sftcore_plugins.adapters import _low_rank
 from sftcore_plugins.adapters._fused import fuse
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen2Config, Qwen2ForCausalLM
 
@@ -87,8 +89,8 @@ def test_all_products_of_a_layer_go_to_the_library_that_is_asked_for(tokenizer, 
     _, ours = pair(tokenizer)
     step(ours)
     library, calls = multiplied_by
-    # two forward, and backward four, or three where nothing flows on to the embeddings
-    assert len(calls) == {"torch": 0, "oneDNN": 14 * 6 - 3}[library]
+    # by each weight and by B forward and backward, less what would flow on to the embeddings; by A for each input once
+    assert len(calls) == {"torch": 0, "oneDNN": 14 * 2 - 3 + 14 * 2 + 8 * 2}[library]
 
 
 def distance(found, exact):
@@ -98,7 +100,7 @@ def distance(found, exact):
 
 @pytest.mark.parametrize("rows", [512, 32, 7], ids=["fewer rows than at once", "as many", "more"])
 def test_a_bfloat16_base_under_a_float32_adapter_is_as_near_to_float32_as_pefts(tokenizer, monkeypatch, rows):
-    monkeypatch.setattr(_fused, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(_low_rank, "ROWS_AT_ONCE", rows)
     theirs, ours = pair(tokenizer, dtype=torch.bfloat16)
     assert next(one.dtype for name, one in ours.named_parameters() if "lora_A" in name) == torch.float32
     got, wanted = step(ours), step(theirs)
@@ -203,9 +205,13 @@ def test_dropout_draws_what_peft_draws(tokenizer):
 
 
 def products(model, around):
-    """How many layers added their product in one operation, in the graph of one forward pass."""
+    """How many operations added the products of layers, in the graph of one forward pass."""
     with around:
-        left = [model(input_ids=IDS, labels=IDS).loss.grad_fn]
+        return operations(model(input_ids=IDS, labels=IDS).loss)
+
+
+def operations(loss):
+    left = [loss.grad_fn]
     seen = set()
     while left:
         node = left.pop()
@@ -224,6 +230,161 @@ def test_under_autocast_the_product_is_added_in_its_dtype_as_near_to_float32_as_
     same(got, wanted, 1e-1)
     exact = step(theirs.float())
     assert distance(got, exact) <= 1.2 * distance(wanted, exact)
+
+
+def test_layers_that_are_given_the_same_input_are_computed_together(tokenizer):
+    _, ours = pair(tokenizer)
+    assert products(ours, contextlib.nullcontext()) == 8  # q, k and v; o; gate and up; down; in two layers
+
+
+class Attention(torch.nn.Module):
+    """Three projections by the names of transformers, called as the test says."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (torch.nn.Linear(8, size, bias=size == 4) for size in (6, 4, 4))
+        self.calls = calls
+
+    def forward(self, hidden_states):
+        return self.calls(self, hidden_states)
+
+
+def of_each(module, x):
+    return torch.cat([module.q_proj(x), module.k_proj(x), module.v_proj(x)], -1)
+
+
+def of_another_input(module, x):
+    return torch.cat([module.q_proj(x), module.k_proj(x * 2), module.v_proj(x)], -1)
+
+
+def of_one_twice(module, x):
+    return torch.cat([module.q_proj(x), module.q_proj(x + 1), module.q_proj(x)], -1)
+
+
+def of_the_first_alone(module, x):
+    return module.q_proj(x)
+
+
+def of_others_first(module, x):
+    return torch.cat([module.v_proj(x), module.k_proj(x), module.q_proj(x)], -1)
+
+
+def changed_in_place(module, x):
+    query = module.q_proj(x)
+    query.mul_(3)
+    key = module.k_proj(x)
+    key.add_(1)
+    return torch.cat([query, key, module.v_proj(x)], -1)
+
+
+def without_gradients_in_between(module, x):
+    query = module.q_proj(x)
+    with torch.no_grad():
+        key = module.k_proj(x)
+    return torch.cat([query, key, module.v_proj(x)], -1)
+
+
+CALLS = [
+    of_each, of_another_input, of_one_twice, of_the_first_alone, of_others_first, changed_in_place,
+    without_gradients_in_between,
+]  # fmt: skip
+
+
+def adapted(calls, fused, **options):
+    torch.manual_seed(0)
+    layer = get_peft_model(
+        torch.nn.Sequential(Attention(calls)),
+        LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False, **options),
+    )
+    assert not fused or fuse(layer) == 3
+    return layer
+
+
+@pytest.mark.parametrize("calls", CALLS)
+def test_layers_of_a_module_give_pefts_numbers_however_they_are_called(calls):
+    found = []
+    for fused in (False, True):
+        layer, given = adapted(calls, fused), torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
+        for _ in range(2):  # what one call leaves behind must not show in the next
+            x = given.clone().requires_grad_()
+            layer.zero_grad()
+            out = layer(x)
+            out.square().sum().backward()
+        found.append([out.detach(), x.grad, *(one.grad for one in layer.parameters())])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_an_input_that_is_changed_in_between_is_read_again():
+    def calls(module, x):
+        query = module.q_proj(x)
+        x.mul_(2)
+        return torch.cat([query, module.k_proj(x), module.v_proj(x)], -1)
+
+    with torch.no_grad():
+        theirs, ours = (adapted(calls, fused)(torch.ones(2, 8)) for fused in (False, True))
+    torch.testing.assert_close(ours, theirs)
+    with torch.inference_mode():
+        torch.testing.assert_close(adapted(calls, fused=True)(torch.ones(2, 8)), theirs)
+
+
+def test_a_layer_is_computed_when_it_is_called_if_it_is_not_as_the_first_or_somebody_looks_at_its_input():
+    def hooked(layer, _):
+        layer.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+
+    def switched_off(layer, _):
+        layer.merge()
+
+    def in_another_dtype(layer, name):
+        layer.lora_A[name].to(torch.float64)
+        layer.lora_B[name].to(torch.float64)
+
+    def trained(layer, _):
+        layer.base_layer.requires_grad_()
+
+    for change in (hooked, switched_off, in_another_dtype, trained):
+        found = []
+        for fused in (False, True):
+            layer = adapted(of_each, fused)
+            change(layer.base_model.model[0].k_proj, "default")
+            x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+            out = layer(x)
+            out.sum().backward()
+            found.append((out.detach(), x.grad))
+        for theirs, ours in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5, msg=change.__name__)
+
+
+@pytest.mark.parametrize("given", ["key_value_states", "encoder_hidden_states"])
+def test_layers_that_see_two_sequences_are_not_computed_together(given):
+    class Cross(Attention):
+        pass
+
+    def forward(self, hidden_states, **others):
+        return self.q_proj(hidden_states) + self.k_proj(others[given]).sum() + self.v_proj(others[given]).sum()
+
+    names = ["self", "hidden_states", given]
+    kinds = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    forward.__signature__ = inspect.Signature(kinds)
+    Cross.forward = forward
+    torch.manual_seed(0)
+    layer = get_peft_model(
+        torch.nn.Sequential(Cross(None)), LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"])
+    )
+    fuse(layer)
+    x = torch.randn(2, 8)
+    module = layer.base_model.model[0]
+    assert operations(module(x, **{given: x}).sum()) == 3
+
+
+def test_a_copy_of_the_model_computes_with_its_own_weights(tokenizer):
+    _, ours = pair(tokenizer)
+    wanted = ours(input_ids=IDS).logits
+    copied = copy.deepcopy(ours)
+    with torch.no_grad():
+        for one in ours.parameters():
+            one.zero_()
+    torch.testing.assert_close(copied(input_ids=IDS).logits, wanted)
 
 
 def test_gradient_checkpointing_gives_pefts_numbers(tokenizer):
