@@ -34,9 +34,10 @@ def rms_norm(
 def _plain(x_NW: torch.Tensor, weight_W: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    as_float = x_NW.to(torch.float32)
+    as_float = x_NW.to(torch.float32, copy=True)
     scale = torch.rsqrt(as_float.pow(2).mean(-1, keepdim=True) + epsilon)
-    return weight_W * (as_float * scale).to(x_NW.dtype), scale
+    scaled = as_float * scale if torch.is_grad_enabled() else as_float.mul_(scale)
+    return weight_W * scaled.to(x_NW.dtype), scale
 
 
 @functools.cache
@@ -68,7 +69,7 @@ def _function() -> Any:
                 normed, _ = _plain(x_NW, weight_W, ctx.epsilon)
                 found = iter(torch.autograd.grad(normed, given, grad_NW, create_graph=True))
                 return next(found) if of_x else None, next(found) if of_weight else None, None, None
-            as_float = x_NW.to(torch.float32)
+            as_float = x_NW.to(torch.float32, copy=True)
             weight_grad = None
             if of_weight:
                 weight_grad = (grad_NW * (as_float * scale).to(x_NW.dtype)).sum_to_size(weight_W.shape)
@@ -78,7 +79,7 @@ def _function() -> Any:
             of_scale = (of_scaled * as_float).sum(-1, keepdim=True)
             # what the mean of squares adds: 2 x times the gradient of the mean, by all that it is a mean of
             of_squares = -0.5 * of_scale * scale.pow(3) / x_NW.shape[-1]
-            x_grad = (of_scaled * scale).add_(as_float * (2 * of_squares))
+            x_grad = of_scaled.mul_(scale).add_(as_float.mul_(2 * of_squares))
             return x_grad.to(x_NW.dtype), weight_grad, None, None
 
     return RmsNorm
