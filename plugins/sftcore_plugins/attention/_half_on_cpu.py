@@ -2,8 +2,8 @@
 
 torch's fused kernel for CPUs makes no use of the CPU's own bfloat16. Here scores are products in bfloat16 over the
 heads that share their keys, for a block of queries and the keys that it may see; they are rounded to bfloat16, as in
-transformers' eager attention. Only queries, keys and values are kept, and the backward pass computes the weights again
-from them (compare FlashAttention, Dao et al. 2022, arXiv:2205.14135).
+transformers' eager attention. Of long documents only queries, keys and values are kept, and the backward pass computes
+the weights again from them (compare FlashAttention, Dao et al. 2022, arXiv:2205.14135).
 
 Forward and backward of 9 heads of 64 with 3 of keys, two cores with avx512_bf16, torch 2.13, against the fused kernel:
 1.3 times as fast at 50 tokens, twice at 110, 1.5 times at 400, 1.3 times at 800 and 1.4 times at 2,048.
@@ -31,6 +31,10 @@ number, and took 2.7 times as long for 90 keys as for 96. There are fewer shapes
 code, and documents of one shape share products, since those of a short one take longer to start than to compute."""
 SCORES_AT_ONCE = 2**19
 """How many scores a block of such documents may have: 1 MiB of them, which caches hold."""
+
+KEPT = 4
+"""Weights of documents of up to this many times as many tokens as a head is wide are kept for the backward pass: they
+take at most as many times the memory of the queries, and 2% of a step's time to compute again."""
 
 Place = tuple[int, slice]
 """Row and span of a document, or of a part of it."""
@@ -149,6 +153,10 @@ def _hiding(query_BHTD: torch.Tensor, num_heads: int, window: int | None, longes
     return query_BHTD.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
 
+def _keeps(padded: int, query_BHTD: torch.Tensor) -> bool:
+    return padded <= KEPT * int(query_BHTD.shape[-1])
+
+
 def _weights(
     query: torch.Tensor, key: torch.Tensor, queries: slice, keys: slice, scaling: float, hiding: torch.Tensor
 ) -> torch.Tensor:
@@ -180,7 +188,7 @@ def _function() -> Any:
             window: int | None,
             documents: Sequence[Place],
         ) -> torch.Tensor:
-            ctx.save_for_backward(query_BHTD, key_BKTD, value_BKTD)
+            kept: list[torch.Tensor] = []
             ctx.scaling, ctx.window, ctx.documents = scaling, window, documents
             num_heads = key_BKTD.shape[1]
             hiding = _hiding(query_BHTD, num_heads, window, max(span.stop - span.start for _, span in documents))
@@ -192,12 +200,16 @@ def _function() -> Any:
                     query = _stacked(all_queries, parts, queries.stop - queries.start)
                     weights = _weights(query, key, queries, keys, scaling, hiding)
                     _put_back(all_outputs, parts, torch.bmm(weights, value[:, keys]))
+                    if _keeps(padded, query_BHTD) and any(ctx.needs_input_grad):
+                        kept.append(weights)
+            ctx.save_for_backward(query_BHTD, key_BKTD, value_BKTD, *kept)
             return output_BTHD
 
         @staticmethod
         @once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, grad_BTHD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-            query_BHTD, key_BKTD, value_BKTD = ctx.saved_tensors
+            query_BHTD, key_BKTD, value_BKTD, *kept = ctx.saved_tensors
+            weights_kept = iter(kept)
             scaling, window = ctx.scaling, ctx.window
             documents, num_heads = ctx.documents, key_BKTD.shape[1]
             hiding = _hiding(query_BHTD, num_heads, window, max(span.stop - span.start for _, span in documents))
@@ -215,7 +227,10 @@ def _function() -> Any:
                     query, grad = (
                         _stacked(one, parts, queries.stop - queries.start) for one in (all_queries, all_grads)
                     )
-                    weights = _weights(query, key, queries, keys, scaling, hiding)
+                    if _keeps(padded, query_BHTD):
+                        weights = next(weights_kept)
+                    else:
+                        weights = _weights(query, key, queries, keys, scaling, hiding)
                     weights_grad = torch.bmm(grad, value[:, keys].transpose(1, 2))
                     scores_grad = torch.ops.aten._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
                     _put_back(query_grads, parts, torch.bmm(scores_grad, key[:, keys]).mul_(scaling))

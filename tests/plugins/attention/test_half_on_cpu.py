@@ -1,4 +1,4 @@
-"""Attention in bfloat16 on a CPU, by blocks of queries: near to float64, and keeping no more than what it is given."""
+"""Attention in bfloat16 on a CPU, by blocks of queries: near to float64, and keeping little."""
 
 from __future__ import annotations
 
@@ -153,12 +153,44 @@ def test_a_document_has_the_same_bits_alone_and_among_others(lengths, heads, win
         assert all(torch.equal(one[:, span], own) for one, own in zip(together, alone, strict=True))
 
 
-def test_nothing_is_kept_but_queries_keys_and_values():
+def test_of_a_long_document_nothing_is_kept_but_queries_keys_and_values():
     tensors = [one.requires_grad_() for one in states(2 * BLOCK)]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
         half.attend_in_half(*tensors, Features(0.0, None, None, None, None, causal=True))
     assert [one.data_ptr() for one in kept] == [one.data_ptr() for one in tensors]
+
+
+def test_of_a_short_document_the_weights_are_kept_too():
+    query, key, value = (one.requires_grad_() for one in states(30, width=8))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        half.attend_in_half(query, key, value, Features(0.0, None, None, None, None, causal=True))
+    *_, weights = kept
+    assert len(kept) == 4
+    # a head's queries are padded from 30 to 32, and two heads share keys
+    scores = (query.float() @ key.float().repeat_interleave(2, 1).mT) * 8**-0.5
+    wanted = scores.masked_fill(torch.ones(30, 30, dtype=torch.bool).triu(1), float("-inf")).softmax(-1)
+    got = weights.view(2, 32, 2, 32).transpose(1, 2).flatten(0, 1)[:, :30]
+    torch.testing.assert_close(got[..., :30].float(), wanted[0], atol=1e-2, rtol=2e-2)
+    assert not got[..., 30:].any()
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_weights_that_are_kept_give_the_bits_of_those_computed_again(monkeypatch, window):
+    features = Features(0.0, None, window, None, None, causal=True)
+    documents = [(0, slice(0, 40)), (0, slice(40, 40 + BLOCK + 9)), (0, slice(49 + BLOCK, 80 + BLOCK))]
+
+    def attend(*given):
+        return half.attend_in_half(*given, features, documents)
+
+    found = []
+    for most in (0, 4, 1000):  # none, those of two documents, all
+        monkeypatch.setattr(half, "KEPT", most)
+        found.append(output_and_gradients(attend, states(80 + BLOCK)))
+    for again, some, every in zip(*found, strict=True):
+        assert torch.equal(again, some)
+        assert torch.equal(again, every)
 
 
 @pytest.mark.parametrize(
