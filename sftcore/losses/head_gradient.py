@@ -10,6 +10,7 @@ Shapes: N positions, C positions of a chunk, W width, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ SOFTMAX_AT_ONCE = 6 * 2**20
 """Bytes of float32 logits that a CPU's caches hold together with their softmax."""
 ON_ACCELERATORS = 512 * 2**20
 """The same on a GPU, whose products want more rows at once."""
+_of_thread = threading.local()
 
 
 def positions_at_once(device: str, vocabulary: int) -> int:
@@ -260,17 +262,17 @@ class _LabelLogProbs(torch.autograd.Function):
 class _OfHalfOnCpu(torch.autograd.Function):
     """The same for logits in half precision on a CPU: a few rows at a time, and again for the gradient.
 
-    Copies of a whole chunk in float32 waited for new pages. torch's softmax is faster than exponentials and sums, and
-    wrong by some 20 units in the last place of float32, which half precision does not see.
+    Copies of a whole chunk in float32, or new ones for each few rows, waited for new pages. torch's softmax is faster
+    than exponentials and sums, and wrong by some 20 units in the last place of float32, which half precision does not
+    see.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_CV: torch.Tensor, labels_C: torch.Tensor) -> Any:
         parts = []
         for rows in _rows_at_once(logits_CV):
-            float_RV, labels_R1 = logits_CV[rows].float(), labels_C[rows, None]
+            (float_RV, probs_RV), labels_R1 = _with_softmax(logits_CV[rows]), labels_C[rows, None]
             top_R, best_R = float_RV.max(-1)
-            probs_RV = float_RV.softmax(-1)
             log_z_R = top_R - probs_RV.gather(-1, best_R[:, None]).squeeze(-1).log()
             own_R = float_RV.gather(-1, labels_R1).squeeze(-1)
             mean_R = torch.bmm(probs_RV[:, None], float_RV[:, :, None]).flatten()
@@ -286,9 +288,22 @@ class _OfHalfOnCpu(torch.autograd.Function):
         logits_CV, labels_C = ctx.saved_tensors
         labels_C1, grad_C1, grad_CV = labels_C[:, None], grad_C[:, None], torch.empty_like(logits_CV)
         for rows in _rows_at_once(logits_CV):
-            probs_RV = logits_CV[rows].float().softmax(-1)
+            _, probs_RV = _with_softmax(logits_CV[rows])
             grad_CV[rows] = probs_RV.mul_(-grad_C1[rows]).scatter_add_(-1, labels_C1[rows], grad_C1[rows])
         return grad_CV, None
+
+
+def _with_softmax(logits_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """These logits in float32, and their softmax, in the memory of this thread's last call."""
+    shape = logits_RV.shape
+    kept = getattr(_of_thread, "copies", None)
+    if torch._C._len_torch_dispatch_stack():  # of tensors that are shapes alone
+        kept = torch.empty(2, *shape)
+    elif kept is None or kept.shape[1] < shape[0] or kept.shape[2] != shape[1]:
+        with torch.inference_mode(False):
+            kept = _of_thread.copies = torch.empty(2, *shape)
+    float_RV, probs_RV = kept[:, : shape[0]]
+    return float_RV.copy_(logits_RV), torch.softmax(float_RV, -1, out=probs_RV)
 
 
 def _rows_at_once(logits_CV: torch.Tensor) -> list[slice]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sftcore.losses import head_gradient
 from sftcore.losses.head_gradient import label_log_probs
@@ -76,3 +78,44 @@ def test_logits_that_are_changed_before_the_backward_pass_are_noticed():
     doubled.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         log_probs.sum().backward()
+
+
+def log_probs_and_gradient(seed, around=lambda found: found, rows=5, width=WIDTH):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, width, generator=generator).bfloat16().requires_grad_()
+    labels = torch.randint(width, (rows,), generator=generator)
+    log_probs, *_ = around(label_log_probs(logits, labels))
+    log_probs.sum().backward()
+    slopes = [slope for *_, slope in by_hand(logits.detach(), labels)]
+    torch.testing.assert_close(logits.grad.double(), torch.tensor(slopes).double(), atol=1e-2, rtol=1e-2)
+    wanted = [log_prob for log_prob, *_ in by_hand(logits.detach(), labels)]
+    torch.testing.assert_close(log_probs.detach().double(), torch.tensor(wanted).double(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("rows_at_once")
+def test_calls_that_share_their_memory_do_not_show_in_each_other():
+    """Of other sizes, between a forward and a backward pass, and in several threads."""
+
+    def with_others_in_between(found):
+        for rows, width in ((9, WIDTH), (2, WIDTH), (5, 11)):
+            log_probs_and_gradient(7, rows=rows, width=width)
+        return found
+
+    log_probs_and_gradient(1, with_others_in_between)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(log_probs_and_gradient, range(40)))
+
+
+def test_calls_without_gradients_or_numbers_leave_nothing_that_training_trips_over():
+    with ThreadPoolExecutor(1) as thread:  # which has no memory of its own yet
+
+        def calls():
+            with FakeTensorMode():
+                shapes = label_log_probs(torch.empty(5, WIDTH, dtype=torch.bfloat16), torch.zeros(5, dtype=torch.long))
+            with torch.inference_mode():
+                label_log_probs(torch.zeros(5, WIDTH).bfloat16(), torch.zeros(5, dtype=torch.long))
+            log_probs_and_gradient(3)
+            return [(one.shape, one.dtype) for one in shapes]
+
+        found = thread.submit(calls).result()
+    assert found == [((5,), torch.float32), ((5,), torch.float32), ((5,), torch.bool)]
