@@ -25,22 +25,26 @@ ChunkSums = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torc
 
 
 LOGITS_AT_ONCE = {"cpu": 24 * 2**20}
-"""Bytes of float32 logits in a chunk, by device: on a CPU what its caches still help with (measured on two cores), and
-no more than 32 MiB, beyond which glibc gives memory back at once, and each chunk waits for new pages."""
+"""Bytes of a chunk's logits, by device: on a CPU, where they keep their dtype, what its caches still help with
+(measured on two cores), and no more than 32 MiB, beyond which glibc gives memory back at once, and each chunk waits for
+new pages."""
 SOFTMAX_AT_ONCE = 6 * 2**20
 """Bytes of float32 logits that a CPU's caches hold together with their softmax."""
 ON_ACCELERATORS = 512 * 2**20
-"""The same on a GPU, whose products want more rows at once."""
+"""Bytes of float32 logits in a chunk on a GPU, whose products want more rows at once."""
 _of_thread = threading.local()
 
 
-def positions_at_once(device: str, vocabulary: int) -> int:
-    """How many positions a chunk has where nobody says: a power of two between 128 and 4,096.
+def positions_at_once(device: str, vocabulary: int, dtype: torch.dtype = torch.float32) -> int:
+    """How many positions a chunk has at most where nobody says: a power of two between 128 and 4,096.
 
     >>> [positions_at_once("cpu", size) for size in (32_000, 49_152, 151_936)], positions_at_once("cuda", 128_256)
     ([128, 128, 128], 1024)
+    >>> [positions_at_once(device, 49_152, torch.bfloat16) for device in ("cpu", "cuda")]
+    [256, 2048]
     """
-    fit = LOGITS_AT_ONCE.get(device, ON_ACCELERATORS) // (4 * max(vocabulary, 1))
+    each = dtype.itemsize if device in LOGITS_AT_ONCE else torch.float32.itemsize
+    fit = LOGITS_AT_ONCE.get(device, ON_ACCELERATORS) // (each * max(vocabulary, 1))
     return int(2 ** min(max(fit, 128), 4096).bit_length()) // 2
 
 
@@ -53,10 +57,11 @@ def sum_of_chunks(part: ChunkSums, hidden_NW: torch.Tensor, head: Head, chunk: i
         part: the sums of one chunk.
         hidden_NW: states of all positions.
         head: from states to logits.
-        chunk: positions at a time; None chooses by device and vocabulary.
+        chunk: positions at a time; None chooses by device, vocabulary and dtype.
     """
     if chunk is None:
-        chunk = positions_at_once(hidden_NW.device.type, _vocabulary(head, hidden_NW))
+        most = positions_at_once(hidden_NW.device.type, _vocabulary(head, hidden_NW), hidden_NW.dtype)
+        chunk = _alike(len(hidden_NW), most)
     if not torch.is_grad_enabled() or is_transformed():
         return _summed([part(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
     parameters = _parameters_of(part, head, hidden_NW)
@@ -69,6 +74,16 @@ def sum_of_chunks(part: ChunkSums, hidden_NW: torch.Tensor, head: Head, chunk: i
         return _summed([part(rows_CW, at) for at, rows_CW in _chunks(hidden_NW, chunk)])
     found: tuple[torch.Tensor, ...] = _GradientInForward.apply(part, chunk, hidden_NW, *parameters)
     return found
+
+
+def _alike(positions: int, most: int) -> int:
+    """The size of chunks of which none is much shorter, since the head's weights are read for each of them.
+
+    >>> [_alike(positions, 256) for positions in (0, 20, 256, 300, 824, 2048)]
+    [32, 32, 256, 160, 224, 256]
+    """
+    number = max(-(-positions // most), 1)
+    return max(-(-positions // number // 32) * 32, 32)  # a multiple, of which CPUs compute products faster
 
 
 def _vocabulary(head: Head, hidden_NW: torch.Tensor) -> int:

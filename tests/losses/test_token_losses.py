@@ -10,6 +10,7 @@ from sftcore_plugins.losses.nll import NLL
 from torch.nn.functional import cross_entropy
 
 from sftcore import ConflictError, LossOutput, Plan, SFTTrainer, TokenLoss
+from sftcore.losses import head_gradient
 from sftcore.model.bound_loss import bind_loss
 from tests.asking import ask
 from tests.conftest import alpaca_rows
@@ -107,6 +108,15 @@ def test_no_logits_of_more_than_a_chunk_exist_and_the_head_runs_once(dtype):
     loss(hidden, head, torch.arange(20) % 16, None, torch.tensor(20)).loss.backward()
     assert seen == [0, 6, 6, 6, 2]  # without rows: to see what trains in it
     assert hidden.grad.dtype == head.weight.grad.dtype == dtype
+
+
+def test_where_nobody_says_how_long_chunks_are_none_is_much_shorter_than_the_others(monkeypatch):
+    monkeypatch.setattr(head_gradient, "positions_at_once", lambda *_: 256)
+    head, seen = torch.nn.Linear(8, 16), []
+    head.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    hidden = torch.randn(300, 8, requires_grad=True)
+    TokenLoss(lambda log_probs: -log_probs)(hidden, head, torch.arange(300) % 16, None, torch.tensor(300))
+    assert [one for one in seen if one] == [160, 140]
 
 
 def test_a_second_backward_pass_is_refused():

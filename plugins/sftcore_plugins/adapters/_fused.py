@@ -129,10 +129,10 @@ class Siblings:
 
     def waiting(self, layer: Any, x: torch.Tensor) -> torch.Tensor | None:
         """What this layer gives for this input, (..., O), if that has been computed."""
-        found = self._waiting.pop(layer, None)
-        if found is None or self._given is None or self._given() is not x:
-            return None
-        return found if self._state == _state(x) else None
+        found, given = self._waiting.pop(layer, None), self._given
+        if not self._waiting:
+            self._given = None  # which cannot be pickled with the model
+        return found if given is not None and given() is x and self._state == _state(x) else None
 
     def outputs(self, layer: Any, name: str, x: torch.Tensor) -> torch.Tensor:
         """The same, computed now; the first computes those that go with it, too."""

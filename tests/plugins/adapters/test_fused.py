@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -377,10 +378,11 @@ def test_layers_that_see_two_sequences_are_not_computed_together(given):
     assert operations(module(x, **{given: x}).sum()) == 3
 
 
-def test_a_copy_of_the_model_computes_with_its_own_weights(tokenizer):
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_the_model_computes_with_its_own_weights(tokenizer, copy_of):
     _, ours = pair(tokenizer)
     wanted = ours(input_ids=IDS).logits
-    copied = copy.deepcopy(ours)
+    copied = copy_of(ours)
     with torch.no_grad():
         for one in ours.parameters():
             one.zero_()
