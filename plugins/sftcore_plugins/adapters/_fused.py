@@ -15,7 +15,7 @@ import inspect
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field
+from attrs import define
 
 from sftcore_plugins.adapters._low_rank import LowRank, add_low_rank
 
@@ -43,11 +43,12 @@ def fuse(model: Any) -> int:
 
 def _siblings(parent: Any) -> list[Siblings]:
     """The layers of this module that are given its own input."""
-    states = {name for name in inspect.signature(parent.forward).parameters if name.endswith("states")}
-    if states - {"hidden_states"} or getattr(parent, "is_kv_shared_layer", False):
-        return []  # of another sequence, or of another layer
     groups = ([layer for name in names if _is_plain(layer := getattr(parent, name, None))] for names in TOGETHER)
-    return [Siblings(tuple(layers)) for layers in groups if layers]
+    found = [Siblings(tuple(layers)) for layers in groups if layers]
+    if not found or getattr(parent, "is_kv_shared_layer", False):  # whose keys and values are another layer's
+        return []
+    states = {name for name in inspect.signature(parent.forward).parameters if name.endswith("states")}
+    return [] if states - {"hidden_states"} else found  # keys and values of another sequence
 
 
 def _is_plain(layer: Any) -> bool:
@@ -120,19 +121,22 @@ class Siblings:
 
     layers: tuple[Any, ...]
     """In the order in which they are called."""
-    _waiting: dict[Any, torch.Tensor] = field(factory=dict)
-    """Outputs that have not been asked for yet."""
-    _given: weakref.ref[torch.Tensor] | None = None
-    """What they are the outputs of."""
-    _state: tuple[int, bool] = (0, False)
-    """Its version, and whether operations were recorded."""
+    _computed: tuple[weakref.ref[torch.Tensor], tuple[int, bool], dict[Any, torch.Tensor]] | None = None
+    """A tensor, its state, and what layers give for it that have not been called yet."""
+
+    def __reduce__(self) -> Any:
+        """A copy waits for no calls."""
+        return type(self), (self.layers,)
 
     def waiting(self, layer: Any, x: torch.Tensor) -> torch.Tensor | None:
         """What this layer gives for this input, (..., O), if that has been computed."""
-        found, given = self._waiting.pop(layer, None), self._given
-        if not self._waiting:
-            self._given = None  # which cannot be pickled with the model
-        return found if given is not None and given() is x and self._state == _state(x) else None
+        if self._computed is None:
+            return None
+        given, state, outputs = self._computed
+        found = outputs.pop(layer, None)
+        if not outputs:
+            self._computed = None
+        return found if given() is x and state == _state(x) else None
 
     def outputs(self, layer: Any, name: str, x: torch.Tensor) -> torch.Tensor:
         """The same, computed now; the first computes those that go with it, too."""
@@ -146,12 +150,13 @@ class Siblings:
             scalings.append(one.scaling[of])
         found, *others = add_low_rank(x, parts[0].a_RI.dtype, scalings, parts)
         if others:
-            self._waiting = {one: output for (one, _), output in zip(group[1:], others, strict=True)}
-            self._given, self._state = weakref.ref(x), _state(x)
+            waiting = {one: output for (one, _), output in zip(group[1:], others, strict=True)}
+            self._computed = weakref.ref(x), _state(x), waiting
         return found
 
 
 def _state(x: torch.Tensor) -> tuple[int, bool]:
+    """What changes with its numbers, and whether operations are recorded."""
     import torch
 
     return x._version, torch.is_grad_enabled()

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -378,10 +379,29 @@ def test_layers_that_see_two_sequences_are_not_computed_together(given):
     assert operations(module(x, **{given: x}).sum()) == 3
 
 
+def test_several_threads_get_their_own_outputs():
+    """As of a model that answers while others ask."""
+    theirs, ours = (adapted(of_each, fused) for fused in (False, True))
+    inputs = [torch.full((3, 8), float(size)) for size in range(50)]
+
+    def answer(x):
+        with torch.no_grad():
+            return ours(x)
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(answer, inputs * 4))
+    with torch.no_grad():
+        wanted = [theirs(x) for x in inputs]
+    for got, one in zip(found, wanted * 4, strict=True):
+        torch.testing.assert_close(got, one)
+
+
 @pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_of_the_model_computes_with_its_own_weights(tokenizer, copy_of):
     _, ours = pair(tokenizer)
     wanted = ours(input_ids=IDS).logits
+    with torch.no_grad():  # a forward pass that ends too early
+        ours.base_model.model.model.layers[0].mlp.gate_proj(torch.zeros(1, 64))
     copied = copy_of(ours)
     with torch.no_grad():
         for one in ours.parameters():
