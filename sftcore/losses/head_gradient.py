@@ -310,13 +310,14 @@ class _OfHalfOnCpu(torch.autograd.Function):
 
 def _with_softmax(logits_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """These logits in float32, and their softmax, in the memory of this thread's last call."""
-    shape = logits_RV.shape
-    kept = getattr(_of_thread, "copies", None)
-    if torch._C._len_torch_dispatch_stack():  # of tensors that are shapes alone
-        kept = torch.empty(2, *shape)
-    elif kept is None or kept.shape[1] < shape[0] or kept.shape[2] != shape[1]:
+    # tensors that are shapes alone, and gradients that are to be differentiated, have memory of their own
+    if type(logits_RV) is not torch.Tensor or torch._C._len_torch_dispatch_stack() or torch.is_grad_enabled():
+        float_RV = logits_RV.float()
+        return float_RV, float_RV.softmax(-1)
+    shape, kept = logits_RV.shape, getattr(_of_thread, "copies", None)
+    if kept is None or kept.shape[1] < shape[0] or kept.shape[2] != shape[1]:
         with torch.inference_mode(False):
-            kept = _of_thread.copies = torch.empty(2, *shape)
+            kept = _of_thread.copies = torch.empty(2, *shape, dtype=torch.float32, device="cpu")
     float_RV, probs_RV = kept[:, : shape[0]]
     return float_RV.copy_(logits_RV), torch.softmax(float_RV, -1, out=probs_RV)
 

@@ -87,9 +87,11 @@ def log_probs_and_gradient(seed, around=lambda found: found, rows=5, width=WIDTH
     log_probs, *_ = around(label_log_probs(logits, labels))
     log_probs.sum().backward()
     slopes = [slope for *_, slope in by_hand(logits.detach(), labels)]
-    torch.testing.assert_close(logits.grad.double(), torch.tensor(slopes).double(), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(logits.grad.double(), torch.tensor(slopes, dtype=torch.float64), atol=1e-2, rtol=1e-2)
     wanted = [log_prob for log_prob, *_ in by_hand(logits.detach(), labels)]
-    torch.testing.assert_close(log_probs.detach().double(), torch.tensor(wanted).double(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        log_probs.detach().double(), torch.tensor(wanted, dtype=torch.float64), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.usefixtures("rows_at_once")
@@ -119,3 +121,34 @@ def test_calls_without_gradients_or_numbers_leave_nothing_that_training_trips_ov
 
         found = thread.submit(calls).result()
     assert found == [((5,), torch.float32), ((5,), torch.float32), ((5,), torch.bool)]
+
+
+def test_neither_the_default_dtype_nor_the_default_device_of_a_call_shows_in_the_next():
+    with ThreadPoolExecutor(1) as thread:  # which has no memory of its own yet
+
+        def calls():
+            for default in (torch.bfloat16, torch.float64, torch.float32):
+                torch.set_default_dtype(default)
+                try:
+                    log_probs_and_gradient(3)
+                finally:
+                    torch.set_default_dtype(torch.float32)
+            logits, labels = torch.randn(5, 11).bfloat16(), torch.arange(5)
+            with torch.device("meta"):
+                found = label_log_probs(logits, labels)
+            return found[0].device.type
+
+        assert thread.submit(calls).result() == "cpu"
+
+
+def test_gradients_of_shapes_alone_and_gradients_that_are_differentiated_have_their_own_memory():
+    log_probs_and_gradient(3)
+    with FakeTensorMode():
+        logits, labels = torch.empty(5, WIDTH, dtype=torch.bfloat16, requires_grad=True), torch.zeros(5).long()
+    label_log_probs(logits, labels)[0].sum().backward()
+    assert logits.grad.shape == (5, WIDTH)
+    logits = torch.randn(5, WIDTH).bfloat16().requires_grad_()
+    (once,) = torch.autograd.grad(label_log_probs(logits, torch.arange(5))[0].sum(), logits, create_graph=True)
+    assert once.requires_grad
+    slopes = [slope for *_, slope in by_hand(logits.detach(), torch.arange(5))]
+    torch.testing.assert_close(once.detach().double(), torch.tensor(slopes, dtype=torch.float64), atol=1e-2, rtol=1e-2)

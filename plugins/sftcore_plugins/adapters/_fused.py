@@ -35,7 +35,12 @@ def fuse(model: Any) -> int:
     adapter, are left alone.
     """
     fused = [layer for layer in model.modules() if _is_plain(layer)]
-    siblings = {layer: one for parent in model.modules() for one in _siblings(parent) for layer in one.layers}
+    siblings: dict[Any, Siblings] = {}
+    for parent in model.modules():
+        for one in _siblings(parent):
+            parent.register_forward_pre_hook(one.begin)
+            parent.register_forward_hook(one.end, always_call=True)
+            siblings.update(dict.fromkeys(one.layers, one))
     for layer in fused:
         layer.forward = functools.partial(_forward, layer, siblings.get(layer) or Siblings((layer,)))
     return len(fused)
@@ -44,11 +49,15 @@ def fuse(model: Any) -> int:
 def _siblings(parent: Any) -> list[Siblings]:
     """The layers of this module that are given its own input."""
     groups = ([layer for name in names if _is_plain(layer := getattr(parent, name, None))] for names in TOGETHER)
-    found = [Siblings(tuple(layers)) for layers in groups if layers]
+    found = [Siblings(tuple(layers)) for layers in groups if len(layers) > 1]
     if not found or getattr(parent, "is_kv_shared_layer", False):  # whose keys and values are another layer's
         return []
-    states = {name for name in inspect.signature(parent.forward).parameters if name.endswith("states")}
-    return [] if states - {"hidden_states"} else found  # keys and values of another sequence
+    try:
+        names = inspect.signature(parent.forward).parameters
+    except (TypeError, ValueError):  # of what is no function of Python
+        return []
+    others = any(name.endswith("states") and name != "hidden_states" for name in names)
+    return [] if others else found  # keys and values of another sequence
 
 
 def _is_plain(layer: Any) -> bool:
@@ -112,21 +121,30 @@ def _is_sum_of_products(layer: Any, name: str, x: torch.Tensor) -> bool:
     return plain and not any(one.requires_grad for one in base.parameters())
 
 
-@define(eq=False)
+@define(eq=False, slots=False)
 class Siblings:
-    """LoRA layers of one module that are given the same tensor, one after the other: all are computed with the first.
+    """LoRA layers that their module gives its own input: while it runs, all are computed with the first that it calls.
 
-    A layer that is given another tensor than the first is computed by itself.
+    A layer that is given another tensor is computed by itself, and so are all that are called from elsewhere.
     """
 
     layers: tuple[Any, ...]
-    """In the order in which they are called."""
+    _is_first: bool = False
+    """Whether the module runs, and has not called any yet."""
     _computed: tuple[weakref.ref[torch.Tensor], tuple[int, bool], dict[Any, torch.Tensor]] | None = None
     """A tensor, its state, and what layers give for it that have not been called yet."""
 
     def __reduce__(self) -> Any:
-        """A copy waits for no calls."""
-        return type(self), (self.layers,)
+        """A copy waits for no calls; its layers follow once it exists, since they refer to it."""
+        return type(self), ((),), {"layers": self.layers}
+
+    def begin(self, *_: Any) -> None:
+        """Before the forward of their module."""
+        self._is_first, self._computed = True, None
+
+    def end(self, *_: Any) -> None:
+        """After it, or when it has failed."""
+        self._is_first, self._computed = False, None
 
     def waiting(self, layer: Any, x: torch.Tensor) -> torch.Tensor | None:
         """What this layer gives for this input, (..., O), if that has been computed."""
@@ -134,23 +152,23 @@ class Siblings:
             return None
         given, state, outputs = self._computed
         found = outputs.pop(layer, None)
-        if not outputs:
-            self._computed = None
         return found if given() is x and state == _state(x) else None
 
     def outputs(self, layer: Any, name: str, x: torch.Tensor) -> torch.Tensor:
-        """The same, computed now; the first computes those that go with it, too."""
-        group = [(layer, name)]
-        if layer is self.layers[0] and not x.is_inference():  # whose changes in place are not counted
-            group += [(one, of) for one in self.layers[1:] if (of := _goes_with(layer.lora_A[name], one, x))]
+        """The same, computed now, for the first together with those that go with it."""
+        group, is_first = [(layer, name)], self._is_first
+        self._is_first = False
+        if is_first and not x.is_inference():  # whose changes in place are not counted
+            others = (one for one in self.layers if one is not layer)
+            group += [(one, of) for one in others if (of := _goes_with(layer, name, one, x))]
         parts, scalings = [], []
         for one, of in group:
             base, weight_a, weight_b = one.base_layer, one.lora_A[of].weight, one.lora_B[of].weight
             parts.append(LowRank(None, base.weight, base.bias, weight_a, weight_b))
             scalings.append(one.scaling[of])
-        found, *others = add_low_rank(x, parts[0].a_RI.dtype, scalings, parts)
-        if others:
-            waiting = {one: output for (one, _), output in zip(group[1:], others, strict=True)}
+        found, *rest = add_low_rank(x, parts[0].a_RI.dtype, scalings, parts)
+        if rest:
+            waiting = {one: output for (one, _), output in zip(group[1:], rest, strict=True)}
             self._computed = weakref.ref(x), _state(x), waiting
         return found
 
@@ -162,10 +180,16 @@ def _state(x: torch.Tensor) -> tuple[int, bool]:
     return x._version, torch.is_grad_enabled()
 
 
-def _goes_with(first_a: Any, layer: Any, x: torch.Tensor) -> str | None:
+def _goes_with(first: Any, first_name: str, layer: Any, x: torch.Tensor) -> str | None:
     """The adapter of a layer that may be computed before the layer is called, together with the first."""
     ours = getattr(vars(layer).get("forward"), "func", None) is _forward
     name = _only_adapter(layer) if ours and not layer._forward_pre_hooks else None
     if name is None or not _is_sum_of_products(layer, name, x):
         return None
-    return name if layer.lora_A[name].weight.dtype == first_a.weight.dtype else None
+    pairs = ((first.lora_A, layer.lora_A), (first.lora_B, layer.lora_B))
+    alike = all(_kind(one[first_name].weight) == _kind(other[name].weight) for one, other in pairs)
+    return name if alike else None
+
+
+def _kind(weight: torch.Tensor) -> tuple[torch.dtype, bool]:
+    return weight.dtype, weight.requires_grad

@@ -145,6 +145,8 @@ def _gradients(x_NI: torch.Tensor, dtype: torch.dtype, parts: Sequence[_Part], *
         if any(part.of_a for part in parts):
             grad_a_SI = _sum(grad_a_SI, product(narrow_NS.T, some_x.to(dtype)))
     of_a = [None] * len(parts) if grad_a_SI is None else grad_a_SI.split([len(part.a_RI) for part in parts])
+    if len(parts) > 1:  # each in memory of its own, which is given back with it
+        of_a = [None if one is None else one.clone() for one in of_a]
     of_b = [None if one is None else one.mul_(part.scaling).T for one, part in zip(grads_b_RO, parts, strict=True)]
     return (
         grad_x_NI,

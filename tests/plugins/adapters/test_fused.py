@@ -357,6 +357,72 @@ def test_a_layer_is_computed_when_it_is_called_if_it_is_not_as_the_first_or_some
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5, msg=change.__name__)
 
 
+def alone(fused):
+    """The attention of a module, whose layers a user calls by hand."""
+    return adapted(of_each, fused).base_model.model[0]
+
+
+def test_layers_that_are_called_by_hand_are_computed_when_they_are_called():
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    found = []
+    for fused in (False, True):
+        module = alone(fused)
+        module.q_proj(x).sum().backward()
+        with torch.no_grad():
+            module.k_proj.lora_B["default"].weight.mul_(3)
+        key = module.k_proj(x)
+        key.sum().backward()  # of a graph of its own
+        module.q_proj(x)
+        module.v_proj.enable_adapters(enabled=False)
+        found.append([key.detach(), module.v_proj(x).detach(), *(one.grad for one in module.parameters())])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_frozen_layer_gives_what_needs_no_gradient_and_gradients_have_their_own_memory():
+    seen = {}
+
+    def calls(module, x):
+        seen.update(query=module.q_proj(x), key=module.k_proj(x), value=module.v_proj(x))
+        return seen["query"].sum() + seen["value"].sum()
+
+    layer = adapted(calls, fused=True)
+    module = layer.base_model.model[0]
+    module.k_proj.lora_A.requires_grad_(False)
+    module.k_proj.lora_B.requires_grad_(False)
+    loss = layer(torch.randn(4, 8))
+    assert not seen["key"].requires_grad
+    assert operations(loss) == 1
+    loss.backward()
+    for one in (module.q_proj, module.v_proj):
+        gradient = one.lora_A["default"].weight.grad
+        assert gradient.untyped_storage().nbytes() == gradient.nbytes
+
+
+def test_any_order_of_calls_is_computed_together_and_nothing_is_left_of_calls_that_end_early():
+    layer = adapted(of_others_first, fused=True)
+    assert operations(layer(torch.randn(4, 8)).sum()) == 1
+
+    def failing(module, x):
+        module.q_proj(x)
+        raise ValueError("in the middle")
+
+    layer = adapted(failing, fused=True)
+    with pytest.raises(ValueError, match="in the middle"):
+        layer(torch.randn(4, 8))
+    assert layer.base_model.model[0].q_proj.forward.args[1]._computed is None
+
+
+@pytest.mark.parametrize("forward", [torch.add, None, min], ids=["of torch", "none", "of Python"])
+def test_a_module_whose_signature_nobody_can_read_is_fused(forward):
+    torch.manual_seed(0)
+    layer = get_peft_model(
+        torch.nn.Sequential(Attention(of_each)), LoraConfig(r=2, target_modules=["q_proj", "k_proj"])
+    )
+    layer.base_model.model[0].forward = forward
+    assert fuse(layer) == 2
+
+
 @pytest.mark.parametrize("given", ["key_value_states", "encoder_hidden_states"])
 def test_layers_that_see_two_sequences_are_not_computed_together(given):
     class Cross(Attention):
@@ -377,6 +443,14 @@ def test_layers_that_see_two_sequences_are_not_computed_together(given):
     x = torch.randn(2, 8)
     module = layer.base_model.model[0]
     assert operations(module(x, **{given: x}).sum()) == 3
+
+
+def test_a_compiled_model_gives_the_same(tokenizer):
+    _, ours = pair(tokenizer)
+    wanted = step(ours)
+    compiled = torch.compile(ours, backend="aot_eager")
+    got = compiled(input_ids=IDS, labels=IDS)
+    torch.testing.assert_close(got.logits, wanted[0], atol=1e-4, rtol=1e-4)
 
 
 def test_several_threads_get_their_own_outputs():
@@ -407,6 +481,7 @@ def test_a_copy_of_the_model_computes_with_its_own_weights(tokenizer, copy_of):
         for one in ours.parameters():
             one.zero_()
     torch.testing.assert_close(copied(input_ids=IDS).logits, wanted)
+    assert products(copied, contextlib.nullcontext()) == 8
 
 
 def test_gradient_checkpointing_gives_pefts_numbers(tokenizer):
