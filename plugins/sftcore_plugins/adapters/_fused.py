@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""What transformers' decoders call the layers of a module that are given its input, in the order of the calls."""
+"""What transformers' decoders call the layers of a module that are given its own input."""
 
 
 def fuse(model: Any) -> int:
