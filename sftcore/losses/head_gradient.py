@@ -33,6 +33,7 @@ SOFTMAX_AT_ONCE = 6 * 2**20
 ON_ACCELERATORS = 512 * 2**20
 """Bytes of float32 logits in a chunk on a GPU, whose products want more rows at once."""
 _of_thread = threading.local()
+"""Holds the memory that `_with_softmax` works in, twice `SOFTMAX_AT_ONCE`."""
 
 
 def positions_at_once(device: str, vocabulary: int, dtype: torch.dtype = torch.float32) -> int:

@@ -208,8 +208,8 @@ def _function() -> Any:
         @staticmethod
         @once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, grad_BTHD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-            query_BHTD, key_BKTD, value_BKTD, *kept = ctx.saved_tensors
-            weights_kept = iter(kept)
+            query_BHTD, key_BKTD, value_BKTD, *weights_kept = ctx.saved_tensors
+            next_weights = iter(weights_kept)
             scaling, window = ctx.scaling, ctx.window
             documents, num_heads = ctx.documents, key_BKTD.shape[1]
             hiding = _hiding(query_BHTD, num_heads, window, max(span.stop - span.start for _, span in documents))
@@ -228,7 +228,7 @@ def _function() -> Any:
                         _stacked(one, parts, queries.stop - queries.start) for one in (all_queries, all_grads)
                     )
                     if _keeps(padded, query_BHTD):
-                        weights = next(weights_kept)
+                        weights = next(next_weights)
                     else:
                         weights = _weights(query, key, queries, keys, scaling, hiding)
                     weights_grad = torch.bmm(grad, value[:, keys].transpose(1, 2))
