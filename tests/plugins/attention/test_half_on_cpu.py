@@ -8,15 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sftcore_plugins.attention import _half_layout as layout
 from sftcore_plugins.attention import _half_on_cpu as half
 from sftcore_plugins.attention._per_document import Features
 from sftcore_plugins.attention.varlen import DOCUMENTS
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from sftcore.documents.ways import boundaries
 from tests.plugins.attention.test_varlen import layer, positions_of
 
-BLOCK = half.BLOCK
+BLOCK = layout.BLOCK
 LENGTHS = [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 50]
 
 
@@ -153,21 +155,25 @@ def test_a_document_has_the_same_bits_alone_and_among_others(lengths, heads, win
         assert all(torch.equal(one[:, span], own) for one, own in zip(together, alone, strict=True))
 
 
-def test_of_a_long_document_nothing_is_kept_but_queries_keys_and_values():
-    tensors = [one.requires_grad_() for one in states(2 * BLOCK)]
+def kept_of(*tensors):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
         half.attend_in_half(*tensors, Features(0.0, None, None, None, None, causal=True))
-    assert [one.data_ptr() for one in kept] == [one.data_ptr() for one in tensors]
+    return kept
+
+
+def test_of_a_long_document_nothing_is_kept_but_queries_keys_and_values():
+    tensors = [one.requires_grad_() for one in states(2 * BLOCK)]
+    queries, keys, values = kept_of(*tensors)
+    assert torch.equal(queries.view(2, 2 * BLOCK, 2, 8).transpose(1, 2).reshape(4, 2 * BLOCK, 8), tensors[0][0])
+    assert torch.equal(keys.view(2, 2 * BLOCK, 8), tensors[1][0])
+    assert torch.equal(values.view(2, 2 * BLOCK, 8), tensors[2][0])
 
 
 def test_of_a_short_document_the_weights_are_kept_too():
     query, key, value = (one.requires_grad_() for one in states(30, width=8))
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
-        half.attend_in_half(query, key, value, Features(0.0, None, None, None, None, causal=True))
-    *_, weights = kept
-    assert len(kept) == 4
+    *others, weights = kept_of(query, key, value)
+    assert len(others) == 3
     # a head's queries are padded from 30 to 32, and two heads share keys
     scores = (query.float() @ key.float().repeat_interleave(2, 1).mT) * 8**-0.5
     wanted = scores.masked_fill(torch.ones(30, 30, dtype=torch.bool).triu(1), float("-inf")).softmax(-1)
@@ -206,3 +212,78 @@ def test_weights_that_are_kept_give_the_bits_of_those_computed_again(monkeypatch
 def test_other_features_are_left_to_others(features, what):
     assert not half.fits(*states(4)[:2], features), what
     assert not half.fits(*[one.float() for one in states(4)[:2]], Features(0.0, None, None, None, None, causal=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1, max_size=2),
+    heads=st.sampled_from([(4, 2), (3, 3), (9, 3), (2, 1)]),
+    window=st.sampled_from([None, 7]),
+)
+def test_a_layout_takes_each_state_once_and_pads_documents_with_their_own(lengths, heads, window):
+    num_heads, key_heads = heads
+    tokens = max(map(sum, lengths))
+    # the last document fills its row
+    rows = [[*row, tokens - sum(row)] if sum(row) < tokens else row for row in lengths]
+    documents = [
+        (at, slice(*span))
+        for at, row in enumerate(rows)
+        for span in itertools.pairwise(itertools.accumulate([0, *row]))
+    ]
+    found = layout.layout_of(documents, layout.Shape(len(rows), tokens, num_heads, key_heads, window))
+    wanted_queries, wanted_keys, added, waiting = [], [], [], {}
+    for row, span in documents:
+        waiting.setdefault(-(-(span.stop - span.start) // 32) * 32, []).append((row, span))
+    for padded, alike in waiting.items():
+        for row, span in alike:
+            for key_head in range(key_heads):
+                for t in range(span.start, span.start + padded):
+                    token = row * tokens + min(t, span.stop - 1)
+                    wanted_keys.append(token * key_heads + key_head)
+                    for one in range(num_heads // key_heads):
+                        if t >= span.stop:
+                            added.append(len(wanted_queries))
+                        wanted_queries.append(token * num_heads + key_head * num_heads // key_heads + one)
+    assert found.queries.tolist() == wanted_queries
+    assert found.keys.tolist() == wanted_keys
+    assert found.added.tolist() == added
+    assert [(group.documents, group.padded) for group in found.groups] == [
+        (len(alike), padded) for padded, alike in waiting.items()
+    ]
+    for places, back, count in (
+        (found.queries, found.queries_back, num_heads),
+        (found.keys, found.keys_back, key_heads),
+    ):
+        assert places[back].tolist() == list(range(len(rows) * tokens * count))
+    assert not set(found.queries_back.tolist()) & set(added)
+
+
+def test_a_layout_of_shapes_alone_or_of_inference_does_not_show_in_training():
+    features = Features(0.0, None, None, None, None, causal=True)
+    tensors = states(41)
+    exact = output_and_gradients(lambda *given: one_query_at_a_time(*given, 8**-0.5, None), tensors, torch.float64)
+    layout._kept.cache_clear()
+    with FakeTensorMode() as mode:
+        shapes = [mode.from_tensor(one) for one in tensors]
+        assert half.attend_in_half(*shapes, features).shape == (1, 41, 4, 8)
+    with torch.inference_mode(), torch.device("meta"):
+        half.attend_in_half(*tensors, features)
+    for got, wanted in zip(
+        output_and_gradients(lambda *given: half.attend_in_half(*given, features), tensors), exact, strict=True
+    ):
+        assert (got - wanted).norm() <= 2e-2 * wanted.norm()
+
+
+def test_what_is_not_a_number_stays_in_its_document():
+    """Documents of one length share products, and are padded with states of their own."""
+    tensors = states(3 * 20)
+    for one in tensors:
+        one[:, :, 20:40] = float("nan")
+    documents = [(0, slice(start, start + 20)) for start in (0, 20, 40)]
+    features = Features(0.0, None, None, None, None, causal=True)
+    results = output_and_gradients(lambda *given: half.attend_in_half(*given, features, documents), tensors)
+    output, *grads = results
+    for one in (output, *(grad.transpose(1, 2) for grad in grads)):
+        assert one[:, 20:40].isnan().any()
+        assert not one[:, :20].isnan().any()
+        assert not one[:, 40:].isnan().any()
