@@ -10,14 +10,13 @@ Shapes: N positions, C positions of a chunk, W width, V vocabulary.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from sftcore.losses.asked_again import asked_plainly, is_transformed, may_be_asked_again, plain_operations
+from sftcore.losses.asked_again import is_transformed, may_be_asked_again, plain_operations
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 ChunkSums = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -28,12 +27,8 @@ LOGITS_AT_ONCE = {"cpu": 24 * 2**20}
 """Bytes of a chunk's logits, by device: on a CPU, where they keep their dtype, what its caches still help with
 (measured on two cores), and no more than 32 MiB, beyond which glibc gives memory back at once, and each chunk waits for
 new pages."""
-SOFTMAX_AT_ONCE = 6 * 2**20
-"""Bytes of float32 logits that a CPU's caches hold together with their softmax."""
 ON_ACCELERATORS = 512 * 2**20
 """Bytes of float32 logits in a chunk on a GPU, whose products want more rows at once."""
-_of_thread = threading.local()
-"""Holds the memory that `_with_softmax` works in, twice `SOFTMAX_AT_ONCE`."""
 
 
 def positions_at_once(device: str, vocabulary: int, dtype: torch.dtype = torch.float32) -> int:
@@ -228,102 +223,3 @@ def _is_sharded(module: torch.nn.Module) -> bool:
         or (isinstance(one, torch.Tensor) and one.requires_grad and not one.is_leaf)
         for one in tensors
     )
-
-
-def label_log_probs(logits_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Per row, in float32: the label's log-probability (differentiable), the entropy in nats, and if it ranks first.
-
-    Returns:
-        (C,) float32, (C,) float32, (C,) bool.
-    """
-    if asked_plainly():
-        log_probs_CV = logits_CV.float().log_softmax(-1)
-        own_C = log_probs_CV.gather(-1, labels_C[:, None]).squeeze(-1)
-        fixed_CV = log_probs_CV.detach()
-        return own_C, -(fixed_CV.exp() * fixed_CV).sum(-1), fixed_CV.argmax(-1) == labels_C
-    in_half = logits_CV.device.type == "cpu" and logits_CV.dtype in (torch.bfloat16, torch.float16)
-    function = _OfHalfOnCpu if in_half else _LabelLogProbs
-    found: tuple[torch.Tensor, ...] = function.apply(logits_CV, labels_C)
-    return found
-
-
-class _LabelLogProbs(torch.autograd.Function):
-    """One exponential of the logits serves the probability, the entropy and the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_CV: torch.Tensor, labels_C: torch.Tensor) -> Any:
-        float_CV = logits_CV.float()
-        top_C, best_C = float_CV.max(-1)
-        exp_CV = (float_CV - top_C[:, None]).exp_()
-        sum_C = exp_CV.sum(-1)
-        own_C = float_CV.gather(-1, labels_C[:, None]).squeeze(-1)
-        log_z_C = sum_C.log() + top_C
-        mean_C = torch.bmm(exp_CV[:, None], float_CV[:, :, None]).flatten() / sum_C
-        correct_C = best_C == labels_C
-        ctx.dtype = logits_CV.dtype
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(exp_CV, sum_C, labels_C)
-        entropy_C = log_z_C - mean_C
-        ctx.mark_non_differentiable(entropy_C, correct_C)
-        return own_C - log_z_C, entropy_C, correct_C
-
-    @staticmethod
-    def backward(ctx: Any, grad_C: torch.Tensor, *_: Any) -> Any:
-        exp_CV, sum_C, labels_C = ctx.saved_tensors
-        grad_CV = exp_CV.mul_((-grad_C / sum_C)[:, None])
-        grad_CV.scatter_add_(-1, labels_C[:, None], grad_C[:, None])
-        return grad_CV.to(ctx.dtype), None
-
-
-class _OfHalfOnCpu(torch.autograd.Function):
-    """The same for logits in half precision on a CPU: a few rows at a time, and again for the gradient.
-
-    Copies of a whole chunk in float32, or new ones for each few rows, waited for new pages. torch's softmax is faster
-    than exponentials and sums, and wrong by some 20 units in the last place of float32, which half precision does not
-    see.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits_CV: torch.Tensor, labels_C: torch.Tensor) -> Any:
-        parts = []
-        for rows in _rows_at_once(logits_CV):
-            (float_RV, probs_RV), labels_R1 = _with_softmax(logits_CV[rows]), labels_C[rows, None]
-            top_R, best_R = float_RV.max(-1)
-            log_z_R = top_R - probs_RV.gather(-1, best_R[:, None]).squeeze(-1).log()
-            own_R = float_RV.gather(-1, labels_R1).squeeze(-1)
-            mean_R = torch.bmm(probs_RV[:, None], float_RV[:, :, None]).flatten()
-            parts.append((own_R - log_z_R, log_z_R - mean_R, best_R == labels_R1.squeeze(-1)))
-        own_C, entropy_C, correct_C = map(torch.cat, zip(*parts, strict=True))
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(logits_CV, labels_C)
-        ctx.mark_non_differentiable(entropy_C, correct_C)
-        return own_C, entropy_C, correct_C
-
-    @staticmethod
-    def backward(ctx: Any, grad_C: torch.Tensor, *_: Any) -> Any:
-        logits_CV, labels_C = ctx.saved_tensors
-        labels_C1, grad_C1, grad_CV = labels_C[:, None], grad_C[:, None], torch.empty_like(logits_CV)
-        for rows in _rows_at_once(logits_CV):
-            _, probs_RV = _with_softmax(logits_CV[rows])
-            grad_CV[rows] = probs_RV.mul_(-grad_C1[rows]).scatter_add_(-1, labels_C1[rows], grad_C1[rows])
-        return grad_CV, None
-
-
-def _with_softmax(logits_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """These logits in float32, and their softmax, in the memory of this thread's last call."""
-    # tensors that are shapes alone, and gradients that are to be differentiated, have memory of their own
-    if type(logits_RV) is not torch.Tensor or torch._C._len_torch_dispatch_stack() or torch.is_grad_enabled():
-        float_RV = logits_RV.float()
-        return float_RV, float_RV.softmax(-1)
-    shape, kept = logits_RV.shape, getattr(_of_thread, "copies", None)
-    if kept is None or kept.shape[1] < shape[0] or kept.shape[2] != shape[1]:
-        with torch.inference_mode(False):
-            kept = _of_thread.copies = torch.empty(2, *shape, dtype=torch.float32, device="cpu")
-    float_RV, probs_RV = kept[:, : shape[0]]
-    return float_RV.copy_(logits_RV), torch.softmax(float_RV, -1, out=probs_RV)
-
-
-def _rows_at_once(logits_CV: torch.Tensor) -> list[slice]:
-    """Rows whose copies a CPU's caches hold, and one for each thread."""
-    step = max(SOFTMAX_AT_ONCE // (4 * max(logits_CV.shape[-1], 1)), torch.get_num_threads())
-    return [slice(start, start + step) for start in range(0, max(len(logits_CV), 1), step)]

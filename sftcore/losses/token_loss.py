@@ -54,7 +54,8 @@ class TokenLoss:
         import torch
 
         from sftcore.losses.asked_again import is_transformed
-        from sftcore.losses.head_gradient import label_log_probs, sum_of_chunks
+        from sftcore.losses.head_gradient import sum_of_chunks
+        from sftcore.losses.log_probs import label_log_probs
 
         # a transform of torch.func takes no writes into a tensor from outside
         per_token = None if is_transformed() else torch.zeros(len(labels), device=hidden.device)

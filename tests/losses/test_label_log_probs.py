@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sftcore.losses import head_gradient
-from sftcore.losses.head_gradient import label_log_probs
+from sftcore.losses import log_probs as module
+from sftcore.losses.log_probs import label_log_probs
 
 WIDTH = 37
 
@@ -18,7 +18,7 @@ WIDTH = 37
 @pytest.fixture(params=[1, 3, 1000], ids=["one row at a time", "three rows", "all rows"])
 def rows_at_once(request, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(head_gradient, "SOFTMAX_AT_ONCE", 4 * WIDTH * request.param)
+    monkeypatch.setattr(module, "SOFTMAX_AT_ONCE", 4 * WIDTH * request.param)
 
 
 def by_hand(logits_CV, labels_C):
@@ -32,10 +32,11 @@ def by_hand(logits_CV, labels_C):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [WIDTH, 96, 768], ids=lambda width: f"{width} logits")
 @pytest.mark.usefixtures("rows_at_once")
-def test_each_row_is_that_of_a_loop(dtype):
+def test_each_row_is_that_of_a_loop(dtype, width):
     torch.manual_seed(0)
-    logits = (torch.randn(7, WIDTH) * 4).to(dtype)
+    logits = (torch.randn(7, width) * 4).to(dtype)
     logits[2, [5, 9]] = logits[2].max() + 1  # two rank first, and the first of them counts
     labels = torch.tensor([3, 0, 9, 36, 5, int(logits[5].argmax()), 1])
     logits.requires_grad_()
@@ -54,6 +55,39 @@ def test_each_row_is_that_of_a_loop(dtype):
     torch.testing.assert_close(logits.grad.double(), exact, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_several_highest_logits_the_first_counts(dtype):
+    """Within a block, in several blocks, and in all; not a number ranks before all others, as for torch.argmax."""
+    logits = torch.zeros(6, 512, dtype=dtype)
+    for row, places in enumerate([[3, 200], [200, 300], [256, 511], [255, 256], range(512), [0, 511]]):
+        logits[row, list(places)] = 2.0
+    logits[5, 300] = float("nan")
+    for labels in (logits.argmax(-1), torch.full((6,), 511), torch.full((6,), 256), torch.full((6,), 300)):
+        assert label_log_probs(logits, labels)[2].tolist() == (logits.argmax(-1) == labels).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [WIDTH, 256])
+def test_without_rows_there_is_nothing_to_tell(dtype, width):
+    logits = torch.empty(0, width, dtype=dtype).requires_grad_()
+    found = label_log_probs(logits, torch.empty(0, dtype=torch.long))
+    assert [one.shape for one in found] == [(0,)] * 3
+    found[0].sum().backward()
+    assert logits.grad.shape == (0, width)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entropies_of_flat_distributions_over_a_large_vocabulary(dtype):
+    """Sums of 50,000 alike numbers in float32, one after the other, are wrong in the third decimal."""
+    torch.manual_seed(0)
+    logits = (torch.randn(40, 49_152) * 0.1 + 20).to(dtype)
+    log_probs = logits.double().log_softmax(-1)
+    wanted = -(log_probs.exp() * log_probs).sum(-1)
+    found = label_log_probs(logits, torch.arange(40))[1]
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-3}[dtype]
+    torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=0)
+
+
 @pytest.mark.usefixtures("rows_at_once")
 def test_how_many_rows_are_taken_at_once_does_not_show(monkeypatch):
     torch.manual_seed(0)
@@ -66,7 +100,7 @@ def test_how_many_rows_are_taken_at_once_does_not_show(monkeypatch):
         return [*(one.detach() for one in results), given.grad]
 
     some = found()
-    monkeypatch.setattr(head_gradient, "SOFTMAX_AT_ONCE", 2**30)
+    monkeypatch.setattr(module, "SOFTMAX_AT_ONCE", 2**30)
     for one, other in zip(some, found(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
