@@ -19,8 +19,9 @@ from attrs import frozen
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 128
-"""Queries at a time: fewer are slower products, more compute scores of keys that are hidden."""
+BLOCK = 192
+"""The most queries at a time: fewer are more and slower products, more compute scores of keys that are hidden. From 160
+to 256, steps take the same time, and 2% less than with 128."""
 WIDTH = 32
 """Documents are padded to a multiple of it: torch's softmax in bfloat16 computes what is left of a row number by
 number, and took 2.7 times as long for 90 keys as for 96. There are fewer shapes then, for each of which oneDNN makes
@@ -151,9 +152,10 @@ def _groups(places: Sequence[Place], num_heads: int) -> Iterator[tuple[list[Plac
 def _blocks(
     padded: int, window: int | None, hiding: torch.Tensor, shared: int
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    behind = hiding.shape[1] - BLOCK
-    for start in range(0, padded, BLOCK):
-        end = min(start + BLOCK, padded)
+    behind, number = hiding.shape[1] - BLOCK, -(-padded // BLOCK)
+    step = -(-padded // number // WIDTH) * WIDTH  # none is much shorter than the others
+    for start in range(0, padded, step):
+        end = min(start + step, padded)
         first = 0 if window is None else max(0, start - window + 1) // WIDTH * WIDTH
         own = hiding[: (end - start) * shared, behind - (start - first) : behind + end - start]
         yield slice(start * shared, end * shared), slice(first, end), own
