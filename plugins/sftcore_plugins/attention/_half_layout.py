@@ -87,7 +87,7 @@ def layout_of(documents: Sequence[tuple[int, slice]], shape: Shape) -> Layout:
     return _kept(places, shape)
 
 
-@functools.lru_cache(maxsize=4)  # layers may differ in windows and heads
+@functools.lru_cache(maxsize=2)  # of models in which layers with a window and layers without take turns
 def _kept(places: Sequence[Place], shape: Shape) -> Layout:
     import torch
 
@@ -96,25 +96,24 @@ def _kept(places: Sequence[Place], shape: Shape) -> Layout:
 
 
 def _made(places: Sequence[Place], shape: Shape) -> Layout:
-    shared = shape.heads // shape.key_heads
-    hiding = _hiding(shape, max(end - start for _, start, end in places))
-    groups, keys, keys_added = [], [], []
-    for alike, padded in _groups(places, shape.heads):
+    shared, groups = shape.heads // shape.key_heads, list(_groups(places, shape.heads))
+    heads_K1 = np.arange(shape.key_heads)[:, None]
+    keys, keys_added = [], []
+    for alike, padded in groups:
         first_N1, last_N1 = (
-            np.array([[row * shape.tokens + token] for row, token in ends], dtype=np.int32)
+            np.array([[row * shape.tokens + token] for row, token in ends])
             for ends in (((row, start) for row, start, _ in alike), ((row, end - 1) for row, _, end in alike))
         )
-        wanted_NP = first_N1 + np.arange(padded, dtype=np.int32)
+        wanted_NP = first_N1 + np.arange(padded)
         tokens_NP = np.minimum(wanted_NP, last_N1)
-        heads_K1 = np.arange(shape.key_heads, dtype=np.int32)[:, None]
         keys.append((tokens_NP[:, None] * shape.key_heads + heads_K1).ravel())
         keys_added.append(np.repeat((wanted_NP > last_N1)[:, None], shape.key_heads, axis=1).ravel())
-        groups.append(Group(len(alike), padded, list(_blocks(padded, shape.window, hiding, shared))))
     of_keys, key_is_added = np.concatenate(keys), np.concatenate(keys_added)
-    of_queries = (of_keys[:, None] * shared + np.arange(shared, dtype=np.int32)).ravel()
+    of_queries = (of_keys[:, None] * shared + np.arange(shared)).ravel()
     is_added = np.repeat(key_is_added, shared)
+    hiding = _hiding(shape, max(end - start for _, start, end in places))
     return Layout(
-        groups,
+        [Group(len(alike), padded, list(_blocks(padded, shape.window, hiding, shared))) for alike, padded in groups],
         _tensor(of_queries),
         _tensor(of_keys),
         _tensor(_back(of_queries, is_added)),
@@ -126,7 +125,7 @@ def _made(places: Sequence[Place], shape: Shape) -> Layout:
 def _back(taken: Numbers, is_added: Numbers) -> Numbers:
     """Where each row is among those that are taken, apart from what is added."""
     places = (~is_added).nonzero()[0]
-    found = np.empty(len(places), dtype=np.int32)
+    found = np.empty(len(places), dtype=np.int64)
     found[taken[places]] = places
     return found
 

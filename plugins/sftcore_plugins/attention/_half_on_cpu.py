@@ -99,6 +99,16 @@ def _weights(query: torch.Tensor, key: torch.Tensor, scaling: float, hiding: tor
     return torch.baddbmm(hiding, query, key.transpose(1, 2), alpha=scaling).softmax(dim=-1)
 
 
+def _multiply_into(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """The products of these matrices, written into the target."""
+    import torch
+
+    if torch._C._len_torch_dispatch_stack():  # selective checkpointing keeps products, which nobody may write into
+        target.copy_(torch.bmm(left, right))
+    else:
+        torch.bmm(left, right, out=target)
+
+
 @functools.cache
 def _function() -> Any:
     """The autograd function; made on demand, since torch is not imported with this module."""
@@ -132,19 +142,22 @@ def _function() -> Any:
                 keeps = any(ctx.needs_input_grad) and group.padded <= KEPT * width
                 for some, seen, hiding in group.blocks:
                     weights = _weights(query[:, some], key[:, seen], scaling, hiding)
-                    torch.bmm(weights, value[:, seen], out=output[:, some])
+                    _multiply_into(output[:, some], weights, value[:, seen])
                     if keeps:
                         kept.append(weights)
-            ctx.save_for_backward(queries, keys, values, *kept)
-            ctx.scaling, ctx.layout, ctx.heads = scaling, layout, (heads, key_heads)
+            # not what was taken, which of many short documents is several times as large
+            ctx.save_for_backward(query_BHTD, key_BKTD, value_BKTD, *kept)
+            ctx.scaling, ctx.layout = scaling, layout
             return _put_back(outputs, layout.queries_back, query_BHTD)
 
         @staticmethod
         @once_differentiable  # type: ignore[untyped-decorator]
         def backward(ctx: Any, grad_BTHD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-            queries, keys, values, *weights_kept = ctx.saved_tensors
-            scaling, layout, (heads, key_heads) = ctx.scaling, ctx.layout, ctx.heads
-            next_weights, width = iter(weights_kept), queries.shape[-1]
+            query_BHTD, key_BKTD, value_BKTD, *weights_kept = ctx.saved_tensors
+            scaling, layout, next_weights = ctx.scaling, ctx.layout, iter(weights_kept)
+            heads, key_heads, width = query_BHTD.shape[1], key_BKTD.shape[1], query_BHTD.shape[-1]
+            queries = _taken(query_BHTD, layout.queries)
+            keys, values = _taken(key_BKTD, layout.keys), _taken(value_BKTD, layout.keys)
             grads = _taken(grad_BTHD.transpose(1, 2), layout.queries)
             if len(layout.added):
                 grads.index_fill_(0, layout.added, 0)
@@ -177,13 +190,10 @@ def _function() -> Any:
                 if not alone:
                     key_grad.copy_(key_sum.mul_(scaling))
                     value_grad.copy_(value_sum)
-            like = grad_BTHD.transpose(1, 2)
             return (
-                _put_back(query_grads.mul_(scaling), layout.queries_back, like).transpose(1, 2),
-                *(
-                    _put_back(one, layout.keys_back, like[:, :key_heads]).transpose(1, 2)
-                    for one in (key_grads, value_grads)
-                ),
+                _put_back(query_grads.mul_(scaling), layout.queries_back, query_BHTD).transpose(1, 2),
+                _put_back(key_grads, layout.keys_back, key_BKTD).transpose(1, 2),
+                _put_back(value_grads, layout.keys_back, value_BKTD).transpose(1, 2),
                 None,
                 None,
             )
