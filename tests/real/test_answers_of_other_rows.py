@@ -27,7 +27,7 @@ def test_rows_with_another_rows_answer_are_among_the_worst(tmp_path, shared_data
     data = tmp_path / "gsm8k.jsonl"
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     done = commands.sftcore(
-        "train", f"model={smollm2_folder}", f"data={data}",
+        "train", f"model={smollm2_folder}", "model.dtype=bfloat16", f"data={data}",
         "format={prompt-completion: {prompt: question, completion: answer}}",
         "adapter={lora: {r: 16, lora_alpha: 32, arguments: {layers_to_transform: [22, 23, 24, 25, 26, 27, 28, 29]}}}",
         "num_train_epochs=2", "per_device_train_batch_size=8", "learning_rate=1e-3", "max_length=104", "use_cpu=true",
