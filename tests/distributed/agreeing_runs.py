@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import sys
@@ -105,5 +104,3 @@ if __name__ == "__main__":
     }
     (folder / f"{INDEX}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
-    atexit._run_exitfuncs()
-    os._exit(0)  # gloo's threads now and then abort a process that takes its groups down (torch 2.13)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import time
 from typing import Any
 
 from sftcore.core.errors import ConflictError
+
+_LETTING_GO = 0.25
+"""Seconds, of which a thread that has the interpreter needs less than a thousandth."""
 
 
 def prepare_processes(args: Any, model: Any) -> None:
@@ -20,6 +26,19 @@ def prepare_processes(args: Any, model: Any) -> None:
         args.accelerator_config.dispatch_batches = False
     if args.fsdp and args.world_size == 1:
         raise nothing_sharded(args)
+    if args.world_size > 1:
+        _end_after_gloo()
+
+
+@functools.cache
+def _end_after_gloo() -> None:
+    """Have Python wait at its end until gloo's threads have let go of the tensors of the last collective, once.
+
+    A thread does so after the collective's wait has returned, and needs the interpreter for it. Where that ends in the
+    meantime, the process is aborted ("terminate called without an active exception"), although all it had to do is
+    done: https://github.com/pytorch/pytorch/pull/179291
+    """
+    atexit.register(time.sleep, _LETTING_GO)
 
 
 def may_leave_some_unused(model: Any) -> bool:
