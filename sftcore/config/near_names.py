@@ -10,6 +10,7 @@ from attrs import evolve, frozen
 
 from sftcore.config.foreign.data import OF_A_SOURCE
 from sftcore.config.foreign.entry import Foreign
+from sftcore.config.foreign.model import OF_A_MODEL
 from sftcore.config.foreign.spelling import misspelt
 from sftcore.config.foreign.table import lookup, names
 from sftcore.core.errors import RecipeError, UnknownKeyError
@@ -83,8 +84,11 @@ def unknown_inside(
     near = misspelt(key, known)
     found = lookup(key) or (None if near else lookup(misspelt(key, names())))
     head, _, inner = (found.ours if found else "").partition(".")
-    if section == "source" and (of_source := OF_A_SOURCE.get(key.lower())) in known:
-        return _error(key, known, where, Offer(of_source or ""))
+    by_name = {"source": OF_A_SOURCE, "model": OF_A_MODEL}.get(section, {})
+    if (meant := by_name.get(key.lower(), "")) in known:
+        return _error(key, known, where, Offer(meant))
+    if found and found.ours == section == "model":
+        return _error(key, known, where, Offer("name"))
     if found and head in (section, "data" if section == "source" else section) and inner in known:
         return _error(key, known, where, Offer(inner, found.note))
     if near:

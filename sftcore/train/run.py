@@ -187,7 +187,7 @@ def run_recipe(
     from sftcore.train.reporting.progress import RichProgress
 
     view = view or view_of(checked.recipe, console, draws=bars_wanted())
-    with named_by_file(checked), shown_by(view):
+    with _no_empty_folder(output_dir(checked.recipe)), named_by_file(checked), shown_by(view):
         trainer = _trainer(checked, changed)
         trainer.add_callback(progress := RichProgress(console, trainer.metrics, view=view))
         if before_training is not None:
@@ -202,6 +202,18 @@ def run_recipe(
     if not losses and not first:  # of a resumed run, transformers divides by steps that it has not taken
         losses = [result.training_loss]
     return Outcome(trainer, first, tuple(losses), progress.clock.seconds_of_steps, Path(trainer.args.output_dir))
+
+
+@contextmanager
+def _no_empty_folder(folder: Path) -> Iterator[None]:
+    """Leave no new folder, nor new ones above it, behind a run that is refused before it writes anything."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the first that is not empty
+            for one in new:
+                one.rmdir()
 
 
 def view_of(recipe: Recipe, console: Console, *, draws: bool) -> View | None:

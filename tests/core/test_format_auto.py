@@ -98,3 +98,26 @@ def test_columns_that_no_format_detects_are_refused_with_a_mapping_that_would_do
     text = str(error.value)
     assert text.startswith('rows.jsonl: no installed format recognises the columns "question", "answer".')
     assert "format: {prompt-completion: {prompt: question, completion: answer}}" in text
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (("prompt", "compleetion"), "format: {prompt-completion: {prompt: prompt, completion: compleetion}}"),
+        (("promt", "completoin"), "format: {prompt-completion: {prompt: promt, completion: completoin}}"),
+        (("Question", "anwser"), "format: {prompt-completion: {prompt: Question, completion: anwser}}"),
+        (("id", "mesages"), "format: {chat: {messages: mesages}}"),
+        (("textt", "id"), "format: {text: {field: textt}}"),
+    ],
+)
+def test_columns_that_are_misspelt_are_offered_as_they_are_spelt(choose, columns, line):
+    with pytest.raises(DataError) as error:
+        choose(*columns)
+    assert line in str(error.value)
+
+
+@pytest.mark.parametrize("columns", [("prompt", "complexity"), ("question", "annotation"), ("message_id", "tags")])
+def test_columns_of_another_meaning_are_not_taken_for_misspelt_ones(choose, columns):
+    with pytest.raises(DataError) as error:
+        choose(*columns)
+    assert "format: {" not in str(error.value)

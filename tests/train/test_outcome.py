@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from transformers import TrainerCallback
 
+from sftcore import ConflictError
 from sftcore.config.recipe import load_recipe
 from sftcore.train.run import check_recipe, run_recipe
 
@@ -53,6 +54,22 @@ def test_a_short_run_tells_its_mean(tmp_path, trained):
     outcome = trained(max_steps=1, logging_steps=10)
     assert outcome.sentence.startswith(f"loss {outcome.losses[0]:.4f} in ")
     assert losses_in(tmp_path) == []
+
+
+def test_a_run_that_is_refused_leaves_no_empty_folder(tmp_path, model_folder, trained, write):
+    (tmp_path / "empty").mkdir()
+    kept = tmp_path / "runs" / "kept"
+    kept.mkdir(parents=True)
+    for folder in ("runs/new/one", "empty", "runs/kept"):
+        with pytest.raises(ConflictError, match="steps"):
+            trained(output_dir=str(tmp_path / folder), max_steps=4, before_training=refuse)
+    assert sorted(one.name for one in tmp_path.rglob("*") if one.is_dir()) == ["empty", "kept", "runs"]
+
+
+def refuse(trainer):
+    """As a plugin may, when model and data are there."""
+    assert trainer.args.output_dir
+    raise ConflictError("no steps today.")
 
 
 class Passes(TrainerCallback):

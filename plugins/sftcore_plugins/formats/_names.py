@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from sftcore import Message, Row, RowError
 from sftcore.rows import is_null
@@ -45,6 +46,8 @@ REASONINGS = (
     "reasoning", "reasoning_content", "thinking", "chain_of_thought", "cot", "complex_cot", "rationale", "thought",
 )  # fmt: skip
 
+_SLIP = 0.8
+"""How alike names are, by difflib, of which one is a misspelling of the other; answer and anwser are 0.83."""
 
 ANSWERS = ("completion", "response", "answer", "output", "target", "reply", "assistant")
 """What a column is called that may answer a conversation in another column."""
@@ -73,9 +76,18 @@ def refuse_unanswered(messages: Sequence[Message], row: Row, column: str, answer
 
 
 def pair_in(columns: Sequence[str]) -> tuple[str, str] | None:
-    """The columns of a question and its answer, as these columns spell them."""
+    """The columns of a question and its answer, as these columns spell them, or misspell them if no pair is right."""
+    for spelled in (_spelled(columns), _misspelt(columns)):
+        if found := [(spelled[ask], spelled[say]) for ask, say in PAIRS if {ask, say} <= spelled.keys()]:
+            return found[0]
+    return None
+
+
+def near(columns: Sequence[str], *names: str) -> str | None:
+    """The first column that has one of these names in any capitals, or else is one of them with a slip or two."""
     spelled = _spelled(columns)
-    return next(((spelled[ask], spelled[say]) for ask, say in PAIRS if {ask, say} <= spelled.keys()), None)
+    exact = next((column for name, column in spelled.items() if name in names), None)
+    return exact or next((spelled[name] for name in spelled if get_close_matches(name, names, cutoff=_SLIP)), None)
 
 
 def column_in(columns: Sequence[str], names: Sequence[str], *taken: str) -> str | None:
@@ -86,3 +98,10 @@ def column_in(columns: Sequence[str], names: Sequence[str], *taken: str) -> str 
 
 def _spelled(columns: Sequence[str]) -> dict[str, str]:
     return {column.strip().lower(): column for column in reversed(columns)}
+
+
+def _misspelt(columns: Sequence[str]) -> dict[str, str]:
+    """The columns by their names in pairs, and misspelt ones also by the name that was meant, if no other has it."""
+    spelled, names = _spelled(columns), [name for pair in PAIRS for name in pair]
+    meant = {name: get_close_matches(name, names, n=1, cutoff=_SLIP) for name in spelled if name not in names}
+    return {**{found[0]: spelled[name] for name, found in meant.items() if found}, **spelled}

@@ -164,3 +164,8 @@ ENTRIES = (
     Foreign("bnb_4bit_quant_storage", "adapter.qlora.storage_dtype",
             rule=chosen("adapter.qlora.storage_dtype", DTYPES)),
 )  # fmt: skip
+
+OF_A_MODEL = dict.fromkeys(
+    ("path", "id", "name_or_path", "model", "repo", "repo_id", "checkpoint", "folder", "directory", "file"), "name"
+)
+"""Names of other tools for the keys of the section `model`."""

@@ -235,6 +235,11 @@ def test_what_is_near_to_nothing_gets_no_hint(written):
     ("raw", "said"),
     [
         ({"model": {"name": "m", "torch_dtyp": "x"}, "data": "d"}, 'Did you mean "dtype"?'),
+        ({"model": {"path": "m"}, "data": "d"}, 'Did you mean "name"?'),
+        ({"model": {"ID": "m"}, "data": "d"}, 'Did you mean "name"?'),
+        ({"model": {"model_name_or_path": "m"}, "data": "d"}, 'Did you mean "name"?'),
+        ({"model": {"base_modle": "m"}, "data": "d"}, 'Did you mean "name"?'),
+        ({"model": {"checkpoint": "m"}, "data": "d"}, 'Did you mean "name"?'),
         ({"model": {"name": "m", "load_in_4bit": True}, "data": "d"}, 'Did you mean "adapter.qlora.bits"?'),
         ({"model": {"name": "m", "max_length": 8}, "data": "d"}, '"max_length" stands at the top of a recipe'),
         ({"model": {"name": "m", "device_map": "auto"}, "data": "d"}, 'Did you mean "model.init_kwargs.device_map"?'),
