@@ -53,6 +53,7 @@ class Clock:
     ends: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     supervised: list[int] = field(default_factory=list)
+    stolen: list[float] = field(default_factory=list)
     training: bool = False
 
     def counting(self, collator: Any) -> Any:
@@ -80,12 +81,14 @@ class Clock:
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 synchronise()
                 ends.append(time.perf_counter())
+                clock.stolen.append(stolen_seconds())
 
         return Ticks()
 
 
 def measure(side: str, settings: Settings) -> dict[str, Any]:
-    """Train, and return tokens per second, seconds to the first step, peak memory and the losses."""
+    """Train, and return tokens per second, seconds to the first step, peak memory, the losses, and how much time of the
+    machine's cores others took meanwhile."""
     clock = Clock(time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
         trainer = TRAINERS[side](settings, folder)
@@ -107,6 +110,7 @@ def measure(side: str, settings: Settings) -> dict[str, Any]:
         "supervised": clock.supervised[: settings.steps],
         "seconds_to_first_step": clock.ends[0] - clock.started,
         "seconds_per_step": [later - sooner for sooner, later in zip(clock.ends, clock.ends[1:], strict=False)],
+        "stolen_share": (clock.stolen[-1] - clock.stolen[last]) / (seconds * (os.cpu_count() or 1)),
         "peak_mib": peak_mib(),
         "before_training_mib": before,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
@@ -230,6 +234,13 @@ def synchronise() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def stolen_seconds() -> float:
+    """Seconds of this machine's cores, since it started, in which a hypervisor let other machines run; 0 if unknown."""
+    import psutil
+
+    return getattr(psutil.cpu_times(), "steal", 0.0)
 
 
 def peak_mib() -> float:
