@@ -70,7 +70,7 @@ def unknown_key(key: str, known: Collection[str], *, where: str) -> UnknownKeyEr
 
 
 def unknown_inside(
-    section: str, key: str, known: Collection[str], *, where: str, top: Collection[str] = ()
+    section: str, key: str, known: Collection[str], *, where: str, given: Collection[str], top: Collection[str] = ()
 ) -> UnknownKeyError:
     """The error of a key that a section of a recipe does not have: `model`, `data`, or a `source` of data.
 
@@ -79,16 +79,17 @@ def unknown_inside(
         key: what stands there.
         known: the keys of the section.
         where: its place.
+        given: the keys that stand there too.
         top: the keys of the recipe itself, for those that stand one level too deep.
     """
     near = misspelt(key, known)
     found = lookup(key) or (None if near else lookup(misspelt(key, names())))
     head, _, inner = (found.ours if found else "").partition(".")
     by_name = {"source": OF_A_SOURCE, "model": OF_A_MODEL}.get(section, {})
-    if (meant := by_name.get(key.lower(), "")) in known:
+    if (meant := by_name.get(key.lower(), "")) in known and meant not in given:
         return _error(key, known, where, Offer(meant))
-    if found and found.ours == section == "model":
-        return _error(key, known, where, Offer("name"))
+    if found and found.ours == section == "model" and "name" not in given:
+        return _error(key, known, where, Offer("name", found.note))
     if found and head in (section, "data" if section == "source" else section) and inner in known:
         return _error(key, known, where, Offer(inner, found.note))
     if near:

@@ -204,5 +204,5 @@ def _typed(value: Mapping[str, Any], types: Mapping[str, Any], where: str) -> di
     for key in value:
         if key not in types:
             section, top = where.rpartition(" ")[2], (*SECTIONS, *config_fields())
-            raise unknown_inside(section, str(key), types, where=where, top=top)
+            raise unknown_inside(section, str(key), types, where=where, given=value, top=top)
     return {key: structure(got, types[key], path=f"{where}.{key}") for key, got in value.items()}

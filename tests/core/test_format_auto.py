@@ -107,7 +107,10 @@ def test_columns_that_no_format_detects_are_refused_with_a_mapping_that_would_do
         (("promt", "completoin"), "format: {prompt-completion: {prompt: promt, completion: completoin}}"),
         (("Question", "anwser"), "format: {prompt-completion: {prompt: Question, completion: anwser}}"),
         (("id", "mesages"), "format: {chat: {messages: mesages}}"),
-        (("textt", "id"), "format: {text: {field: textt}}"),
+        (
+            ("prompt", "completoin", "answer_id"),
+            "format: {prompt-completion: {prompt: prompt, completion: completoin}}",
+        ),
     ],
 )
 def test_columns_that_are_misspelt_are_offered_as_they_are_spelt(choose, columns, line):
@@ -116,8 +119,24 @@ def test_columns_that_are_misspelt_are_offered_as_they_are_spelt(choose, columns
     assert line in str(error.value)
 
 
-@pytest.mark.parametrize("columns", [("prompt", "complexity"), ("question", "annotation"), ("message_id", "tags")])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("prompt", "complexity"), ("question", "annotation"), ("message_id", "tags"), ("prompt", "response_id"),
+        ("question", "choices", "answerKey"), ("question_id", "answer"), ("problem", "resolution"), ("human", "boat"),
+        ("resource", "target"), ("user", "assistance"), ("prompt", "answers"), ("path", "ext"), ("file", "message"),
+        ("response", "contents_of"), ("prompt", "responseA", "responseB"), ("introduction", "answer"),
+    ],
+)  # fmt: skip
 def test_columns_of_another_meaning_are_not_taken_for_misspelt_ones(choose, columns):
     with pytest.raises(DataError) as error:
         choose(*columns)
     assert "format: {" not in str(error.value)
+
+
+@pytest.mark.parametrize("answers", ["response_0 response_1 better_response_id", "answer_a answer_b winner"])
+def test_answers_of_preference_data_are_not_taken_for_misspelt_ones(choose, answers):
+    with pytest.raises(DataError, match="preference data") as error:
+        choose("prompt", *answers.split())
+    assert "instruction:" not in str(error.value)
+    assert "completion:" not in str(error.value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from sftcore import Message, Row, RowError
 from sftcore.rows import is_null
@@ -46,8 +45,8 @@ REASONINGS = (
     "reasoning", "reasoning_content", "thinking", "chain_of_thought", "cot", "complex_cot", "rationale", "thought",
 )  # fmt: skip
 
-_SLIP = 0.8
-"""How alike names are, by difflib, of which one is a misspelling of the other; answer and anwser are 0.83."""
+_SHORT = 4
+"""Letters of a name that may be another word with one letter less, as bot and boat."""
 
 ANSWERS = ("completion", "response", "answer", "output", "target", "reply", "assistant")
 """What a column is called that may answer a conversation in another column."""
@@ -83,11 +82,16 @@ def pair_in(columns: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def near(columns: Sequence[str], *names: str) -> str | None:
-    """The first column that has one of these names in any capitals, or else is one of them with a slip or two."""
-    spelled = _spelled(columns)
-    exact = next((column for name, column in spelled.items() if name in names), None)
-    return exact or next((spelled[name] for name in spelled if get_close_matches(name, names, cutoff=_SLIP)), None)
+def slips(columns: Sequence[str], name: str) -> list[str]:
+    """The columns that are this name with a letter doubled or left out, or two of them swapped, within the word.
+
+    >>> slips(["mesages", "Messagges", "messgaes", "message", "messages_a", "massages"], "messages")
+    ['mesages', 'Messagges', 'messgaes']
+    """
+    wrong = {name[:at] + name[at + 1 :] for at in range(1, len(name) - 1)}
+    wrong |= {name[:at] + name[at] + name[at:] for at in range(len(name))}
+    wrong |= {name[: at - 1] + name[at] + name[at - 1] + name[at + 1 :] for at in range(2, len(name) - 1)}
+    return [column for column in columns if column.lower() in wrong - {name}] if len(name) > _SHORT else []
 
 
 def column_in(columns: Sequence[str], names: Sequence[str], *taken: str) -> str | None:
@@ -102,6 +106,7 @@ def _spelled(columns: Sequence[str]) -> dict[str, str]:
 
 def _misspelt(columns: Sequence[str]) -> dict[str, str]:
     """The columns by their names in pairs, and misspelt ones also by the name that was meant, if no other has it."""
-    spelled, names = _spelled(columns), [name for pair in PAIRS for name in pair]
-    meant = {name: get_close_matches(name, names, n=1, cutoff=_SLIP) for name in spelled if name not in names}
-    return {**{found[0]: spelled[name] for name, found in meant.items() if found}, **spelled}
+    names = {name for pair in PAIRS for name in pair}
+    others = [column for column in columns if column.lower() not in names]
+    meant = {name: found[0] for name in sorted(names) if (found := slips(others, name))}
+    return {**meant, **_spelled(columns)}

@@ -19,7 +19,7 @@ from sftcore.rows import (
     tools_of,
     with_system,
 )
-from sftcore_plugins.formats._names import answers_in, near, refuse_unanswered
+from sftcore_plugins.formats._names import answers_in, refuse_unanswered, slips
 
 _NAMES = ("contents", "chat_messages")
 """What columns of messages are called elsewhere, beside the names that the format `dialogue` reads."""
@@ -49,8 +49,8 @@ class Chat:
 
     @hookimpl
     def suggest(self, columns: tuple[str, ...]) -> Mapping[str, Any] | None:
-        name = next((name for name in _NAMES if name in columns), None) or near(columns, "messages")
-        return {"messages": name} if name and name != "messages" else None
+        name = next((name for name in (*_NAMES, *slips(columns, "messages")) if name in columns), None)
+        return {"messages": name} if name else None
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sftcore import Example, Formatter, Row, hookimpl, plugin
 from sftcore.rows import text_of
-from sftcore_plugins.formats._names import near, pair_in
+from sftcore_plugins.formats._names import pair_in
 
 
 @plugin
@@ -29,7 +29,6 @@ class Text:
     def suggest(self, columns: tuple[str, ...]) -> Mapping[str, Any] | None:
         # beside other columns, a text with such a name is often one part of several
         found = [name for name in columns if name.lower() in ("text", "content", "document", "body")]
-        found = found or [name for name in columns if near([name], "text")]
         alone = len(found) == 1 and not pair_in(columns) and not {"role", "summary", "label"} & set(columns)
         return {"field": found[0]} if alone else None
 

@@ -221,7 +221,7 @@ class _Parser:
         for key, given in value.items():
             if key not in types:
                 top = ("model", "data", *KINDS, "block", *config_fields())
-                self.errors.append(unknown_inside(section, str(key), types, where=where, top=top))
+                self.errors.append(unknown_inside(section, str(key), types, where=where, given=value, top=top))
                 continue
             try:
                 found[key] = structure(given, types[key], path=f"{where}.{key}" if inner else where)

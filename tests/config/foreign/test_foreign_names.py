@@ -240,6 +240,8 @@ def test_what_is_near_to_nothing_gets_no_hint(written):
         ({"model": {"model_name_or_path": "m"}, "data": "d"}, 'Did you mean "name"?'),
         ({"model": {"base_modle": "m"}, "data": "d"}, 'Did you mean "name"?'),
         ({"model": {"checkpoint": "m"}, "data": "d"}, 'Did you mean "name"?'),
+        ({"model": {"name": "m", "path": "m"}, "data": "d"}, 'unknown key "path". Known keys: '),
+        ({"model": {"name": "m", "checkpoint": "m"}, "data": "d"}, 'Did you mean "resume_from_checkpoint"?'),
         ({"model": {"name": "m", "load_in_4bit": True}, "data": "d"}, 'Did you mean "adapter.qlora.bits"?'),
         ({"model": {"name": "m", "max_length": 8}, "data": "d"}, '"max_length" stands at the top of a recipe'),
         ({"model": {"name": "m", "device_map": "auto"}, "data": "d"}, 'Did you mean "model.init_kwargs.device_map"?'),
