@@ -49,8 +49,8 @@ class Chat:
 
     @hookimpl
     def suggest(self, columns: tuple[str, ...]) -> Mapping[str, Any] | None:
-        name = next((name for name in (*_NAMES, *slips(columns, "messages")) if name in columns), None)
-        return {"messages": name} if name else None
+        found = [*(name for name in _NAMES if name in columns), *slips(columns, "messages")]
+        return {"messages": found[0]} if found else None
 
     @hookimpl
     def make_formatter(self, columns: tuple[str, ...]) -> Formatter:
